@@ -1,0 +1,246 @@
+package Standin;
+
+# What the stand-ins for limactl, QEMU, krunkit and external drivers share: looking right in `ps`, a small event loop,
+# unix sockets, and the virtual machine that they pretend to run.
+#
+# Only modules of Debian's perl-base and macOS's perl are used. Time::HiRes and JSON::PP are not among them.
+
+use strict;
+use warnings;
+use Cwd ();
+use Errno qw(EINTR ENOENT ECONNREFUSED EAGAIN);
+use Exporter 'import';
+use Fcntl qw(:flock O_CREAT O_RDWR O_WRONLY O_APPEND O_EXCL);
+use IO::Socket::UNIX;
+use POSIX ();
+use Socket qw(SOCK_STREAM SOMAXCONN);
+
+our @EXPORT = qw(
+    dress become program program_dir sibling
+    read_file write_file append_line remove conf_of now_ms timestamp json_string
+    listen_unix hold_unix serve turn wait_until signalled take_signals
+    vm_on vm_asked_off vm_ask_off vm_off_cleanly vm_is_on
+);
+
+# --- looking right in `ps` -------------------------------------------------------------------------------------------
+#
+# `ps -o command=` prints the arguments joined by blanks. A script started by its #! line shows `/usr/bin/perl` first,
+# and assigning to $0 leaves blanks (Linux) or empty arguments (macOS) behind the text, so that a path at its end would
+# not be at the end. Therefore the stand-in runs perl again with ONE argument, argv[0], which is the whole text, and the
+# program comes on standard input. What really were the arguments travels in the environment, and is taken out of it at
+# once, so that children are born without it.
+
+my ($PROGRAM, @ARGS);
+
+# Called first by every stand-in: returns the arguments, in a process that looks as if it were PROGRAM itself.
+sub dress {
+    if (defined $ENV{STANDIN_FILE}) {
+        ($PROGRAM, @ARGS) = split /\x1f/, delete $ENV{STANDIN_ARGV}, -1;
+        delete $ENV{STANDIN_FILE};
+        my $stdin = delete $ENV{STANDIN_STDIN};
+        POSIX::dup2($stdin, 0) && POSIX::close($stdin);    # `-t STDIN` must speak of the terminal, not of the script
+        return @ARGS;
+    }
+    become(absolute($0), @ARGV);
+}
+
+# Same process, new program and arguments.
+sub become {
+    my ($program, @args) = @_;
+    my $file = Cwd::abs_path($program);
+    local $^F = 255;    # the copy of standard input must survive the exec
+    my $stdin;
+    open $stdin, '<&', \*STDIN or open $stdin, '<', '/dev/null' or die "stand-in: $!\n";
+    open my $script, '<', $file or die "stand-in: cannot read $file: $!\n";
+    POSIX::dup2(fileno $script, 0);
+    POSIX::close(fileno $script);
+    $ENV{STANDIN_FILE}  = $file;
+    $ENV{STANDIN_ARGV}  = join "\x1f", $program, @args;
+    $ENV{STANDIN_STDIN} = fileno $stdin;
+    exec { $^X } join ' ', $program, @args or die "stand-in: cannot run $^X: $!\n";
+}
+
+sub absolute {
+    my ($path) = @_;
+    $path = Cwd::getcwd() . "/$path" unless $path =~ m{^/};
+    $path =~ s{/\.(?=/)}{}g;
+    return $path;
+}
+
+sub program     { $PROGRAM }
+sub program_dir { my ($dir) = $PROGRAM =~ m{^(.*)/}; $dir }
+
+# Another stand-in: beside the (possibly linked) program, else beside the file that the link leads to.
+sub sibling {
+    my ($name) = @_;
+    my ($real) = Cwd::abs_path($PROGRAM) =~ m{^(.*)/};
+    return -e program_dir() . "/$name" ? program_dir() . "/$name" : "$real/$name";
+}
+
+# --- files and text --------------------------------------------------------------------------------------------------
+
+sub read_file { my ($path) = @_; open my $f, '<', $path or return undef; local $/; my $text = <$f>; $text // '' }
+
+sub write_file {
+    my ($path, $text, $mode) = @_;
+    sysopen my $f, $path, O_CREAT | O_WRONLY | Fcntl::O_TRUNC(), $mode // 0644 or die "stand-in: cannot write $path: $!\n";
+    print {$f} $text;
+    close $f or die "stand-in: cannot write $path: $!\n";
+}
+
+sub append_line { my ($path, $line) = @_; open my $f, '>>', $path or return; syswrite $f, "$line\n" }
+
+sub remove { unlink $_[0] }
+
+# `key=value` lines; `#` begins a comment line.
+sub conf_of {
+    my ($dir) = @_;
+    my %conf = map { /^\s*([a-z_]+)=(.*?)\s*$/ ? ($1 => $2) : () } split /\n/, read_file("$dir/standin.conf") // '';
+    return \%conf;
+}
+
+# A clock that no change of the system's time can turn back; 10 ms fine.
+sub now_ms { int((POSIX::times())[0] * 1000 / POSIX::sysconf(POSIX::_SC_CLK_TCK())) }
+
+sub timestamp { POSIX::strftime('%Y-%m-%dT%H:%M:%SZ', gmtime) }
+
+sub json_string {
+    my ($text) = @_;
+    $text =~ s/([\\"])/\\$1/g;
+    $text =~ s/\n/\\n/g;
+    $text =~ s/([\x00-\x1f])/sprintf '\\u%04x', ord $1/ge;
+    return qq("$text");
+}
+
+# --- the event loop --------------------------------------------------------------------------------------------------
+#
+# A turn lasts at most 20 ms: a signal that comes between looking and waiting costs that much, and the files that the
+# stand-in watches (`poweroff`, written by the guest) need no notification.
+
+my $TURN_MS = 20;
+my @listeners;      # {fh, on_client, one_at_a_time}
+my @clients;        # {fh, listener, buffer, on_data}
+my @signals;
+
+sub take_signals { for my $name (@_) { $SIG{$name} = sub { push @signals, $name } } }
+
+# The signal that came first, as a channel of capacity one would hold it; later ones are swallowed.
+sub signalled { $signals[0] }
+
+# A socket that is bound and listening; nobody is served before serve().
+sub hold_unix {
+    my ($path) = @_;
+    unlink $path;
+    my $fh = IO::Socket::UNIX->new(Type => SOCK_STREAM, Local => $path, Listen => 16)
+        or die "stand-in: cannot listen on $path: $!\n";
+    $fh->blocking(0);
+    return $fh;
+}
+
+# ON_DATA gets (client, text so far) and returns what is left of the text, or undef to close. ON_CLIENT may greet.
+sub serve {
+    my ($fh, %how) = @_;
+    push @listeners, { fh => $fh, %how };
+    return $fh;
+}
+
+sub listen_unix { my ($path, %how) = @_; serve(hold_unix($path), %how) }
+
+sub turn {
+    my ($ms) = @_;
+    my $want = '';
+    for my $listener (@listeners) {
+        next if $listener->{one_at_a_time} && grep { $_->{listener} == $listener } @clients;
+        vec($want, fileno $listener->{fh}, 1) = 1;
+    }
+    vec($want, fileno $_->{fh}, 1) = 1 for @clients;
+    my $n = select my $ready = $want, undef, undef, ($ms // $TURN_MS) / 1000;
+    return if $n <= 0;
+    for my $client (@clients) {
+        next unless vec $ready, fileno $client->{fh}, 1;
+        my $read = sysread $client->{fh}, $client->{buffer}, 65536, length $client->{buffer};
+        next if !defined $read && ($! == EINTR || $! == EAGAIN);
+        my $rest = $read ? $client->{listener}{on_data}->($client->{fh}, $client->{buffer}) : undef;
+        $client->{gone}   = !defined $rest;
+        $client->{buffer} = $rest // '';
+    }
+    for my $listener (@listeners) {
+        next unless vec $ready, fileno $listener->{fh}, 1;
+        my $fh = $listener->{fh}->accept or next;
+        push @clients, { fh => $fh, listener => $listener, buffer => '' };
+        $listener->{on_client}->($fh) if $listener->{on_client};
+    }
+    @clients = grep { !$_->{gone} } @clients;
+}
+
+# Serves until the condition holds; its value is returned. With a limit in ms: undef when the time is over.
+sub wait_until {
+    my ($condition, $limit_ms) = @_;
+    my $end = defined $limit_ms ? now_ms() + $limit_ms : undef;
+    while (1) {
+        my $value = $condition->();
+        return $value if $value;
+        return undef  if defined $end && now_ms() >= $end;
+        turn();
+    }
+}
+
+# --- the virtual machine ---------------------------------------------------------------------------------------------
+#
+# DIR/standin.guest is the guest: `disk` stands for its file system and holds the word `dirty` while it runs; only a
+# guest that powered itself off leaves `clean`. A cut leaves `dirty`, because nobody is left to write. The lock on
+# `vm.lock` says that the machine is on: the kernel drops it however the process ends. The file `poweroff` is the
+# guest's wish to be switched off: its text is the time this takes, in ms.
+
+my ($GUEST, $VM_LOCK, $DISK, $OFF_AT, $BOOTED_AT, $GUEST_OFF_MS, $POWER_BUTTON);
+
+sub vm_on {
+    my ($dir, $conf) = @_;
+    $GUEST = "$dir/standin.guest";
+    mkdir $GUEST;
+    unlink "$GUEST/poweroff";
+    $BOOTED_AT    = now_ms() + ($conf->{boot_ms}      // 0);
+    $GUEST_OFF_MS = $conf->{guest_off_ms}             // 0;
+    $GUEST_OFF_MS = $1 if ($conf->{stop} // '') =~ /^slow:(\d+)$/;
+    $POWER_BUTTON = ($conf->{stop} // '') ne 'ignore';
+    $DISK         = $conf->{guest_disk} // "$GUEST/disk";
+    $OFF_AT       = undef;
+    write_file($DISK, "dirty\n");
+    sysopen $VM_LOCK, "$GUEST/vm.lock", O_CREAT | O_RDWR, 0666 or die "stand-in: $GUEST/vm.lock: $!\n";
+    chmod 0666, "$GUEST/vm.lock";
+    flock $VM_LOCK, LOCK_EX or die "stand-in: flock: $!\n";
+    # Whoever asks which process holds the instance's disk gets an answer.
+    open our $disk_image, '+<', "$dir/disk";
+}
+
+# The power button. A guest that is still booting reacts when it is up.
+sub vm_ask_off { ask_off($GUEST_OFF_MS) if $POWER_BUTTON }
+
+sub ask_off {
+    my ($ms) = @_;
+    my $from = now_ms() > $BOOTED_AT ? now_ms() : $BOOTED_AT;
+    my $at = $from + $ms;
+    $OFF_AT = $at if !defined $OFF_AT || $at < $OFF_AT;
+}
+
+# Did the guest ask for it, and is it time? To be called in every turn.
+sub vm_asked_off {
+    if (defined(my $ms = read_file("$GUEST/poweroff"))) {
+        ask_off($ms =~ /^(\d+)/ ? $1 : $GUEST_OFF_MS) unless defined $OFF_AT;
+    }
+    return defined $OFF_AT && now_ms() >= $OFF_AT;
+}
+
+sub vm_off_cleanly {
+    return unless $VM_LOCK;
+    write_file($DISK, "clean\n");
+    unlink "$GUEST/poweroff";
+    our $disk_image;
+    close $disk_image if $disk_image;
+    close $VM_LOCK;
+    undef $VM_LOCK;
+}
+
+sub vm_is_on { defined $VM_LOCK }
+
+1;
