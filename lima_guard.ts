@@ -1,0 +1,2634 @@
+#!/usr/bin/env -S deno run -A
+// deno-lint-ignore-file no-import-prefix -- one file that runs alone needs its versions inline
+/**
+ * lima-guard: start and stop Lima instances under launchd without harm to anybody else.
+ *
+ *   lima-guard --pre  INSTANCE…            clear what a dead run left behind, then exit
+ *   lima-guard --stop INSTANCE… | --all    stop gracefully, then hard, inside one time budget
+ *
+ * Every role is the same loop: observe (look at files and processes) → plan (pure: facts in, steps with reasons out) →
+ * act (one step after the other, each looked at again just before). `--dry-run` prints the plan and leaves.
+ *
+ * Three laws, in this order:
+ *   1. No stranger is ever signalled: a PID is signalled only after proof that it is this instance's process, taken
+ *      again immediately before the signal.
+ *   2. Unknown is an answer: what could not be found out permits no destructive step (deleting a PID file is one) and
+ *      never counts as success.
+ *   3. A requested stop ends in time: gracefully if the guest lets us, hard if it does not.
+ *
+ * Signals: for --stop, the first SIGINT or SIGTERM, and each further one at least 1 s later, skips to the next stage.
+ *
+ * Exit statuses: 0 done, or nothing to do · 1 a step failed · 64 usage · 66 no such instance · 75 could not find out,
+ * or another guard is at work: try again · 77 not permitted.
+ *
+ * Sections: names and numbers · what we saw · reading · proof of identity · deciding: --pre · deciding: --stop · the
+ * host · observing: PID files · observing: processes · observing: for a start · observing: disks · lock and journal
+ * · acting · stopping: the line to the guest · stopping: the ladder · stopping: the stages · the roles · finding
+ * instances · the real host · the real host: processes and sockets · command line · main.
+ *
+ * Exports exist for install.ts and for the tests.
+ * @module
+ */
+
+import { parseArgs } from "jsr:@std/cli@1.0.29/parse-args";
+import { BaseHandler } from "jsr:@std/log@0.224.14/base-handler";
+import { Logger } from "jsr:@std/log@0.224.14/logger";
+import { basename } from "jsr:@std/path@1.1.4/posix/basename";
+import { dirname } from "jsr:@std/path@1.1.4/posix/dirname";
+import { join } from "jsr:@std/path@1.1.4/posix/join";
+
+// ─────────────────────────────────────────────────────────────────────────────── names and numbers ──
+
+/** The version that `--version` prints; the tag of a release is `v` and this. */
+export const VERSION = "0.1.0";
+
+/** Exit statuses, named; 64 and above are those of sysexits(3). */
+export const EXIT = { done: 0, failed: 1, usage: 64, noInstance: 66, tryAgain: 75, denied: 77 } as const;
+
+/** Of several instances the worst status is returned: the one that stands first here. */
+const WORST_FIRST = [EXIT.failed, EXIT.denied, EXIT.noInstance, EXIT.tryAgain, EXIT.done] as const;
+
+/** Lima's file names inside an instance directory (`pkg/limatype/filenames`). */
+const LIMA_YAML = "lima.yaml";
+const HA_PID = "ha.pid";
+const HA_SOCK = "ha.sock";
+const QMP_SOCK = "qmp.sock";
+const SSH_CONFIG = "ssh.config";
+const HA_STDOUT = "ha.stdout.log";
+const BOOT_MARKER = "boot-session.tmp";
+
+/** Our own files inside an instance directory; Lima ignores names that are none of its own there. */
+const LOCK_FILE = "lima-guard.lock";
+const JOURNAL_FILE = "lima-guard.jsonl";
+const OLD_JOURNAL_FILE = "lima-guard.1.jsonl";
+/** A journal that has reached this size is set aside, and the one before it is dropped. */
+const JOURNAL_LIMIT_BYTES = 1024 * 1024;
+
+/** Linux's highest possible pid_max; macOS ends at 99 998. Larger numbers never reach kill(2). */
+const PID_MAX = 4_194_304;
+/** A PID file holds one number and a line end; whatever is longer is none. */
+const PID_FILE_LIMIT_BYTES = 64;
+/** Lima writes PID files in place: one that is younger and looks cut short may be being written. */
+const YOUNG_FILE_MS = 5_000;
+/** Lima's own limit for `/v1/info` (`pkg/store.Inspect`). */
+const ANSWER_LIMIT_MS = 3_000;
+/** A vz host agent may be deaf for about 12 min while its guest boots (usernet, lease and ssh each have a limit). */
+const BOOT_WINDOW_S = 15 * 60;
+/** How long an agent beyond the boot window must be silent, asked again and again, to count as hung. */
+const SILENCE_MS = 60_000;
+/** ps answers in some 10 ms; one that needs this long tells us nothing in time. */
+const PS_LIMIT_MS = 5_000;
+/** lsof needed more than 10 s on busy Macs; a stop grants it only what is left of the stage. */
+const LSOF_LIMIT_MS = 15_000;
+/** A vz VM process ends by itself after its client did; so long it gets before a holder is named. */
+const HOLDER_PATIENCE_MS = 10_000;
+/** How long somebody else's lock is waited for. */
+const LOCK_WAIT_MS = 10_000;
+/** kill(pid, 0) costs 3 µs: while a process is about to end it is asked this often. */
+const POLL_MS = 50;
+/** A zombie, or a PID given to somebody else, shows only in ps: asked this often in a long wait. */
+const PS_POLL_MS = 2_000;
+/** The whole grant of a stop where neither launchd nor the user says otherwise: what launchd grants agents at most. */
+export const DEFAULT_BUDGET_S = 60;
+/** A signal that skips a stage must not be the echo of the one before (a closing terminal sends several). */
+const SKIP_APART_MS = 1_000;
+/** sockaddr_un.sun_path: 104 bytes on macOS, 108 on Linux, the final NUL included. */
+const SOCKET_PATH_MAX = { darwin: 104, linux: 108 } as const;
+
+/** Lima's rule for instance names (`pkg/identifiers`), and the suffixes that mean a file on its command line. */
+const NAME_RULE = /^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$/;
+const NAME_LIMIT = 76;
+
+/**
+ * What is wrong with an instance name, or undefined. Lima's own rules.
+ */
+export function nameTrouble(name: string): string | undefined {
+  if (name.length === 0) return "it is empty";
+  if (name.length > NAME_LIMIT) return `it has ${name.length} characters, Lima allows ${NAME_LIMIT}`;
+  if (!NAME_RULE.test(name)) return "Lima allows letters and digits, joined by single `.`, `_` or `-`";
+  if (/\.ya?ml$/i.test(name)) return "Lima takes a name that ends in .yml or .yaml for a file";
+  return undefined;
+}
+
+/** The instance's host name in ssh.config, as Lima writes it. */
+function sshHost(name: string): string {
+  return `lima-${name.replaceAll(/[._]/g, "-")}`;
+}
+
+/** The worst of several exit statuses. */
+export function worst(statuses: readonly number[]): number {
+  return WORST_FIRST.find((s) => statuses.includes(s)) ?? EXIT.done;
+}
+
+// ───────────────────────────────────────────────────────────────────────────────────── what we saw ──
+
+/** One instance and where it lives. `home` is LIMA_HOME with its links resolved, as Lima itself does. */
+export interface Place {
+  readonly name: string;
+  readonly home: string;
+  readonly dir: string;
+  /** uid of the owner of `dir`: everything of this instance must belong to it. */
+  readonly owner: number;
+}
+
+/** What a process can be to an instance. The command says what it is; a PID file only says where to look. */
+export type Role = "host agent" | "QEMU" | "krunkit" | "external driver" | "usernet";
+
+/** One row of ps. `started` is only ever compared with another reading, never used as a date for identity. */
+export interface ProcessRow {
+  readonly pid: number;
+  readonly ppid: number;
+  readonly uid: number;
+  readonly stat: string;
+  readonly started: string;
+  readonly command: string;
+}
+
+/** A process that has been proven to be this instance's own. */
+export interface Proven {
+  readonly role: Role;
+  readonly row: ProcessRow;
+  /** Its number stands in a PID file that may name it; without one it is a stray, found by its command. */
+  readonly named: boolean;
+}
+
+/** What is known about the thing a file names. `stale` is for claims that name no process (a lock, a config). */
+export type Verdict =
+  | { readonly kind: "dead" | "not ours" | "stale" | "unknown"; readonly why: string }
+  | { readonly kind: "ours"; readonly why: string; readonly role: Role };
+
+/** How a file looked when it was judged; it is removed only while it still looks so. */
+export interface Seen {
+  readonly dev: number;
+  readonly ino: number;
+  readonly size: number;
+  readonly mtimeMs: number;
+  readonly text: string | undefined;
+}
+
+/** A file that claims something: that a process lives, that a disk is in use, that a port is known. */
+export interface Claim {
+  readonly path: string;
+  readonly verdict: Verdict;
+  readonly seen: Seen;
+  /** An instance's own file, or one that other instances of this LIMA_HOME share. */
+  readonly scope: "instance" | "shared";
+  /** Sockets that mean nothing without it and go with it. */
+  readonly companions: readonly string[];
+  /** Why the file could not be removed, where that is known beforehand. */
+  readonly fixed?: string;
+}
+
+/** Something to be told to a person: the thing, the reason, the next command to type. */
+export interface Remark {
+  readonly what: string;
+  readonly because: string;
+  readonly hint?: string;
+  /** 75 unless only a permission is missing. */
+  readonly status?: 75 | 77;
+}
+
+/** What the host agent showed of itself. Seconds. */
+export interface AgentSigns {
+  readonly answers: boolean;
+  /** The smallest of: since its start, since the machine's, since the last wake. */
+  readonly ageS: number;
+  /** For how long it has been asked in vain. */
+  readonly silentS: number;
+  /** Not one event has been written since its start: it never got past its driver's start. */
+  readonly noEvent: boolean;
+}
+
+/** All facts about one instance: plain data, printable, the only input of the deciding functions. */
+export interface Observation {
+  readonly place: Place;
+  /** Why there is no instance to speak of. */
+  readonly missing?: string;
+  readonly claims: readonly Claim[];
+  readonly alive: readonly Proven[];
+  readonly agent?: AgentSigns;
+  /** Questions about this instance's processes that got no answer. */
+  readonly unknowns: readonly Remark[];
+  /** What makes `limactl start` fail and is not ours to mend. */
+  readonly obstacles: readonly Remark[];
+  /** Worth a word; `limactl start` goes on. */
+  readonly notes: readonly Remark[];
+  /** `boot-session.tmp` (Lima ≥ 2.3), which must go with the last PID file and never alone. */
+  readonly bootMarker?: Seen;
+}
+
+// ───────────────────────────────────────────────────────────────────────────────────────── reading ──
+
+/**
+ * Reads the text of a PID file: one decimal number, white space around it, nothing else, and a number that may be
+ * somebody's PID. 0, 1 and negative numbers mean a group, everybody or launchd to kill(2): not a PID.
+ */
+export function readPid(text: string): { pid: number } | { not: string } {
+  const digits = text.trim();
+  if (digits === "") return { not: "it is empty" };
+  if (text.length > PID_FILE_LIMIT_BYTES) return { not: "it is too long" };
+  if (!/^[0-9]+$/.test(digits)) return { not: "it holds something else than one decimal number" };
+  const pid = Number(digits);
+  if (pid <= 1) return { not: `${pid} is never a Lima process` };
+  if (pid > PID_MAX) return { not: `${digits} is larger than any PID` };
+  return { pid };
+}
+
+/** `true` only for a number that kill(2) takes for one process: Deno.kill reads 2**32, NaN and 0.5 as 0, a group. */
+export function isPid(pid: number): boolean {
+  return Number.isInteger(pid) && pid > 1 && pid <= PID_MAX;
+}
+
+/** ps with these columns prints the same on macOS and Linux; the last one is as long as it is. */
+export const PS_COLUMNS = "pid=,ppid=,uid=,stat=,lstart=,command=";
+const PS_ROW = /^ *(\d+) +(\d+) +(\d+) +(\S+) +(\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}) *(.*)$/;
+
+/**
+ * Reads the output of `ps -ww -o pid=,ppid=,uid=,stat=,lstart=,command=`. Rows that cannot be understood are kept: a
+ * process without a row is then unknown, not dead.
+ */
+export function readPs(text: string): { rows: ProcessRow[]; unreadable: string[] } {
+  const rows: ProcessRow[] = [];
+  const unreadable: string[] = [];
+  for (const line of text.split("\n")) {
+    if (line === "") continue;
+    const m = PS_ROW.exec(line);
+    const [pid, ppid, uid] = [Number(m?.[1]), Number(m?.[2]), Number(m?.[3])];
+    if (!m || !Number.isSafeInteger(pid)) unreadable.push(line);
+    else rows.push({ pid, ppid, uid, stat: m[4] ?? "", started: m[5] ?? "", command: m[6] ?? "" });
+  }
+  return { rows, unreadable };
+}
+
+/** Milliseconds since 1970 of ps's start time, which is in UTC because ps ran with TZ=UTC0. */
+function startedAt(row: ProcessRow): number {
+  return Date.parse(`${row.started.replaceAll(/ +/g, " ")} UTC`);
+}
+
+/** A process that has a file open for writing. */
+export interface Holder {
+  readonly pid: number;
+  readonly command: string;
+  readonly path: string;
+}
+
+/**
+ * Reads `lsof -F pcan`: the processes that have one of the files open for writing. A reader is no holder: a VM that
+ * serves a shared folder keeps files of other instances open for hours.
+ */
+export function readLsof(text: string): Holder[] {
+  const holders: Holder[] = [];
+  let [pid, command, access] = [0, "", ""];
+  for (const line of text.split("\n")) {
+    const value = line.slice(1);
+    if (line.startsWith("p")) [pid, command, access] = [Number(value), "", ""];
+    if (line.startsWith("c")) command = value;
+    if (line.startsWith("f")) access = "";
+    if (line.startsWith("a")) access = value;
+    if (line.startsWith("n") && isPid(pid) && /[uw]/.test(access)) holders.push({ pid, command, path: value });
+  }
+  return holders.filter((h, i) => holders.findIndex((o) => o.pid === h.pid) === i);
+}
+
+/** The port in Lima's ssh.config, or undefined where the file is cut short. Lima reads the first `Port ` line too. */
+export function readSshPort(text: string): number | undefined {
+  const m = /^[ \t]*Port (\d{1,5})[ \t\r]*$/m.exec(text);
+  const port = Number(m?.[1]);
+  return port >= 1 && port <= 65535 ? port : undefined;
+}
+
+/** `ssh.localPort` of a lima.yaml, if it is a plain number. Read by pattern: it may add a blocker, never permit a step. */
+export function readLocalPort(yaml: string): number | undefined {
+  const block = /^ssh:[ \t]*(?:#.*)?\r?\n((?:(?:[ \t]+.*|[ \t]*#.*|[ \t]*)\r?\n?)*)/m.exec(yaml)?.[1] ?? "";
+  const port = Number(/^[ \t]+localPort:[ \t]*(\d{1,5})[ \t]*(?:#.*)?\r?$/m.exec(block)?.[1]);
+  return port >= 1 && port <= 65535 ? port : undefined;
+}
+
+/** The names under `additionalDisks` of a lima.yaml, both of its list forms. Read by pattern, as above. */
+export function readDiskNames(yaml: string): string[] {
+  const flow = /^additionalDisks:[ \t]*\[(.*)\]/m.exec(yaml)?.[1];
+  if (flow !== undefined) return flow.split(",").map(unquoted).filter((n) => n !== "");
+  const block = /^additionalDisks:[ \t]*(?:#.*)?\r?\n((?:(?:[ \t]*-.*|[ \t]+.*|[ \t]*#.*|[ \t]*)\r?\n?)*)/m.exec(yaml);
+  const names: string[] = [];
+  for (const line of (block?.[1] ?? "").split(/\r?\n/)) {
+    const item = /^[ \t]*-[ \t]+(?:name:[ \t]*)?([^:#{]+?)[ \t]*(?:#.*)?$/.exec(line) ??
+      /^[ \t]+name:[ \t]*([^:#{]+?)[ \t]*(?:#.*)?$/.exec(line);
+    if (item?.[1]) names.push(unquoted(item[1]));
+  }
+  return names;
+}
+
+/** `paths.varRun` of Lima's networks.yaml, or Lima's default. */
+export function readVarRun(yaml: string): string {
+  const m = /^[ \t]+varRun:[ \t]*(.+?)[ \t]*(?:#.*)?\r?$/m.exec(yaml);
+  const path = unquoted(m?.[1] ?? "");
+  return path.startsWith("/") ? path : "/private/var/run/lima";
+}
+
+function unquoted(text: string): string {
+  return text.trim().replace(/^(["'])(.*)\1$/, "$2");
+}
+
+// ─────────────────────────────────────────────────────────────────────────────── proof of identity ──
+
+/** A shape that a command of Lima's can have: which program, which word after its flags, and where its path stands. */
+interface Shape {
+  readonly role: Role;
+  readonly program: RegExp;
+  readonly word?: string;
+  /** The text directly before the path. */
+  readonly flag: RegExp;
+  /** What follows the directory in the path; the directory is what counts. */
+  readonly tails: readonly string[];
+}
+
+/** The commands of Lima 1.0 to 2.3 (`pkg/instance/start.go`, `pkg/driver/*`, `pkg/networks/usernet`). */
+const SHAPES: readonly Shape[] = [
+  { role: "host agent", program: /^limactl$/, word: "hostagent", flag: / --pidfile /g, tails: ["/ha.pid"] },
+  { role: "usernet", program: /^limactl$/, word: "usernet", flag: / -p /g, tails: ["/usernet_*.pid"] },
+  { role: "QEMU", program: /^qemu-system-\w+$/, flag: / -pidfile /g, tails: ["/qemu.pid"] },
+  { role: "krunkit", program: /^krunkit$/, flag: /[ ,]path=/g, tails: ["/disk", "/diffdisk"] },
+  { role: "external driver", program: /^lima-driver-.+$/, flag: / --inst-dir /g, tails: [""] },
+];
+
+/** Which of the roles a PID file may name; a file that names another process of ours is wrong all the same. */
+export function rolesOf(file: string): readonly Role[] {
+  if (file === HA_PID) return ["host agent"];
+  if (file.endsWith(".drv.pid") || file.startsWith("lima-driver-")) return ["external driver"];
+  if (file.startsWith("usernet_")) return ["usernet"];
+  return ["QEMU", "krunkit", "external driver", "host agent"];
+}
+
+/** Whether two spellings name one directory, by device and inode. */
+export type SameDirectory = (named: string, ours: string) => "same" | "different" | "cannot tell";
+
+/** What a process is to an instance. */
+export type Judgement =
+  | { readonly kind: "ours"; readonly role: Role }
+  | { readonly kind: "not ours"; readonly why: string }
+  /** With a role: it has the shape of one, and only whose it is cannot be told. */
+  | { readonly kind: "unknown"; readonly why: string; readonly role?: Role };
+
+/**
+ * Judges one process by its owner and its command; see SHAPES. `sameDirectory` is asked only about directories that
+ * a command of Lima's shape names in another spelling. Not ours deletes files, so it needs a reason that cannot be a
+ * spelling: another owner, another directory, or a program that is none of Lima's.
+ */
+export function judge(row: ProcessRow, place: Place, sameDirectory: SameDirectory): Judgement {
+  const stranger = row.uid !== place.owner;
+  for (const shape of SHAPES) {
+    const found = compareShape(row.command, shape, place, sameDirectory);
+    if (found === "same" && !stranger) return { kind: "ours", role: shape.role };
+    if (found === "same") {
+      return unknown(`it looks like this instance's ${shape.role} and belongs to uid ${row.uid}`, shape.role);
+    }
+    if (stranger) continue;
+    if (found === "different") return notOurs(`it is the ${shape.role} of another directory`);
+    if (found === "cannot tell") {
+      return unknown(`it is a ${shape.role}, and whose cannot be told from its command`, shape.role);
+    }
+  }
+  if (stranger) return notOurs(`it belongs to uid ${row.uid}`);
+  return judgeProgram(row.command);
+}
+
+function notOurs(why: string): Judgement {
+  return { kind: "not ours", why };
+}
+
+function unknown(why: string, role?: Role): Judgement {
+  return { kind: "unknown", why, ...(role === undefined ? {} : { role }) };
+}
+
+/** What can still be said of a process of our user whose command has none of the shapes. */
+function judgeProgram(command: string): Judgement {
+  if (command === "") return unknown("ps shows no command for it");
+  const program = limaProgram(command);
+  if (!program) return notOurs(`it is ${JSON.stringify(firstWord(command))}, none of Lima's programs`);
+  if (program === "limactl" && / (start|restart) /.test(`${command} `)) {
+    return unknown("it is a `limactl start`, which becomes a host agent under the same PID");
+  }
+  if (program === "limactl" && !/ (hostagent|usernet)( |$)/.test(command) && command.includes(" ")) {
+    return notOurs("it is a limactl that is no host agent");
+  }
+  if (program.startsWith("qemu-system-") && command.includes(" ") && !command.includes("/qemu.pid")) {
+    return notOurs("it is a QEMU without the PID file that Lima gives to each of its own");
+  }
+  return unknown(`it may be Lima's ${program}, and its command does not tell whose`);
+}
+
+/**
+ * Holds a command against one shape. The path must stand directly after its flag and end there: found anywhere else
+ * it proves nothing, and neither does a prefix (`k3s` is not `k3s-2`).
+ */
+function compareShape(command: string, shape: Shape, place: Place, sameDirectory: SameDirectory) {
+  const program = programPath(command, shape);
+  if (program === undefined) return "no" as const;
+  const answers = new Set<string>();
+  for (const flag of command.matchAll(shape.flag)) {
+    const rest = command.slice(flag.index + flag[0].length);
+    for (const tail of shape.tails) answers.add(comparePath(rest, tail, place, sameDirectory));
+  }
+  if (answers.has("same")) return program === "certain" ? "same" as const : "cannot tell" as const;
+  if (answers.has("cannot tell")) return "cannot tell" as const;
+  return answers.has("different") ? "different" as const : "no" as const;
+}
+
+function comparePath(rest: string, tail: string, place: Place, sameDirectory: SameDirectory) {
+  const ours = tail.startsWith("/usernet_") ? place.home : place.dir;
+  const end = tail === "" ? "(?=$| -)" : "(?=$|[ ,])";
+  const tailRule = tail.startsWith("/usernet_") ? String.raw`/_networks/([^/ ]+)/usernet_\1\.pid` : escaped(tail);
+  for (const spelling of spellings(ours)) {
+    if (new RegExp(`^${escaped(spelling)}${tailRule}${end}`).test(rest)) return "same";
+  }
+  const other = new RegExp(`^(.*?)${tailRule}${end}`).exec(rest)?.[1];
+  if (other === undefined) return "no";
+  return other.startsWith("/") ? sameDirectory(other, ours) : "cannot tell";
+}
+
+/**
+ * Whether a command begins with the shape's program and has its word: a bare name or an absolute path with that
+ * basename. A path may hold blanks, but `/bin/sh -c /usr/bin/limactl …` only looks like one: where a blank is
+ * followed by `/` or `-` it is not certain where the program ends.
+ */
+function programPath(command: string, shape: Shape): "certain" | "doubtful" | undefined {
+  const name = limaProgram(command);
+  if (name === undefined || !shape.program.test(name)) return undefined;
+  const path = String.raw`(?:/(?:[^ ]| (?![/-]))*/)?`;
+  const word = shape.word === undefined ? "(?= |$)" : `(?: -[^ ]*)* ${shape.word} `;
+  const certain = new RegExp(`^${path}${escaped(name)}${word}`).test(command);
+  const possible = shape.word === undefined || command.includes(` ${shape.word} `);
+  return certain ? "certain" : possible ? "doubtful" : undefined;
+}
+
+/**
+ * The Lima program a command may be running: the first word's basename, or, for an absolute path that may hold
+ * blanks, the basename of any beginning that ends before a blank. `(limactl)` and `[qemu-system-x86]` are what ps
+ * prints where it cannot read the arguments.
+ */
+function limaProgram(command: string): string | undefined {
+  const plain = command.replace(/^[([]([^)\]]*)[)\]].*$/s, "$1");
+  const isLimas = (name: string) => /^(limactl|krunkit|qemu-system-.*|lima-driver-.*)$/.test(name);
+  const words = plain.split(" ");
+  const first = basename(words[0] ?? "");
+  if (isLimas(first)) return first;
+  if (!plain.startsWith("/")) return undefined;
+  return words.map((w) => basename(w)).find(isLimas);
+}
+
+function firstWord(command: string): string {
+  return command.split(" ", 1)[0] ?? "";
+}
+
+/** A path as ps may print it: as it is, or with the bytes that it cannot print as macOS's vis(3) writes them. */
+function spellings(path: string): string[] {
+  const vis = [...new TextEncoder().encode(path)].map(visByte).join("");
+  return vis === path ? [path] : [path, vis];
+}
+
+/** One byte as vis(3) with VIS_TAB|VIS_NL|VIS_NOSLASH prints it in the C locale (Apple's ps: adv_cmds `print.c`). */
+function visByte(byte: number): string {
+  const low = byte & 0x7f;
+  if (byte === 0xa0 || byte === 0x09 || byte === 0x0a) return `\\${byte.toString(8).padStart(3, "0")}`;
+  const isControl = low < 0x20 || low === 0x7f;
+  const char = low === 0x7f ? "?" : String.fromCharCode(isControl ? low + 0x40 : low);
+  if (byte >= 0x80) return isControl ? `M^${char}` : `M-${char}`;
+  return isControl ? `^${char}` : char;
+}
+
+function escaped(text: string): string {
+  return text.replaceAll(/[.*+?^${}()|[\]\\]/g, String.raw`\$&`);
+}
+
+// ───────────────────────────────────────────────────────────────────────────────── deciding: --pre ──
+
+/** What the guard finds an instance to be. `clear` is what Lima calls Stopped, with nothing in the way of a start. */
+export type State =
+  | "clear"
+  | "running"
+  | "booting"
+  | "hung"
+  | "orphan"
+  | "stale"
+  | "blocked"
+  | "unknown"
+  | "missing"
+  | "stopped";
+
+/** One thing to do. `outcome` is filled in by acting; the dry run prints the same words without it. */
+export interface Step {
+  readonly kind: "remove" | "guest" | "agent" | "driver" | "kill";
+  readonly what: string;
+  readonly because: string;
+  readonly path?: string;
+  readonly seen?: Seen;
+  readonly outcome?: string;
+}
+
+/** What is to be done about an instance, with all reasons. Plain data. */
+export interface Plan {
+  readonly state: State;
+  readonly because: string;
+  readonly status: number;
+  readonly steps: readonly Step[];
+  readonly blockers: readonly Remark[];
+  readonly notes: readonly Remark[];
+}
+
+/**
+ * Decides what `--pre` does. Seven rules: R0 nothing claims anything; R1 not there; R2 proven alive; R3 unknown permits
+ * nothing; the first of R1–R3 that speaks decides. Otherwise R4 and R5, a claim without proof goes with its companions,
+ * and R6, what is not ours to mend is named, add up.
+ */
+export function planPre(seen: Observation): Plan {
+  const notes = seen.notes;
+  if (seen.missing !== undefined) {
+    const because = seen.missing;
+    const hint = "limactl start would silently create a new VM of this name";
+    return plan("missing", because, { notes, blockers: [{ what: seen.place.dir, because, hint }] }, EXIT.noInstance);
+  }
+  const alive = planAlive(seen);
+  if (alive) return alive;
+  const doubts = doubtsOf(seen);
+  if (doubts.length > 0) {
+    return plan("unknown", "nothing is touched while this is unknown", { notes, blockers: doubts });
+  }
+  return planClaims(seen);
+}
+
+function plan(
+  state: State,
+  because: string,
+  more: { steps?: readonly Step[]; blockers?: readonly Remark[]; notes?: readonly Remark[] },
+  status?: number,
+): Plan {
+  const { steps = [], blockers = [], notes = [] } = more;
+  const worstBlocker = worst(blockers.map((b) => b.status ?? EXIT.tryAgain));
+  return { state, because, status: status ?? worstBlocker, steps, blockers, notes };
+}
+
+/** R2: what to do about processes that are proven to be this instance's; undefined where there are none. */
+function planAlive(seen: Observation): Plan | undefined {
+  const agent = seen.alive.find((p) => p.role === "host agent");
+  const drivers = seen.alive.filter((p) => p.role !== "host agent" && p.role !== "usernet");
+  const signs = seen.agent;
+  if (agent && signs && !isHung(signs)) {
+    const pid = `host agent ${agent.row.pid}`;
+    if (signs.answers && hasDriver(seen)) return plan("running", `${pid} answers and its driver is alive`, seen);
+    const because = signs.answers ? `${pid} answers, its driver is not up` : `${pid} is alive and does not answer yet`;
+    const blocker = { what: pid, because, hint: `it is left alone; to end it: lima-guard --stop ${seen.place.name}` };
+    return plan("booting", because, { notes: seen.notes, blockers: [blocker] });
+  }
+  if (!agent && drivers.length === 0) return undefined;
+  const doubts = doubtsOf(seen);
+  if (doubts.length > 0) {
+    return plan("unknown", "nothing is touched while this is unknown", { notes: seen.notes, blockers: doubts });
+  }
+  const state = agent ? "hung" : "orphan";
+  const because = agent && signs ? hungBecause(agent, signs) : `${names(drivers)} runs without a host agent`;
+  return plan(state, because, { steps: [...ladderSteps(seen, because), ...removals(seen)], notes: seen.notes });
+}
+
+/** Hung: beyond the boot window, and deaf for a minute of asking, or without a single event since its start. */
+function isHung(signs: AgentSigns): boolean {
+  if (signs.ageS < BOOT_WINDOW_S) return false;
+  return signs.noEvent || (!signs.answers && signs.silentS * 1000 >= SILENCE_MS);
+}
+
+function hungBecause(agent: Proven, signs: AgentSigns): string {
+  const age = `host agent ${agent.row.pid} is ${Math.floor(signs.ageS / 60)} min old`;
+  return signs.noEvent
+    ? `${age} and has not written one event`
+    : `${age} and silent for ${Math.floor(signs.silentS)} s`;
+}
+
+/** vz.pid holds the host agent's own number, so that for vz a file that names the agent is the driver's. */
+function hasDriver(seen: Observation): boolean {
+  const isDriverFile = (path: string) => basename(path) !== HA_PID && !path.endsWith(".drv.pid");
+  return seen.claims.some((c) => c.scope === "instance" && c.verdict.kind === "ours" && isDriverFile(c.path));
+}
+
+/** What about this instance's processes could not be found out: R3's reasons. */
+function doubtsOf(seen: Observation): Remark[] {
+  const claims = seen.claims.filter((c) => c.scope === "instance" && c.verdict.kind === "unknown");
+  return [...claims.map(doubt), ...seen.unknowns];
+}
+
+function doubt(claim: Claim): Remark {
+  return {
+    what: claim.path,
+    because: claim.verdict.why,
+    hint: `look: ls -l ${quote(claim.path)}; then run this again`,
+  };
+}
+
+/** R4 to R6. */
+function planClaims(seen: Observation): Plan {
+  const steps = removals(seen);
+  const shared = seen.claims.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown").map(doubt);
+  const fixed = seen.claims.filter((c) => isVoid(c) && c.fixed !== undefined).map((c) => ({
+    what: c.path,
+    because: `it is stale (${c.verdict.why}) and cannot be removed: ${c.fixed}`,
+    hint: `ls -ld ${quote(dirname(c.path))} ${quote(c.path)}`,
+    status: EXIT.denied,
+  }));
+  const blockers = [...fixed, ...shared, ...seen.obstacles];
+  const notes = seen.notes;
+  if (blockers.length > 0) return plan("blocked", blockers[0]?.because ?? "", { steps, blockers, notes });
+  if (steps.length > 0) return plan("stale", steps[0]?.because ?? "", { steps, notes });
+  return plan("clear", "nothing claims to be running", { notes });
+}
+
+/** A claim that nothing stands behind. */
+function isVoid(claim: Claim): boolean {
+  return claim.verdict.kind === "dead" || claim.verdict.kind === "not ours" || claim.verdict.kind === "stale";
+}
+
+/** R4 and R5 as steps; the boot marker goes with the last PID file of the instance, and never before it. */
+function removals(seen: Observation): Step[] {
+  const going = seen.claims.filter((c) => isVoid(c) && c.fixed === undefined);
+  const steps = going.flatMap((c) => [
+    { kind: "remove" as const, what: `remove ${c.path}`, because: c.verdict.why, path: c.path, seen: c.seen },
+    ...c.companions.map((path) => ({
+      kind: "remove" as const,
+      what: `remove ${path}`,
+      because: `it belongs to ${basename(c.path)}`,
+      path,
+    })),
+  ]);
+  const pidFiles = seen.claims.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
+  const allGo = pidFiles.length > 0 && pidFiles.every((c) => going.includes(c));
+  if (!allGo || !seen.bootMarker) return steps;
+  const path = join(seen.place.dir, BOOT_MARKER);
+  const because = "it goes with the last PID file, as Lima 2.3 has it";
+  return [...steps, { kind: "remove", what: `remove ${path}`, because, path, seen: seen.bootMarker }];
+}
+
+function names(processes: readonly Proven[]): string {
+  return processes.map((p) => `${p.role} ${p.row.pid}`).join(" and ");
+}
+
+/** A path as a POSIX shell takes it, for commands that a person is to type. */
+export function quote(text: string): string {
+  return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
+// ──────────────────────────────────────────────────────────────────────────────── deciding: --stop ──
+
+/** The rungs of the ladder, in order. */
+export type Stage = "guest" | "agent" | "driver" | "kill" | "clean up";
+
+/** How a stop ended. */
+export type StopEnd = "guest" | "agent" | "driver" | "killed" | "already stopped" | "gone before the request";
+
+/**
+ * When each stage must have ended, in seconds after the request. The limits are shares: a stage that ends early leaves
+ * its time to the next. tail = min(15, T/2) is for killing and cleaning up, whatever grace came to; 60 s gives
+ * 30, 45, 50, 55, and 5 s of reserve.
+ */
+export function stageLimits(budgetS: number): Record<Stage, number> {
+  const tail = Math.min(15, budgetS / 2);
+  const grace = budgetS - tail;
+  return {
+    guest: (grace * 2) / 3,
+    agent: grace,
+    driver: grace,
+    kill: grace + tail / 3,
+    "clean up": grace + (tail * 2) / 3,
+  };
+}
+
+/** The steps of the ladder for what is alive, most graceful first. Each is taken only while something is left. */
+export function ladderSteps(seen: Observation, because: string, budgetS = DEFAULT_BUDGET_S): Step[] {
+  const limits = stageLimits(budgetS);
+  const agent = seen.alive.filter((p) => p.role === "host agent");
+  const drivers = driversOf(seen);
+  const until = (stage: Stage) => `until ${Math.round(limits[stage])} s`;
+  const steps: Step[] = [{ kind: "guest", what: `ask the guest over ssh to power off, ${until("guest")}`, because }];
+  if (agent.length > 0) {
+    const what = `SIGTERM to ${names(agent)}, ${until("agent")}`;
+    steps.push({ kind: "agent", what, because: "Lima's own graceful stop follows" });
+  }
+  if (drivers.length > 0) {
+    const how = drivers.some((p) => p.role === "QEMU") ? "QMP system_powerdown, then SIGTERM" : "SIGTERM";
+    const what = `${how} to ${names(drivers)}, ${until("driver")}`;
+    steps.push({ kind: "driver", what, because: "only where no host agent is left to do it" });
+  }
+  const what = `SIGKILL to ${names([...agent, ...drivers])}, ${until("kill")}`;
+  return [...steps, { kind: "kill", what, because: "only what is still alive then" }];
+}
+
+/** Proven processes that carry the VM; usernet serves other instances too and is never stopped here. */
+function driversOf(seen: Observation): Proven[] {
+  return seen.alive.filter((p) => p.role === "QEMU" || p.role === "krunkit" || p.role === "external driver");
+}
+
+/** Decides what `--stop` does. What is unknown is left alone; what is proven is stopped all the same. */
+export function planStop(seen: Observation, budgetS: number): Plan {
+  if (seen.missing !== undefined) return planPre(seen);
+  const blockers = doubtsOf(seen);
+  const agents = seen.alive.filter((p) => p.role === "host agent");
+  const drivers = driversOf(seen);
+  if (agents.length + drivers.length === 0) {
+    if (blockers.length > 0) return plan("unknown", "nothing is touched while this is unknown", { blockers });
+    return plan("stopped", "no process of it is alive", { steps: removals(seen), notes: seen.notes });
+  }
+  const because = `${names([...agents, ...drivers])} ${agents.length + drivers.length > 1 ? "are" : "is"} alive`;
+  const state = agents.length === 0 ? "orphan" : "running";
+  const notes = seen.notes;
+  return plan(state, because, { steps: [...ladderSteps(seen, because, budgetS), ...removals(seen)], blockers, notes });
+}
+
+/**
+ * Whether the port in ssh.config is this instance's own now. A stopped instance keeps its last port in the file, and
+ * by then it may lead into another guest, with the same key. So: the proven QEMU forwards this very port, or the
+ * proven host agent wrote the file, which it does after ha.pid at each start (`pkg/hostagent`).
+ */
+export function isOwnPort(
+  seen: Observation,
+  file: { port: number | undefined; mtimeMs: number; haPidMtimeMs: number | undefined },
+): boolean {
+  if (file.port === undefined) return false;
+  const forwards = seen.alive.flatMap((p) => [...p.row.command.matchAll(/hostfwd=tcp:[^,: ]*:(\d+)-/g)]);
+  if (forwards.length > 0) return forwards.some((m) => Number(m[1]) === file.port);
+  const agent = seen.alive.some((p) => p.role === "host agent");
+  return agent && file.haPidMtimeMs !== undefined && file.mtimeMs >= file.haPidMtimeMs - 1000;
+}
+
+/** How a stop is to be told, in one line. */
+export function describeStop(end: StopEnd, seconds: number): string {
+  const took = `in ${seconds.toFixed(1)} s`;
+  if (end === "already stopped") return "already stopped";
+  if (end === "gone before the request") return "gone before the request: the VM was no longer there";
+  if (end === "killed") return `stopped hard (killed) ${took}`;
+  return `stopped gracefully by the ${end === "agent" ? "host agent" : end} ${took}`;
+}
+
+/**
+ * The lines of a plan: what the dry run prints, and what the log says while the steps are taken.
+ */
+export function describePlan(p: Plan): string[] {
+  return [
+    `${p.state}: ${p.because}`,
+    ...p.steps.map(describeStep),
+    ...p.blockers.map(describeRemark("blocked")),
+    ...p
+      .notes.map(describeRemark("note")),
+  ];
+}
+
+/** One step in words, with its outcome where there is one. */
+export function describeStep(step: Step): string {
+  const outcome = step.outcome === undefined ? "" : `: ${step.outcome}`;
+  return `${step.what} (${step.because})${outcome}`;
+}
+
+function describeRemark(word: string): (r: Remark) => string {
+  return (r) => `${word}: ${r.what}: ${r.because}${r.hint === undefined ? "" : ` (hint: ${r.hint})`}`;
+}
+
+// ──────────────────────────────────────────────────────────────────────────────────────── the host ──
+
+/** The answer of an effect that can fail: a value, or what kind of trouble and the system's own words. */
+export type Tried<T> =
+  | { readonly ok: T; readonly trouble?: undefined }
+  | { readonly ok?: undefined; readonly trouble: Trouble; readonly why: string };
+
+/** The kinds of trouble that the guard treats differently. */
+export type Trouble = "absent" | "denied" | "refused" | "read-only" | "limit" | "other";
+
+/** A file as lstat(2) or stat(2) shows it. `mode` is the nine permission bits. */
+export interface Look extends Omit<Seen, "text"> {
+  readonly kind: "file" | "directory" | "link" | "FIFO" | "socket" | "device";
+  readonly uid: number;
+  readonly mode: number;
+}
+
+/** How a command ended. Death by a signal is told apart from an exit status: it is no answer. */
+export interface Ended {
+  readonly code: number;
+  readonly signal: string | undefined;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** A command to run: argv, what to change in the environment (undefined unsets), what to write to its stdin. */
+export interface Command {
+  readonly argv: readonly [string, ...string[]];
+  readonly env?: Readonly<Record<string, string>>;
+  readonly unset?: readonly string[];
+}
+
+/** A long-lived child of the guard, signalled by its handle only: a handle cannot be recycled. */
+export interface Child {
+  readonly pid: number;
+  readonly ended: Promise<{ code: number; signal: string | undefined }>;
+  kill(signal: Signal): void;
+  say(text: string): Promise<void>;
+  /** Calls back for each line of its stdout, and with the last line of its stderr known so far. */
+  onLine(take: (line: string) => void): void;
+  lastWords(): string;
+}
+
+/** The signals that the guard sends or hears. */
+export type Signal = "SIGTERM" | "SIGKILL" | "SIGINT" | "SIGHUP";
+
+/** A held connection to a unix socket. */
+export interface Conversation {
+  say(text: string): Promise<void>;
+  /** The next bytes as text; undefined at the end of the connection. */
+  hear(): Promise<string | undefined>;
+  close(): void;
+}
+
+/** A file or directory that can be locked with flock(2). */
+export interface Lockable {
+  /** `true`: taken. `false`: somebody has it. `undefined`: this file system knows no locks. */
+  tryLock(): boolean | undefined;
+  /** Taken within the time; woken by the release, not by polling. */
+  lockWithin(ms: number): Promise<boolean>;
+  read(): string;
+  write(text: string): void;
+  close(): void;
+}
+
+/**
+ * Everything that touches the world. Files are looked at synchronously: microseconds each, and a volume that hangs has
+ * the VM's disk on it too. Whatever waits is a promise with a limit.
+ */
+export interface Host {
+  readonly os: "darwin" | "linux";
+  readonly uid: number;
+  readonly pid: number;
+  env(name: string): string | undefined;
+  /** Milliseconds since 1970, for comparing with file times only. */
+  wallMs(): number;
+  /** Milliseconds on a clock that nobody steps; all limits are counted on it. */
+  clockMs(): number;
+  uptimeMs(): number;
+  pause(ms: number): Promise<void>;
+
+  look(path: string, follow?: "follow links"): Tried<Look>;
+  list(dir: string): Tried<string[]>;
+  /** The text of a regular file, or its last `most` bytes. Never call it on what `look` did not call a file. */
+  read(path: string, most: number): Tried<string>;
+  linkTarget(path: string): Tried<string>;
+  realPath(path: string): Tried<string>;
+  /** Why the file could not be changed although its mode permits it (a read-only volume), or undefined. */
+  writeTrouble(path: string): string | undefined;
+  remove(path: string): Tried<void>;
+  rename(from: string, to: string): Tried<void>;
+  /** Appends and waits until it is on the disk. Creates the file with mode 0644. */
+  append(path: string, text: string): Tried<void>;
+  openLock(path: string, create: boolean): Tried<Lockable>;
+
+  /** kill(pid, 0): gone, there, or there and somebody else's. */
+  alive(pid: number): "no" | "yes" | "another user's";
+  /** The caller has proven the process just now. */
+  signal(pid: number, signal: Signal): Tried<void>;
+  /** Runs a command to its end; at the limit it and all its children are killed, and there is no answer. */
+  run(command: Command, limitMs: number): Promise<Tried<Ended>>;
+  start(command: Command): Tried<Child>;
+  connect(socket: string | { port: number }, limitMs: number): Promise<Tried<Conversation>>;
+  onSignal(signal: Signal, take: () => void): void;
+
+  readonly isTerminal: boolean;
+  stdout(text: string): void;
+  stderr(text: string): void;
+}
+
+// ──────────────────────────────────────────────────────────────────────────── observing: PID files ──
+
+/** What looking at an instance's PID files and processes brings; part of an Observation. */
+type Processes = Pick<Observation, "claims" | "alive" | "unknowns" | "bootMarker">;
+
+/** A PID file as it was found: its number, or the verdict that needs no process. */
+interface Mark {
+  readonly path: string;
+  readonly scope: "instance" | "shared";
+  readonly seen: Seen;
+  readonly found: { readonly pid: number } | { readonly verdict: Verdict; readonly garbage: boolean };
+}
+
+/** How long an observation may take: a stop has less time than a start. Milliseconds. */
+export interface Pace {
+  /** How long a PID file that may be half written is waited for. */
+  readonly youngMs: number;
+  /** The limit of one ps, and of one lsof. */
+  readonly psMs: number;
+  readonly lsofMs: number;
+  /** For how long a silent agent is asked again, and a disk's holder waited for. */
+  readonly silenceMs: number;
+  readonly holderMs: number;
+}
+
+const UNHURRIED: Pace = {
+  youngMs: YOUNG_FILE_MS,
+  psMs: PS_LIMIT_MS,
+  lsofMs: LSOF_LIMIT_MS,
+  silenceMs: SILENCE_MS,
+  holderMs: HOLDER_PATIENCE_MS,
+};
+const HURRIED: Pace = { ...UNHURRIED, youngMs: YOUNG_FILE_MS / 10, lsofMs: PS_LIMIT_MS, silenceMs: 0, holderMs: 0 };
+
+/**
+ * Looks at the PID files of an instance and of its networks, and at the processes they name: one ps for all of them,
+ * none where no named process lives. A socket that answers for nobody, and a PID file that is garbage, lead to one
+ * look at all processes, because somebody may live whom no file names.
+ */
+export async function observeProcesses(host: Host, place: Place, pace = UNHURRIED): Promise<Processes> {
+  const listed = host.list(place.dir);
+  if (listed.trouble) return { claims: [], alive: [], unknowns: [{ what: place.dir, because: listed.why }] };
+  const marks = await readMarks(host, place, listed.ok, pace.youngMs);
+  const pids = marks.flatMap((m) => "pid" in m.found ? [m.found.pid] : []);
+  const judged = await judgePids(host, place, pids, pace.psMs);
+  const claims = marks.map((m) => claimOf(host, place, m, judged));
+  const alive: Proven[] = [];
+  for (const { row, judgement } of judged.values()) {
+    if (row && judgement?.kind === "ours") alive.push({ role: judgement.role, row, named: true });
+  }
+  const garbage = marks.some((m) => m.scope === "instance" && "garbage" in m.found && m.found.garbage);
+  const hidden = garbage || await someSocketAnswers(host, place, alive);
+  const strays = hidden ? await scan(host, place, alive, pace.psMs) : undefined;
+  const marker = lookWithText(host, join(place.dir, BOOT_MARKER));
+  return {
+    claims,
+    alive: [...alive, ...strays?.alive ?? []],
+    unknowns: strays?.unknowns ?? [],
+    ...(marker && marker.look.kind === "file" ? { bootMarker: marker.seen } : {}),
+  };
+}
+
+/** Reads every PID file, a second time where one is so young that Lima may still be writing it. */
+async function readMarks(host: Host, place: Place, entries: readonly string[], youngMs: number): Promise<Mark[]> {
+  const own = entries.filter((e) => e.endsWith(".pid")).sort().map((e) => join(place.dir, e));
+  const networks = join(place.home, "_networks");
+  const shared = (host.list(networks).ok ?? []).sort().map((n) => join(networks, n, `usernet_${n}.pid`));
+  const read = () => [
+    ...own.flatMap((p) => readMark(host, p, "instance") ?? []),
+    ...shared.flatMap((p) => readMark(host, p, "shared") ?? []),
+  ];
+  const marks = read();
+  const youngest = Math.min(...marks.filter(mayBeHalfWritten).map((m) => Math.abs(host.wallMs() - m.seen.mtimeMs)));
+  if (!(youngest < youngMs)) return marks;
+  await host.pause(youngMs - youngest);
+  return read();
+}
+
+/** External drivers' PID files have no line end, all others do. */
+function mayBeHalfWritten(mark: Mark): boolean {
+  return mark.seen.text !== undefined && !mark.seen.text.endsWith("\n") && !mark.path.endsWith(".drv.pid");
+}
+
+function readMark(host: Host, path: string, scope: Mark["scope"]): Mark | undefined {
+  const file = lookWithText(host, path);
+  if (!file) return undefined;
+  const { look, seen, trouble } = file;
+  const verdict = (kind: "not ours" | "unknown", why: string): Mark => ({
+    path,
+    scope,
+    seen,
+    found: { verdict: { kind, why }, garbage: kind === "not ours" },
+  });
+  if (look.kind === "directory") return verdict("unknown", "it is a directory, which Lima never makes");
+  if (look.kind !== "file") return verdict("not ours", `it is a ${look.kind}, not a PID file`);
+  if (trouble !== undefined) return verdict("unknown", `it cannot be read: ${trouble}`);
+  if (look.size > PID_FILE_LIMIT_BYTES) return verdict("not ours", `it is not a PID file: ${look.size} bytes`);
+  const number = readPid(seen.text ?? "");
+  if ("not" in number) return verdict("not ours", `it is not a PID: ${number.not}`);
+  return { path, scope, seen, found: { pid: number.pid } };
+}
+
+/** lstat, and the text where it is a small regular file; nothing else is ever opened: a FIFO would hang us. */
+function lookWithText(host: Host, path: string): { look: Look; seen: Seen; trouble?: string } | undefined {
+  const look = host.look(path);
+  if (look.trouble === "absent") return undefined;
+  const nothing = { dev: 0, ino: 0, size: 0, mtimeMs: 0, text: undefined };
+  if (look.trouble) return { look: { ...nothing, kind: "file", uid: 0, mode: 0 }, seen: nothing, trouble: look.why };
+  const { dev, ino, size, mtimeMs, kind } = look.ok;
+  const seen = { dev, ino, size, mtimeMs, text: undefined };
+  if (kind !== "file" || size > PID_FILE_LIMIT_BYTES) return { look: look.ok, seen };
+  const text = host.read(path, PID_FILE_LIMIT_BYTES + 1);
+  if (text.trouble === "absent") return undefined;
+  if (text.trouble) return { look: look.ok, seen, trouble: text.why };
+  return { look: look.ok, seen: { ...seen, text: text.ok } };
+}
+
+// ──────────────────────────────────────────────────────────────────────────── observing: processes ──
+
+/** What became of each number: the row where it lives and is somebody, and what that is to us. */
+type Judged = Map<number, { row?: ProcessRow; judgement?: Judgement; dead?: string }>;
+
+async function judgePids(host: Host, place: Place, pids: readonly number[], psMs: number): Promise<Judged> {
+  const judged: Judged = new Map(pids.map((pid) => [pid, { dead: "no process has this PID" }]));
+  const living = [...judged.keys()].filter((pid) => host.alive(pid) !== "no");
+  if (living.length === 0) return judged;
+  const table = await ps(host, living, psMs);
+  for (const pid of living) {
+    const row = table.ok?.rows.find((r) => r.pid === pid);
+    if (table.trouble) judged.set(pid, { judgement: unknown(table.why) });
+    else if (!row) judged.set(pid, withoutRow(host, pid, table.ok.unreadable.length));
+    else if (row.stat.startsWith("Z")) judged.set(pid, { dead: "it is a zombie: ended, and not waited for" });
+    else if (pid === host.pid) judged.set(pid, { row, judgement: notOurs("it is lima-guard itself") });
+    else judged.set(pid, { row, judgement: judge(row, place, sameDirectoryOn(host)) });
+  }
+  return judged;
+}
+
+function withoutRow(host: Host, pid: number, unreadable: number) {
+  const now = host.alive(pid);
+  if (now === "no") return { dead: "it ended a moment ago" };
+  if (now === "another user's" && unreadable === 0) return { judgement: notOurs("it belongs to another user") };
+  return { judgement: unknown("ps shows no row for it that could be read") };
+}
+
+/** Asks ps about some PIDs, or about all processes. None of them alive is an answer too: no rows. */
+async function ps(
+  host: Host,
+  which: readonly number[] | "all",
+  limitMs: number,
+): Promise<Tried<ReturnType<typeof readPs>>> {
+  const select = which === "all" ? ["-A"] : ["-p", which.join(",")];
+  // LC_ALL=C would print `?` for each byte beyond ASCII; a fixed zone and language keep start times comparable.
+  const env = { TZ: "UTC0", LC_TIME: "C", LC_CTYPE: host.os === "darwin" ? "UTF-8" : "C.UTF-8" };
+  const unset = ["LC_ALL", "LANG", "COLUMNS", "PS_FORMAT", "PS_PERSONALITY", "PS_COLORS"];
+  const answer = await host.run({ argv: ["/bin/ps", ...select, "-ww", "-o", PS_COLUMNS], env, unset }, limitMs);
+  if (answer.trouble) return { trouble: answer.trouble, why: `ps gave no answer: ${answer.why}` };
+  const { code, signal, stdout, stderr } = answer.ok;
+  const nobody = code === 1 && stdout === "" && stderr === "" && which !== "all";
+  if (signal !== undefined) return { trouble: "other", why: `ps was killed by ${signal}` };
+  if (code !== 0 && !nobody) return { trouble: "other", why: `ps failed with status ${code}: ${stderr.trim()}` };
+  if (which === "all" && stdout === "") return { trouble: "other", why: "ps listed no process at all" };
+  return { ok: readPs(stdout) };
+}
+
+function sameDirectoryOn(host: Host): SameDirectory {
+  return (named, ours) => {
+    const [a, b] = [host.look(named, "follow links"), host.look(ours, "follow links")];
+    if (a.trouble || b.trouble) return "cannot tell";
+    return a.ok.dev === b.ok.dev && a.ok.ino === b.ok.ino ? "same" : "different";
+  };
+}
+
+function claimOf(host: Host, place: Place, mark: Mark, judged: Judged): Claim {
+  const { path, scope, seen, found } = mark;
+  const verdict = "verdict" in found ? found.verdict : verdictOf(basename(path), found.pid, judged);
+  const fixed = verdict.kind === "ours" ? undefined : whyFixed(host, path);
+  return { path, scope, seen, verdict, companions: companionsOf(host, place, path), ...(fixed ? { fixed } : {}) };
+}
+
+function verdictOf(file: string, pid: number, judged: Judged): Verdict {
+  const { judgement, dead } = judged.get(pid) ?? {};
+  if (!judgement) return { kind: "dead", why: `PID ${pid} is dead: ${dead}` };
+  if (judgement.kind !== "ours") {
+    return { kind: judgement.kind, why: `PID ${pid} is ${judgement.kind}: ${judgement.why}` };
+  }
+  const why = `PID ${pid} is this instance's ${judgement.role}`;
+  if (rolesOf(file).includes(judgement.role)) return { kind: "ours", why, role: judgement.role };
+  return { kind: "not ours", why: `${why}, which ${file} never names` };
+}
+
+/** The sockets that go with a PID file, as far as they are there; only sockets, whatever else has their name. */
+function companionsOf(host: Host, place: Place, path: string): string[] {
+  const network = /\/usernet_([^/]+)\.pid$/.exec(path)?.[1];
+  const sockets = network === undefined
+    ? (path === join(place.dir, HA_PID) ? [join(place.dir, HA_SOCK)] : [])
+    : ["fd", "qemu", "ep"].map((kind) => join(dirname(path), `${network}_${kind}.sock`));
+  return sockets.filter((s) => host.look(s).ok?.kind === "socket");
+}
+
+/** Why a file could not be removed, as far as that can be seen without trying. */
+function whyFixed(host: Host, path: string): string | undefined {
+  const dir = host.look(dirname(path), "follow links");
+  if (dir.trouble) return dir.why;
+  if (host.uid !== 0 && (dir.ok.uid !== host.uid || (dir.ok.mode & 0o300) !== 0o300)) {
+    return `its directory belongs to uid ${dir.ok.uid} and has mode ${dir.ok.mode.toString(8).padStart(4, "0")}`;
+  }
+  return host.writeTrouble(path);
+}
+
+/** Whether ha.sock or qmp.sock is answered although no proven process owns it. QMP serves one client at a time and a
+ * host agent must not find it taken, so it is asked only where none lives. */
+async function someSocketAnswers(host: Host, place: Place, alive: readonly Proven[]): Promise<boolean> {
+  if (alive.some((p) => p.role === "host agent")) return false;
+  if (await answers(host, join(place.dir, HA_SOCK))) return true;
+  return alive.length === 0 && await answers(host, join(place.dir, QMP_SOCK));
+}
+
+/** `true` also where it could not be asked: a look too many harms nobody. */
+async function answers(host: Host, socket: string): Promise<boolean> {
+  if (host.look(socket).ok?.kind !== "socket") return false;
+  const line = await host.connect(socket, ANSWER_LIMIT_MS);
+  line.ok?.close();
+  return line.trouble !== "refused" && line.trouble !== "absent";
+}
+
+/** Looks for our shapes among all processes. */
+async function scan(
+  host: Host,
+  place: Place,
+  known: readonly Proven[],
+  psMs: number,
+): Promise<Pick<Processes, "alive" | "unknowns">> {
+  const what = `all processes, for those of ${place.name} that no PID file names`;
+  const table = await ps(host, "all", psMs);
+  if (table.trouble) return { alive: [], unknowns: [{ what, because: table.why, hint: "run this again" }] };
+  const alive: Proven[] = [];
+  const unknowns: Remark[] = [];
+  for (const row of table.ok.rows) {
+    if (row.stat.startsWith("Z") || known.some((p) => p.row.pid === row.pid)) continue;
+    const judgement = judge(row, place, sameDirectoryOn(host));
+    if (judgement.kind === "ours" && judgement.role !== "usernet") {
+      alive.push({ role: judgement.role, row, named: false });
+    }
+    const doubtful = judgement.kind === "unknown" && judgement.role !== undefined && judgement.role !== "usernet";
+    if (doubtful) unknowns.push({ what: `PID ${row.pid}`, because: judgement.why, hint: `ps -ww -p ${row.pid}` });
+  }
+  const unread = table.ok.unreadable.find((line) => line.includes(place.dir));
+  if (unread) unknowns.push({ what, because: `a row of ps that names ${place.dir} could not be read` });
+  return { alive, unknowns };
+}
+
+// ────────────────────────────────────────────────────────────────────────── observing: for a start ──
+
+/**
+ * Observes an instance for a start: its processes, and, where none is alive, whatever else may keep Lima from
+ * starting it.
+ */
+export async function observe(host: Host, place: Place, pace = UNHURRIED): Promise<Observation> {
+  const missing = whyMissing(host, place.dir);
+  const nothing = { place, claims: [], alive: [], unknowns: [], obstacles: [], notes: [] };
+  if (missing !== undefined) return { ...nothing, missing };
+  const processes = await observeProcesses(host, place, pace);
+  const agent = processes.alive.find((p) => p.role === "host agent");
+  const foreign = foreignEntries(host, place);
+  const seen: Observation = { ...nothing, ...processes, notes: foreign.notes };
+  if (agent) return { ...seen, agent: await observeAgent(host, place, agent, pace.silenceMs) };
+  if (processes.alive.some((p) => p.role !== "usernet")) return seen;
+  const yaml = textOf(host, join(place.dir, LIMA_YAML));
+  const disks = await observeDisks(host, place, yaml, processes.claims, pace);
+  const networks = await observeNetworks(host, place, processes.claims);
+  return {
+    ...seen,
+    claims: [...processes.claims, ...disks.claims, ...sshConfigClaim(host, place)],
+    unknowns: [...processes.unknowns, ...disks.unknowns],
+    obstacles: [
+      ...foreign.obstacles,
+      ...longPath(host, place),
+      ...await takenPort(host, yaml),
+      ...disks.obstacles,
+      ...networks.obstacles,
+    ],
+    notes: [...seen.notes, ...networks.notes],
+  };
+}
+
+/** Why there is no instance in a directory: `limactl start` would then create one, under the same name. */
+function whyMissing(host: Host, dir: string): string | undefined {
+  const path = join(dir, LIMA_YAML);
+  const look = host.look(path, "follow links");
+  if (look.trouble === "absent") return `no such instance: it has no ${LIMA_YAML}`;
+  if (look.trouble) return `no such instance: ${look.why}`;
+  if (look.ok.kind !== "file") return `no such instance: ${path} is a ${look.ok.kind}`;
+  const text = host.read(path, 1);
+  return text.trouble ? `no readable instance: ${text.why}` : undefined;
+}
+
+/** What the host agent shows of itself; one that is silent beyond the boot window is asked for a whole minute. */
+async function observeAgent(host: Host, place: Place, agent: Proven, silenceMs: number): Promise<AgentSigns> {
+  const begin = host.clockMs();
+  const socket = join(place.dir, HA_SOCK);
+  let alive = await hasAnswer(host, socket);
+  const ageS = await agentAge(host, agent);
+  while (!alive && ageS >= BOOT_WINDOW_S && host.clockMs() - begin < silenceMs) {
+    await host.pause(ANSWER_LIMIT_MS / 2);
+    if (host.alive(agent.row.pid) === "no") break;
+    alive = await hasAnswer(host, socket);
+  }
+  const silentS = alive ? 0 : (host.clockMs() - begin) / 1000;
+  const log = host.look(join(place.dir, HA_STDOUT));
+  const haPid = host.look(join(place.dir, HA_PID));
+  // Lima makes the log a moment before ha.pid. One that was emptied later (to save space) proves nothing.
+  const untouched = log.ok && haPid.ok && log.ok.mtimeMs <= haPid.ok.mtimeMs + SILENCE_MS;
+  const noEvent = untouched === true && log.ok?.kind === "file" && log.ok.size === 0;
+  return { answers: alive, ageS, silentS, noEvent };
+}
+
+/** Whether the agent says anything at all to `GET /v1/info`; an HTTP error is an answer. */
+async function hasAnswer(host: Host, socket: string): Promise<boolean> {
+  if (host.look(socket).ok?.kind !== "socket") return false;
+  const line = await host.connect(socket, ANSWER_LIMIT_MS);
+  if (line.trouble) return false;
+  const ask = async () => {
+    await line.ok.say("GET /v1/info HTTP/1.0\r\nHost: lima-hostagent\r\n\r\n");
+    return (await line.ok.hear())?.startsWith("HTTP/") === true;
+  };
+  const answer = await Promise.race([ask(), host.pause(ANSWER_LIMIT_MS).then(() => false)]);
+  line.ok.close();
+  return answer;
+}
+
+/** Seconds that an agent has been able to work: no clock that was stepped, and no sleep, may make it look older. */
+async function agentAge(host: Host, agent: Proven): Promise<number> {
+  const age = Math.min(host.wallMs() - startedAt(agent.row), host.uptimeMs()) / 1000;
+  if (!(age >= BOOT_WINDOW_S) || host.os !== "darwin") return Number.isFinite(age) ? Math.max(0, age) : 0;
+  const answer = await host.run({ argv: ["/usr/sbin/sysctl", "-n", "kern.waketime"] }, PS_LIMIT_MS);
+  const woke = Number(/sec = (\d+)/.exec(answer.ok?.stdout ?? "")?.[1] ?? Number.NaN);
+  if (!Number.isFinite(woke)) return 0;
+  return woke === 0 ? age : Math.max(0, Math.min(age, host.wallMs() / 1000 - woke));
+}
+
+/** What other people's files in LIMA_HOME do to `limactl start`: rows 26 and 27. */
+function foreignEntries(host: Host, place: Place): { obstacles: Remark[]; notes: Remark[] } {
+  const entries = (host.list(place.home).ok ?? []).filter((e) => !/^[._]/.test(e)).sort();
+  const obstacles: Remark[] = [];
+  const notes: Remark[] = [];
+  for (const entry of entries) {
+    const path = join(place.home, entry);
+    if (host.look(path).ok?.kind !== "directory") continue;
+    if (!NAME_RULE.test(entry) || entry.length > NAME_LIMIT) {
+      const because = "its name is no instance name, and `limactl start` refuses to work beside it";
+      obstacles.push({ what: path, because, hint: `move it out of ${place.home}, or let its name begin with a dot` });
+    } else if (host.look(join(path, LIMA_YAML)).trouble === "absent") {
+      const because = "it holds no lima.yaml; Lima up to 2.1 refuses to start any instance beside it";
+      notes.push({ what: path, because, hint: `move it out of ${place.home}` });
+    }
+  }
+  return { obstacles, notes };
+}
+
+function longPath(host: Host, place: Place): Remark[] {
+  const socket = join(place.dir, HA_SOCK);
+  const [bytes, most] = [new TextEncoder().encode(socket).length, SOCKET_PATH_MAX[host.os] - 1];
+  if (bytes <= most) return [];
+  const because = `its path has ${bytes} bytes and a socket's may have ${most}, so that no host agent can start`;
+  return [{ what: socket, because, hint: "move LIMA_HOME to a shorter path" }];
+}
+
+async function takenPort(host: Host, yaml: string): Promise<Remark[]> {
+  const port = readLocalPort(yaml);
+  if (port === undefined) return [];
+  const line = await host.connect({ port }, POLL_MS * 10);
+  line.ok?.close();
+  if (line.trouble) return [];
+  const because = "ssh.localPort of lima.yaml, and somebody listens there already";
+  return [{ what: `port ${port}`, because, hint: `lsof -nP -iTCP:${port} -sTCP:LISTEN` }];
+}
+
+/** A cut ssh.config alone makes Lima 2.1 and later refuse; it is written anew at every start. */
+function sshConfigClaim(host: Host, place: Place): Claim[] {
+  const path = join(place.dir, SSH_CONFIG);
+  const look = host.look(path);
+  if (look.ok?.kind !== "file") return [];
+  const text = host.read(path, 65_536);
+  if (text.trouble || readSshPort(text.ok) !== undefined) return [];
+  const { dev, ino, size, mtimeMs } = look.ok;
+  const verdict = { kind: "stale" as const, why: "it is cut short: no port in it, and Lima refuses to read it" };
+  const seen = { dev, ino, size, mtimeMs, text: undefined };
+  const fixed = whyFixed(host, path);
+  return [{ path, verdict, seen, scope: "instance", companions: [], ...(fixed ? { fixed } : {}) }];
+}
+
+/** usernet sockets that answer for no PID file (row 22), and socket_vmnet's PID files (row 23). */
+async function observeNetworks(host: Host, place: Place, claims: readonly Claim[]) {
+  const notes: Remark[] = [];
+  const dir = join(place.home, "_networks");
+  for (const network of (host.list(dir).ok ?? []).sort()) {
+    const named = claims.some((c) => c.path === join(dir, network, `usernet_${network}.pid`));
+    const socket = join(dir, network, `${network}_ep.sock`);
+    if (named || !await answers(host, socket)) continue;
+    notes.push({ what: socket, because: "a usernet answers that no PID file names; Lima starts another beside it" });
+  }
+  return { notes, obstacles: await observeSocketVmnet(host, place) };
+}
+
+async function observeSocketVmnet(host: Host, place: Place): Promise<Remark[]> {
+  const dir = readVarRun(textOf(host, join(place.home, "_config", "networks.yaml")));
+  const files = (host.list(dir).ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
+  const marks = files.flatMap((f) => readMark(host, join(dir, f), "shared") ?? []);
+  const named = marks.flatMap((m) =>
+    "pid" in m.found && host.alive(m.found.pid) !== "no" ? [{ m, pid: m.found.pid }] : []
+  );
+  if (named.length === 0) return [];
+  const table = await ps(host, named.map((n) => n.pid), PS_LIMIT_MS);
+  return named.flatMap(({ m, pid }) => {
+    const row = table.ok?.rows.find((r) => r.pid === pid);
+    if (table.trouble) return [{ what: m.path, because: table.why }];
+    if (!row || /(^|\/)socket_vmnet /.test(row.command) && row.command.includes(`--pidfile=${m.path}`)) return [];
+    const because = `PID ${pid} is ${JSON.stringify(firstWord(row.command))}, not socket_vmnet; ` +
+      "Lima would take it for the running network, or signal it as root";
+    return [{ what: m.path, because, hint: `sudo rm ${quote(m.path)}`, status: EXIT.denied }];
+  });
+}
+
+function textOf(host: Host, path: string): string {
+  const look = host.look(path, "follow links");
+  return look.ok?.kind === "file" ? host.read(path, 1_048_576).ok ?? "" : "";
+}
+
+// ──────────────────────────────────────────────────────────────────────────────── observing: disks ──
+
+/** The lock of an additional disk: a link to the directory of the instance that uses it. */
+interface DiskLock {
+  readonly path: string;
+  readonly disk: string;
+  readonly seen: Seen;
+  readonly target: string;
+  readonly whose: "own" | "gone" | "another's" | "unknown";
+}
+
+/**
+ * Disk locks that nothing stands behind (rows 16 to 18), and, on macOS, the disk of a vz instance whose agent is dead:
+ * its VM is a process of its own that no PID file names. lsof reports who has a disk open for writing; it never
+ * convicts anybody. It is asked only where something is of this boot: no VM survives a reboot.
+ */
+async function observeDisks(host: Host, place: Place, yaml: string, claims: readonly Claim[], pace: Pace) {
+  const nothing = { claims: [] as Claim[], obstacles: [] as Remark[], unknowns: [] as Remark[] };
+  const used = readDiskNames(yaml);
+  const locks = diskLocks(host, place).filter((l) => l.whose === "own" || used.includes(l.disk));
+  const foreign = locks.filter((l) => l.whose === "another's").map((l) => ({
+    what: l.path,
+    because: `disk ${l.disk} is in use by ${l.target}`,
+    hint: `limactl stop ${quote(basename(l.target))}, or take the disk out of lima.yaml`,
+  }));
+  const ownVm = host.os === "darwin" && hasStaleVzAgent(host, place, claims);
+  const voidLocks = locks.filter((l) => l.whose !== "another's");
+  if (voidLocks.length === 0 && !ownVm) return { ...nothing, obstacles: foreign };
+  const recent = await isOfThisBoot(host, place, claims);
+  const images = [
+    ...voidLocks.filter((l) => recent || l.whose !== "own").map((l) => join(dirname(l.path), "datadisk")),
+    ...ownVm && recent ? [join(place.dir, "disk"), join(place.dir, "diffdisk")] : [],
+  ].filter((path) => host.look(path, "follow links").ok?.kind === "file");
+  const holders = await holdersOf(host, images, pace.holderMs, pace.lsofMs);
+  const doubt = holders.trouble ? { what: images.join(" "), because: holders.why, hint: "run this again" } : undefined;
+  return {
+    claims: voidLocks.filter((l) => !isHeld(l, holders.ok)).map((l) => diskClaim(host, l, doubt?.because)),
+    obstacles: [...foreign, ...(holders.ok ?? []).map(holderRemark)],
+    unknowns: doubt && ownVm ? [doubt] : [],
+  };
+}
+
+function diskLocks(host: Host, place: Place): DiskLock[] {
+  const disks = join(place.home, "_disks");
+  return (host.list(disks).ok ?? []).sort().flatMap((disk): DiskLock[] => {
+    const path = join(disks, disk, "in_use_by");
+    const look = host.look(path).ok;
+    const target = look?.kind === "link" ? host.linkTarget(path).ok : undefined;
+    if (!look || target === undefined) return [];
+    const { dev, ino, size, mtimeMs } = look;
+    const seen = { dev, ino, size, mtimeMs, text: undefined };
+    return [{ path, disk, seen, target, whose: whoseLock(host, place, target) }];
+  });
+}
+
+function whoseLock(host: Host, place: Place, target: string): DiskLock["whose"] {
+  if (target === place.dir) return "own";
+  const holder = host.look(target, "follow links");
+  if (holder.trouble) return holder.trouble === "absent" ? "gone" : "unknown";
+  return sameDirectoryOn(host)(target, place.dir) === "same" ? "own" : "another's";
+}
+
+function diskClaim(host: Host, lock: DiskLock, doubt: string | undefined): Claim {
+  const { path, seen, target, whose } = lock;
+  const reason = whose === "own"
+    ? "it says this instance, of which nothing is alive"
+    : `it says ${target}, which is gone`;
+  const verdict: Verdict = whose === "unknown"
+    ? { kind: "unknown", why: `it says ${target}, which cannot be looked at` }
+    : doubt === undefined
+    ? { kind: "stale", why: reason }
+    : { kind: "unknown", why: `${reason}; but whether somebody has the disk open is unknown: ${doubt}` };
+  const fixed = whyFixed(host, path);
+  return { path, seen, verdict, scope: "shared", companions: [], ...(fixed ? { fixed } : {}) };
+}
+
+function isHeld(lock: DiskLock, holders: readonly Holder[] | undefined): boolean {
+  return (holders ?? []).some((h) => dirname(h.path) === dirname(lock.path));
+}
+
+function holderRemark(h: Holder): Remark {
+  const because = `PID ${h.pid} (${h.command}) has it open for writing, and did not let go of it`;
+  return { what: h.path, because, hint: `look: ps -ww -p ${h.pid}; if it is a VM nobody needs: kill ${h.pid}` };
+}
+
+function hasStaleVzAgent(host: Host, place: Place, claims: readonly Claim[]): boolean {
+  const isVz = ["vz.pid", "vz-identifier"].some((f) => host.look(join(place.dir, f)).ok !== undefined);
+  return isVz && claims.some((c) => basename(c.path) === HA_PID && isVoid(c));
+}
+
+/** Whether a PID file, or the last line of the journal, is of this boot. In doubt it is. */
+async function isOfThisBoot(host: Host, place: Place, claims: readonly Claim[]): Promise<boolean> {
+  const booted = host.wallMs() - host.uptimeMs() - 60_000;
+  if (claims.some((c) => c.scope === "instance" && c.path.endsWith(".pid") && c.seen.mtimeMs >= booted)) return true;
+  const last = journalOf(host, place).at(-1);
+  return last !== undefined && last.boot === await bootId(host);
+}
+
+/** Who has one of the files open for writing; they get some time to let go. */
+async function holdersOf(host: Host, paths: readonly string[], patienceMs: number, limitMs: number) {
+  const end = host.clockMs() + patienceMs;
+  for (;;) {
+    const holders = paths.length === 0 ? { ok: [] } : await lsof(host, paths, limitMs);
+    if (holders.trouble || holders.ok.length === 0 || host.clockMs() >= end) return holders;
+    await host.pause(PS_POLL_MS / 2);
+  }
+}
+
+async function lsof(host: Host, paths: readonly string[], limitMs: number): Promise<Tried<Holder[]>> {
+  const program = ["/usr/sbin/lsof", "/usr/bin/lsof"].find((p) => host.look(p, "follow links").ok?.kind === "file");
+  if (program === undefined) return { trouble: "absent", why: "there is no lsof on this machine" };
+  const answer = await host.run({ argv: [program, "-n", "-P", "-w", "-F", "pcan", "--", ...paths] }, limitMs);
+  if (answer.trouble) return { trouble: answer.trouble, why: `lsof gave no answer: ${answer.why}` };
+  const { code, signal, stdout, stderr } = answer.ok;
+  // Status 1 is both "nobody" and "an error"; an error says something.
+  const understood = signal === undefined && (code === 0 || (code === 1 && stderr.trim() === ""));
+  if (!understood) return { trouble: "other", why: `lsof failed (${signal ?? code}): ${stderr.trim()}` };
+  return { ok: readLsof(stdout).filter((h) => h.pid !== host.pid) };
+}
+
+// ──────────────────────────────────────────────────────────────────────────────── lock and journal ──
+
+/** What the holder of an instance's lock writes into it, one line of JSON. Believed only while the lock is held. */
+export interface LockRecord {
+  readonly pid: number;
+  /** The holder's start time as ps shows it; empty where nobody may signal the holder. */
+  readonly started: string;
+  readonly dir: string;
+  readonly role: string;
+  readonly phase: string;
+}
+
+/** The lock of one instance: one guard works on it, never two. */
+interface Lock {
+  note(phase: string): void;
+  free(): void;
+}
+
+const NO_LOCK: Lock = { note: () => {}, free: () => {} };
+
+/** Reads the record in a lock file; undefined where it is damaged or of another directory. */
+export function readLockRecord(text: string, dir: string): LockRecord | undefined {
+  const record = jsonObject(text.split("\n", 1)[0] ?? "");
+  const { pid, started, role, phase } = record ?? {};
+  if (record?.["dir"] !== dir || typeof pid !== "number" || !isPid(pid)) return undefined;
+  if (typeof started !== "string" || typeof role !== "string" || typeof phase !== "string") return undefined;
+  return { pid, started, dir, role, phase };
+}
+
+/**
+ * Tries to take an instance's lock. Where no file can be made the directory itself is locked; where the file system
+ * knows no locks the guard warns and goes on. A dry run makes no file, and frees the lock at once.
+ */
+function tryLock(ctx: Context, place: Place): { lock: Lock } | { held: Lockable } {
+  const { host } = ctx;
+  const file = host.openLock(join(place.dir, LOCK_FILE), !ctx.dryRun);
+  if (file.trouble === "absent" && ctx.dryRun) return { lock: NO_LOCK };
+  const target = file.trouble ? host.openLock(place.dir, false) : file;
+  if (target.trouble) {
+    ctx.say("warn", place, `goes on without a lock: ${target.why}`);
+    return { lock: NO_LOCK };
+  }
+  const taken = target.ok.tryLock();
+  if (taken === false) return { held: target.ok };
+  if (taken === undefined) ctx.say("warn", place, "goes on without a lock: this file system knows none");
+  if (ctx.dryRun) {
+    target.ok.close();
+    return { lock: NO_LOCK };
+  }
+  return { lock: heldLock(ctx, place, target.ok, file.trouble === undefined) };
+}
+
+function heldLock(ctx: Context, place: Place, target: Lockable, isFile: boolean): Lock {
+  const note = (phase: string) => {
+    const record: LockRecord = { pid: ctx.host.pid, started: "", dir: place.dir, role: ctx.role, phase };
+    if (isFile) target.write(`${JSON.stringify(record)}\n`);
+  };
+  note("working");
+  return { note, free: () => target.close() };
+}
+
+/** One line of an instance's journal, written by any role. */
+export interface JournalLine {
+  readonly time: string;
+  readonly boot: string;
+  readonly dir: string;
+  readonly role: string;
+  readonly event: string;
+  readonly [more: string]: unknown;
+}
+
+/** Reads a journal: damaged lines and those of another directory (a clone brings them along) do not count. */
+export function readJournal(text: string, dir: string): JournalLine[] {
+  return text.split("\n").flatMap((line) => {
+    const o = jsonObject(line);
+    if (!o || o["dir"] !== dir) return [];
+    const { time, boot, role, event } = o;
+    if (typeof time !== "string" || typeof boot !== "string") return [];
+    if (typeof role !== "string" || typeof event !== "string") return [];
+    return [{ ...o, time, boot, dir, role, event }];
+  });
+}
+
+function jsonObject(text: string): Record<string, unknown> | undefined {
+  try {
+    const value: unknown = JSON.parse(text);
+    return typeof value === "object" && value !== null ? value as Record<string, unknown> : undefined;
+  } catch {
+    return undefined; // a line cut short by a power cut is an ordinary guest here
+  }
+}
+
+function journalOf(host: Host, place: Place): JournalLine[] {
+  const path = join(place.dir, JOURNAL_FILE);
+  if (host.look(path).ok?.kind !== "file") return [];
+  return readJournal(host.read(path, JOURNAL_LIMIT_BYTES).ok ?? "", place.dir);
+}
+
+/** Writes one line through to the disk. A journal that cannot be written never stops a start or a stop. */
+async function journal(ctx: Context, place: Place, event: string, more: Record<string, unknown> = {}): Promise<void> {
+  const { host } = ctx;
+  const path = join(place.dir, JOURNAL_FILE);
+  const look = host.look(path);
+  if (look.ok && look.ok.kind !== "file") return ctx.say("warn", place, `no journal: ${path} is a ${look.ok.kind}`);
+  if (look.ok && look.ok.size >= JOURNAL_LIMIT_BYTES) host.rename(path, join(place.dir, OLD_JOURNAL_FILE));
+  const time = new Date(host.wallMs()).toISOString();
+  const line = { time, boot: await bootId(host), dir: place.dir, role: ctx.role, event, ...more };
+  // A line that a full disk cut short must not spoil the next one.
+  const torn = look.ok !== undefined && look.ok.size > 0 && !(host.read(path, 1).ok ?? "\n").endsWith("\n");
+  const written = host.append(path, `${torn ? "\n" : ""}${JSON.stringify(line)}\n`);
+  if (written.trouble) ctx.say("warn", place, `no journal: ${written.why}`);
+}
+
+const bootIds = new WeakMap<Host, Promise<string>>();
+
+/** The identity of this boot; an empty text where it cannot be had. Not a date: the clock may be stepped. */
+function bootId(host: Host): Promise<string> {
+  const known = bootIds.get(host);
+  if (known) return known;
+  const asked = host.os === "linux"
+    ? Promise.resolve(host.read("/proc/sys/kernel/random/boot_id", 64).ok?.trim() ?? "")
+    : host.run({ argv: ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"] }, PS_LIMIT_MS)
+      .then((answer) => answer.ok?.code === 0 ? answer.ok.stdout.trim() : "");
+  bootIds.set(host, asked);
+  return asked;
+}
+
+// ────────────────────────────────────────────────────────────────────────────────────────── acting ──
+
+/** What a run of the guard carries along: its role, its options, where its words go. */
+export interface Context {
+  readonly host: Host;
+  readonly role: string;
+  readonly dryRun: boolean;
+  readonly budgetS: number;
+  say(level: "debug" | "info" | "warn" | "error", place: Place, text: string): void;
+  /** A stage of a long wait, for the person who waits. */
+  stage(place: Place, stage: Stage | "", untilMs: number): void;
+  /** How many times a person asked to skip a stage, and the bell that rings then. */
+  readonly skips: { count: number; readonly bell: Bell };
+}
+
+/** Something that several can wait for: each ring wakes all who listen then. */
+export class Bell {
+  #wake: (() => void)[] = [];
+  /** Resolves at the next ring. */
+  next(): Promise<void> {
+    return new Promise((resolve) => this.#wake.push(resolve));
+  }
+  ring(): void {
+    for (const wake of this.#wake.splice(0)) wake();
+  }
+}
+
+/** Takes one removal step: only while the file still looks as it was judged, and never a directory. */
+export function removeStep(host: Host, step: Step): Step {
+  const path = step.path ?? "";
+  const now = lookWithText(host, path);
+  const outcome = (words: string): Step => ({ ...step, outcome: words });
+  if (!now) return outcome("already gone");
+  if (now.look.kind === "directory") return outcome("skipped: it is a directory");
+  if (step.seen && !looksSame(step.seen, now.seen)) return outcome("skipped: the file changed");
+  if (!step.seen && now.look.kind !== "socket") return outcome("skipped: it is no socket any more");
+  const removed = host.remove(path);
+  if (removed.trouble === "absent") return outcome("already gone");
+  return outcome(removed.trouble ? `failed: ${removed.why}` : "done");
+}
+
+function looksSame(a: Seen, b: Seen): boolean {
+  const sameText = a.text === undefined || a.text === b.text;
+  return a.dev === b.dev && a.ino === b.ino && a.size === b.size && a.mtimeMs === b.mtimeMs && sameText;
+}
+
+/** The worst thing that happened to some steps, as an exit status. */
+function statusOfSteps(steps: readonly Step[]): number {
+  return steps.some((s) => s.outcome?.startsWith("failed")) ? EXIT.failed : EXIT.done;
+}
+
+/**
+ * Sends a signal to a process that was proven to be this instance's, after one more reading of ps: start time and
+ * command must be those that were judged. Without an answer of ps nobody is signalled. Returns the outcome in words.
+ */
+export async function signalProven(host: Host, proven: Proven, signal: Signal, psMs: number): Promise<string> {
+  const { pid, started, command, uid } = proven.row;
+  const table = await ps(host, [pid], psMs);
+  if (table.trouble) return `skipped: ${table.why}`;
+  const now = table.ok.rows.find((r) => r.pid === pid);
+  if (!now && table.ok.unreadable.length > 0) return "skipped: its row in ps cannot be read";
+  if (!now || now.stat.startsWith("Z")) return "already gone";
+  if (now.started !== started || now.command !== command || now.uid !== uid) return CHANGED;
+  const sent = isPid(pid) ? host.signal(pid, signal) : undefined;
+  if (sent?.trouble === "absent") return "already gone";
+  return sent?.trouble ? `failed: ${sent.why}` : "done";
+}
+
+const CHANGED = "skipped: the process changed";
+
+// ───────────────────────────────────────────────────────────────── stopping: the line to the guest ──
+
+/**
+ * An ssh session in which a root shell of the guest waits for one word. It is opened before anything is proven, which
+ * harms nobody, and the word is said after the proof.
+ */
+interface Line {
+  /** Says the word. */
+  say(): void;
+  /** Why the guest will not power off, as far as it is known by now. */
+  refusal(): string | undefined;
+  readonly ended: Promise<unknown>;
+  close(): void;
+}
+
+/** What the guest's shell runs: POSIX sh, as root. sudo's own PATH finds what an ordinary user's does not (measured). */
+const GUEST_SCRIPT = [
+  "echo lima-guard: ready",
+  'read -r word && [ "$word" = poweroff ] || exit 9',
+  "echo lima-guard: accepted",
+  "sync",
+  "case $(uname) in Darwin) exec shutdown -h now ;; FreeBSD) exec shutdown -p now ;; esac",
+  'for c in "systemctl poweroff" poweroff "shutdown -h now"; do',
+  '  command -v "${c%% *}" >/dev/null 2>&1 && $c && exit 0',
+  "done",
+  "echo lima-guard: nothing here powers off",
+  "exit 1",
+].join("\n");
+
+/** The ssh that opens a line. No ControlMaster: a mux of a dead run must not be able to block it. */
+function sshCommand(place: Place): [string, ...string[]] {
+  const options = ["ControlMaster=no", "ControlPath=none", "ConnectTimeout=5", "BatchMode=yes", "LogLevel=ERROR"];
+  const config = join(place.dir, SSH_CONFIG);
+  const remote = `sudo -n sh -c '${GUEST_SCRIPT}'`;
+  return ["ssh", "-F", config, "-T", "-a", "-x", ...options.flatMap((o) => ["-o", o]), sshHost(place.name), remote];
+}
+
+/** Opens a line, or says why there is none. */
+function openLine(host: Host, place: Place): Line | string {
+  if (host.look(join(place.dir, SSH_CONFIG)).ok?.kind !== "file") return "there is no ssh.config";
+  const ssh = host.start({ argv: sshCommand(place) });
+  if (ssh.trouble) return `ssh cannot be started: ${ssh.why}`;
+  let accepted = false;
+  let ended: number | undefined;
+  ssh.ok.onLine((line) => accepted ||= line === "lima-guard: accepted");
+  return {
+    say: () => void ssh.ok.say("poweroff\n"),
+    // 255 after the word was accepted is the guest going down; any other end is not.
+    refusal: () =>
+      ended === undefined || (accepted && (ended === 0 || ended === 255))
+        ? undefined
+        : ssh.ok.lastWords() || `ssh ended with status ${ended}`,
+    ended: ssh.ok.ended.then(({ code }) => ended = code),
+    close: () => ssh.ok.kill("SIGKILL"),
+  };
+}
+
+// ──────────────────────────────────────────────────────────────────────────── stopping: the ladder ──
+
+/** One ascent of the ladder. */
+interface Climb {
+  readonly ctx: Context;
+  readonly place: Place;
+  readonly beganMs: number;
+  readonly limits: Record<Stage, number>;
+  readonly line: Line | string;
+  /** Rings when something may have ended. */
+  readonly bell: Bell;
+  seen: Observation;
+  steps: Step[];
+  seconds: Partial<Record<Stage, number>>;
+  /** Rings `bell` when the host agent's socket closes; until then nobody needs to be polled. */
+  agentHeld: boolean;
+}
+
+/** How an ascent went. */
+interface Stopped {
+  readonly end: StopEnd;
+  readonly seconds: Record<string, number>;
+  readonly steps: readonly Step[];
+  readonly left: readonly Proven[];
+  readonly blockers: readonly Remark[];
+}
+
+/**
+ * Stops whatever of an instance is alive and proven: guest, agent, driver, kill; each stage only while something is
+ * left, and each with a fresh look. ssh is on its way before ps is asked.
+ */
+async function climb(ctx: Context, place: Place, budgetS: number, beganMs: number): Promise<Stopped> {
+  const line = somebodyMayLive(ctx.host, place) ? openLine(ctx.host, place) : "nothing is alive";
+  const nothing: Observation = { place, claims: [], alive: [], unknowns: [], obstacles: [], notes: [] };
+  const c: Climb = {
+    ctx,
+    place,
+    beganMs,
+    limits: stageLimits(budgetS),
+    line,
+    bell: new Bell(),
+    seen: nothing,
+    steps: [],
+    seconds: {},
+    agentHeld: false,
+  };
+  try {
+    await lookAgain(c);
+    if (left(c).length === 0) return stopped(c, "already stopped");
+    await journal(ctx, place, "stop", { budgetS, alive: names(left(c)) });
+    void holdAgent(c);
+    for (const stage of ["guest", "agent", "driver", "kill"] as const) {
+      if (await isOver(c, stage)) return stopped(c, stage === "kill" ? "killed" : stage);
+    }
+    return stopped(c, "killed");
+  } finally {
+    if (typeof line !== "string") line.close();
+    ctx.stage(place, "", 0);
+  }
+}
+
+function stopped(c: Climb, end: StopEnd): Stopped {
+  const total = (c.ctx.host.clockMs() - c.beganMs) / 1000;
+  return { end, seconds: { ...c.seconds, total }, steps: c.steps, left: left(c), blockers: doubtsOf(c.seen) };
+}
+
+/** Cheap, and no proof: whether some PID file names a living process. It only decides whether ssh is worth starting. */
+function somebodyMayLive(host: Host, place: Place): boolean {
+  const files = (host.list(place.dir).ok ?? []).filter((e) => e.endsWith(".pid"));
+  return files.some((f) => {
+    const text = lookWithText(host, join(place.dir, f))?.seen.text;
+    const number = readPid(text ?? "");
+    return "pid" in number && host.alive(number.pid) !== "no";
+  });
+}
+
+/** In a stop nothing may take longer than a share of the time that is left. */
+function paceOf(c: Climb): Pace {
+  const leftMs = Math.max(0, c.beganMs + c.limits["clean up"] * 1000 - c.ctx.host.clockMs());
+  return { ...HURRIED, psMs: Math.min(PS_LIMIT_MS, leftMs / 4), lsofMs: Math.min(LSOF_LIMIT_MS, leftMs / 2) };
+}
+
+/** What was proven before, and now is unknown, is still there until the system says that it is gone. */
+async function lookAgain(c: Climb): Promise<void> {
+  const before = left(c).filter((p) => c.ctx.host.alive(p.row.pid) === "yes");
+  const now = await observeProcesses(c.ctx.host, c.place, paceOf(c));
+  c.seen = { ...c.seen, ...now };
+  if (doubtsOf(c.seen).length === 0) return;
+  const kept = before.filter((p) => !now.alive.some((n) => n.row.pid === p.row.pid));
+  c.seen = { ...c.seen, alive: [...now.alive, ...kept] };
+}
+
+function left(c: Climb): Proven[] {
+  return c.seen.alive.filter((p) => p.role !== "usernet");
+}
+
+/** Takes one stage, and tells whether nothing is left after it. */
+async function isOver(c: Climb, stage: "guest" | "agent" | "driver" | "kill"): Promise<boolean> {
+  const { ctx, place } = c;
+  const begin = ctx.host.clockMs();
+  const untilMs = c.beganMs + c.limits[stage] * 1000;
+  const step = ladderSteps(c.seen, "it is alive").find((s) => s.kind === stage);
+  if (!step) return false;
+  ctx.stage(place, stage, untilMs);
+  const skips = ctx.skips.count;
+  const outcome = await STAGES[stage](c, untilMs, () => ctx.skips.count > skips);
+  await lookAgain(c);
+  const seconds = (ctx.host.clockMs() - begin) / 1000;
+  c.seconds[stage] = seconds;
+  c.steps.push({ ...step, outcome });
+  ctx.say(stage === "kill" ? "warn" : "info", place, describeStep({ ...step, outcome }));
+  await journal(ctx, place, "stage", { stage, seconds, outcome });
+  return left(c).length === 0;
+}
+
+// ──────────────────────────────────────────────────────────────────────────── stopping: the stages ──
+
+/** One stage: acts, waits at most until the given moment or the skip, and says in words what came of it. */
+type StageWork = (c: Climb, untilMs: number, skipped: () => boolean) => Promise<string>;
+
+const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
+  guest: async (c, untilMs, skipped) => {
+    const { line } = c;
+    if (typeof line === "string") return `skipped: ${line}`;
+    if (!isOwnPort(c.seen, sshFile(c))) return "skipped: the port in ssh.config is not provably this instance's now";
+    line.say();
+    void line.ended.then(() => c.bell.ring());
+    const gone = await waitGone(c, left(c), untilMs, () => skipped() || line.refusal() !== undefined);
+    const refusal = line.refusal();
+    return gone ? "done" : refusal === undefined ? late(skipped) : `refused: ${refusal}`;
+  },
+  agent: async (c, untilMs, skipped) => {
+    const agents = () => left(c).filter((p) => p.role === "host agent");
+    const sent = await signalAll(c, agents, "SIGTERM");
+    const gone = await waitGone(c, agents(), untilMs, skipped);
+    return gone ? "done" : sent ?? late(skipped);
+  },
+  driver: async (c, untilMs, skipped) => {
+    if (left(c).some((p) => p.role === "host agent")) return "skipped: a host agent is still alive";
+    const drivers = () => driversOf(c.seen);
+    const leftMs = untilMs - c.ctx.host.clockMs();
+    // Most of the time is for the guest; the rest is for a QEMU that must at least write out its image.
+    const asked = drivers().some((p) => p.role === "QEMU") ? await powerdown(c, leftMs) : "not QEMU";
+    if (asked === undefined && await waitGone(c, drivers(), untilMs - leftMs / 5, skipped)) return "done";
+    const sent = await signalAll(c, drivers, "SIGTERM");
+    return await waitGone(c, drivers(), untilMs, skipped) ? "done" : sent ?? late(skipped);
+  },
+  kill: async (c, untilMs) => {
+    const sent = await signalAll(c, () => left(c), "SIGKILL");
+    const gone = await waitGone(c, left(c), untilMs, () => false);
+    if (!gone) return sent ?? "failed: still alive after SIGKILL";
+    return await diskReleased(c, untilMs) ? "done" : "done; but somebody still has the disk open";
+  },
+};
+
+function late(skipped: () => boolean): string {
+  return skipped() ? "skipped by a signal" : "no end in time";
+}
+
+function sshFile(c: Climb) {
+  const { host } = c.ctx;
+  const config = host.look(join(c.place.dir, SSH_CONFIG)).ok;
+  const text = config?.kind === "file" ? host.read(join(c.place.dir, SSH_CONFIG), 65_536).ok ?? "" : "";
+  const haPidMtimeMs = host.look(join(c.place.dir, HA_PID)).ok?.mtimeMs;
+  return { port: readSshPort(text), mtimeMs: config?.mtimeMs ?? 0, haPidMtimeMs };
+}
+
+/**
+ * Signals some proven processes. One that changed between judging and signalling is looked at again, once: a stepped
+ * clock changes a start time too. Returns what went wrong, in words, or undefined.
+ */
+async function signalAll(c: Climb, which: () => Proven[], signal: Signal): Promise<string | undefined> {
+  for (let turn = 1;; turn++) {
+    const outcomes: string[] = [];
+    for (const proven of which()) outcomes.push(await signalProven(c.ctx.host, proven, signal, paceOf(c).psMs));
+    const wrong = outcomes.find((o) => o !== "done" && o !== "already gone");
+    if (wrong !== CHANGED || turn > 1) return wrong;
+    await lookAgain(c);
+  }
+}
+
+/** Holds a connection to the host agent's socket: its end wakes the waiting at once, without polling. */
+async function holdAgent(c: Climb): Promise<void> {
+  const socket = join(c.place.dir, HA_SOCK);
+  if (!left(c).some((p) => p.role === "host agent") || c.ctx.host.look(socket).ok?.kind !== "socket") return;
+  const held = await c.ctx.host.connect(socket, ANSWER_LIMIT_MS);
+  if (held.trouble) return;
+  c.agentHeld = true;
+  while (await held.ok.hear() !== undefined);
+  c.agentHeld = false;
+  held.ok.close();
+  c.bell.ring();
+}
+
+/**
+ * Waits until some processes are gone. The end of the socket may come before the end of the process (seen with
+ * QEMU), so kill(pid, 0) decides; now and then ps tells a zombie, or a PID that is somebody else's by now.
+ */
+async function waitGone(c: Climb, whom: readonly Proven[], untilMs: number, giveUp: () => boolean): Promise<boolean> {
+  const { host, skips } = c.ctx;
+  let there = whom;
+  let nextPsMs = host.clockMs() + PS_POLL_MS;
+  for (;;) {
+    there = there.filter((p) => host.alive(p.row.pid) === "yes");
+    if (there.length > 0 && host.clockMs() >= nextPsMs) {
+      there = await stillThere(c, there);
+      nextPsMs = host.clockMs() + PS_POLL_MS;
+    }
+    const leftMs = untilMs - host.clockMs();
+    if (there.length === 0) return true;
+    if (leftMs <= 0 || giveUp()) return (await stillThere(c, there)).length === 0;
+    const pause = host.pause(Math.min(leftMs, c.agentHeld ? PS_POLL_MS / 2 : POLL_MS));
+    await Promise.race([pause, c.bell.next(), skips.bell.next()]);
+  }
+}
+
+async function stillThere(c: Climb, whom: readonly Proven[]): Promise<readonly Proven[]> {
+  const table = await ps(c.ctx.host, whom.map((p) => p.row.pid), paceOf(c).psMs);
+  if (table.trouble) return whom;
+  return whom.filter(({ row }) => {
+    const now = table.ok.rows.find((r) => r.pid === row.pid);
+    return now !== undefined && !now.stat.startsWith("Z") && now.command === row.command;
+  });
+}
+
+/** QMP's system_powerdown, the power button. Returns why it could not be pressed, or undefined. */
+async function powerdown(c: Climb, leftMs: number): Promise<string | undefined> {
+  const { host } = c.ctx;
+  const limitMs = Math.min(ANSWER_LIMIT_MS, leftMs / 4);
+  const line = await host.connect(join(c.place.dir, QMP_SOCK), limitMs);
+  if (line.trouble) return line.why;
+  const talk = async () => {
+    let heard = await hearUntil(line.ok, '"QMP"');
+    await line.ok.say('{"execute": "qmp_capabilities"}\n');
+    heard &&= await hearUntil(line.ok, '"return"');
+    await line.ok.say('{"execute": "system_powerdown"}\n');
+    return heard && await hearUntil(line.ok, '"return"');
+  };
+  const pressed = await Promise.race([talk(), host.pause(limitMs).then(() => false)]);
+  line.ok.close();
+  return pressed ? undefined : "QMP did not answer";
+}
+
+/** Events may come before the answer, so lines are read until one of the wanted kind. */
+async function hearUntil(line: Conversation, word: string): Promise<boolean> {
+  for (let text = ""; !text.includes(word);) {
+    const more = await line.hear();
+    if (more === undefined) return false;
+    text += more;
+    if (text.includes('"error"')) return false;
+  }
+  return true;
+}
+
+/** A vz VM is a process of its own and ends a moment after its client; until then its disk is not free. */
+async function diskReleased(c: Climb, untilMs: number): Promise<boolean> {
+  const { host } = c.ctx;
+  if (host.os !== "darwin") return true;
+  const images = ["disk", "diffdisk"].map((f) => join(c.place.dir, f)).filter((p) => host.look(p).ok?.kind === "file");
+  const holders = await holdersOf(host, images, untilMs - host.clockMs(), paceOf(c).lsofMs);
+  return holders.trouble === undefined && holders.ok.length === 0;
+}
+
+// ─────────────────────────────────────────────────────────────────────────────────────── the roles ──
+
+/** What became of one instance: the document that `--json` prints, field by field. */
+export interface Report {
+  readonly name: string;
+  /** What the guard found it to be; `stopped` after a stop. */
+  readonly state: State;
+  readonly status: number;
+  /** Which stage ended a stop, or null. */
+  readonly stage: StopEnd | null;
+  readonly seconds: Readonly<Record<string, number>>;
+  readonly steps: readonly Pick<Step, "kind" | "what" | "because" | "outcome">[];
+  readonly blockers: readonly Remark[];
+  readonly notes: readonly Remark[];
+  /** The result in one line, for people. */
+  readonly summary: string;
+}
+
+function report(name: string, state: State, status: number, summary: string, more: Partial<Report> = {}): Report {
+  const empty = { stage: null, seconds: {}, steps: [], blockers: [], notes: [] };
+  return { name, state, status, ...empty, ...more, summary };
+}
+
+function reportPlan(place: Place, p: Plan, steps = p.steps): Report {
+  const { blockers, notes } = p;
+  // Blockers are told below the line, each with its reason.
+  const summary = blockers.length > 0 ? p.state : `${p.state}: ${p.because}`;
+  return report(place.name, p.state, p.status, summary, { steps: steps.map(bare), blockers, notes });
+}
+
+function bare({ kind, what, because, outcome }: Step): Report["steps"][number] {
+  return { kind, what, because, outcome: outcome ?? "planned" };
+}
+
+/** How often `--pre` looks again after it did something; a world that changes faster is left to the next try. */
+const ROUNDS = 4;
+
+/** `--pre`: clears what a dead run left behind, and ends an orphan. Never starts anything. */
+async function pre(ctx: Context, place: Place): Promise<Report> {
+  const taken = await lockFor(ctx, place, LOCK_WAIT_MS);
+  if ("report" in taken) return taken.report;
+  try {
+    return await heal(ctx, place);
+  } finally {
+    taken.lock.free();
+  }
+}
+
+/** Observe, plan, act, and again, until there is nothing left to do. The caller holds the lock. */
+async function heal(ctx: Context, place: Place): Promise<Report> {
+  const taken: Step[] = [];
+  let first: Plan | undefined;
+  for (let round = 1;; round++) {
+    const p = planPre(await observe(ctx.host, place));
+    first ??= p;
+    const failed = statusOfSteps(taken);
+    if (ctx.dryRun) return reportPlan(place, p);
+    if (p.steps.length === 0 || failed !== EXIT.done || round === ROUNDS) {
+      const status = failed !== EXIT.done ? failed : p.steps.length > 0 ? EXIT.tryAgain : p.status;
+      if (taken.length > 0) await journal(ctx, place, "pre", { state: first.state, status, steps: taken.map(bare) });
+      return healed(place, first, p, taken, status);
+    }
+    taken.push(...await actOn(ctx, place, p));
+  }
+}
+
+function healed(place: Place, first: Plan, last: Plan, steps: readonly Step[], status: number): Report {
+  const base = reportPlan(place, last, steps);
+  if (steps.length === 0) return { ...base, status };
+  const done = steps.filter((s) => s.outcome === "done").length;
+  const now = status === EXIT.done ? "ready to start" : last.state;
+  return { ...base, state: first.state, status, summary: `${first.state}: ${first.because}: ${done} done, ${now}` };
+}
+
+/** Acts on a plan of `--pre`: the ladder where somebody lives (its files are judged anew after it), else removals. */
+async function actOn(ctx: Context, place: Place, p: Plan): Promise<Step[]> {
+  if (!p.steps.some((s) => s.kind !== "remove")) return removeAll(ctx, place, p.steps);
+  ctx.say("warn", place, `${p.state}: ${p.because}`);
+  const stop = await climb(ctx, place, ctx.budgetS, ctx.host.clockMs());
+  if (stop.left.length === 0) return [...stop.steps];
+  return [...stop.steps, {
+    kind: "kill",
+    what: `end ${names(stop.left)}`,
+    because: p.because,
+    outcome: "failed: alive",
+  }];
+}
+
+function removeAll(ctx: Context, place: Place, steps: readonly Step[]): Step[] {
+  return steps.filter((s) => s.kind === "remove").map((step) => {
+    const taken = removeStep(ctx.host, step);
+    ctx.say(taken.outcome?.startsWith("failed") ? "error" : "info", place, describeStep(taken));
+    return taken;
+  });
+}
+
+/** `--stop`: the ladder, then clean up, so that the next boot starts clean. */
+async function stop(ctx: Context, place: Place): Promise<Report> {
+  const taken = await lockFor(ctx, place, ctx.budgetS * 1000);
+  if ("report" in taken) return taken.report;
+  try {
+    if (!ctx.dryRun) return await stopLocked(ctx, place, taken.lock);
+    return reportPlan(place, planStop(await observe(ctx.host, place, HURRIED), ctx.budgetS));
+  } finally {
+    taken.lock.free();
+  }
+}
+
+async function stopLocked(ctx: Context, place: Place, lock: Lock): Promise<Report> {
+  lock.note("stopping");
+  const went = await climb(ctx, place, ctx.budgetS, ctx.host.clockMs());
+  const cleaned = await cleanUp(ctx, place);
+  const { end, seconds } = went;
+  const steps = [...went.steps, ...cleaned.steps];
+  const blockers = [...went.blockers, ...cleaned.blockers.filter((b) => !went.blockers.some((w) => w.what === b.what))];
+  const alive = went.left.length > 0;
+  const status = worst([alive ? EXIT.failed : EXIT.done, statusOfSteps(steps), ...blockers.map(() => EXIT.tryAgain)]);
+  if (steps.length > 0) await journal(ctx, place, "end", { stage: end, seconds, status });
+  const state = alive ? "running" : blockers.length > 0 ? "unknown" : "stopped";
+  const words = alive ? `not stopped: ${names(went.left)} did not end` : describeStop(end, seconds["total"] ?? 0);
+  const summary = state === "unknown" ? state : words;
+  return report(place.name, state, status, summary, { stage: end, seconds, steps: steps.map(bare), blockers });
+}
+
+/** Removes what the stop left, above all vz.pid. What only a start would stumble over is no matter of a stop. */
+async function cleanUp(ctx: Context, place: Place): Promise<{ steps: Step[]; blockers: Remark[] }> {
+  const seen = await observe(ctx.host, place, HURRIED);
+  const p = planStop(seen, ctx.budgetS);
+  if (p.state !== "stopped") return { steps: [], blockers: doubtsOf(seen) };
+  return { steps: removeAll(ctx, place, p.steps), blockers: [] };
+}
+
+/** The instance's lock, or the report of who has it. A guard that is stopping it is waited for longer. */
+async function lockFor(ctx: Context, place: Place, stopperMs: number): Promise<{ lock: Lock } | { report: Report }> {
+  const first = tryLock(ctx, place);
+  if ("lock" in first) return first;
+  const holder = readLockRecord(first.held.read(), place.dir);
+  if (holder?.role === "run" && holder.phase === "supervising" && ctx.role === "pre") {
+    first.held.close();
+    return {
+      report: report(place.name, "running", EXIT.done, `running: lima-guard --run ${holder.pid} supervises it`),
+    };
+  }
+  const waitMs = holder?.role === "stop" && ctx.role === "stop" ? stopperMs : LOCK_WAIT_MS;
+  const who = holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another guard";
+  ctx.say("info", place, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
+  const freed = await first.held.lockWithin(waitMs);
+  first.held.close();
+  const second = freed ? tryLock(ctx, place) : first;
+  if ("lock" in second) return second;
+  second.held.close();
+  const because = `${who} is at work on it and holds its lock`;
+  const blocker = { what: join(place.dir, LOCK_FILE), because, hint: "run this again" };
+  return { report: report(place.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }) };
+}
+
+// ─────────────────────────────────────────────────────────────────────────────── finding instances ──
+
+/** LIMA_HOME as Lima finds it: the option, the environment, ~/.lima; links resolved where it exists. */
+function limaHome(host: Host, option: string | undefined): { home: string } | { why: string } {
+  const chosen = option ?? (host.env("LIMA_HOME") || undefined);
+  const userHome = host.env("HOME");
+  if (chosen === undefined && !userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
+  const path = chosen ?? join(userHome ?? "", ".lima");
+  const real = host.realPath(path);
+  if (real.ok !== undefined) return { home: real.ok };
+  return path.startsWith("/") ? { home: path } : { why: `Cannot find LIMA_HOME ${JSON.stringify(path)}: ${real.why}` };
+}
+
+/** Where an instance lives; a report where nothing may be done about it. */
+async function findPlace(ctx: Context, home: string, name: string): Promise<{ place: Place } | { report: Report }> {
+  const { host } = ctx;
+  const dir = join(home, name);
+  const refuse = (state: State, status: number, because: string, hint: string) => ({
+    report: report(name, state, status, state, { blockers: [{ what: dir, because, hint }] }),
+  });
+  const look = host.look(dir, "follow links");
+  if (look.trouble === "denied") return refuse("blocked", EXIT.denied, look.why, `ls -ld ${quote(home)}`);
+  if (look.trouble || look.ok.kind !== "directory") {
+    const because = look.trouble === "absent"
+      ? "no such instance"
+      : `no such instance: ${look.trouble ? look.why : "no directory"}`;
+    return refuse("missing", EXIT.noInstance, because, `ls ${quote(home)}; --lima-home DIR names another LIMA_HOME`);
+  }
+  const owner = look.ok.uid;
+  if (owner === host.uid) return { place: { name, home, dir, owner } };
+  const user = await userName(host, owner);
+  const because = `it belongs to ${user}, and files of another user in it would lock its own guard out`;
+  return refuse("blocked", EXIT.denied, because, `sudo -u ${quote(user)} lima-guard --${ctx.role} ${name}`);
+}
+
+/** The name of a user for a command line, `#501` where it has none; sudo takes both. */
+async function userName(host: Host, uid: number): Promise<string> {
+  const answer = await host.run({ argv: ["/usr/bin/id", "-un", String(uid)] }, PS_LIMIT_MS);
+  const name = answer.ok?.code === 0 ? answer.ok.stdout.trim() : "";
+  return name === "" ? `#${uid}` : name;
+}
+
+/** All instances of a LIMA_HOME, by Lima's own rule: real directories with a valid name and a lima.yaml. */
+function allInstances(host: Host, home: string): Tried<string[]> {
+  const entries = host.list(home);
+  if (entries.trouble) return entries;
+  const isInstance = (name: string) =>
+    nameTrouble(name) === undefined && host.look(join(home, name)).ok?.kind === "directory" &&
+    host.look(join(home, name, LIMA_YAML), "follow links").ok?.kind === "file";
+  return { ok: entries.ok.filter(isInstance).sort() };
+}
+
+// ─────────────────────────────────────────────────────────────────────────────────── the real host ──
+
+/** The machine itself: the only place that touches Deno. */
+export function realHost(): Host {
+  const os = Deno.build.os === "darwin" ? "darwin" : "linux";
+  return {
+    os,
+    uid: Deno.uid() ?? -1,
+    pid: Deno.pid,
+    env: (name) => Deno.env.get(name),
+    wallMs: () => Date.now(),
+    clockMs: () => performance.now(),
+    uptimeMs: () => Deno.osUptime() * 1000,
+    pause: (ms) => new Promise((resolve) => setTimeout(resolve, Math.max(0, ms))),
+    look: (path, follow) => attempt(() => lookOf(follow ? Deno.statSync(path) : Deno.lstatSync(path))),
+    list: (dir) => attempt(() => [...Deno.readDirSync(dir)].map((e) => e.name)),
+    read: (path, most) => attempt(() => readTail(path, most)),
+    linkTarget: (path) => attempt(() => Deno.readLinkSync(path)),
+    realPath: (path) => attempt(() => Deno.realPathSync(path)),
+    writeTrouble: (path) => {
+      const opened = attempt(() => Deno.lstatSync(path).isFile && Deno.openSync(path, { write: true }).close());
+      return opened.trouble === "read-only" ? opened.why : undefined;
+    },
+    remove: (path) => attempt(() => Deno.removeSync(path)),
+    rename: (from, to) => attempt(() => Deno.renameSync(from, to)),
+    append: (path, text) => attempt(() => appendThrough(path, text)),
+    openLock: (path, create) => attempt(() => openLock(path, create)),
+    alive: (pid) => {
+      if (!isPid(pid)) return "no";
+      const asked = attempt(() => Deno.kill(pid, 0 as unknown as Deno.Signal));
+      return asked.trouble === undefined ? "yes" : asked.trouble === "absent" ? "no" : "another user's";
+    },
+    signal: (pid, signal) => {
+      if (!isPid(pid)) return { trouble: "other", why: `${pid} is no PID` };
+      return attempt(() => Deno.kill(pid, signal));
+    },
+    run: runToEnd,
+    start: (command) => attempt(() => startChild(command)),
+    connect: dial,
+    onSignal: (signal, take) => Deno.addSignalListener(signal, take),
+    isTerminal: Deno.stderr.isTerminal(),
+    stdout: (text) => writeAll(Deno.stdout, text),
+    stderr: (text) => writeAll(Deno.stderr, text),
+  };
+}
+
+/** Turns what the system throws into an answer. Whatever is no error of the system is a bug and goes on flying. */
+function attempt<T>(effect: () => T): Tried<T> {
+  try {
+    return { ok: effect() };
+  } catch (error) {
+    return troubleOf(error);
+  }
+}
+
+function troubleOf(error: unknown): { trouble: Trouble; why: string } {
+  if (!(error instanceof Error)) throw error;
+  const code = (error as { code?: string }).code ?? /\bE[A-Z]{3,}\b/.exec(error.message)?.[0];
+  const why = error.message;
+  if (error instanceof Deno.errors.NotFound || code === "ENOTDIR" || code === "ESRCH") {
+    return { trouble: "absent", why };
+  }
+  if (error instanceof Deno.errors.PermissionDenied) return { trouble: "denied", why };
+  if (error instanceof Deno.errors.ConnectionRefused) return { trouble: "refused", why };
+  if (code === "EROFS") return { trouble: "read-only", why };
+  return { trouble: "other", why };
+}
+
+function lookOf(info: Deno.FileInfo): Look {
+  const kind = info.isSymlink ? "link" : info.isFile ? "file" : info.isDirectory ? "directory" : otherKind(info);
+  const { dev, size } = info;
+  const mtimeMs = info.mtime?.getTime() ?? 0;
+  return { kind, dev, ino: info.ino ?? 0, size, mtimeMs, uid: info.uid ?? -1, mode: (info.mode ?? 0) & 0o777 };
+}
+
+function otherKind(info: Deno.FileInfo): "FIFO" | "socket" | "device" {
+  return info.isFifo ? "FIFO" : info.isSocket ? "socket" : "device";
+}
+
+function readTail(path: string, most: number): string {
+  using file = Deno.openSync(path);
+  const { size } = file.statSync();
+  if (size > most) file.seekSync(size - most, Deno.SeekMode.Start);
+  const bytes = new Uint8Array(most);
+  let filled = 0;
+  for (let n: number | null; filled < most && (n = file.readSync(bytes.subarray(filled))) !== null;) filled += n;
+  return new TextDecoder().decode(bytes.subarray(0, filled));
+}
+
+function appendThrough(path: string, text: string): void {
+  using file = Deno.openSync(path, { append: true, create: true, mode: 0o644 });
+  const bytes = new TextEncoder().encode(text);
+  for (let sent = 0; sent < bytes.length;) sent += file.writeSync(bytes.subarray(sent));
+  file.syncDataSync();
+}
+
+function openLock(path: string, create: boolean): Lockable {
+  const kind = attempt(() => lookOf(Deno.lstatSync(path))).ok?.kind;
+  if (kind !== undefined && kind !== "file" && kind !== "directory") throw new Error(`${path} is a ${kind}`);
+  const file = kind === "directory" ? Deno.openSync(path) : Deno.openSync(path, { read: true, write: true, create });
+  return {
+    tryLock: () => {
+      const tried = attempt(() => file.tryLockSync(true));
+      return tried.trouble === undefined ? tried.ok : undefined;
+    },
+    // Nothing can cancel a waiting flock: one that comes too late is let go of at once, by closing the file.
+    lockWithin: (ms) => within(file.lock(true).then(() => true, () => false), ms, false),
+    read: () => readTail(path, 4096),
+    write: (text) => {
+      // The record is a courtesy: on a full disk the lock itself still holds.
+      attempt(() => file.truncateSync(0));
+      attempt(() => file.seekSync(0, Deno.SeekMode.Start));
+      attempt(() => file.writeSync(new TextEncoder().encode(text)));
+    },
+    close: () => attempt(() => file.close()),
+  };
+}
+
+/** A promise's value, or another after a time. The timer does not outlive the answer. */
+async function within<T>(promise: Promise<T>, ms: number, otherwise: T): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<T>((resolve) => timer = setTimeout(() => resolve(otherwise), Math.max(0, ms)));
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+// ──────────────────────────────────────────────────────────── the real host: processes and sockets ──
+
+function environmentFor(command: Command): Record<string, string> {
+  const env = { ...Deno.env.toObject(), ...command.env };
+  for (const name of command.unset ?? []) delete env[name];
+  return env;
+}
+
+/** `signal:` of Deno.Command is no limit (one SIGTERM, and a grandchild may hold the pipe): so its whole own group. */
+async function runToEnd(command: Command, limitMs: number): Promise<Tried<Ended>> {
+  const [program, ...args] = command.argv;
+  const env = environmentFor(command);
+  const options = {
+    args,
+    env,
+    clearEnv: true,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+    detached: true,
+  } as const;
+  const child = attempt(() => new Deno.Command(program, options).spawn());
+  if (child.trouble) return child;
+  const answer = await within(child.ok.output(), limitMs, undefined);
+  if (answer === undefined) {
+    attempt(() => Deno.kill(-child.ok.pid, "SIGKILL"));
+    return { trouble: "limit", why: `${program} did not end within ${Math.round(limitMs)} ms` };
+  }
+  const text = new TextDecoder();
+  const { code, signal, stdout, stderr } = answer;
+  return { ok: { code, signal: signal ?? undefined, stdout: text.decode(stdout), stderr: text.decode(stderr) } };
+}
+
+/** Its own session: Ctrl-C at the terminal is meant for the guard. */
+function startChild(command: Command): Child {
+  const [program, ...args] = command.argv;
+  const pipes = { stdin: "piped", stdout: "piped", stderr: "piped" } as const;
+  const child = new Deno.Command(program, {
+    args,
+    env: environmentFor(command),
+    clearEnv: true,
+    detached: true,
+    ...pipes,
+  })
+    .spawn();
+  const input = child.stdin.getWriter();
+  let last = "";
+  const [lines, errors] = [child.stdout, child.stderr];
+  const errorsEnd = eachLine(errors, (line) => last = line.trim() || last);
+  return {
+    pid: child.pid,
+    ended: child.status.then(async ({ code, signal }) => {
+      await within(errorsEnd, POLL_MS, undefined);
+      return { code, signal: signal ?? undefined };
+    }),
+    kill: (signal) => attempt(() => child.kill(signal)),
+    // The reader may be gone: then its end tells more than the failed write.
+    say: (text) => input.write(new TextEncoder().encode(text)).catch(() => {}),
+    onLine: (take) => void eachLine(lines, take),
+    lastWords: () => last,
+  };
+}
+
+async function eachLine(stream: ReadableStream<Uint8Array>, take: (line: string) => void): Promise<void> {
+  let rest = "";
+  const text = new TextDecoder();
+  for await (const chunk of stream) {
+    const lines = (rest + text.decode(chunk, { stream: true })).split("\n");
+    rest = lines.pop() ?? "";
+    for (const line of lines) take(line);
+  }
+}
+
+async function dial(to: string | { port: number }, limitMs: number): Promise<Tried<Conversation>> {
+  const connecting: Promise<Deno.Conn> = typeof to === "string"
+    ? Deno.connect({ transport: "unix", path: to })
+    : Deno.connect({ hostname: "127.0.0.1", port: to.port });
+  let late = false;
+  const tried = connecting.then((ok) => {
+    if (late) ok.close();
+    return { ok };
+  }, troubleOf);
+  const answer = await within<Tried<Deno.Conn>>(tried, limitMs, { trouble: "limit", why: "it did not accept in time" });
+  late = answer.trouble === "limit";
+  if (answer.trouble) return answer;
+  const conn = answer.ok;
+  const bytes = new Uint8Array(4096);
+  return {
+    ok: {
+      // An end of the connection shows in hear(); close() makes both fail, on purpose.
+      say: async (text) => void await conn.write(new TextEncoder().encode(text)).catch(() => 0),
+      hear: async () => {
+        const n = await conn.read(bytes).catch(() => null);
+        return n === null ? undefined : new TextDecoder().decode(bytes.subarray(0, n));
+      },
+      close: () => attempt(() => conn.close()),
+    },
+  };
+}
+
+/** Written through. A reader that went away, or a full disk, must never stop a stop. */
+function writeAll(to: { writeSync(bytes: Uint8Array): number }, text: string): void {
+  const bytes = new TextEncoder().encode(text);
+  attempt(() => {
+    for (let sent = 0; sent < bytes.length;) sent += to.writeSync(bytes.subarray(sent));
+  });
+}
+
+// ──────────────────────────────────────────────────────────────────────────────────── command line ──
+
+/** Every option there is, in the order of the help text, which is made from this table. */
+export const OPTIONS = [
+  { flag: "pre", argument: "INSTANCE…", text: "clear what a dead run left behind, then exit" },
+  { flag: "stop", argument: "INSTANCE…", text: "stop gracefully, then hard; several at once in parallel" },
+  { flag: "all", text: "with --stop: every instance of LIMA_HOME" },
+  { flag: "lima-home", argument: "DIR", text: "where the instances are (default: $LIMA_HOME, else ~/.lima)" },
+  { flag: "timeout", argument: "SECONDS", text: `the whole budget of a stop (default: ${DEFAULT_BUDGET_S})` },
+  { flag: "dry-run", text: "observe, plan, print, leave; exit as the real run would" },
+  { flag: "json", text: "one JSON document on stdout" },
+  { flag: "verbose", short: "v", text: "say more on stderr" },
+  { flag: "help", short: "h", text: "print this and exit" },
+  { flag: "version", text: "print the version and exit" },
+] as const;
+
+const ROLES = ["pre", "stop"] as const;
+
+/** What the command line asks for. */
+export interface Invocation {
+  readonly role: typeof ROLES[number];
+  readonly names: readonly string[];
+  readonly all: boolean;
+  readonly limaHome?: string;
+  readonly budgetS: number;
+  readonly dryRun: boolean;
+  readonly json: boolean;
+  readonly verbose: boolean;
+}
+
+/** The text of `--help`. */
+export function helpText(): string {
+  const rows = OPTIONS.map((o) => {
+    const short = "short" in o ? `-${o.short}, ` : "";
+    const flag = `${short}--${o.flag}${"argument" in o ? ` ${o.argument}` : ""}`;
+    return `  ${flag.padEnd(20)}  ${o.text}`;
+  });
+  return `lima-guard ${VERSION}: start and stop Lima instances without harm to anybody else
+
+usage: lima-guard --pre INSTANCE…
+       lima-guard --stop INSTANCE… | --stop --all
+
+${rows.join("\n")}
+
+Exit statuses: 0 done, or nothing to do; 1 a step failed; 64 usage; 66 no such instance;
+75 could not find out, or another guard is at work: try again; 77 not permitted.
+
+Try: lima-guard --pre --dry-run default
+`;
+}
+
+/** Reads the arguments: an invocation, a text to print, or what is wrong with them. Touches nothing. */
+export function parseCommandLine(args: readonly string[]): Invocation | { print: string } | { usage: string } {
+  const unknown: string[] = [];
+  const switches = OPTIONS.filter((o) => !("argument" in o) || o.argument === "INSTANCE…").map((o) => o.flag);
+  const parsed = parseArgs([...args], {
+    boolean: switches,
+    string: ["_", "lima-home", "timeout"],
+    alias: { v: "verbose", h: "help" },
+    unknown: (arg: string, key?: string) => {
+      if (key !== undefined) unknown.push(arg);
+      return key === undefined;
+    },
+  });
+  if (unknown.length > 0) return { usage: `Cannot understand ${JSON.stringify(unknown[0])}` };
+  const assigned = args.find((a) => switches.some((s) => a.startsWith(`--${s}=`)));
+  if (assigned) return { usage: `Cannot understand ${JSON.stringify(assigned)}: this option takes no value` };
+  if (parsed["help"]) return { print: helpText() };
+  if (parsed["version"]) return { print: `lima-guard ${VERSION}\n` };
+  const roles = ROLES.filter((role) => parsed[role]);
+  const [role] = roles;
+  if (role === undefined) return { usage: "No role is given" };
+  if (roles.length > 1) return { usage: `Cannot do --${roles.join(" and --")} at once` };
+  return invocationOf(role, parsed);
+}
+
+function invocationOf(role: Invocation["role"], parsed: Record<string, unknown> & { _: unknown[] }) {
+  const names = [...new Set(parsed._.map(String))];
+  const all = parsed["all"] === true;
+  const [home, timeout] = [parsed["lima-home"], parsed["timeout"]];
+  if (all && role !== "stop") return { usage: "--all goes with --stop" };
+  if (all && names.length > 0) return { usage: "Cannot take --all and instance names at once" };
+  if (!all && names.length === 0) return { usage: "No instance is named" };
+  const bad = names.find((name) => nameTrouble(name) !== undefined);
+  if (bad !== undefined) return { usage: `Cannot take ${JSON.stringify(bad)} as instance name: ${nameTrouble(bad)}` };
+  if (home === "") return { usage: "--lima-home needs a directory" };
+  const budgetS = timeout === undefined ? DEFAULT_BUDGET_S : Number(timeout);
+  if (timeout !== undefined && !/^\d+(\.\d+)?$/.test(String(timeout)) || budgetS < 1 || budgetS > 3600) {
+    return { usage: `Cannot take ${JSON.stringify(timeout)} as --timeout: it is a number of seconds, 1 to 3600` };
+  }
+  const limaHome = typeof home === "string" ? { limaHome: home } : {};
+  const [dryRun, json, verbose] = [parsed["dry-run"] === true, parsed["json"] === true, parsed["verbose"] === true];
+  return { role, names, all, ...limaHome, budgetS, dryRun, json, verbose };
+}
+
+// ──────────────────────────────────────────────────────────────────────────────────────────── main ──
+
+/** Runs the guard with these arguments on this host. Returns the exit status. */
+export async function main(args: readonly string[], host: Host): Promise<number> {
+  const invocation = parseCommandLine(args);
+  if ("print" in invocation) {
+    host.stdout(invocation.print);
+    return EXIT.done;
+  }
+  if ("usage" in invocation) {
+    host.stderr(`lima-guard: ${invocation.usage} (hint: lima-guard --help)\n`);
+    return EXIT.usage;
+  }
+  const home = limaHome(host, invocation.limaHome);
+  if ("why" in home) {
+    host.stderr(`lima-guard: ${home.why} (hint: lima-guard --lima-home DIR …)\n`);
+    return EXIT.tryAgain;
+  }
+  const ctx = contextFor(host, invocation);
+  const names: Tried<readonly string[]> = invocation.all ? allInstances(host, home.home) : { ok: invocation.names };
+  if (names.trouble) {
+    host.stderr(`lima-guard: Cannot list the instances: ${names.why} (hint: --lima-home DIR)\n`);
+    return names.trouble === "denied" ? EXIT.denied : EXIT.noInstance;
+  }
+  if (invocation.role === "stop") hearSkips(ctx);
+  const reports = await Promise.all(names.ok.map((name) => serve(ctx, home.home, name)));
+  const status = worst(reports.map((r) => r.status));
+  host.stdout(invocation.json ? documentOf(invocation.role, reports) : tellAll(reports, invocation.dryRun));
+  return status;
+}
+
+/** One role for one instance. Whatever is thrown is a bug of ours; the other instances must not suffer from it. */
+async function serve(ctx: Context, home: string, name: string): Promise<Report> {
+  try {
+    const found = await findPlace(ctx, home, name);
+    if ("report" in found) return found.report;
+    return ctx.role === "pre" ? await pre(ctx, found.place) : await stop(ctx, found.place);
+  } catch (error) {
+    const because = `lima-guard failed: ${error instanceof Error ? error.stack ?? error.message : String(error)}`;
+    return report(name, "unknown", EXIT.failed, because, { blockers: [{ what: name, because }] });
+  }
+}
+
+/** The first signal of a stop skips a stage at once, further ones only when they are no echo of it. */
+function hearSkips(ctx: Context): void {
+  let lastMs = -Infinity;
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    ctx.host.onSignal(signal, () => {
+      const nowMs = ctx.host.clockMs();
+      if (nowMs - lastMs < SKIP_APART_MS) return;
+      lastMs = nowMs;
+      ctx.skips.count++;
+      ctx.skips.bell.ring();
+    });
+  }
+}
+
+/** The log: one line to stderr, written through. std's console handler writes to stdout, its file handler loses lines. */
+class StderrHandler extends BaseHandler {
+  constructor(readonly write: (text: string) => void) {
+    super("DEBUG", {
+      formatter: ({ levelName, msg }) => `lima-guard: ${levelName === "INFO" ? "" : `${levelName}: `}${msg}`,
+    });
+  }
+  override log(msg: string): void {
+    this.write(`${msg}\n`);
+  }
+}
+
+function contextFor(host: Host, { role, dryRun, budgetS, verbose }: Invocation): Context {
+  const stages = new Map<string, { stage: string; untilMs: number }>();
+  const show = host.isTerminal && !dryRun;
+  const clear = () => show && stages.size > 0 ? host.stderr("\r\x1b[K") : undefined;
+  const write = (text: string) => {
+    clear();
+    host.stderr(text);
+  };
+  const log = new Logger("lima-guard", verbose ? "DEBUG" : "INFO", { handlers: [new StderrHandler(write)] });
+  const say: Context["say"] = (level, place, text) => log[level](`${role} ${place.name}: ${text}`);
+  const tell = async () => {
+    for (; stages.size > 0; await host.pause(1000)) {
+      const words = [...stages].map(([name, s]) => `${name}: ${s.stage}, ${secondsLeft(host, s.untilMs)} s left`);
+      host.stderr(`\r\x1b[K${words.join(" · ")}`);
+    }
+  };
+  const stage: Context["stage"] = (place, name, untilMs) => {
+    clear();
+    const wasEmpty = stages.size === 0;
+    if (name === "") return void stages.delete(place.name);
+    stages.set(place.name, { stage: name, untilMs });
+    if (!show) say("info", place, `stage ${name}, ${secondsLeft(host, untilMs)} s left`);
+    else if (wasEmpty) void tell();
+  };
+  return { host, role, dryRun, budgetS, say, stage, skips: { count: 0, bell: new Bell() } };
+}
+
+function secondsLeft(host: Host, untilMs: number): number {
+  return Math.max(0, Math.round((untilMs - host.clockMs()) / 1000));
+}
+
+/** The JSON document of a run; the field names are stable. */
+function documentOf(role: string, reports: readonly Report[]): string {
+  const instances = reports.map(({ summary: _, ...fields }) => fields);
+  return `${JSON.stringify({ version: 1, role, instances }, null, 2)}\n`;
+}
+
+/** The results for people: a line each, with what is in the way below it. */
+function tellAll(reports: readonly Report[], dryRun: boolean): string {
+  const lines = reports.flatMap((r) => [
+    `${r.name}: ${r.summary}`,
+    ...dryRun ? r.steps.map(({ kind, what, because }) => `  would ${describeStep({ kind, what, because })}`) : [],
+    ...r.blockers.map((b) => `  ${describeRemark("blocked")(b)}`),
+    ...r.notes.map((n) => `  ${describeRemark("note")(n)}`),
+  ]);
+  return lines.length === 0 ? "no instance\n" : `${lines.join("\n")}\n`;
+}
+
+if (import.meta.main) {
+  const host = realHost();
+  // An uncaught throw would make Deno SIGKILL our children: said, and survived.
+  for (const kind of ["error", "unhandledrejection"] as const) {
+    addEventListener(kind, (event) => {
+      event.preventDefault();
+      const cause = "reason" in event ? event.reason : (event as ErrorEvent).error;
+      host.stderr(`lima-guard: a fault of its own: ${cause?.stack ?? cause}\n`);
+    });
+  }
+  Deno.exit(await main(Deno.args, host).catch((error) => (host.stderr(`lima-guard: ${error?.stack}\n`), EXIT.failed)));
+}
