@@ -190,7 +190,7 @@ sub wait_until {
 # DIR/standin.guest is the guest: `disk` stands for its file system and holds the word `dirty` while it runs; only a
 # guest that powered itself off leaves `clean`. A cut leaves `dirty`, because nobody is left to write. The lock on
 # `vm.lock` says that the machine is on: the kernel drops it however the process ends. The file `poweroff` is the
-# guest's wish to be switched off: its text is the time this takes, in ms.
+# guest's wish to be switched off; `mode` may say how long this takes (`slow:MS`).
 
 my ($GUEST, $VM_LOCK, $DISK, $OFF_AT, $BOOTED_AT, $GUEST_OFF_MS, $POWER_BUTTON);
 
@@ -225,8 +225,8 @@ sub ask_off {
 
 # Did the guest ask for it, and is it time? To be called in every turn.
 sub vm_asked_off {
-    if (defined(my $ms = read_file("$GUEST/poweroff"))) {
-        ask_off($ms =~ /^(\d+)/ ? $1 : $GUEST_OFF_MS) unless defined $OFF_AT;
+    if (!defined $OFF_AT && -e "$GUEST/poweroff") {
+        ask_off((read_file("$GUEST/mode") // '') =~ /^slow:(\d+)/ ? $1 : $GUEST_OFF_MS);
     }
     return defined $OFF_AT && now_ms() >= $OFF_AT;
 }
