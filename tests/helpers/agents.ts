@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import type { Conf, Home, Instance } from "./home.ts";
-import { eventually, exists, isAlive, waitForExit, within } from "./processes.ts";
+import { eventually, exists, isAlive, killChild, waitForExit, within } from "./processes.ts";
 
 /** How far a start is to have come. `driver`: its PID file is there; `exit`: the process has ended. */
 export type Point = "spawned" | "ha.pid" | "ssh.config" | "ha.sock" | "driver" | "event" | "running" | "exit";
@@ -50,7 +50,7 @@ export async function startAgent(
     signal: (signal) => child.kill(signal),
     isAlive: () => ended === undefined,
     async [Symbol.asyncDispose]() {
-      if (ended === undefined) child.kill("SIGKILL");
+      killChild(child);
       await status;
       await stderr;
     },
@@ -63,10 +63,14 @@ export async function startAgent(
   await eventually(async () => {
     if (hasReached(instance, child.pid, until)) return;
     if (ended) {
-      failure = `limactl ended with status ${ended.code} before it had reached ${until}:\n${await stderr}\n${instance.log().join("\n")}`;
+      failure = `limactl ended with status ${ended.code} before it had reached ${until}:\n${await stderr}\n${
+        instance.log().join("\n")
+      }`;
       return;
     }
-    throw new Error(`the host agent of ${instance.name} has not reached "${until}"; files: ${instance.files().join(" ")}`);
+    throw new Error(
+      `the host agent of ${instance.name} has not reached "${until}"; files: ${instance.files().join(" ")}`,
+    );
   });
   if (failure) throw new Error(failure);
   return agent;
@@ -105,7 +109,11 @@ export interface Orphan extends AsyncDisposable {
 }
 
 /** A running QEMU (krunkit, external driver) whose host agent was SIGKILLed: all files are left as that leaves them. */
-export async function startOrphan(instance: Instance, vmtype: "qemu" | "krunkit" | "x", conf: Conf = {}): Promise<Orphan> {
+export async function startOrphan(
+  instance: Instance,
+  vmtype: "qemu" | "krunkit" | "x",
+  conf: Conf = {},
+): Promise<Orphan> {
   const agent = await startAgent(instance, { conf: { ...conf, vmtype } });
   agent.signal("SIGKILL");
   await agent.status;
@@ -118,7 +126,9 @@ export async function startOrphan(instance: Instance, vmtype: "qemu" | "krunkit"
     isAlive: () => isAlive(pid),
     waitForExit: () => waitForExit(pid),
     async [Symbol.asyncDispose]() {
-      if (exists(pid) && instance.home.processes().some((line) => line.startsWith(`${pid} `))) Deno.kill(pid, "SIGKILL");
+      if (exists(pid) && instance.home.processes().some((line) => line.startsWith(`${pid} `))) {
+        Deno.kill(pid, "SIGKILL");
+      }
       await waitForExit(pid);
     },
   };

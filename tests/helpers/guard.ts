@@ -2,7 +2,7 @@
 
 import type { Home } from "./home.ts";
 import { project } from "./paths.ts";
-import { within } from "./processes.ts";
+import { killChild, within } from "./processes.ts";
 
 export interface GuardOptions {
   /** Added to the environment; an empty value takes a variable out (LIMA_HOME, HOME …). */
@@ -63,16 +63,9 @@ export function spawnGuard(home: Home, args: string[], options: GuardOptions = {
   }).spawn();
   const out = new Lines(child.stdout);
   const err = new Lines(child.stderr);
-  let ended = false;
-  const status = child.status.then((status) => {
-    ended = true;
-    return status;
-  });
+  const status = child.status;
   if (options.stdin !== undefined) void writeAll(child.stdin, options.stdin);
   const printed = () => `--- stdout\n${out.text}\n--- stderr\n${err.text}`;
-  const kill = () => {
-    if (!ended) child.kill("SIGKILL");
-  };
   return {
     pid: child.pid,
     status,
@@ -90,9 +83,16 @@ export function spawnGuard(home: Home, args: string[], options: GuardOptions = {
       return match;
     },
     async result({ timeoutMs = 60_000 } = {}) {
-      const { code, signal } = await within(status, timeoutMs, () => `lima-guard ${args.join(" ")} has not ended\n${printed()}`);
+      const { code, signal } = await within(
+        status,
+        timeoutMs,
+        () => `lima-guard ${args.join(" ")} has not ended\n${printed()}`,
+      );
       // A process that it left behind may hold the pipes; what it printed itself is complete by now or soon.
-      await Promise.race([Promise.all([out.end, err.end]), within(new Promise(() => {}), 1000, () => "").catch(() => {})]);
+      await Promise.race([
+        Promise.all([out.end, err.end]),
+        within(new Promise(() => {}), 1000, () => "").catch(() => {}),
+      ]);
       return {
         status: code,
         signal,
@@ -108,7 +108,7 @@ export function spawnGuard(home: Home, args: string[], options: GuardOptions = {
       };
     },
     async [Symbol.asyncDispose]() {
-      kill();
+      killChild(child);
       await status;
       await out.cancel();
       await err.cancel();
@@ -182,7 +182,15 @@ function environment(home: Home, { env = {}, user }: GuardOptions): Record<strin
     DENO_NO_UPDATE_CHECK: "1",
     // Another user cannot write to our cache.
     DENO_DIR: user ? `${home.root}/deno-dir` : denoDir(),
-    ...inherited("DENO_COVERAGE_DIR", "JSR_URL", "NPM_CONFIG_REGISTRY", "DENO_TLS_CA_STORE", "DENO_CERT", "HTTPS_PROXY", "NO_PROXY"),
+    ...inherited(
+      "DENO_COVERAGE_DIR",
+      "JSR_URL",
+      "NPM_CONFIG_REGISTRY",
+      "DENO_TLS_CA_STORE",
+      "DENO_CERT",
+      "HTTPS_PROXY",
+      "NO_PROXY",
+    ),
     ...env,
   };
   return Object.fromEntries(Object.entries(all).filter(([, value]) => value !== ""));

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import type { Instance } from "./home.ts";
 import { userName } from "./home.ts";
 import { standin } from "./paths.ts";
-import { eventually, waitForExit } from "./processes.ts";
+import { eventually, killChild, waitForExit } from "./processes.ts";
 
 /** See standin/guest/command and standin/guest-shell for what each means. */
 export type GuestMode =
@@ -98,7 +98,7 @@ export async function sshGuest(instance: Instance, mode: GuestMode = "normal"): 
   const stop = async () => {
     if (!ended) {
       const sessions = descendants(child.pid);
-      child.kill("SIGKILL");
+      killChild(child);
       await status;
       // A session outlives its listener, and holds the pipe that is being read here.
       for (const pid of sessions) {

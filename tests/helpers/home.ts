@@ -93,7 +93,11 @@ export class Instance {
   }
 
   /** A PID file: a number gets Lima's line end, a text is written as it stands. A minute old, unless told otherwise. */
-  pidFile(file: string, content: number | string, { ageSeconds = SETTLED_SECONDS }: { ageSeconds?: number } = {}): string {
+  pidFile(
+    file: string,
+    content: number | string,
+    { ageSeconds = SETTLED_SECONDS }: { ageSeconds?: number } = {},
+  ): string {
     return this.write(file, typeof content === "number" ? `${content}\n` : content, { ageSeconds });
   }
 
@@ -174,7 +178,9 @@ export class Instance {
 
   /** One record for every host agent that was started. */
   starts(): { pid: number; pgid: number; command: string; env: Record<string, string> }[] {
-    return (this.read("standin.starts") ?? "").split("\n").filter((line) => line !== "").map((line) => JSON.parse(line));
+    return (this.read("standin.starts") ?? "").split("\n").filter((line) => line !== "").map((line) =>
+      JSON.parse(line)
+    );
   }
 
   /** How the guest's file system was left: `dirty` means that its power was cut (or is still on). */
@@ -188,9 +194,12 @@ export class Instance {
   }
 }
 
-/** A unix socket file without a listener. */
+/** A unix socket file without a listener. Deno unlinks what it has bound when it closes, hence the other name. */
 export function staleSocket(path: string): string {
-  Deno.listen({ transport: "unix", path }).close();
+  const bound = `${path}~`;
+  const listener = Deno.listen({ transport: "unix", path: bound });
+  Deno.renameSync(bound, path);
+  listener.close();
   return path;
 }
 
@@ -262,7 +271,8 @@ class TempHome implements Home {
   instance(name: string, { conf = {}, yaml = "", wholeYaml }: InstanceOptions = {}): Instance {
     const instance = new Instance(this, name);
     Deno.mkdirSync(instance.dir);
-    const text = wholeYaml ?? `vmType: ${conf.vmtype ?? "vz"}\nimages:\n- location: /nowhere/guest.img\nmounts: []\n${yaml}`;
+    const text = wholeYaml ??
+      `vmType: ${conf.vmtype ?? "vz"}\nimages:\n- location: /nowhere/guest.img\nmounts: []\n${yaml}`;
     instance.write("lima.yaml", text);
     instance.write("lima-version", "2.2.0");
     instance.write("disk", "the guest's disk image\n");
@@ -409,4 +419,3 @@ function quietly<T>(read: () => T): T | undefined {
     return undefined; // gone meanwhile, or not ours to look at
   }
 }
-

@@ -25,7 +25,7 @@ function pause(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
 }
 
-/** `limit` ends the waiting of a promise that may never settle, with a message instead of a hanging test. */
+/** Ends the waiting for a promise that may never settle, with a message instead of a test that hangs. */
 export async function within<T>(promise: Promise<T>, ms: number, what: () => string): Promise<T> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<never>((_, reject) => {
@@ -50,9 +50,12 @@ export function exists(pid: number): boolean {
 }
 
 /** What `ps` says about a process; undefined where there is none. */
-export function ps(pid: number): { ppid: number; pgid: number; uid: number; stat: string; command: string } | undefined {
+export function ps(
+  pid: number,
+): { ppid: number; pgid: number; uid: number; stat: string; command: string } | undefined {
   const { stdout } = new Deno.Command("ps", {
     args: ["-ww", "-o", "ppid=,pgid=,uid=,stat=,command=", "-p", String(pid)],
+    env: { LC_ALL: Deno.build.os === "darwin" ? "UTF-8" : "C.UTF-8" },
     stdin: "null",
     stderr: "null",
   }).outputSync();
@@ -78,6 +81,15 @@ export async function deadPid(): Promise<number> {
   const child = new Deno.Command("true", { stdin: "null", stdout: "null", stderr: "null" }).spawn();
   await child.status;
   return child.pid;
+}
+
+/** SIGKILL to a child of ours that may have ended; the handle knows, before anybody has awaited its status. */
+export function killChild(child: Deno.ChildProcess): void {
+  try {
+    child.kill("SIGKILL");
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error;
+  }
 }
 
 /** A PID of the right range that no system gives to a process of its own: ESRCH without any race. */
@@ -117,11 +129,7 @@ export async function bystander(
   await eventually(() => assert.match(Deno.readTextFileSync(log), /^ready \d+$/m));
   const signals = () => lines().filter((line) => line.startsWith("SIG"));
   const end = async () => {
-    try {
-      child.kill("SIGKILL");
-    } catch {
-      // Ended already; whether it was allowed to is assertAlive's question.
-    }
+    killChild(child);
     await child.status;
   };
   return {

@@ -8,6 +8,8 @@ export interface OrdinaryUser {
   readonly name: string;
   readonly uid: number;
   readonly gid: number;
+  /** Runs a command to its end as this user. */
+  runAs(command: string, args: string[], env?: Record<string, string>): Promise<Deno.CommandOutput>;
 }
 
 /** Why there is no ordinary user to be had; for the name or the message of a test that is skipped. */
@@ -16,16 +18,18 @@ export const NO_ORDINARY_USER = "needs root, Linux and useradd, to run something
 /** Where the tests run as root, a user without a login, made where it is missing; else null. */
 export function ordinaryUser(): OrdinaryUser | null {
   if (Deno.uid() !== 0 || Deno.build.os !== "linux") return null;
-  const uid = id("-u");
-  if (uid === undefined) {
+  if (id("-u") === undefined) {
     try {
       run("useradd", ["--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", NAME]);
     } catch {
-      return null;
+      // Made meanwhile by another test file that runs beside this one; or there is no useradd. The next lines tell.
     }
   }
-  const [madeUid, gid] = [id("-u"), id("-g")];
-  return madeUid === undefined || gid === undefined ? null : { name: NAME, uid: madeUid, gid };
+  const [uid, gid] = [id("-u"), id("-g")];
+  if (uid === undefined || gid === undefined) return null;
+  const runAs: OrdinaryUser["runAs"] = (command, args, env = {}) =>
+    new Deno.Command(command, { args, env, clearEnv: true, cwd: "/", stdin: "null", uid, gid }).output();
+  return { name: NAME, uid, gid, runAs };
 }
 
 function id(which: "-u" | "-g"): number | undefined {
