@@ -21,10 +21,11 @@
  * Exit statuses: 0 done, or nothing to do · 1 a step failed · 64 usage · 66 no such instance · 75 could not find out,
  * or another guard is at work: try again · 77 not permitted.
  *
- * Sections: names and numbers · what we saw · reading · proof of identity · deciding: --pre · deciding: --stop · the
- * host · observing: PID files · observing: processes · observing: for a start · observing: disks · lock and journal
- * · acting · stopping: the line to the guest · stopping: the ladder · stopping: the stages · the roles · finding
- * instances · the real host · the real host: processes and sockets · command line · main.
+ * Sections: names and numbers · what we saw · reading · proof of identity · deciding: --pre · deciding: --stop ·
+ * deciding: --run · the host · observing: PID files · observing: processes · observing: for a start · observing:
+ * disks · lock and journal · acting · stopping: the line to the guest · stopping: the ladder · stopping: the stages
+ * · the roles · finding instances · running: preparing · running: supervising · running: the end · the real host ·
+ * the real host: processes and sockets · command line · main.
  *
  * Exports exist for install.ts and for the tests.
  * @module
@@ -540,14 +541,14 @@ export interface Plan {
  * nothing; the first of R1–R3 that speaks decides. Otherwise R4 and R5, a claim without proof goes with its companions,
  * and R6, what is not ours to mend is named, add up.
  */
-export function planPre(seen: Observation): Plan {
+export function planPre(seen: Observation, budgetS = DEFAULT_BUDGET_S): Plan {
   const notes = seen.notes;
   if (seen.missing !== undefined) {
     const because = seen.missing;
     const hint = "limactl start would silently create a new VM of this name";
     return plan("missing", because, { notes, blockers: [{ what: seen.place.dir, because, hint }] }, EXIT.noInstance);
   }
-  const alive = planAlive(seen);
+  const alive = planAlive(seen, budgetS);
   if (alive) return alive;
   const doubts = doubtsOf(seen);
   if (doubts.length > 0) {
@@ -568,7 +569,7 @@ function plan(
 }
 
 /** R2: what to do about processes that are proven to be this instance's; undefined where there are none. */
-function planAlive(seen: Observation): Plan | undefined {
+function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   const agent = seen.alive.find((p) => p.role === "host agent");
   const drivers = seen.alive.filter((p) => p.role !== "host agent" && p.role !== "usernet");
   const signs = seen.agent;
@@ -586,7 +587,8 @@ function planAlive(seen: Observation): Plan | undefined {
   }
   const state = agent ? "hung" : "orphan";
   const because = agent && signs ? hungBecause(agent, signs) : `${names(drivers)} runs without a host agent`;
-  return plan(state, because, { steps: [...ladderSteps(seen, because), ...removals(seen)], notes: seen.notes });
+  const steps = [...ladderSteps(seen, because, budgetS), ...removals(seen)];
+  return plan(state, because, { steps, notes: seen.notes });
 }
 
 /** Hung: beyond the boot window, and deaf for a minute of asking, or without a single event since its start. */
@@ -699,7 +701,7 @@ export function stageLimits(budgetS: number): Record<Stage, number> {
 }
 
 /** The steps of the ladder for what is alive, most graceful first. Each is taken only while something is left. */
-export function ladderSteps(seen: Observation, because: string, budgetS = DEFAULT_BUDGET_S): Step[] {
+export function ladderSteps(seen: Observation, because: string, budgetS: number): Step[] {
   const limits = stageLimits(budgetS);
   const agent = seen.alive.filter((p) => p.role === "host agent");
   const drivers = driversOf(seen);
@@ -787,6 +789,137 @@ function describeRemark(word: string): (r: Remark) => string {
   return (r) => `${word}: ${r.what}: ${r.because}${r.hint === undefined ? "" : ` (hint: ${r.hint})`}`;
 }
 
+// ───────────────────────────────────────────────────────────────────────────────── deciding: --run ──
+
+/** The states of `--run`. Waiting for a volume, a lock or the brake is all _preparing_; the cause is a word. */
+export type RunState = "preparing" | "supervising" | "stopping" | "leaving";
+
+/** What can happen to it: preparing came to an end in one of three ways, the job ended, a stop was asked or done. */
+export type RunEvent = "clear" | "healthy" | "refused" | "ended" | "stop" | "stopped";
+
+/** What it does about it. */
+export type RunDeed = "start" | "adopt" | "climb" | "leave" | "ignore" | "impossible";
+
+/**
+ * States × events. Before the command runs the guard waits, and leaves only when told to; once it runs the guard never
+ * leaves while it lives. Cells that cannot happen are logged and survived.
+ */
+export const RUN_TABLE: Readonly<Record<RunState, Readonly<Record<RunEvent, readonly [RunState, RunDeed]>>>> = {
+  preparing: {
+    clear: ["supervising", "start"],
+    healthy: ["supervising", "adopt"],
+    refused: ["leaving", "leave"],
+    ended: ["preparing", "impossible"],
+    stop: ["stopping", "climb"],
+    stopped: ["preparing", "impossible"],
+  },
+  supervising: {
+    clear: ["supervising", "impossible"],
+    healthy: ["supervising", "impossible"],
+    refused: ["supervising", "impossible"],
+    ended: ["leaving", "leave"],
+    stop: ["stopping", "climb"],
+    stopped: ["supervising", "impossible"],
+  },
+  stopping: {
+    // A look that began before the stop may still bring its answer; the end of the command is what the ladder is for.
+    clear: ["stopping", "ignore"],
+    healthy: ["stopping", "ignore"],
+    refused: ["stopping", "ignore"],
+    ended: ["stopping", "ignore"],
+    stop: ["stopping", "ignore"],
+    stopped: ["leaving", "leave"],
+  },
+  leaving: {
+    clear: ["leaving", "ignore"],
+    healthy: ["leaving", "ignore"],
+    refused: ["leaving", "ignore"],
+    ended: ["leaving", "ignore"],
+    stop: ["leaving", "ignore"],
+    stopped: ["leaving", "ignore"],
+  },
+};
+
+/** A run that ended badly within this time of its start counts for the brake; one that lasted so long resets it. */
+const SHORT_RUN_S = 60;
+const LONG_RUN_S = 600;
+/** The first pause of a growing series, and the last: of the brake, of waiting while blocked, of a broken line. */
+const FIRST_PAUSE_MS = 5_000;
+const LAST_PAUSE_MS = 300_000;
+
+/** The pause after `n` pauses: 5 s, doubling to 5 min. */
+export function growingPause(n: number): number {
+  return Math.min(LAST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.min(n, 10));
+}
+
+/**
+ * How long the crash-loop brake still holds, in milliseconds. launchd starts a job again every 10 s for ever; after the
+ * second bad end in a row the next start waits until 5 s after the last end, then 10, 20 … 5 min. It lives in the
+ * journal, so that it survives the guard.
+ */
+export function brakeMs(lines: readonly JournalLine[], nowMs: number): number {
+  let [bad, lastMs] = [0, 0];
+  for (const line of lines) {
+    if (line.event !== "end" || line.role !== "run") continue;
+    const ranS = typeof line["ranS"] === "number" ? line["ranS"] : 0;
+    if (line["requested"] === true || ranS >= LONG_RUN_S) bad = 0;
+    else if (line["status"] !== 0 && ranS < SHORT_RUN_S) [bad, lastMs] = [bad + 1, Date.parse(line.time)];
+  }
+  if (bad < 2) return 0;
+  const pause = growingPause(bad - 2);
+  // A clock that was stepped back must not make the pause longer than it is.
+  return Math.max(0, Math.min(pause, lastMs + pause - nowMs));
+}
+
+/** The exit status of a command: its own, or 128 + n where signal n ended it. */
+export function exitStatusOf(ended: { code: number; signal: string | undefined }): number {
+  return ended.code; // Deno has added the 128 already
+}
+
+/** What `launchctl print` says of a job, as far as it could be read: only lines with exactly one tab are the job's own. */
+export interface Printed {
+  readonly pid?: number;
+  readonly exitTimeoutS?: number;
+  readonly state?: string;
+  readonly program?: string;
+  readonly path?: string;
+}
+
+/** Reads `launchctl print DOMAIN/LABEL`. Its text is no API: what is not there is simply not known. */
+export function readPrint(text: string): Printed {
+  const value = (name: string) => new RegExp(`^\\t${name} = (.*)$`, "m").exec(text)?.[1];
+  const number = (name: string) => /^\d{1,9}$/.test(value(name) ?? "") ? Number(value(name)) : undefined;
+  const [pid, exitTimeoutS, state, program, path] = [
+    number("pid"),
+    number("exit timeout"),
+    value("state"),
+    value("program"),
+    value("path"),
+  ];
+  return {
+    ...pid === undefined ? {} : { pid },
+    ...exitTimeoutS === undefined ? {} : { exitTimeoutS },
+    ...state === undefined ? {} : { state },
+    ...program === undefined ? {} : { program },
+    ...path === undefined ? {} : { path },
+  };
+}
+
+/** launchd's patience with a job whose plist has no ExitTimeOut (measured by many; the manual says "system-defined"). */
+export const LAUNCHD_DEFAULT_S = 5;
+
+/** `ExitTimeOut` of a plist's text, launchd's default where it has none. 0 means for ever, which no shutdown grants. */
+export function readExitTimeout(plist: string): number {
+  const text = plist.replaceAll(/<!--[\s\S]*?-->/g, "");
+  const n = Number(/<key>\s*ExitTimeOut\s*<\/key>\s*<integer>\s*(\d{1,9})\s*<\/integer>/.exec(text)?.[1] ?? Number.NaN);
+  return Number.isNaN(n) ? LAUNCHD_DEFAULT_S : n;
+}
+
+/** The budget of a stop: what launchd grants, which `--timeout` can only shorten. */
+export function budgetOf(grantedS: number | undefined, wantedS: number): number {
+  return Math.min(grantedS === undefined || grantedS === 0 ? DEFAULT_BUDGET_S : grantedS, wantedS);
+}
+
 // ──────────────────────────────────────────────────────────────────────────────────────── the host ──
 
 /** The answer of an effect that can fail: a value, or what kind of trouble and the system's own words. */
@@ -817,6 +950,8 @@ export interface Command {
   readonly argv: readonly [string, ...string[]];
   readonly env?: Readonly<Record<string, string>>;
   readonly unset?: readonly string[];
+  /** The command that `--run` supervises: it has the guard's stdout and stderr, and its process group. */
+  readonly supervised?: boolean;
 }
 
 /** A long-lived child of the guard, signalled by its handle only: a handle cannot be recycled. */
@@ -881,6 +1016,10 @@ export interface Host {
   /** Appends and waits until it is on the disk. Creates the file with mode 0644. */
   append(path: string, text: string): Tried<void>;
   openLock(path: string, create: boolean): Tried<Lockable>;
+  /** Makes a directory; one that is there already is fine. */
+  makeDir(path: string): Tried<void>;
+  /** Copies the last `most` bytes of a file. */
+  copyTail(from: string, to: string, most: number): Tried<void>;
 
   /** kill(pid, 0): gone, there, or there and somebody else's. */
   alive(pid: number): "no" | "yes" | "another user's";
@@ -1460,7 +1599,8 @@ export interface LockRecord {
 
 /** The lock of one instance: one guard works on it, never two. */
 interface Lock {
-  note(phase: string): void;
+  /** Says in the record what the holder is doing. `started`, once told, stays. */
+  note(phase: string, started?: string): void;
   free(): void;
 }
 
@@ -1499,8 +1639,10 @@ function tryLock(ctx: Context, place: Place): { lock: Lock } | { held: Lockable 
 }
 
 function heldLock(ctx: Context, place: Place, target: Lockable, isFile: boolean): Lock {
-  const note = (phase: string) => {
-    const record: LockRecord = { pid: ctx.host.pid, started: "", dir: place.dir, role: ctx.role, phase };
+  let start = "";
+  const note = (phase: string, started = start) => {
+    start = started;
+    const record: LockRecord = { pid: ctx.host.pid, started, dir: place.dir, role: ctx.role, phase };
     if (isFile) target.write(`${JSON.stringify(record)}\n`);
   };
   note("working");
@@ -1581,7 +1723,7 @@ export interface Context {
   readonly role: string;
   readonly dryRun: boolean;
   readonly budgetS: number;
-  say(level: "debug" | "info" | "warn" | "error", place: Place, text: string): void;
+  say(level: "debug" | "info" | "warn" | "error", place: { readonly name: string }, text: string): void;
   /** A stage of a long wait, for the person who waits. */
   stage(place: Place, stage: Stage | "", untilMs: number): void;
   /** How many times a person asked to skip a stage, and the bell that rings then. */
@@ -1628,8 +1770,8 @@ function statusOfSteps(steps: readonly Step[]): number {
  * Sends a signal to a process that was proven to be this instance's, after one more reading of ps: start time and
  * command must be those that were judged. Without an answer of ps nobody is signalled. Returns the outcome in words.
  */
-export async function signalProven(host: Host, proven: Proven, signal: Signal, psMs: number): Promise<string> {
-  const { pid, started, command, uid } = proven.row;
+export async function signalProven(host: Host, proven: ProcessRow, signal: Signal, psMs: number): Promise<string> {
+  const { pid, started, command, uid } = proven;
   const table = await ps(host, [pid], psMs);
   if (table.trouble) return `skipped: ${table.why}`;
   const now = table.ok.rows.find((r) => r.pid === pid);
@@ -1674,7 +1816,14 @@ const GUEST_SCRIPT = [
 
 /** The ssh that opens a line. No ControlMaster: a mux of a dead run must not be able to block it. */
 function sshCommand(place: Place): [string, ...string[]] {
-  const options = ["ControlMaster=no", "ControlPath=none", "ConnectTimeout=5", "BatchMode=yes", "LogLevel=ERROR"];
+  const options = [
+    "ControlMaster=no",
+    "ControlPath=none",
+    "ConnectTimeout=5",
+    "BatchMode=yes",
+    "LogLevel=ERROR",
+    "ServerAliveInterval=60",
+  ];
   const config = join(place.dir, SSH_CONFIG);
   const remote = `sudo -n sh -c '${GUEST_SCRIPT}'`;
   return ["ssh", "-F", config, "-T", "-a", "-x", ...options.flatMap((o) => ["-o", o]), sshHost(place.name), remote];
@@ -1702,11 +1851,21 @@ function openLine(host: Host, place: Place): Line | string {
 
 // ──────────────────────────────────────────────────────────────────────────── stopping: the ladder ──
 
+/** How the ladder is to be climbed. */
+interface Ascent {
+  readonly budgetS: number;
+  /** When the stop was asked for, on the host's clock. */
+  readonly beganMs: number;
+  /** A line that was opened after proof: the word is said at once, before anything is looked at. */
+  readonly ready?: Line;
+  /** The guard's own child, which is signalled by its handle. */
+  readonly child?: Child;
+}
+
 /** One ascent of the ladder. */
-interface Climb {
+interface Climb extends Ascent {
   readonly ctx: Context;
   readonly place: Place;
-  readonly beganMs: number;
   readonly limits: Record<Stage, number>;
   readonly line: Line | string;
   /** Rings when something may have ended. */
@@ -1731,13 +1890,15 @@ interface Stopped {
  * Stops whatever of an instance is alive and proven: guest, agent, driver, kill; each stage only while something is
  * left, and each with a fresh look. ssh is on its way before ps is asked.
  */
-async function climb(ctx: Context, place: Place, budgetS: number, beganMs: number): Promise<Stopped> {
-  const line = somebodyMayLive(ctx.host, place) ? openLine(ctx.host, place) : "nothing is alive";
+async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> {
+  const { budgetS, ready } = how;
+  ready?.say();
+  const line = ready ?? (somebodyMayLive(ctx.host, place) ? openLine(ctx.host, place) : "nothing is alive");
   const nothing: Observation = { place, claims: [], alive: [], unknowns: [], obstacles: [], notes: [] };
   const c: Climb = {
     ctx,
     place,
-    beganMs,
+    ...how,
     limits: stageLimits(budgetS),
     line,
     bell: new Bell(),
@@ -1750,7 +1911,7 @@ async function climb(ctx: Context, place: Place, budgetS: number, beganMs: numbe
     await lookAgain(c);
     if (left(c).length === 0) return stopped(c, "already stopped");
     await journal(ctx, place, "stop", { budgetS, alive: names(left(c)) });
-    void holdAgent(c);
+    void holdAgent(c).catch(() => {}); // only a wake-up less: everything is polled then
     for (const stage of ["guest", "agent", "driver", "kill"] as const) {
       if (await isOver(c, stage)) return stopped(c, stage === "kill" ? "killed" : stage);
     }
@@ -1801,7 +1962,7 @@ async function isOver(c: Climb, stage: "guest" | "agent" | "driver" | "kill"): P
   const { ctx, place } = c;
   const begin = ctx.host.clockMs();
   const untilMs = c.beganMs + c.limits[stage] * 1000;
-  const step = ladderSteps(c.seen, "it is alive").find((s) => s.kind === stage);
+  const step = ladderSteps(c.seen, `${names(left(c))} alive`, c.budgetS).find((s) => s.kind === stage);
   if (!step) return false;
   ctx.stage(place, stage, untilMs);
   const skips = ctx.skips.count;
@@ -1824,8 +1985,11 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
   guest: async (c, untilMs, skipped) => {
     const { line } = c;
     if (typeof line === "string") return `skipped: ${line}`;
-    if (!isOwnPort(c.seen, sshFile(c))) return "skipped: the port in ssh.config is not provably this instance's now";
-    line.say();
+    if (!c.ready) {
+      const own = isOwnPort(c.seen, sshFile(c.ctx.host, c.place));
+      if (!own) return "skipped: the port in ssh.config is not provably this instance's now";
+      line.say();
+    }
     void line.ended.then(() => c.bell.ring());
     const gone = await waitGone(c, left(c), untilMs, () => skipped() || line.refusal() !== undefined);
     const refusal = line.refusal();
@@ -1859,11 +2023,10 @@ function late(skipped: () => boolean): string {
   return skipped() ? "skipped by a signal" : "no end in time";
 }
 
-function sshFile(c: Climb) {
-  const { host } = c.ctx;
-  const config = host.look(join(c.place.dir, SSH_CONFIG)).ok;
-  const text = config?.kind === "file" ? host.read(join(c.place.dir, SSH_CONFIG), 65_536).ok ?? "" : "";
-  const haPidMtimeMs = host.look(join(c.place.dir, HA_PID)).ok?.mtimeMs;
+function sshFile(host: Host, place: Place) {
+  const config = host.look(join(place.dir, SSH_CONFIG)).ok;
+  const text = config?.kind === "file" ? host.read(join(place.dir, SSH_CONFIG), 65_536).ok ?? "" : "";
+  const haPidMtimeMs = host.look(join(place.dir, HA_PID)).ok?.mtimeMs;
   return { port: readSshPort(text), mtimeMs: config?.mtimeMs ?? 0, haPidMtimeMs };
 }
 
@@ -1874,11 +2037,17 @@ function sshFile(c: Climb) {
 async function signalAll(c: Climb, which: () => Proven[], signal: Signal): Promise<string | undefined> {
   for (let turn = 1;; turn++) {
     const outcomes: string[] = [];
-    for (const proven of which()) outcomes.push(await signalProven(c.ctx.host, proven, signal, paceOf(c).psMs));
+    for (const proven of which()) outcomes.push(await signalOne(c, proven, signal));
     const wrong = outcomes.find((o) => o !== "done" && o !== "already gone");
     if (wrong !== CHANGED || turn > 1) return wrong;
     await lookAgain(c);
   }
+}
+
+async function signalOne(c: Climb, proven: Proven, signal: Signal): Promise<string> {
+  if (proven.row.pid !== c.child?.pid) return await signalProven(c.ctx.host, proven.row, signal, paceOf(c).psMs);
+  c.child.kill(signal);
+  return "done";
 }
 
 /** Holds a connection to the host agent's socket: its end wakes the waiting at once, without polling. */
@@ -1901,7 +2070,7 @@ async function holdAgent(c: Climb): Promise<void> {
 async function waitGone(c: Climb, whom: readonly Proven[], untilMs: number, giveUp: () => boolean): Promise<boolean> {
   const { host, skips } = c.ctx;
   let there = whom;
-  let nextPsMs = host.clockMs() + PS_POLL_MS;
+  let nextPsMs = host.clockMs() + PS_POLL_MS / 4;
   for (;;) {
     there = there.filter((p) => host.alive(p.row.pid) === "yes");
     if (there.length > 0 && host.clockMs() >= nextPsMs) {
@@ -2016,7 +2185,7 @@ async function heal(ctx: Context, place: Place): Promise<Report> {
   const taken: Step[] = [];
   let first: Plan | undefined;
   for (let round = 1;; round++) {
-    const p = planPre(await observe(ctx.host, place));
+    const p = planPre(await observe(ctx.host, place), ctx.budgetS);
     first ??= p;
     const failed = statusOfSteps(taken);
     if (ctx.dryRun) return reportPlan(place, p);
@@ -2041,7 +2210,7 @@ function healed(place: Place, first: Plan, last: Plan, steps: readonly Step[], s
 async function actOn(ctx: Context, place: Place, p: Plan): Promise<Step[]> {
   if (!p.steps.some((s) => s.kind !== "remove")) return removeAll(ctx, place, p.steps);
   ctx.say("warn", place, `${p.state}: ${p.because}`);
-  const stop = await climb(ctx, place, ctx.budgetS, ctx.host.clockMs());
+  const stop = await climb(ctx, place, { budgetS: ctx.budgetS, beganMs: ctx.host.clockMs() });
   if (stop.left.length === 0) return [...stop.steps];
   return [...stop.steps, {
     kind: "kill",
@@ -2073,7 +2242,7 @@ async function stop(ctx: Context, place: Place): Promise<Report> {
 
 async function stopLocked(ctx: Context, place: Place, lock: Lock): Promise<Report> {
   lock.note("stopping");
-  const went = await climb(ctx, place, ctx.budgetS, ctx.host.clockMs());
+  const went = await climb(ctx, place, { budgetS: ctx.budgetS, beganMs: ctx.host.clockMs() });
   const cleaned = await cleanUp(ctx, place);
   const { end, seconds } = went;
   const steps = [...went.steps, ...cleaned.steps];
@@ -2171,6 +2340,561 @@ function allInstances(host: Host, home: string): Tried<string[]> {
   return { ok: entries.ok.filter(isInstance).sort() };
 }
 
+// ────────────────────────────────────────────────────────────────────────────── running: preparing ──
+
+/** The launchd job that the guard runs as. */
+interface Job {
+  readonly label: string;
+  /** `system/LABEL` and the like, where launchctl knows the job and its PID is ours. */
+  readonly target?: string;
+  /** Seconds from SIGTERM to SIGKILL. */
+  readonly grantedS?: number;
+}
+
+/** One `--run`. */
+interface Run {
+  readonly ctx: Context;
+  readonly home: string;
+  readonly name: string;
+  readonly command: readonly [string, ...string[]];
+  readonly events: RunEvent[];
+  readonly bell: Bell;
+  /** The label launchd gave us, or undefined where somebody else started us. */
+  label: string | undefined;
+  job?: Job | undefined;
+  /** What launchd grants a stop; its shortest until it is known. Undefined where it is not launchd that stops us. */
+  grantedS: number | undefined;
+  place?: Place;
+  lock?: Lock;
+  startLock?: Lockable | undefined;
+  child?: Child;
+  adopted?: Proven;
+  line?: Line | undefined;
+  startedMs: number;
+  ended?: { code: number; signal: string | undefined };
+  stopMs?: number;
+  status: number;
+  stage?: StopEnd;
+}
+
+/** Thrown into work that began before a stop was asked: it must not touch anything any more. */
+class Interrupted extends Error {}
+
+/** A host whose every effect is refused once the stop has been asked for. */
+function untilStop(run: Run): Host {
+  return new Proxy(run.ctx.host, {
+    get(host, name) {
+      if (run.stopMs !== undefined) throw new Interrupted("a stop was asked for");
+      return Reflect.get(host, name);
+    },
+  });
+}
+
+/** Everything before the command starts. Blocked means waiting, not dying: launchd would only try every 10 s. */
+async function prepare(run: Run): Promise<RunEvent> {
+  const ctx = { ...run.ctx, host: untilStop(run) };
+  run.job = await jobOf(ctx.host, run.label);
+  run.label = run.job?.label;
+  run.grantedS = run.job?.grantedS;
+  const place = await placeOf(run, ctx);
+  if (!place) return "refused";
+  run.place = place;
+  const lock = await ownLock(run, place);
+  if (!lock) return "refused";
+  run.lock = lock;
+  adviseBudget(run, place);
+  for (let blocked = 0;;) {
+    const healed = await heal(ctx, place);
+    if (healed.state === "running") return "healthy";
+    if (healed.status !== EXIT.done) {
+      tellBlocked(ctx, place, healed, growingPause(blocked));
+      await ctx.host.pause(growingPause(blocked++));
+      continue;
+    }
+    if (await braked(ctx, place) || !await turnToStart(run, ctx, place)) continue;
+    keepLogs(ctx, place);
+    return "clear";
+  }
+}
+
+/** The instance, waited for under launchd: its volume may not be mounted yet. */
+async function placeOf(run: Run, ctx: Context): Promise<Place | undefined> {
+  for (let n = 0;; n++) {
+    const found = await findPlace(ctx, run.home, run.name);
+    const missing = "place" in found ? whyMissing(ctx.host, found.place.dir) : undefined;
+    if ("place" in found && missing === undefined) return found.place;
+    const told = "report" in found ? found.report : planReport(found.place, missing ?? "");
+    run.status = told.status;
+    if (run.label === undefined || told.status === EXIT.denied) {
+      ctx.host.stderr(tellAll([told], false));
+      return undefined;
+    }
+    tellBlocked(ctx, { name: run.name }, told, growingPause(n));
+    await ctx.host.pause(growingPause(n));
+  }
+}
+
+function planReport(place: Place, missing: string): Report {
+  return reportPlan(place, planPre({ place, missing, claims: [], alive: [], unknowns: [], obstacles: [], notes: [] }));
+}
+
+function tellBlocked(ctx: Context, place: { name: string }, told: Report, pauseMs: number): void {
+  for (const b of told.blockers) ctx.say("warn", place, describeRemark("blocked")(b));
+  ctx.say("warn", place, `${told.state}; looks again in ${pauseMs / 1000} s`);
+}
+
+/** The instance's lock, with the guard's own start time in it, by which `--stop` proves whom it signals. */
+async function ownLock(run: Run, place: Place): Promise<Lock | undefined> {
+  const { ctx } = run;
+  const table = await ps(ctx.host, [ctx.host.pid], PS_LIMIT_MS);
+  const started = table.ok?.rows[0]?.started ?? "";
+  for (;;) {
+    const taken = await lockFor(ctx, place, LOCK_WAIT_MS);
+    if ("lock" in taken) {
+      taken.lock.note("preparing", started);
+      return taken.lock;
+    }
+    run.status = taken.report.status;
+    if (run.label === undefined) {
+      ctx.host.stderr(tellAll([taken.report], false));
+      return undefined;
+    }
+  }
+}
+
+/** Waits while the brake holds; `true` where it did, so that everything is looked at again. */
+async function braked(ctx: Context, place: Place): Promise<boolean> {
+  const ms = brakeMs(journalOf(ctx.host, place), ctx.host.wallMs());
+  if (ms === 0) return false;
+  ctx.say("warn", place, `the last runs ended badly soon after their start; waits ${Math.ceil(ms / 1000)} s`);
+  await ctx.host.pause(ms);
+  return true;
+}
+
+/** How long a start may keep the other guards of this LIMA_HOME from starting. */
+const START_TURN_MS = 120_000;
+
+/**
+ * Takes the turn to start: Lima stops the networks of instances that are still booting when another one starts. `false`
+ * where it had to be waited for, so that everything is looked at again.
+ */
+async function turnToStart(run: Run, ctx: Context, place: Place): Promise<boolean> {
+  if (run.startLock) return true;
+  const { host } = ctx;
+  const dir = join(place.home, "_lima-guard");
+  host.makeDir(dir);
+  const file = host.openLock(join(dir, "start.lock"), true);
+  if (file.trouble) {
+    ctx.say("warn", place, `starts without waiting for its turn: ${file.why}`);
+    return true;
+  }
+  const taken = file.ok.tryLock();
+  if (taken !== false) {
+    run.startLock = file.ok;
+    return true;
+  }
+  ctx.say("info", place, "waits for its turn: another instance is starting");
+  if (await file.ok.lockWithin(START_TURN_MS)) run.startLock = file.ok;
+  else ctx.say("warn", place, "starts out of turn: another instance has been starting for two minutes");
+  return run.startLock === undefined;
+}
+
+/** How much of Lima's logs is kept from the run before. */
+const KEPT_LOG_BYTES = 256 * 1024;
+
+/** Lima deletes its logs at each start: after an unclean end their tails are copied first. */
+function keepLogs(ctx: Context, place: Place): void {
+  const last = journalOf(ctx.host, place).filter((l) => ["start", "end", "pre"].includes(l.event)).at(-1);
+  const clean = last === undefined || (last.event === "end" && last["status"] === 0);
+  if (clean) return;
+  const dir = join(place.dir, "lima-guard.previous");
+  ctx.host.makeDir(dir);
+  for (const file of ["ha.stderr.log", HA_STDOUT]) {
+    if (ctx.host.look(join(place.dir, file)).ok?.kind !== "file") continue;
+    const kept = ctx.host.copyTail(join(place.dir, file), join(dir, file), KEPT_LOG_BYTES);
+    if (kept.trouble) ctx.say("warn", place, `${file} of the last run is not kept: ${kept.why}`);
+  }
+}
+
+/** The label of the launchd job that we are, if we may be one: a terminal's children have `0` or an application's. */
+function labelOf(host: Host): string | undefined {
+  const label = host.env("XPC_SERVICE_NAME") ?? "";
+  return label === "" || label === "0" || label.startsWith("application.") ? undefined : label;
+}
+
+/** The domains a job of ours may be in. */
+function targetsOf(host: Host, label: string): string[] {
+  return ["system", `gui/${host.uid}`, `user/${host.uid}`].map((domain) => `${domain}/${label}`);
+}
+
+/** How long launchctl may take in all; it can block while launchd is busy. */
+const LAUNCHCTL_LIMIT_MS = 5_000;
+
+/** The job we run as: launchctl's word where its PID is ours, else the plist's. */
+async function jobOf(host: Host, label: string | undefined): Promise<Job | undefined> {
+  if (label === undefined) return undefined;
+  const asked = await Promise.all(
+    targetsOf(host, label).map(async (target) => {
+      const answer = await host.run({ argv: ["launchctl", "print", target] }, LAUNCHCTL_LIMIT_MS);
+      return { target, printed: answer.ok?.code === 0 ? readPrint(answer.ok.stdout) : {} };
+    }),
+  );
+  const own = asked.find((a) => a.printed.pid === host.pid);
+  const someoneElses = own === undefined && asked.some((a) => a.printed.pid !== undefined);
+  if (someoneElses) return undefined;
+  const grantedS = own?.printed.exitTimeoutS ?? exitTimeoutOfPlist(host, label);
+  return { label, ...own ? { target: own.target } : {}, grantedS };
+}
+
+function exitTimeoutOfPlist(host: Host, label: string): number {
+  const folders = [join(host.env("HOME") ?? "/", "Library/LaunchAgents"), "/Library/LaunchDaemons"];
+  const text = folders.map((f) => textOf(host, join(f, `${label}.plist`))).find((t) => t !== "");
+  return text === undefined ? LAUNCHD_DEFAULT_S : readExitTimeout(text);
+}
+
+function adviseBudget(run: Run, place: Place): void {
+  const granted = run.job?.grantedS;
+  if (granted === undefined || granted === 0 || granted >= DEFAULT_BUDGET_S) return;
+  const graceS = Math.floor(stageLimits(granted).agent);
+  const text = `launchd grants ${granted} s for a stop, which leaves the guest ${graceS} s (hint: ExitTimeOut 60: ` +
+    `lima-guard --install ${run.name})`;
+  run.ctx.say("warn", place, text);
+}
+
+// ──────────────────────────────────────────────────────────────────────────── running: supervising ──
+
+/** `--run`: prepare, run the command, on a signal stop the instance, leave with the right status. */
+async function superviseRun(ctx: Context, home: string, name: string, command: readonly [string, ...string[]]) {
+  const label = labelOf(ctx.host);
+  const run: Run = {
+    ctx,
+    home,
+    name,
+    command,
+    events: [],
+    bell: new Bell(),
+    label,
+    grantedS: label === undefined ? undefined : LAUNCHD_DEFAULT_S,
+    startedMs: ctx.host.clockMs(),
+    status: EXIT.done,
+  };
+  hearStop(run);
+  void prepare(run).catch((error) => (fault(run, "prepare", error), "refused" as const)).then((event) =>
+    post(run, event)
+  );
+  let state: RunState = "preparing";
+  while (state !== "leaving") {
+    const event = run.events.shift();
+    if (event === undefined) {
+      await run.bell.next();
+      continue;
+    }
+    const [next, deed]: readonly [RunState, RunDeed] = RUN_TABLE[state][event];
+    ctx.say("debug", run, `${state}: ${event}: ${deed}`);
+    if (deed === "impossible") ctx.say("error", run, `${event} while ${state}: cannot be, and is survived`);
+    state = next;
+    await DEEDS[deed](run).catch((error) => fault(run, deed, error));
+  }
+  // Whatever went wrong inside the guard: it never leaves while the command lives.
+  await run.child?.ended;
+  run.lock?.free();
+  return run.status;
+}
+
+/** A fault of the guard's own, survived; work that a stop interrupted is none. */
+function fault(run: Run, what: string, error: unknown): void {
+  if (error instanceof Interrupted) return;
+  run.status = EXIT.failed;
+  run.ctx.say("error", run, `${what} failed: ${error instanceof Error ? error.stack : error}`);
+}
+
+function post(run: Run, event: RunEvent): void {
+  run.events.push(event);
+  run.bell.ring();
+}
+
+/** The first signal asks for the stop. Under launchd further ones come from machines and change nothing. */
+function hearStop(run: Run): void {
+  const { ctx } = run;
+  let lastMs = -Infinity;
+  for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) {
+    ctx.host.onSignal(signal, () => {
+      const nowMs = ctx.host.clockMs();
+      if (run.stopMs === undefined) {
+        run.stopMs = nowMs;
+        post(run, "stop");
+      } else if (run.label !== undefined) {
+        if (run.place) void journal(ctx, run.place, "signal", { signal });
+      } else if (signal !== "SIGHUP" && nowMs - lastMs >= SKIP_APART_MS) {
+        ctx.skips.count++;
+        ctx.skips.bell.ring();
+      }
+      lastMs = nowMs;
+    });
+  }
+}
+
+const DEEDS: Record<RunDeed, (run: Run) => Promise<void>> = {
+  ignore: () => Promise.resolve(),
+  impossible: () => Promise.resolve(),
+  start: startCommand,
+  adopt: adoptAgent,
+  climb: stopRun,
+  leave: leaveRun,
+};
+
+async function startCommand(run: Run): Promise<void> {
+  const { ctx, place } = run;
+  if (!place) return post(run, "ended");
+  const env = await environmentOf(ctx.host, place, run.command[0], run.label);
+  const started = ctx.host.start({ argv: run.command, env, supervised: true });
+  run.startedMs = ctx.host.clockMs();
+  if (started.trouble) {
+    const code = started.trouble === "denied" ? 126 : 127;
+    ctx.say("error", place, `Cannot start ${JSON.stringify(run.command[0])}: ${started.why}`);
+    run.ended = { code, signal: undefined };
+    return post(run, "ended");
+  }
+  const child = started.ok;
+  run.child = child;
+  run.lock?.note("starting");
+  void child.ended.then((ended) => {
+    run.ended = ended;
+    post(run, "ended");
+  });
+  ctx.say("info", place, `started ${run.command[0]}, PID ${child.pid}`);
+  void becomeRunning(run, place).catch((error) => fault(run, "watching the boot", error));
+  await journal(ctx, place, "start", {
+    pid: child.pid,
+    command: run.command,
+    job: run.job?.target ?? run.label ?? null,
+  });
+}
+
+/** What limactl needs and launchd may not give: HOME (it panics without), a PATH that finds QEMU, its own label. */
+async function environmentOf(host: Host, place: Place, program: string, label: string | undefined) {
+  const known = ["HOME", "USER", "LOGNAME"].filter((v) => host.env(v));
+  const user = known.length === 3 ? undefined : await userEntry(host);
+  const own = { HOME: user?.home ?? "", USER: user?.name ?? "", LOGNAME: user?.name ?? "" };
+  const filled = Object.entries(own).filter(([name, value]) => !known.includes(name) && value !== "");
+  const path = (host.env("PATH") || "/usr/bin:/bin:/usr/sbin:/sbin").split(":");
+  const more = [...program.startsWith("/") ? [dirname(program)] : [], "/opt/homebrew/bin", "/usr/local/bin"];
+  return {
+    ...Object.fromEntries(filled),
+    LIMA_HOME: place.home,
+    PATH: [...path, ...more.filter((p) => !path.includes(p))].join(":"),
+    ...label === undefined ? {} : { XPC_SERVICE_NAME: label },
+  };
+}
+
+/** Our user's name and home from the user database. */
+async function userEntry(host: Host): Promise<{ name: string; home: string } | undefined> {
+  const command = host.os === "darwin" ? ["/usr/bin/id", "-P"] : ["/usr/bin/getent", "passwd", String(host.uid)];
+  const answer = await host.run({ argv: command as [string, ...string[]] }, PS_LIMIT_MS);
+  const fields = (answer.ok?.code === 0 ? answer.ok.stdout.trim() : "").split(":");
+  const [name, home] = [fields[0], fields.at(-2)];
+  return name && home?.startsWith("/") ? { name, home } : undefined;
+}
+
+/** Watches the boot: until Lima calls the instance Running, at most as long as a boot may take. Then nothing is polled. */
+async function becomeRunning(run: Run, place: Place): Promise<void> {
+  const { ctx } = run;
+  const { host } = ctx;
+  const isBooting = () => run.ended === undefined && run.stopMs === undefined;
+  while (isBooting() && !await isRunning(host, place)) {
+    const sinceMs = host.clockMs() - run.startedMs;
+    if (sinceMs > START_TURN_MS) releaseTurn(run);
+    if (sinceMs > BOOT_WINDOW_S * 1000) return ctx.say("warn", place, "is still not Running; it is left to itself");
+    await host.pause(sinceMs > START_TURN_MS ? FIRST_PAUSE_MS : 500);
+  }
+  releaseTurn(run);
+  if (!isBooting()) return;
+  run.lock?.note("supervising");
+  const seconds = (host.clockMs() - run.startedMs) / 1000;
+  ctx.say("info", place, `Running after ${seconds.toFixed(1)} s`);
+  await journal(ctx, place, "running", { seconds });
+  watchRunning(run, place);
+}
+
+function watchRunning(run: Run, place: Place): void {
+  void keepLine(run, place).catch((error) => fault(run, "keeping the line", error));
+  void watchAgent(run, place).catch((error) => fault(run, "watching the agent", error));
+}
+
+/** Another instance may start now. */
+function releaseTurn(run: Run): void {
+  run.startLock?.close();
+  run.startLock = undefined;
+}
+
+/** Running by Lima's own definition: both PID files name living processes, and ha.sock answers. */
+async function isRunning(host: Host, place: Place): Promise<boolean> {
+  const files = (host.list(place.dir).ok ?? []).filter((e) => e.endsWith(".pid") && !e.endsWith(".drv.pid"));
+  const living = files.filter((f) => pidIn(host, join(place.dir, f)) !== undefined);
+  if (!living.includes(HA_PID) || living.length < 2) return false;
+  return await hasAnswer(host, join(place.dir, HA_SOCK));
+}
+
+/** The living PID that a file names, whoever that is. */
+function pidIn(host: Host, path: string): number | undefined {
+  const number = readPid(lookWithText(host, path)?.seen.text ?? "");
+  return "pid" in number && host.alive(number.pid) !== "no" ? number.pid : undefined;
+}
+
+/** Keeps a line to the guest ready, made again with growing pauses when it breaks: at the stop nothing is started. */
+async function keepLine(run: Run, place: Place): Promise<void> {
+  const { host } = run.ctx;
+  for (let broken = 0; run.ended === undefined && run.stopMs === undefined;) {
+    const madeMs = host.clockMs();
+    const seen = await observeProcesses(host, place, HURRIED);
+    const whole: Observation = { place, obstacles: [], notes: [], ...seen };
+    const own = isOwnPort(whole, sshFile(host, place));
+    const line = own ? openLine(host, place) : "the port in ssh.config is not provably this instance's";
+    if (typeof line === "string") run.ctx.say("debug", place, `no line to the guest: ${line}`);
+    else {
+      run.line = line;
+      await line.ended;
+      run.line = undefined;
+      run.ctx.say("debug", place, `the line to the guest broke: ${line.refusal() ?? ""}`);
+    }
+    if (host.clockMs() - madeMs > LAST_PAUSE_MS) broken = 0;
+    await host.pause(growingPause(broken++));
+  }
+}
+
+/** How often an agent that is not our child is asked for where its socket does not tell. */
+const ADOPTED_POLL_MS = 2_000;
+
+/**
+ * Waits for the end of a host agent that is not our child (adopted, or started in the background by the command). A
+ * command that goes on without it would wait for ever: then it is stopped, and the guard leaves with 1.
+ */
+async function watchAgent(run: Run, place: Place): Promise<void> {
+  const { ctx } = run;
+  const pid = pidIn(ctx.host, join(place.dir, HA_PID));
+  if (pid === undefined || pid === run.child?.pid) return;
+  await untilAgentEnds(run, place, pid);
+  if (run.ended !== undefined || run.stopMs !== undefined) return;
+  ctx.say("warn", place, `host agent ${pid} has ended`);
+  run.ended = { code: leftCleanly(ctx.host, place) && !run.child ? 0 : 1, signal: undefined };
+  post(run, "ended");
+}
+
+async function untilAgentEnds(run: Run, place: Place, pid: number): Promise<void> {
+  const { host } = run.ctx;
+  while (host.alive(pid) === "yes" && run.stopMs === undefined) {
+    const held = await host.connect(join(place.dir, HA_SOCK), ANSWER_LIMIT_MS);
+    if (held.trouble) {
+      await host.pause(ADOPTED_POLL_MS);
+      continue;
+    }
+    while (await held.ok.hear() !== undefined);
+    held.ok.close();
+    for (let n = 0; n < ADOPTED_POLL_MS / POLL_MS && host.alive(pid) === "yes"; n++) await host.pause(POLL_MS);
+  }
+}
+
+/** Somebody stopped it in an orderly way: its last event is `exiting`, and it took its own PID file away. */
+function leftCleanly(host: Host, place: Place): boolean {
+  if (host.look(join(place.dir, HA_PID)).trouble !== "absent") return false;
+  const log = join(place.dir, HA_STDOUT);
+  if (host.look(log).ok?.kind !== "file") return false;
+  const last = (host.read(log, 65_536).ok ?? "").trim().split("\n").at(-1) ?? "";
+  const status = jsonObject(last)?.["status"];
+  return typeof status === "object" && status !== null && (status as Record<string, unknown>)["exiting"] === true;
+}
+
+/** A healthy agent that somebody else started: supervised all the same, as far as that can be done from outside. */
+async function adoptAgent(run: Run): Promise<void> {
+  const { ctx, place } = run;
+  if (!place) return post(run, "ended");
+  releaseTurn(run);
+  const pid = pidIn(ctx.host, join(place.dir, HA_PID));
+  ctx.say("warn", place, `is running already: host agent ${pid} is adopted, ${run.command[0]} is not started`);
+  run.lock?.note("supervising");
+  run.startedMs = ctx.host.clockMs();
+  await journal(ctx, place, "start", { pid: pid ?? null, adopted: true, job: run.job?.target ?? run.label ?? null });
+  watchRunning(run, place);
+}
+
+// ──────────────────────────────────────────────────────────────────────────────── running: the end ──
+
+/** The requested stop: the ladder on what is proven, the command by its handle, clean-up. 0 where nothing is left. */
+async function stopRun(run: Run): Promise<void> {
+  const { ctx, place } = run;
+  const beganMs = run.stopMs ?? ctx.host.clockMs();
+  releaseTurn(run);
+  try {
+    // Without the lock another guard is at work on it, and no command of ours runs.
+    if (place && run.lock) await stopSupervised(run, place, beganMs);
+  } catch (error) {
+    run.status = EXIT.failed;
+    ctx.say("error", run, `the stop failed: ${error instanceof Error ? error.stack : error}`);
+    await endChild(run, beganMs, DEFAULT_BUDGET_S);
+  }
+  post(run, "stopped");
+}
+
+async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<void> {
+  const { ctx, child, line } = run;
+  const budgetS = budgetOf(run.grantedS, ctx.budgetS);
+  run.lock?.note("stopping");
+  const went = await climb(ctx, place, { budgetS, beganMs, ...line ? { ready: line } : {}, ...child ? { child } : {} });
+  await endChild(run, beganMs, budgetS);
+  const cleaned = await cleanUp(ctx, place);
+  const alive = went.left.filter((p) => p.row.pid !== child?.pid);
+  run.status = alive.length > 0 ? EXIT.failed : EXIT.done;
+  run.stage = went.end;
+  const seconds = { ...went.seconds, total: (ctx.host.clockMs() - beganMs) / 1000 };
+  const words = describeStop(went.end, seconds.total);
+  ctx.say("info", place, alive.length > 0 ? `not stopped: ${names(alive)} did not end` : words);
+  for (const b of [...went.blockers, ...cleaned.blockers]) ctx.say("warn", place, describeRemark("unknown")(b));
+  const requested = { requested: true, stage: went.end, seconds, status: run.status, ranS: ranS(run) };
+  await journal(ctx, place, "end", requested);
+}
+
+/** Ends the command by its handle, which needs no proof, and waits for it. */
+async function endChild(run: Run, beganMs: number, budgetS: number): Promise<void> {
+  const { child, ctx } = run;
+  if (!child) return;
+  const ended = child.ended.then(() => true);
+  const until = (s: number) => ctx.host.pause(beganMs + s * 1000 - ctx.host.clockMs()).then(() => false);
+  const limits = stageLimits(budgetS);
+  if (await Promise.race([ended, ctx.host.pause(0).then(() => false)])) return;
+  ctx.say("info", run, `SIGTERM to ${run.command[0]}, PID ${child.pid}`);
+  child.kill("SIGTERM");
+  if (await Promise.race([ended, until(limits.agent)]) || await Promise.race([ended, until(limits.kill)])) return;
+  ctx.say("warn", run, `SIGKILL to ${run.command[0]}, PID ${child.pid}`);
+  child.kill("SIGKILL");
+  await ended;
+}
+
+function ranS(run: Run): number {
+  return (run.ctx.host.clockMs() - run.startedMs) / 1000;
+}
+
+/** After any end: nothing of the command lives, what it left is cleared, the journal has it. */
+async function leaveRun(run: Run): Promise<void> {
+  const { ctx, place } = run;
+  releaseTurn(run);
+  run.line?.close();
+  if (run.stopMs !== undefined || !place || !run.ended) return;
+  const lastedS = ranS(run);
+  await endChild(run, ctx.host.clockMs(), DEFAULT_BUDGET_S);
+  run.status = exitStatusOf(run.ended);
+  const healed = await heal(ctx, place);
+  if (healed.status !== EXIT.done) tellBlocked(ctx, place, healed, 0);
+  const { code, signal } = run.ended;
+  ctx.say("info", place, `${run.child ? run.command[0] : "the host agent"} ended with ${signal ?? `status ${code}`}`);
+  await journal(ctx, place, "end", {
+    requested: false,
+    code,
+    signal: signal ?? null,
+    status: run.status,
+    ranS: lastedS,
+  });
+}
+
 // ─────────────────────────────────────────────────────────────────────────────────── the real host ──
 
 /** The machine itself: the only place that touches Deno. */
@@ -2198,6 +2922,8 @@ export function realHost(): Host {
     rename: (from, to) => attempt(() => Deno.renameSync(from, to)),
     append: (path, text) => attempt(() => appendThrough(path, text)),
     openLock: (path, create) => attempt(() => openLock(path, create)),
+    makeDir: (path) => attempt(() => Deno.mkdirSync(path, { recursive: true })),
+    copyTail: (from, to, most) => attempt(() => Deno.writeFileSync(to, readTailBytes(from, most))),
     alive: (pid) => {
       if (!isPid(pid)) return "no";
       const asked = attempt(() => Deno.kill(pid, 0 as unknown as Deno.Signal));
@@ -2208,7 +2934,7 @@ export function realHost(): Host {
       return attempt(() => Deno.kill(pid, signal));
     },
     run: runToEnd,
-    start: (command) => attempt(() => startChild(command)),
+    start: (command) => attempt(() => command.supervised ? startSupervised(command) : startChild(command)),
     connect: dial,
     onSignal: (signal, take) => Deno.addSignalListener(signal, take),
     isTerminal: Deno.stderr.isTerminal(),
@@ -2251,13 +2977,17 @@ function otherKind(info: Deno.FileInfo): "FIFO" | "socket" | "device" {
 }
 
 function readTail(path: string, most: number): string {
+  return new TextDecoder().decode(readTailBytes(path, most));
+}
+
+function readTailBytes(path: string, most: number): Uint8Array {
   using file = Deno.openSync(path);
   const { size } = file.statSync();
   if (size > most) file.seekSync(size - most, Deno.SeekMode.Start);
   const bytes = new Uint8Array(most);
   let filled = 0;
   for (let n: number | null; filled < most && (n = file.readSync(bytes.subarray(filled))) !== null;) filled += n;
-  return new TextDecoder().decode(bytes.subarray(0, filled));
+  return bytes.subarray(0, filled);
 }
 
 function appendThrough(path: string, text: string): void {
@@ -2363,6 +3093,26 @@ function startChild(command: Command): Child {
   };
 }
 
+/**
+ * launchd ends what is left of the guard's process group, so the command stays in it. At a terminal it gets a session
+ * of its own: Ctrl-C would reach a host agent before the ladder does. stdin is never a terminal: Lima would log there.
+ */
+function startSupervised(command: Command): Child {
+  const [program, ...args] = command.argv;
+  const detached = Deno.stdin.isTerminal();
+  const stdio = { stdin: "null", stdout: "inherit", stderr: "inherit" } as const;
+  const child = new Deno.Command(program, { args, env: environmentFor(command), clearEnv: true, detached, ...stdio })
+    .spawn();
+  return {
+    pid: child.pid,
+    ended: child.status.then(({ code, signal }) => ({ code, signal: signal ?? undefined })),
+    kill: (signal) => attempt(() => child.kill(signal)),
+    say: () => Promise.resolve(),
+    onLine: () => {},
+    lastWords: () => "",
+  };
+}
+
 async function eachLine(stream: ReadableStream<Uint8Array>, take: (line: string) => void): Promise<void> {
   let rest = "";
   const text = new TextDecoder();
@@ -2414,6 +3164,11 @@ function writeAll(to: { writeSync(bytes: Uint8Array): number }, text: string): v
 export const OPTIONS = [
   { flag: "pre", argument: "INSTANCE…", text: "clear what a dead run left behind, then exit" },
   { flag: "stop", argument: "INSTANCE…", text: "stop gracefully, then hard; several at once in parallel" },
+  {
+    flag: "run",
+    argument: "INSTANCE -- COMMAND…",
+    text: "--pre, then run COMMAND; on SIGTERM do --stop; leave with its status",
+  },
   { flag: "all", text: "with --stop: every instance of LIMA_HOME" },
   { flag: "lima-home", argument: "DIR", text: "where the instances are (default: $LIMA_HOME, else ~/.lima)" },
   { flag: "timeout", argument: "SECONDS", text: `the whole budget of a stop (default: ${DEFAULT_BUDGET_S})` },
@@ -2424,12 +3179,14 @@ export const OPTIONS = [
   { flag: "version", text: "print the version and exit" },
 ] as const;
 
-const ROLES = ["pre", "stop"] as const;
+const ROLES = ["pre", "stop", "run"] as const;
 
 /** What the command line asks for. */
 export interface Invocation {
   readonly role: typeof ROLES[number];
   readonly names: readonly string[];
+  /** What `--run` runs; empty for the other roles. */
+  readonly command: readonly string[];
   readonly all: boolean;
   readonly limaHome?: string;
   readonly budgetS: number;
@@ -2449,6 +3206,7 @@ export function helpText(): string {
 
 usage: lima-guard --pre INSTANCE…
        lima-guard --stop INSTANCE… | --stop --all
+       lima-guard --run INSTANCE -- limactl start INSTANCE --foreground
 
 ${rows.join("\n")}
 
@@ -2462,18 +3220,20 @@ Try: lima-guard --pre --dry-run default
 /** Reads the arguments: an invocation, a text to print, or what is wrong with them. Touches nothing. */
 export function parseCommandLine(args: readonly string[]): Invocation | { print: string } | { usage: string } {
   const unknown: string[] = [];
-  const switches = OPTIONS.filter((o) => !("argument" in o) || o.argument === "INSTANCE…").map((o) => o.flag);
+  const switches = OPTIONS.filter((o) => !("argument" in o) || o.argument.startsWith("INSTANCE")).map((o) => o.flag);
+  const ours = args.includes("--") ? args.slice(0, args.indexOf("--")) : args;
   const parsed = parseArgs([...args], {
     boolean: switches,
     string: ["_", "lima-home", "timeout"],
     alias: { v: "verbose", h: "help" },
+    "--": true,
     unknown: (arg: string, key?: string) => {
       if (key !== undefined) unknown.push(arg);
       return key === undefined;
     },
   });
   if (unknown.length > 0) return { usage: `Cannot understand ${JSON.stringify(unknown[0])}` };
-  const assigned = args.find((a) => switches.some((s) => a.startsWith(`--${s}=`)));
+  const assigned = ours.find((a) => switches.some((s) => a.startsWith(`--${s}=`)));
   if (assigned) return { usage: `Cannot understand ${JSON.stringify(assigned)}: this option takes no value` };
   if (parsed["help"]) return { print: helpText() };
   if (parsed["version"]) return { print: `lima-guard ${VERSION}\n` };
@@ -2481,16 +3241,25 @@ export function parseCommandLine(args: readonly string[]): Invocation | { print:
   const [role] = roles;
   if (role === undefined) return { usage: "No role is given" };
   if (roles.length > 1) return { usage: `Cannot do --${roles.join(" and --")} at once` };
-  return invocationOf(role, parsed);
+  return invocationOf(role, parsed, args.includes("--") ? args.slice(ours.length + 1) : undefined);
 }
 
-function invocationOf(role: Invocation["role"], parsed: Record<string, unknown> & { _: unknown[] }) {
+function invocationOf(
+  role: Invocation["role"],
+  parsed: Record<string, unknown> & { _: unknown[] },
+  command: readonly string[] | undefined,
+): Invocation | { usage: string } {
   const names = [...new Set(parsed._.map(String))];
   const all = parsed["all"] === true;
   const [home, timeout] = [parsed["lima-home"], parsed["timeout"]];
   if (all && role !== "stop") return { usage: "--all goes with --stop" };
   if (all && names.length > 0) return { usage: "Cannot take --all and instance names at once" };
   if (!all && names.length === 0) return { usage: "No instance is named" };
+  if (role === "run" && names.length > 1) {
+    return { usage: "--run takes one instance (what follows `--` is the command)" };
+  }
+  if (role === "run" && !command?.[0]) return { usage: "--run needs a command after `--`" };
+  if (role !== "run" && command) return { usage: "`--` and a command go with --run" };
   const bad = names.find((name) => nameTrouble(name) !== undefined);
   if (bad !== undefined) return { usage: `Cannot take ${JSON.stringify(bad)} as instance name: ${nameTrouble(bad)}` };
   if (home === "") return { usage: "--lima-home needs a directory" };
@@ -2500,7 +3269,8 @@ function invocationOf(role: Invocation["role"], parsed: Record<string, unknown> 
   }
   const limaHome = typeof home === "string" ? { limaHome: home } : {};
   const [dryRun, json, verbose] = [parsed["dry-run"] === true, parsed["json"] === true, parsed["verbose"] === true];
-  return { role, names, all, ...limaHome, budgetS, dryRun, json, verbose };
+  if (role === "run" && json && !dryRun) return { usage: "--json goes with --run only in a --dry-run" };
+  return { role, names, command: command ?? [], all, ...limaHome, budgetS, dryRun, json, verbose };
 }
 
 // ──────────────────────────────────────────────────────────────────────────────────────────── main ──
@@ -2527,6 +3297,10 @@ export async function main(args: readonly string[], host: Host): Promise<number>
     host.stderr(`lima-guard: Cannot list the instances: ${names.why} (hint: --lima-home DIR)\n`);
     return names.trouble === "denied" ? EXIT.denied : EXIT.noInstance;
   }
+  const [program, ...rest] = invocation.command;
+  if (program !== undefined && !invocation.dryRun) {
+    return await superviseRun(ctx, home.home, invocation.names[0] ?? "", [program, ...rest]);
+  }
   if (invocation.role === "stop") hearSkips(ctx);
   const reports = await Promise.all(names.ok.map((name) => serve(ctx, home.home, name)));
   const status = worst(reports.map((r) => r.status));
@@ -2539,7 +3313,7 @@ async function serve(ctx: Context, home: string, name: string): Promise<Report> 
   try {
     const found = await findPlace(ctx, home, name);
     if ("report" in found) return found.report;
-    return ctx.role === "pre" ? await pre(ctx, found.place) : await stop(ctx, found.place);
+    return ctx.role === "stop" ? await stop(ctx, found.place) : await pre(ctx, found.place);
   } catch (error) {
     const because = `lima-guard failed: ${error instanceof Error ? error.stack ?? error.message : String(error)}`;
     return report(name, "unknown", EXIT.failed, because, { blockers: [{ what: name, because }] });
