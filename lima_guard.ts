@@ -1725,7 +1725,7 @@ export interface Context {
   readonly budgetS: number;
   say(level: "debug" | "info" | "warn" | "error", place: { readonly name: string }, text: string): void;
   /** A stage of a long wait, for the person who waits. */
-  stage(place: Place, stage: Stage | "", untilMs: number): void;
+  stage(place: Place, stage: string, untilMs: number): void;
   /** How many times a person asked to skip a stage, and the bell that rings then. */
   readonly skips: { count: number; readonly bell: Bell };
 }
@@ -1923,8 +1923,13 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
 }
 
 function stopped(c: Climb, end: StopEnd): Stopped {
-  const total = (c.ctx.host.clockMs() - c.beganMs) / 1000;
+  const total = secondsSince(c.ctx.host, c.beganMs);
   return { end, seconds: { ...c.seconds, total }, steps: c.steps, left: left(c), blockers: doubtsOf(c.seen) };
+}
+
+/** Seconds, to the millisecond, since a moment of the host's clock. */
+function secondsSince(host: Host, sinceMs: number): number {
+  return Math.round(host.clockMs() - sinceMs) / 1000;
 }
 
 /** Cheap, and no proof: whether some PID file names a living process. It only decides whether ssh is worth starting. */
@@ -1968,7 +1973,7 @@ async function isOver(c: Climb, stage: "guest" | "agent" | "driver" | "kill"): P
   const skips = ctx.skips.count;
   const outcome = await STAGES[stage](c, untilMs, () => ctx.skips.count > skips);
   await lookAgain(c);
-  const seconds = (ctx.host.clockMs() - begin) / 1000;
+  const seconds = secondsSince(ctx.host, begin);
   c.seconds[stage] = seconds;
   c.steps.push({ ...step, outcome });
   ctx.say(stage === "kill" ? "warn" : "info", place, describeStep({ ...step, outcome }));
@@ -2230,14 +2235,58 @@ function removeAll(ctx: Context, place: Place, steps: readonly Step[]): Step[] {
 
 /** `--stop`: the ladder, then clean up, so that the next boot starts clean. */
 async function stop(ctx: Context, place: Place): Promise<Report> {
+  const { host } = ctx;
+  const askedMs = host.wallMs();
   const taken = await lockFor(ctx, place, ctx.budgetS * 1000);
   if ("report" in taken) return taken.report;
+  let told: Report;
   try {
-    if (!ctx.dryRun) return await stopLocked(ctx, place, taken.lock);
-    return reportPlan(place, planStop(await observe(ctx.host, place, HURRIED), ctx.budgetS));
+    if (ctx.dryRun) return reportPlan(place, planStop(await observe(host, place, HURRIED), ctx.budgetS));
+    told = await stopLocked(ctx, place, taken.lock);
   } finally {
     taken.lock.free();
   }
+  // What another guard did for us meanwhile is in the journal.
+  const lines = journalOf(host, place);
+  const end = told.stage === "already stopped" ? lines.filter((l) => l.event === "end").at(-1) : undefined;
+  if (!end || Date.parse(end.time) < askedMs || typeof end["stage"] !== "string") return told;
+  const stage = end["stage"] as StopEnd;
+  const seconds = isSeconds(end["seconds"]) ? end["seconds"] : told.seconds;
+  const done = { ...told, stage, seconds, summary: describeStop(stage, seconds["total"] ?? 0) };
+  return taken.supervisor ? await afterJob(ctx, place, done, taken.supervisor) : done;
+}
+
+function isSeconds(value: unknown): value is Record<string, number> {
+  return typeof value === "object" && value !== null && Object.values(value).every((v) => typeof v === "number");
+}
+
+/** How soon launchd starts a job again that ran for longer than its throttle: at once. */
+const RESTART_LOOK_MS = 1_000;
+
+/** What is to be said after a launchd job was stopped: how to start it, or that launchd has done so already. */
+async function afterJob(ctx: Context, place: Place, told: Report, stopped: LockRecord): Promise<Report> {
+  const job = journalOf(ctx.host, place).filter((l) => l.event === "start").at(-1)?.["job"];
+  if (typeof job !== "string") return told;
+  await ctx.host.pause(RESTART_LOOK_MS);
+  const now = holderOf(ctx, place);
+  const target = job.includes("/") ? job : `DOMAIN/${job}`;
+  if (now?.role !== "run" || now.pid === stopped.pid) {
+    const note = { what: target, because: "its job is stopped", hint: `to start it: launchctl kickstart ${target}` };
+    return { ...told, notes: [...told.notes, note] };
+  }
+  const because = `launchd started it again (KeepAlive), as PID ${now.pid}`;
+  const blocker = { what: target, because, hint: `to keep it down: launchctl bootout ${target}` };
+  const summary = "stopped, and started again by launchd";
+  return { ...told, state: "running", status: EXIT.failed, blockers: [...told.blockers, blocker], summary };
+}
+
+/** The record of whoever holds the instance's lock now. */
+function holderOf(ctx: Context, place: Place): LockRecord | undefined {
+  const tried = tryLock({ ...ctx, dryRun: true }, place);
+  if ("lock" in tried) return undefined;
+  const record = readLockRecord(tried.held.read(), place.dir);
+  tried.held.close();
+  return record;
 }
 
 async function stopLocked(ctx: Context, place: Place, lock: Lock): Promise<Report> {
@@ -2264,28 +2313,65 @@ async function cleanUp(ctx: Context, place: Place): Promise<{ steps: Step[]; blo
   return { steps: removeAll(ctx, place, p.steps), blockers: [] };
 }
 
-/** The instance's lock, or the report of who has it. A guard that is stopping it is waited for longer. */
-async function lockFor(ctx: Context, place: Place, stopperMs: number): Promise<{ lock: Lock } | { report: Report }> {
+/** A lock that was taken, or the report of who has it; and which `--run` was asked to let go of it. */
+type Taken = { lock: Lock; supervisor?: LockRecord } | { report: Report };
+
+/** How much longer than its budget a guard may need until its lock is free. */
+const LOCK_RESERVE_MS = 5_000;
+
+/**
+ * Takes the instance's lock, from whoever has it: a `--run` is asked to stop, once; a guard that is stopping is waited
+ * for, so that two administrators do not cut each other's grace short; anybody else only for a moment.
+ */
+async function lockFor(ctx: Context, place: Place, stopperMs: number): Promise<Taken> {
   const first = tryLock(ctx, place);
   if ("lock" in first) return first;
-  const holder = readLockRecord(first.held.read(), place.dir);
-  if (holder?.role === "run" && holder.phase === "supervising" && ctx.role === "pre") {
-    first.held.close();
-    return {
-      report: report(place.name, "running", EXIT.done, `running: lima-guard --run ${holder.pid} supervises it`),
-    };
+  const { held } = first;
+  const holder = readLockRecord(held.read(), place.dir);
+  try {
+    if (holder?.role === "run" && holder.phase === "supervising" && ctx.role === "pre") {
+      const summary = `running: lima-guard --run ${holder.pid} supervises it`;
+      return { report: report(place.name, "running", EXIT.done, summary) };
+    }
+    const isStop = ctx.role === "stop" && !ctx.dryRun;
+    const asked = isStop && holder?.role === "run" ? await askToStop(ctx, place, held, holder) : undefined;
+    const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked === "done");
+    const waitMs = stopping ? stopperMs + LOCK_RESERVE_MS : LOCK_WAIT_MS;
+    const who = holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another guard";
+    ctx.say("info", place, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
+    ctx.stage(place, `waiting for ${who}`, ctx.host.clockMs() + waitMs);
+    const freed = await held.lockWithin(waitMs);
+    ctx.stage(place, "", 0);
+    held.close();
+    const second = freed ? tryLock(ctx, place) : first;
+    if ("lock" in second) return asked === "done" && holder ? { ...second, supervisor: holder } : second;
+    if (second !== first) second.held.close();
+    const because = `${who} is at work on it and holds its lock${asked && asked !== "done" ? `; ${asked}` : ""}`;
+    const blocker = { what: join(place.dir, LOCK_FILE), because, hint: "run this again" };
+    return { report: report(place.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }) };
+  } finally {
+    held.close();
   }
-  const waitMs = holder?.role === "stop" && ctx.role === "stop" ? stopperMs : LOCK_WAIT_MS;
-  const who = holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another guard";
-  ctx.say("info", place, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
-  const freed = await first.held.lockWithin(waitMs);
-  first.held.close();
-  const second = freed ? tryLock(ctx, place) : first;
-  if ("lock" in second) return second;
-  second.held.close();
-  const because = `${who} is at work on it and holds its lock`;
-  const blocker = { what: join(place.dir, LOCK_FILE), because, hint: "run this again" };
-  return { report: report(place.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }) };
+}
+
+/**
+ * Sends one SIGTERM to the `--run` that holds the lock. The proof: its record names a PID and a start time, ps shows
+ * just that PID with that start time and a guard's command, and the lock was held before and after.
+ */
+async function askToStop(ctx: Context, place: Place, held: Lockable, holder: LockRecord): Promise<string> {
+  const { host } = ctx;
+  if (holder.phase === "stopping") return "done";
+  const table = await ps(host, [holder.pid], PS_LIMIT_MS);
+  const row = table.ok?.rows.find((r) => r.pid === holder.pid);
+  if (!row) return `PID ${holder.pid} could not be proven to be it`;
+  const isGuard = /lima[-_]guard/.test(row.command) && row.command.includes(` --run ${place.name} `);
+  const same = row.started === holder.started && row.uid === place.owner && isGuard;
+  if (!same) return `PID ${holder.pid} could not be proven to be it`;
+  const taken = held.tryLock() !== false;
+  if (taken || readLockRecord(held.read(), place.dir)?.pid !== holder.pid) return "it let go of the lock just now";
+  const sent = await signalProven(host, row, "SIGTERM", PS_LIMIT_MS);
+  ctx.say("info", place, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${sent}`);
+  return sent === "already gone" ? "done" : sent;
 }
 
 // ─────────────────────────────────────────────────────────────────────────────── finding instances ──
@@ -2710,7 +2796,7 @@ async function becomeRunning(run: Run, place: Place): Promise<void> {
   releaseTurn(run);
   if (!isBooting()) return;
   run.lock?.note("supervising");
-  const seconds = (host.clockMs() - run.startedMs) / 1000;
+  const seconds = secondsSince(host, run.startedMs);
   ctx.say("info", place, `Running after ${seconds.toFixed(1)} s`);
   await journal(ctx, place, "running", { seconds });
   watchRunning(run, place);
@@ -2845,7 +2931,7 @@ async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<
   const alive = went.left.filter((p) => p.row.pid !== child?.pid);
   run.status = alive.length > 0 ? EXIT.failed : EXIT.done;
   run.stage = went.end;
-  const seconds = { ...went.seconds, total: (ctx.host.clockMs() - beganMs) / 1000 };
+  const seconds = { ...went.seconds, total: secondsSince(ctx.host, beganMs) };
   const words = describeStop(went.end, seconds.total);
   ctx.say("info", place, alive.length > 0 ? `not stopped: ${names(alive)} did not end` : words);
   for (const b of [...went.blockers, ...cleaned.blockers]) ctx.say("warn", place, describeRemark("unknown")(b));
@@ -2870,7 +2956,7 @@ async function endChild(run: Run, beganMs: number, budgetS: number): Promise<voi
 }
 
 function ranS(run: Run): number {
-  return (run.ctx.host.clockMs() - run.startedMs) / 1000;
+  return secondsSince(run.ctx.host, run.startedMs);
 }
 
 /** After any end: nothing of the command lives, what it left is cleared, the journal has it. */
