@@ -5,6 +5,8 @@
  *
  *   lima-guard --pre  INSTANCE…            clear what a dead run left behind, then exit
  *   lima-guard --stop INSTANCE… | --all    stop gracefully, then hard, inside one time budget
+ *   lima-guard --run  INSTANCE -- COMMAND  --pre, then run COMMAND; on SIGTERM do --stop; leave with its exit status
+ *   lima-guard --status [INSTANCE…]        what the guard sees, why, and what it would do; read-only
  *
  * Every role is the same loop: observe (look at files and processes) → plan (pure: facts in, steps with reasons out) →
  * act (one step after the other, each looked at again just before). `--dry-run` prints the plan and leaves.
@@ -16,16 +18,19 @@
  *      never counts as success.
  *   3. A requested stop ends in time: gracefully if the guest lets us, hard if it does not.
  *
- * Signals: for --stop, the first SIGINT or SIGTERM, and each further one at least 1 s later, skips to the next stage.
+ * Signals: --run stops its instance at the first SIGTERM, SIGINT or SIGHUP; under launchd further ones change nothing.
+ * Elsewhere a further SIGINT or SIGTERM at least 1 s later (for --stop: the first one) skips to the next stage.
  *
  * Exit statuses: 0 done, or nothing to do · 1 a step failed · 64 usage · 66 no such instance · 75 could not find out,
- * or another guard is at work: try again · 77 not permitted.
+ * or another guard is at work: try again · 77 not permitted. --run: the command's own, 128 + n if signal n killed it,
+ * 126 and 127 as in a shell, and 0 after a requested stop that succeeded.
  *
  * Sections: names and numbers · what we saw · reading · proof of identity · deciding: --pre · deciding: --stop ·
- * deciding: --run · the host · observing: PID files · observing: processes · observing: for a start · observing:
- * disks · lock and journal · acting · stopping: the line to the guest · stopping: the ladder · stopping: the stages
- * · the roles · finding instances · running: preparing · running: supervising · running: the end · the real host ·
- * the real host: processes and sockets · command line · main.
+ * deciding: --run · deciding: --status · the host · observing: PID files · observing: processes · observing: for a
+ * start · observing: disks · lock and journal · acting · stopping: the line to the guest · stopping: the ladder ·
+ * stopping: the stages · the roles --pre and --stop · taking the lock · finding instances · the role --status ·
+ * running: preparing · running: launchd's word · running: supervising · running: watching · running: the end · the
+ * real host · the real host: processes and sockets · command line · main.
  *
  * Exports exist for install.ts and for the tests.
  * @module
@@ -754,7 +759,7 @@ export function isOwnPort(
   const forwards = seen.alive.flatMap((p) => [...p.row.command.matchAll(/hostfwd=tcp:[^,: ]*:(\d+)-/g)]);
   if (forwards.length > 0) return forwards.some((m) => Number(m[1]) === file.port);
   const agent = seen.alive.some((p) => p.role === "host agent");
-  return agent && file.haPidMtimeMs !== undefined && file.mtimeMs >= file.haPidMtimeMs - 1000;
+  return agent && file.haPidMtimeMs !== undefined && file.mtimeMs >= file.haPidMtimeMs;
 }
 
 /** How a stop is to be told, in one line. */
@@ -918,6 +923,105 @@ export function readExitTimeout(plist: string): number {
 /** The budget of a stop: what launchd grants, which `--timeout` can only shorten. */
 export function budgetOf(grantedS: number | undefined, wantedS: number): number {
   return Math.min(grantedS === undefined || grantedS === 0 ? DEFAULT_BUDGET_S : grantedS, wantedS);
+}
+
+// ────────────────────────────────────────────────────────────────────────────── deciding: --status ──
+
+/** A launchd job of an instance, as its plist and launchctl show it. */
+export interface JobSeen {
+  readonly label: string;
+  readonly plist: string;
+  readonly wrapped: boolean;
+  readonly loaded: "yes" | "no" | "unknown";
+  readonly disabled: boolean;
+  /** Seconds from SIGTERM to SIGKILL: what launchd has in force, else what the plist will bring. 0 is for ever. */
+  readonly exitTimeoutS: number;
+  readonly target: string;
+}
+
+/** The strings of a plist's ProgramArguments. Read by pattern: nothing is changed on its word. */
+export function readProgramArguments(plist: string): string[] {
+  const text = plist.replaceAll(/<!--[\s\S]*?-->/g, "");
+  const array = /<key>\s*ProgramArguments\s*<\/key>\s*<array>([\s\S]*?)<\/array>/.exec(text)?.[1] ?? "";
+  const entities: Record<string, string> = { lt: "<", gt: ">", quot: '"', apos: "'", amp: "&" };
+  return [...array.matchAll(/<string>([\s\S]*?)<\/string>/g)]
+    .map((m) => (m[1] ?? "").replaceAll(/&(lt|gt|quot|apos|amp);/g, (_, name) => entities[name] ?? ""));
+}
+
+/** Whether a job runs the guard for this instance. */
+export function isWrapped(args: readonly string[], name: string): boolean {
+  const run = args.indexOf("--run");
+  return run > 0 && args[run + 1] === name && /^lima-guard/.test(basename(args[0] ?? ""));
+}
+
+/**
+ * What `limactl start` would say. It believes every living PID in ha.pid and DRIVER.pid, whoever that is, and asks
+ * ha.sock (`pkg/store.Inspect`); the words are those of Lima 2.2.
+ */
+export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "absent"): string {
+  if (seen.missing !== undefined) return "creates a NEW VM of this name";
+  const files = seen.claims.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
+  const garbage = files.find((c) => c.verdict.kind === "not ours" && c.verdict.why.startsWith("it is not a PID"));
+  if (garbage) return `refuses: strconv.Atoi: parsing … (${basename(garbage.path)})`;
+  const living = files.filter((c) => c.verdict.kind !== "dead" || c.verdict.why.includes("zombie"));
+  const agent = living.some((c) => basename(c.path) === HA_PID);
+  const driver = living.find((c) => /^(vz|qemu|krunkit|wsl2)\.pid$/.test(basename(c.path)));
+  if (agent && haSock === "absent") return "refuses: failed to connect to ha.sock: no such file or directory";
+  if (agent && haSock === "there") return "refuses: failed to get Info from ha.sock";
+  if (agent && !driver) return "refuses: host agent is running but driver is not";
+  if (agent) return "says that it is already running, and exits with 0";
+  if (driver) return `refuses: ${basename(driver.path, ".pid")} driver is running but host agent is not`;
+  const [obstacle] = [...seen.obstacles, ...seen.claims.filter((c) => c.verdict.kind === "stale").map(doubt)];
+  return obstacle ? `may refuse, because of ${obstacle.what}` : "starts";
+}
+
+/** The verdict on the last stop, from the journal: what was recorded, and what must have happened where nothing was. */
+export function lastStop(lines: readonly JournalLine[], boot: string, alive: boolean): string {
+  const relevant = lines.filter((l) => l.event === "start" || l.event === "end");
+  // The run that is going on now has no stop yet: the one before it counts.
+  const past = alive && relevant.at(-1)?.event === "start" ? relevant.slice(0, -1) : relevant;
+  const last = past.at(-1);
+  if (!last) return "none recorded";
+  if (last.event === "start" && last.boot !== boot) return "cut off: no stop was recorded and the host rebooted";
+  if (last.event === "start") return "cut off: the guard did not live to record the end";
+  const seconds = isSeconds(last["seconds"]) ? last["seconds"]["total"] ?? 0 : 0;
+  if (typeof last["stage"] === "string") return describeStop(last["stage"] as StopEnd, seconds);
+  return `ended by itself with ${last["signal"] ?? `status ${last["status"]}`}`;
+}
+
+/** What about an instance's jobs needs a person, and what is only worth a word. */
+export function judgeJobs(jobs: readonly JobSeen[], name: string, state: State, supervised: boolean) {
+  const troubles: Remark[] = [];
+  const notes: Remark[] = [];
+  if (jobs.length === 0) notes.push({ what: name, because: "it has no launchd job" });
+  if (jobs.length > 1) {
+    const because = "it is registered twice, at login and at boot";
+    troubles.push({ what: name, because, hint: `keep one: limactl autostart disable ${name}` });
+  }
+  for (const job of jobs) {
+    const install = `lima-guard --install ${name}`;
+    if (!job.wrapped) notes.push({ what: job.label, because: "lima-guard does not run it", hint: install });
+    const short = job.wrapped && job.exitTimeoutS !== 0 && job.exitTimeoutS < DEFAULT_BUDGET_S;
+    const because =
+      `launchd grants it ${job.exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`;
+    if (short) troubles.push({ what: job.label, because, hint: install });
+    const enable = `launchctl enable ${job.target}`;
+    if (job.disabled) troubles.push({ what: job.label, because: "it is disabled and will not start", hint: enable });
+  }
+  if (jobs.some((j) => j.wrapped) && state === "running" && !supervised) {
+    const because = "it runs without its job (started by hand): it will be cut off at the next shutdown";
+    troubles.push({
+      what: name,
+      because,
+      hint: `lima-guard --stop ${name}; then launchctl kickstart ${jobs[0]?.target}`,
+    });
+  }
+  return { troubles, notes };
+}
+
+/** Whether a state needs a person. */
+export function needsPerson(state: State): boolean {
+  return !["running", "clear", "stopped", "booting"].includes(state);
 }
 
 // ──────────────────────────────────────────────────────────────────────────────────────── the host ──
@@ -1829,9 +1933,19 @@ function sshCommand(place: Place): [string, ...string[]] {
   return ["ssh", "-F", config, "-T", "-a", "-x", ...options.flatMap((o) => ["-o", o]), sshHost(place.name), remote];
 }
 
+/**
+ * The text of ssh.config, if it is this instance's: `limactl clone` copies the original's as it is, and it leads into
+ * the original's guest until the clone has started for the first time (seen with Lima 1.2 to 2.2).
+ */
+function sshConfigOf(host: Host, place: Place): string | undefined {
+  const path = join(place.dir, SSH_CONFIG);
+  const text = host.look(path).ok?.kind === "file" ? host.read(path, 65_536).ok ?? "" : "";
+  return text.split(/\r?\n/).includes(`Host ${sshHost(place.name)}`) ? text : undefined;
+}
+
 /** Opens a line, or says why there is none. */
 function openLine(host: Host, place: Place): Line | string {
-  if (host.look(join(place.dir, SSH_CONFIG)).ok?.kind !== "file") return "there is no ssh.config";
+  if (sshConfigOf(host, place) === undefined) return "there is no ssh.config of this instance";
   const ssh = host.start({ argv: sshCommand(place) });
   if (ssh.trouble) return `ssh cannot be started: ${ssh.why}`;
   let accepted = false;
@@ -2030,7 +2144,7 @@ function late(skipped: () => boolean): string {
 
 function sshFile(host: Host, place: Place) {
   const config = host.look(join(place.dir, SSH_CONFIG)).ok;
-  const text = config?.kind === "file" ? host.read(join(place.dir, SSH_CONFIG), 65_536).ok ?? "" : "";
+  const text = sshConfigOf(host, place) ?? "";
   const haPidMtimeMs = host.look(join(place.dir, HA_PID)).ok?.mtimeMs;
   return { port: readSshPort(text), mtimeMs: config?.mtimeMs ?? 0, haPidMtimeMs };
 }
@@ -2137,7 +2251,7 @@ async function diskReleased(c: Climb, untilMs: number): Promise<boolean> {
   return holders.trouble === undefined && holders.ok.length === 0;
 }
 
-// ─────────────────────────────────────────────────────────────────────────────────────── the roles ──
+// ────────────────────────────────────────────────────────────────────── the roles --pre and --stop ──
 
 /** What became of one instance: the document that `--json` prints, field by field. */
 export interface Report {
@@ -2313,6 +2427,8 @@ async function cleanUp(ctx: Context, place: Place): Promise<{ steps: Step[]; blo
   return { steps: removeAll(ctx, place, p.steps), blockers: [] };
 }
 
+// ───────────────────────────────────────────────────────────────────────────────── taking the lock ──
+
 /** A lock that was taken, or the report of who has it; and which `--run` was asked to let go of it. */
 type Taken = { lock: Lock; supervisor?: LockRecord } | { report: Report };
 
@@ -2424,6 +2540,136 @@ function allInstances(host: Host, home: string): Tried<string[]> {
     nameTrouble(name) === undefined && host.look(join(home, name)).ok?.kind === "directory" &&
     host.look(join(home, name, LIMA_YAML), "follow links").ok?.kind === "file";
   return { ok: entries.ok.filter(isInstance).sort() };
+}
+
+// ─────────────────────────────────────────────────────────────────────────────── the role --status ──
+
+/** What `--status` adds to a report. */
+interface Details {
+  readonly evidence: readonly { file: string; holds: string | null; verdict: Verdict["kind"]; because: string }[];
+  readonly limactlStart: string;
+  readonly jobs: readonly JobSeen[];
+  readonly supervisor: number | null;
+  readonly lastStop: string;
+  readonly lastRepair: string | null;
+  /** How often a guard started it since the host did, and for how long the brake still holds. */
+  readonly starts: number;
+  readonly brakeSeconds: number;
+}
+
+/** `--status`: what the guard sees, why, and what it would do. Changes nothing, and never calls limactl. */
+async function status(ctx: Context, home: string, name: string): Promise<Report & Partial<Details>> {
+  const { host } = ctx;
+  const dir = join(home, name);
+  const look = host.look(dir, "follow links");
+  if (look.ok?.kind !== "directory") return withNewName(await findPlace(ctx, home, name), name);
+  const place: Place = { name, home, dir, owner: look.ok.uid };
+  const seen = await observe(host, place, HURRIED);
+  const p = planPre(seen);
+  if (p.state === "missing") return reportPlan(place, p);
+  const holder = holderOf(ctx, place);
+  const supervised = holder?.role === "run";
+  const lines = journalOf(host, place);
+  const boot = await bootId(host);
+  const jobs = await jobsOf(host, name);
+  const { troubles, notes } = judgeJobs(jobs, name, p.state, supervised);
+  const repair = lines.filter((l) => l.event === "pre").at(-1);
+  const details: Details = {
+    evidence: seen.claims.map(({ path, seen, verdict }) => ({
+      file: path,
+      holds: seen.text?.trim() ?? null,
+      verdict: verdict.kind,
+      because: verdict.why,
+    })),
+    limactlStart: limaWouldSay(seen, await sockOf(host, place)),
+    jobs,
+    supervisor: supervised ? holder.pid : null,
+    lastStop: lastStop(lines, boot, seen.alive.length > 0),
+    lastRepair: repair ? `${repair.time}: ${repair["state"]}` : null,
+    starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
+    brakeSeconds: Math.ceil(brakeMs(lines, host.wallMs()) / 1000),
+  };
+  const needed = needsPerson(p.state) || troubles.length > 0;
+  const told = reportPlan(place, p);
+  const state = p.state === "clear" ? "stopped" : p.state;
+  const blockers = [...p.blockers, ...troubles];
+  const result = { ...told, state, status: needed ? EXIT.failed : EXIT.done, blockers, notes: [...p.notes, ...notes] };
+  return { ...result, summary: `${state}: ${p.because}`, ...details };
+}
+
+function withNewName(found: Awaited<ReturnType<typeof findPlace>>, name: string): Report {
+  if ("report" in found) return found.report;
+  return report(name, "missing", EXIT.noInstance, "missing: it has just appeared; run this again");
+}
+
+async function sockOf(host: Host, place: Place): Promise<"answers" | "there" | "absent"> {
+  const path = join(place.dir, HA_SOCK);
+  if (host.look(path).trouble === "absent") return "absent";
+  return await hasAnswer(host, path) ? "answers" : "there";
+}
+
+/** The launchd jobs that Lima makes for an instance: at boot, and at login. */
+async function jobsOf(host: Host, name: string): Promise<JobSeen[]> {
+  const agents = join(host.env("HOME") ?? "/", "Library/LaunchAgents");
+  const places = [
+    { label: `io.lima-vm.daemon.${name}`, folder: "/Library/LaunchDaemons", domains: ["system"] },
+    { label: `io.lima-vm.autostart.${name}`, folder: agents, domains: [`gui/${host.uid}`, `user/${host.uid}`] },
+  ];
+  const jobs: JobSeen[] = [];
+  for (const { label, folder, domains } of places) {
+    const plist = join(folder, `${label}.plist`);
+    const text = textOf(host, plist);
+    if (text !== "") jobs.push(await jobSeen(host, name, label, plist, text, domains));
+  }
+  return jobs;
+}
+
+async function jobSeen(host: Host, name: string, label: string, plist: string, text: string, domains: string[]) {
+  const ask = (...argv: string[]) => host.run({ argv: ["launchctl", ...argv] }, LAUNCHCTL_LIMIT_MS);
+  const answers = await Promise.all(domains.map(async (domain) => {
+    const [print, off] = await Promise.all([ask("print", `${domain}/${label}`), ask("print-disabled", domain)]);
+    return { domain, code: print.ok?.code, printed: readPrint(print.ok?.stdout ?? ""), off: off.ok?.stdout ?? "" };
+  }));
+  const loaded = answers.find((a) => a.code === 0);
+  const known = answers.every((a) => a.code === 0 || a.code === 113);
+  const isOff = (line: string) => line.trim().startsWith(`"${label}"`) && /=> (disabled|true)/.test(line);
+  return {
+    label,
+    plist,
+    wrapped: isWrapped(readProgramArguments(text), name),
+    loaded: loaded ? "yes" as const : known ? "no" as const : "unknown" as const,
+    disabled: answers.some((a) => a.off.split("\n").some(isOff)),
+    exitTimeoutS: loaded?.printed.exitTimeoutS ?? readExitTimeout(text),
+    target: `${loaded?.domain ?? domains[0]}/${label}`,
+  };
+}
+
+/** The status for people: a line each, and for what needs a person, or was asked for by name, everything known. */
+function tellStatus(reports: readonly (Report & Partial<Details>)[], verbose: boolean): string {
+  if (reports.length === 0) return "no instance\n";
+  const width = Math.max(4, ...reports.map((r) => r.name.length));
+  const rows = reports.map((r) => {
+    const job = r.jobs?.[0] ? (r.jobs[0].wrapped ? "guarded" : "not guarded") : "none";
+    return [r.name.padEnd(width), r.state.padEnd(8), job.padEnd(11), r.lastStop ?? ""].join("  ").trimEnd();
+  });
+  const head = ["NAME".padEnd(width), "STATE".padEnd(8), "JOB".padEnd(11), "LAST STOP"].join("  ");
+  const told = reports.filter((r) => verbose || reports.length === 1 || r.status !== EXIT.done);
+  return [head, ...rows, ...told.flatMap((r) => ["", ...tellDetails(r)])].join("\n") + "\n";
+}
+
+function tellDetails(r: Report & Partial<Details>): string[] {
+  return [
+    `${r.name}: ${r.summary}`,
+    ...r.evidence?.map((e) => `  ${basename(e.file)}${e.holds ? ` (${e.holds})` : ""}: ${e.because}`) ?? [],
+    ...r.limactlStart === undefined ? [] : [`  limactl start: ${r.limactlStart}`],
+    ...r.steps.map(({ kind, what, because }) => `  --pre would ${describeStep({ kind, what, because })}`),
+    ...r.supervisor ? [`  supervised by lima-guard --run, PID ${r.supervisor}`] : [],
+    ...r.jobs?.map((j) => `  job ${j.label}: ${j.wrapped ? "guarded" : "not guarded"}, loaded: ${j.loaded}`) ?? [],
+    ...r.lastRepair ? [`  last repair: ${r.lastRepair}`] : [],
+    ...r.brakeSeconds ? [`  the brake holds for ${r.brakeSeconds} s after ${r.starts} starts`] : [],
+    ...r.blockers.map((b) => `  ${describeRemark("look")(b)}`),
+    ...r.notes.map((n) => `  ${describeRemark("note")(n)}`),
+  ];
 }
 
 // ────────────────────────────────────────────────────────────────────────────── running: preparing ──
@@ -2601,6 +2847,8 @@ function keepLogs(ctx: Context, place: Place): void {
     if (kept.trouble) ctx.say("warn", place, `${file} of the last run is not kept: ${kept.why}`);
   }
 }
+
+// ───────────────────────────────────────────────────────────────────────── running: launchd's word ──
 
 /** The label of the launchd job that we are, if we may be one: a terminal's children have `0` or an application's. */
 function labelOf(host: Host): string | undefined {
@@ -2781,6 +3029,8 @@ async function userEntry(host: Host): Promise<{ name: string; home: string } | u
   const [name, home] = [fields[0], fields.at(-2)];
   return name && home?.startsWith("/") ? { name, home } : undefined;
 }
+
+// ─────────────────────────────────────────────────────────────────────────────── running: watching ──
 
 /** Watches the boot: until Lima calls the instance Running, at most as long as a boot may take. Then nothing is polled. */
 async function becomeRunning(run: Run, place: Place): Promise<void> {
@@ -3255,6 +3505,7 @@ export const OPTIONS = [
     argument: "INSTANCE -- COMMAND…",
     text: "--pre, then run COMMAND; on SIGTERM do --stop; leave with its status",
   },
+  { flag: "status", argument: "[INSTANCE…]", text: "what the guard sees, why, and what it would do; changes nothing" },
   { flag: "all", text: "with --stop: every instance of LIMA_HOME" },
   { flag: "lima-home", argument: "DIR", text: "where the instances are (default: $LIMA_HOME, else ~/.lima)" },
   { flag: "timeout", argument: "SECONDS", text: `the whole budget of a stop (default: ${DEFAULT_BUDGET_S})` },
@@ -3265,7 +3516,7 @@ export const OPTIONS = [
   { flag: "version", text: "print the version and exit" },
 ] as const;
 
-const ROLES = ["pre", "stop", "run"] as const;
+const ROLES = ["pre", "stop", "run", "status"] as const;
 
 /** What the command line asks for. */
 export interface Invocation {
@@ -3286,13 +3537,14 @@ export function helpText(): string {
   const rows = OPTIONS.map((o) => {
     const short = "short" in o ? `-${o.short}, ` : "";
     const flag = `${short}--${o.flag}${"argument" in o ? ` ${o.argument}` : ""}`;
-    return `  ${flag.padEnd(20)}  ${o.text}`;
+    return `  ${flag.padEnd(32)}  ${o.text}`;
   });
   return `lima-guard ${VERSION}: start and stop Lima instances without harm to anybody else
 
 usage: lima-guard --pre INSTANCE…
        lima-guard --stop INSTANCE… | --stop --all
        lima-guard --run INSTANCE -- limactl start INSTANCE --foreground
+       lima-guard --status [INSTANCE…]
 
 ${rows.join("\n")}
 
@@ -3306,7 +3558,7 @@ Try: lima-guard --pre --dry-run default
 /** Reads the arguments: an invocation, a text to print, or what is wrong with them. Touches nothing. */
 export function parseCommandLine(args: readonly string[]): Invocation | { print: string } | { usage: string } {
   const unknown: string[] = [];
-  const switches = OPTIONS.filter((o) => !("argument" in o) || o.argument.startsWith("INSTANCE")).map((o) => o.flag);
+  const switches = OPTIONS.filter((o) => !("argument" in o) || o.argument.includes("INSTANCE")).map((o) => o.flag);
   const ours = args.includes("--") ? args.slice(0, args.indexOf("--")) : args;
   const parsed = parseArgs([...args], {
     boolean: switches,
@@ -3340,7 +3592,7 @@ function invocationOf(
   const [home, timeout] = [parsed["lima-home"], parsed["timeout"]];
   if (all && role !== "stop") return { usage: "--all goes with --stop" };
   if (all && names.length > 0) return { usage: "Cannot take --all and instance names at once" };
-  if (!all && names.length === 0) return { usage: "No instance is named" };
+  if (!all && names.length === 0 && role !== "status") return { usage: "No instance is named" };
   if (role === "run" && names.length > 1) {
     return { usage: "--run takes one instance (what follows `--` is the command)" };
   }
@@ -3378,7 +3630,9 @@ export async function main(args: readonly string[], host: Host): Promise<number>
     return EXIT.tryAgain;
   }
   const ctx = contextFor(host, invocation);
-  const names: Tried<readonly string[]> = invocation.all ? allInstances(host, home.home) : { ok: invocation.names };
+  const names: Tried<readonly string[]> = invocation.all || invocation.names.length === 0
+    ? allInstances(host, home.home)
+    : { ok: invocation.names };
   if (names.trouble) {
     host.stderr(`lima-guard: Cannot list the instances: ${names.why} (hint: --lima-home DIR)\n`);
     return names.trouble === "denied" ? EXIT.denied : EXIT.noInstance;
@@ -3390,13 +3644,17 @@ export async function main(args: readonly string[], host: Host): Promise<number>
   if (invocation.role === "stop") hearSkips(ctx);
   const reports = await Promise.all(names.ok.map((name) => serve(ctx, home.home, name)));
   const status = worst(reports.map((r) => r.status));
-  host.stdout(invocation.json ? documentOf(invocation.role, reports) : tellAll(reports, invocation.dryRun));
+  const told = invocation.role === "status"
+    ? tellStatus(reports, invocation.verbose)
+    : tellAll(reports, invocation.dryRun);
+  host.stdout(invocation.json ? documentOf(invocation.role, reports) : told);
   return status;
 }
 
 /** One role for one instance. Whatever is thrown is a bug of ours; the other instances must not suffer from it. */
 async function serve(ctx: Context, home: string, name: string): Promise<Report> {
   try {
+    if (ctx.role === "status") return await status(ctx, home, name);
     const found = await findPlace(ctx, home, name);
     if ("report" in found) return found.report;
     return ctx.role === "stop" ? await stop(ctx, found.place) : await pre(ctx, found.place);
