@@ -1723,7 +1723,7 @@ export function readLockRecord(text: string, dir: string): LockRecord | undefine
  * Tries to take an instance's lock. Where no file can be made the directory itself is locked; where the file system
  * knows no locks the guard warns and goes on. A dry run makes no file, and frees the lock at once.
  */
-function tryLock(ctx: Context, place: Place): { lock: Lock } | { held: Lockable } {
+function tryLock(ctx: Context, place: Place): { lock: Lock } | { held: Lockable; isFile: boolean } {
   const { host } = ctx;
   const file = host.openLock(join(place.dir, LOCK_FILE), !ctx.dryRun);
   if (file.trouble === "absent" && ctx.dryRun) return { lock: NO_LOCK };
@@ -1732,17 +1732,18 @@ function tryLock(ctx: Context, place: Place): { lock: Lock } | { held: Lockable 
     ctx.say("warn", place, `goes on without a lock: ${target.why}`);
     return { lock: NO_LOCK };
   }
+  const isFile = file.trouble === undefined;
   const taken = target.ok.tryLock();
-  if (taken === false) return { held: target.ok };
+  if (taken === false) return { held: target.ok, isFile };
   if (taken === undefined) ctx.say("warn", place, "goes on without a lock: this file system knows none");
-  if (ctx.dryRun) {
-    target.ok.close();
-    return { lock: NO_LOCK };
-  }
-  return { lock: heldLock(ctx, place, target.ok, file.trouble === undefined) };
+  return { lock: heldLock(ctx, place, target.ok, isFile) };
 }
 
 function heldLock(ctx: Context, place: Place, target: Lockable, isFile: boolean): Lock {
+  if (ctx.dryRun) {
+    target.close();
+    return NO_LOCK;
+  }
   let start = "";
   const note = (phase: string, started = start) => {
     start = started;
@@ -2023,17 +2024,27 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
   };
   try {
     await lookAgain(c);
-    if (left(c).length === 0) return stopped(c, "already stopped");
+    const wasRunning = await lastKnown(ctx, place);
+    if (left(c).length === 0) return stopped(c, wasRunning ? "gone before the request" : "already stopped");
+    const vmGone = wasRunning === "running" && !hasDriver(c.seen) && driversOf(c.seen).length === 0;
     await journal(ctx, place, "stop", { budgetS, alive: names(left(c)) });
     void holdAgent(c).catch(() => {}); // only a wake-up less: everything is polled then
     for (const stage of ["guest", "agent", "driver", "kill"] as const) {
-      if (await isOver(c, stage)) return stopped(c, stage === "kill" ? "killed" : stage);
+      if (!await isOver(c, stage)) continue;
+      return stopped(c, vmGone ? "gone before the request" : stage === "kill" ? "killed" : stage);
     }
     return stopped(c, "killed");
   } finally {
     if (typeof line !== "string") line.close();
     ctx.stage(place, "", 0);
   }
+}
+
+/** What the journal last knew of it in this boot: that it was started, or Running, and nothing of an end. */
+async function lastKnown(ctx: Context, place: Place): Promise<"start" | "running" | undefined> {
+  const last = journalOf(ctx.host, place).filter((l) => ["start", "running", "end"].includes(l.event)).at(-1);
+  if (!last || last.event === "end" || last.boot !== await bootId(ctx.host)) return undefined;
+  return last.event === "running" ? "running" : "start";
 }
 
 function stopped(c: Climb, end: StopEnd): Stopped {
@@ -2362,7 +2373,8 @@ async function stop(ctx: Context, place: Place): Promise<Report> {
   }
   // What another guard did for us meanwhile is in the journal.
   const lines = journalOf(host, place);
-  const end = told.stage === "already stopped" ? lines.filter((l) => l.event === "end").at(-1) : undefined;
+  const isIdle = told.stage === "already stopped" || told.stage === "gone before the request";
+  const end = isIdle ? lines.filter((l) => l.event === "end").at(-1) : undefined;
   if (!end || Date.parse(end.time) < askedMs || typeof end["stage"] !== "string") return told;
   const stage = end["stage"] as StopEnd;
   const seconds = isSeconds(end["seconds"]) ? end["seconds"] : told.seconds;
@@ -2412,7 +2424,9 @@ async function stopLocked(ctx: Context, place: Place, lock: Lock): Promise<Repor
   const blockers = [...went.blockers, ...cleaned.blockers.filter((b) => !went.blockers.some((w) => w.what === b.what))];
   const alive = went.left.length > 0;
   const status = worst([alive ? EXIT.failed : EXIT.done, statusOfSteps(steps), ...blockers.map(() => EXIT.tryAgain)]);
-  if (steps.length > 0) await journal(ctx, place, "end", { stage: end, seconds, status });
+  if (steps.length > 0 || end === "gone before the request") {
+    await journal(ctx, place, "end", { stage: end, seconds, status });
+  }
   const state = alive ? "running" : blockers.length > 0 ? "unknown" : "stopped";
   const words = alive ? `not stopped: ${names(went.left)} did not end` : describeStop(end, seconds["total"] ?? 0);
   const summary = state === "unknown" ? state : words;
@@ -2439,35 +2453,31 @@ const LOCK_RESERVE_MS = 5_000;
  * Takes the instance's lock, from whoever has it: a `--run` is asked to stop, once; a guard that is stopping is waited
  * for, so that two administrators do not cut each other's grace short; anybody else only for a moment.
  */
-async function lockFor(ctx: Context, place: Place, stopperMs: number): Promise<Taken> {
+async function lockFor(ctx: Context, place: Place, patienceMs: number): Promise<Taken> {
   const first = tryLock(ctx, place);
   if ("lock" in first) return first;
-  const { held } = first;
+  const { held, isFile } = first;
   const holder = readLockRecord(held.read(), place.dir);
-  try {
-    if (holder?.role === "run" && holder.phase === "supervising" && ctx.role === "pre") {
-      const summary = `running: lima-guard --run ${holder.pid} supervises it`;
-      return { report: report(place.name, "running", EXIT.done, summary) };
-    }
-    const isStop = ctx.role === "stop" && !ctx.dryRun;
-    const asked = isStop && holder?.role === "run" ? await askToStop(ctx, place, held, holder) : undefined;
-    const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked === "done");
-    const waitMs = stopping ? stopperMs + LOCK_RESERVE_MS : LOCK_WAIT_MS;
-    const who = holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another guard";
-    ctx.say("info", place, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
-    ctx.stage(place, `waiting for ${who}`, ctx.host.clockMs() + waitMs);
-    const freed = await held.lockWithin(waitMs);
-    ctx.stage(place, "", 0);
+  if (holder?.role === "run" && holder.phase === "supervising" && ctx.role === "pre") {
     held.close();
-    const second = freed ? tryLock(ctx, place) : first;
-    if ("lock" in second) return asked === "done" && holder ? { ...second, supervisor: holder } : second;
-    if (second !== first) second.held.close();
-    const because = `${who} is at work on it and holds its lock${asked && asked !== "done" ? `; ${asked}` : ""}`;
-    const blocker = { what: join(place.dir, LOCK_FILE), because, hint: "run this again" };
-    return { report: report(place.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }) };
-  } finally {
-    held.close();
+    const summary = `running: lima-guard --run ${holder.pid} supervises it`;
+    return { report: report(place.name, "running", EXIT.done, summary) };
   }
+  const isStop = ctx.role === "stop" && !ctx.dryRun;
+  const asked = isStop && holder?.role === "run" ? await askToStop(ctx, place, held, holder) : undefined;
+  const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked === "done");
+  const waitMs = stopping ? patienceMs + LOCK_RESERVE_MS : isStop ? LOCK_WAIT_MS : patienceMs;
+  const who = holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another guard";
+  ctx.say("info", place, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
+  const freed = await held.lockWithin(waitMs);
+  if (freed) {
+    const lock = heldLock(ctx, place, held, isFile);
+    return asked === "done" && holder ? { lock, supervisor: holder } : { lock };
+  }
+  held.close();
+  const because = `${who} is at work on it and holds its lock${asked && asked !== "done" ? `; ${asked}` : ""}`;
+  const blocker = { what: join(place.dir, LOCK_FILE), because, hint: "run this again" };
+  return { report: report(place.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }) };
 }
 
 /**
@@ -2780,8 +2790,8 @@ async function ownLock(run: Run, place: Place): Promise<Lock | undefined> {
   const { ctx } = run;
   const table = await ps(ctx.host, [ctx.host.pid], PS_LIMIT_MS);
   const started = table.ok?.rows[0]?.started ?? "";
-  for (;;) {
-    const taken = await lockFor(ctx, place, LOCK_WAIT_MS);
+  for (let n = 0;; n++) {
+    const taken = await lockFor(ctx, place, run.label === undefined ? LOCK_WAIT_MS : growingPause(n));
     if ("lock" in taken) {
       taken.lock.note("preparing", started);
       return taken.lock;
@@ -2981,6 +2991,7 @@ async function startCommand(run: Run): Promise<void> {
   const { ctx, place } = run;
   if (!place) return post(run, "ended");
   const env = await environmentOf(ctx.host, place, run.command[0], run.label);
+  if (run.stopMs !== undefined) return; // the stop is next in the queue, and there is no command to end
   const started = ctx.host.start({ argv: run.command, env, supervised: true });
   run.startedMs = ctx.host.clockMs();
   if (started.trouble) {
@@ -3157,18 +3168,29 @@ async function adoptAgent(run: Run): Promise<void> {
 
 /** The requested stop: the ladder on what is proven, the command by its handle, clean-up. 0 where nothing is left. */
 async function stopRun(run: Run): Promise<void> {
-  const { ctx, place } = run;
+  const { ctx } = run;
   const beganMs = run.stopMs ?? ctx.host.clockMs();
   releaseTurn(run);
   try {
-    // Without the lock another guard is at work on it, and no command of ours runs.
-    if (place && run.lock) await stopSupervised(run, place, beganMs);
+    const own = await ownedPlace(run);
+    if (own) await stopSupervised(run, own, beganMs);
   } catch (error) {
     run.status = EXIT.failed;
     ctx.say("error", run, `the stop failed: ${error instanceof Error ? error.stack : error}`);
     await endChild(run, beganMs, DEFAULT_BUDGET_S);
   }
   post(run, "stopped");
+}
+
+/** The instance, if this guard may work on it: asked while it was still preparing, the lock is taken now or never. */
+async function ownedPlace(run: Run): Promise<Place | undefined> {
+  if (run.place && run.lock) return run.place;
+  const found = await findPlace(run.ctx, run.home, run.name);
+  if ("report" in found) return undefined;
+  const taken = tryLock(run.ctx, found.place);
+  if ("lock" in taken) run.lock = taken.lock;
+  else taken.held.close();
+  return "lock" in taken ? found.place : undefined;
 }
 
 async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<void> {
@@ -3215,12 +3237,13 @@ async function leaveRun(run: Run): Promise<void> {
   releaseTurn(run);
   run.line?.close();
   if (run.stopMs !== undefined || !place || !run.ended) return;
+  const { ended } = run;
   const lastedS = ranS(run);
   await endChild(run, ctx.host.clockMs(), DEFAULT_BUDGET_S);
-  run.status = exitStatusOf(run.ended);
+  run.status = exitStatusOf(ended);
   const healed = await heal(ctx, place);
   if (healed.status !== EXIT.done) tellBlocked(ctx, place, healed, 0);
-  const { code, signal } = run.ended;
+  const { code, signal } = ended;
   ctx.say("info", place, `${run.child ? run.command[0] : "the host agent"} ended with ${signal ?? `status ${code}`}`);
   await journal(ctx, place, "end", {
     requested: false,
