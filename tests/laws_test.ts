@@ -1,0 +1,359 @@
+/**
+ * What must hold of every plan, whatever was seen: the three laws, and what a reader of a plan relies on. Not examples
+ * but every combination of the facts below, some twenty thousand observations.
+ */
+
+import assert from "node:assert/strict";
+import {
+  type AgentSigns,
+  type Claim,
+  describePlan,
+  type Observation,
+  type Plan,
+  planPre,
+  planStop,
+  type Proven,
+  type Remark,
+  type Step,
+} from "../lima_guard.ts";
+import {
+  at,
+  claim,
+  dead,
+  DIR,
+  observation,
+  ours,
+  proven,
+  recycled,
+  SEEN,
+  signs,
+  stale,
+  unknown,
+} from "./observations.ts";
+
+// Every PID is of one kind only, so that a number in a plan tells whom it means.
+const [AGENT, QEMU, DRIVER, USERNET, DEAD, STRANGER] = [811, 812, 813, 815, 7001, 7002];
+const INNOCENT = [DEAD, STRANGER];
+const WHY_UNKNOWN = unknown("ps gave no answer");
+const FIXED = "its directory belongs to uid 0 and has mode 0755";
+const USERNET_FILE = "_networks/user-v2/usernet_user-v2.pid";
+const USERNET_SOCKETS = { companions: ["_networks/user-v2/user-v2_fd.sock", "_networks/user-v2/user-v2_ep.sock"] };
+
+/** Who lives; what the agent shows, where one does: undefined means that nobody asked it. */
+const LIVING: Record<string, Proven[]> = {
+  nobody: [],
+  usernet: [proven("usernet", USERNET)],
+  agent: [proven("host agent", AGENT)],
+  "stray agent": [proven("host agent", AGENT, { named: false })],
+  "agent and QEMU": [proven("host agent", AGENT), proven("QEMU", QEMU), proven("usernet", USERNET)],
+  "agent and external driver": [proven("external driver", DRIVER), proven("host agent", AGENT)],
+  QEMU: [proven("QEMU", QEMU)],
+  "QEMU and external driver": [proven("external driver", DRIVER), proven("QEMU", QEMU, { named: false })],
+};
+const SIGNS: Record<string, AgentSigns | undefined> = {
+  "not asked": undefined,
+  answers: signs(),
+  "answers, young": signs({ ageS: 10, noEvent: true }),
+  "silent, young": signs({ answers: false, ageS: 899, silentS: 600 }),
+  "silent for a moment": signs({ answers: false, ageS: 86_400, silentS: 59 }),
+  "silent for long": signs({ answers: false, ageS: 86_400, silentS: 60 }),
+  deadlocked: signs({ ageS: 900, noEvent: true }),
+};
+/** What a file of the instance may claim; `ours` only where somebody lives whom it may name. */
+const HA_PID: Record<string, Claim[]> = {
+  none: [],
+  dead: [claim("ha.pid", dead(DEAD), { companions: ["ha.sock"] })],
+  "not ours": [claim("ha.pid", recycled(STRANGER), { companions: ["ha.sock"] })],
+  fixed: [claim("ha.pid", dead(DEAD), { companions: ["ha.sock"], fixed: FIXED })],
+  unknown: [claim("ha.pid", WHY_UNKNOWN, { companions: ["ha.sock"] })],
+  ours: [claim("ha.pid", ours("host agent", AGENT), { companions: ["ha.sock"] })],
+};
+const DRIVER_PID: Record<string, Claim[]> = {
+  none: [],
+  "vz dead": [claim("vz.pid", dead(DEAD))],
+  "vz not ours": [claim("vz.pid", recycled(STRANGER))],
+  "vz fixed": [claim("vz.pid", recycled(STRANGER), { fixed: FIXED })],
+  "vz unknown": [claim("vz.pid", WHY_UNKNOWN)],
+  "vz ours": [claim("vz.pid", ours("host agent", AGENT))],
+  "QEMU ours": [claim("qemu.pid", ours("QEMU", QEMU)), claim("x.drv.pid", recycled(STRANGER))],
+  "driver ours": [claim("x.drv.pid", ours("external driver", DRIVER)), claim("vz.pid", dead(DEAD))],
+  "driver of Lima 2.1 ours": [claim("lima-driver-x-ha.pid", ours("external driver", DRIVER))],
+};
+const SHARED: Record<string, Claim[]> = {
+  none: [],
+  "usernet ours": [claim(USERNET_FILE, ours("usernet", USERNET), USERNET_SOCKETS)],
+  "usernet unknown": [claim(USERNET_FILE, WHY_UNKNOWN, USERNET_SOCKETS), claim("ssh.config", stale("it is cut short"))],
+  "all void": [
+    claim(USERNET_FILE, recycled(STRANGER), USERNET_SOCKETS),
+    claim("_disks/data/in_use_by", stale("it says this instance, of which nothing is alive")),
+    claim("ssh.config", stale("it is cut short")),
+  ],
+  "lock unknown, usernet fixed": [
+    claim("_disks/data/in_use_by", WHY_UNKNOWN),
+    claim(USERNET_FILE, recycled(STRANGER), { ...USERNET_SOCKETS, fixed: FIXED }),
+  ],
+};
+const PORT: Remark = { what: "port 60022", because: "it is taken", hint: "lsof -i" };
+const VMNET: Remark = { what: "shared_socket_vmnet.pid", because: "it is recycled", status: 77 };
+/** What is not the instance's: in the way of a start, and Lima 2.3's marker. */
+const AROUND: Record<string, Partial<Observation>> = {
+  nothing: {},
+  marker: { bootMarker: SEEN },
+  "port, marker": { obstacles: [PORT], bootMarker: SEEN },
+  socket_vmnet: { obstacles: [VMNET] },
+};
+const UNKNOWNS: Record<string, Remark[]> = {
+  "ps answered": [],
+  "ps failed": [{ what: "all processes", because: "ps gave no answer" }],
+};
+
+/** Every choice of one entry from each of the tables. */
+function product<T extends Record<string, unknown>[]>(...tables: T): { [K in keyof T]: [string, T[K][string]] }[] {
+  const rows = tables.reduce<unknown[][]>(
+    (rows, table) => rows.flatMap((row) => Object.entries(table).map((entry) => [...row, entry])),
+    [[]],
+  );
+  return rows as { [K in keyof T]: [string, T[K][string]] }[];
+}
+
+interface Case {
+  /** What was chosen, in words. */
+  readonly words: string;
+  readonly seen: Observation;
+  readonly plans: Record<"pre" | "stop", Plan>;
+}
+
+/** Everything that can be seen. What cannot be is left out: signs of no agent, and files of ours that nobody is. */
+function everything(): Case[] {
+  return product(LIVING, SIGNS, HA_PID, DRIVER_PID, SHARED, UNKNOWNS, AROUND).flatMap((chosen): Case[] => {
+    const [[, alive], [, agent], [, ha], [, driver], [, shared], [, unknowns], [, around]] = chosen;
+    const claims = [...ha, ...driver, ...shared];
+    const isNamed = (role: string) => alive.some((p) => p.role === role && p.named);
+    if (agent && !alive.some((p) => p.role === "host agent")) return [];
+    if (claims.some((c) => c.verdict.kind === "ours" && !isNamed(c.verdict.role))) return [];
+    const facts = { claims, alive, unknowns, notes: [{ what: "x", because: "y" }], ...around };
+    const seen = frozen(observation({ ...facts, ...(agent ? { agent } : {}) }));
+    const words = chosen.map(([word]) => word).join(" · ");
+    return [{ words, seen, plans: { pre: planPre(seen), stop: planStop(seen, 60) } }];
+  });
+}
+
+/** Deciding must change nothing of what was seen: an attempt to throws. */
+function frozen<T>(value: T): T {
+  if (typeof value === "object" && value !== null && !Object.isFrozen(value)) {
+    Object.freeze(value);
+    Object.values(value).forEach(frozen);
+  }
+  return value;
+}
+
+const ALL = everything();
+
+/** A law of `--pre`, of `--stop`, or of both. The first observation that breaks it is named. */
+function law(text: string, roles: readonly ("pre" | "stop")[], check: (p: Plan, seen: Observation) => void): void {
+  for (const role of roles) {
+    Deno.test(`law of --${role}: ${text}`, () => {
+      for (const { words, seen, plans } of ALL) {
+        try {
+          check(plans[role], seen);
+        } catch (failure) {
+          const told = describePlan(plans[role]).join("\n    ");
+          throw new Error(`${words}:\n    ${told}`, { cause: failure });
+        }
+      }
+    });
+  }
+}
+
+const BOTH = ["pre", "stop"] as const;
+const isRemoval = (s: Step) => s.kind === "remove";
+const removed = (p: Plan) => p.steps.filter(isRemoval).map((s) => s.path ?? "");
+const ladder = (p: Plan) => p.steps.filter((s) => !isRemoval(s));
+const isPidFile = (c: Claim) => c.scope === "instance" && c.path.endsWith(".pid");
+/** Something about the instance's own processes could not be found out. */
+const isUnsure = (seen: Observation) =>
+  seen.unknowns.length > 0 || seen.claims.some((c) => c.scope === "instance" && c.verdict.kind === "unknown");
+const carriers = (seen: Observation) => seen.alive.filter((p) => p.role !== "usernet");
+const agentLives = (seen: Observation) => seen.alive.some((p) => p.role === "host agent");
+/** Past its boot, and deaf for a minute or without one event. An agent nobody asked is not known to be hung. */
+const isHung = ({ agent }: Observation) =>
+  agent !== undefined && agent.ageS >= 15 * 60 && (agent.noEvent || (!agent.answers && agent.silentS >= 60));
+const may = (c: Claim) => ["dead", "not ours", "stale"].includes(c.verdict.kind) && c.fixed === undefined;
+
+Deno.test("the laws are tried on thousands of observations of every kind", () => {
+  assert.ok(ALL.length > 5_000, `${ALL.length}`);
+  const states = new Set(ALL.map(({ plans }) => plans.pre.state));
+  const all = ["blocked", "booting", "clear", "hung", "orphan", "running", "stale", "unknown"];
+  assert.deepEqual([...states].sort(), all);
+});
+
+// ── No stranger is ever signalled ──
+
+law("a signal step names proven processes of this instance and nobody else", BOTH, (p, seen) => {
+  const proven = carriers(seen).map((p) => String(p.row.pid));
+  for (const step of ladder(p)) {
+    const named = [...step.what.replace(/, until \d+ s$/, "").matchAll(/\d+/g)].map(([pid]) => pid);
+    assert.ok(named.every((pid) => proven.includes(pid)), `${step.what} names others than ${proven}`);
+    assert.ok(INNOCENT.every((pid) => !step.what.includes(String(pid))));
+    if (step.kind === "kill") assert.deepEqual(named.toSorted(), proven.toSorted(), "whom the last step ends");
+  }
+  assert.ok(ladder(p).length === 0 || proven.length > 0, "a ladder where nothing lives");
+});
+
+law("the ladder begins with the guest and ends with the kill", BOTH, (p) => {
+  const kinds = ladder(p).map((s) => s.kind).join(" ");
+  assert.match(kinds, /^(|guest( agent| driver| agent driver) kill)$/);
+  const firstRemoval = p.steps.findIndex(isRemoval);
+  assert.ok(firstRemoval < 0 || firstRemoval >= ladder(p).length, "files go last");
+});
+
+law("a host agent that is not proven to be hung gets no step", ["pre"], (p, seen) => {
+  if (agentLives(seen) && !isHung(seen)) assert.deepEqual(p.steps, []);
+});
+
+law(
+  "an instance is called running only where its host agent answers and its driver's own file is proven",
+  ["pre"],
+  (p, seen) => {
+    if (p.state !== "running") return;
+    const isDrivers = (c: Claim) => /\/(vz|qemu|krunkit)\.pid$/.test(c.path) && c.verdict.kind === "ours";
+    assert.ok(agentLives(seen) && seen.agent?.answers === true && seen.claims.some(isDrivers));
+  },
+);
+
+law("a host agent or a driver that lives is never left beside a start", ["pre"], (p, seen) => {
+  if (carriers(seen).length === 0) return;
+  const isRunning = p.state === "running" && seen.agent?.answers === true;
+  assert.ok(isRunning || p.status !== 0 || ladder(p).length > 0, "a second VM would be started on the same disk");
+});
+
+// ── Unknown is an answer ──
+
+law("unknown about the instance's processes permits no step at all", ["pre"], (p, seen) => {
+  if (isUnsure(seen)) assert.deepEqual(p.steps, []);
+});
+
+law("unknown about the instance's processes permits no removal, and is told", ["stop"], (p, seen) => {
+  if (!isUnsure(seen)) return;
+  assert.deepEqual(removed(p), []);
+  assert.equal(p.status, 75);
+});
+
+law("unknown about the instance's processes is no success, unless it is seen to run", ["pre"], (p, seen) => {
+  if (isUnsure(seen) && p.state !== "running") assert.equal(p.status, 75);
+});
+
+law("what is unknown about something shared is not touched, and is told", ["pre"], (p, seen) => {
+  for (const c of seen.claims.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown")) {
+    assert.ok([c.path, ...c.companions].every((path) => !removed(p).includes(path)), c.path);
+    if (carriers(seen).length === 0 && !isUnsure(seen)) assert.ok(p.blockers.some((b) => b.what === c.path), c.path);
+  }
+});
+
+law("nothing is removed but a claim without proof, with its companions, and the boot marker", BOTH, (p, seen) => {
+  const going = seen.claims.filter(may);
+  const permitted = [...going.flatMap((c) => [c.path, ...c.companions]), `${DIR}/boot-session.tmp`];
+  const paths = removed(p);
+  assert.ok(paths.every((path) => permitted.includes(path)), `${paths}`);
+  assert.equal(new Set(paths).size, paths.length, "no file goes twice");
+  for (const step of p.steps.filter(isRemoval)) {
+    const isCompanion = going.some((c) => c.companions.includes(step.path ?? ""));
+    assert.equal(step.seen !== undefined, !isCompanion, `${step.path} goes only while it looks as it did`);
+  }
+});
+
+law("a companion goes with its file and directly after it", BOTH, (p, seen) => {
+  const paths = removed(p);
+  for (const c of seen.claims.filter((c) => c.companions.length > 0)) {
+    const place = paths.indexOf(c.path);
+    const after = place < 0 ? [] : paths.slice(place + 1, place + 1 + c.companions.length);
+    assert.deepEqual(after, place < 0 ? [] : c.companions);
+    if (place < 0) assert.ok(c.companions.every((path) => !paths.includes(path)), c.path);
+  }
+});
+
+law("the boot marker goes with the last PID file, after it, and never alone", BOTH, (p, seen) => {
+  const paths = removed(p);
+  const files = seen.claims.filter(isPidFile).map((c) => c.path);
+  const lastGoes = files.length > 0 && files.every((path) => paths.includes(path));
+  assert.equal(paths.includes(at("boot-session.tmp")), lastGoes && seen.bootMarker !== undefined);
+  if (paths.includes(at("boot-session.tmp"))) assert.equal(paths.at(-1), at("boot-session.tmp"));
+});
+
+// ── A plan that was carried out leaves nothing to do ──
+
+/** The world after a plan: removed files are gone, and those whom the ladder ended are dead, as their files say. */
+function after({ agent, bootMarker, ...seen }: Observation, p: Plan): Observation {
+  const isGone = (path: string) => removed(p).includes(path);
+  const ended = ladder(p).length > 0;
+  const died = (c: Claim): Claim =>
+    ended && c.verdict.kind === "ours" && c.verdict.role !== "usernet" ? { ...c, verdict: dead(DEAD) } : c;
+  return {
+    ...seen,
+    claims: seen.claims.filter((c) => !isGone(c.path)).map(died),
+    alive: ended ? seen.alive.filter((p) => p.role === "usernet") : seen.alive,
+    ...(ended || !agent ? {} : { agent }),
+    ...(bootMarker && !isGone(at("boot-session.tmp")) ? { bootMarker } : {}),
+  };
+}
+
+law("a plan that was carried out leaves a plan without steps", ["pre"], (p, seen) => {
+  const next = after(seen, p);
+  // After a ladder the files of those who ended are judged anew: one plan more.
+  const last = ladder(p).length > 0 ? after(next, planPre(next)) : next;
+  const then = planPre(last);
+  assert.deepEqual(then.steps, []);
+  assert.equal(
+    then.state === "clear",
+    then.status === 0 && !agentLives(seen) || ladder(p).length > 0 && then.status === 0,
+  );
+});
+
+law("a stop that was carried out leaves nothing alive and no file that says so", ["stop"], (p, seen) => {
+  if (isUnsure(seen)) return;
+  const next = after(seen, p);
+  const then = planStop(after(next, planStop(next, 60)), 60);
+  assert.equal(then.state, "stopped");
+  assert.deepEqual(then.steps, []);
+});
+
+// ── What a reader relies on ──
+
+law("everything has a reason", BOTH, (p) => {
+  for (const { what, because } of [...p.steps, ...p.blockers, ...p.notes]) {
+    assert.ok(what.length > 0 && because.length > 0, what);
+  }
+  assert.notEqual(p.because, "");
+  assert.ok(p.steps.every((s) => s.outcome === undefined), "an outcome before the deed");
+});
+
+law("status 0 means that nothing is in the way, and nothing else does", BOTH, (p) => {
+  assert.equal(p.status === 0, p.blockers.length === 0);
+  if (p.blockers.length === 0) return;
+  const statuses = p.blockers.map((b) => b.status ?? 75);
+  assert.ok(statuses.some((status) => status === p.status), `${p.status}, and its blockers have ${statuses}`);
+});
+
+law("what is in the way of a start is told where a start is what comes next", ["pre"], (p, seen) => {
+  if (["clear", "stale", "blocked"].includes(p.state)) {
+    for (const o of seen.obstacles) assert.ok(p.blockers.includes(o), o.what);
+    const fixed = seen.claims.filter((c) => c.fixed !== undefined);
+    for (const c of fixed) assert.ok(p.blockers.some((b) => b.what === c.path), c.path);
+  }
+});
+
+law("the words of a plan are its steps, its blockers and its notes, one line each", BOTH, (p) => {
+  const lines = describePlan(p);
+  assert.equal(lines.length, 1 + p.steps.length + p.blockers.length + p.notes.length);
+  assert.ok(
+    lines.every((line) => line !== "" && !line.includes("\n") && !line.includes("undefined")),
+    lines.join("\n"),
+  );
+});
+
+law("an instance that is not there is refused, and nothing of it is touched", BOTH, (_, seen) => {
+  const missing = { ...seen, missing: "no such instance" };
+  for (const p of [planPre(missing), planStop(missing, 60)]) {
+    assert.deepEqual([p.state, p.status, p.steps, p.blockers.length], ["missing", 66, [], 1]);
+  }
+});
