@@ -1,0 +1,247 @@
+/** Arguments to invocation: what is understood, and what is refused before anything is touched. */
+
+import assert from "node:assert/strict";
+import fc from "fast-check";
+import { helpText, type Invocation, parseCommandLine, VERSION } from "../lima_guard.ts";
+
+/** Arguments, split at blanks where that says it all. */
+function argv(args: string | readonly string[]): readonly string[] {
+  return typeof args === "string" ? args.split(" ").filter((arg) => arg !== "") : args;
+}
+
+/** What is asked for where nothing else is said. */
+function invocation(role: Invocation["role"], names: readonly string[], more: Partial<Invocation> = {}): Invocation {
+  return { role, names, command: [], all: false, budgetS: 60, dryRun: false, json: false, verbose: false, ...more };
+}
+
+const START = ["limactl", "start", "k3s", "--foreground"];
+
+for (
+  const [args, expected] of [
+    ["--pre k3s", invocation("pre", ["k3s"])],
+    ["k3s --pre", invocation("pre", ["k3s"])],
+    ["--pre default docker k3s", invocation("pre", ["default", "docker", "k3s"])],
+    ["--pre docker k3s docker", invocation("pre", ["docker", "k3s"])],
+    ["--pre --pre k3s", invocation("pre", ["k3s"])],
+    ["--stop k3s docker", invocation("stop", ["k3s", "docker"])],
+    ["--stop --all", invocation("stop", [], { all: true })],
+    ["--all --stop --timeout 5", invocation("stop", [], { all: true, budgetS: 5 })],
+    ["--status", invocation("status", [])],
+    ["--status k3s k3s --json", invocation("status", ["k3s"], { json: true })],
+    ["--pre k3s --dry-run", invocation("pre", ["k3s"], { dryRun: true })],
+    ["--dry-run --pre k3s", invocation("pre", ["k3s"], { dryRun: true })],
+    ["--json --pre k3s", invocation("pre", ["k3s"], { json: true })],
+    ["--verbose --pre k3s", invocation("pre", ["k3s"], { verbose: true })],
+    ["-v --pre k3s", invocation("pre", ["k3s"], { verbose: true })],
+    ["--pre -v k3s", invocation("pre", ["k3s"], { verbose: true })],
+    ["--pre k3s --lima-home /x", invocation("pre", ["k3s"], { limaHome: "/x" })],
+    ["--pre k3s --lima-home=/x=y", invocation("pre", ["k3s"], { limaHome: "/x=y" })],
+    [["--pre", "k3s", "--lima-home", "/My VMs"], invocation("pre", ["k3s"], { limaHome: "/My VMs" })],
+    ["--pre k3s --lima-home 42", invocation("pre", ["k3s"], { limaHome: "42" })],
+    // What looks like a number or a truth value is a name like any other.
+    ["--pre 42", invocation("pre", ["42"])],
+    ["--pre 1e3 0x10 007 1.0 Infinity", invocation("pre", ["1e3", "0x10", "007", "1.0", "Infinity"])],
+    ["--pre true", invocation("pre", ["true"])],
+    ["--stop false", invocation("stop", ["false"])],
+    ["--pre k3s --dry-run false", invocation("pre", ["k3s", "false"], { dryRun: true })],
+    ["-v true --pre", invocation("pre", ["true"], { verbose: true })],
+    ["--run k3s -- limactl start k3s --foreground", invocation("run", ["k3s"], { command: START })],
+    [
+      "--run k3s --timeout 20 -v -- limactl start k3s --foreground",
+      invocation("run", ["k3s"], {
+        command: START,
+        budgetS: 20,
+        verbose: true,
+      }),
+    ],
+    // Whatever stands behind `--` is the command's own.
+    [
+      "--run k3s -- x --help --pre=1 -- --json -q",
+      invocation("run", ["k3s"], {
+        command: ["x", "--help", "--pre=1", "--", "--json", "-q"],
+      }),
+    ],
+    [
+      ["--run", "k3s", "--", "My Tools/x", "", "1e3", "007", "true", "a b"],
+      invocation("run", ["k3s"], {
+        command: ["My Tools/x", "", "1e3", "007", "true", "a b"],
+      }),
+    ],
+    [["--pre", "x".repeat(76)], invocation("pre", ["x".repeat(76)])],
+  ] as [string | string[], Invocation][]
+) {
+  Deno.test(`understood: ${argv(args).join(" ")}`, () => assert.deepEqual(parseCommandLine(argv(args)), expected));
+}
+
+for (
+  const [text, budgetS] of [["1", 1], ["45.5", 45.5], ["060", 60], ["3600", 3600], ["3600.0", 3600]] as const
+) {
+  Deno.test(`understood: --timeout ${text}`, () => {
+    const expected = invocation("stop", ["k3s"], { budgetS });
+    assert.deepEqual(parseCommandLine(["--stop", "k3s", "--timeout", text]), expected);
+    assert.deepEqual(parseCommandLine(["--stop", `--timeout=${text}`, "k3s"]), expected);
+  });
+}
+
+/** Refused; the message names what it is about. */
+function refused(args: string | readonly string[], about: string): void {
+  Deno.test(`refused: ${JSON.stringify(argv(args).join(" "))}`, () => {
+    const parsed = parseCommandLine(argv(args));
+    assert.ok("usage" in parsed, `taken for ${JSON.stringify(parsed)}`);
+    assert.ok(parsed.usage.includes(about), `${parsed.usage} says nothing of ${about}`);
+  });
+}
+
+for (
+  const [args, about] of [
+    ["", "role"],
+    ["k3s", "role"],
+    ["--dry-run k3s", "role"],
+    ["--all", "role"],
+    ["--pre --stop k3s", "--pre and --stop"],
+    ["--stop --run k3s -- x", "--stop and --run"],
+    ["--pre", "No instance"],
+    ["--stop", "No instance"],
+    ["--stop --dry-run", "No instance"],
+    ["--pre --all", "--all"],
+    ["--run --all -- x", "--all"],
+    ["--status --all", "--all"],
+    ["--status --pre k3s", "--pre and --status"],
+    ["--status -- k3s", "`--`"],
+    ["--stop --all k3s", "--all"],
+    ["--pre=k3s", '"--pre=k3s"'],
+    ["--pre= k3s", '"--pre="'],
+    ["--stop=true k3s", '"--stop=true"'],
+    ["--stop --all=false k3s", '"--all=false"'],
+    ["--pre k3s --dry-run=no", '"--dry-run=no"'],
+    ["--pre k3s -v=1", '"-v=1"'],
+    ["--no-dry-run --pre k3s", '"--no-dry-run"'],
+    ["--pre k3s --dryrun", '"--dryrun"'],
+    ["--pre k3s --Dry-run", '"--Dry-run"'],
+    ["--pre k3s --force", '"--force"'],
+    ["--pre k3s --force=1", '"--force=1"'],
+    ["--pre k3s --timeouts 5", '"--timeouts"'],
+    ["--pre k3s ---json", '"---json"'],
+    ["--pre k3s --__proto__ x", '"--__proto__"'],
+    ["--pre k3s --json.x y", '"--json.x"'],
+    ["--help --force", '"--force"'],
+    ["-p k3s", '"-p"'],
+    ["-vx --pre k3s", '"-vx"'],
+    ["--pre -1", '"-1"'],
+    // The parser keeps the positionals under this name.
+    ["--pre --_ k3s", '"--_"'],
+    ["--pre --_=k3s", '"--_=k3s"'],
+    ["--pre -_ k3s", '"-_"'],
+    ["--run k3s", "`--`"],
+    ["--run k3s limactl start k3s --foreground", '"--foreground"'],
+    ["--run k3s limactl start k3s", "--run"],
+    ["--run k3s --", "`--`"],
+    [["--run", "k3s", "--", ""], "`--`"],
+    ["--run -- limactl start k3s", "No instance"],
+    ["--run k3s docker -- limactl", "--run"],
+    ["--pre k3s -- docker", "`--`"],
+    ["--stop k3s --", "`--`"],
+    ["--stop -- --all", "No instance"],
+    ["--pre k3s --lima-home", "--lima-home"],
+    ["--pre k3s --lima-home=", "--lima-home"],
+    ["--lima-home --pre k3s", "--lima-home"],
+    ["--run k3s --lima-home -- limactl", "--lima-home"],
+  ] as [string | string[], string][]
+) {
+  refused(args, about);
+}
+
+for (
+  const name of [
+    ...[
+      ".",
+      "..",
+      "_config",
+      ".hidden",
+      "../k3s",
+      "/Users/zoe/.lima/k3s",
+      "k3s/",
+      "~/k3s",
+      "a b",
+      "",
+      " ",
+      "-",
+      "k3s\n",
+    ],
+    ...["k3s.yaml", "k3s.YML", "k3s--2", "k3s-", "zoë", "template://default", "x".repeat(77)],
+  ]
+) {
+  refused(["--pre", "docker", name], JSON.stringify(name));
+}
+for (
+  const text of [
+    "0",
+    "0.99",
+    "3600.1",
+    "3601",
+    "-5",
+    "+5",
+    "1e3",
+    "60s",
+    "0x3c",
+    "1_000",
+    "Infinity",
+    "NaN",
+    ".5",
+    "5.",
+    "٦٠",
+    " 5",
+  ]
+) {
+  refused(["--stop", "k3s", `--timeout=${text}`], "--timeout");
+}
+refused("--stop k3s --timeout", "--timeout");
+refused("--stop --timeout --all", "--timeout");
+refused(["--stop", "k3s", "--timeout="], "--timeout");
+
+Deno.test("any arguments are understood or refused, and no name gets in that Lima would not take", () => {
+  const arg = fc.oneof(
+    fc.string({ maxLength: 12 }),
+    fc.constantFrom(
+      "--pre",
+      "--stop",
+      "--run",
+      "--all",
+      "--",
+      "-v",
+      "--timeout",
+      "5",
+      "--lima-home",
+      "/x",
+      "k3s",
+      "--json",
+    ),
+  );
+  fc.assert(
+    fc.property(fc.array(arg, { maxLength: 8 }), (args) => {
+      const parsed = parseCommandLine(args);
+      if ("usage" in parsed) return assert.notEqual(parsed.usage, "");
+      if ("print" in parsed) return assert.ok(args.some((a) => /^-[-a-z]*[hv]/.test(a)), parsed.print);
+      assert.ok(parsed.names.every((name) => /^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$/.test(name) && args.includes(name)));
+      if (parsed.role !== "status") assert.equal(parsed.names.length === 0, parsed.all);
+      assert.ok(parsed.budgetS >= 1 && parsed.budgetS <= 3600);
+      assert.equal(parsed.command.length > 0, parsed.role === "run");
+    }),
+    { numRuns: 5000 },
+  );
+});
+
+// ── texts ──
+
+const HELP = await Deno.readTextFile(new URL("testdata/help.txt", import.meta.url));
+for (const args of ["--help", "-h", "--pre --help", "--help k3s --stop"]) {
+  Deno.test(`lima-guard ${args} prints the help text, byte for byte`, () => {
+    assert.deepEqual(parseCommandLine(argv(args)), { print: HELP });
+    assert.equal(helpText(), HELP);
+  });
+}
+
+Deno.test("lima-guard --version prints what an installer looks for", () => {
+  assert.deepEqual(parseCommandLine(["--version"]), { print: `lima-guard ${VERSION}\n` });
+  assert.match(VERSION, /^\d+\.\d+\.\d+$/);
+});
