@@ -247,7 +247,7 @@ export function isPid(pid: number): boolean {
 
 /** ps with these columns prints the same on macOS and Linux; the last one is as long as it is. */
 export const PS_COLUMNS = "pid=,ppid=,uid=,stat=,lstart=,command=";
-const PS_ROW = /^ *(\d+) +(\d+) +(\d+) +(\S+) +(\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}) *(.*)$/;
+const PS_ROW = /^ *(\d+) +(\d+) +(\d+) +(\S+) +(\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}) *(.*)$/s;
 
 /**
  * Reads the output of `ps -ww -o pid=,ppid=,uid=,stat=,lstart=,command=`. Rows that cannot be understood are kept: a
@@ -293,7 +293,7 @@ export function readLsof(text: string): Holder[] {
     if (line.startsWith("a")) access = value;
     if (line.startsWith("n") && isPid(pid) && /[uw]/.test(access)) holders.push({ pid, command, path: value });
   }
-  return holders.filter((h, i) => holders.findIndex((o) => o.pid === h.pid) === i);
+  return holders.filter((h, i) => holders.findIndex((o) => o.pid === h.pid && o.path === h.path) === i);
 }
 
 /** The port in Lima's ssh.config, or undefined where the file is cut short. Lima reads the first `Port ` line too. */
@@ -313,15 +313,19 @@ export function readLocalPort(yaml: string): number | undefined {
 /** The names under `additionalDisks` of a lima.yaml, both of its list forms. Read by pattern, as above. */
 export function readDiskNames(yaml: string): string[] {
   const flow = /^additionalDisks:[ \t]*\[(.*)\]/m.exec(yaml)?.[1];
-  if (flow !== undefined) return flow.split(",").map(unquoted).filter((n) => n !== "");
+  if (flow !== undefined) return (flow.match(/\{[^}]*\}|[^,]+/g) ?? []).flatMap(diskName);
   const block = /^additionalDisks:[ \t]*(?:#.*)?\r?\n((?:(?:[ \t]*-.*|[ \t]+.*|[ \t]*#.*|[ \t]*)\r?\n?)*)/m.exec(yaml);
-  const names: string[] = [];
-  for (const line of (block?.[1] ?? "").split(/\r?\n/)) {
-    const item = /^[ \t]*-[ \t]+(?:name:[ \t]*)?([^:#{]+?)[ \t]*(?:#.*)?$/.exec(line) ??
-      /^[ \t]+name:[ \t]*([^:#{]+?)[ \t]*(?:#.*)?$/.exec(line);
-    if (item?.[1]) names.push(unquoted(item[1]));
-  }
-  return names;
+  return (block?.[1] ?? "").split(/\r?\n/).flatMap((line) => {
+    const item = /^[ \t]*-[ \t]+(.+)$/.exec(line) ?? /^[ \t]+(name:.+)$/.exec(line);
+    return item?.[1] ? diskName(item[1]) : [];
+  });
+}
+
+/** The name in one item of the list: `data`, `"data"`, `name: data` or `{name: data, …}`. */
+function diskName(item: string): string[] {
+  const text = item.trim().replace(/[ \t]+#.*$/, "");
+  const name = /^\{?.*?\bname["']?:[ \t]*([^,}]+)/.exec(text)?.[1] ?? (/[:{#]/.test(text) ? "" : text);
+  return name.trim() === "" ? [] : [unquoted(name)];
 }
 
 /** `paths.varRun` of Lima's networks.yaml, or Lima's default. */
@@ -344,16 +348,21 @@ interface Shape {
   readonly word?: string;
   /** The text directly before the path. */
   readonly flag: RegExp;
-  /** What follows the directory in the path; the directory is what counts. */
+  /** What follows the directory in the path, as a pattern; the directory is what counts. */
   readonly tails: readonly string[];
+  /** What the directory of another spelling may consist of; anything unless said. */
+  readonly other?: string;
 }
+
+/** The PID file of a usernet, below LIMA_HOME. */
+const USERNET_FILE = String.raw`/_networks/(?<network>[^/ ]+)/usernet_\k<network>\.pid`;
 
 /** The commands of Lima 1.0 to 2.3 (`pkg/instance/start.go`, `pkg/driver/*`, `pkg/networks/usernet`). */
 const SHAPES: readonly Shape[] = [
-  { role: "host agent", program: /^limactl$/, word: "hostagent", flag: / --pidfile /g, tails: ["/ha.pid"] },
-  { role: "usernet", program: /^limactl$/, word: "usernet", flag: / -p /g, tails: ["/usernet_*.pid"] },
-  { role: "QEMU", program: /^qemu-system-\w+$/, flag: / -pidfile /g, tails: ["/qemu.pid"] },
-  { role: "krunkit", program: /^krunkit$/, flag: /[ ,]path=/g, tails: ["/disk", "/diffdisk"] },
+  { role: "host agent", program: /^limactl$/, word: "hostagent", flag: / --pidfile /g, tails: [String.raw`/ha\.pid`] },
+  { role: "usernet", program: /^limactl$/, word: "usernet", flag: / -p /g, tails: [USERNET_FILE] },
+  { role: "QEMU", program: /^qemu-system-\w+$/, flag: / -pidfile /g, tails: [String.raw`/qemu\.pid`] },
+  { role: "krunkit", program: /^krunkit$/, flag: /[ ,]path=/g, tails: ["/disk", "/diffdisk"], other: "[^,]*?" },
   { role: "external driver", program: /^lima-driver-.+$/, flag: / --inst-dir /g, tails: [""] },
 ];
 
@@ -377,13 +386,19 @@ export type Judgement =
 
 /**
  * Judges one process by its owner and its command; see SHAPES. `sameDirectory` is asked only about directories that
- * a command of Lima's shape names in another spelling. Not ours deletes files, so it needs a reason that cannot be a
+ * a command of Lima's shape names in another spelling, `isFile` only about programs whose path may hold a blank. Not ours deletes files, so it needs a reason that cannot be a
  * spelling: another owner, another directory, or a program that is none of Lima's.
  */
-export function judge(row: ProcessRow, place: Place, sameDirectory: SameDirectory): Judgement {
+export function judge(
+  row: ProcessRow,
+  place: Place,
+  sameDirectory: SameDirectory,
+  isFile: (path: string) => boolean = () => false,
+): Judgement {
   const stranger = row.uid !== place.owner;
   for (const shape of SHAPES) {
-    const found = compareShape(row.command, shape, place, sameDirectory);
+    const program = programOf(row.command, shape, isFile);
+    const found = program && compareShape(row.command, shape, program, place, sameDirectory);
     if (found === "same" && !stranger) return { kind: "ours", role: shape.role };
     if (found === "same") {
       return unknown(`it looks like this instance's ${shape.role} and belongs to uid ${row.uid}`, shape.role);
@@ -427,44 +442,43 @@ function judgeProgram(command: string): Judgement {
  * Holds a command against one shape. The path must stand directly after its flag and end there: found anywhere else
  * it proves nothing, and neither does a prefix (`k3s` is not `k3s-2`).
  */
-function compareShape(command: string, shape: Shape, place: Place, sameDirectory: SameDirectory) {
-  const program = programPath(command, shape);
-  if (program === undefined) return "no" as const;
+function compareShape(
+  command: string,
+  shape: Shape,
+  program: "certain" | "doubtful",
+  place: Place,
+  sameDirectory: SameDirectory,
+) {
   const answers = new Set<string>();
   for (const flag of command.matchAll(shape.flag)) {
     const rest = command.slice(flag.index + flag[0].length);
-    for (const tail of shape.tails) answers.add(comparePath(rest, tail, place, sameDirectory));
+    for (const tail of shape.tails) answers.add(comparePath(rest, shape, tail, place, sameDirectory));
   }
   if (answers.has("same")) return program === "certain" ? "same" as const : "cannot tell" as const;
   if (answers.has("cannot tell")) return "cannot tell" as const;
   return answers.has("different") ? "different" as const : "no" as const;
 }
 
-function comparePath(rest: string, tail: string, place: Place, sameDirectory: SameDirectory) {
-  const ours = tail.startsWith("/usernet_") ? place.home : place.dir;
-  const end = tail === "" ? "(?=$| -)" : "(?=$|[ ,])";
-  const tailRule = tail.startsWith("/usernet_") ? String.raw`/_networks/([^/ ]+)/usernet_\1\.pid` : escaped(tail);
-  for (const spelling of spellings(ours)) {
-    if (new RegExp(`^${escaped(spelling)}${tailRule}${end}`).test(rest)) return "same";
-  }
-  const other = new RegExp(`^(.*?)${tailRule}${end}`).exec(rest)?.[1];
+function comparePath(rest: string, shape: Shape, tail: string, place: Place, sameDirectory: SameDirectory) {
+  const ours = shape.role === "usernet" ? place.home : place.dir;
+  const end = `${tail}${tail === "" ? "(?=$| -)" : "(?=$|[ ,])"}`;
+  if (spellings(ours).some((spelling) => new RegExp(`^${escaped(spelling)}${end}`, "s").test(rest))) return "same";
+  const other = new RegExp(`^(?<other>${shape.other ?? ".*?"})${end}`, "s").exec(rest)?.groups?.["other"];
   if (other === undefined) return "no";
   return other.startsWith("/") ? sameDirectory(other, ours) : "cannot tell";
 }
 
 /**
- * Whether a command begins with the shape's program and has its word: a bare name or an absolute path with that
- * basename. A path may hold blanks, but `/bin/sh -c /usr/bin/limactl …` only looks like one: where a blank is
- * followed by `/` or `-` it is not certain where the program ends.
+ * Whether a command begins with the shape's program and has its word: a bare name, or an absolute path with that
+ * basename. A path may hold blanks, but `/usr/bin/strace bin/limactl …` only looks like one: then the file tells.
  */
-function programPath(command: string, shape: Shape): "certain" | "doubtful" | undefined {
+function programOf(command: string, shape: Shape, isFile: (path: string) => boolean) {
   const name = limaProgram(command);
   if (name === undefined || !shape.program.test(name)) return undefined;
-  const path = String.raw`(?:/(?:[^ ]| (?![/-]))*/)?`;
   const word = shape.word === undefined ? "(?= |$)" : `(?: -[^ ]*)* ${shape.word} `;
-  const certain = new RegExp(`^${path}${escaped(name)}${word}`).test(command);
-  const possible = shape.word === undefined || command.includes(` ${shape.word} `);
-  return certain ? "certain" : possible ? "doubtful" : undefined;
+  const path = new RegExp(`^((?:/.*?/)?${escaped(name)})${word}`, "s").exec(command)?.[1];
+  if (path !== undefined && (!path.includes(" ") || isFile(path))) return "certain" as const;
+  return shape.word === undefined || command.includes(` ${shape.word} `) ? "doubtful" as const : undefined;
 }
 
 /**
@@ -475,11 +489,9 @@ function programPath(command: string, shape: Shape): "certain" | "doubtful" | un
 function limaProgram(command: string): string | undefined {
   const plain = command.replace(/^[([]([^)\]]*)[)\]].*$/s, "$1");
   const isLimas = (name: string) => /^(limactl|krunkit|qemu-system-.*|lima-driver-.*)$/.test(name);
-  const words = plain.split(" ");
-  const first = basename(words[0] ?? "");
-  if (isLimas(first)) return first;
-  if (!plain.startsWith("/")) return undefined;
-  return words.map((w) => basename(w)).find(isLimas);
+  const first = basename(firstWord(plain));
+  if (isLimas(first) || !plain.startsWith("/")) return isLimas(first) ? first : undefined;
+  return plain.split(" ").filter((w) => w.includes("/")).map((w) => basename(w)).find(isLimas);
 }
 
 function firstWord(command: string): string {
@@ -578,10 +590,10 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   const agent = seen.alive.find((p) => p.role === "host agent");
   const drivers = seen.alive.filter((p) => p.role !== "host agent" && p.role !== "usernet");
   const signs = seen.agent;
-  if (agent && signs && !isHung(signs)) {
+  if (agent && !(signs && isHung(signs))) {
     const pid = `host agent ${agent.row.pid}`;
-    if (signs.answers && hasDriver(seen)) return plan("running", `${pid} answers and its driver is alive`, seen);
-    const because = signs.answers ? `${pid} answers, its driver is not up` : `${pid} is alive and does not answer yet`;
+    if (signs?.answers && hasDriver(seen)) return plan("running", `${pid} answers and its driver is alive`, seen);
+    const because = signs?.answers ? `${pid} answers, its driver is not up` : `${pid} is alive and does not answer yet`;
     const blocker = { what: pid, because, hint: `it is left alone; to end it: lima-guard --stop ${seen.place.name}` };
     return plan("booting", because, { notes: seen.notes, blockers: [blocker] });
   }
@@ -591,7 +603,9 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
     return plan("unknown", "nothing is touched while this is unknown", { notes: seen.notes, blockers: doubts });
   }
   const state = agent ? "hung" : "orphan";
-  const because = agent && signs ? hungBecause(agent, signs) : `${names(drivers)} runs without a host agent`;
+  const because = agent && signs
+    ? hungBecause(agent, signs)
+    : `${names(drivers)} ${drivers.length > 1 ? "run" : "runs"} without a host agent`;
   const steps = [...ladderSteps(seen, because, budgetS), ...removals(seen)];
   return plan(state, because, { steps, notes: seen.notes });
 }
@@ -611,7 +625,7 @@ function hungBecause(agent: Proven, signs: AgentSigns): string {
 
 /** vz.pid holds the host agent's own number, so that for vz a file that names the agent is the driver's. */
 function hasDriver(seen: Observation): boolean {
-  const isDriverFile = (path: string) => basename(path) !== HA_PID && !path.endsWith(".drv.pid");
+  const isDriverFile = (path: string) => rolesOf(basename(path)).includes("QEMU");
   return seen.claims.some((c) => c.scope === "instance" && c.verdict.kind === "ours" && isDriverFile(c.path));
 }
 
@@ -743,7 +757,8 @@ export function planStop(seen: Observation, budgetS: number): Plan {
   const because = `${names([...agents, ...drivers])} ${agents.length + drivers.length > 1 ? "are" : "is"} alive`;
   const state = agents.length === 0 ? "orphan" : "running";
   const notes = seen.notes;
-  return plan(state, because, { steps: [...ladderSteps(seen, because, budgetS), ...removals(seen)], blockers, notes });
+  const files = blockers.length > 0 ? [] : removals(seen);
+  return plan(state, because, { steps: [...ladderSteps(seen, because, budgetS), ...files], blockers, notes });
 }
 
 /**
@@ -1273,7 +1288,7 @@ async function judgePids(host: Host, place: Place, pids: readonly number[], psMs
     else if (!row) judged.set(pid, withoutRow(host, pid, table.ok.unreadable.length));
     else if (row.stat.startsWith("Z")) judged.set(pid, { dead: "it is a zombie: ended, and not waited for" });
     else if (pid === host.pid) judged.set(pid, { row, judgement: notOurs("it is lima-guard itself") });
-    else judged.set(pid, { row, judgement: judge(row, place, sameDirectoryOn(host)) });
+    else judged.set(pid, { row, judgement: judge(row, place, sameDirectoryOn(host), isFileOn(host)) });
   }
   return judged;
 }
@@ -1303,6 +1318,10 @@ async function ps(
   if (code !== 0 && !nobody) return { trouble: "other", why: `ps failed with status ${code}: ${stderr.trim()}` };
   if (which === "all" && stdout === "") return { trouble: "other", why: "ps listed no process at all" };
   return { ok: readPs(stdout) };
+}
+
+function isFileOn(host: Host): (path: string) => boolean {
+  return (path) => host.look(path, "follow links").ok?.kind === "file";
 }
 
 function sameDirectoryOn(host: Host): SameDirectory {
@@ -1380,7 +1399,7 @@ async function scan(
   const unknowns: Remark[] = [];
   for (const row of table.ok.rows) {
     if (row.stat.startsWith("Z") || known.some((p) => p.row.pid === row.pid)) continue;
-    const judgement = judge(row, place, sameDirectoryOn(host));
+    const judgement = judge(row, place, sameDirectoryOn(host), isFileOn(host));
     if (judgement.kind === "ours" && judgement.role !== "usernet") {
       alive.push({ role: judgement.role, row, named: false });
     }
@@ -3578,31 +3597,29 @@ Try: lima-guard --pre --dry-run default
 `;
 }
 
+const LITERAL = "\0";
+
 /** Reads the arguments: an invocation, a text to print, or what is wrong with them. Touches nothing. */
 export function parseCommandLine(args: readonly string[]): Invocation | { print: string } | { usage: string } {
-  const unknown: string[] = [];
   const switches = OPTIONS.filter((o) => !("argument" in o) || o.argument.includes("INSTANCE")).map((o) => o.flag);
-  const ours = args.includes("--") ? args.slice(0, args.indexOf("--")) : args;
-  const parsed = parseArgs([...args], {
+  const end = args.indexOf("--");
+  const ours = end < 0 ? args : args.slice(0, end);
+  const known = new RegExp(`^(--(${switches.join("|")})|-[vh]+|--(lima-home|timeout)(=.*)?)$`, "s");
+  const unknown = ours.find((a) => a.startsWith("-") && !known.test(a));
+  if (unknown !== undefined) return { usage: `Cannot understand ${JSON.stringify(unknown)}` };
+  // parseArgs takes `true` after a switch for its value; an instance may be called so.
+  const parsed = parseArgs(ours.map((a) => /^(true|false)$/.test(a) ? `${LITERAL}${a}` : a), {
     boolean: switches,
     string: ["_", "lima-home", "timeout"],
     alias: { v: "verbose", h: "help" },
-    "--": true,
-    unknown: (arg: string, key?: string) => {
-      if (key !== undefined) unknown.push(arg);
-      return key === undefined;
-    },
   });
-  if (unknown.length > 0) return { usage: `Cannot understand ${JSON.stringify(unknown[0])}` };
-  const assigned = ours.find((a) => switches.some((s) => a.startsWith(`--${s}=`)));
-  if (assigned) return { usage: `Cannot understand ${JSON.stringify(assigned)}: this option takes no value` };
   if (parsed["help"]) return { print: helpText() };
   if (parsed["version"]) return { print: `lima-guard ${VERSION}\n` };
   const roles = ROLES.filter((role) => parsed[role]);
   const [role] = roles;
   if (role === undefined) return { usage: "No role is given" };
   if (roles.length > 1) return { usage: `Cannot do --${roles.join(" and --")} at once` };
-  return invocationOf(role, parsed, args.includes("--") ? args.slice(ours.length + 1) : undefined);
+  return invocationOf(role, parsed, end < 0 ? undefined : args.slice(end + 1));
 }
 
 function invocationOf(
@@ -3610,7 +3627,8 @@ function invocationOf(
   parsed: Record<string, unknown> & { _: unknown[] },
   command: readonly string[] | undefined,
 ): Invocation | { usage: string } {
-  const names = [...new Set(parsed._.map(String))];
+  const literal = (text: unknown) => String(text).replace(LITERAL, "");
+  const names = [...new Set(parsed._.map(literal))];
   const all = parsed["all"] === true;
   const [home, timeout] = [parsed["lima-home"], parsed["timeout"]];
   if (all && role !== "stop") return { usage: "--all goes with --stop" };
@@ -3628,7 +3646,7 @@ function invocationOf(
   if (timeout !== undefined && !/^\d+(\.\d+)?$/.test(String(timeout)) || budgetS < 1 || budgetS > 3600) {
     return { usage: `Cannot take ${JSON.stringify(timeout)} as --timeout: it is a number of seconds, 1 to 3600` };
   }
-  const limaHome = typeof home === "string" ? { limaHome: home } : {};
+  const limaHome = home === undefined ? {} : { limaHome: literal(home) };
   const [dryRun, json, verbose] = [parsed["dry-run"] === true, parsed["json"] === true, parsed["verbose"] === true];
   if (role === "run" && json && !dryRun) return { usage: "--json goes with --run only in a --dry-run" };
   return { role, names, command: command ?? [], all, ...limaHome, budgetS, dryRun, json, verbose };
