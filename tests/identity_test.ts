@@ -4,6 +4,7 @@
  */
 
 import assert from "node:assert/strict";
+import fc from "fast-check";
 import { judge, type Place, rolesOf, type SameDirectory } from "../lima_guard.ts";
 import { DIR, HOME, PLACE, row } from "./observations.ts";
 
@@ -14,17 +15,23 @@ interface Case {
   readonly home?: string;
   /** The directories that sameDirectory is asked about, with its answers. It is asked about no other. */
   readonly same?: Record<string, ReturnType<SameDirectory>>;
+  /** A program whose path holds blanks, and that is there. */
+  readonly file?: string;
 }
 
 /** `ours: ROLE`, `not ours: WHY` or `unknown: ROLE`: why something is unknown has tests of its own below. */
-function test(name: string, expected: string, { command, uid = 501, home = HOME, same = {} }: Case): void {
+function test(name: string, expected: string, { command, uid = 501, home = HOME, same = {}, file }: Case): void {
   Deno.test(`judge() ${expected.replace(/:.*/, "")}: ${name}`, () => {
     const place: Place = { ...PLACE, home, dir: `${home}/k3s` };
     const asked = new Set<string>();
-    const judgement = judge(row(command, { uid }), place, (named, ours) => {
+    const sameDirectory: SameDirectory = (named, ours) => {
       assert.ok([place.dir, home].includes(ours), `compared with ${ours}`);
       asked.add(named);
       return same[named] ?? assert.fail(`asked about ${named}, which is no other spelling`);
+    };
+    const judgement = judge(row(command, { uid }), place, sameDirectory, (path) => {
+      assert.ok(path.includes(" ") && command.startsWith(`${path} `), `asked about ${path}, which is certain`);
+      return path === file;
     });
     const detail = judgement.kind === "not ours" ? judgement.why : judgement.role ?? "no role";
     assert.equal(`${judgement.kind}: ${detail}`, expected);
@@ -131,10 +138,28 @@ test("a dot in the path stands for a dot only", "not ours: it is the host agent 
   command: agent("/Users/zoe/xlima/k3s"),
   same: { "/Users/zoe/xlima/k3s": "different" },
 });
-test("a program path with blanks", "ours: host agent", { command: agent(DIR, "/Users/zoe/My Tools/bin/limactl") });
-test("QEMU's path with blanks", "ours: QEMU", {
-  command: qemu(DIR, "/Applications/Big Tools.app/Contents/qemu-system-aarch64"),
-});
+// Where a program's path ends cannot be told from blanks: a shell or a debugger may look so. Only a file of that name
+// makes it certain.
+for (
+  const [role, program, command] of [
+    ["host agent", "/Users/zoe/My Tools/bin/limactl", (program: string) => agent(DIR, program)],
+    ["host agent", "/Volumes/Tools (old) [2]/bin/limactl", (program: string) => agent(DIR, program, " --debug")],
+    ["host agent", "/Volumes/tools - old/limactl", (program: string) => agent(DIR, program)],
+    ["host agent", "/bin/sh -c /usr/bin/limactl", (program: string) => agent(DIR, program)],
+    ["host agent", "/usr/bin/sudo /usr/local/bin/limactl", (program: string) => agent(DIR, program)],
+    ["host agent", "/usr/bin/lldb ./limactl", (program: string) => agent(DIR, program)],
+    ["host agent", "/usr/bin/strace bin/limactl", (program: string) => agent(DIR, program)],
+    ["QEMU", "/Applications/Big Tools.app/Contents/qemu-system-aarch64", (program: string) => qemu(DIR, program)],
+    ["krunkit", "/bin/sh -c /opt/homebrew/bin/krunkit", (program: string) => `${program} path=${DIR}/disk`],
+    ["external driver", "/My Tools/lima-driver-x", (program: string) => `${program} --inst-dir ${DIR}`],
+  ] as const
+) {
+  test(`${program}, which is a file`, `ours: ${role}`, { command: command(program), file: program });
+  test(`${program}, which is no file`, `unknown: ${role}`, { command: command(program) });
+}
+for (const program of ["./limactl", "bin/limactl"]) {
+  test(`a relative path, ${program}`, "unknown: host agent", { command: agent(DIR, program) });
+}
 
 // ── characters beyond ASCII: as they are, and as ps prints bytes that it cannot print ──
 
@@ -152,6 +177,8 @@ for (
     ["/Volumes/\u65e5/.lima", "/Volumes/M-fM^WM-%/.lima"],
     ["/Volumes/a\tb\x01c/.lima", "/Volumes/a\\011b^Ac/.lima"],
     ["/Volumes/\u00ff/.lima", "/Volumes/M-CM-?/.lima"],
+    ["/Volumes/tre\u0300s vieux/.lima", "/Volumes/treM-LM^@s vieux/.lima"],
+    ["/Volumes/\u00e9 (1)^\x7f/.lima", "/Volumes/M-CM-) (1)^^?/.lima"],
   ] as const
 ) {
   test(`ps printed ${printed} for the host agent's path`, "ours: host agent", {
@@ -306,22 +333,6 @@ for (
 ) {
   test(command, `not ours: it is ${JSON.stringify(program)}, none of Lima's programs`, { command });
 }
-// A program's path may hold blanks, so that it cannot be told where it ends. What may be a shell or a debugger is never
-// taken for the host agent, and what may be the host agent never for a stranger.
-for (
-  const program of [
-    "/bin/sh -c /usr/bin/limactl",
-    "/usr/bin/sudo /usr/local/bin/limactl",
-    "/usr/bin/lldb ./limactl",
-    "/usr/bin/strace ../bin/limactl",
-    "/Volumes/tools - old/limactl",
-    "./limactl",
-    "bin/limactl",
-  ]
-) {
-  const command = agent(DIR, program);
-  test(command, "unknown: host agent", { command });
-}
 
 // ── Lima's programs that carry no instance, or do not say which ──
 
@@ -360,6 +371,79 @@ test("our QEMU by another spelling, run by root", "unknown: QEMU", {
   command: qemu(`${LINK}/k3s`),
   uid: 0,
   same: { [`${LINK}/k3s`]: "same" },
+});
+
+// ── whatever the command ──
+
+Deno.test("judge() takes nothing for ours that does not begin with the program and name our file after its flag", () => {
+  const NETWORK = `${HOME}/_networks/user-v2/usernet_user-v2.pid`;
+  const words = fc.array(
+    fc.oneof(
+      fc.constantFrom("hostagent", "--pidfile", `${DIR}/ha.pid`, "-pidfile", `${DIR}/qemu.pid`, "--inst-dir", DIR),
+      fc.constantFrom(`x,path=${DIR}/disk,y`, `path=${DIR}/diffdisk`, "usernet", "-p", NETWORK, "--debug", "-c", "k3s"),
+      fc.constantFrom("limactl", "/usr/bin/limactl", "./krunkit", "sh", "/bin/sh", `${HOME}/k3s-2/ha.pid`, "start", ""),
+      fc.string({ maxLength: 4 }),
+    ),
+    { maxLength: 7 },
+  );
+  const start = fc.constantFrom(
+    ...["limactl hostagent", "/usr/bin/limactl --debug hostagent", "limactl usernet", "qemu-system-aarch64"],
+    ...[
+      "/opt/qemu-system-x86_64",
+      "krunkit",
+      "lima-driver-x",
+      "sh -c limactl hostagent",
+      "/bin/sh /x/limactl",
+      "limactl",
+    ],
+  );
+  let found = 0;
+  fc.assert(
+    fc.property(start, words, fc.constantFrom(501, 501, 502), (start, words, uid) => {
+      const command = [start, ...words].join(" ");
+      const judgement = judge(row(command, { uid }), PLACE, () => "different", () => false);
+      if (judgement.kind !== "ours") return assert.notEqual(judgement.why, "");
+      found++;
+      assert.equal(uid, PLACE.owner);
+      const all = command.split(" ");
+      const follows = (flag: string, value: string) => all.some((w, i) => w === flag && all[i + 1] === value);
+      const program = (all[0] ?? "").replace(/^\/.*\//, "");
+      const isFirst = (word: string) => all.slice(1).find((w) => !w.startsWith("-")) === word;
+      const isProven = {
+        "host agent": program === "limactl" && isFirst("hostagent") && follows("--pidfile", `${DIR}/ha.pid`),
+        usernet: program === "limactl" && isFirst("usernet") && follows("-p", NETWORK),
+        QEMU: program.startsWith("qemu-system-") && follows("-pidfile", `${DIR}/qemu.pid`),
+        krunkit: program === "krunkit" && all.some((w) => /(^|,)path=/.test(w) && w.includes(`=${DIR}/di`)),
+        "external driver": program === "lima-driver-x" && follows("--inst-dir", DIR),
+      };
+      assert.ok(isProven[judgement.role], `${judgement.role}: ${command}`);
+    }),
+    { numRuns: 20_000 },
+  );
+  assert.ok(found > 200, `only ${found} commands were ours: that proves little`);
+});
+
+Deno.test("judge() of any text is a judgement", () => {
+  fc.assert(
+    fc.property(fc.string({ unit: "binary", maxLength: 200 }), fc.string({ unit: "grapheme" }), (text, path) => {
+      const home = `/${path}`;
+      for (
+        const command of [
+          text,
+          `limactl ${text}`,
+          agent(text),
+          agent(`${home}/k3s`),
+          `limactl hostagent --pidfile ${text}`,
+        ]
+      ) {
+        const judgement = judge(row(command), { ...PLACE, home, dir: `${home}/k3s` }, () => "cannot tell", () => true);
+        assert.ok(["ours", "not ours", "unknown"].includes(judgement.kind));
+      }
+      const exact = judge(row(agent(`${home}/k3s`)), { ...PLACE, home, dir: `${home}/k3s` }, () => "different");
+      assert.deepEqual(exact, { kind: "ours", role: "host agent" }, home);
+    }),
+    { numRuns: 2000 },
+  );
 });
 
 // ── why something is unknown, in words ──
