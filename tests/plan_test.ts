@@ -195,6 +195,11 @@ pre(
   { claims: [HA_OURS, claim("vz.pid", dead(700))], alive: [AGENT], agent: young },
   booting(811, ANSWERS_ALONE),
 );
+pre(
+  "row 10: a host agent that answers a day later, and its VM has ended",
+  { claims: [HA_OURS, claim("qemu.pid", dead(700))], alive: [AGENT], agent: signs() },
+  booting(811, ANSWERS_ALONE),
+);
 for (const file of ["x.drv.pid", "lima-driver-x-ha.pid"]) {
   pre(
     `row 10: a host agent whose external driver (${file}) has not started the VM yet`,
@@ -288,6 +293,28 @@ for (
     name,
     { claims, alive: [AGENT], agent: signs(agent) },
     plan("hung", because, { steps: [guest(because), agentStep(811), killStep("host agent 811")] }),
+  );
+}
+{
+  const because = "host agent 811 is 60 min old and silent for 60 s";
+  const drv = claim("x.drv.pid", recycled(789));
+  pre(
+    "row 12: a hung host agent and its QEMU, and an external driver's PID that is recycled",
+    {
+      claims: [HA_OURS, claim("qemu.pid", ours("QEMU", 812)), drv],
+      alive: [AGENT, proven("QEMU", 812)],
+      agent: signs({ answers: false, ageS: 3600, silentS: 60 }),
+      bootMarker: SEEN,
+    },
+    plan("hung", because, {
+      steps: [
+        guest(because),
+        agentStep(811),
+        driverStep("QEMU 812", POWERDOWN),
+        killStep("host agent 811 and QEMU 812"),
+        ...drops(drv),
+      ],
+    }),
   );
 }
 pre(
@@ -593,6 +620,15 @@ stop("nothing is alive, nothing is left", {}, plan("stopped", NOBODY));
   const steps = [guest(because), agentStep(811), killStep("host agent 811")];
   const seen = { claims: [HA_OURS, VZ_OURS], alive: [AGENT], agent: signs() };
   stop("a running vz instance", seen, plan("running", because, { steps }));
+  const claims = [HA_OURS, VZ_OURS, claim("x.drv.pid", recycled(789)), claim(USERNET, EMPTY, sockets("user-v2"))];
+  const files = drops(...claims.slice(2));
+  stop(
+    "a running instance with stale files beside it",
+    { ...seen, claims },
+    plan("running", because, {
+      steps: [...steps, ...files],
+    }),
+  );
   // A booting agent is stopped as well: somebody asked for it.
   stop("a booting instance", { ...seen, agent: young, claims: [HA_OURS] }, plan("running", because, { steps }));
 }

@@ -344,7 +344,7 @@ for (
     ["not a number", "  Port x\n", undefined],
     ["another word that ends so", "  LocalPort 22\n  Ports 22\n", undefined],
     ["a comment", "# Port 22\n", undefined],
-    ["six digits", "  Port 100022\n", undefined],
+    ["six digits", "  Port 000022\n", undefined],
   ] as const
 ) {
   Deno.test(`readSshPort(): ${name}`, () => assert.equal(readSshPort(text), port));
@@ -389,6 +389,7 @@ for (
     ["a text", 'ssh:\n  localPort: "sixty"\n', undefined],
     ["an anchor", "ssh:\n  localPort: *port\n", undefined],
     ["too large", "ssh:\n  localPort: 65536\n", undefined],
+    ["a number that goes on", "ssh:\n  localPort: 60022x\n", undefined],
     ["an empty file", "", undefined],
   ] as const
 ) {
@@ -408,6 +409,8 @@ for (
     ["a flow list of maps", "additionalDisks: [{name: data}, {name: logs, format: false}]\n", ["data", "logs"]],
     ["flow maps in a list", 'additionalDisks:\n- {name: data}\n- {"name": "logs"}\n', ["data", "logs"]],
     ["comments and blank lines", "additionalDisks: # mine\n\n# - name: old\n- name: data # new\n  # x\n", ["data"]],
+    ["a comment that looks like a name", "additionalDisks:\n- data # name: old\n", ["data"]],
+    ["another list of the same name, deeper", "x:\n  additionalDisks: [data]\n", []],
     ["CRLF", "additionalDisks:\r\n- data\r\n- name: logs\r\nnetworks:\r\n- lima: shared\r\n", ["data", "logs"]],
     ["the next list is another one", "additionalDisks:\n- data\nnetworks:\n- lima: shared\n  name: x\n", ["data"]],
     ["not of another block", "x:\n  additionalDisks:\n  - data\n", []],
