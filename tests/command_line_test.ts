@@ -37,6 +37,10 @@ for (
     ["--pre k3s --lima-home /x", invocation("pre", ["k3s"], { limaHome: "/x" })],
     ["--pre k3s --lima-home=/x=y", invocation("pre", ["k3s"], { limaHome: "/x=y" })],
     [["--pre", "k3s", "--lima-home", "/My VMs"], invocation("pre", ["k3s"], { limaHome: "/My VMs" })],
+    ["--pre k3s --lima-home true", invocation("pre", ["k3s"], { limaHome: "true" })],
+    ["--lima-home=false k3s --pre", invocation("pre", ["k3s"], { limaHome: "false" })],
+    ["--pre -vv k3s", invocation("pre", ["k3s"], { verbose: true })],
+    ["--run k3s --dry-run --json -- x", invocation("run", ["k3s"], { command: ["x"], dryRun: true, json: true })],
     ["--pre k3s --lima-home 42", invocation("pre", ["k3s"], { limaHome: "42" })],
     // What looks like a number or a truth value is a name like any other.
     ["--pre 42", invocation("pre", ["42"])],
@@ -139,6 +143,8 @@ for (
     [["--run", "k3s", "--", ""], "`--`"],
     ["--run -- limactl start k3s", "No instance"],
     ["--run k3s docker -- limactl", "--run"],
+    // The command's own output is on stdout.
+    ["--run k3s --json -- x", "--json"],
     ["--pre k3s -- docker", "`--`"],
     ["--stop k3s --", "`--`"],
     ["--stop -- --all", "No instance"],
@@ -195,6 +201,7 @@ for (
 ) {
   refused(["--stop", "k3s", `--timeout=${text}`], "--timeout");
 }
+refused("--stop k3s --timeout true", '"true"');
 refused("--stop k3s --timeout", "--timeout");
 refused("--stop --timeout --all", "--timeout");
 refused(["--stop", "k3s", "--timeout="], "--timeout");
