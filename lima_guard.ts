@@ -27,10 +27,10 @@
  *
  * Sections: names and numbers · what we saw · reading · proof of identity · deciding: --pre · deciding: --stop ·
  * deciding: --run · deciding: --status · the host · observing: PID files · observing: processes · observing: for a
- * start · observing: disks · lock and journal · acting · stopping: the line to the guest · stopping: the ladder ·
- * stopping: the stages · the roles --pre and --stop · taking the lock · finding instances · the role --status ·
- * running: preparing · running: launchd's word · running: supervising · running: watching · running: the end · the
- * real host · the real host: processes and sockets · command line · main.
+ * start · observing: networks · observing: disks · lock and journal · acting · stopping: the line to the guest ·
+ * stopping: the ladder · stopping: the stages · the roles --pre and --stop · taking the lock · finding instances ·
+ * the role --status · running: preparing · running: launchd's word · running: supervising · running: watching ·
+ * running: the end · the real host · the real host: processes and sockets · command line · main.
  *
  * Exports exist for install.ts and for the tests.
  * @module
@@ -1306,7 +1306,8 @@ async function ps(
   which: readonly number[] | "all",
   limitMs: number,
 ): Promise<Tried<ReturnType<typeof readPs>>> {
-  const select = which === "all" ? ["-A"] : ["-p", which.join(",")];
+  // procps looks through all processes for -p (3 s for 30 000 of them), and only at those named for -q.
+  const select = which === "all" ? ["-A"] : [host.os === "linux" ? "-q" : "-p", which.join(",")];
   // LC_ALL=C would print `?` for each byte beyond ASCII; a fixed zone and language keep start times comparable.
   const env = { TZ: "UTC0", LC_TIME: "C", LC_CTYPE: host.os === "darwin" ? "UTF-8" : "C.UTF-8" };
   const unset = ["LC_ALL", "LANG", "COLUMNS", "PS_FORMAT", "PS_PERSONALITY", "PS_COLORS"];
@@ -1423,7 +1424,7 @@ export async function observe(host: Host, place: Place, pace = UNHURRIED): Promi
   if (missing !== undefined) return { ...nothing, missing };
   const processes = await observeProcesses(host, place, pace);
   const agent = processes.alive.find((p) => p.role === "host agent");
-  const foreign = foreignEntries(host, place);
+  const foreign = foreignEntries(host, place.home);
   const seen: Observation = { ...nothing, ...processes, notes: foreign.notes };
   if (agent) return { ...seen, agent: await observeAgent(host, place, agent, pace.silenceMs) };
   if (processes.alive.some((p) => p.role !== "usernet")) return seen;
@@ -1501,21 +1502,32 @@ async function agentAge(host: Host, agent: Proven): Promise<number> {
 }
 
 /** What other people's files in LIMA_HOME do to `limactl start`: rows 26 and 27. */
-function foreignEntries(host: Host, place: Place): { obstacles: Remark[]; notes: Remark[] } {
-  const entries = (host.list(place.home).ok ?? []).filter((e) => !/^[._]/.test(e)).sort();
+interface Foreign {
+  readonly obstacles: readonly Remark[];
+  readonly notes: readonly Remark[];
+}
+
+/** For how long one look through LIMA_HOME serves all instances of a run: a thousand of them would take a million. */
+const FOREIGN_FRESH_MS = 1_000;
+const foreignSeen = new WeakMap<Host, { home: string; atMs: number; foreign: Foreign }>();
+
+function foreignEntries(host: Host, home: string): Foreign {
+  const known = foreignSeen.get(host);
+  if (known?.home === home && host.clockMs() - known.atMs < FOREIGN_FRESH_MS) return known.foreign;
   const obstacles: Remark[] = [];
   const notes: Remark[] = [];
-  for (const entry of entries) {
-    const path = join(place.home, entry);
+  for (const entry of (host.list(home).ok ?? []).filter((e) => !/^[._]/.test(e)).sort()) {
+    const path = join(home, entry);
     if (host.look(path).ok?.kind !== "directory") continue;
     if (!NAME_RULE.test(entry) || entry.length > NAME_LIMIT) {
       const because = "its name is no instance name, and `limactl start` refuses to work beside it";
-      obstacles.push({ what: path, because, hint: `move it out of ${place.home}, or let its name begin with a dot` });
+      obstacles.push({ what: path, because, hint: `move it out of ${home}, or let its name begin with a dot` });
     } else if (host.look(join(path, LIMA_YAML)).trouble === "absent") {
       const because = "it holds no lima.yaml; Lima up to 2.1 refuses to start any instance beside it";
-      notes.push({ what: path, because, hint: `move it out of ${place.home}` });
+      notes.push({ what: path, because, hint: `move it out of ${home}` });
     }
   }
+  foreignSeen.set(host, { home, atMs: host.clockMs(), foreign: { obstacles, notes } });
   return { obstacles, notes };
 }
 
@@ -1550,6 +1562,8 @@ function sshConfigClaim(host: Host, place: Place): Claim[] {
   const fixed = whyFixed(host, path);
   return [{ path, verdict, seen, scope: "instance", companions: [], ...(fixed ? { fixed } : {}) }];
 }
+
+// ───────────────────────────────────────────────────────────────────────────── observing: networks ──
 
 /** usernet sockets that answer for no PID file (row 22), and socket_vmnet's PID files (row 23). */
 async function observeNetworks(host: Host, place: Place, claims: readonly Claim[]) {
@@ -3362,9 +3376,12 @@ function readTailBytes(path: string, most: number): Uint8Array {
   using file = Deno.openSync(path);
   const { size } = file.statSync();
   if (size > most) file.seekSync(size - most, Deno.SeekMode.Start);
-  const bytes = new Uint8Array(most);
+  // Files of /proc say that they are empty.
+  const bytes = new Uint8Array(size === 0 ? Math.min(most, 4096) : Math.min(most, size));
   let filled = 0;
-  for (let n: number | null; filled < most && (n = file.readSync(bytes.subarray(filled))) !== null;) filled += n;
+  for (let n: number | null; filled < bytes.length && (n = file.readSync(bytes.subarray(filled))) !== null;) {
+    filled += n;
+  }
   return bytes.subarray(0, filled);
 }
 
