@@ -3647,7 +3647,7 @@ function invocationOf(
   const literal = (text: unknown) => String(text).replace(LITERAL, "");
   const names = [...new Set(parsed._.map(literal))];
   const all = parsed["all"] === true;
-  const [home, timeout] = [parsed["lima-home"], parsed["timeout"]];
+  const [home, timeout] = [parsed["lima-home"], parsed["timeout"]].map((v) => v === undefined ? v : literal(v));
   if (all && role !== "stop") return { usage: "--all goes with --stop" };
   if (all && names.length > 0) return { usage: "Cannot take --all and instance names at once" };
   if (!all && names.length === 0 && role !== "status") return { usage: "No instance is named" };
@@ -3660,10 +3660,10 @@ function invocationOf(
   if (bad !== undefined) return { usage: `Cannot take ${JSON.stringify(bad)} as instance name: ${nameTrouble(bad)}` };
   if (home === "") return { usage: "--lima-home needs a directory" };
   const budgetS = timeout === undefined ? DEFAULT_BUDGET_S : Number(timeout);
-  if (timeout !== undefined && !/^\d+(\.\d+)?$/.test(String(timeout)) || budgetS < 1 || budgetS > 3600) {
+  if (timeout !== undefined && !/^\d+(\.\d+)?$/.test(timeout) || budgetS < 1 || budgetS > 3600) {
     return { usage: `Cannot take ${JSON.stringify(timeout)} as --timeout: it is a number of seconds, 1 to 3600` };
   }
-  const limaHome = home === undefined ? {} : { limaHome: literal(home) };
+  const limaHome = home === undefined ? {} : { limaHome: home };
   const [dryRun, json, verbose] = [parsed["dry-run"] === true, parsed["json"] === true, parsed["verbose"] === true];
   if (role === "run" && json && !dryRun) return { usage: "--json goes with --run only in a --dry-run" };
   return { role, names, command: command ?? [], all, ...limaHome, budgetS, dryRun, json, verbose };
