@@ -2015,7 +2015,7 @@ interface Climb extends Ascent {
   readonly ctx: Context;
   readonly place: Place;
   readonly limits: Record<Stage, number>;
-  readonly line: Line | string;
+  line: Line | string;
   /** Rings when something may have ended. */
   readonly bell: Bell;
   seen: Observation;
@@ -2041,14 +2041,14 @@ interface Stopped {
 async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> {
   const { budgetS, ready } = how;
   ready?.say();
-  const line = ready ?? (somebodyMayLive(ctx.host, place) ? openLine(ctx.host, place) : "nothing is alive");
+  const line = ready ?? (somebodyMayLive(ctx.host, place) ? openLine(ctx.host, place) : undefined);
   const nothing: Observation = { place, claims: [], alive: [], unknowns: [], obstacles: [], notes: [] };
   const c: Climb = {
     ctx,
     place,
     ...how,
     limits: stageLimits(budgetS),
-    line,
+    line: line ?? "nothing is alive",
     bell: new Bell(),
     seen: nothing,
     steps: [],
@@ -2060,6 +2060,8 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
     const wasRunning = await lastKnown(ctx, place);
     if (left(c).length === 0) return stopped(c, wasRunning ? "gone before the request" : "already stopped");
     const vmGone = wasRunning === "running" && !hasDriver(c.seen) && driversOf(c.seen).length === 0;
+    // Somebody lives whom no PID file names.
+    if (line === undefined) c.line = openLine(ctx.host, place);
     await journal(ctx, place, "stop", { budgetS, alive: names(left(c)) });
     void holdAgent(c).catch(() => {}); // only a wake-up less: everything is polled then
     for (const stage of ["guest", "agent", "driver", "kill"] as const) {
@@ -2068,7 +2070,7 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
     }
     return stopped(c, "killed");
   } finally {
-    if (typeof line !== "string") line.close();
+    if (typeof c.line !== "string") c.line.close();
     ctx.stage(place, "", 0);
   }
 }

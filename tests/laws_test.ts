@@ -100,7 +100,7 @@ const AROUND: Record<string, Partial<Observation>> = {
   nothing: {},
   marker: { bootMarker: SEEN },
   "port, marker": { obstacles: [PORT], bootMarker: SEEN },
-  socket_vmnet: { obstacles: [VMNET] },
+  "socket_vmnet, a note": { obstacles: [VMNET], notes: [{ what: "a usernet", because: "no PID file names it" }] },
 };
 const UNKNOWNS: Record<string, Remark[]> = {
   "ps answered": [],
@@ -131,7 +131,7 @@ function everything(): Case[] {
     const isNamed = (role: string) => alive.some((p) => p.role === role && p.named);
     if (agent && !alive.some((p) => p.role === "host agent")) return [];
     if (claims.some((c) => c.verdict.kind === "ours" && !isNamed(c.verdict.role))) return [];
-    const facts = { claims, alive, unknowns, notes: [{ what: "x", because: "y" }], ...around };
+    const facts = { claims, alive, unknowns, ...around };
     const seen = frozen(observation({ ...facts, ...(agent ? { agent } : {}) }));
     const words = chosen.map(([word]) => word).join(" · ");
     return [{ words, seen, plans: { pre: planPre(seen), stop: planStop(seen, 60) } }];
@@ -312,7 +312,10 @@ law("a plan that was carried out leaves a plan without steps", ["pre"], (p, seen
 law("a stop that was carried out leaves nothing alive and no file that says so", ["stop"], (p, seen) => {
   if (isUnsure(seen)) return;
   const next = after(seen, p);
-  const then = planStop(after(next, planStop(next, 60)), 60);
+  const last = after(next, planStop(next, 60));
+  assert.deepEqual(carriers(last), []);
+  assert.deepEqual(last.claims.filter(may), [], "the next boot starts clean");
+  const then = planStop(last, 60);
   assert.equal(then.state, "stopped");
   assert.deepEqual(then.steps, []);
 });
