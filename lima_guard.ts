@@ -28,9 +28,9 @@
  * Sections: names and numbers · what we saw · reading · proof of identity · deciding: --pre · deciding: --stop ·
  * deciding: --run · deciding: --status · the host · observing: PID files · observing: processes · observing: for a
  * start · observing: networks · observing: disks · lock and journal · acting · stopping: the line to the guest ·
- * stopping: the ladder · stopping: the stages · the roles --pre and --stop · taking the lock · finding instances ·
- * the role --status · running: preparing · running: launchd's word · running: supervising · running: watching ·
- * running: the end · the real host · the real host: processes and sockets · command line · main.
+ * stopping: the ladder · stopping: the stages · the role --pre · the role --stop · taking the lock · finding
+ * instances · the role --status · running: preparing · running: launchd's word · running: supervising · running:
+ * watching · running: the end · the real host · the real host: processes and sockets · command line · main.
  *
  * Exports exist for install.ts and for the tests.
  * @module
@@ -762,6 +762,16 @@ export function planStop(seen: Observation, budgetS: number): Plan {
 }
 
 /**
+ * What a host agent wrote last, if that is that it could not stop its guest: the guest's power went with the agent
+ * (lima-vm/lima#5087). The same words after the guest has powered off by itself mean nothing.
+ */
+export function readCut(haStderr: string): string | undefined {
+  const last = jsonObject(haStderr.trimEnd().split("\n").at(-1) ?? "");
+  const said = last?.["level"] === "fatal" && typeof last["msg"] === "string" ? last["msg"] : "";
+  return /CanRequestStop|timeout while waiting for stop/.test(said) ? said : undefined;
+}
+
+/**
  * Whether the port in ssh.config is this instance's own now. A stopped instance keeps its last port in the file, and
  * by then it may lead into another guest, with the same key. So: the proven QEMU forwards this very port, or the
  * proven host agent wrote the file, which it does after ha.pid at each start (`pkg/hostagent`).
@@ -777,9 +787,10 @@ export function isOwnPort(
   return agent && file.haPidMtimeMs !== undefined && file.mtimeMs >= file.haPidMtimeMs;
 }
 
-/** How a stop is to be told, in one line. */
-export function describeStop(end: StopEnd, seconds: number): string {
+/** How a stop is to be told, in one line. `cut` is what the host agent said where it could not stop its guest. */
+export function describeStop(end: StopEnd, seconds: number, cut?: string): string {
   const took = `in ${seconds.toFixed(1)} s`;
+  if (end === "agent" && cut !== undefined) return `stopped by the host agent ${took}, which cut the guest off: ${cut}`;
   if (end === "already stopped") return "already stopped";
   if (end === "gone before the request") return "gone before the request: the VM was no longer there";
   if (end === "killed") return `stopped hard (killed) ${took}`;
@@ -1000,7 +1011,7 @@ export function lastStop(lines: readonly JournalLine[], boot: string, alive: boo
   if (last.event === "start" && last.boot !== boot) return "cut off: no stop was recorded and the host rebooted";
   if (last.event === "start") return "cut off: the guard did not live to record the end";
   const seconds = isSeconds(last["seconds"]) ? last["seconds"]["total"] ?? 0 : 0;
-  if (typeof last["stage"] === "string") return describeStop(last["stage"] as StopEnd, seconds);
+  if (typeof last["stage"] === "string") return describeStop(last["stage"] as StopEnd, seconds, cutIn(last));
   return `ended by itself with ${last["signal"] ?? `status ${last["status"]}`}`;
 }
 
@@ -1597,6 +1608,11 @@ async function observeSocketVmnet(host: Host, place: Place): Promise<Remark[]> {
   });
 }
 
+/** The end of a log. */
+function tailOf(host: Host, path: string): string {
+  return host.look(path).ok?.kind === "file" ? host.read(path, 65_536).ok ?? "" : "";
+}
+
 function textOf(host: Host, path: string): string {
   const look = host.look(path, "follow links");
   return look.ok?.kind === "file" ? host.read(path, 1_048_576).ok ?? "" : "";
@@ -2023,6 +2039,8 @@ interface Climb extends Ascent {
   seconds: Partial<Record<Stage, number>>;
   /** Rings `bell` when the host agent's socket closes; until then nobody needs to be polled. */
   agentHeld: boolean;
+  /** What the host agent said where it could not stop its guest, and ended. */
+  cut?: string | undefined;
 }
 
 /** How an ascent went. */
@@ -2031,6 +2049,7 @@ interface Stopped {
   readonly seconds: Record<string, number>;
   readonly steps: readonly Step[];
   readonly left: readonly Proven[];
+  readonly cut?: string;
   readonly blockers: readonly Remark[];
 }
 
@@ -2084,7 +2103,8 @@ async function lastKnown(ctx: Context, place: Place): Promise<"start" | "running
 
 function stopped(c: Climb, end: StopEnd): Stopped {
   const total = secondsSince(c.ctx.host, c.beganMs);
-  return { end, seconds: { ...c.seconds, total }, steps: c.steps, left: left(c), blockers: doubtsOf(c.seen) };
+  const cut = c.cut === undefined ? {} : { cut: c.cut };
+  return { end, ...cut, seconds: { ...c.seconds, total }, steps: c.steps, left: left(c), blockers: doubtsOf(c.seen) };
 }
 
 /** Seconds, to the millisecond, since a moment of the host's clock. */
@@ -2164,7 +2184,8 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
     const agents = () => left(c).filter((p) => p.role === "host agent");
     const sent = await signalAll(c, agents, "SIGTERM");
     const gone = await waitGone(c, agents(), untilMs, skipped);
-    return gone ? "done" : sent ?? late(skipped);
+    if (gone) c.cut = readCut(tailOf(c.ctx.host, join(c.place.dir, "ha.stderr.log")));
+    return gone ? c.cut === undefined ? "done" : `done; but the guest was cut off: ${c.cut}` : sent ?? late(skipped);
   },
   driver: async (c, untilMs, skipped) => {
     if (left(c).some((p) => p.role === "host agent")) return "skipped: a host agent is still alive";
@@ -2297,7 +2318,7 @@ async function diskReleased(c: Climb, untilMs: number): Promise<boolean> {
   return holders.trouble === undefined && holders.ok.length === 0;
 }
 
-// ────────────────────────────────────────────────────────────────────── the roles --pre and --stop ──
+// ────────────────────────────────────────────────────────────────────────────────── the role --pre ──
 
 /** What became of one instance: the document that `--json` prints, field by field. */
 export interface Report {
@@ -2393,6 +2414,8 @@ function removeAll(ctx: Context, place: Place, steps: readonly Step[]): Step[] {
   });
 }
 
+// ───────────────────────────────────────────────────────────────────────────────── the role --stop ──
+
 /** `--stop`: the ladder, then clean up, so that the next boot starts clean. */
 async function stop(ctx: Context, place: Place): Promise<Report> {
   const { host } = ctx;
@@ -2413,8 +2436,12 @@ async function stop(ctx: Context, place: Place): Promise<Report> {
   if (!end || Date.parse(end.time) < askedMs || typeof end["stage"] !== "string") return told;
   const stage = end["stage"] as StopEnd;
   const seconds = isSeconds(end["seconds"]) ? end["seconds"] : told.seconds;
-  const done = { ...told, stage, seconds, summary: describeStop(stage, seconds["total"] ?? 0) };
+  const done = { ...told, stage, seconds, summary: describeStop(stage, seconds["total"] ?? 0, cutIn(end)) };
   return taken.supervisor ? await afterJob(ctx, place, done, taken.supervisor) : done;
+}
+
+function cutIn(line: JournalLine): string | undefined {
+  return typeof line["cut"] === "string" ? line["cut"] : undefined;
 }
 
 function isSeconds(value: unknown): value is Record<string, number> {
@@ -2454,16 +2481,16 @@ async function stopLocked(ctx: Context, place: Place, lock: Lock): Promise<Repor
   lock.note("stopping");
   const went = await climb(ctx, place, { budgetS: ctx.budgetS, beganMs: ctx.host.clockMs() });
   const cleaned = await cleanUp(ctx, place);
-  const { end, seconds } = went;
+  const { end, seconds, cut } = went;
   const steps = [...went.steps, ...cleaned.steps];
   const blockers = [...went.blockers, ...cleaned.blockers.filter((b) => !went.blockers.some((w) => w.what === b.what))];
   const alive = went.left.length > 0;
   const status = worst([alive ? EXIT.failed : EXIT.done, statusOfSteps(steps), ...blockers.map(() => EXIT.tryAgain)]);
   if (steps.length > 0 || end === "gone before the request") {
-    await journal(ctx, place, "end", { stage: end, seconds, status });
+    await journal(ctx, place, "end", { stage: end, cut, seconds, status });
   }
   const state = alive ? "running" : blockers.length > 0 ? "unknown" : "stopped";
-  const words = alive ? `not stopped: ${names(went.left)} did not end` : describeStop(end, seconds["total"] ?? 0);
+  const words = alive ? `not stopped: ${names(went.left)} did not end` : describeStop(end, seconds["total"] ?? 0, cut);
   const summary = state === "unknown" ? state : words;
   return report(place.name, state, status, summary, { stage: end, seconds, steps: steps.map(bare), blockers });
 }
@@ -3180,8 +3207,7 @@ async function untilAgentEnds(run: Run, place: Place, pid: number): Promise<void
 function leftCleanly(host: Host, place: Place): boolean {
   if (host.look(join(place.dir, HA_PID)).trouble !== "absent") return false;
   const log = join(place.dir, HA_STDOUT);
-  if (host.look(log).ok?.kind !== "file") return false;
-  const last = (host.read(log, 65_536).ok ?? "").trim().split("\n").at(-1) ?? "";
+  const last = tailOf(host, log).trim().split("\n").at(-1) ?? "";
   const status = jsonObject(last)?.["status"];
   return typeof status === "object" && status !== null && (status as Record<string, unknown>)["exiting"] === true;
 }
@@ -3239,10 +3265,10 @@ async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<
   run.status = alive.length > 0 ? EXIT.failed : EXIT.done;
   run.stage = went.end;
   const seconds = { ...went.seconds, total: secondsSince(ctx.host, beganMs) };
-  const words = describeStop(went.end, seconds.total);
+  const words = describeStop(went.end, seconds.total, went.cut);
   ctx.say("info", place, alive.length > 0 ? `not stopped: ${names(alive)} did not end` : words);
   for (const b of [...went.blockers, ...cleaned.blockers]) ctx.say("warn", place, describeRemark("unknown")(b));
-  const requested = { requested: true, stage: went.end, seconds, status: run.status, ranS: ranS(run) };
+  const requested = { requested: true, stage: went.end, cut: went.cut, seconds, status: run.status, ranS: ranS(run) };
   await journal(ctx, place, "end", requested);
 }
 

@@ -11,7 +11,15 @@
 import { cpus } from "node:os";
 import { parseArgs } from "node:util";
 import { PS_COLUMNS, VERSION } from "../lima_guard.ts";
-import { type Bystander, bystander, type Home, type Instance, project, tempLimaHome } from "../tests/helpers/mod.ts";
+import {
+  type Bystander,
+  bystander,
+  denoFlags,
+  type Home,
+  type Instance,
+  project,
+  tempLimaHome,
+} from "../tests/helpers/mod.ts";
 import { type Crowd, gatherCrowd } from "./crowd.ts";
 import { goOn, undoingAll } from "./interrupt.ts";
 import { type Figures, measure, PEAK_BY, type Program, programRow, type Row, skippedRow, table } from "./measure.ts";
@@ -165,15 +173,7 @@ function processGroups(one: () => Promise<Subject>, undo: AsyncDisposableStack, 
 
 /** HOME is another one for what is measured, so the cache that Deno finds through HOME must be named. */
 const DENO_DIR = JSON.parse(outputOf(Deno.execPath(), "info", "--json")).denoDir as string;
-const SOURCE: Program["command"] = [Deno.execPath(), "run", "-A", ...packageFlags(), `${project}/lima_guard.ts`];
-
-/** What `deno run` needs to find the guard's packages as this run has found them, like denoFlags in tests/helpers. */
-function packageFlags(): string[] {
-  const told = Deno.env.get("LIMA_GUARD_DENO_FLAGS");
-  if (told !== undefined) return told.split(/\s+/).filter((flag) => flag !== "");
-  const isMapped = import.meta.resolve("jsr:@std/cli@1.0.29/parse-args").startsWith("file:");
-  return isMapped ? ["--no-lock", "--import-map", `${project}/tools/npm_only/import_map.json`] : [];
-}
+const SOURCE: Program["command"] = [Deno.execPath(), "run", "-A", ...denoFlags(), `${project}/lima_guard.ts`];
 
 function compiledGuard(): Program["command"] | undefined {
   const paths = ["lima-guard", `lima-guard-${Deno.build.target}`].map((name) => `${project}/dist/${name}`);
@@ -261,7 +261,7 @@ function aboutHere(): [string, string][] {
     ["machine", `${Deno.build.target}, ${Deno.osRelease()}, ${cpus().length} × ${cpus()[0]?.model}, ${memory} GiB`],
     ["guard", `${VERSION}${commit && ` (${commit})`}`],
     ["deno", `${Deno.version.deno}, V8 ${Deno.version.v8}`],
-    ["packages", packageFlags().join(" ") || "from JSR"],
+    ["packages", denoFlags().join(" ") || "from JSR"],
     ["ps", outputOf("ps", "--version") || "of the system"],
     ["limactl", "why" in real ? real.why : real.version],
   ];

@@ -215,7 +215,7 @@ function denoDir(): string {
  * What the guard's own `deno run` needs to find its packages as this test run finds them: LIMA_GUARD_DENO_FLAGS where
  * it is set; else the import map of tools/npm_only, where this run was started with it.
  */
-function denoFlags(): string[] {
+export function denoFlags(): string[] {
   const told = Deno.env.get("LIMA_GUARD_DENO_FLAGS");
   if (told !== undefined) return told.split(/\s+/).filter((flag) => flag !== "");
   const where = import.meta.resolve("jsr:@std/cli@1.0.29/parse-args");
