@@ -2772,13 +2772,11 @@ interface Run {
   lock?: Lock;
   startLock?: Lockable | undefined;
   child?: Child;
-  adopted?: Proven;
   line?: Line | undefined;
   startedMs: number;
   ended?: { code: number; signal: string | undefined };
   stopMs?: number;
   status: number;
-  stage?: StopEnd;
 }
 
 /** Thrown into work that began before a stop was asked: it must not touch anything any more. */
@@ -3181,10 +3179,11 @@ const ADOPTED_POLL_MS = 2_000;
 async function watchAgent(run: Run, place: Place): Promise<void> {
   const { ctx } = run;
   const pid = pidIn(ctx.host, join(place.dir, HA_PID));
-  if (pid === undefined || pid === run.child?.pid) return;
-  await untilAgentEnds(run, place, pid);
+  // A child without ha.pid may be the agent itself, which somebody took the file from.
+  if (run.child && (pid === undefined || pid === run.child.pid)) return;
+  if (pid !== undefined) await untilAgentEnds(run, place, pid);
   if (run.ended !== undefined || run.stopMs !== undefined) return;
-  ctx.say("warn", place, `host agent ${pid} has ended`);
+  ctx.say("warn", place, `host agent ${pid ?? ""} has ended`);
   run.ended = { code: leftCleanly(ctx.host, place) && !run.child ? 0 : 1, signal: undefined };
   post(run, "ended");
 }
@@ -3195,6 +3194,10 @@ async function untilAgentEnds(run: Run, place: Place, pid: number): Promise<void
     const held = await host.connect(join(place.dir, HA_SOCK), ANSWER_LIMIT_MS);
     if (held.trouble) {
       await host.pause(ADOPTED_POLL_MS);
+      // The number may be somebody else's by now.
+      const { alive, claims } = await observeProcesses(host, place);
+      const isUnknown = claims.some((c) => c.verdict.kind === "unknown");
+      if (!isUnknown && !alive.some((p) => p.row.pid === pid)) return;
       continue;
     }
     while (await held.ok.hear() !== undefined);
@@ -3263,7 +3266,6 @@ async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<
   const cleaned = await cleanUp(ctx, place);
   const alive = went.left.filter((p) => p.row.pid !== child?.pid);
   run.status = alive.length > 0 ? EXIT.failed : EXIT.done;
-  run.stage = went.end;
   const seconds = { ...went.seconds, total: secondsSince(ctx.host, beganMs) };
   const words = describeStop(went.end, seconds.total, went.cut);
   ctx.say("info", place, alive.length > 0 ? `not stopped: ${names(alive)} did not end` : words);
@@ -3423,7 +3425,8 @@ function appendThrough(path: string, text: string): void {
 function openLock(path: string, create: boolean): Lockable {
   const kind = attempt(() => lookOf(Deno.lstatSync(path))).ok?.kind;
   if (kind !== undefined && kind !== "file" && kind !== "directory") throw new Error(`${path} is a ${kind}`);
-  const file = kind === "directory" ? Deno.openSync(path) : Deno.openSync(path, { read: true, write: true, create });
+  // Who makes no file writes none either: a lock can be tried by anybody who may read it.
+  const file = Deno.openSync(path, create ? { read: true, write: true, create } : { read: true });
   return {
     tryLock: () => {
       const tried = attempt(() => file.tryLockSync(true));
