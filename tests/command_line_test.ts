@@ -101,6 +101,7 @@ for (
     ["", "role"],
     ["k3s", "role"],
     ["--dry-run k3s", "role"],
+    ["-- --pre k3s", "role"],
     ["--all", "role"],
     ["--pre --stop k3s", "--pre and --stop"],
     ["--stop --run k3s -- x", "--stop and --run"],

@@ -69,6 +69,7 @@ test("QEMU", "ours: QEMU", { command: qemu(DIR) });
 test("QEMU whose PID file is not last", "ours: QEMU", {
   command: `qemu-system-x86_64 -pidfile ${DIR}/qemu.pid -name lima-k3s -m 4096`,
 });
+test("QEMU of a longer name", "ours: QEMU", { command: qemu(DIR, "/opt/qemu/bin/qemu-system-aarch64-unsigned") });
 test("krunkit with Lima 2.2's disk", "ours: krunkit", { command: krunkit(`${DIR}/disk`) });
 test("krunkit with a diffdisk", "ours: krunkit", { command: krunkit(`${DIR}/diffdisk`) });
 test("krunkit with a blank before path=", "ours: krunkit", { command: `krunkit --device path=${DIR}/disk` });
@@ -157,6 +158,10 @@ for (
   test(`${program}, which is a file`, `ours: ${role}`, { command: command(program), file: program });
   test(`${program}, which is no file`, `unknown: ${role}`, { command: command(program) });
 }
+Deno.test("judge() unknown: a program path with blanks, and no files to look at", () => {
+  const judgement = judge(row(agent(DIR, "/Users/zoe/My Tools/bin/limactl")), PLACE, () => "different");
+  assert.ok(judgement.kind === "unknown");
+});
 for (const program of ["./limactl", "bin/limactl"]) {
   test(`a relative path, ${program}`, "unknown: host agent", { command: agent(DIR, program) });
 }
