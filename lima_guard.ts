@@ -25,12 +25,12 @@
  * or another guard is at work: try again · 77 not permitted. --run: the command's own, 128 + n if signal n killed it,
  * 126 and 127 as in a shell, and 0 after a requested stop that succeeded.
  *
- * Sections: names and numbers · what we saw · reading · proof of identity · deciding: --pre · deciding: --stop ·
- * deciding: --run · deciding: --status · the host · observing: PID files · observing: processes · observing: for a
- * start · observing: networks · observing: disks · lock and journal · acting · stopping: the line to the guest ·
- * stopping: the ladder · stopping: the stages · the role --pre · the role --stop · taking the lock · finding
- * instances · the role --status · running: preparing · running: launchd's word · running: supervising · running:
- * watching · running: the end · the real host · the real host: processes and sockets · command line · main.
+ * Sections: names and numbers · what we saw · reading · proof of identity · deciding: --pre · deciding: the rules ·
+ * deciding: --stop · deciding: --run · deciding: --status · the host · observing: PID files · observing: processes ·
+ * observing: for a start · observing: networks · observing: disks · lock and journal · acting · stopping: the line
+ * to the guest · stopping: the ladder · stopping: the stages · the role --pre · the role --stop · taking the lock ·
+ * finding instances · the role --status · running: preparing · running: launchd's word · running: supervising ·
+ * running: watching · running: the end · the real host · the real host: processes and sockets · command line · main.
  *
  * Exports exist for install.ts and for the tests.
  * @module
@@ -330,7 +330,7 @@ function diskName(item: string): string[] {
 
 /** `paths.varRun` of Lima's networks.yaml, or Lima's default. */
 export function readVarRun(yaml: string): string {
-  const m = /^[ \t]+varRun:[ \t]*(.+?)[ \t]*(?:#.*)?\r?$/m.exec(yaml);
+  const m = /^[ \t]+varRun:[ \t]*(.+?)(?:[ \t]+#.*)?[ \t]*\r?$/m.exec(yaml);
   const path = unquoted(m?.[1] ?? "");
   return path.startsWith("/") ? path : "/private/var/run/lima";
 }
@@ -361,7 +361,7 @@ const USERNET_FILE = String.raw`/_networks/(?<network>[^/ ]+)/usernet_\k<network
 const SHAPES: readonly Shape[] = [
   { role: "host agent", program: /^limactl$/, word: "hostagent", flag: / --pidfile /g, tails: [String.raw`/ha\.pid`] },
   { role: "usernet", program: /^limactl$/, word: "usernet", flag: / -p /g, tails: [USERNET_FILE] },
-  { role: "QEMU", program: /^qemu-system-\w+$/, flag: / -pidfile /g, tails: [String.raw`/qemu\.pid`] },
+  { role: "QEMU", program: /^qemu-system-.+$/, flag: / -pidfile /g, tails: [String.raw`/qemu\.pid`] },
   { role: "krunkit", program: /^krunkit$/, flag: /[ ,]path=/g, tails: ["/disk", "/diffdisk"], other: "[^,]*?" },
   { role: "external driver", program: /^lima-driver-.+$/, flag: / --inst-dir /g, tails: [""] },
 ];
@@ -406,7 +406,7 @@ export function judge(
     if (stranger) continue;
     if (found === "different") return notOurs(`it is the ${shape.role} of another directory`);
     if (found === "cannot tell") {
-      return unknown(`it is a ${shape.role}, and whose cannot be told from its command`, shape.role);
+      return unknown(`it may be a ${shape.role}, and whose cannot be told from its command`, shape.role);
     }
   }
   if (stranger) return notOurs(`it belongs to uid ${row.uid}`);
@@ -581,8 +581,13 @@ function plan(
   status?: number,
 ): Plan {
   const { steps = [], blockers = [], notes = [] } = more;
-  const worstBlocker = worst(blockers.map((b) => b.status ?? EXIT.tryAgain));
-  return { state, because, status: status ?? worstBlocker, steps, blockers, notes };
+  return { state, because, status: status ?? statusOfBlockers(blockers), steps, blockers, notes };
+}
+
+/** 77 where only permissions are missing, 75 where anything else is in the way too. */
+function statusOfBlockers(blockers: readonly Remark[]): number {
+  if (blockers.length === 0) return EXIT.done;
+  return blockers.every((b) => b.status === EXIT.denied) ? EXIT.denied : EXIT.tryAgain;
 }
 
 /** R2: what to do about processes that are proven to be this instance's; undefined where there are none. */
@@ -629,6 +634,8 @@ function hasDriver(seen: Observation): boolean {
   return seen.claims.some((c) => c.scope === "instance" && c.verdict.kind === "ours" && isDriverFile(c.path));
 }
 
+// ───────────────────────────────────────────────────────────────────────────── deciding: the rules ──
+
 /** What about this instance's processes could not be found out: R3's reasons. */
 function doubtsOf(seen: Observation): Remark[] {
   const claims = seen.claims.filter((c) => c.scope === "instance" && c.verdict.kind === "unknown");
@@ -647,17 +654,21 @@ function doubt(claim: Claim): Remark {
 function planClaims(seen: Observation): Plan {
   const steps = removals(seen);
   const shared = seen.claims.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown").map(doubt);
-  const fixed = seen.claims.filter((c) => isVoid(c) && c.fixed !== undefined).map((c) => ({
+  const blockers = [...fixedFiles(seen), ...shared, ...seen.obstacles];
+  const notes = seen.notes;
+  if (blockers.length > 0) return plan("blocked", blockers[0]?.because ?? "", { steps, blockers, notes });
+  if (steps.length > 0) return plan("stale", steps[0]?.because ?? "", { steps, notes });
+  return plan("clear", "nothing claims to be running", { notes });
+}
+
+/** Stale files that cannot be removed: row 28. */
+function fixedFiles(seen: Observation): Remark[] {
+  return seen.claims.filter((c) => isVoid(c) && c.fixed !== undefined).map((c) => ({
     what: c.path,
     because: `it is stale (${c.verdict.why}) and cannot be removed: ${c.fixed}`,
     hint: `ls -ld ${quote(dirname(c.path))} ${quote(c.path)}`,
     status: EXIT.denied,
   }));
-  const blockers = [...fixed, ...shared, ...seen.obstacles];
-  const notes = seen.notes;
-  if (blockers.length > 0) return plan("blocked", blockers[0]?.because ?? "", { steps, blockers, notes });
-  if (steps.length > 0) return plan("stale", steps[0]?.because ?? "", { steps, notes });
-  return plan("clear", "nothing claims to be running", { notes });
 }
 
 /** A claim that nothing stands behind. */
@@ -751,8 +762,10 @@ export function planStop(seen: Observation, budgetS: number): Plan {
   const agents = seen.alive.filter((p) => p.role === "host agent");
   const drivers = driversOf(seen);
   if (agents.length + drivers.length === 0) {
-    if (blockers.length > 0) return plan("unknown", "nothing is touched while this is unknown", { blockers });
-    return plan("stopped", "no process of it is alive", { steps: removals(seen), notes: seen.notes });
+    const { notes } = seen;
+    if (blockers.length > 0) return plan("unknown", "nothing is touched while this is unknown", { blockers, notes });
+    const more = { steps: removals(seen), blockers: fixedFiles(seen), notes };
+    return plan("stopped", "no process of it is alive", more);
   }
   const because = `${names([...agents, ...drivers])} ${agents.length + drivers.length > 1 ? "are" : "is"} alive`;
   const state = agents.length === 0 ? "orphan" : "running";
@@ -896,7 +909,7 @@ export function brakeMs(lines: readonly JournalLine[], nowMs: number): number {
     if (line["requested"] === true || ranS >= LONG_RUN_S) bad = 0;
     else if (line["status"] !== 0 && ranS < SHORT_RUN_S) [bad, lastMs] = [bad + 1, Date.parse(line.time)];
   }
-  if (bad < 2) return 0;
+  if (bad < 2 || Number.isNaN(lastMs)) return 0;
   const pause = growingPause(bad - 2);
   // A clock that was stepped back must not make the pause longer than it is.
   return Math.max(0, Math.min(pause, lastMs + pause - nowMs));
@@ -2485,11 +2498,11 @@ async function stopLocked(ctx: Context, place: Place, lock: Lock): Promise<Repor
   const steps = [...went.steps, ...cleaned.steps];
   const blockers = [...went.blockers, ...cleaned.blockers.filter((b) => !went.blockers.some((w) => w.what === b.what))];
   const alive = went.left.length > 0;
-  const status = worst([alive ? EXIT.failed : EXIT.done, statusOfSteps(steps), ...blockers.map(() => EXIT.tryAgain)]);
+  const status = worst([alive ? EXIT.failed : EXIT.done, statusOfSteps(steps), statusOfBlockers(blockers)]);
   if (steps.length > 0 || end === "gone before the request") {
     await journal(ctx, place, "end", { stage: end, cut, seconds, status });
   }
-  const state = alive ? "running" : blockers.length > 0 ? "unknown" : "stopped";
+  const state = alive ? "running" : went.blockers.length > 0 ? "unknown" : "stopped";
   const words = alive ? `not stopped: ${names(went.left)} did not end` : describeStop(end, seconds["total"] ?? 0, cut);
   const summary = state === "unknown" ? state : words;
   return report(place.name, state, status, summary, { stage: end, seconds, steps: steps.map(bare), blockers });
@@ -2500,7 +2513,7 @@ async function cleanUp(ctx: Context, place: Place): Promise<{ steps: Step[]; blo
   const seen = await observe(ctx.host, place, HURRIED);
   const p = planStop(seen, ctx.budgetS);
   if (p.state !== "stopped") return { steps: [], blockers: doubtsOf(seen) };
-  return { steps: removeAll(ctx, place, p.steps), blockers: [] };
+  return { steps: removeAll(ctx, place, p.steps), blockers: [...p.blockers] };
 }
 
 // ───────────────────────────────────────────────────────────────────────────────── taking the lock ──
