@@ -1,0 +1,177 @@
+/**
+ * The guard in a twisted world: `main` of lima_guard.ts with the real host, of which single effects are changed as the
+ * variable GUARD_WITH says (a Twist in JSON). A test runs it in the place of lima_guard.ts: `guardWith(twist)`.
+ */
+
+import { type Host, main, realHost } from "../../lima_guard.ts";
+import type { GuardOptions } from "./guard.ts";
+
+export interface Twist {
+  /** How programs behave, by their basename. */
+  readonly programs?: Readonly<Record<string, Behaviour>>;
+  /** The time limits of programs are divided by this. */
+  readonly limitsBy?: number;
+  /** Added to the clock on the wall. */
+  readonly wallMs?: number;
+  /** The time since the machine's start. */
+  readonly uptimeMs?: number;
+  /** Pauses of a second or more are soon over, and the steady clock jumps by them. */
+  readonly hurry?: boolean;
+  /** The patience with somebody else's lock. */
+  readonly lockMs?: number;
+  /** Its own number is written into these files before it begins. */
+  readonly ownPidInto?: readonly string[];
+  /** Every point of the run is noted in this file, one a line. */
+  readonly log?: string;
+  /** SIGKILL at the n-th point of the run, counted from 1. */
+  readonly dieAt?: number;
+  /** Stays at the first point that matches: makes FILE.here, and goes on when there is FILE.go. */
+  readonly stays?: readonly { readonly at: string; readonly file: string }[];
+}
+
+/** `from`: the first of its runs that behaves so, counted from 1; those before are real. */
+export type Behaviour = { readonly from?: number } & (Fault | Answer | Lie);
+
+interface Fault {
+  readonly does: "missing" | "hang" | "be killed";
+}
+
+interface Answer {
+  readonly does: "answer";
+  readonly stdout?: string;
+  readonly stderr?: string;
+  readonly code?: number;
+}
+
+/** Its real answer with a text replaced; the pattern is a regular expression with the flags `gm`. */
+interface Lie {
+  readonly does: "lie";
+  readonly pattern: string;
+  readonly by: string;
+}
+
+/** For runGuard and spawnGuard. */
+export function guardWith(twist: Twist): Pick<GuardOptions, "script" | "env"> {
+  return { script: "tests/helpers/guard_with.ts", env: { GUARD_WITH: JSON.stringify(twist) } };
+}
+
+function twisted(real: Host, twist: Twist): Host {
+  const { programs = {}, wallMs = 0, hurry = false } = twist;
+  const waits = [...twist.stays ?? []];
+  let [points, jumpedMs] = [0, 0];
+
+  /** Something has just happened, or is about to. */
+  const point = (what: string): void => {
+    points++;
+    if (twist.log) Deno.writeTextFileSync(twist.log, `${what}\n`, { append: true });
+    if (points === twist.dieAt) Deno.kill(Deno.pid, "SIGKILL");
+    const at = waits.findIndex((w) => new RegExp(w.at).test(what));
+    const [wait] = at < 0 ? [] : waits.splice(at, 1);
+    if (wait) stay(wait.file);
+  };
+  const around = <T>(what: string, effect: () => T): T => {
+    point(`before ${what}`);
+    const value = effect();
+    point(`after ${what}`);
+    return value;
+  };
+  const aroundSlow = async <T>(what: string, effect: () => Promise<T>): Promise<T> => {
+    point(`before ${what}`);
+    const value = await effect();
+    point(`after ${what}`);
+    return value;
+  };
+
+  const runs: Record<string, number> = {};
+  const run: Host["run"] = async (command, limitMs) => {
+    const name = command.argv[0].replace(/.*\//, "");
+    runs[name] = (runs[name] ?? 0) + 1;
+    const how = programs[name];
+    const limit = limitMs / (twist.limitsBy ?? 1);
+    if (!how || runs[name] < (how.from ?? 1)) return await real.run(command, limit);
+    if (how.does !== "lie") return await real.run({ ...command, argv: instead(name, how) }, limit);
+    const answer = await real.run(command, limit);
+    if (answer.trouble) return answer;
+    return { ok: { ...answer.ok, stdout: answer.ok.stdout.replaceAll(new RegExp(how.pattern, "gm"), how.by) } };
+  };
+  const isMissing = (path: string) => programs[path.replace(/.*\//, "")]?.does === "missing";
+
+  return {
+    ...real,
+    wallMs: () => real.wallMs() + wallMs,
+    clockMs: () => real.clockMs() + jumpedMs,
+    uptimeMs: () => twist.uptimeMs ?? real.uptimeMs(),
+    pause: (ms) => {
+      if (!hurry || ms < 1000) return real.pause(ms);
+      jumpedMs += ms;
+      return real.pause(20);
+    },
+    look: (path, follow) => real.look(isMissing(path) ? "/nonexistent" : path, follow),
+    remove: (path) => around(`remove ${path}`, () => real.remove(path)),
+    rename: (from, to) => around(`rename ${from}`, () => real.rename(from, to)),
+    append: (path, text) => {
+      point(`before append ${path}`);
+      const half = Math.floor(text.length / 2);
+      const written = real.append(path, text.slice(0, half));
+      point(`half append ${path}`);
+      if (written.trouble) return written;
+      const rest = real.append(path, text.slice(half));
+      point(`after append ${path}`);
+      return rest;
+    },
+    openLock: (path, create) => {
+      const opened = around(`openLock ${path}`, () => real.openLock(path, create));
+      if (opened.trouble) return opened;
+      const lock = opened.ok;
+      return {
+        ok: {
+          tryLock: () => around("tryLock", () => lock.tryLock()),
+          lockWithin: (ms) => aroundSlow("lockWithin", () => lock.lockWithin(twist.lockMs ?? ms)),
+          read: () => lock.read(),
+          write: (text) => around("write", () => lock.write(text)),
+          close: () => around("close", () => lock.close()),
+        },
+      };
+    },
+    makeDir: (path) => around(`makeDir ${path}`, () => real.makeDir(path)),
+    copyTail: (from, to, most) => around(`copyTail ${from}`, () => real.copyTail(from, to, most)),
+    signal: (pid, signal) => around(`signal ${pid} ${signal}`, () => real.signal(pid, signal)),
+    run: (command, limitMs) => aroundSlow(`run ${command.argv[0]}`, () => run(command, limitMs)),
+    start: (command) => around(`start ${command.argv[0]}`, () => real.start(command)),
+    connect: (to, limitMs) => aroundSlow("connect", () => real.connect(to, limitMs)),
+    stdout: (text) => around("stdout", () => real.stdout(text)),
+  };
+}
+
+/** What is run in the place of a program; always something real. */
+function instead(name: string, how: Fault | Answer): [string, ...string[]] {
+  if (how.does === "answer") {
+    const { stdout = "", stderr = "", code = 0 } = how;
+    return ["/bin/sh", "-c", 'printf %s "$1"; printf %s "$2" >&2; exit "$3"', "sh", stdout, stderr, String(code)];
+  }
+  if (how.does === "missing") return [`/nonexistent/${name}`];
+  // The child in the background holds the pipes too: ending the shell alone is not enough.
+  return ["/bin/sh", "-c", how.does === "hang" ? "sleep 1000 & sleep 1000" : "kill -9 $$"];
+}
+
+/** Effects are synchronous, and so is the waiting in between. */
+function stay(file: string): void {
+  Deno.writeTextFileSync(`${file}.here`, "");
+  const nothing = new Int32Array(new SharedArrayBuffer(4));
+  while (!exists(`${file}.go`)) Atomics.wait(nothing, 0, 0, 5);
+}
+
+function exists(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+if (import.meta.main) {
+  const twist: Twist = JSON.parse(Deno.env.get("GUARD_WITH") ?? "{}");
+  for (const file of twist.ownPidInto ?? []) Deno.writeTextFileSync(file, `${Deno.pid}\n`);
+  Deno.exit(await main(Deno.args, twisted(realHost(), twist)));
+}

@@ -1,0 +1,235 @@
+/** What the tests of `--pre` share: running it, and seeing whether anything has changed. */
+
+import assert from "node:assert/strict";
+import { type Agent, startAgent } from "./agents.ts";
+import { type GuardOptions, type GuardResult, runGuard } from "./guard.ts";
+import type { Home, Instance } from "./home.ts";
+
+/** The guard's own files in an instance directory; it writes who it is into the lock at every run. */
+export const LOCK = "lima-guard.lock";
+export const JOURNAL = "lima-guard.jsonl";
+
+/** Every kind of PID file that Lima 1.0 to 2.3 reads or writes, below LIMA_HOME, of an instance. */
+export const PID_FILES = [
+  "ha.pid",
+  "vz.pid",
+  "qemu.pid",
+  "krunkit.pid",
+  "x.drv.pid",
+  "lima-driver-x-ha.pid",
+] as const;
+export const USERNET = "_networks/user-v2/usernet_user-v2.pid";
+
+export interface Remark {
+  readonly what: string;
+  readonly because: string;
+  readonly hint?: string;
+}
+
+/** What `--json` says of one instance. */
+export interface Told {
+  readonly name: string;
+  readonly state: string;
+  readonly status: number;
+  readonly steps: readonly { kind: string; what: string; because: string; outcome: string }[];
+  readonly blockers: readonly Remark[];
+  readonly notes: readonly Remark[];
+}
+
+export interface PreResult extends GuardResult {
+  readonly told: Told;
+}
+
+export interface PreOptions extends GuardOptions {
+  /** More arguments. */
+  args?: string[];
+}
+
+/** `lima-guard --pre NAME --json`; its status and the document's are the same. */
+export async function pre(instance: Instance, { args = [], ...options }: PreOptions = {}): Promise<PreResult> {
+  const result = await runGuard(instance.home, ["--pre", instance.name, "--json", ...args], options);
+  const document = result.json();
+  assert.equal(document.role, "pre");
+  assert.equal(document.instances.length, 1);
+  const told: Told = document.instances[0];
+  assert.equal(told.name, instance.name);
+  assert.equal(told.status, result.status, result.stdout);
+  return { ...result, told };
+}
+
+/** Everything below a directory, by its path: kind, owner, mode, times, content. A socket or FIFO is never opened. */
+export function tree(root: string): Record<string, string> {
+  const seen: Record<string, string> = {};
+  const look = (path: string) => {
+    const info = Deno.lstatSync(path);
+    const { uid, gid, mode, ino, size } = info;
+    const content = info.isFile
+      ? hash(Deno.readFileSync(path))
+      : info.isSymlink
+      ? Deno.readLinkSync(path)
+      : info.isDirectory
+      ? "directory"
+      : "special";
+    const name = path.slice(root.length + 1) || ".";
+    seen[name] = [uid, gid, mode?.toString(8), ino, size, info.mtime?.getTime(), content].join(" ");
+    if (info.isDirectory) { for (const entry of Deno.readDirSync(path)) look(`${path}/${entry.name}`); }
+  };
+  look(root);
+  return seen;
+}
+
+/** Text as it stands where it is short; of more, enough to tell it from another. */
+function hash(bytes: Uint8Array): string {
+  if (bytes.length <= 4096) return new TextDecoder().decode(bytes);
+  let sum = 0;
+  for (const byte of bytes) sum = (Math.imul(sum, 31) + byte) | 0;
+  return `${bytes.length} bytes ${sum}`;
+}
+
+/** The test's whole directory, but not where Deno keeps what it has compiled for another user. */
+export function everything(home: Home): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(tree(home.root)).filter(([path]) => path !== "." && !/^deno-dir/.test(path)),
+  );
+}
+
+/** The same without the record in the lock, which every run writes anew. */
+export function allButLocks(home: Home): Record<string, string> {
+  return Object.fromEntries(Object.entries(everything(home)).filter(([path]) => !path.endsWith(`/${LOCK}`)));
+}
+
+/** Paths below LIMA_HOME, sorted. */
+export function paths(home: Home): string[] {
+  return Object.keys(tree(home.lima)).sort();
+}
+
+/** A dry run writes nothing, not even a lock; what it says is returned. */
+export async function dryRun(instance: Instance, options: PreOptions = {}): Promise<PreResult> {
+  const before = everything(instance.home);
+  const result = await pre(instance, { ...options, args: [...options.args ?? [], "--dry-run"] });
+  assert.deepEqual(everything(instance.home), before, "the dry run has changed something");
+  assert.ok(result.told.steps.every((step) => step.outcome === "planned"));
+  return result;
+}
+
+export interface Healing {
+  /** What is removed, relative to the instance directory; `../` leads to what instances share. */
+  removes: readonly string[];
+  state?: string;
+  status?: number;
+  /** To be found in the reasons of the steps, each at least once. */
+  because?: readonly RegExp[];
+}
+
+/**
+ * A dry run, a real run, and another one, with everything that is always to hold: the dry run writes nothing and says
+ * the same in the same words; just the files that are named are removed; the second run changes nothing.
+ */
+export async function heals(
+  instance: Instance,
+  { removes, state = "stale", status = 0, because = [] }: Healing,
+  options: PreOptions = {},
+): Promise<PreResult> {
+  const { home } = instance;
+  const before = paths(home);
+  const planned = await dryRun(instance, options);
+  const done = await pre(instance, options);
+  assert.equal(done.status, status, `${done.stdout}${done.stderr}`);
+  assert.equal(done.told.state, state, done.stdout);
+
+  assert.equal(planned.status, done.status, "the dry run leaves with another status");
+  assert.equal(planned.told.state, done.told.state);
+  assert.deepEqual(planned.told.steps.map(words), done.told.steps.map(words), "the dry run says something else");
+  assert.deepEqual(planned.told.blockers, done.told.blockers);
+  assert.deepEqual(planned.told.notes, done.told.notes);
+
+  assert.deepEqual(difference(before, paths(home)), removes.map((file) => below(instance, file)).sort());
+  assert.deepEqual(difference(paths(home), before), [JOURNAL, LOCK].map((file) => below(instance, file)).sort());
+  assert.deepEqual(done.told.steps.map((step) => step.outcome), removes.map(() => "done"), done.stdout);
+  for (const reason of because) {
+    assert.ok(done.told.steps.some((s) => reason.test(s.because)), `${reason}:\n${done.stdout}`);
+  }
+  assertJournal(instance, done.told);
+  await changesNothing(instance, options);
+  return done;
+}
+
+/** A dry run and two real ones, of which none removes or makes anything but the lock. */
+export async function leavesAlone(
+  instance: Instance,
+  { state, status, blockers = [] }: { state: string; status: number; blockers?: readonly RegExp[] },
+  options: PreOptions = {},
+): Promise<PreResult> {
+  const before = allButLocks(instance.home);
+  const planned = await dryRun(instance, options);
+  const done = await pre(instance, options);
+  assert.equal(done.status, status, `${done.stdout}${done.stderr}`);
+  assert.equal(done.told.state, state, done.stdout);
+  assert.equal(planned.status, status);
+  assert.deepEqual({ ...planned.told }, { ...done.told });
+  assert.deepEqual(done.told.steps, []);
+  assert.equal(done.told.blockers.length, blockers.length, done.stdout);
+  for (const [i, blocker] of blockers.entries()) assert.match(remark(done.told.blockers[i]!), blocker);
+  await pre(instance, options);
+  const after = allButLocks(instance.home);
+  assert.deepEqual(withoutTimeOf(instance, after), withoutTimeOf(instance, before), "something has changed");
+  return done;
+}
+
+/** Another run finds nothing to do, and leaves every byte as it is, the journal's too. */
+export async function changesNothing(instance: Instance, options: PreOptions = {}): Promise<PreResult> {
+  const before = allButLocks(instance.home);
+  const again = await pre(instance, options);
+  assert.deepEqual(again.told.steps, [], "there was something left to do");
+  assert.deepEqual(allButLocks(instance.home), before, "the second run has changed something");
+  return again;
+}
+
+/** `limactl start` refuses with these words; the state was made for real. */
+export async function refuses(instance: Instance, words: string | RegExp, who: { uid?: number; gid?: number } = {}) {
+  await using agent = await startAgent(instance, { ...who, until: "exit" });
+  const said = `${await agent.stderr}\n${instance.log().join("\n")}`;
+  assert.equal((await agent.status).code, 1, said);
+  if (typeof words === "string") assert.ok(said.includes(words), said);
+  else assert.match(said, words);
+}
+
+/** `limactl start` goes on until the instance is Running. */
+export async function starts(instance: Instance, options: Parameters<typeof startAgent>[1] = {}): Promise<void> {
+  await using agent: Agent = await startAgent(instance, options);
+  assert.ok(agent.isAlive());
+}
+
+/** The last line of the journal tells what was done. */
+export function assertJournal(instance: Instance, told: Told): void {
+  const line = JSON.parse((instance.read(JOURNAL) ?? "").trimEnd().split("\n").at(-1) ?? "");
+  assert.equal(line.event, "pre");
+  assert.equal(line.dir, instance.dir);
+  assert.equal(line.role, "pre");
+  assert.deepEqual(line.steps, told.steps);
+  assert.ok(Math.abs(Date.parse(line.time) - Date.now()) < 120_000, line.time);
+}
+
+/** What a step says before it is taken. */
+export function words({ kind, what, because }: Told["steps"][number]): string {
+  return `${kind}: ${what} (${because})`;
+}
+
+export function remark({ what, because, hint = "" }: Remark): string {
+  return `${what}: ${because} (${hint})`;
+}
+
+export function difference(from: readonly string[], without: readonly string[]): string[] {
+  return from.filter((item) => !without.includes(item)).sort();
+}
+
+/** A path relative to the instance directory as `paths` has it. */
+function below(instance: Instance, file: string): string {
+  return file.startsWith("../") ? file.slice(3) : `${instance.name}/${file}`;
+}
+
+/** The first run makes a lock file, and its directory shows it. */
+function withoutTimeOf(instance: Instance, seen: Record<string, string>): Record<string, string> {
+  const dir = Deno.realPathSync(instance.dir).slice(instance.home.root.length + 1);
+  return Object.fromEntries(Object.entries(seen).filter(([path]) => path !== dir));
+}
