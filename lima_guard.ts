@@ -611,7 +611,7 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   const because = agent && signs
     ? hungBecause(agent, signs)
     : `${names(drivers)} ${drivers.length > 1 ? "run" : "runs"} without a host agent`;
-  const steps = [...ladderSteps(seen, because, budgetS), ...removals(seen)];
+  const steps = [...urgentRemovals(seen), ...ladderSteps(seen, because, budgetS), ...laterRemovals(seen)];
   return plan(state, because, { steps, notes: seen.notes });
 }
 
@@ -696,6 +696,19 @@ function removals(seen: Observation): Step[] {
   return [...steps, { kind: "remove", what: `remove ${path}`, because, path, seen: seen.bootMarker }];
 }
 
+/**
+ * Stale PID files of external drivers: while it stops, a host agent of Lima 2.2 signals whoever they name (row 24). So
+ * they go before anything is stopped, and even where something else is unknown: no stranger is ever signalled.
+ */
+function urgentRemovals(seen: Observation): Step[] {
+  return removals(seen).filter((s) => rolesOf(basename(s.path ?? ""))[0] === "external driver");
+}
+
+function laterRemovals(seen: Observation): Step[] {
+  const urgent = urgentRemovals(seen).map((s) => s.path);
+  return removals(seen).filter((s) => !urgent.includes(s.path));
+}
+
 function names(processes: readonly Proven[]): string {
   return processes.map((p) => `${p.role} ${p.row.pid}`).join(" and ");
 }
@@ -767,11 +780,12 @@ export function planStop(seen: Observation, budgetS: number): Plan {
     const more = { steps: removals(seen), blockers: fixedFiles(seen), notes };
     return plan("stopped", "no process of it is alive", more);
   }
-  const because = `${names([...agents, ...drivers])} ${agents.length + drivers.length > 1 ? "are" : "is"} alive`;
+  const because = aliveWords([...agents, ...drivers]);
   const state = agents.length === 0 ? "orphan" : "running";
   const notes = seen.notes;
-  const files = blockers.length > 0 ? [] : removals(seen);
-  return plan(state, because, { steps: [...ladderSteps(seen, because, budgetS), ...files], blockers, notes });
+  const files = blockers.length > 0 ? [] : laterRemovals(seen);
+  const steps = [...urgentRemovals(seen), ...ladderSteps(seen, because, budgetS), ...files];
+  return plan(state, because, { steps, blockers, notes });
 }
 
 /**
@@ -782,6 +796,10 @@ export function readCut(haStderr: string): string | undefined {
   const last = jsonObject(haStderr.trimEnd().split("\n").at(-1) ?? "");
   const said = last?.["level"] === "fatal" && typeof last["msg"] === "string" ? last["msg"] : "";
   return /CanRequestStop|timeout while waiting for stop/.test(said) ? said : undefined;
+}
+
+function aliveWords(processes: readonly Proven[]): string {
+  return `${names(processes)} ${processes.length > 1 ? "are" : "is"} alive`;
 }
 
 /**
@@ -2033,6 +2051,8 @@ interface Ascent {
   readonly budgetS: number;
   /** When the stop was asked for, on the host's clock. */
   readonly beganMs: number;
+  /** The reason of the plan, where it is not simply that something is alive. */
+  readonly because?: string;
   /** A line that was opened after proof: the word is said at once, before anything is looked at. */
   readonly ready?: Line;
   /** The guard's own child, which is signalled by its handle. */
@@ -2094,6 +2114,7 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
     const vmGone = wasRunning === "running" && !hasDriver(c.seen) && driversOf(c.seen).length === 0;
     // Somebody lives whom no PID file names.
     if (line === undefined) c.line = openLine(ctx.host, place);
+    c.steps.push(...removeAll(ctx, place, urgentRemovals(c.seen)));
     await journal(ctx, place, "stop", { budgetS, alive: names(left(c)) });
     void holdAgent(c).catch(() => {}); // only a wake-up less: everything is polled then
     for (const stage of ["guest", "agent", "driver", "kill"] as const) {
@@ -2160,7 +2181,7 @@ async function isOver(c: Climb, stage: "guest" | "agent" | "driver" | "kill"): P
   const { ctx, place } = c;
   const begin = ctx.host.clockMs();
   const untilMs = c.beganMs + c.limits[stage] * 1000;
-  const step = ladderSteps(c.seen, `${names(left(c))} alive`, c.budgetS).find((s) => s.kind === stage);
+  const step = ladderSteps(c.seen, c.because ?? aliveWords(left(c)), c.budgetS).find((s) => s.kind === stage);
   if (!step) return false;
   ctx.stage(place, stage, untilMs);
   const skips = ctx.skips.count;
@@ -2184,7 +2205,7 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
     const { line } = c;
     if (typeof line === "string") return `skipped: ${line}`;
     if (!c.ready) {
-      const own = isOwnPort(c.seen, sshFile(c.ctx.host, c.place));
+      const own = isOwnPort(c.seen, sshFile(c.ctx.host, c.place, c.seen));
       if (!own) return "skipped: the port in ssh.config is not provably this instance's now";
       line.say();
     }
@@ -2222,10 +2243,12 @@ function late(skipped: () => boolean): string {
   return skipped() ? "skipped by a signal" : "no end in time";
 }
 
-function sshFile(host: Host, place: Place) {
+function sshFile(host: Host, place: Place, seen: Observation) {
   const config = host.look(join(place.dir, SSH_CONFIG)).ok;
   const text = sshConfigOf(host, place) ?? "";
-  const haPidMtimeMs = host.look(join(place.dir, HA_PID)).ok?.mtimeMs;
+  // ha.pid tells when this agent began only where it names this agent.
+  const haPid = seen.claims.find((c) => basename(c.path) === HA_PID && c.verdict.kind === "ours");
+  const haPidMtimeMs = haPid?.seen.mtimeMs;
   return { port: readSshPort(text), mtimeMs: config?.mtimeMs ?? 0, haPidMtimeMs };
 }
 
@@ -2409,7 +2432,11 @@ function healed(place: Place, first: Plan, last: Plan, steps: readonly Step[], s
 async function actOn(ctx: Context, place: Place, p: Plan): Promise<Step[]> {
   if (!p.steps.some((s) => s.kind !== "remove")) return removeAll(ctx, place, p.steps);
   ctx.say("warn", place, `${p.state}: ${p.because}`);
-  const stop = await climb(ctx, place, { budgetS: ctx.budgetS, beganMs: ctx.host.clockMs() });
+  const stop = await climb(ctx, place, {
+    budgetS: ctx.budgetS,
+    beganMs: ctx.host.clockMs(),
+    because: p.because,
+  });
   if (stop.left.length === 0) return [...stop.steps];
   return [...stop.steps, {
     kind: "kill",
@@ -2604,7 +2631,11 @@ async function findPlace(ctx: Context, home: string, name: string): Promise<{ pl
     return refuse("missing", EXIT.noInstance, because, `ls ${quote(home)}; --lima-home DIR names another LIMA_HOME`);
   }
   const owner = look.ok.uid;
-  if (owner === host.uid) return { place: { name, home, dir, owner } };
+  const missing = whyMissing(host, dir);
+  if (missing !== undefined && owner === host.uid) {
+    return refuse("missing", EXIT.noInstance, missing, "limactl start would silently create a new VM of this name");
+  }
+  if (owner === host.uid || ctx.role === "status") return { place: { name, home, dir, owner } };
   const user = await userName(host, owner);
   const because = `it belongs to ${user}, and files of another user in it would lock its own guard out`;
   return refuse("blocked", EXIT.denied, because, `sudo -u ${quote(user)} lima-guard --${ctx.role} ${name}`);
@@ -2645,10 +2676,9 @@ interface Details {
 /** `--status`: what the guard sees, why, and what it would do. Changes nothing, and never calls limactl. */
 async function status(ctx: Context, home: string, name: string): Promise<Report & Partial<Details>> {
   const { host } = ctx;
-  const dir = join(home, name);
-  const look = host.look(dir, "follow links");
-  if (look.ok?.kind !== "directory") return withNewName(await findPlace(ctx, home, name), name);
-  const place: Place = { name, home, dir, owner: look.ok.uid };
+  const found = await findPlace(ctx, home, name);
+  if ("report" in found) return found.report;
+  const { place } = found;
   const seen = await observe(host, place, HURRIED);
   const p = planPre(seen);
   if (p.state === "missing") return reportPlan(place, p);
@@ -2680,11 +2710,6 @@ async function status(ctx: Context, home: string, name: string): Promise<Report 
   const blockers = [...p.blockers, ...troubles];
   const result = { ...told, state, status: needed ? EXIT.failed : EXIT.done, blockers, notes: [...p.notes, ...notes] };
   return { ...result, summary: `${state}: ${p.because}`, ...details };
-}
-
-function withNewName(found: Awaited<ReturnType<typeof findPlace>>, name: string): Report {
-  if ("report" in found) return found.report;
-  return report(name, "missing", EXIT.noInstance, "missing: it has just appeared; run this again");
 }
 
 async function sockOf(host: Host, place: Place): Promise<"answers" | "there" | "absent"> {
@@ -2836,9 +2861,8 @@ async function prepare(run: Run): Promise<RunEvent> {
 async function placeOf(run: Run, ctx: Context): Promise<Place | undefined> {
   for (let n = 0;; n++) {
     const found = await findPlace(ctx, run.home, run.name);
-    const missing = "place" in found ? whyMissing(ctx.host, found.place.dir) : undefined;
-    if ("place" in found && missing === undefined) return found.place;
-    const told = "report" in found ? found.report : planReport(found.place, missing ?? "");
+    if ("place" in found) return found.place;
+    const told = found.report;
     run.status = told.status;
     if (run.label === undefined || told.status === EXIT.denied) {
       ctx.host.stderr(tellAll([told], false));
@@ -2847,10 +2871,6 @@ async function placeOf(run: Run, ctx: Context): Promise<Place | undefined> {
     tellBlocked(ctx, { name: run.name }, told, growingPause(n));
     await ctx.host.pause(growingPause(n));
   }
-}
-
-function planReport(place: Place, missing: string): Report {
-  return reportPlan(place, planPre({ place, missing, claims: [], alive: [], unknowns: [], obstacles: [], notes: [] }));
 }
 
 function tellBlocked(ctx: Context, place: { name: string }, told: Report, pauseMs: number): void {
@@ -3168,7 +3188,7 @@ async function keepLine(run: Run, place: Place): Promise<void> {
     const madeMs = host.clockMs();
     const seen = await observeProcesses(host, place, HURRIED);
     const whole: Observation = { place, obstacles: [], notes: [], ...seen };
-    const own = isOwnPort(whole, sshFile(host, place));
+    const own = isOwnPort(whole, sshFile(host, place, whole));
     const line = own ? openLine(host, place) : "the port in ssh.config is not provably this instance's";
     if (typeof line === "string") run.ctx.say("debug", place, `no line to the guest: ${line}`);
     else {

@@ -235,7 +235,9 @@ law("unknown about the instance's processes permits no step at all", ["pre"], (p
 
 law("unknown about the instance's processes permits no removal, and is told", ["stop"], (p, seen) => {
   if (!isUnsure(seen)) return;
-  assert.deepEqual(removed(p), []);
+  // But for the stale file of an external driver: Lima would signal whoever it names, and that ranks higher.
+  const isDrivers = (path: string) => path.endsWith(".drv.pid") || /\/lima-driver-[^/]*$/.test(path);
+  assert.deepEqual(removed(p).filter((path) => !(isDrivers(path) && carriers(seen).length > 0)), []);
   assert.equal(p.status, 75);
 });
 

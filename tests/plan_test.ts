@@ -308,11 +308,11 @@ for (
     },
     plan("hung", because, {
       steps: [
+        ...drops(drv),
         guest(because),
         agentStep(811),
         driverStep("QEMU 812", POWERDOWN),
         killStep("host agent 811 and QEMU 812"),
-        ...drops(drv),
       ],
     }),
   );
@@ -621,12 +621,12 @@ stop("nothing is alive, nothing is left", {}, plan("stopped", NOBODY));
   const seen = { claims: [HA_OURS, VZ_OURS], alive: [AGENT], agent: signs() };
   stop("a running vz instance", seen, plan("running", because, { steps }));
   const claims = [HA_OURS, VZ_OURS, claim("x.drv.pid", recycled(789)), claim(USERNET, EMPTY, sockets("user-v2"))];
-  const files = drops(...claims.slice(2));
+  const [driver, ...files] = drops(...claims.slice(2));
   stop(
     "a running instance with stale files beside it",
     { ...seen, claims },
     plan("running", because, {
-      steps: [...steps, ...files],
+      steps: [driver!, ...steps, ...files],
     }),
   );
   // A booting agent is stopped as well: somebody asked for it.
@@ -674,7 +674,7 @@ stop(
 {
   const because = "host agent 811 is alive";
   stop(
-    "what is proven is stopped beside what is unknown, of which no file goes",
+    "what is proven is stopped beside what is unknown, of which no file goes but one that Lima would signal by",
     {
       claims: [HA_OURS, claim("vz.pid", UNREADABLE), claim("x.drv.pid", dead(700))],
       alive: [AGENT],
@@ -683,7 +683,12 @@ stop(
     },
     plan("running", because, {
       status: 75,
-      steps: [guest(because), agentStep(811), killStep("host agent 811")],
+      steps: [
+        ...drops(claim("x.drv.pid", dead(700))),
+        guest(because),
+        agentStep(811),
+        killStep("host agent 811"),
+      ],
       blockers: [DOUBT],
     }),
   );
