@@ -49,56 +49,22 @@ import {
   pre,
   refuses,
   remark,
+  SIRITTSD,
+  SOCKETS,
   starts,
+  strew,
+  test,
+  type TestOptions,
   type Told,
   tree,
   USERNET,
   words,
+  type World,
 } from "./helpers/pre.ts";
 
-interface World {
-  readonly home: Home;
-  readonly k3s: Instance;
-  /** Lives, belongs to the same user, and has nothing to do with Lima. */
-  readonly stranger: Bystander;
-}
-
-interface Options {
-  readonly ignore?: string | false | undefined;
-  readonly conf?: Conf;
-  readonly yaml?: string;
-}
-
 /** A test of one row; the stranger must have noticed nothing at its end. */
-function row(number: number, title: string, body: (world: World) => Promise<void>, options: Options = {}): void {
+function row(number: number, title: string, body: (world: World) => Promise<void>, options: TestOptions = {}): void {
   test(`row ${number}: ${title}`, body, options);
-}
-
-function test(title: string, body: (world: World) => Promise<void>, { ignore, conf = {}, yaml = "" }: Options = {}) {
-  Deno.test({
-    name: ignore ? `${title} (skipped: ${ignore})` : title,
-    ignore: Boolean(ignore),
-    async fn() {
-      await using home = await tempLimaHome();
-      const k3s = home.instance("k3s", { conf, yaml });
-      await using stranger = await bystander(home);
-      await body({ home, k3s, stranger });
-      stranger.assertAlive();
-      assert.equal(home.wouldHaveCreated(), undefined);
-    },
-  });
-}
-
-const SIRITTSD = /PID \d+ is not ours: it is "\/usr\/libexec\/sirittsd", none of Lima's programs/;
-const SOCKETS = ["ep", "fd", "qemu"].map((kind) => `../_networks/user-v2/user-v2_${kind}.sock`);
-
-/** The stranger's PID in every PID file that is not there yet. Returns the files that it made. */
-function strew(k3s: Instance, pid: number): string[] {
-  const made = PID_FILES.filter((file) => !k3s.has(file));
-  for (const file of made) k3s.pidFile(file, pid);
-  const network = k3s.home.network("user-v2", { sockets: true });
-  Deno.writeTextFileSync(network.pidFile, `${pid}\n`);
-  return [...made, `../${USERNET}`, ...SOCKETS];
 }
 
 // --- rows 1 and 2: nothing, and the dead --------------------------------------------------------------------------------

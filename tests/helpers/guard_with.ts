@@ -5,6 +5,7 @@
 
 import { type Host, main, realHost } from "../../lima_guard.ts";
 import type { GuardOptions } from "./guard.ts";
+import { eventually } from "./processes.ts";
 
 export interface Twist {
   /** How programs behave, by their basename. */
@@ -25,8 +26,16 @@ export interface Twist {
   readonly log?: string;
   /** SIGKILL at the n-th point of the run, counted from 1. */
   readonly dieAt?: number;
-  /** Stays at the first point that matches: makes FILE.here, and goes on when there is FILE.go. */
-  readonly stays?: readonly { readonly at: string; readonly file: string }[];
+  /**
+   * Stays at the first point that matches, and also before a look at a file, before reading one, and before a pause:
+   * makes FILE.here, and goes on when there is FILE.go. See `meanwhile`.
+   */
+  readonly stays?: readonly Stay[];
+}
+
+export interface Stay {
+  readonly at: string;
+  readonly file: string;
 }
 
 /** `from`: the first of its runs that behaves so, counted from 1; those before are real. */
@@ -55,6 +64,13 @@ export function guardWith(twist: Twist): Pick<GuardOptions, "script" | "env"> {
   return { script: "tests/helpers/guard_with.ts", env: { GUARD_WITH: JSON.stringify(twist) } };
 }
 
+/** Does something while the guard stays. It must have come there, or the test proves nothing. */
+export async function meanwhile(stay: Stay, deed: () => void | Promise<void>): Promise<void> {
+  await eventually(() => Deno.lstatSync(`${stay.file}.here`));
+  await deed();
+  Deno.writeTextFileSync(`${stay.file}.go`, "");
+}
+
 function twisted(real: Host, twist: Twist): Host {
   const { programs = {}, wallMs = 0, hurry = false } = twist;
   const waits = [...twist.stays ?? []];
@@ -65,6 +81,9 @@ function twisted(real: Host, twist: Twist): Host {
     points++;
     if (twist.log) Deno.writeTextFileSync(twist.log, `${what}\n`, { append: true });
     if (points === twist.dieAt) Deno.kill(Deno.pid, "SIGKILL");
+    stayAt(what);
+  };
+  const stayAt = (what: string): void => {
     const at = waits.findIndex((w) => new RegExp(w.at).test(what));
     const [wait] = at < 0 ? [] : waits.splice(at, 1);
     if (wait) stay(wait.file);
@@ -102,11 +121,19 @@ function twisted(real: Host, twist: Twist): Host {
     clockMs: () => real.clockMs() + jumpedMs,
     uptimeMs: () => twist.uptimeMs ?? real.uptimeMs(),
     pause: (ms) => {
+      stayAt(`before pause ${ms}`);
       if (!hurry || ms < 1000) return real.pause(ms);
       jumpedMs += ms;
       return real.pause(20);
     },
-    look: (path, follow) => real.look(isMissing(path) ? "/nonexistent" : path, follow),
+    look: (path, follow) => {
+      stayAt(`before look ${path}`);
+      return real.look(isMissing(path) ? "/nonexistent" : path, follow);
+    },
+    read: (path, most) => {
+      stayAt(`before read ${path}`);
+      return real.read(path, most);
+    },
     remove: (path) => around(`remove ${path}`, () => real.remove(path)),
     rename: (from, to) => around(`rename ${from}`, () => real.rename(from, to)),
     append: (path, text) => {

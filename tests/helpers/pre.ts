@@ -3,7 +3,8 @@
 import assert from "node:assert/strict";
 import { type Agent, startAgent } from "./agents.ts";
 import { type GuardOptions, type GuardResult, runGuard } from "./guard.ts";
-import type { Home, Instance } from "./home.ts";
+import { type Conf, type Home, type Instance, tempLimaHome } from "./home.ts";
+import { type Bystander, bystander } from "./processes.ts";
 
 /** The guard's own files in an instance directory; it writes who it is into the lock at every run. */
 export const LOCK = "lima-guard.lock";
@@ -19,6 +20,56 @@ export const PID_FILES = [
   "lima-driver-x-ha.pid",
 ] as const;
 export const USERNET = "_networks/user-v2/usernet_user-v2.pid";
+
+export interface World {
+  readonly home: Home;
+  readonly k3s: Instance;
+  /** Lives, belongs to the same user, and has nothing to do with Lima. */
+  readonly stranger: Bystander;
+}
+
+export interface TestOptions {
+  /** Why it cannot be run here. */
+  readonly ignore?: string | false | undefined;
+  readonly conf?: Conf;
+  readonly yaml?: string;
+  /** The directory's own name of LIMA_HOME. */
+  readonly name?: string;
+}
+
+/** A test on a LIMA_HOME of its own; the stranger in it must have noticed nothing at its end. */
+export function test(
+  title: string,
+  body: (world: World) => Promise<void>,
+  { ignore, conf = {}, yaml = "", name = "lima" }: TestOptions = {},
+) {
+  Deno.test({
+    name: ignore ? `${title} (skipped: ${ignore})` : title,
+    ignore: Boolean(ignore),
+    async fn() {
+      await using home = await tempLimaHome({ name });
+      const k3s = home.instance("k3s", { conf, yaml });
+      await using stranger = await bystander(home);
+      await body({ home, k3s, stranger });
+      stranger.assertAlive();
+      assert.equal(home.wouldHaveCreated(), undefined);
+    },
+  });
+}
+
+/** What the stranger is, as the guard says it. */
+export const SIRITTSD = /PID \d+ is not ours: it is "\/usr\/libexec\/sirittsd", none of Lima's programs/;
+/** What goes with usernet's PID file. */
+export const SOCKETS = ["ep", "fd", "qemu"].map((kind) => `../_networks/user-v2/user-v2_${kind}.sock`);
+
+/** The stranger's PID in every PID file that is not there yet. Returns the files that it made. */
+export function strew(k3s: Instance, pid: number): string[] {
+  const made = PID_FILES.filter((file) => !k3s.has(file));
+  for (const file of made) k3s.pidFile(file, pid);
+  const network = k3s.home.network("user-v2", { sockets: true });
+  Deno.writeTextFileSync(network.pidFile, `${pid}\n`);
+  return [...made, `../${USERNET}`, ...SOCKETS];
+}
 
 export interface Remark {
   readonly what: string;
