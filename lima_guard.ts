@@ -1056,12 +1056,13 @@ export function judgeJobs(jobs: readonly JobSeen[], name: string, state: State, 
     troubles.push({ what: name, because, hint: `keep one: limactl autostart disable ${name}` });
   }
   for (const job of jobs) {
-    const install = `lima-guard --install ${name}`;
-    if (!job.wrapped) notes.push({ what: job.label, because: "lima-guard does not run it", hint: install });
+    const patience = `ExitTimeOut ${DEFAULT_BUDGET_S} in ${quote(job.plist)}`;
+    const wrap = `ProgramArguments: lima-guard --run ${name} -- …, in ${quote(job.plist)}`;
+    if (!job.wrapped) notes.push({ what: job.label, because: "lima-guard does not run it", hint: wrap });
     const short = job.wrapped && job.exitTimeoutS !== 0 && job.exitTimeoutS < DEFAULT_BUDGET_S;
     const because =
       `launchd grants it ${job.exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`;
-    if (short) troubles.push({ what: job.label, because, hint: install });
+    if (short) troubles.push({ what: job.label, because, hint: patience });
     const enable = `launchctl enable ${job.target}`;
     if (job.disabled) troubles.push({ what: job.label, because: "it is disabled and will not start", hint: enable });
   }
@@ -2993,8 +2994,8 @@ function adviseBudget(run: Run, place: Place): void {
   const granted = run.job?.grantedS;
   if (granted === undefined || granted === 0 || granted >= DEFAULT_BUDGET_S) return;
   const graceS = Math.floor(stageLimits(granted).agent);
-  const text = `launchd grants ${granted} s for a stop, which leaves the guest ${graceS} s (hint: ExitTimeOut 60: ` +
-    `lima-guard --install ${run.name})`;
+  const text = `launchd grants ${granted} s for a stop, which leaves the guest ${graceS} s ` +
+    `(hint: ExitTimeOut ${DEFAULT_BUDGET_S} in the plist of ${run.label})`;
   run.ctx.say("warn", place, text);
 }
 

@@ -1,0 +1,302 @@
+/** `--status`: what is read of jobs and journals, what is made of it, and the role itself on real processes. */
+
+import assert from "node:assert/strict";
+import {
+  isWrapped,
+  type JobSeen,
+  type JournalLine,
+  judgeJobs,
+  lastStop,
+  limaWouldSay,
+  needsPerson,
+  type Observation,
+  readProgramArguments,
+} from "../lima_guard.ts";
+import { bystander, isAlive, ordinaryUser, runGuard, spawnGuard, startAgent, tempLimaHome } from "./helpers/mod.ts";
+import { observation } from "./observations.ts";
+
+// ── plists, by pattern ──
+
+const ARRAY = (...args: string[]) =>
+  `<plist><dict>\n\t<key>ProgramArguments</key>\n\t<array>${
+    args.map((a) => `<string>${a}</string>`).join("\n")
+  }</array>`;
+
+for (
+  const [name, plist, args, wrapped] of [
+    ["Lima's own", ARRAY("/opt/homebrew/bin/limactl", "start", "k3s", "--foreground"), [
+      "/opt/homebrew/bin/limactl",
+      "start",
+      "k3s",
+      "--foreground",
+    ], false],
+    ["guarded", ARRAY("/usr/local/libexec/lima-guard", "--run", "k3s", "--", "limactl", "start", "k3s"), [
+      "/usr/local/libexec/lima-guard",
+      "--run",
+      "k3s",
+      "--",
+      "limactl",
+      "start",
+      "k3s",
+    ], true],
+    ["guarded for another instance", ARRAY("/x/lima-guard", "--run", "k3s-2", "--", "limactl"), [
+      "/x/lima-guard",
+      "--run",
+      "k3s-2",
+      "--",
+      "limactl",
+    ], false],
+    [
+      "a name with entities",
+      ARRAY("/a &amp; b/lima-guard", "&lt;&gt;&quot;&apos;"),
+      ["/a & b/lima-guard", "<>\"'"],
+      false,
+    ],
+    ["in a comment", `<!-- ${ARRAY("/x/lima-guard", "--run", "k3s")} -->${ARRAY("limactl")}`, ["limactl"], false],
+    ["none", "<plist><dict/></plist>", [], false],
+    ["another program that has the words", ARRAY("/bin/echo", "--run", "k3s"), ["/bin/echo", "--run", "k3s"], false],
+  ] as const
+) {
+  Deno.test(`a job's arguments: ${name}`, () => {
+    assert.deepEqual(readProgramArguments(plist), args);
+    assert.equal(isWrapped(args, "k3s"), wrapped);
+  });
+}
+
+// ── the verdict on the last stop ──
+
+const DIR = "/Users/zoe/.lima/k3s";
+const line = (event: string, more: Record<string, unknown> = {}, boot = "B"): JournalLine => ({
+  time: "2026-11-22T23:16:54.000Z",
+  boot,
+  dir: DIR,
+  role: "run",
+  event,
+  ...more,
+});
+const END = line("end", { requested: true, stage: "guest", seconds: { guest: 6.1, total: 6.14 }, status: 0 });
+
+for (
+  const [name, lines, alive, expected] of [
+    ["an empty journal", [], false, "none recorded"],
+    ["a graceful stop", [line("start"), END], false, "stopped gracefully by the guest in 6.1 s"],
+    [
+      "while it runs again, the stop before counts",
+      [line("start"), END, line("start")],
+      true,
+      "stopped gracefully by the guest in 6.1 s",
+    ],
+    [
+      "killed",
+      [line("start"), line("end", { stage: "killed", seconds: { total: 45.04 } })],
+      false,
+      "stopped hard (killed) in 45.0 s",
+    ],
+    [
+      "gone before",
+      [line("start"), line("end", { stage: "gone before the request", seconds: { total: 0.1 } })],
+      false,
+      "gone before the request: the VM was no longer there",
+    ],
+    [
+      "the host went down in the middle",
+      [line("start", {}, "A"), line("running", {}, "A")],
+      false,
+      "cut off: no stop was recorded and the host rebooted",
+    ],
+    [
+      "the guard was killed",
+      [line("start"), line("running")],
+      false,
+      "cut off: the guard did not live to record the end",
+    ],
+    [
+      "the command ended by itself",
+      [line("start"), line("end", { status: 3, ranS: 9 })],
+      false,
+      "ended by itself with status 3",
+    ],
+    [
+      "a signal ended the command",
+      [line("start"), line("end", { status: 137, signal: "SIGKILL" })],
+      false,
+      "ended by itself with SIGKILL",
+    ],
+    [
+      "Lima cut the guest off",
+      [
+        line("start"),
+        line("end", { stage: "agent", seconds: { total: 0.2 }, cut: "vz: CanRequestStop is not supported" }),
+      ],
+      false,
+      "stopped by the host agent in 0.2 s, which cut the guest off: vz: CanRequestStop is not supported",
+    ],
+  ] as const
+) {
+  Deno.test(`the last stop: ${name}`, () => assert.equal(lastStop(lines, "B", alive), expected));
+}
+
+// ── what needs a person ──
+
+const JOB: JobSeen = {
+  label: "io.lima-vm.daemon.k3s",
+  plist: "/Library/LaunchDaemons/io.lima-vm.daemon.k3s.plist",
+  wrapped: true,
+  loaded: "yes",
+  disabled: false,
+  exitTimeoutS: 60,
+  target: "system/io.lima-vm.daemon.k3s",
+};
+
+for (
+  const [name, jobs, state, supervised, troubles] of [
+    ["no job is worth a word only", [], "running", false, []],
+    ["all as it should be", [JOB], "running", true, []],
+    ["not guarded is worth a word only", [{ ...JOB, wrapped: false, exitTimeoutS: 5 }], "running", false, []],
+    ["launchd's patience is too short", [{ ...JOB, exitTimeoutS: 5 }], "stopped", false, [/launchd grants it 5 s/]],
+    ["for ever is long enough", [{ ...JOB, exitTimeoutS: 0 }], "stopped", false, []],
+    ["disabled", [{ ...JOB, disabled: true }], "stopped", false, [/disabled/]],
+    ["started by hand", [JOB], "running", false, [/without its job.*cut off at the next shutdown/]],
+    ["registered twice", [JOB, { ...JOB, label: "io.lima-vm.autostart.k3s" }], "stopped", false, [/registered twice/]],
+  ] as const
+) {
+  Deno.test(`jobs: ${name}`, () => {
+    const told = judgeJobs(jobs, "k3s", state, supervised);
+    assert.equal(told.troubles.length, troubles.length);
+    troubles.forEach((pattern, i) => assert.match(told.troubles[i]!.because, pattern));
+    for (const remark of told.troubles) assert.ok(remark.hint, "the next command to type");
+  });
+}
+
+Deno.test("running, stopped, clear and booting need nobody, all else does", () => {
+  const calm = ["running", "clear", "stopped", "booting"] as const;
+  for (const state of calm) assert.equal(needsPerson(state), false, state);
+  for (const state of ["hung", "orphan", "stale", "blocked", "unknown", "missing"] as const) {
+    assert.equal(needsPerson(state), true, state);
+  }
+});
+
+// ── what limactl start would say: the recorded refusals of Lima 2.2.0 ──
+
+const claims = (...files: [string, string][]): Partial<Observation> => ({
+  claims: files.map(([file, why]) => ({
+    path: `${DIR}/${file}`,
+    verdict: { kind: why.startsWith("PID 7 is dead") ? "dead" : "not ours", why },
+    seen: { dev: 1, ino: 1, size: 4, mtimeMs: 0, text: "789\n" },
+    scope: "instance",
+    companions: [],
+  })),
+});
+const STRANGER = 'PID 789 is not ours: it is "sleep", none of Lima\'s programs';
+
+for (
+  const [name, seen, haSock, expected] of [
+    ["nothing", {}, "absent", "starts"],
+    [
+      "qemu.pid names a live stranger",
+      claims(["qemu.pid", STRANGER]),
+      "absent",
+      "refuses: qemu driver is running but host agent is not",
+    ],
+    [
+      "vz.pid names a live stranger",
+      claims(["vz.pid", STRANGER]),
+      "absent",
+      "refuses: vz driver is running but host agent is not",
+    ],
+    [
+      "ha.pid names a live stranger, no ha.sock",
+      claims(["ha.pid", STRANGER]),
+      "absent",
+      "refuses: failed to connect to ha.sock: no such file or directory",
+    ],
+    [
+      "ha.pid names a live stranger, ha.sock refuses",
+      claims(["ha.pid", STRANGER]),
+      "there",
+      "refuses: failed to get Info from ha.sock",
+    ],
+    [
+      "qemu.pid is empty",
+      claims(["qemu.pid", "it is not a PID: it is empty"]),
+      "absent",
+      "refuses: strconv.Atoi: parsing … (qemu.pid)",
+    ],
+    [
+      "dead PIDs are cleaned up by Lima",
+      claims(["ha.pid", "PID 7 is dead: no process has this PID"]),
+      "absent",
+      "starts",
+    ],
+    [
+      "a zombie lives for Lima",
+      claims(["qemu.pid", "PID 7 is dead: it is a zombie: ended, and not waited for"]),
+      "absent",
+      "refuses: qemu driver is running but host agent is not",
+    ],
+    ["no lima.yaml", { missing: "it has no lima.yaml" }, "absent", "creates a NEW VM of this name"],
+  ] as const
+) {
+  Deno.test(`limactl start would say: ${name}`, () => {
+    assert.equal(limaWouldSay(observation(seen), haSock), expected);
+  });
+}
+
+// ── the role, on real processes ──
+
+Deno.test("--status tells the truth about four instances and changes nothing", async () => {
+  await using home = await tempLimaHome();
+  await using stranger = await bystander(home, { command: ["/usr/libexec/sirittsd"] });
+  const [running, stale] = [home.instance("running"), home.instance("stale")];
+  home.instance("stopped");
+  await using agent = await startAgent(running);
+  stale.pidFile("vz.pid", stranger.pid);
+  const before = [running.files(), stale.files()];
+  const all = await runGuard(home, ["--status", "--json"]);
+  assert.equal(all.status, 1, "the stale one needs a person");
+  const told = Object.fromEntries(all.json().instances.map((i: { name: string }) => [i.name, i]));
+  assert.deepEqual(Object.keys(told), ["running", "stale", "stopped"]);
+  assert.deepEqual([told.running.state, told.running.status], ["running", 0]);
+  assert.deepEqual([told.stopped.state, told.stopped.status, told.stopped.limactlStart], ["stopped", 0, "starts"]);
+  assert.deepEqual([told.stale.state, told.stale.status], ["stale", 1]);
+  assert.equal(told.stale.limactlStart, "refuses: vz driver is running but host agent is not");
+  assert.equal(told.stale.evidence[0].holds, String(stranger.pid));
+  assert.match(told.stale.steps[0].what, /^remove .*vz\.pid$/);
+  assert.equal((await runGuard(home, ["--status", "stopped"])).status, 0);
+  assert.equal((await runGuard(home, ["--status", "nope"])).status, 66);
+  assert.deepEqual([running.files(), stale.files()], before);
+  assert.ok(agent.isAlive());
+  stranger.assertAlive();
+});
+
+Deno.test("--status says who supervises, and how the agent was stopped that outlived its guard", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using guard = spawnGuard(home, ["--run", "k3s", "--", home.limactl, "start", "k3s", "--foreground"]);
+  await guard.waitForLine(/Running after/);
+  const during = (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0];
+  assert.deepEqual([during.state, during.supervisor, during.lastStop], ["running", guard.pid, "none recorded"]);
+  const agentPid = k3s.pid("ha.pid")!;
+  guard.signal("SIGKILL");
+  await guard.result();
+  assert.equal((await runGuard(home, ["--stop", "--timeout", "8", "k3s"])).status, 0);
+  const after = (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0];
+  assert.deepEqual([after.state, after.supervisor], ["stopped", null]);
+  assert.match(after.lastStop, /^stopped (gracefully by the host agent|by the host agent)/);
+  assert.equal(isAlive(agentPid), false);
+});
+
+Deno.test({
+  name: "--status may be asked by another user, and makes no file",
+  ignore: ordinaryUser() === null,
+  fn: async () => {
+    await using home = await tempLimaHome();
+    const user = ordinaryUser()!;
+    const k3s = home.instance("k3s");
+    home.giveTo(user);
+    const before = k3s.files();
+    const { status, stderr, json } = await runGuard(home, ["--status", "--json", "k3s"]);
+    assert.deepEqual([status, json().instances[0].state, stderr], [0, "stopped", ""]);
+    assert.deepEqual(k3s.files(), before);
+  },
+});
