@@ -8,7 +8,6 @@
 import assert from "node:assert/strict";
 import { guardWith } from "./helpers/guard_with.ts";
 import {
-  type Bystander,
   bystander,
   type Conf,
   cutOff,
@@ -29,7 +28,6 @@ import {
   staleSocket,
   startAgent,
   startOrphan,
-  tempLimaHome,
   waitForExit,
   whyNoSshd,
   zombie,

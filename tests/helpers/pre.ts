@@ -220,7 +220,9 @@ export async function leavesAlone(
   assert.deepEqual({ ...planned.told }, { ...done.told });
   assert.deepEqual(done.told.steps, []);
   assert.equal(done.told.blockers.length, blockers.length, done.stdout);
-  for (const [i, blocker] of blockers.entries()) assert.match(remark(done.told.blockers[i]!), blocker);
+  for (const blocker of blockers) {
+    assert.ok(done.told.blockers.some((b) => blocker.test(remark(b))), `${blocker}: ${done.stdout}`);
+  }
   await pre(instance, options);
   const after = allButLocks(instance.home);
   assert.deepEqual(withoutTimeOf(instance, after), withoutTimeOf(instance, before), "something has changed");
