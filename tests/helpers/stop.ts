@@ -1,0 +1,137 @@
+/** What the tests of `--stop` share: running it, and what is to hold of every stop. */
+
+import assert from "node:assert/strict";
+import { startAgent } from "./agents.ts";
+import { type GuardOptions, type GuardResult, runGuard } from "./guard.ts";
+import type { Home, Instance } from "./home.ts";
+import { isAlive } from "./processes.ts";
+
+export interface Remark {
+  readonly what: string;
+  readonly because: string;
+  readonly hint?: string;
+}
+
+/** What `--json` says of one instance. */
+export interface Told {
+  readonly name: string;
+  readonly state: string;
+  readonly status: number;
+  readonly stage: string | null;
+  readonly seconds: Readonly<Record<string, number>>;
+  readonly steps: readonly { kind: string; what: string; because: string; outcome: string }[];
+  readonly blockers: readonly Remark[];
+}
+
+export interface StopResult extends GuardResult {
+  readonly told: readonly Told[];
+}
+
+export interface StopOptions extends GuardOptions {
+  /** `--timeout`. */
+  budgetS?: number;
+  /** More arguments. */
+  args?: string[];
+}
+
+/** `lima-guard --stop NAME… --json`. The document has its stable fields, and its worst status is that of the run. */
+export async function stop(
+  home: Home,
+  names: readonly string[],
+  { budgetS, args = [], ...options }: StopOptions = {},
+): Promise<StopResult> {
+  const timeout = budgetS === undefined ? [] : ["--timeout", String(budgetS)];
+  const result = await runGuard(home, ["--stop", "--json", ...timeout, ...args, ...names], options);
+  return { ...result, told: readDocument(result) };
+}
+
+/** The same for one instance. */
+export async function stopOne(
+  instance: Instance,
+  options: StopOptions = {},
+): Promise<GuardResult & { readonly told: Told }> {
+  const result = await stop(instance.home, [instance.name], options);
+  assert.equal(result.told.length, 1);
+  const told = result.told[0]!;
+  assert.equal(told.name, instance.name);
+  assert.equal(told.status, result.status, result.stdout);
+  return { ...result, told };
+}
+
+/** The document of a stop, held against the fields that are promised. */
+export function readDocument(result: GuardResult): Told[] {
+  const document = result.json();
+  assert.equal(document.version, 1);
+  assert.equal(document.role, "stop");
+  const promised = { name: "string", state: "string", status: "number", seconds: "object" };
+  for (const told of document.instances) {
+    for (const [field, type] of Object.entries(promised)) assert.equal(typeof told[field], type, `${field} of a stop`);
+    assert.ok("stage" in told && (told.stage === null || typeof told.stage === "string"));
+    for (const step of told.steps) {
+      const fields = [step.kind, step.what, step.because, step.outcome];
+      assert.ok(fields.every((field) => typeof field === "string" && field !== ""), JSON.stringify(step));
+    }
+    assert.ok(Array.isArray(told.blockers));
+  }
+  return document.instances;
+}
+
+/** When each stage must have ended, in seconds after the request. */
+export function limitsOf(budgetS: number): Record<"guest" | "agent" | "driver" | "kill", number> {
+  const tail = Math.min(15, budgetS / 2);
+  const grace = budgetS - tail;
+  return { guest: (2 / 3) * grace, agent: grace, driver: grace, kill: grace + tail / 3 };
+}
+
+/** The rungs that were taken and what came of each, in order; removed files are no rungs. */
+export function rungs({ steps }: Told): [string, string][] {
+  return steps.filter((step) => step.kind !== "remove").map((step) => [step.kind, step.outcome]);
+}
+
+/** Files that would make the next `limactl start` refuse, or Lima signal whomever they name. */
+export function stale(instance: Instance): string[] {
+  return instance.files().filter((file) => /\.(pid|tmp)$/.test(file) || file === "ha.sock");
+}
+
+/** Every kind of PID file that Lima 1.0 to 2.3 reads or writes in an instance directory. */
+const PID_FILES = ["ha.pid", "vz.pid", "qemu.pid", "krunkit.pid", "x.pid", "x.drv.pid", "lima-driver-x-ha.pid"];
+
+/** The stranger's PID stands in each PID file that does not name a process of the instance. */
+export function nameInAllPidFiles(instance: Instance, pid: number): void {
+  for (const file of PID_FILES) {
+    const named = instance.pid(file);
+    if (named === undefined || !isAlive(named)) instance.pidFile(file, pid);
+  }
+}
+
+/** Lines of the journal. */
+// deno-lint-ignore no-explicit-any
+export function journal(instance: Instance): any[] {
+  return (instance.read("lima-guard.jsonl") ?? "").split("\n").filter((line) => line !== "")
+    .map((line) => JSON.parse(line));
+}
+
+/** The journal has the request, each stage and the end of the one stop that there was, and tells what was told. */
+export function assertJournal(instance: Instance, told: Told): void {
+  const lines = journal(instance);
+  const stages = Object.keys(told.seconds).filter((key) => key !== "total");
+  assert.deepEqual(lines.map((line) => line.event), ["stop", ...stages.map(() => "stage"), "end"]);
+  assert.deepEqual(lines.slice(1, -1).map((line) => line.stage), stages);
+  for (const line of lines) {
+    assert.equal(line.dir, instance.dir);
+    assert.equal(line.role, "stop");
+    assert.ok(Math.abs(Date.parse(line.time) - Date.now()) < 120_000, line.time);
+    assert.ok(typeof line.boot === "string" && line.boot !== "");
+  }
+  const end = lines.at(-1);
+  assert.equal(end.stage, told.stage);
+  assert.equal(end.status, told.status);
+  assert.deepEqual(end.seconds, told.seconds);
+}
+
+/** What a stopped instance did before is forgotten, and `limactl start` goes on until it is Running. */
+export async function startsAgain(instance: Instance): Promise<void> {
+  instance.conf({ stop: "", qmp: "", ignore_term: "", stay_at: "", boot_ms: "", info: "" });
+  await using agent = await startAgent(instance);
+  assert.ok(agent.isAlive());
+}
