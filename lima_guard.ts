@@ -949,8 +949,11 @@ export interface Printed {
 
 /** Reads `launchctl print DOMAIN/LABEL`. Its text is no API: what is not there is simply not known. */
 export function readPrint(text: string): Printed {
-  const value = (name: string) => new RegExp(`^\\t${name} = (.*)$`, "m").exec(text)?.[1];
-  const number = (name: string) => /^\d{1,9}$/.test(value(name) ?? "") ? Number(value(name)) : undefined;
+  const values = (name: string) => [...text.matchAll(new RegExp(`^\\t${name} = (.*)$`, "gm"))].map((m) => m[1]);
+  // Arguments and environment are printed as they are, between these and the numbers, and may hold any line.
+  const value = (name: string) => values(name)[0];
+  const number = (name: string) =>
+    /^\d{1,9}$/.test(values(name).at(-1) ?? "") ? Number(values(name).at(-1)) : undefined;
   const [pid, exitTimeoutS, state, program, path] = [
     number("pid"),
     number("exit timeout"),
@@ -1438,7 +1441,10 @@ async function scan(
 ): Promise<Pick<Processes, "alive" | "unknowns">> {
   const what = `all processes, for those of ${place.name} that no PID file names`;
   const table = await ps(host, "all", psMs);
-  if (table.trouble) return { alive: [], unknowns: [{ what, because: table.why, hint: "run this again" }] };
+  const because = table.trouble ? table.why : whyUnbelievable(table.ok, host.pid);
+  if (table.trouble || because !== undefined) {
+    return { alive: [], unknowns: [{ what, because: because ?? "", hint: "run this again" }] };
+  }
   const alive: Proven[] = [];
   const unknowns: Remark[] = [];
   for (const row of table.ok.rows) {
@@ -1450,9 +1456,14 @@ async function scan(
     const doubtful = judgement.kind === "unknown" && judgement.role !== undefined && judgement.role !== "usernet";
     if (doubtful) unknowns.push({ what: `PID ${row.pid}`, because: judgement.why, hint: `ps -ww -p ${row.pid}` });
   }
-  const unread = table.ok.unreadable.find((line) => line.includes(place.dir));
-  if (unread) unknowns.push({ what, because: `a row of ps that names ${place.dir} could not be read` });
   return { alive, unknowns };
+}
+
+/** A list of all processes shows the one that asks, with its command, and no row that cannot be read. */
+function whyUnbelievable(table: ReturnType<typeof readPs>, ownPid: number): string | undefined {
+  if (table.unreadable.length > 0) return "ps printed rows that cannot be read";
+  const own = table.rows.find((r) => r.pid === ownPid);
+  return own === undefined || own.command === "" ? "ps did not list lima-guard itself with its command" : undefined;
 }
 
 // ────────────────────────────────────────────────────────────────────────── observing: for a start ──
@@ -1767,6 +1778,8 @@ async function lsof(host: Host, paths: readonly string[], limitMs: number): Prom
   // Status 1 is both "nobody" and "an error"; an error says something.
   const understood = signal === undefined && (code === 0 || (code === 1 && stderr.trim() === ""));
   if (!understood) return { trouble: "other", why: `lsof failed (${signal ?? code}): ${stderr.trim()}` };
+  const isList = stdout.split("\n").every((line) => /^(p\d+|[cfan].*|)$/.test(line));
+  if (!isList) return { trouble: "other", why: "lsof printed something that is no list" };
   return { ok: readLsof(stdout).filter((h) => h.pid !== host.pid) };
 }
 
@@ -2549,9 +2562,6 @@ async function cleanUp(ctx: Context, place: Place): Promise<{ steps: Step[]; blo
 /** A lock that was taken, or the report of who has it; and which `--run` was asked to let go of it. */
 type Taken = { lock: Lock; supervisor?: LockRecord } | { report: Report };
 
-/** How much longer than its budget a guard may need until its lock is free. */
-const LOCK_RESERVE_MS = 5_000;
-
 /**
  * Takes the instance's lock, from whoever has it: a `--run` is asked to stop, once; a guard that is stopping is waited
  * for, so that two administrators do not cut each other's grace short; anybody else only for a moment.
@@ -2566,10 +2576,16 @@ async function lockFor(ctx: Context, place: Place, patienceMs: number): Promise<
     const summary = `running: lima-guard --run ${holder.pid} supervises it`;
     return { report: report(place.name, "running", EXIT.done, summary) };
   }
+  if (holder?.role === "run" && ctx.role === "stop" && ctx.dryRun) {
+    held.close();
+    const because = `lima-guard --run ${holder.pid} supervises it`;
+    const steps = [{ kind: "agent" as const, what: `SIGTERM to lima-guard --run, PID ${holder.pid}`, because }];
+    return { report: report(place.name, "running", EXIT.done, `running: ${because}`, { steps: steps.map(bare) }) };
+  }
   const isStop = ctx.role === "stop" && !ctx.dryRun;
   const asked = isStop && holder?.role === "run" ? await askToStop(ctx, place, held, holder) : undefined;
   const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked === "done");
-  const waitMs = stopping ? patienceMs + LOCK_RESERVE_MS : isStop ? LOCK_WAIT_MS : patienceMs;
+  const waitMs = isStop && !stopping ? Math.min(LOCK_WAIT_MS, patienceMs) : patienceMs;
   const who = holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another guard";
   ctx.say("info", place, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
   const freed = await held.lockWithin(waitMs);
@@ -2593,7 +2609,8 @@ async function askToStop(ctx: Context, place: Place, held: Lockable, holder: Loc
   const table = await ps(host, [holder.pid], PS_LIMIT_MS);
   const row = table.ok?.rows.find((r) => r.pid === holder.pid);
   if (!row) return `PID ${holder.pid} could not be proven to be it`;
-  const isGuard = /lima[-_]guard/.test(row.command) && row.command.includes(` --run ${place.name} `);
+  const ours = row.command.split(" -- ", 1)[0]?.split(" ") ?? [];
+  const isGuard = /lima[-_]guard/.test(row.command) && ours.includes("--run") && ours.includes(place.name);
   const same = row.started === holder.started && row.uid === place.owner && isGuard;
   if (!same) return `PID ${holder.pid} could not be proven to be it`;
   const taken = held.tryLock() !== false;
