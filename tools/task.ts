@@ -41,7 +41,7 @@ async function ok(args: string[]): Promise<number> {
 /** Test files run side by side in one process: none may change its environment, working directory or umask. */
 async function test(args: string[]): Promise<number> {
   const where = args.some((arg) => arg.startsWith("tests/")) ? [] : ["tests/"];
-  return await deno("test", "-A", "--parallel", ...await packageFlags(), ...args, ...where);
+  return await deno("test", "-A", ...await packageFlags(), ...args, ...where);
 }
 
 /** The variable is for the guards that tests start: they do most of the work. */

@@ -3,6 +3,7 @@
  * variable GUARD_WITH says (a Twist in JSON). A test runs it in the place of lima_guard.ts: `guardWith(twist)`.
  */
 
+import assert from "node:assert/strict";
 import { type Host, main, realHost } from "../../lima_guard.ts";
 import type { GuardOptions } from "./guard.ts";
 import { eventually } from "./processes.ts";
@@ -27,7 +28,7 @@ export interface Twist {
   /** SIGKILL at the n-th point of the run, counted from 1. */
   readonly dieAt?: number;
   /**
-   * Stays at the first point that matches, and also before a look at a file, before reading one, and before a pause:
+   * Stays at points that match, each once, and also before a look at a file, before reading one, and before a pause:
    * makes FILE.here, and goes on when there is FILE.go. See `meanwhile`.
    */
   readonly stays?: readonly Stay[];
@@ -35,6 +36,8 @@ export interface Twist {
 
 export interface Stay {
   readonly at: string;
+  /** Which of those that match, counted from 1; the first unless said. */
+  readonly nth?: number;
   readonly file: string;
 }
 
@@ -65,15 +68,28 @@ export function guardWith(twist: Twist): Pick<GuardOptions, "script" | "env"> {
 }
 
 /** Does something while the guard stays. It must have come there, or the test proves nothing. */
-export async function meanwhile(stay: Stay, deed: () => void | Promise<void>): Promise<void> {
-  await eventually(() => Deno.lstatSync(`${stay.file}.here`));
+export async function meanwhile(stay: Stay, deed: () => unknown): Promise<void> {
+  await eventually(() => assert.ok(exists(`${stay.file}.here`), `the guard has not come to ${stay.at}`));
   await deed();
   Deno.writeTextFileSync(`${stay.file}.go`, "");
 }
 
+/** The same where it may end without coming there. Returns whether it came. */
+export async function ifItStays(stay: Stay, guard: Promise<unknown>, deed: () => unknown): Promise<boolean> {
+  let ended = false;
+  void guard.then(() => ended = true, () => ended = true);
+  const came = await eventually(() => {
+    const here = exists(`${stay.file}.here`);
+    assert.ok(here || ended, `the guard neither ends nor comes to ${stay.at}`);
+    return here;
+  }, { withinMs: 60_000 });
+  if (came) await meanwhile(stay, deed);
+  return came;
+}
+
 function twisted(real: Host, twist: Twist): Host {
   const { programs = {}, wallMs = 0, hurry = false } = twist;
-  const waits = [...twist.stays ?? []];
+  const waits = (twist.stays ?? []).map((stay) => ({ ...stay, matches: 0 }));
   let [points, jumpedMs] = [0, 0];
 
   /** Something has just happened, or is about to. */
@@ -84,9 +100,9 @@ function twisted(real: Host, twist: Twist): Host {
     stayAt(what);
   };
   const stayAt = (what: string): void => {
-    const at = waits.findIndex((w) => new RegExp(w.at).test(what));
-    const [wait] = at < 0 ? [] : waits.splice(at, 1);
-    if (wait) stay(wait.file);
+    for (const wait of waits) {
+      if (new RegExp(wait.at).test(what) && ++wait.matches === (wait.nth ?? 1)) stay(wait.file);
+    }
   };
   const around = <T>(what: string, effect: () => T): T => {
     point(`before ${what}`);
