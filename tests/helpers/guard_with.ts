@@ -23,18 +23,19 @@ export interface Twist {
   readonly lockMs?: number;
   /** Its own number is written into these files before it begins. */
   readonly ownPidInto?: readonly string[];
-  /** Every point of the run is noted in this file, one a line. */
+  /** What it does is noted in this file, a line each: `NUMBER WHAT`, the number being that of the last effect. */
   readonly log?: string;
-  /** SIGKILL at the n-th point of the run, counted from 1. */
+  /** SIGKILL just before the n-th effect, counted from 1. An append has two: one is in the middle of its line. */
   readonly dieAt?: number;
   /**
-   * Stays at points that match, each once, and also before a look at a file, before reading one, and before a pause:
-   * makes FILE.here, and goes on when there is FILE.go. See `meanwhile`.
+   * Stays just before or after what it does, where that matches: makes FILE.here, and goes on when there is FILE.go.
+   * See `meanwhile`.
    */
   readonly stays?: readonly Stay[];
 }
 
 export interface Stay {
+  /** A regular expression: `before remove .*vz\\.pid`, `after run /bin/ps`, `before look …`, `before pause …` */
   readonly at: string;
   /** Which of those that match, counted from 1; the first unless said. */
   readonly nth?: number;
@@ -90,30 +91,30 @@ export async function ifItStays(stay: Stay, guard: Promise<unknown>, deed: () =>
 function twisted(real: Host, twist: Twist): Host {
   const { programs = {}, wallMs = 0, hurry = false } = twist;
   const waits = (twist.stays ?? []).map((stay) => ({ ...stay, matches: 0 }));
-  let [points, jumpedMs] = [0, 0];
+  let [effects, jumpedMs] = [0, 0];
 
-  /** Something has just happened, or is about to. */
-  const point = (what: string): void => {
-    points++;
-    if (twist.log) Deno.writeTextFileSync(twist.log, `${what}\n`, { append: true });
-    if (points === twist.dieAt) Deno.kill(Deno.pid, "SIGKILL");
-    stayAt(what);
-  };
-  const stayAt = (what: string): void => {
+  const note = (what: string): void => {
+    if (twist.log) Deno.writeTextFileSync(twist.log, `${effects} ${what}\n`, { append: true });
     for (const wait of waits) {
       if (new RegExp(wait.at).test(what) && ++wait.matches === (wait.nth ?? 1)) stay(wait.file);
     }
   };
-  const around = <T>(what: string, effect: () => T): T => {
-    point(`before ${what}`);
-    const value = effect();
-    point(`after ${what}`);
+  /** The world is about to be changed. Dying after it is dying before the next one. */
+  const effect = (what: string): void => {
+    effects++;
+    note(what);
+    if (effects === twist.dieAt) Deno.kill(Deno.pid, "SIGKILL");
+  };
+  const around = <T>(what: string, deed: () => T): T => {
+    effect(`before ${what}`);
+    const value = deed();
+    note(`after ${what}`);
     return value;
   };
-  const aroundSlow = async <T>(what: string, effect: () => Promise<T>): Promise<T> => {
-    point(`before ${what}`);
-    const value = await effect();
-    point(`after ${what}`);
+  const aroundSlow = async <T>(what: string, deed: () => Promise<T>): Promise<T> => {
+    effect(`before ${what}`);
+    const value = await deed();
+    note(`after ${what}`);
     return value;
   };
 
@@ -137,29 +138,29 @@ function twisted(real: Host, twist: Twist): Host {
     clockMs: () => real.clockMs() + jumpedMs,
     uptimeMs: () => twist.uptimeMs ?? real.uptimeMs(),
     pause: (ms) => {
-      stayAt(`before pause ${ms}`);
+      note(`before pause ${ms}`);
       if (!hurry || ms < 1000) return real.pause(ms);
       jumpedMs += ms;
       return real.pause(20);
     },
     look: (path, follow) => {
-      stayAt(`before look ${path}`);
+      note(`before look ${path}`);
       return real.look(isMissing(path) ? "/nonexistent" : path, follow);
     },
     read: (path, most) => {
-      stayAt(`before read ${path}`);
+      note(`before read ${path}`);
       return real.read(path, most);
     },
     remove: (path) => around(`remove ${path}`, () => real.remove(path)),
     rename: (from, to) => around(`rename ${from}`, () => real.rename(from, to)),
     append: (path, text) => {
-      point(`before append ${path}`);
+      effect(`before append ${path}`);
       const half = Math.floor(text.length / 2);
       const written = real.append(path, text.slice(0, half));
-      point(`half append ${path}`);
+      effect(`half append ${path}`);
       if (written.trouble) return written;
       const rest = real.append(path, text.slice(half));
-      point(`after append ${path}`);
+      note(`after append ${path}`);
       return rest;
     },
     openLock: (path, create) => {
