@@ -575,10 +575,19 @@ for (const [how, ps] of Object.entries(BAD_PS)) {
     );
     assert.ok(told.blockers.every(({ hint }) => hint), "no hint");
   });
+}
 
+for (
+  const how of [
+    "is missing",
+    "says nothing, of somebody who is there",
+    "cuts its rows",
+    "leaves the command out",
+  ] as const
+) {
   test(`ps ${how}: a host agent that is alive is left alone`, async ({ k3s }) => {
     await using agent = await startAgent(k3s);
-    const { status, told } = await pre(k3s, guardWith({ programs: { ps } }));
+    const { status, told } = await pre(k3s, guardWith({ programs: { ps: BAD_PS[how]! } }));
     assert.deepEqual([status, told.state, told.steps], [75, "unknown", []]);
     assert.ok(agent.isAlive());
     assert.deepEqual([k3s.pid("ha.pid"), k3s.pid("vz.pid"), k3s.has("ha.sock")], [agent.pid, agent.pid, true]);
