@@ -711,9 +711,9 @@ for (const how of ["SIGKILL", "limactl stop"] as const) {
 
 test("the agent ends just as the guard finds it Running: it is noticed all the same", async ({ home, vm }) => {
   const at = "before append .*jsonl";
-  const [start, up] = [{ at, file: `${home.root}/start` }, { at, file: `${home.root}/up` }];
-  Deno.writeTextFileSync(`${start.file}.go`, "");
-  const twist = guardWith({ stays: [start, up] });
+  // The first line is the start, the second one `running`.
+  const up = { at, nth: 2, file: `${home.root}/up` };
+  const twist = guardWith({ stays: [up] });
   await using guard = run(vm, { command: colima(vm), script: twist.script!, env: twist.env! });
   await meanwhile(up, async () => {
     const pid = await agentPid(vm);
@@ -884,16 +884,24 @@ test("the line is ready: at the stop no other session is opened, and the guest p
   assertDown(vm);
 }, NEEDS_SSHD);
 
-test("the guest is gone before anything could be looked at: it was the word that did it", async ({ vm }) => {
-  const { guest, guard } = await withLine(vm);
+test("the guest is gone before the guard can look: it was the word that did it", async ({ home, vm }) => {
+  // ps goes through a gate, which is closed just before the stop.
+  const gate = { at: "before run .*/ps$", file: `${home.root}/gate` };
+  Deno.writeTextFileSync(`${gate.file}.go`, "");
+  const twist = guardWith({ stays: Array.from({ length: 20 }, (_, n) => ({ ...gate, nth: n + 1 })) });
+  const { guest, guard } = await withLine(vm, { script: twist.script!, env: twist.env! });
   await using _guest = guest;
   await using _guard = guard;
-  const { status, stderr } = await stopRun(guard);
+  const pid = await agentPid(vm);
+  for (const end of ["go", "here"]) Deno.removeSync(`${gate.file}.${end}`);
+  guard.signal("SIGTERM");
+  await meanwhile(gate, () => waitForExit(pid));
+  const { status, stderr } = await guard.result();
   assert.equal(status, 0, stderr);
   assert.equal(last(vm, "end").stage, "guest", stderr);
   assert.equal(vm.guestDisk(), "clean");
   assertDown(vm);
-}, { ...NEEDS_SSHD, conf: { guest_off_ms: 0 } });
+}, NEEDS_SSHD);
 
 test("the line is ready: ssh may be gone by then", async ({ home, vm }) => {
   const tools = `${home.root}/tools`;
