@@ -2,7 +2,8 @@
 
 /** A figure to be taken again and again. */
 export interface Row {
-  readonly unit: "ms" | "s" | "MiB";
+  /** Empty for what is only counted. */
+  readonly unit: "ms" | "s" | "MiB" | "";
   /** Why it cannot be measured here. */
   readonly skipped?: string;
   /** One figure; throws where the program fails. What is no part of it is done before its clock starts. */
@@ -43,6 +44,8 @@ const WARM_UP = 2;
 const GROUP_LIMIT_MS = 12_000;
 const RUNS_AT_LEAST = 3;
 const PEAK_RUNS = 3;
+/** Below a millisecond nothing is worth a word, and neither is a part of a call. */
+const DIGITS = { ms: 1, s: 3, MiB: 1, "": 0 } as const;
 
 /** Wall time of a whole process, from before its birth to its end. */
 export function programRow(program: Program): Row {
@@ -94,14 +97,14 @@ function peakOf(stderr: string): number | undefined {
 /** All rows once, then all again, and so on: what disturbs the machine for a while disturbs them alike. */
 export async function measure(
   rows: Readonly<Record<string, Row>>,
-  runs: number,
+  { runs, warmUp = WARM_UP, limitMs = GROUP_LIMIT_MS }: { runs: number; warmUp?: number; limitMs?: number },
   beforeRound: (round: number) => Promise<void>,
 ): Promise<Figures[]> {
   const series = Object.entries(rows).map(([name, row]): Series => ({ name, row, values: [] }));
   const started = performance.now();
-  const isLate = () => performance.now() - started > GROUP_LIMIT_MS;
-  for (let round = -WARM_UP; round < runs && !(round >= RUNS_AT_LEAST && isLate()); round++) {
-    if (round < 0 && performance.now() - started > GROUP_LIMIT_MS / 10) round = 0;
+  const isLate = () => performance.now() - started > limitMs;
+  for (let round = -warmUp; round < runs && !(round >= RUNS_AT_LEAST && isLate()); round++) {
+    if (round < 0 && performance.now() - started > limitMs / 10) round = 0;
     await beforeRound(round);
     for (const one of series) {
       if (one.row.skipped !== undefined || one.failed !== undefined) continue;
@@ -129,7 +132,8 @@ function figuresOf({ name, row, values, failed }: Series, base: Series, peakRuns
   if (skipped !== undefined) return { name, unit, skipped, runs: 0, values };
   if (failed !== undefined) return { name, unit, failed, runs: values.length, values };
   const peaks = Array.from({ length: peakRuns }, () => row.peak?.()).filter((peak) => peak !== undefined);
-  const ratios = values.map((value, i) => value / base.values[i]!);
+  const ratio = quantile(values.map((value, i) => value / base.values[i]!), 0.5);
+  const isComparable = base.values.length >= values.length && base.row.unit === unit && Number.isFinite(ratio);
   return {
     name,
     unit,
@@ -137,7 +141,7 @@ function figuresOf({ name, row, values, failed }: Series, base: Series, peakRuns
     median: quantile(values, 0.5),
     min: Math.min(...values),
     p90: quantile(values, 0.9),
-    ...base.values.length >= values.length && base.row.unit === unit ? { ratio: quantile(ratios, 0.5) } : {},
+    ...isComparable ? { ratio } : {},
     ...peaks.length > 0 ? { peakKiB: Math.max(...peaks) } : {},
     values,
   };
@@ -154,7 +158,9 @@ export function table(title: string, figures: readonly Figures[]): string {
   const lines = figures.map((f) => {
     if (f.skipped !== undefined) return [f.name, `skipped: ${f.skipped}`];
     if (f.failed !== undefined) return [f.name, `failed: ${f.failed.trim().split("\n")[0]}`];
-    const [median, min, p90] = [f.median, f.min, f.p90].map((value) => `${value?.toFixed(1)} ${f.unit}`);
+    const [median, min, p90] = [f.median, f.min, f.p90].map((value) =>
+      `${value?.toFixed(DIGITS[f.unit])} ${f.unit}`.trim()
+    );
     return [
       f.name,
       String(f.runs),
