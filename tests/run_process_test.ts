@@ -47,6 +47,7 @@ import {
   whyNoSshd,
   within,
 } from "./helpers/mod.ts";
+import { denoDir } from "./launchd/jobs.ts";
 import { guardWith, meanwhile } from "./helpers/guard_with.ts";
 
 const NO_SSHD = whyNoSshd();
@@ -280,10 +281,6 @@ async function atTerminal(vm: Instance, flags: string[] = []) {
       return code;
     },
   };
-}
-
-function denoDir(): string {
-  return Deno.env.get("DENO_DIR") ?? `${Deno.env.get("XDG_CACHE_HOME") ?? `${Deno.env.get("HOME")}/.cache`}/deno`;
 }
 
 test(
