@@ -117,6 +117,17 @@ row(3, "ha.pid and vz.pid recycled, ha.sock refuses", async ({ k3s, stranger }) 
   await starts(k3s);
 });
 
+row(
+  3,
+  "ha.pid recycled, and somebody accepts on ha.sock: nobody of this instance's is found alive",
+  async ({ k3s, stranger }) => {
+    using _somebody = k3s.silentSocket("ha.sock");
+    k3s.pidFile("ha.pid", stranger.pid);
+    await heals(k3s, { removes: ["ha.pid", "ha.sock"], because: [SIRITTSD] });
+    await starts(k3s);
+  },
+);
+
 row(4, "only vz.pid, recycled: a clean stop and a reboot", async ({ k3s, stranger }) => {
   k3s.pidFile("vz.pid", stranger.pid);
   await refuses(k3s, "vz driver is running but host agent is not");
