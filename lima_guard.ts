@@ -535,7 +535,7 @@ export type State =
 
 /** One thing to do. `outcome` is filled in by acting; the dry run prints the same words without it. */
 export interface Step {
-  readonly kind: "remove" | "guest" | "agent" | "driver" | "kill";
+  readonly kind: "remove" | "guest" | "agent" | "driver" | "kill" | "start";
   readonly what: string;
   readonly because: string;
   readonly path?: string;
@@ -1922,6 +1922,8 @@ export interface Context {
   readonly role: string;
   readonly dryRun: boolean;
   readonly budgetS: number;
+  /** `--timeout`, or Infinity. */
+  readonly limitS: number;
   say(level: "debug" | "info" | "warn" | "error", place: { readonly name: string }, text: string): void;
   /** A stage of a long wait, for the person who waits. */
   stage(place: Place, stage: string, untilMs: number): void;
@@ -1993,6 +1995,8 @@ const CHANGED = "skipped: the process changed";
 interface Line {
   /** Says the word. */
   say(): void;
+  /** Whether the guest has said that it does as it is told. */
+  accepted(): boolean;
   /** Why the guest will not power off, as far as it is known by now. */
   refusal(): string | undefined;
   readonly ended: Promise<unknown>;
@@ -2048,6 +2052,7 @@ function openLine(host: Host, place: Place): Line | string {
   ssh.ok.onLine((line) => accepted ||= line === "lima-guard: accepted");
   return {
     say: () => void ssh.ok.say("poweroff\n"),
+    accepted: () => accepted,
     // 255 after the word was accepted is the guest going down; any other end is not.
     refusal: () =>
       ended === undefined || (accepted && (ended === 0 || ended === 255))
@@ -2124,8 +2129,10 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
   try {
     await lookAgain(c);
     const wasRunning = await lastKnown(ctx, place);
-    if (left(c).length === 0) return stopped(c, wasRunning ? "gone before the request" : "already stopped");
-    const vmGone = wasRunning === "running" && !hasDriver(c.seen) && driversOf(c.seen).length === 0;
+    const byWord = ready?.accepted() === true;
+    const gone = byWord ? "guest" : wasRunning ? "gone before the request" : "already stopped";
+    if (left(c).length === 0) return stopped(c, gone);
+    const vmGone = !byWord && wasRunning === "running" && !hasDriver(c.seen) && driversOf(c.seen).length === 0;
     // Somebody lives whom no PID file names.
     if (line === undefined) c.line = openLine(ctx.host, place);
     c.steps.push(...removeAll(ctx, place, urgentRemovals(c.seen)));
@@ -2537,7 +2544,7 @@ async function stopLocked(ctx: Context, place: Place, lock: Lock): Promise<Repor
   const cleaned = await cleanUp(ctx, place);
   const { end, seconds, cut } = went;
   const steps = [...went.steps, ...cleaned.steps];
-  const blockers = [...went.blockers, ...cleaned.blockers.filter((b) => !went.blockers.some((w) => w.what === b.what))];
+  const blockers = eachOnce([...went.blockers, ...cleaned.blockers]);
   const alive = went.left.length > 0;
   const status = worst([alive ? EXIT.failed : EXIT.done, statusOfSteps(steps), statusOfBlockers(blockers)]);
   if (steps.length > 0 || end === "gone before the request") {
@@ -2547,6 +2554,10 @@ async function stopLocked(ctx: Context, place: Place, lock: Lock): Promise<Repor
   const words = alive ? `not stopped: ${names(went.left)} did not end` : describeStop(end, seconds["total"] ?? 0, cut);
   const summary = state === "unknown" ? state : words;
   return report(place.name, state, status, summary, { stage: end, seconds, steps: steps.map(bare), blockers });
+}
+
+function eachOnce(remarks: readonly Remark[]): Remark[] {
+  return remarks.filter((r, i) => remarks.findIndex((o) => o.what === r.what) === i);
 }
 
 /** Removes what the stop left, above all vz.pid. What only a start would stumble over is no matter of a stop. */
@@ -3159,7 +3170,8 @@ async function becomeRunning(run: Run, place: Place): Promise<void> {
   const { ctx } = run;
   const { host } = ctx;
   const isBooting = () => run.ended === undefined && run.stopMs === undefined;
-  while (isBooting() && !await isRunning(host, place)) {
+  let agentPid: number | undefined;
+  while (isBooting() && (agentPid = await runningAgent(host, place)) === undefined) {
     const sinceMs = host.clockMs() - run.startedMs;
     if (sinceMs > START_TURN_MS) releaseTurn(run);
     if (sinceMs > BOOT_WINDOW_S * 1000) return ctx.say("warn", place, "is still not Running; it is left to itself");
@@ -3170,13 +3182,13 @@ async function becomeRunning(run: Run, place: Place): Promise<void> {
   run.lock?.note("supervising");
   const seconds = secondsSince(host, run.startedMs);
   ctx.say("info", place, `Running after ${seconds.toFixed(1)} s`);
+  watchRunning(run, place, agentPid);
   await journal(ctx, place, "running", { seconds });
-  watchRunning(run, place);
 }
 
-function watchRunning(run: Run, place: Place): void {
+function watchRunning(run: Run, place: Place, agentPid: number | undefined): void {
   void keepLine(run, place).catch((error) => fault(run, "keeping the line", error));
-  void watchAgent(run, place).catch((error) => fault(run, "watching the agent", error));
+  void watchAgent(run, place, agentPid).catch((error) => fault(run, "watching the agent", error));
 }
 
 /** Another instance may start now. */
@@ -3185,12 +3197,13 @@ function releaseTurn(run: Run): void {
   run.startLock = undefined;
 }
 
-/** Running by Lima's own definition: both PID files name living processes, and ha.sock answers. */
-async function isRunning(host: Host, place: Place): Promise<boolean> {
+/** The agent of an instance that is Running by Lima's own definition: both PID files name living processes, ha.sock answers. */
+async function runningAgent(host: Host, place: Place): Promise<number | undefined> {
+  const agent = pidIn(host, join(place.dir, HA_PID));
   const files = (host.list(place.dir).ok ?? []).filter((e) => e.endsWith(".pid") && !e.endsWith(".drv.pid"));
   const living = files.filter((f) => pidIn(host, join(place.dir, f)) !== undefined);
-  if (!living.includes(HA_PID) || living.length < 2) return false;
-  return await hasAnswer(host, join(place.dir, HA_SOCK));
+  if (agent === undefined || living.length < 2) return undefined;
+  return await hasAnswer(host, join(place.dir, HA_SOCK)) ? agent : undefined;
 }
 
 /** The living PID that a file names, whoever that is. */
@@ -3227,11 +3240,9 @@ const ADOPTED_POLL_MS = 2_000;
  * Waits for the end of a host agent that is not our child (adopted, or started in the background by the command). A
  * command that goes on without it would wait for ever: then it is stopped, and the guard leaves with 1.
  */
-async function watchAgent(run: Run, place: Place): Promise<void> {
+async function watchAgent(run: Run, place: Place, pid: number | undefined): Promise<void> {
   const { ctx } = run;
-  const pid = pidIn(ctx.host, join(place.dir, HA_PID));
-  // A child without ha.pid may be the agent itself, which somebody took the file from.
-  if (run.child && (pid === undefined || pid === run.child.pid)) return;
+  if (run.child && pid === run.child.pid) return;
   if (pid !== undefined) await untilAgentEnds(run, place, pid);
   if (run.ended !== undefined || run.stopMs !== undefined) return;
   ctx.say("warn", place, `host agent ${pid ?? ""} has ended`);
@@ -3276,7 +3287,7 @@ async function adoptAgent(run: Run): Promise<void> {
   run.lock?.note("supervising");
   run.startedMs = ctx.host.clockMs();
   await journal(ctx, place, "start", { pid: pid ?? null, adopted: true, job: run.job?.target ?? run.label ?? null });
-  watchRunning(run, place);
+  watchRunning(run, place, pid);
 }
 
 // ──────────────────────────────────────────────────────────────────────────────── running: the end ──
@@ -3286,6 +3297,7 @@ async function stopRun(run: Run): Promise<void> {
   const { ctx } = run;
   const beganMs = run.stopMs ?? ctx.host.clockMs();
   releaseTurn(run);
+  run.status = EXIT.done; // whatever it waited for before is no matter of the stop
   try {
     const own = await ownedPlace(run);
     if (own) await stopSupervised(run, own, beganMs);
@@ -3310,17 +3322,25 @@ async function ownedPlace(run: Run): Promise<Place | undefined> {
 
 async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<void> {
   const { ctx, child, line } = run;
-  const budgetS = budgetOf(run.grantedS, ctx.budgetS);
+  const budgetS = budgetOf(run.grantedS, ctx.limitS);
   run.lock?.note("stopping");
-  const went = await climb(ctx, place, { budgetS, beganMs, ...line ? { ready: line } : {}, ...child ? { child } : {} });
+  const own = child ? { child } : {};
+  let went = await climb(ctx, place, { budgetS, beganMs, ...line ? { ready: line } : {}, ...own });
   await endChild(run, beganMs, budgetS);
+  if (went.steps.length === 0 && child) {
+    // The command may have brought up a VM between the look and its own end.
+    const again = await climb(ctx, place, { budgetS, beganMs });
+    if (again.steps.length > 0) went = again;
+  }
   const cleaned = await cleanUp(ctx, place);
   const alive = went.left.filter((p) => p.row.pid !== child?.pid);
-  run.status = alive.length > 0 ? EXIT.failed : EXIT.done;
+  run.status = alive.length > 0 ? EXIT.failed : went.blockers.length > 0 ? EXIT.tryAgain : EXIT.done;
   const seconds = { ...went.seconds, total: secondsSince(ctx.host, beganMs) };
   const words = describeStop(went.end, seconds.total, went.cut);
   ctx.say("info", place, alive.length > 0 ? `not stopped: ${names(alive)} did not end` : words);
-  for (const b of [...went.blockers, ...cleaned.blockers]) ctx.say("warn", place, describeRemark("unknown")(b));
+  for (const b of eachOnce([...went.blockers, ...cleaned.blockers])) {
+    ctx.say("warn", place, describeRemark("unknown")(b));
+  }
   const requested = { requested: true, stage: went.end, cut: went.cut, seconds, status: run.status, ranS: ranS(run) };
   await journal(ctx, place, "end", requested);
 }
@@ -3347,14 +3367,27 @@ function ranS(run: Run): number {
 
 /** After any end: nothing of the command lives, what it left is cleared, the journal has it. */
 async function leaveRun(run: Run): Promise<void> {
-  const { ctx, place } = run;
+  const { ctx, place, ended } = run;
   releaseTurn(run);
   run.line?.close();
-  if (run.stopMs !== undefined || !place || !run.ended) return;
-  const { ended } = run;
+  run.line = undefined;
+  if (run.stopMs !== undefined || !place || !ended) return;
+  const cleared = clearAfter(run, place, ended).catch((error) => fault(run, "clearing up", error));
+  await Promise.race([cleared, stopAsked(run)]);
+  // What is left of it ends inside launchd's time, like anything else.
+  if (run.stopMs !== undefined) await stopRun(run);
+}
+
+/** Resolves once a stop is asked for. */
+async function stopAsked(run: Run): Promise<void> {
+  while (run.stopMs === undefined) await run.bell.next();
+}
+
+async function clearAfter(run: Run, place: Place, ended: { code: number; signal: string | undefined }): Promise<void> {
+  const ctx = { ...run.ctx, host: untilStop(run) };
   const lastedS = ranS(run);
-  await endChild(run, ctx.host.clockMs(), DEFAULT_BUDGET_S);
   run.status = exitStatusOf(ended);
+  await endChild(run, ctx.host.clockMs(), DEFAULT_BUDGET_S);
   const healed = await heal(ctx, place);
   if (healed.status !== EXIT.done) tellBlocked(ctx, place, healed, 0);
   const { code, signal } = ended;
@@ -3668,6 +3701,8 @@ export interface Invocation {
   readonly all: boolean;
   readonly limaHome?: string;
   readonly budgetS: number;
+  /** `--timeout`, where it was given: what launchd grants is only ever shortened by it. */
+  readonly limitS?: number;
   readonly dryRun: boolean;
   readonly json: boolean;
   readonly verbose: boolean;
@@ -3745,10 +3780,11 @@ function invocationOf(
   if (timeout !== undefined && !/^\d+(\.\d+)?$/.test(timeout) || budgetS < 1 || budgetS > 3600) {
     return { usage: `Cannot take ${JSON.stringify(timeout)} as --timeout: it is a number of seconds, 1 to 3600` };
   }
+  const limit = timeout === undefined ? {} : { limitS: budgetS };
   const limaHome = home === undefined ? {} : { limaHome: home };
   const [dryRun, json, verbose] = [parsed["dry-run"] === true, parsed["json"] === true, parsed["verbose"] === true];
   if (role === "run" && json && !dryRun) return { usage: "--json goes with --run only in a --dry-run" };
-  return { role, names, command: command ?? [], all, ...limaHome, budgetS, dryRun, json, verbose };
+  return { role, names, command: command ?? [], all, ...limaHome, budgetS, ...limit, dryRun, json, verbose };
 }
 
 // ──────────────────────────────────────────────────────────────────────────────────────────── main ──
@@ -3782,7 +3818,7 @@ export async function main(args: readonly string[], host: Host): Promise<number>
     return await superviseRun(ctx, home.home, invocation.names[0] ?? "", [program, ...rest]);
   }
   if (invocation.role === "stop") hearSkips(ctx);
-  const reports = await Promise.all(names.ok.map((name) => serve(ctx, home.home, name)));
+  const reports = await Promise.all(names.ok.map((name) => serve(ctx, home.home, name, invocation.command)));
   const status = worst(reports.map((r) => r.status));
   const told = invocation.role === "status"
     ? tellStatus(reports, invocation.verbose)
@@ -3792,16 +3828,25 @@ export async function main(args: readonly string[], host: Host): Promise<number>
 }
 
 /** One role for one instance. Whatever is thrown is a bug of ours; the other instances must not suffer from it. */
-async function serve(ctx: Context, home: string, name: string): Promise<Report> {
+async function serve(ctx: Context, home: string, name: string, command: readonly string[]): Promise<Report> {
   try {
     if (ctx.role === "status") return await status(ctx, home, name);
     const found = await findPlace(ctx, home, name);
     if ("report" in found) return found.report;
-    return ctx.role === "stop" ? await stop(ctx, found.place) : await pre(ctx, found.place);
+    if (ctx.role === "stop") return await stop(ctx, found.place);
+    const told = await pre(ctx, found.place);
+    return ctx.role === "run" ? withStart(told, command) : told;
   } catch (error) {
     const because = `lima-guard failed: ${error instanceof Error ? error.stack ?? error.message : String(error)}`;
     return report(name, "unknown", EXIT.failed, because, { blockers: [{ what: name, because }] });
   }
+}
+
+/** What a dry run of `--run` would do after `--pre`. */
+function withStart(told: Report, command: readonly string[]): Report {
+  const because = told.status === EXIT.done ? "nothing is in the way then" : "once nothing is in the way";
+  const step = { kind: "start" as const, what: `run ${command.map(quote).join(" ")}`, because, outcome: "planned" };
+  return told.state === "running" ? told : { ...told, steps: [...told.steps, step] };
 }
 
 /** The first signal of a stop skips a stage at once, further ones only when they are no echo of it. */
@@ -3830,7 +3875,7 @@ class StderrHandler extends BaseHandler {
   }
 }
 
-function contextFor(host: Host, { role, dryRun, budgetS, verbose }: Invocation): Context {
+function contextFor(host: Host, { role, dryRun, budgetS, limitS, verbose }: Invocation): Context {
   const stages = new Map<string, { stage: string; untilMs: number }>();
   const show = host.isTerminal && !dryRun;
   const clear = () => show && stages.size > 0 ? host.stderr("\r\x1b[K") : undefined;
@@ -3854,7 +3899,7 @@ function contextFor(host: Host, { role, dryRun, budgetS, verbose }: Invocation):
     if (!show) say("info", place, `stage ${name}, ${secondsLeft(host, untilMs)} s left`);
     else if (wasEmpty) void tell();
   };
-  return { host, role, dryRun, budgetS, say, stage, skips: { count: 0, bell: new Bell() } };
+  return { host, role, dryRun, budgetS, limitS: limitS ?? Infinity, say, stage, skips: { count: 0, bell: new Bell() } };
 }
 
 function secondsLeft(host: Host, untilMs: number): number {

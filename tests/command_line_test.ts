@@ -11,7 +11,19 @@ function argv(args: string | readonly string[]): readonly string[] {
 
 /** What is asked for where nothing else is said. */
 function invocation(role: Invocation["role"], names: readonly string[], more: Partial<Invocation> = {}): Invocation {
-  return { role, names, command: [], all: false, budgetS: 60, dryRun: false, json: false, verbose: false, ...more };
+  const limit = more.budgetS === undefined ? {} : { limitS: more.budgetS };
+  return {
+    role,
+    names,
+    command: [],
+    all: false,
+    budgetS: 60,
+    dryRun: false,
+    json: false,
+    verbose: false,
+    ...limit,
+    ...more,
+  };
 }
 
 const START = ["limactl", "start", "k3s", "--foreground"];
