@@ -766,10 +766,11 @@ Deno.test("a second administrator waits, reports the same stop, and does not cut
   await using _ = await startAgent(k3s);
   await using first = spawnGuard(home, ["--stop", "--json", "--timeout", "30", "k3s"]);
   await first.waitForLine(/stage agent/);
-  await using second = spawnGuard(home, ["--stop", "--json", "--timeout", "1", "k3s"]);
+  await using second = spawnGuard(home, ["--stop", "--json", "--timeout", "20", "k3s"]);
+  await using impatient = spawnGuard(home, ["--stop", "--json", "--timeout", "1", "k3s"]);
   await second.waitForLine(new RegExp(`waits .*lima-guard --stop, PID ${first.pid}`));
-  const [one, two] = [await first.result(), await second.result()];
-  assert.deepEqual([one.status, two.status], [0, 0], `${one.stderr}\n${two.stderr}`);
+  const [one, two, three] = [await first.result(), await second.result(), await impatient.result()];
+  assert.deepEqual([one.status, two.status, three.status], [0, 0, 75], `${one.stderr}\n${two.stderr}\n${three.stderr}`);
   const [[told], [same]] = [readDocument(one), readDocument(two)];
   assert.equal(told!.stage, "agent");
   assert.deepEqual([same!.stage, same!.state, same!.seconds], [told!.stage, told!.state, told!.seconds]);

@@ -25,6 +25,8 @@ export interface Told {
 
 export interface StopResult extends GuardResult {
   readonly told: readonly Told[];
+  /** From its start as a process to its end. */
+  readonly tookS: number;
 }
 
 export interface StopOptions extends GuardOptions {
@@ -41,15 +43,16 @@ export async function stop(
   { budgetS, args = [], ...options }: StopOptions = {},
 ): Promise<StopResult> {
   const timeout = budgetS === undefined ? [] : ["--timeout", String(budgetS)];
+  const before = performance.now();
   const result = await runGuard(home, ["--stop", "--json", ...timeout, ...args, ...names], options);
-  return { ...result, told: readDocument(result) };
+  return { ...result, told: readDocument(result), tookS: (performance.now() - before) / 1000 };
 }
 
 /** The same for one instance. */
 export async function stopOne(
   instance: Instance,
   options: StopOptions = {},
-): Promise<GuardResult & { readonly told: Told }> {
+): Promise<Omit<StopResult, "told"> & { readonly told: Told }> {
   const result = await stop(instance.home, [instance.name], options);
   assert.equal(result.told.length, 1);
   const told = result.told[0]!;
