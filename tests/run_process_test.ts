@@ -403,10 +403,11 @@ test("stopped while it waits for lima.yaml", async ({ vm }) => {
 });
 
 test("stopped while something is in the way", async ({ vm }) => {
-  Deno.mkdirSync(vm.path("vz.pid"));
+  const foreign = `${vm.home.lima}/bad name`;
+  Deno.mkdirSync(foreign);
   await using guard = run(vm, { env: asJob(vm, 6) });
   await stopsWaiting(vm, guard, /looks again in 5 s/);
-  assert.ok(Deno.statSync(vm.path("vz.pid")).isDirectory);
+  assert.ok(Deno.statSync(foreign).isDirectory);
 });
 
 test("stopped while a process is unknown: nothing is touched, and it is no success", async ({ vm, stranger }) => {
