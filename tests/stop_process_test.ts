@@ -906,7 +906,7 @@ Deno.test("a record in a lock is no proof: whoever has that PID by now is not si
     "another start time": { command: dress("i1"), started: "Mon Jan  1 00:00:00 2024", isHeld: true },
     "no guard": { command: ["/usr/libexec/sirittsd", "--run", "i2", "--"], isHeld: true },
     "a guard of another instance": { command: dress("i33"), isHeld: true },
-    "a guard in another role": { command: ["lima-guard", "--status", "--run", "i4x", "i4"], isHeld: true },
+    "a guard in another role": { command: ["/usr/local/libexec/lima-guard", "--pre", "i4"], isHeld: true },
   };
   const strangers: Bystander[] = [];
   const locks: ReturnType<typeof held>[] = [];
