@@ -1,0 +1,18 @@
+/** Fifty starts and stops of `--run`: nothing is left after any of them, and nothing grows. */
+
+import assert from "node:assert/strict";
+import { cycles, median } from "../tools/cycles.ts";
+
+Deno.test("fifty starts and stops leave nothing behind", async () => {
+  const { cycles: done, guardDescriptors, guardKiB, own } = await cycles(50, 5);
+  assert.equal(done, 50);
+  if (Deno.build.os !== "linux") return;
+  assert.equal(own.after.descriptors, own.before.descriptors, "this process has other descriptors than before");
+  assert.ok(
+    Math.max(...guardDescriptors) <= Math.max(...guardDescriptors.slice(0, 10)) + 2,
+    "descriptors of the guard",
+  );
+  // The guards of the last cycles find a longer journal, and the same memory, give or take what V8 does.
+  const [first, last] = [median(guardKiB.slice(0, 10)), median(guardKiB.slice(-10))];
+  assert.ok(last < first * 1.2, `${first} KiB in the first cycles, ${last} KiB in the last ones`);
+});
