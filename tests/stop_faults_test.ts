@@ -5,12 +5,13 @@
  */
 
 import assert from "node:assert/strict";
-import { guardWith, meanwhile, type Stay, type Twist } from "./helpers/guard_with.ts";
+import { type Behaviour, guardWith, meanwhile, type Stay, type Twist } from "./helpers/guard_with.ts";
 import {
   bystander,
   type Conf,
   denoFlags,
   eventually,
+  type Home,
   type Instance,
   readOnlyDir,
   runGuard,
@@ -149,31 +150,53 @@ function signalsIn(log: string): string[] {
   return Deno.readTextFileSync(log).split("\n").flatMap((line) => /^\d+ before signal (.*)$/.exec(line)?.[1] ?? []);
 }
 
-/** What ps says when it is asked the second time, just before the signal. */
-const SECOND_THOUGHTS: Record<string, Twist["programs"]> = {
-  "another command": {
-    ps: { from: 2, does: "lie", pattern: " \\S*/limactl hostagent .*$", by: " /usr/libexec/sirittsd" },
-  },
-  "the host agent of another instance": { ps: { from: 2, does: "lie", pattern: "/k3s/ha\\.pid", by: "/k3s-2/ha.pid" } },
-  "another owner": { ps: { from: 2, does: "lie", pattern: "^( *\\d+ +\\d+ +)\\d+", by: "$1424242" } },
-  "no such process": { ps: { from: 2, does: "answer", code: 1 } },
-  "a row that cannot be read": { ps: { from: 2, does: "lie", pattern: "^.*$", by: "ps: ???" } },
-  "nothing": { ps: { from: 2, does: "hang" } },
-  "that it failed": { ps: { from: 2, does: "answer", code: 1, stderr: "ps: cannot allocate memory" } },
+/** What ps says when it is asked for the proof, just before the signal. */
+const SECOND_THOUGHTS: Record<string, Behaviour> = {
+  "another command": { does: "lie", pattern: " \\S*/limactl hostagent .*$", by: " /usr/libexec/sirittsd" },
+  "the host agent of another instance": { does: "lie", pattern: "/k3s/ha\\.pid", by: "/k3s-2/ha.pid" },
+  "another owner": { does: "lie", pattern: "^( *\\d+ +\\d+ +)\\d+", by: "$1424242" },
+  "no such process": { does: "answer", code: 1 },
+  "a row that cannot be read": { does: "lie", pattern: "^.*$", by: "ps: ???" },
+  "nothing": { does: "hang" },
+  "that it failed": { does: "answer", code: 1, stderr: "ps: cannot allocate memory" },
 };
 
+/** An agent whose guest is not asked: then each look costs one ps, and nothing depends on how fast it goes. */
+async function withoutSsh(home: Home, conf: Conf = {}) {
+  const k3s = home.instance("k3s");
+  const agent = await startAgent(k3s, { conf });
+  k3s.remove("ssh.config");
+  return { k3s, agent, [Symbol.asyncDispose]: () => agent[Symbol.asyncDispose]() };
+}
+
+/** How often something was done, in a stop that nobody disturbs, up to the moment that is named. */
+async function countBefore(moment: RegExp, what: RegExp): Promise<number> {
+  await using home = await tempLimaHome();
+  await using world = await withoutSsh(home);
+  const log = `${home.root}/log`;
+  assert.equal((await stopOne(world.k3s, { budgetS: 20, ...guardWith({ log }) })).told.stage, "agent");
+  const lines = Deno.readTextFileSync(log).split("\n");
+  const end = lines.findIndex((line) => moment.test(line));
+  assert.ok(end >= 0, `it never came to ${moment}`);
+  return lines.slice(0, end).filter((line) => what.test(line)).length;
+}
+
+/** Which ps it is that brings the proof. */
+const proof = () => countBefore(/ before signal /, / before run \/bin\/ps$/);
+
 Deno.test("ps says something else just before the signal: it is not sent", async () => {
+  const from = await proof();
   await Promise.all(
-    Object.entries(SECOND_THOUGHTS).map(async ([what, programs]) => {
+    Object.entries(SECOND_THOUGHTS).map(async ([what, how]) => {
       await using home = await tempLimaHome();
-      const k3s = home.instance("k3s");
-      await using agent = await startAgent(k3s);
+      await using world = await withoutSsh(home);
       const log = `${home.root}/log`;
-      const { stdout, tookS } = await stopOne(k3s, { budgetS: 4, ...guardWith({ log, programs: programs! }) });
+      const programs = { ps: { ...how, from } };
+      const { stdout, tookS } = await stopOne(world.k3s, { budgetS: 4, ...guardWith({ log, programs }) });
       const said = `${what}: ${stdout}`;
-      assert.ok(Deno.readTextFileSync(log).match(/ before run \/bin\/ps/g)!.length >= 2, said);
+      assert.ok(Deno.readTextFileSync(log).match(/ before run \/bin\/ps$/gm)!.length >= from, said);
       assert.deepEqual(signalsIn(log), [], said);
-      assert.ok(agent.isAlive(), said);
+      assert.ok(world.agent.isAlive(), said);
       assertInTime(tookS, 4);
     }),
   );
@@ -186,33 +209,29 @@ function assertInTime(tookS: number, budgetS: number): void {
 
 Deno.test("the same process with another start time, as after a step of the clock, is looked at again and stopped", async () => {
   await using home = await tempLimaHome();
-  const k3s = home.instance("k3s");
-  await using agent = await startAgent(k3s);
+  await using world = await withoutSsh(home);
   const log = `${home.root}/log`;
-  const programs: Twist["programs"] = {
-    ps: { from: 2, does: "lie", pattern: " \\d{4} (?= *\\S*/limactl)", by: " 2036 " },
-  };
-  const { told } = await stopOne(k3s, { budgetS: 20, ...guardWith({ log, programs }) });
+  const how: Behaviour = { does: "lie", pattern: " \\d{4} (?= *\\S*/limactl)", by: " 2036 " };
+  const programs = { ps: { ...how, from: await proof() } };
+  const { told } = await stopOne(world.k3s, { budgetS: 20, ...guardWith({ log, programs }) });
   assert.deepEqual([told.stage, told.status], ["agent", 0]);
-  assert.deepEqual(signalsIn(log), [`${agent.pid} SIGTERM`]);
+  assert.deepEqual(signalsIn(log), [`${world.agent.pid} SIGTERM`]);
 });
 
 Deno.test("it ends by itself just before the signal", async () => {
   await using home = await tempLimaHome();
-  const k3s = home.instance("k3s");
-  await using agent = await startAgent(k3s);
+  await using world = await withoutSsh(home);
   const log = `${home.root}/log`;
-  // The first ps is the look, the second the proof before the signal.
-  const proof: Stay = { at: "before run /bin/ps", nth: 2, file: `${home.root}/proof` };
-  const stopping = stopOne(k3s, { budgetS: 20, ...guardWith({ log, stays: [proof] }) });
-  await meanwhile(proof, async () => {
-    agent.signal("SIGKILL");
-    await agent.status;
+  const stay: Stay = { at: "before run /bin/ps", nth: await proof(), file: `${home.root}/proof` };
+  const stopping = stopOne(world.k3s, { budgetS: 20, ...guardWith({ log, stays: [stay] }) });
+  await meanwhile(stay, async () => {
+    world.agent.signal("SIGKILL");
+    await world.agent.status;
   });
   const { told } = await stopping;
   assert.deepEqual([told.state, told.status], ["stopped", 0]);
   assert.deepEqual(signalsIn(log), []);
-  assert.deepEqual(stale(k3s), []);
+  assert.deepEqual(stale(world.k3s), []);
 });
 
 const NO_NAMESPACE = whyNoNamespace();
@@ -260,7 +279,7 @@ Deno.test({
 
 // --- ps is of no use -------------------------------------------------------------------------------------------------
 
-const USELESS: Record<string, NonNullable<Twist["programs"]>[string]> = {
+const USELESS: Record<string, Behaviour> = {
   "hangs": { does: "hang" },
   "is missing": { does: "missing" },
   "is killed": { does: "be killed" },
@@ -533,6 +552,19 @@ for (const { file, at, conf = {}, stage } of VANISHING) {
     stranger.assertAlive();
   });
 }
+
+Deno.test("a PID file vanishes between the judgement and the look before its removal", async () => {
+  await using home = await tempLimaHome();
+  await using world = await withoutSsh(home);
+  const look = / before look .*\/vz\.pid$/;
+  const nth = await countBefore(/ before remove .*\/vz\.pid$/, look);
+  const stay: Stay = { at: "before look .*/vz\\.pid$", nth, file: `${home.root}/stay` };
+  const stopping = stopOne(world.k3s, { budgetS: 20, ...guardWith({ stays: [stay] }) });
+  await meanwhile(stay, () => world.k3s.remove("vz.pid"));
+  const { told } = await stopping;
+  assert.deepEqual([told.stage, told.status], ["agent", 0]);
+  assert.deepEqual(told.steps.filter(({ kind }) => kind === "remove").map(({ outcome }) => outcome), ["already gone"]);
+});
 
 Deno.test("the whole directory vanishes: its host agent is stopped all the same", async () => {
   await using home = await tempLimaHome();
