@@ -27,7 +27,17 @@ import {
   whyNoSshd,
 } from "./helpers/mod.ts";
 import { project } from "./helpers/paths.ts";
-import { journal, nameInAllPidFiles, readDocument, rungs, stale, startsAgain, stop, stopOne } from "./helpers/stop.ts";
+import {
+  journal,
+  nameInAllPidFiles,
+  readDocument,
+  rungs,
+  sideBySide,
+  stale,
+  startsAgain,
+  stop,
+  stopOne,
+} from "./helpers/stop.ts";
 
 // --- the guard is killed ---------------------------------------------------------------------------------------------
 
@@ -95,7 +105,7 @@ async function dieEverywhere(scene: Scene): Promise<void> {
       await dieOnce(scene, k3s, dieAt, files);
     }
   };
-  await Promise.all(Array.from({ length: LANES }, lane));
+  await sideBySide(Array(LANES).keys(), lane);
 }
 
 const EFFECT = /^\d+ (before (write|start|run|connect|signal|append|remove)|half)\b/;
@@ -186,20 +196,18 @@ const proof = () => countBefore(/ before signal /, / before run \/bin\/ps$/);
 
 Deno.test("ps says something else just before the signal: it is not sent", async () => {
   const from = await proof();
-  await Promise.all(
-    Object.entries(SECOND_THOUGHTS).map(async ([what, how]) => {
-      await using home = await tempLimaHome();
-      await using world = await withoutSsh(home);
-      const log = `${home.root}/log`;
-      const programs = { ps: { ...how, from } };
-      const { stdout, tookS } = await stopOne(world.k3s, { budgetS: 4, ...guardWith({ log, programs }) });
-      const said = `${what}: ${stdout}`;
-      assert.ok(Deno.readTextFileSync(log).match(/ before run \/bin\/ps$/gm)!.length >= from, said);
-      assert.deepEqual(signalsIn(log), [], said);
-      assert.ok(world.agent.isAlive(), said);
-      assertInTime(tookS, 4);
-    }),
-  );
+  await sideBySide(Object.entries(SECOND_THOUGHTS), async ([what, how]) => {
+    await using home = await tempLimaHome();
+    await using world = await withoutSsh(home);
+    const log = `${home.root}/log`;
+    const programs = { ps: { ...how, from } };
+    const { stdout, tookS } = await stopOne(world.k3s, { budgetS: 4, ...guardWith({ log, programs }) });
+    const said = `${what}: ${stdout}`;
+    assert.ok(Deno.readTextFileSync(log).match(/ before run \/bin\/ps$/gm)!.length >= from, said);
+    assert.deepEqual(signalsIn(log), [], said);
+    assert.ok(world.agent.isAlive(), said);
+    assertInTime(tookS, 4);
+  });
 });
 
 /** With what Deno needs to start on a machine that is busy. */
@@ -255,7 +263,7 @@ Deno.test({
     const pairs = ["a stranger", "another host agent"].flatMap((who) =>
       (["SIGTERM", "SIGKILL"] as const).map((signal) => [who, signal] as const)
     );
-    await Promise.all(pairs.map(async ([who, signal]) => {
+    await sideBySide(pairs, async ([who, signal]) => {
       const script = `${project}/tests/helpers/recycled_pid.ts`;
       const { success, stdout, stderr } = await new Deno.Command("unshare", {
         args: [
@@ -273,7 +281,7 @@ Deno.test({
       // The one that had it before was told to stop before it was to be killed.
       assert.deepEqual(sent, signal === "SIGTERM" ? [] : [`${pid} SIGTERM`], said);
       assert.equal(status, 0, said);
-    }));
+    });
   },
 });
 

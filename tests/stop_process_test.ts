@@ -238,7 +238,7 @@ table("the guest powers off when it is asked over ssh", "guest", 20, [
 
 const LATE = /^no end in time$/;
 
-table("the host agent stops it where the guest does not", "agent", 9, [
+table("the host agent stops it where the guest cannot be asked, or refuses", "agent", 40, [
   {
     what: "no ssh.config",
     make: then(running({}), (instance) => instance.remove("ssh.config")),
@@ -262,15 +262,6 @@ table("the host agent stops it where the guest does not", "agent", 9, [
     disk: "clean",
   },
   {
-    what: "an ssh that hangs",
-    make: async (instance, use) => {
-      const { port } = use.use(silentPort());
-      return { agent: use.use(await startAgent(instance, { conf: { ssh_port: port } })) };
-    },
-    rungs: [["guest", LATE], ["agent", DONE]],
-    disk: "clean",
-  },
-  {
     what: "sudo wants a password",
     make: running({}, "no-sudo"),
     rungs: [["guest", /^refused: .*a password is required/], ["agent", DONE]],
@@ -288,25 +279,6 @@ table("the host agent stops it where the guest does not", "agent", 9, [
       for (const name of ["poweroff", "shutdown", "halt"]) instance.remove(`standin.guest/sbin/${name}`);
     }),
     rungs: [["guest", /^refused: /], ["agent", DONE]],
-    disk: "clean",
-  },
-  {
-    what: "the guest accepts and never powers off",
-    make: running({}, "ignore"),
-    rungs: [["guest", LATE], ["agent", DONE]],
-    disk: "clean",
-    also: ({ guest }) => assert.ok(wasAsked(guest!)),
-  },
-  {
-    what: "the guest says that it powers off and does not",
-    make: running({}, "lying"),
-    rungs: [["guest", LATE], ["agent", DONE]],
-    disk: "clean",
-  },
-  {
-    what: "the guest hangs before it is ready to listen",
-    make: running({}, "hang-before-ready"),
-    rungs: [["guest", LATE], ["agent", DONE]],
     disk: "clean",
   },
   {
@@ -349,6 +321,37 @@ table("the host agent stops it where the guest does not", "agent", 9, [
       return { agent: use.use(await startAgent(instance, { conf, until: "driver" })) };
     },
     rungs: [["guest", /^refused: /], ["agent", DONE]],
+    disk: "clean",
+  },
+]);
+
+table("the host agent stops it where the guest lets its time run out", "agent", 12, [
+  {
+    what: "an ssh that hangs",
+    make: async (instance, use) => {
+      const { port } = use.use(silentPort());
+      return { agent: use.use(await startAgent(instance, { conf: { ssh_port: port } })) };
+    },
+    rungs: [["guest", LATE], ["agent", DONE]],
+    disk: "clean",
+  },
+  {
+    what: "the guest accepts and never powers off",
+    make: running({}, "ignore"),
+    rungs: [["guest", LATE], ["agent", DONE]],
+    disk: "clean",
+    also: ({ guest }) => assert.ok(wasAsked(guest!)),
+  },
+  {
+    what: "the guest says that it powers off and does not",
+    make: running({}, "lying"),
+    rungs: [["guest", LATE], ["agent", DONE]],
+    disk: "clean",
+  },
+  {
+    what: "the guest hangs before it is ready to listen",
+    make: running({}, "hang-before-ready"),
+    rungs: [["guest", LATE], ["agent", DONE]],
     disk: "clean",
   },
 ]);

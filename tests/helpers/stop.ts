@@ -138,3 +138,10 @@ export async function startsAgain(instance: Instance): Promise<void> {
   await using agent = await startAgent(instance);
   assert.ok(agent.isAlive());
 }
+
+/** Does all of it at once, and ends when the last one has ended: also where one fails, and the others still tidy up. */
+export async function sideBySide<T>(items: Iterable<T>, deed: (item: T) => Promise<unknown>): Promise<void> {
+  const ends = await Promise.allSettled([...items].map(deed));
+  const failed = ends.filter((end) => end.status === "rejected").map((end) => end.reason);
+  if (failed.length > 0) throw failed.length === 1 ? failed[0] : new AggregateError(failed, failed.join("\n"));
+}
