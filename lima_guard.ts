@@ -2547,13 +2547,20 @@ async function stopLocked(ctx: Context, place: Place, lock: Lock): Promise<Repor
   const blockers = eachOnce([...went.blockers, ...cleaned.blockers]);
   const alive = went.left.length > 0;
   const status = worst([alive ? EXIT.failed : EXIT.done, statusOfSteps(steps), statusOfBlockers(blockers)]);
-  if (steps.length > 0 || end === "gone before the request") {
+  // Where nothing could be proven nothing was stopped, whatever the journal said before.
+  const isUnknown = went.blockers.length > 0 && went.steps.length === 0;
+  if (!isUnknown && (steps.length > 0 || end === "gone before the request")) {
     await journal(ctx, place, "end", { stage: end, cut, seconds, status });
   }
   const state = alive ? "running" : went.blockers.length > 0 ? "unknown" : "stopped";
   const words = alive ? `not stopped: ${names(went.left)} did not end` : describeStop(end, seconds["total"] ?? 0, cut);
   const summary = state === "unknown" ? state : words;
-  return report(place.name, state, status, summary, { stage: end, seconds, steps: steps.map(bare), blockers });
+  return report(place.name, state, status, summary, {
+    stage: isUnknown ? null : end,
+    seconds,
+    steps: steps.map(bare),
+    blockers,
+  });
 }
 
 function eachOnce(remarks: readonly Remark[]): Remark[] {
@@ -2562,7 +2569,7 @@ function eachOnce(remarks: readonly Remark[]): Remark[] {
 
 /** Removes what the stop left, above all vz.pid. What only a start would stumble over is no matter of a stop. */
 async function cleanUp(ctx: Context, place: Place): Promise<{ steps: Step[]; blockers: Remark[] }> {
-  const seen = await observe(ctx.host, place, HURRIED);
+  const seen = await observe(ctx.host, place, { ...HURRIED, psMs: PS_LIMIT_MS / 5, lsofMs: PS_LIMIT_MS / 5 });
   const p = planStop(seen, ctx.budgetS);
   if (p.state !== "stopped") return { steps: [], blockers: doubtsOf(seen) };
   return { steps: removeAll(ctx, place, p.steps), blockers: [...p.blockers] };
@@ -3367,7 +3374,7 @@ function ranS(run: Run): number {
 
 /** After any end: nothing of the command lives, what it left is cleared, the journal has it. */
 async function leaveRun(run: Run): Promise<void> {
-  const { ctx, place, ended } = run;
+  const { place, ended } = run;
   releaseTurn(run);
   run.line?.close();
   run.line = undefined;
