@@ -7,7 +7,11 @@ Deno.test("fifty starts and stops leave nothing behind", async () => {
   const { cycles: done, guardDescriptors, guardKiB, own } = await cycles(50, 5);
   assert.equal(done, 50);
   if (Deno.build.os !== "linux") return;
-  assert.equal(own.after.descriptors, own.before.descriptors, "this process has other descriptors than before");
+  // Deno itself opens a few once and for all; a leak would be one for each cycle.
+  assert.ok(
+    own.after.descriptors < own.before.descriptors + 10,
+    `${own.before.descriptors} → ${own.after.descriptors}`,
+  );
   assert.ok(
     Math.max(...guardDescriptors) <= Math.max(...guardDescriptors.slice(0, 10)) + 2,
     "descriptors of the guard",
