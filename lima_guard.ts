@@ -172,6 +172,12 @@ export interface Seen {
   readonly text: string | undefined;
 }
 
+/** A socket that belongs to a PID file. */
+export interface Companion {
+  readonly path: string;
+  readonly seen: Seen;
+}
+
 /** A file that claims something: that a process lives, that a disk is in use, that a port is known. */
 export interface Claim {
   readonly path: string;
@@ -180,7 +186,7 @@ export interface Claim {
   /** An instance's own file, or one that other instances of this LIMA_HOME share. */
   readonly scope: "instance" | "shared";
   /** Sockets that mean nothing without it and go with it. */
-  readonly companions: readonly string[];
+  readonly companions: readonly Companion[];
   /** Why the file could not be removed, where that is known beforehand. */
   readonly fixed?: string;
 }
@@ -657,7 +663,7 @@ function planClaims(seen: Observation): Plan {
   const blockers = [...fixedFiles(seen), ...shared, ...seen.obstacles];
   const notes = seen.notes;
   if (blockers.length > 0) return plan("blocked", blockers[0]?.because ?? "", { steps, blockers, notes });
-  if (steps.length > 0) return plan("stale", steps[0]?.because ?? "", { steps, notes });
+  if (steps.length > 0) return plan("stale", goingClaims(seen)[0]?.verdict.why ?? "", { steps, notes });
   return plan("clear", "nothing claims to be running", { notes });
 }
 
@@ -678,22 +684,26 @@ function isVoid(claim: Claim): boolean {
 
 /** R4 and R5 as steps; the boot marker goes with the last PID file of the instance, and never before it. */
 function removals(seen: Observation): Step[] {
-  const going = seen.claims.filter((c) => isVoid(c) && c.fixed === undefined);
+  const going = goingClaims(seen);
+  // The sockets go first: a guard that dies after them leaves the file that tells the next one about them.
   const steps = going.flatMap((c) => [
-    { kind: "remove" as const, what: `remove ${c.path}`, because: c.verdict.why, path: c.path, seen: c.seen },
-    ...c.companions.map((path) => ({
-      kind: "remove" as const,
-      what: `remove ${path}`,
-      because: `it belongs to ${basename(c.path)}`,
-      path,
-    })),
+    ...c.companions.map((socket) => removal(socket, `it belongs to ${basename(c.path)}`)),
+    removal(c, c.verdict.why),
   ]);
   const pidFiles = seen.claims.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
   const allGo = pidFiles.length > 0 && pidFiles.every((c) => going.includes(c));
   if (!allGo || !seen.bootMarker) return steps;
-  const path = join(seen.place.dir, BOOT_MARKER);
-  const because = "it goes with the last PID file, as Lima 2.3 has it";
-  return [...steps, { kind: "remove", what: `remove ${path}`, because, path, seen: seen.bootMarker }];
+  const marker = { path: join(seen.place.dir, BOOT_MARKER), seen: seen.bootMarker };
+  return [...steps, removal(marker, "it goes with the last PID file, as Lima 2.3 has it")];
+}
+
+function removal({ path, seen }: { path: string; seen: Seen }, because: string): Step {
+  return { kind: "remove", what: `remove ${path}`, because, path, seen };
+}
+
+/** The claims that go, as far as is known beforehand. */
+function goingClaims(seen: Observation): Claim[] {
+  return seen.claims.filter((c) => isVoid(c) && c.fixed === undefined);
 }
 
 /**
@@ -1398,12 +1408,15 @@ function verdictOf(file: string, pid: number, judged: Judged): Verdict {
 }
 
 /** The sockets that go with a PID file, as far as they are there; only sockets, whatever else has their name. */
-function companionsOf(host: Host, place: Place, path: string): string[] {
+function companionsOf(host: Host, place: Place, path: string): Companion[] {
   const network = /\/usernet_([^/]+)\.pid$/.exec(path)?.[1];
   const sockets = network === undefined
     ? (path === join(place.dir, HA_PID) ? [join(place.dir, HA_SOCK)] : [])
     : ["fd", "qemu", "ep"].map((kind) => join(dirname(path), `${network}_${kind}.sock`));
-  return sockets.filter((s) => host.look(s).ok?.kind === "socket");
+  return sockets.flatMap((path) => {
+    const file = lookWithText(host, path);
+    return file?.look.kind === "socket" ? [{ path, seen: file.seen }] : [];
+  });
 }
 
 /** Why a file could not be removed, as far as that can be seen without trying. */
@@ -1950,8 +1963,7 @@ export function removeStep(host: Host, step: Step): Step {
   const outcome = (words: string): Step => ({ ...step, outcome: words });
   if (!now) return outcome("already gone");
   if (now.look.kind === "directory") return outcome("skipped: it is a directory");
-  if (step.seen && !looksSame(step.seen, now.seen)) return outcome("skipped: the file changed");
-  if (!step.seen && now.look.kind !== "socket") return outcome("skipped: it is no socket any more");
+  if (!step.seen || !looksSame(step.seen, now.seen)) return outcome("skipped: the file changed");
   const removed = host.remove(path);
   if (removed.trouble === "absent") return outcome("already gone");
   return outcome(removed.trouble ? `failed: ${removed.why}` : "done");
@@ -2091,6 +2103,8 @@ interface Climb extends Ascent {
   seconds: Partial<Record<Stage, number>>;
   /** Rings `bell` when the host agent's socket closes; until then nobody needs to be polled. */
   agentHeld: boolean;
+  /** How many of the signals that skip a stage have skipped one. A signal between two stages is for the next one. */
+  skipped: number;
   /** What the host agent said where it could not stop its guest, and ended. */
   cut?: string | undefined;
 }
@@ -2125,6 +2139,7 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
     steps: [],
     seconds: {},
     agentHeld: false,
+    skipped: ctx.skips.count,
   };
   try {
     await lookAgain(c);
@@ -2205,8 +2220,8 @@ async function isOver(c: Climb, stage: "guest" | "agent" | "driver" | "kill"): P
   const step = ladderSteps(c.seen, c.because ?? aliveWords(left(c)), c.budgetS).find((s) => s.kind === stage);
   if (!step) return false;
   ctx.stage(place, stage, untilMs);
-  const skips = ctx.skips.count;
-  const outcome = await STAGES[stage](c, untilMs, () => ctx.skips.count > skips);
+  const outcome = await STAGES[stage](c, untilMs, () => ctx.skips.count > c.skipped);
+  c.skipped = ctx.skips.count;
   await lookAgain(c);
   const seconds = secondsSince(ctx.host, begin);
   c.seconds[stage] = seconds;
@@ -2480,7 +2495,7 @@ function removeAll(ctx: Context, place: Place, steps: readonly Step[]): Step[] {
 /** `--stop`: the ladder, then clean up, so that the next boot starts clean. */
 async function stop(ctx: Context, place: Place): Promise<Report> {
   const { host } = ctx;
-  const askedMs = host.wallMs();
+  const before = lastEnd(host, place);
   const taken = await lockFor(ctx, place, ctx.budgetS * 1000);
   if ("report" in taken) return taken.report;
   let told: Report;
@@ -2490,15 +2505,19 @@ async function stop(ctx: Context, place: Place): Promise<Report> {
   } finally {
     taken.lock.free();
   }
-  // What another guard did for us meanwhile is in the journal.
-  const lines = journalOf(host, place);
+  // What another guard did for us meanwhile is in the journal. Its lines are compared, not their dates: a clock may be
+  // stepped.
   const isIdle = told.stage === "already stopped" || told.stage === "gone before the request";
-  const end = isIdle ? lines.filter((l) => l.event === "end").at(-1) : undefined;
-  if (!end || Date.parse(end.time) < askedMs || typeof end["stage"] !== "string") return told;
+  const end = isIdle ? lastEnd(host, place) : undefined;
+  if (!end || typeof end["stage"] !== "string" || JSON.stringify(end) === JSON.stringify(before)) return told;
   const stage = end["stage"] as StopEnd;
   const seconds = isSeconds(end["seconds"]) ? end["seconds"] : told.seconds;
   const done = { ...told, stage, seconds, summary: describeStop(stage, seconds["total"] ?? 0, cutIn(end)) };
   return taken.supervisor ? await afterJob(ctx, place, done, taken.supervisor) : done;
+}
+
+function lastEnd(host: Host, place: Place): JournalLine | undefined {
+  return journalOf(host, place).filter((l) => l.event === "end").at(-1);
 }
 
 function cutIn(line: JournalLine): string | undefined {
@@ -2606,15 +2625,22 @@ async function lockFor(ctx: Context, place: Place, patienceMs: number): Promise<
   const waitMs = isStop && !stopping ? Math.min(LOCK_WAIT_MS, patienceMs) : patienceMs;
   const who = holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another guard";
   ctx.say("info", place, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
-  const freed = await held.lockWithin(waitMs);
-  if (freed) {
+  const freed = await freedWithin(ctx, held, waitMs);
+  if (freed === true) {
     const lock = heldLock(ctx, place, held, isFile);
     return asked === "done" && holder ? { lock, supervisor: holder } : { lock };
   }
   held.close();
-  const because = `${who} is at work on it and holds its lock${asked && asked !== "done" ? `; ${asked}` : ""}`;
+  const more = [asked === "done" ? undefined : asked, freed === false ? undefined : freed].filter(Boolean);
+  const because = [`${who} is at work on it and holds its lock`, ...more].join("; ");
   const blocker = { what: join(place.dir, LOCK_FILE), because, hint: "run this again" };
   return { report: report(place.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }) };
+}
+
+/** Whether a lock came free in time, or why it was not waited for any longer: a person who interrupts has waited enough. */
+async function freedWithin({ skips }: Context, held: Lockable, ms: number): Promise<boolean | string> {
+  const interrupted = skips.bell.next().then(() => "the waiting was interrupted by a signal");
+  return await Promise.race([held.lockWithin(ms), interrupted]);
 }
 
 /**

@@ -253,30 +253,30 @@ law("unknown about the instance's processes is no success, unless it is seen to 
 
 law("what is unknown about something shared is not touched, and is told", ["pre"], (p, seen) => {
   for (const c of seen.claims.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown")) {
-    assert.ok([c.path, ...c.companions].every((path) => !removed(p).includes(path)), c.path);
+    assert.ok([c, ...c.companions].map(({ path }) => path).every((path) => !removed(p).includes(path)), c.path);
     if (carriers(seen).length === 0 && !isUnsure(seen)) assert.ok(p.blockers.some((b) => b.what === c.path), c.path);
   }
 });
 
 law("nothing is removed but a claim without proof, with its companions, and the boot marker", BOTH, (p, seen) => {
   const going = seen.claims.filter(may);
-  const permitted = [...going.flatMap((c) => [c.path, ...c.companions]), `${DIR}/boot-session.tmp`];
+  const permitted = [...going.flatMap((c) => [c, ...c.companions]).map(({ path }) => path), `${DIR}/boot-session.tmp`];
   const paths = removed(p);
   assert.ok(paths.every((path) => permitted.includes(path)), `${paths}`);
   assert.equal(new Set(paths).size, paths.length, "no file goes twice");
-  for (const step of p.steps.filter(isRemoval)) {
-    const isCompanion = going.some((c) => c.companions.includes(step.path ?? ""));
-    assert.equal(step.seen !== undefined, !isCompanion, `${step.path} goes only while it looks as it did`);
+  for (const { path, seen } of p.steps.filter(isRemoval)) {
+    assert.ok(seen !== undefined, `${path} goes only while it looks as it did`);
   }
 });
 
-law("a companion goes with its file and directly after it", BOTH, (p, seen) => {
+law("a companion goes with its file and directly before it", BOTH, (p, seen) => {
   const paths = removed(p);
   for (const c of seen.claims.filter((c) => c.companions.length > 0)) {
+    const companions = c.companions.map(({ path }) => path);
     const place = paths.indexOf(c.path);
-    const after = place < 0 ? [] : paths.slice(place + 1, place + 1 + c.companions.length);
-    assert.deepEqual(after, place < 0 ? [] : c.companions);
-    if (place < 0) assert.ok(c.companions.every((path) => !paths.includes(path)), c.path);
+    const before = place < 0 ? [] : paths.slice(place - companions.length, place);
+    assert.deepEqual(before, place < 0 ? [] : companions);
+    if (place < 0) assert.ok(companions.every((path) => !paths.includes(path)), c.path);
   }
 });
 

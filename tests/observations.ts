@@ -53,7 +53,12 @@ export function claim(file: string, verdict: Verdict, { companions = [], fixed }
   fixed?: string;
 } = {}): Claim {
   const scope = file.startsWith("_") ? "shared" : "instance";
-  const place = { path: at(file), seen: SEEN, scope, companions: companions.map(at) } as const;
+  const place = {
+    path: at(file),
+    seen: SEEN,
+    scope,
+    companions: companions.map((path) => ({ path: at(path), seen: SEEN })),
+  } as const;
   return { ...place, verdict, ...(fixed === undefined ? {} : { fixed }) };
 }
 

@@ -42,19 +42,18 @@ import {
   unknown,
 } from "./observations.ts";
 
-/** The removal of the file that a claim is about: only while it looks as it did. */
-const remove = (file: string, because: string): Step => ({ ...gone(file, because), seen: SEEN });
-/** The removal of a socket that means nothing without the file it belongs to. */
-const gone = (file: string, because: string): Step => (
-  { kind: "remove", what: `remove ${at(file)}`, because, path: at(file) }
+/** A removal: only while the file looks as it did. */
+const remove = (file: string, because: string): Step => (
+  { kind: "remove", what: `remove ${at(file)}`, because, path: at(file), seen: SEEN }
 );
 const drops = (...claims: Claim[]): Step[] =>
   claims.flatMap((c) => {
-    const file = c.path.replace(`${DIR}/`, "").replace(`${HOME}/`, "");
+    const file = (path: string) => path.replace(`${DIR}/`, "").replace(`${HOME}/`, "");
     const name = c.path.replace(/.*\//, "");
+    // Sockets first: a guard that dies after them leaves the file that tells about them.
     return [
-      remove(file, c.verdict.why),
-      ...c.companions.map((path) => gone(path.replace(`${DIR}/`, "").replace(`${HOME}/`, ""), `it belongs to ${name}`)),
+      ...c.companions.map(({ path }) => remove(file(path), `it belongs to ${name}`)),
+      remove(file(c.path), c.verdict.why),
     ];
   });
 
@@ -73,7 +72,7 @@ function pre(name: string, seen: Partial<Observation>, expected: Plan): void {
 /** An instance in which some files claim something without proof: they go, in this order, and that is all. */
 function healed(name: string, claims: Claim[], more: Partial<Observation> = {}, lastSteps: Step[] = []): void {
   const steps = [...drops(...claims), ...lastSteps];
-  pre(name, { claims, ...more }, plan("stale", steps[0]?.because ?? "", { steps }));
+  pre(name, { claims, ...more }, plan("stale", claims[0]?.verdict.why ?? "", { steps }));
 }
 
 // ── --pre, row by row ──

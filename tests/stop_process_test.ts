@@ -782,6 +782,26 @@ Deno.test("a second administrator waits, reports the same stop, and does not cut
   assert.deepEqual(journal(k3s).map(({ event }) => event), ["stop", "stage", "stage", "end"]);
 });
 
+for (const signal of ["SIGINT", "SIGTERM"] as const) {
+  Deno.test(`${signal} while it waits for another guard: it gives up, and that one goes on`, async () => {
+    await using home = await tempLimaHome();
+    const k3s = home.instance("k3s", { conf: { stop: "hang" } });
+    await using agent = await startAgent(k3s);
+    await using first = spawnGuard(home, ["--stop", "--json", "--timeout", "6", "k3s"]);
+    await first.waitForLine(/stage agent/);
+    await using second = spawnGuard(home, ["--stop", "--json", "--timeout", "60", "k3s"]);
+    await second.waitForLine(/waits up to 60 s/);
+    second.signal(signal);
+    const result = await second.result();
+    assert.ok(agent.isAlive(), "it has waited for the end");
+    const [told] = readDocument(result);
+    assert.deepEqual([result.status, told!.state, told!.stage, told!.steps], [75, "unknown", null, []]);
+    const because = `lima-guard --stop, PID ${first.pid} is at work on it and holds its lock; `;
+    assert.equal(told!.blockers[0]!.because, `${because}the waiting was interrupted by a signal`);
+    assert.equal(readDocument(await first.result())[0]!.stage, "killed");
+  });
+}
+
 Deno.test("a --pre that has the lock is waited for", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");

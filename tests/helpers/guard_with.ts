@@ -42,8 +42,8 @@ export interface Stay {
   readonly file: string;
 }
 
-/** `from`: the first of its runs that behaves so, counted from 1; those before are real. */
-export type Behaviour = { readonly from?: number } & (Fault | Answer | Lie);
+/** `from` and `to`: the first and the last of its runs that behave so, counted from 1; the others are real. */
+export type Behaviour = { readonly from?: number; readonly to?: number } & (Fault | Answer | Lie);
 
 interface Fault {
   readonly does: "missing" | "hang" | "be killed";
@@ -124,7 +124,8 @@ function twisted(real: Host, twist: Twist): Host {
     runs[name] = (runs[name] ?? 0) + 1;
     const how = programs[name];
     const limit = limitMs / (twist.limitsBy ?? 1);
-    if (!how || runs[name] < (how.from ?? 1)) return await real.run(command, limit);
+    const isTwisted = how && runs[name] >= (how.from ?? 1) && runs[name] <= (how.to ?? Infinity);
+    if (!isTwisted) return await real.run(command, limit);
     if (how.does !== "lie") return await real.run({ ...command, argv: instead(name, how) }, limit);
     const answer = await real.run(command, limit);
     if (answer.trouble) return answer;

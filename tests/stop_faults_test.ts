@@ -375,6 +375,23 @@ Deno.test("ps hangs from the second time on: a stop that did not succeed says so
   assert.equal(k3s.pid("ha.pid"), agent.pid);
 });
 
+Deno.test("a signal that comes between two stages skips the next one: it is not lost", async () => {
+  await using home = await tempLimaHome();
+  await using world = await withoutSsh(home, { stop: "hang" });
+  // The look after the guest stage; without ssh no other comes before it but the first.
+  const stay: Stay = { at: "before run /bin/ps", nth: 2, file: `${home.root}/stay` };
+  const programs: Twist["programs"] = { ps: { from: 2, to: 2, does: "hang" } };
+  const args = ["--stop", "--json", "--timeout", "40", "k3s"];
+  await using guard = spawnGuard(home, args, guardWith({ stays: [stay], programs }));
+  await meanwhile(stay, () => {});
+  await eventually(() => assert.ok(home.processes().some((line) => line.includes("sleep 1000")), "ps does not hang"));
+  guard.signal("SIGINT");
+  const [told] = readDocument(await guard.result());
+  assert.deepEqual(rungs(told!).map(([kind]) => kind), ["guest", "agent", "kill"]);
+  assert.match(rungs(told!)[1]![1]!, /^skipped by a signal/);
+  assert.equal(told!.stage, "killed");
+});
+
 // --- the clock is stepped --------------------------------------------------------------------------------------------
 
 const TEN_YEARS_MS = 10 * 365 * 24 * 3600 * 1000;
