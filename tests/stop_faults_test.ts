@@ -377,7 +377,7 @@ Deno.test("ps hangs from the second time on: a stop that did not succeed says so
 
 Deno.test("a signal that comes between two stages skips the next one: it is not lost", async () => {
   await using home = await tempLimaHome();
-  await using world = await withoutSsh(home, { stop: "hang" });
+  await using _world = await withoutSsh(home, { stop: "hang" });
   // The look after the guest stage; without ssh no other comes before it but the first.
   const stay: Stay = { at: "before run /bin/ps", nth: 2, file: `${home.root}/stay` };
   const programs: Twist["programs"] = { ps: { from: 2, to: 2, does: "hang" } };
