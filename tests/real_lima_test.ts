@@ -1,207 +1,12 @@
 /**
  * `--pre` and the real thing: every Broken state that was recorded is made for real, judged by a real `limactl start`,
- * cured by the guard, and judged again. It needs a limactl on PATH that is no stand-in, and QEMU; as root, which limactl
- * refuses, also an ordinary user (LIMA_GUARD_USER names one). LIMA_GUARD_FIRMWARE may name a template of an instance
- * that boots nothing; else one is made.
+ * cured by the guard, and judged again.
  */
 
 import assert from "node:assert/strict";
-import { findProgram } from "../tools/real_limactl.ts";
-import {
-  type Bystander,
-  bystander,
-  deadPid,
-  eventually,
-  type Home,
-  Instance,
-  isAlive,
-  killChild,
-  NO_ORDINARY_USER,
-  ordinaryUser,
-  ps,
-  runGuard,
-  standin,
-  tempLimaHome,
-} from "./helpers/mod.ts";
-import { difference, heals, paths, pre, type PreOptions, remark } from "./helpers/pre.ts";
-
-// --- what is here ---------------------------------------------------------------------------------------------------------------
-
-interface Real {
-  readonly limactl: string;
-  /** 2.2.0 */
-  readonly version: string;
-  readonly user: { readonly name: string; readonly uid: number; readonly gid: number };
-}
-
-const QEMU = { x86_64: "qemu-system-x86_64", aarch64: "qemu-system-aarch64" }[Deno.build.arch];
-
-function findReal(): Real | { why: string } {
-  const limactl = findProgram("limactl");
-  if (limactl === undefined) return { why: "no limactl" };
-  const user = whoRuns();
-  if (!user) return { why: `limactl refuses root; ${NO_ORDINARY_USER}` };
-  const said = new Deno.Command(limactl, {
-    args: ["--version"],
-    ...as(user),
-    env: environment(user),
-    clearEnv: true,
-    cwd: "/",
-  })
-    .outputSync();
-  const text = new TextDecoder().decode(said.stdout);
-  const version = /^limactl version v?(\d+\.\d+\.\d+)/.exec(text)?.[1];
-  if (version === undefined) return { why: `${limactl} --version does not tell its version to ${user.name}` };
-  if (text.includes("stand-in")) return { why: "no limactl (a stand-in is on PATH)" };
-  const named = Deno.env.get(`QEMU_SYSTEM_${Deno.build.arch.toUpperCase()}`);
-  if (!named && findProgram(QEMU) === undefined) return { why: `no ${QEMU}` };
-  if (!Deno.env.get("LIMA_GUARD_FIRMWARE") && Deno.build.arch !== "x86_64") {
-    return { why: "no LIMA_GUARD_FIRMWARE, and a template can be made for x86_64 only" };
-  }
-  return { limactl, version, user };
-}
-
-/** Who runs limactl: ourselves; in root's place, the user that is named, or the tests' own. */
-function whoRuns(): Real["user"] | null {
-  if (Deno.uid() !== 0) return { name: id("-un"), uid: Number(id("-u")), gid: Number(id("-g")) };
-  const name = Deno.env.get("LIMA_GUARD_USER");
-  return name ? { name, uid: Number(id("-u", name)), gid: Number(id("-g", name)) } : ordinaryUser();
-}
-
-function id(...args: string[]): string {
-  return new TextDecoder().decode(new Deno.Command("id", { args }).outputSync().stdout).trim();
-}
-
-function as({ uid, gid }: Real["user"]): { uid?: number; gid?: number } {
-  return Deno.uid() === 0 ? { uid, gid } : {};
-}
-
-/** For limactl, without the stand-ins on PATH. */
-function environment(user: Real["user"], home?: Home): Record<string, string> {
-  const qemu = Object.entries(Deno.env.toObject()).filter(([name]) => name.startsWith("QEMU_SYSTEM_"));
-  const mine = { PATH: Deno.env.get("PATH") ?? "", USER: user.name, LOGNAME: user.name, ...Object.fromEntries(qemu) };
-  if (!home) return { HOME: "/", ...mine };
-  return { ...home.mark, LIMA_HOME: home.lima, HOME: home.user, TMPDIR: home.root, ...mine };
-}
-
-const real = findReal();
-const WHY_NOT = "why" in real ? real.why : undefined;
-
-// --- an instance that boots nothing -------------------------------------------------------------------------------------------------
-
-interface World {
-  readonly real: Real;
-  readonly home: Home;
-  readonly k3s: Instance;
-  readonly stranger: Bystander;
-  /** For the guard: it runs as the instance's owner. */
-  readonly guard: PreOptions;
-}
-
-function test(title: string, body: (world: World) => Promise<void>, { name = "lima" } = {}): void {
-  Deno.test({
-    name: WHY_NOT === undefined ? title : `${title} (skipped: ${WHY_NOT})`,
-    ignore: WHY_NOT !== undefined,
-    async fn() {
-      assert.ok("limactl" in real);
-      const { user } = real;
-      await using home = await tempLimaHome({ name });
-      const template = Deno.env.get("LIMA_GUARD_FIRMWARE") ?? firmware(home);
-      home.giveTo(user);
-      const made = await runLimactl(home, "create", "--tty=false", "--name", "k3s", template);
-      assert.equal(made.status, 0, made.stderr);
-      const k3s = new Instance(home, "k3s");
-      await using stranger = await bystander(home, as(user));
-      const guard = Deno.uid() === 0 ? { user } : {};
-      await body({ real, home, k3s, stranger, guard });
-      stranger.assertAlive();
-    },
-  });
-}
-
-/** A template with a disk on which there is nothing: QEMU gets no further than its BIOS. */
-function firmware(home: Home): string {
-  const image = `${home.root}/empty.img`;
-  Deno.writeFileSync(image, new Uint8Array(1024 * 1024));
-  const template = `${home.root}/firmware.yaml`;
-  Deno.writeTextFileSync(
-    template,
-    `vmType: qemu
-arch: x86_64
-images:
-- location: ${JSON.stringify(image)}
-  arch: x86_64
-plain: true
-mounts: []
-containerd: {system: false, user: false}
-firmware: {legacyBIOS: true}
-cpus: 1
-memory: 256MiB
-disk: 16MiB
-`,
-  );
-  return template;
-}
-
-async function runLimactl(home: Home, ...args: string[]): Promise<{ status: number; stdout: string; stderr: string }> {
-  assert.ok("limactl" in real);
-  const { user, limactl } = real;
-  const options = { args, ...as(user), env: environment(user, home), clearEnv: true, cwd: home.lima };
-  const output = await new Deno.Command(limactl, { ...options, stdin: "null" }).output();
-  const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
-  return { status: output.code, stdout: text(output.stdout), stderr: text(output.stderr) };
-}
-
-interface Started extends AsyncDisposable {
-  readonly pid: number;
-  /** The number of its QEMU, where it has gone on. */
-  readonly qemu: number | undefined;
-  readonly said: Promise<string>;
-  /** Its status, where it ends by itself; undefined where it went on: the host agent and QEMU are there. */
-  readonly status: number | undefined;
-  kill(): Promise<void>;
-}
-
-/** `limactl start k3s --foreground` as launchd would run it, until it has refused or gone on. */
-async function start({ real: { limactl, user }, home, k3s }: World): Promise<Started> {
-  const child = new Deno.Command(limactl, {
-    args: ["start", "--tty=false", "k3s", "--foreground"],
-    ...as(user),
-    env: environment(user, home),
-    clearEnv: true,
-    cwd: k3s.dir,
-    stdin: "null",
-    stdout: "null",
-    stderr: "piped",
-  }).spawn();
-  const said = new Response(child.stderr).text();
-  let status: number | undefined;
-  const ended = child.status.then(({ code }) => status = code);
-  await eventually(() => {
-    if (status !== undefined) return;
-    const pids = [k3s.pid("ha.pid"), k3s.pid("qemu.pid")];
-    assert.ok(pids[0] === child.pid && pids[1] && isAlive(pids[1]) && k3s.events().length > 0, k3s.files().join(" "));
-  }, { withinMs: 30_000 });
-  const qemu = status === undefined ? k3s.pid("qemu.pid") : undefined;
-  const kill = async () => {
-    killChild(child);
-    await ended;
-    await said;
-  };
-  return {
-    pid: child.pid,
-    qemu,
-    said,
-    status,
-    kill,
-    async [Symbol.asyncDispose]() {
-      await kill();
-      const isThere = () => qemu !== undefined && isAlive(qemu) && ps(qemu)?.command.includes(`${k3s.dir}/qemu.pid`);
-      if (isThere()) Deno.kill(qemu!, "SIGKILL");
-      await eventually(() => assert.ok(!isThere()));
-    },
-  };
-}
+import { deadPid, eventually, type Home, isAlive, runGuard, standin } from "./helpers/mod.ts";
+import { difference, heals, paths, pre, remark } from "./helpers/pre.ts";
+import { realTest as test, runLimactl, start, type Started, type World } from "./helpers/real_lima.ts";
 
 // --- the states that were recorded ----------------------------------------------------------------------------------------------------
 
@@ -212,6 +17,9 @@ interface State {
   /** What it says of what is not its to mend; then the start says the same as before. */
   blocked?: RegExp;
   note?: RegExp;
+  /** Versions of Lima that start beside it all the same, and versions that alone do not. */
+  fineIn?: RegExp;
+  refusedIn?: RegExp;
 }
 
 /** The titles are those of the recording. */
@@ -252,7 +60,11 @@ const STATES: Record<string, State> = {
     make: async ({ k3s }) => k3s.pidFile("qemu.pid", ` ${await deadPid()} \r\n`),
     removes: ["qemu.pid"],
   },
-  "ssh.config empty": { make: ({ k3s }) => k3s.sshConfig({ text: "" }), removes: ["ssh.config"] },
+  "ssh.config empty": {
+    make: ({ k3s }) => k3s.sshConfig({ text: "" }),
+    removes: ["ssh.config"],
+    fineIn: /^1\./,
+  },
   "LIMA_HOME holds a directory 'bad name'": {
     make: ({ home }) => Deno.mkdirSync(`${home.lima}/bad name`),
     blocked: /bad name: its name is no instance name/,
@@ -260,6 +72,7 @@ const STATES: Record<string, State> = {
   "LIMA_HOME holds a directory without lima.yaml (the start then goes on; stopped after 6 s)": {
     make: ({ home }) => Deno.mkdirSync(`${home.lima}/junk`),
     note: /junk: it holds no lima\.yaml/,
+    refusedIn: /^2\.1\.|^1\./,
   },
   "usernet_user-v2.pid names a live stranger (network not wanted)": {
     make: ({ home, stranger }) => home.network("user-v2", { pid: stranger.pid }),
@@ -273,14 +86,13 @@ for (const { title, status, fatal } of recordedStates()) {
     const { home, k3s, guard } = world;
     const state = STATES[title];
     assert.ok(state, "a recorded state that nobody makes");
-    // Lima up to 2.1 lets nobody start beside a directory that is no instance.
-    const old = "limactl" in real && /^2\.1\.|^1\./.test(real.version);
-    const goesOn = status === 124 && !(state.note && old);
+    const { version } = world.real;
+    const goesOn = state.fineIn?.test(version) || (status === 124 && !state.refusedIn?.test(version));
     using _before = await make(state, world);
     {
       await using before = await start(world);
       assert.equal(before.status, goesOn ? undefined : 1);
-      if (fatal) {
+      if (fatal && !goesOn) {
         assert.ok(plain(await before.said, home).includes(plain(fatal, home)), `${await before.said}\n${fatal}`);
       }
     }
