@@ -25,12 +25,13 @@
  * or another guard is at work: try again · 77 not permitted. --run: the command's own, 128 + n if signal n killed it,
  * 126 and 127 as in a shell, and 0 after a requested stop that succeeded.
  *
- * Sections: names and numbers · what we saw · reading · proof of identity · deciding: --pre · deciding: the rules ·
- * deciding: --stop · deciding: --run · deciding: --status · the host · observing: PID files · observing: processes ·
- * observing: for a start · observing: networks · observing: disks · lock and journal · acting · stopping: the line
- * to the guest · stopping: the ladder · stopping: the stages · the role --pre · the role --stop · taking the lock ·
- * finding instances · the role --status · running: preparing · running: launchd's word · running: supervising ·
- * running: watching · running: the end · the real host · the real host: processes and sockets · command line · main.
+ * Sections: names and numbers · what we saw · reading · proof of identity · proof of identity: a command's parts ·
+ * deciding: --pre · deciding: the rules · deciding: --stop · deciding: --run · deciding: --status · the host ·
+ * observing: PID files · observing: processes · observing: for a start · observing: networks · observing: disks ·
+ * lock and journal · acting · stopping: the line to the guest · stopping: the ladder · stopping: the stages · the
+ * role --pre · the role --stop · taking the lock · finding instances · the role --status · running: preparing ·
+ * running: launchd's word · running: supervising · running: watching · running: the end · the real host · the real
+ * host: processes and sockets · command line · main.
  *
  * Exports exist for install.ts and for the tests.
  * @module
@@ -69,6 +70,8 @@ const JOURNAL_FILE = "lima-guard.jsonl";
 const OLD_JOURNAL_FILE = "lima-guard.1.jsonl";
 /** A journal that has reached this size is set aside, and the one before it is dropped. */
 const JOURNAL_LIMIT_BYTES = 1024 * 1024;
+/** How much of the one before is read while the new one is still shorter than this: some hundred lines. */
+const OLD_JOURNAL_BYTES = 64 * 1024;
 
 /** Linux's highest possible pid_max; macOS ends at 99 998. Larger numbers never reach kill(2). */
 const PID_MAX = 4_194_304;
@@ -363,11 +366,14 @@ interface Shape {
 /** The PID file of a usernet, below LIMA_HOME. */
 const USERNET_FILE = String.raw`/_networks/(?<network>[^/ ]+)/usernet_\k<network>\.pid`;
 
-/** The commands of Lima 1.0 to 2.3 (`pkg/instance/start.go`, `pkg/driver/*`, `pkg/networks/usernet`). */
+/**
+ * The commands of Lima 1.0 to 2.3 (`pkg/instance/start.go`, `pkg/driver/*`, `pkg/networks/usernet`). RHEL calls its QEMU
+ * qemu-kvm.
+ */
 const SHAPES: readonly Shape[] = [
   { role: "host agent", program: /^limactl$/, word: "hostagent", flag: / --pidfile /g, tails: [String.raw`/ha\.pid`] },
   { role: "usernet", program: /^limactl$/, word: "usernet", flag: / -p /g, tails: [USERNET_FILE] },
-  { role: "QEMU", program: /^qemu-system-.+$/, flag: / -pidfile /g, tails: [String.raw`/qemu\.pid`] },
+  { role: "QEMU", program: /^qemu-(system-.+|kvm)$/, flag: / -pidfile /g, tails: [String.raw`/qemu\.pid`] },
   { role: "krunkit", program: /^krunkit$/, flag: /[ ,]path=/g, tails: ["/disk", "/diffdisk"], other: "[^,]*?" },
   { role: "external driver", program: /^lima-driver-.+$/, flag: / --inst-dir /g, tails: [""] },
 ];
@@ -392,8 +398,9 @@ export type Judgement =
 
 /**
  * Judges one process by its owner and its command; see SHAPES. `sameDirectory` is asked only about directories that
- * a command of Lima's shape names in another spelling, `isFile` only about programs whose path may hold a blank. Not ours deletes files, so it needs a reason that cannot be a
- * spelling: another owner, another directory, or a program that is none of Lima's.
+ * a command of Lima's shape names in another spelling, `isFile` only about programs whose path may hold a blank. Not
+ * ours deletes files, so it needs a reason that cannot be a spelling: another owner, another directory, or a program
+ * that is none of Lima's and was not given this instance's files either.
  */
 export function judge(
   row: ProcessRow,
@@ -416,7 +423,7 @@ export function judge(
     }
   }
   if (stranger) return notOurs(`it belongs to uid ${row.uid}`);
-  return judgeProgram(row.command);
+  return judgeProgram(row.command, place);
 }
 
 function notOurs(why: string): Judgement {
@@ -428,10 +435,17 @@ function unknown(why: string, role?: Role): Judgement {
 }
 
 /** What can still be said of a process of our user whose command has none of the shapes. */
-function judgeProgram(command: string): Judgement {
+function judgeProgram(command: string, place: Place): Judgement {
   if (command === "") return unknown("ps shows no command for it");
-  const program = limaProgram(command);
-  if (!program) return notOurs(`it is ${JSON.stringify(firstWord(command))}, none of Lima's programs`);
+  const raw = limaProgram(command);
+  if (!raw) {
+    const word = JSON.stringify(firstWord(command));
+    // A program can be renamed; who was given this instance's PID file to write is no stranger.
+    const names = SHAPES.some((s) => compareShape(command, s, "certain", place, () => "different") === "same");
+    if (names) return unknown(`it is ${word}, none of Lima's programs, and names this instance's own files`);
+    return notOurs(`it is ${word}, none of Lima's programs`);
+  }
+  const program = unwrapped(raw);
   if (program === "limactl" && / (start|restart) /.test(`${command} `)) {
     return unknown("it is a `limactl start`, which becomes a host agent under the same PID");
   }
@@ -443,6 +457,8 @@ function judgeProgram(command: string): Judgement {
   }
   return unknown(`it may be Lima's ${program}, and its command does not tell whose`);
 }
+
+// ──────────────────────────────────────────────────────────── proof of identity: a command's parts ──
 
 /**
  * Holds a command against one shape. The path must stand directly after its flag and end there: found anywhere else
@@ -480,7 +496,7 @@ function comparePath(rest: string, shape: Shape, tail: string, place: Place, sam
  */
 function programOf(command: string, shape: Shape, isFile: (path: string) => boolean) {
   const name = limaProgram(command);
-  if (name === undefined || !shape.program.test(name)) return undefined;
+  if (name === undefined || !shape.program.test(unwrapped(name))) return undefined;
   const word = shape.word === undefined ? "(?= |$)" : `(?: -[^ ]*)* ${shape.word} `;
   const path = new RegExp(`^((?:/.*?/)?${escaped(name)})${word}`, "s").exec(command)?.[1];
   if (path !== undefined && (!path.includes(" ") || isFile(path))) return "certain" as const;
@@ -494,10 +510,15 @@ function programOf(command: string, shape: Shape, isFile: (path: string) => bool
  */
 function limaProgram(command: string): string | undefined {
   const plain = command.replace(/^[([]([^)\]]*)[)\]].*$/s, "$1");
-  const isLimas = (name: string) => /^(limactl|krunkit|qemu-system-.*|lima-driver-.*)$/.test(name);
+  const isLimas = (name: string) => /^(limactl|krunkit|qemu-kvm|qemu-system-.*|lima-driver-.*)$/.test(unwrapped(name));
   const first = basename(firstWord(plain));
   if (isLimas(first) || !plain.startsWith("/")) return isLimas(first) ? first : undefined;
   return plain.split(" ").filter((w) => w.includes("/")).map((w) => basename(w)).find(isLimas);
+}
+
+/** nixpkgs wraps programs: what runs in the end is `.limactl-wrapped`. */
+function unwrapped(name: string): string {
+  return name.replace(/^\.(.+)-wrapped$/, "$1");
 }
 
 function firstWord(command: string): string {
@@ -846,8 +867,7 @@ export function describePlan(p: Plan): string[] {
     `${p.state}: ${p.because}`,
     ...p.steps.map(describeStep),
     ...p.blockers.map(describeRemark("blocked")),
-    ...p
-      .notes.map(describeRemark("note")),
+    ...p.notes.map(describeRemark("note")),
   ];
 }
 
@@ -941,11 +961,6 @@ export function brakeMs(lines: readonly JournalLine[], nowMs: number): number {
   const pause = growingPause(bad - 2);
   // A clock that was stepped back must not make the pause longer than it is.
   return Math.max(0, Math.min(pause, lastMs + pause - nowMs));
-}
-
-/** The exit status of a command: its own, or 128 + n where signal n ended it. */
-export function exitStatusOf(ended: { code: number; signal: string | undefined }): number {
-  return ended.code; // Deno has added the 128 already
 }
 
 /** What `launchctl print` says of a job, as far as it could be read: only lines with exactly one tab are the job's own. */
@@ -1892,10 +1907,15 @@ function jsonObject(text: string): Record<string, unknown> | undefined {
   }
 }
 
+/** The journal; a young one with the end of the one before, or a rotation would make everybody forget. */
 function journalOf(host: Host, place: Place): JournalLine[] {
-  const path = join(place.dir, JOURNAL_FILE);
-  if (host.look(path).ok?.kind !== "file") return [];
-  return readJournal(host.read(path, JOURNAL_LIMIT_BYTES).ok ?? "", place.dir);
+  const text = (file: string, most: number) => {
+    const path = join(place.dir, file);
+    return host.look(path).ok?.kind === "file" ? host.read(path, most).ok ?? "" : "";
+  };
+  const young = text(JOURNAL_FILE, JOURNAL_LIMIT_BYTES);
+  const old = young.length < OLD_JOURNAL_BYTES ? text(OLD_JOURNAL_FILE, OLD_JOURNAL_BYTES) : "";
+  return readJournal(`${old}\n${young}`, place.dir);
 }
 
 /** Writes one line through to the disk. A journal that cannot be written never stops a start or a stop. */
@@ -1921,7 +1941,7 @@ function bootId(host: Host): Promise<string> {
   if (known) return known;
   const asked = host.os === "linux"
     ? Promise.resolve(host.read("/proc/sys/kernel/random/boot_id", 64).ok?.trim() ?? "")
-    : host.run({ argv: ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"] }, PS_LIMIT_MS)
+    : host.run({ argv: ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"] }, PS_LIMIT_MS / 5)
       .then((answer) => answer.ok?.code === 0 ? answer.ok.stdout.trim() : "");
   bootIds.set(host, asked);
   return asked;
@@ -1974,9 +1994,13 @@ function looksSame(a: Seen, b: Seen): boolean {
   return a.dev === b.dev && a.ino === b.ino && a.size === b.size && a.mtimeMs === b.mtimeMs && sameText;
 }
 
-/** The worst thing that happened to some steps, as an exit status. */
+const STILL_ALIVE = "failed: alive";
+
+/** The worst thing that came of some steps, as an exit status. A stage that failed is made good by the next one. */
 function statusOfSteps(steps: readonly Step[]): number {
-  return steps.some((s) => s.outcome?.startsWith("failed")) ? EXIT.failed : EXIT.done;
+  const isBad = ({ kind, outcome }: Step) =>
+    outcome === STILL_ALIVE || (kind === "remove" && outcome?.startsWith("failed"));
+  return steps.some(isBad) ? EXIT.failed : EXIT.done;
 }
 
 /**
@@ -2088,6 +2112,8 @@ interface Ascent {
   readonly ready?: Line;
   /** The guard's own child, which is signalled by its handle. */
   readonly child?: Child;
+  /** Processes that were proven before; no file needs to name them any more. */
+  readonly known?: readonly Proven[];
 }
 
 /** One ascent of the ladder. */
@@ -2127,7 +2153,7 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
   const { budgetS, ready } = how;
   ready?.say();
   const line = ready ?? (somebodyMayLive(ctx.host, place) ? openLine(ctx.host, place) : undefined);
-  const nothing: Observation = { place, claims: [], alive: [], unknowns: [], obstacles: [], notes: [] };
+  const before: Observation = { place, claims: [], alive: how.known ?? [], unknowns: [], obstacles: [], notes: [] };
   const c: Climb = {
     ctx,
     place,
@@ -2135,15 +2161,14 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
     limits: stageLimits(budgetS),
     line: line ?? "nothing is alive",
     bell: new Bell(),
-    seen: nothing,
+    seen: before,
     steps: [],
     seconds: {},
     agentHeld: false,
     skipped: ctx.skips.count,
   };
   try {
-    await lookAgain(c);
-    const wasRunning = await lastKnown(ctx, place);
+    const [wasRunning] = await Promise.all([lastKnown(ctx, place), lookAgain(c)]);
     const byWord = ready?.accepted() === true;
     const gone = byWord ? "guest" : wasRunning ? "gone before the request" : "already stopped";
     if (left(c).length === 0) return stopped(c, gone);
@@ -2198,14 +2223,14 @@ function paceOf(c: Climb): Pace {
   return { ...HURRIED, psMs: Math.min(PS_LIMIT_MS, leftMs / 4), lsofMs: Math.min(LSOF_LIMIT_MS, leftMs / 2) };
 }
 
-/** What was proven before, and now is unknown, is still there until the system says that it is gone. */
+/** What was proven before, and no file names now or is unknown now, is there until the system says that it is gone. */
 async function lookAgain(c: Climb): Promise<void> {
-  const before = left(c).filter((p) => c.ctx.host.alive(p.row.pid) === "yes");
+  const before = left(c);
   const now = await observeProcesses(c.ctx.host, c.place, paceOf(c));
-  c.seen = { ...c.seen, ...now };
-  if (doubtsOf(c.seen).length === 0) return;
-  const kept = before.filter((p) => !now.alive.some((n) => n.row.pid === p.row.pid));
-  c.seen = { ...c.seen, alive: [...now.alive, ...kept] };
+  const unseen = before.filter((p) => !now.alive.some((n) => n.row.pid === p.row.pid));
+  const living = unseen.filter((p) => c.ctx.host.alive(p.row.pid) === "yes");
+  const kept = living.length === 0 ? [] : await stillThere(c, living);
+  c.seen = { ...c.seen, ...now, alive: [...now.alive, ...kept] };
 }
 
 function left(c: Climb): Proven[] {
@@ -2252,7 +2277,7 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
   },
   agent: async (c, untilMs, skipped) => {
     const agents = () => left(c).filter((p) => p.role === "host agent");
-    const sent = await signalAll(c, agents, "SIGTERM");
+    const sent = await signalAll(c, agents, "SIGTERM", untilMs, skipped);
     const gone = await waitGone(c, agents(), untilMs, skipped);
     if (gone) c.cut = readCut(tailOf(c.ctx.host, join(c.place.dir, "ha.stderr.log")));
     return gone ? c.cut === undefined ? "done" : `done; but the guest was cut off: ${c.cut}` : sent ?? late(skipped);
@@ -2264,11 +2289,11 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
     // Most of the time is for the guest; the rest is for a QEMU that must at least write out its image.
     const asked = drivers().some((p) => p.role === "QEMU") ? await powerdown(c, leftMs) : "not QEMU";
     if (asked === undefined && await waitGone(c, drivers(), untilMs - leftMs / 5, skipped)) return "done";
-    const sent = await signalAll(c, drivers, "SIGTERM");
+    const sent = await signalAll(c, drivers, "SIGTERM", untilMs, skipped);
     return await waitGone(c, drivers(), untilMs, skipped) ? "done" : sent ?? late(skipped);
   },
   kill: async (c, untilMs) => {
-    const sent = await signalAll(c, () => left(c), "SIGKILL");
+    const sent = await signalAll(c, () => left(c), "SIGKILL", untilMs, () => false);
     const gone = await waitGone(c, left(c), untilMs, () => false);
     if (!gone) return sent ?? "failed: still alive after SIGKILL";
     return await diskReleased(c, untilMs) ? "done" : "done; but somebody still has the disk open";
@@ -2289,15 +2314,30 @@ function sshFile(host: Host, place: Place, seen: Observation) {
 }
 
 /**
- * Signals some proven processes. One that changed between judging and signalling is looked at again, once: a stepped
- * clock changes a start time too. Returns what went wrong, in words, or undefined.
+ * Signals some proven processes, each once. One that changed between judging and signalling is looked at again, once: a
+ * stepped clock changes a start time too. Where ps has no proof to give it is asked again, for most of the stage: one
+ * fork that fails must not cost the guest its grace. Returns what went wrong, in words, or undefined.
  */
-async function signalAll(c: Climb, which: () => Proven[], signal: Signal): Promise<string | undefined> {
-  for (let turn = 1;; turn++) {
-    const outcomes: string[] = [];
-    for (const proven of which()) outcomes.push(await signalOne(c, proven, signal));
-    const wrong = outcomes.find((o) => o !== "done" && o !== "already gone");
-    if (wrong !== CHANGED || turn > 1) return wrong;
+async function signalAll(
+  c: Climb,
+  which: () => Proven[],
+  signal: Signal,
+  untilMs: number,
+  giveUp: () => boolean,
+): Promise<string | undefined> {
+  const { host } = c.ctx;
+  const lastTryMs = untilMs - (untilMs - host.clockMs()) / 4;
+  const signalled = new Set<number>();
+  for (let changes = 0;;) {
+    let wrong: string | undefined;
+    for (const proven of which().filter((p) => !signalled.has(p.row.pid))) {
+      const outcome = await signalOne(c, proven, signal);
+      if (outcome === "done" || outcome === "already gone") signalled.add(proven.row.pid);
+      else wrong ??= outcome;
+    }
+    if (!wrong?.startsWith("skipped") || (wrong === CHANGED && ++changes > 1)) return wrong;
+    if (giveUp() || host.clockMs() >= lastTryMs) return wrong;
+    if (wrong !== CHANGED) await Promise.race([host.pause(PS_POLL_MS / 2), c.ctx.skips.bell.next()]);
     await lookAgain(c);
   }
 }
@@ -2442,6 +2482,7 @@ async function pre(ctx: Context, place: Place): Promise<Report> {
 async function heal(ctx: Context, place: Place): Promise<Report> {
   const taken: Step[] = [];
   let first: Plan | undefined;
+  let beganMs: number | undefined;
   for (let round = 1;; round++) {
     const p = planPre(await observe(ctx.host, place), ctx.budgetS);
     first ??= p;
@@ -2452,7 +2493,8 @@ async function heal(ctx: Context, place: Place): Promise<Report> {
       if (taken.length > 0) await journal(ctx, place, "pre", { state: first.state, status, steps: taken.map(bare) });
       return healed(place, first, p, taken, status);
     }
-    taken.push(...await actOn(ctx, place, p));
+    beganMs ??= ctx.host.clockMs();
+    taken.push(...await actOn(ctx, place, p, beganMs));
   }
 }
 
@@ -2465,21 +2507,13 @@ function healed(place: Place, first: Plan, last: Plan, steps: readonly Step[], s
 }
 
 /** Acts on a plan of `--pre`: the ladder where somebody lives (its files are judged anew after it), else removals. */
-async function actOn(ctx: Context, place: Place, p: Plan): Promise<Step[]> {
+async function actOn(ctx: Context, place: Place, p: Plan, beganMs: number): Promise<Step[]> {
   if (!p.steps.some((s) => s.kind !== "remove")) return removeAll(ctx, place, p.steps);
   ctx.say("warn", place, `${p.state}: ${p.because}`);
-  const stop = await climb(ctx, place, {
-    budgetS: ctx.budgetS,
-    beganMs: ctx.host.clockMs(),
-    because: p.because,
-  });
+  const stop = await climb(ctx, place, { budgetS: ctx.budgetS, beganMs, because: p.because });
   if (stop.left.length === 0) return [...stop.steps];
-  return [...stop.steps, {
-    kind: "kill",
-    what: `end ${names(stop.left)}`,
-    because: p.because,
-    outcome: "failed: alive",
-  }];
+  const what = `end ${names(stop.left)}`;
+  return [...stop.steps, { kind: "kill", what, because: p.because, outcome: STILL_ALIVE }];
 }
 
 function removeAll(ctx: Context, place: Place, steps: readonly Step[]): Step[] {
@@ -2496,12 +2530,13 @@ function removeAll(ctx: Context, place: Place, steps: readonly Step[]): Step[] {
 async function stop(ctx: Context, place: Place): Promise<Report> {
   const { host } = ctx;
   const before = lastEnd(host, place);
+  const askedMs = host.clockMs();
   const taken = await lockFor(ctx, place, ctx.budgetS * 1000);
   if ("report" in taken) return taken.report;
   let told: Report;
   try {
     if (ctx.dryRun) return reportPlan(place, planStop(await observe(host, place, HURRIED), ctx.budgetS));
-    told = await stopLocked(ctx, place, taken.lock);
+    told = await stopLocked(ctx, place, taken.lock, askedMs);
   } finally {
     taken.lock.free();
   }
@@ -2557,10 +2592,14 @@ function holderOf(ctx: Context, place: Place): LockRecord | undefined {
   return record;
 }
 
-async function stopLocked(ctx: Context, place: Place, lock: Lock): Promise<Report> {
+async function stopLocked(ctx: Context, place: Place, lock: Lock, askedMs: number): Promise<Report> {
   lock.note("stopping");
-  const went = await climb(ctx, place, { budgetS: ctx.budgetS, beganMs: ctx.host.clockMs() });
-  const cleaned = await cleanUp(ctx, place);
+  const { budgetS } = ctx;
+  const limits = stageLimits(budgetS);
+  // Waiting for the lock used up grace; the time to kill and to clean up is there in any case.
+  const beganMs = Math.max(askedMs, ctx.host.clockMs() - limits.agent * 1000);
+  const went = await climb(ctx, place, { budgetS, beganMs });
+  const cleaned = await cleanUp(ctx, place, beganMs + limits["clean up"] * 1000);
   const { end, seconds, cut } = went;
   const steps = [...went.steps, ...cleaned.steps];
   const blockers = eachOnce([...went.blockers, ...cleaned.blockers]);
@@ -2586,12 +2625,30 @@ function eachOnce(remarks: readonly Remark[]): Remark[] {
   return remarks.filter((r, i) => remarks.findIndex((o) => o.what === r.what) === i);
 }
 
-/** Removes what the stop left, above all vz.pid. What only a start would stumble over is no matter of a stop. */
-async function cleanUp(ctx: Context, place: Place): Promise<{ steps: Step[]; blockers: Remark[] }> {
-  const seen = await observe(ctx.host, place, { ...HURRIED, psMs: PS_LIMIT_MS / 5, lsofMs: PS_LIMIT_MS / 5 });
+/** What a clean-up did; `isDown` where nothing of the instance lives for certain. */
+interface Cleaned {
+  readonly isDown: boolean;
+  readonly steps: readonly Step[];
+  readonly blockers: readonly Remark[];
+}
+
+/**
+ * Removes what the stop left, above all vz.pid, and at once; then what others share, as far as it is found out in time.
+ * What only a start would stumble over is no matter of a stop.
+ */
+async function cleanUp(ctx: Context, place: Place, untilMs: number): Promise<Cleaned> {
+  const { host } = ctx;
+  const pace = { ...HURRIED, psMs: PS_LIMIT_MS / 5, lsofMs: PS_LIMIT_MS / 5 };
+  const own: Observation = { place, obstacles: [], notes: [], ...await observeProcesses(host, place, pace) };
+  const first = planStop(own, ctx.budgetS);
+  if (first.state !== "stopped") return { isDown: false, steps: [], blockers: doubtsOf(own) };
+  const steps = removeAll(ctx, place, first.steps);
+  const late = host.pause(Math.max(0, untilMs - host.clockMs())).then(() => undefined);
+  const seen = await Promise.race([observe(host, place, pace), late]);
+  if (!seen) return { isDown: true, steps, blockers: [...first.blockers] };
   const p = planStop(seen, ctx.budgetS);
-  if (p.state !== "stopped") return { steps: [], blockers: doubtsOf(seen) };
-  return { steps: removeAll(ctx, place, p.steps), blockers: [...p.blockers] };
+  if (p.state !== "stopped") return { isDown: false, steps, blockers: doubtsOf(seen) };
+  return { isDown: true, steps: [...steps, ...removeAll(ctx, place, p.steps)], blockers: p.blockers };
 }
 
 // ───────────────────────────────────────────────────────────────────────────────── taking the lock ──
@@ -2608,7 +2665,8 @@ async function lockFor(ctx: Context, place: Place, patienceMs: number): Promise<
   if ("lock" in first) return first;
   const { held, isFile } = first;
   const holder = readLockRecord(held.read(), place.dir);
-  if (holder?.role === "run" && holder.phase === "supervising" && ctx.role === "pre") {
+  const supervises = holder?.role === "run" && holder.phase === "supervising" && ctx.role === "pre";
+  if (holder && supervises && "row" in await proveHolder(ctx, place, held, holder)) {
     held.close();
     const summary = `running: lima-guard --run ${holder.pid} supervises it`;
     return { report: report(place.name, "running", EXIT.done, summary) };
@@ -2622,8 +2680,9 @@ async function lockFor(ctx: Context, place: Place, patienceMs: number): Promise<
   const isStop = ctx.role === "stop" && !ctx.dryRun;
   const asked = isStop && holder?.role === "run" ? await askToStop(ctx, place, held, holder) : undefined;
   const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked === "done");
-  const waitMs = isStop && !stopping ? Math.min(LOCK_WAIT_MS, patienceMs) : patienceMs;
-  const who = holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another guard";
+  const graceMs = stageLimits(patienceMs / 1000).agent * 1000;
+  const waitMs = isStop && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : patienceMs;
+  const who = describeHolder(holder);
   ctx.say("info", place, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
   const freed = await freedWithin(ctx, held, waitMs);
   if (freed === true) {
@@ -2637,31 +2696,45 @@ async function lockFor(ctx: Context, place: Place, patienceMs: number): Promise<
   return { report: report(place.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }) };
 }
 
+function describeHolder(holder: LockRecord | undefined): string {
+  return holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another guard";
+}
+
 /** Whether a lock came free in time, or why it was not waited for any longer: a person who interrupts has waited enough. */
 async function freedWithin({ skips }: Context, held: Lockable, ms: number): Promise<boolean | string> {
   const interrupted = skips.bell.next().then(() => "the waiting was interrupted by a signal");
   return await Promise.race([held.lockWithin(ms), interrupted]);
 }
 
-/**
- * Sends one SIGTERM to the `--run` that holds the lock. The proof: its record names a PID and a start time, ps shows
- * just that PID with that start time and a guard's command, and the lock was held before and after.
- */
+/** Sends one SIGTERM to the `--run` that holds the lock, and is proven to. */
 async function askToStop(ctx: Context, place: Place, held: Lockable, holder: LockRecord): Promise<string> {
-  const { host } = ctx;
   if (holder.phase === "stopping") return "done";
-  const table = await ps(host, [holder.pid], PS_LIMIT_MS);
+  const proof = await proveHolder(ctx, place, held, holder);
+  if ("why" in proof) return proof.why;
+  const sent = await signalProven(ctx.host, proof.row, "SIGTERM", PS_LIMIT_MS);
+  ctx.say("info", place, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${sent}`);
+  return sent === "already gone" ? "done" : sent;
+}
+
+/**
+ * Whether a record was written by the `--run` that holds the lock now: it names a PID and a start time, ps shows just
+ * that PID with that start time and a guard's command, and the lock was held before and after. A record stays when its
+ * writer is killed.
+ */
+async function proveHolder(ctx: Context, place: Place, held: Lockable, holder: LockRecord) {
+  const unproven = { why: `PID ${holder.pid} could not be proven to be it` };
+  const table = await ps(ctx.host, [holder.pid], PS_LIMIT_MS);
   const row = table.ok?.rows.find((r) => r.pid === holder.pid);
-  if (!row) return `PID ${holder.pid} could not be proven to be it`;
+  if (!row) return unproven;
   const ours = row.command.split(" -- ", 1)[0]?.split(" ") ?? [];
   const isGuard = /lima[-_]guard/.test(row.command) && ours.includes("--run") && ours.includes(place.name);
   const same = row.started === holder.started && row.uid === place.owner && isGuard;
-  if (!same) return `PID ${holder.pid} could not be proven to be it`;
+  if (!same) return unproven;
   const taken = held.tryLock() !== false;
-  if (taken || readLockRecord(held.read(), place.dir)?.pid !== holder.pid) return "it let go of the lock just now";
-  const sent = await signalProven(host, row, "SIGTERM", PS_LIMIT_MS);
-  ctx.say("info", place, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${sent}`);
-  return sent === "already gone" ? "done" : sent;
+  if (taken || readLockRecord(held.read(), place.dir)?.pid !== holder.pid) {
+    return { why: "it let go of the lock just now" };
+  }
+  return { row };
 }
 
 // ─────────────────────────────────────────────────────────────────────────────── finding instances ──
@@ -2873,6 +2946,8 @@ interface Run {
   startLock?: Lockable | undefined;
   child?: Child;
   line?: Line | undefined;
+  /** The host agent where it is not the child. */
+  agent?: Proven | undefined;
   startedMs: number;
   ended?: { code: number; signal: string | undefined };
   stopMs?: number;
@@ -2991,9 +3066,14 @@ async function turnToStart(run: Run, ctx: Context, place: Place): Promise<boolea
     return true;
   }
   ctx.say("info", place, "waits for its turn: another instance is starting");
-  if (await file.ok.lockWithin(START_TURN_MS)) run.startLock = file.ok;
-  else ctx.say("warn", place, "starts out of turn: another instance has been starting for two minutes");
-  return run.startLock === undefined;
+  if (await file.ok.lockWithin(START_TURN_MS)) {
+    run.startLock = file.ok;
+    return false;
+  }
+  // Or the lock would be taken for us one day, and nobody would know.
+  file.ok.close();
+  ctx.say("warn", place, "starts out of turn: another instance has been starting for two minutes");
+  return true;
 }
 
 /** How much of Lima's logs is kept from the run before. */
@@ -3286,13 +3366,15 @@ async function watchAgent(run: Run, place: Place, pid: number | undefined): Prom
 async function untilAgentEnds(run: Run, place: Place, pid: number): Promise<void> {
   const { host } = run.ctx;
   while (host.alive(pid) === "yes" && run.stopMs === undefined) {
+    run.agent ??= (await observeProcesses(host, place, HURRIED)).alive.find((p) => p.row.pid === pid);
     const held = await host.connect(join(place.dir, HA_SOCK), ANSWER_LIMIT_MS);
     if (held.trouble) {
       await host.pause(ADOPTED_POLL_MS);
-      // The number may be somebody else's by now.
-      const { alive, claims } = await observeProcesses(host, place);
-      const isUnknown = claims.some((c) => c.verdict.kind === "unknown");
-      if (!isUnknown && !alive.some((p) => p.row.pid === pid)) return;
+      // The number may be somebody else's by now. Its files may be gone before it is.
+      const table = await ps(host, [pid], PS_LIMIT_MS);
+      const row = table.ok?.rows.find((r) => r.pid === pid);
+      const isGone = table.ok !== undefined && table.ok.unreadable.length === 0 && !row;
+      if (isGone || row?.stat.startsWith("Z") || (row && run.agent && row.command !== run.agent.row.command)) return;
       continue;
     }
     while (await held.ok.hear() !== undefined);
@@ -3315,7 +3397,10 @@ async function adoptAgent(run: Run): Promise<void> {
   const { ctx, place } = run;
   if (!place) return post(run, "ended");
   releaseTurn(run);
-  const pid = pidIn(ctx.host, join(place.dir, HA_PID));
+  // Its PID file may be damaged, so it is asked for by its command.
+  const found = (await observeProcesses(ctx.host, place, HURRIED)).alive.find((p) => p.role === "host agent");
+  if (found) run.agent = found;
+  const pid = found?.row.pid ?? pidIn(ctx.host, join(place.dir, HA_PID));
   ctx.say("warn", place, `is running already: host agent ${pid} is adopted, ${run.command[0]} is not started`);
   run.lock?.note("supervising");
   run.startedMs = ctx.host.clockMs();
@@ -3332,25 +3417,46 @@ async function stopRun(run: Run): Promise<void> {
   releaseTurn(run);
   run.status = EXIT.done; // whatever it waited for before is no matter of the stop
   try {
-    const own = await ownedPlace(run);
+    const own = await ownedPlace(run, beganMs);
     if (own) await stopSupervised(run, own, beganMs);
   } catch (error) {
     run.status = EXIT.failed;
     ctx.say("error", run, `the stop failed: ${error instanceof Error ? error.stack : error}`);
-    await endChild(run, beganMs, DEFAULT_BUDGET_S);
+    await endChild(run, beganMs, budgetOf(run.grantedS, ctx.limitS));
   }
   post(run, "stopped");
 }
 
-/** The instance, if this guard may work on it: asked while it was still preparing, the lock is taken now or never. */
-async function ownedPlace(run: Run): Promise<Place | undefined> {
-  if (run.place && run.lock) return run.place;
-  const found = await findPlace(run.ctx, run.home, run.name);
-  if ("report" in found) return undefined;
-  const taken = tryLock(run.ctx, found.place);
-  if ("lock" in taken) run.lock = taken.lock;
-  else taken.held.close();
-  return "lock" in taken ? found.place : undefined;
+/**
+ * The instance, if this guard may work on it. Where it was still preparing, somebody else may have the lock: that is
+ * waited for as long as there is time to do something then. Else what could not be done is said, and its status set.
+ */
+async function ownedPlace(run: Run, beganMs: number): Promise<Place | undefined> {
+  const { ctx } = run;
+  const found = run.place ? { place: run.place } : await findPlace(ctx, run.home, run.name);
+  const refuse = (told: Report) => {
+    for (const b of told.blockers) ctx.say("warn", run, describeRemark("not stopped")(b));
+    // No instance at all is nothing to stop.
+    run.status = told.status === EXIT.noInstance ? EXIT.done : told.status;
+    return undefined;
+  };
+  if ("report" in found) return refuse(found.report);
+  const { place } = found;
+  const untilMs = beganMs + stageLimits(budgetOf(run.grantedS, ctx.limitS)).agent * 1000;
+  // Polled: prepare() may be waiting for it too, and then that is how it comes.
+  for (; !run.lock; await ctx.host.pause(POLL_MS)) {
+    const taken = tryLock(ctx, place);
+    if ("lock" in taken) run.lock = taken.lock;
+    else {
+      const who = describeHolder(readLockRecord(taken.held.read(), place.dir));
+      taken.held.close();
+      if (ctx.host.clockMs() < untilMs) continue;
+      const because = `${who} is at work on it and holds its lock`;
+      const blocker = { what: join(place.dir, LOCK_FILE), because, hint: `lima-guard --stop ${place.name}` };
+      return refuse(report(run.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }));
+    }
+  }
+  return place;
 }
 
 async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<void> {
@@ -3358,20 +3464,21 @@ async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<
   const budgetS = budgetOf(run.grantedS, ctx.limitS);
   run.lock?.note("stopping");
   const own = child ? { child } : {};
-  let went = await climb(ctx, place, { budgetS, beganMs, ...line ? { ready: line } : {}, ...own });
+  const known = run.agent ? [run.agent] : [];
+  let went = await climb(ctx, place, { budgetS, beganMs, known, ...line ? { ready: line } : {}, ...own });
   await endChild(run, beganMs, budgetS);
   if (went.steps.length === 0 && child) {
     // The command may have brought up a VM between the look and its own end.
     const again = await climb(ctx, place, { budgetS, beganMs });
     if (again.steps.length > 0) went = again;
   }
-  const cleaned = await cleanUp(ctx, place);
+  const cleaned = await cleanUp(ctx, place, beganMs + stageLimits(budgetS)["clean up"] * 1000);
   const alive = went.left.filter((p) => p.row.pid !== child?.pid);
-  run.status = alive.length > 0 ? EXIT.failed : went.blockers.length > 0 ? EXIT.tryAgain : EXIT.done;
+  run.status = alive.length > 0 ? EXIT.failed : cleaned.isDown ? EXIT.done : EXIT.tryAgain;
   const seconds = { ...went.seconds, total: secondsSince(ctx.host, beganMs) };
   const words = describeStop(went.end, seconds.total, went.cut);
   ctx.say("info", place, alive.length > 0 ? `not stopped: ${names(alive)} did not end` : words);
-  for (const b of eachOnce([...went.blockers, ...cleaned.blockers])) {
+  for (const b of eachOnce(cleaned.isDown ? cleaned.blockers : [...went.blockers, ...cleaned.blockers])) {
     ctx.say("warn", place, describeRemark("unknown")(b));
   }
   const requested = { requested: true, stage: went.end, cut: went.cut, seconds, status: run.status, ranS: ranS(run) };
@@ -3419,7 +3526,7 @@ async function stopAsked(run: Run): Promise<void> {
 async function clearAfter(run: Run, place: Place, ended: { code: number; signal: string | undefined }): Promise<void> {
   const ctx = { ...run.ctx, host: untilStop(run) };
   const lastedS = ranS(run);
-  run.status = exitStatusOf(ended);
+  run.status = ended.code; // 128 + n where signal n ended it: Deno has added them
   await endChild(run, ctx.host.clockMs(), DEFAULT_BUDGET_S);
   const healed = await heal(ctx, place);
   if (healed.status !== EXIT.done) tellBlocked(ctx, place, healed, 0);
@@ -3882,8 +3989,12 @@ function withStart(told: Report, command: readonly string[]): Report {
   return told.state === "running" ? told : { ...told, steps: [...told.steps, step] };
 }
 
-/** The first signal of a stop skips a stage at once, further ones only when they are no echo of it. */
+/**
+ * The first signal of a stop skips a stage at once, further ones only when they are no echo of it. A terminal that goes
+ * away does not end a stop halfway.
+ */
 function hearSkips(ctx: Context): void {
+  ctx.host.onSignal("SIGHUP", () => {});
   let lastMs = -Infinity;
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
     ctx.host.onSignal(signal, () => {

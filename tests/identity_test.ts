@@ -315,22 +315,14 @@ test("usernet whose file has not the network's name", "unknown: no role", {
 
 for (
   const [program, command] of [
-    ["sh", `sh -c ${agent(DIR)}`],
-    ["sh", `sh -c /usr/bin/${agent(DIR)}`],
-    ["sudo", `sudo ${agent(DIR)}`],
-    ["vim", `vim hostagent --pidfile ${DIR}/ha.pid`],
-    ["env", `env LIMA_HOME=${HOME} ${agent(DIR)}`],
     ["less", `less ${DIR}/ha.pid`],
     ["tail", `tail -f ${DIR}/ha.stdout.log`],
     ["python3", `python3 -c print("limactl hostagent --pidfile ${DIR}/ha.pid")`],
     ["ssh:", `ssh: ${DIR}/ssh.sock [mux]`],
-    ["my-limactl", agent(DIR, "my-limactl")],
-    ["limactl.old", agent(DIR, "limactl.old")],
-    ["/usr/bin/sudo", `/usr/bin/sudo ${agent(DIR)}`],
+    ["my-limactl", agent("/Users/zoe/.lima/k3s-2", "my-limactl")],
     ["/usr/bin/vim", "/usr/bin/vim limactl"],
     ["/usr/bin/vim", "/usr/bin/vim qemu-system-aarch64 notes"],
     ["/usr/libexec/sirittsd", "/usr/libexec/sirittsd"],
-    ["/opt/limactl/bin/other", `/opt/limactl/bin/other hostagent --pidfile ${DIR}/ha.pid`],
     ["[kworker/0:1]", "[kworker/0:1]"],
     ["(mdworker)", "(mdworker)"],
     ["lima-guard", "lima-guard --run k3s -- limactl start k3s --foreground"],
@@ -338,6 +330,42 @@ for (
 ) {
   test(command, `not ours: it is ${JSON.stringify(program)}, none of Lima's programs`, { command });
 }
+
+// ── programs that are none of Lima's by name, and were given this instance's own files: perhaps only renamed ──
+
+for (
+  const command of [
+    agent(DIR, "my-limactl"),
+    agent(DIR, "limactl.old"),
+    agent(DIR, "/usr/local/bin/limactl-2.1"),
+    `/opt/limactl/bin/other hostagent --pidfile ${DIR}/ha.pid`,
+    qemu(DIR, "/opt/qemu/bin/my-qemu"),
+    `my-driver --inst-dir ${DIR}`,
+    usernet(HOME).replace("limactl", "limactl-2.1"),
+    // A wrapper is none of them, but what it has started may be.
+    `sh -c ${agent(DIR)}`,
+    `sh -c /usr/bin/${agent(DIR)}`,
+    `sudo ${agent(DIR)}`,
+    `/usr/bin/sudo ${agent(DIR)}`,
+    `vim hostagent --pidfile ${DIR}/ha.pid`,
+    `env LIMA_HOME=${HOME} ${agent(DIR)}`,
+  ]
+) {
+  test(command, "unknown: no role", { command });
+}
+test("another user's program that was given this instance's files", "not ours: it belongs to uid 502", {
+  command: agent(DIR, "my-limactl"),
+  uid: 502,
+});
+
+// ── programs as distributions call them ──
+
+const NIX = "/nix/store/0c0lvs5xv1nf8n2rkq2kxmlq3b8zr6cd-lima-2.2.0/bin/.limactl-wrapped";
+test("the host agent of nixpkgs, which wraps limactl", "ours: host agent", { command: agent(DIR, NIX) });
+test("usernet of nixpkgs", "ours: usernet", { command: usernet(HOME).replace("limactl", NIX) });
+test("QEMU of nixpkgs", "ours: QEMU", { command: qemu(DIR, "/nix/store/x/bin/.qemu-system-aarch64-wrapped") });
+test("a limactl start of nixpkgs", "unknown: no role", { command: `${NIX} start k3s --foreground` });
+test("QEMU of RHEL", "ours: QEMU", { command: qemu(DIR, "/usr/libexec/qemu-kvm") });
 
 // ── Lima's programs that carry no instance, or do not say which ──
 

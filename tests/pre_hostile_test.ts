@@ -43,6 +43,7 @@ import {
   tree,
   USERNET,
 } from "./helpers/pre.ts";
+import { events, running, stopRun } from "./launchd/run.ts";
 
 const NO_USER = Deno.uid() === 0 && !ordinaryUser() ? NO_ORDINARY_USER : false;
 
@@ -502,10 +503,7 @@ test("the files of k3s name the host agents of k3s-2 and of another LIMA_HOME's 
 
 /** Commands that name everything of Lima's, of processes that are not. */
 const LOOK_ALIKES: Record<string, (dir: string) => string> = {
-  "a shell that will run it": (dir) => `sh -c limactl hostagent --pidfile ${dir}/ha.pid --socket ${dir}/ha.sock k3s`,
-  "sudo": (dir) => `sudo -u zoe limactl hostagent --pidfile ${dir}/ha.pid k3s`,
-  "an editor": (dir) => `vim hostagent --pidfile ${dir}/ha.pid`,
-  "a reader of its log": (dir) => `/usr/bin/tail -f ${dir}/ha.stderr.log limactl hostagent --pidfile ${dir}/ha.pid`,
+  "a reader of its log": (dir) => `/usr/bin/tail -f ${dir}/ha.stderr.log`,
   "limactl shell": () => "limactl shell k3s",
   "its ssh mux": (dir) => `ssh: ${dir}/ssh.sock [mux]`,
   "a QEMU of somebody else's": () => "qemu-system-x86_64 -name lima-k3s -display none",
@@ -532,6 +530,9 @@ const DOUBTFUL: Record<string, (dir: string) => string> = {
     `limactl hostagent --pidfile ${dir.replace("lima", "l??ma")}/ha.pid k3s`,
   "a limactl start, which will be a host agent": () => "limactl start k3s --foreground",
   "a program of Lima's without its arguments": () => "(limactl)",
+  "a renamed limactl": (dir) => `limactl-2.1 hostagent --pidfile ${dir}/ha.pid --socket ${dir}/ha.sock k3s`,
+  "a shell that will run it": (dir) => `sh -c limactl hostagent --pidfile ${dir}/ha.pid --socket ${dir}/ha.sock k3s`,
+  "sudo": (dir) => `sudo -u zoe limactl hostagent --pidfile ${dir}/ha.pid k3s`,
 };
 
 for (const [what, command] of Object.entries(DOUBTFUL)) {
@@ -681,6 +682,7 @@ for (
   const [what, record] of [
     ["a --pre that works on it", { role: "pre", phase: "working" }],
     ["a --run that is not yet supervising", { role: "run", phase: "preparing" }],
+    ["somebody, and the record is that of a --run killed long ago", { role: "run", phase: "supervising" }],
     ["a --stop", { role: "stop", phase: "working" }],
     ["somebody who says nothing", ""],
     ["somebody whose record is damaged", '{"pid": 4711, "dir":'],
@@ -697,10 +699,11 @@ for (
   });
 }
 
-test("a --run has the lock and supervises: nothing to do", async ({ k3s, stranger }) => {
-  k3s.pidFile("vz.pid", stranger.pid);
-  using _lock = holdLock(k3s, { role: "run", phase: "supervising" });
+test("a --run has the lock and supervises: nothing to do", async ({ k3s }) => {
+  await using guard = await running(k3s);
+  await eventually(() => assert.equal(events(k3s).at(-1), "running"));
   await leavesAlone(k3s, { state: "running", status: 0 });
+  assert.equal((await stopRun(guard)).status, 0);
 });
 
 test("a lock that nobody holds says nothing, whatever stands in it", async ({ k3s, stranger }) => {
