@@ -3429,7 +3429,8 @@ async function stopRun(run: Run): Promise<void> {
 
 /**
  * The instance, if this guard may work on it. Where it was still preparing, somebody else may have the lock: that is
- * waited for as long as there is time to do something then. Else what could not be done is said, and its status set.
+ * waited for as long as there is time to do something then, unless nothing lives. What could not be done is said, and
+ * its status set.
  */
 async function ownedPlace(run: Run, beganMs: number): Promise<Place | undefined> {
   const { ctx } = run;
@@ -3442,14 +3443,21 @@ async function ownedPlace(run: Run, beganMs: number): Promise<Place | undefined>
   };
   if ("report" in found) return refuse(found.report);
   const { place } = found;
+  const isDown = async () => {
+    const seen: Observation = { place, obstacles: [], notes: [], ...await observeProcesses(ctx.host, place, HURRIED) };
+    return planStop(seen, ctx.budgetS).state === "stopped";
+  };
   const untilMs = beganMs + stageLimits(budgetOf(run.grantedS, ctx.limitS)).agent * 1000;
   // Polled: prepare() may be waiting for it too, and then that is how it comes.
-  for (; !run.lock; await ctx.host.pause(POLL_MS)) {
+  for (let said = false; !run.lock; await ctx.host.pause(5 * POLL_MS)) {
     const taken = tryLock(ctx, place);
     if ("lock" in taken) run.lock = taken.lock;
     else {
       const who = describeHolder(readLockRecord(taken.held.read(), place.dir));
       taken.held.close();
+      if (await isDown()) return undefined;
+      if (!said) ctx.say("info", place, `is to be stopped, and waits for ${who}`);
+      said = true;
       if (ctx.host.clockMs() < untilMs) continue;
       const because = `${who} is at work on it and holds its lock`;
       const blocker = { what: join(place.dir, LOCK_FILE), because, hint: `lima-guard --stop ${place.name}` };

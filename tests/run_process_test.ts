@@ -435,6 +435,39 @@ test("stopped while another guard has the lock, and has had it for longer than o
   await stopsWaiting(vm, guard, /waits up to 10 s for/);
 });
 
+test("stopped while another guard has the lock and does nothing, and the machine runs: that is no success", async ({ vm }) => {
+  await using agent = await startAgent(vm);
+  using _lock = hold(vm.path("lima-guard.lock"));
+  await using guard = run(vm, { env: asJob(vm, 6) });
+  await guard.waitForLine(/waits up to \d+ s for/);
+  const { status, stderr, seconds } = await stopRun(guard);
+  assert.equal(status, 75, stderr);
+  assert.match(stderr, /not stopped: .*lima-guard\.lock: another guard is at work on it and holds its lock/);
+  assert.ok(seconds < 6, `${seconds} s`);
+  assert.ok(agent.isAlive());
+});
+
+test("stopped while another guard has the lock, which it lets go of: the machine is stopped", async ({ vm }) => {
+  await using agent = await startAgent(vm);
+  const lock = hold(vm.path("lima-guard.lock"));
+  await using guard = run(vm, { env: asJob(vm, 20) });
+  await guard.waitForLine(/waits up to \d+ s for/);
+  guard.signal("SIGTERM");
+  await guard.waitForLine(/is to be stopped, and waits for another guard/);
+  lock[Symbol.dispose]();
+  const { status, stderr } = await guard.result();
+  assert.equal(status, 0, stderr);
+  assert.ok(!agent.isAlive());
+  assert.equal(vm.guestDisk(), "clean");
+});
+
+test("a journal that was set aside just now is not forgotten", async ({ vm }) => {
+  writeBadEnds(vm, 5);
+  Deno.renameSync(vm.path("lima-guard.jsonl"), vm.path("lima-guard.1.jsonl"));
+  await using guard = run(vm);
+  await guard.waitForLine(/the last runs ended badly soon after their start; waits (39|40) s/);
+});
+
 test("stopped while the brake holds: the wait is over at once", async ({ vm }) => {
   writeBadEnds(vm, 5);
   await using guard = run(vm);
@@ -771,6 +804,35 @@ test("an adopted agent is stopped by the ladder", async ({ vm, stranger }) => {
   assertDown(vm);
 });
 
+/** What somebody's `rm` leaves of a running instance. */
+function withoutFiles(vm: Instance): void {
+  for (const file of vm.files().filter((file) => /\.(pid|sock)$/.test(file))) vm.remove(file);
+}
+
+test("somebody removes the files of an adopted agent: it is known all the same, and stopped", async ({ vm }) => {
+  await using agent = await startAgent(vm);
+  await using guard = run(vm);
+  await guard.waitForLine(/is adopted/);
+  await eventually(() => assert.equal(events(vm).at(-1), "start"));
+  withoutFiles(vm);
+  const { status, stderr } = await stopRun(guard);
+  assert.equal(status, 0, stderr);
+  assert.ok(!agent.isAlive());
+  assert.equal(vm.guestDisk(), "clean");
+  assert.equal(last(vm, "end").stage, "agent");
+});
+
+test("a damaged ha.pid does not hide the agent that is adopted", async ({ vm }) => {
+  await using agent = await startAgent(vm);
+  vm.pidFile("ha.pid", "");
+  await using guard = run(vm);
+  await guard.waitForLine(new RegExp(`host agent ${agent.pid} is adopted`));
+  const { status, stderr } = await stopRun(guard);
+  assert.equal(status, 0, stderr);
+  assert.ok(!agent.isAlive());
+  assert.equal(vm.guestDisk(), "clean");
+});
+
 test("the guard is killed: the next one adopts the agent that lives on", async ({ vm }) => {
   await using first = await running(vm);
   const pid = await agentPid(vm);
@@ -835,6 +897,18 @@ test("instances of one LIMA_HOME start one after another: nobody starts while an
   const results = await Promise.all([first, ...waiting].map((guard) => stopRun(guard, 30_000)));
   assert.deepEqual(results.map(({ status }) => status), [0, 0, 0]);
   for (const instance of [vm, ...others]) assertDown(instance);
+});
+
+test("a turn that was waited for too long is not taken one day behind everybody's back", async ({ home, vm }) => {
+  Deno.mkdirSync(`${home.lima}/_lima-guard`);
+  const turn = `${home.lima}/_lima-guard/start.lock`;
+  const other = hold(turn);
+  await using guard = run(vm, guardWith({ lockMs: 200 }));
+  await guard.waitForLine(/starts out of turn/);
+  await guard.waitForLine(/Running after/);
+  other[Symbol.dispose]();
+  hold(turn)[Symbol.dispose]();
+  assert.equal((await stopRun(guard)).status, 0);
 });
 
 test("an instance that fails to start gives its turn back", async ({ home, vm }) => {

@@ -215,6 +215,24 @@ function assertInTime(tookS: number, budgetS: number): void {
   assert.ok(tookS < budgetS + 4, `${tookS.toFixed(1)} s of ${budgetS} s`);
 }
 
+Deno.test("a single ps that fails costs no stage: it is asked again", async () => {
+  const from = await proof();
+  const once = {
+    ps: { does: "answer", code: 1, stderr: "ps: fork: Resource temporarily unavailable\n", from, to: from },
+  };
+  await sideBySide(["", "ignore"], async (stop) => {
+    await using home = await tempLimaHome();
+    await using world = await withoutSsh(home, { stop });
+    const log = `${home.root}/log`;
+    const programs = once as NonNullable<Twist["programs"]>;
+    const { told, status, stdout } = await stopOne(world.k3s, { budgetS: 8, ...guardWith({ log, programs }) });
+    assert.deepEqual([told.stage, status], [stop === "" ? "agent" : "killed", 0], stdout);
+    const signals = stop === "" ? ["SIGTERM"] : ["SIGTERM", "SIGKILL"];
+    assert.deepEqual(signalsIn(log), signals.map((signal) => `${world.agent.pid} ${signal}`), stdout);
+    assert.ok(told.seconds.agent! < (stop === "" ? 3 : 5), stdout);
+  });
+});
+
 Deno.test("the same process with another start time, as after a step of the clock, is looked at again and stopped", async () => {
   await using home = await tempLimaHome();
   await using world = await withoutSsh(home);

@@ -1008,6 +1008,39 @@ async function skipOnce(signal: Deno.Signal): Promise<boolean> {
   return true;
 }
 
+Deno.test("a terminal that goes away (SIGHUP) does not end a stop halfway, and skips nothing", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s", { conf: { stop: "slow:700" } });
+  await using agent = await startAgent(k3s);
+  await using guard = spawnGuard(home, ["--stop", "--json", "k3s"]);
+  await guard.waitForLine(/stage agent/);
+  guard.signal("SIGHUP");
+  const result = await guard.result();
+  const [told] = readDocument(result);
+  assert.deepEqual([result.status, told!.stage], [0, "agent"], result.stderr);
+  assert.ok(!agent.isAlive());
+  assert.deepEqual(stale(k3s), []);
+});
+
+Deno.test("waiting for another guard is part of the budget", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s", { conf: { stop: "ignore" } });
+  await using _ = await startAgent(k3s);
+  k3s.remove("ssh.config");
+  const lock = Deno.openSync(k3s.path("lima-guard.lock"), { create: true, read: true, write: true });
+  assert.ok(lock.tryLockSync(true));
+  await using guard = spawnGuard(home, ["--stop", "--json", "--timeout", "12", "k3s"]);
+  // Half of it is grace, and so long it waits: the rest is for the kill.
+  await guard.waitForLine(/waits up to 6 s/);
+  const waited = performance.now();
+  await eventually(() => assert.ok(performance.now() - waited > 4000));
+  lock.close();
+  const [told] = readDocument(await guard.result());
+  assert.equal(told!.stage, "killed");
+  assert.ok(told!.seconds.total! > 4 && told!.seconds.total! < 10, `${told!.seconds.total} s`);
+  assert.ok(told!.seconds.agent! < 3, `the agent had ${told!.seconds.agent} s of 6 after 4 were gone`);
+});
+
 Deno.test("a signal for each stage leads to the kill", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s", { conf: { stop: "hang" } });
