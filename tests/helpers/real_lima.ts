@@ -73,7 +73,7 @@ function as({ uid, gid }: Real["user"]): { uid?: number; gid?: number } {
 }
 
 /** For limactl, without the stand-ins on PATH. */
-function environment(user: Real["user"], home?: Home): Record<string, string> {
+export function environment(user: Real["user"], home?: Home): Record<string, string> {
   const qemu = Object.entries(Deno.env.toObject()).filter(([name]) => name.startsWith("QEMU_SYSTEM_"));
   const mine = { PATH: Deno.env.get("PATH") ?? "", USER: user.name, LOGNAME: user.name, ...Object.fromEntries(qemu) };
   if (!home) return { HOME: "/", ...mine };
