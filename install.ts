@@ -269,6 +269,8 @@ const ELEMENTS = ["plist", "dict", "array", ...LEAVES];
 const TAG = /<(\/?)([A-Za-z][\w.-]*)((?:\s+[\w:.-]+\s*=\s*(?:"[^"<]*"|'[^'<]*'))*)\s*(\/?)>/y;
 const DOCTYPE =
   /<!DOCTYPE\s+plist(?:\s+PUBLIC\s+"-\/\/Apple(?: Computer)?\/\/DTD PLIST 1\.0\/\/EN"\s+"(?:https?:\/\/www\.apple\.com\/DTDs\/PropertyList-1\.0\.dtd|file:\/\/localhost\/System\/Library\/DTDs\/PropertyList\.dtd)")?\s*>/y;
+const DECLARATION =
+  /^<\?xml\s+version\s*=\s*["']1\.[01]["'](?:\s+encoding\s*=\s*["']([A-Za-z][\w.-]*)["'])?(?:\s+standalone\s*=\s*["'](?:yes|no)["'])?\s*\?>$/;
 const ENTITIES: Readonly<Record<string, string>> = { lt: "<", gt: ">", amp: "&", apos: "'", quot: '"' };
 
 /**
@@ -294,6 +296,7 @@ export function readXml(text: string): Node {
       at = end;
     } else if (text.startsWith("<?", at)) {
       const end = after(text, "?>", at + 2, "a processing instruction");
+      if (parent) throw trouble(text, at, "a processing instruction stands in it", "remove it");
       refuseEncoding(text.slice(at, end), at, text);
       at = end;
     } else if (text.startsWith("<!", at)) at = takeDoctype(text, at, root ?? parent);
@@ -390,8 +393,19 @@ function takeDoctype(text: string, at: number, begun: Node | undefined): number 
   throw trouble(text, at, "it has declarations of its own (DTD, entities)", "a launchd plist needs none: remove them");
 }
 
+/** The declaration as XML 1.0 has it, at the very beginning; other instructions only need a name. */
 function refuseEncoding(instruction: string, at: number, text: string): void {
-  const encoding = /^<\?xml\s.*\bencoding\s*=\s*["']([^"']*)["']/s.exec(instruction)?.[1] ?? "UTF-8";
+  if (!/^<\?xml(\s|\?)/i.test(instruction)) {
+    if (!/^<\?[A-Za-z_][\w.-]*(\s|\?>$)/.test(instruction)) {
+      throw trouble(text, at, "a processing instruction has no name");
+    }
+    return;
+  }
+  const found = DECLARATION.exec(instruction);
+  if (!found || at > (text.startsWith("\uFEFF") ? 1 : 0)) {
+    throw trouble(text, at, "its XML declaration is not well-formed");
+  }
+  const encoding = found[1] ?? "UTF-8";
   if (!/^(utf-?8|us-ascii)$/i.test(encoding)) {
     throw trouble(text, at, `its encoding is ${encoding}`, "save it as UTF-8");
   }
@@ -544,7 +558,8 @@ export function readJob({ value }: Plist, name: string): Job {
     throw new Refusal(`Cannot tell what the job runs: ${why}`, "make them equal, or remove Program");
   }
   const { guard, guardOptions, command } = unwrapped(args as string[], name);
-  const tool = readCommand(command, name);
+  const environment = environmentOf(value);
+  const tool = readCommand(command, name, environment["COLIMA_PROFILE"]);
   const text = (key: string) => {
     const v = value[key];
     if (v === undefined || typeof v === "string") return v;
@@ -571,7 +586,7 @@ export function readJob({ value }: Plist, name: string): Job {
     command,
     guardOptions,
     tool,
-    environment: environmentOf(value),
+    environment,
     startsByItself: value["RunAtLoad"] === true || (keepAlive !== undefined && keepAlive !== false),
     remarks: remarksOn(value, label),
     ...Object.fromEntries(Object.entries(optional).filter(([, v]) => v !== undefined)),
@@ -636,7 +651,7 @@ const COLIMA_VALUES = (
 ).split(" ");
 
 /** Which tool a command starts the instance with, in the foreground. */
-export function readCommand(command: readonly string[], name: string): "limactl" | "colima" {
+export function readCommand(command: readonly string[], name: string, profile = ""): "limactl" | "colima" {
   const tool = basename(command[0] ?? "");
   const shown = JSON.stringify(command.join(" "));
   if (tool !== "limactl" && tool !== "colima") {
@@ -652,7 +667,7 @@ export function readCommand(command: readonly string[], name: string): "limactl"
   }
   const started = tool === "limactl"
     ? names
-    : [colimaInstance(names[0] ?? flags.get("--profile") ?? flags.get("-p") ?? "")];
+    : [colimaInstance(names[0] ?? flags.get("--profile") ?? flags.get("-p") ?? profile)];
   if (names.length > 1 || started.length !== 1) {
     throw new Refusal(`Cannot wrap ${shown}: it names ${started.length} instances`, `name just ${name} in it`);
   }
@@ -797,7 +812,7 @@ export function wrapText(plist: Plist, job: Job, wanted: Wanted): Rewritten {
     if (path !== undefined && plist.value[key] !== path && nodeOf(root, key)) set(key, string(path));
   }
   if (added.length > 0) {
-    const at = layout.list.end;
+    const at = endOfLine(text, layout.list.end);
     edits.push({ at, until: at, text: added.join("") });
   }
   const changed = checked(plist, applied(text, edits), [...OWNED, ...MOVED]);
@@ -817,9 +832,9 @@ function nameIn(job: Job): string {
     job.command.slice(1),
     job.tool === "limactl" ? LIMACTL_VALUES : COLIMA_VALUES,
   );
-  return job.tool === "limactl"
-    ? positionals[1] ?? ""
-    : colimaInstance(positionals[1] ?? flags.get("--profile") ?? flags.get("-p") ?? "");
+  return job.tool === "limactl" ? positionals[1] ?? "" : colimaInstance(
+    positionals[1] ?? flags.get("--profile") ?? flags.get("-p") ?? job.environment["COLIMA_PROFILE"] ?? "",
+  );
 }
 
 /** GUARD --run NAME -- before the old command, each on a line like the old ones; or another guard's path in its place. */
@@ -852,6 +867,13 @@ function layoutOf({ root, text }: Plist): Layout {
     ? "\t"
     : "";
   return { list, key: before, value: /^\s*$/.test(between) ? between : before, item, unit };
+}
+
+/** Behind what a person has noted at the end of the line. */
+function endOfLine(text: string, at: number): number {
+  const note = /(?:[ \t]*<!--(?:(?!-->)[^\r\n])*-->)+(?=[\r\n])/y;
+  note.lastIndex = at;
+  return at + (note.exec(text)?.[0].length ?? 0);
 }
 
 function blankBefore(text: string, at: number): string {
@@ -1172,13 +1194,15 @@ function writeBeside(
   because: string,
 ) {
   const beside = path + BESIDE_SUFFIX;
+  // root:wheel, as launchd wants its daemons.
+  const gid = look.uid === 0 ? WHEEL_GID : look.gid;
   if (prefix.length === 0) {
     const words = `write ${beside}`;
-    return [{ kind: "write", what: words, because, path: beside, bytes, mode, gid: look.gid }] satisfies Step[];
+    return [{ kind: "write", what: words, because, path: beside, bytes, mode, gid }] satisfies Step[];
   }
   return [
     command("run", [...prefix, "tee", beside], because, { bytes, path: beside }),
-    ...look.uid === 0 ? [command("run", [...prefix, "chown", `0:${look.gid}`, beside], "the owner it must have")] : [],
+    ...look.uid === 0 ? [command("run", [...prefix, "chown", `0:${gid}`, beside], "the owner it must have")] : [],
     command("run", [...prefix, "chmod", mode.toString(8).padStart(4, "0"), beside], "the mode it must have"),
   ];
 }
@@ -1532,8 +1556,8 @@ export interface InstallHost extends
 export interface RunOptions {
   readonly limitMs: number;
   readonly input?: Uint8Array;
-  /** Printed before it runs: for what changes something. */
-  readonly isShown?: boolean;
+  /** Printed before it runs: the words of the plan, for what changes something. */
+  readonly words?: string;
 }
 
 // ──────────────────────────────────────────────────────────────────────────────── observing: the job ──
@@ -1982,11 +2006,11 @@ function writeStep(host: InstallHost, { path = "", bytes = new Uint8Array(), mod
 }
 
 async function runStep({ host }: Acting, step: Step): Promise<void> {
-  const { argv, path, to, bytes, becomes } = step;
+  const { argv, path, to, bytes, becomes, what } = step;
   if (argv) {
     const answer = await host.run(argv, {
       limitMs: host.pace.commandMs,
-      isShown: true,
+      words: what,
       ...bytes ? { input: bytes } : {},
     });
     if (answer.late || answer.code !== 0) throw new Failure(inWords(answer));
@@ -2002,9 +2026,9 @@ async function runStep({ host }: Acting, step: Step): Promise<void> {
 }
 
 /** A backup that is left over does no harm: no reason to go back. */
-async function removeStep({ host }: Acting, { argv, path = "" }: Step): Promise<string | void> {
+async function removeStep({ host }: Acting, { argv, path = "", what }: Step): Promise<string | void> {
   if (!argv) host.remove(path);
-  else await host.run(argv, { limitMs: host.pace.commandMs, isShown: true });
+  else await host.run(argv, { limitMs: host.pace.commandMs, words: what });
   return host.lookAt(path) ? "it is still there, and does no harm" : undefined;
 }
 
@@ -2012,8 +2036,8 @@ function succeed(tried: { trouble?: unknown; why?: string }): void {
   if (tried.trouble !== undefined) throw new Failure(tried.why ?? "it failed");
 }
 
-async function handshake(a: Acting, { argv = [""], user }: Step): Promise<string> {
-  const answer = await a.host.run(argv, { limitMs: a.host.pace.commandMs, isShown: true });
+async function handshake(a: Acting, { argv = [""], user, what }: Step): Promise<string> {
+  const answer = await a.host.run(argv, { limitMs: a.host.pace.commandMs, words: what });
   const version = versionIn(answer);
   if (version === undefined) {
     throw new Failure(`it did not say its version to ${user}: ${answer.stdout.trim().slice(0, 80) || inWords(answer)}`);
@@ -2088,7 +2112,7 @@ async function stopStep(a: Acting, { argv = [""], what }: Step): Promise<string>
   a.hasTouchedLaunchd = true;
   const progress = host.progress(`${target.seen.place.name} stops`);
   let ended: Answer | undefined;
-  a.stopping = host.run(argv, { limitMs: host.pace.stopMs, isShown: true }).then((answer) => ended = answer);
+  a.stopping = host.run(argv, { limitMs: host.pace.stopMs, words: what }).then((answer) => ended = answer);
   while (ended === undefined && pid !== undefined && host.alive(pid) !== "no") {
     await Promise.race([a.stopping, host.pause(host.pace.pollMs / 5)]);
   }
@@ -2101,9 +2125,9 @@ async function stopStep(a: Acting, { argv = [""], what }: Step): Promise<string>
   );
 }
 
-async function bootout(a: Acting, { argv = [""] }: Step): Promise<string | void> {
+async function bootout(a: Acting, { argv = [""], what }: Step): Promise<string | void> {
   a.hasTouchedLaunchd = true;
-  const answer = await a.host.run(argv, { limitMs: a.host.pace.commandMs, isShown: true });
+  const answer = await a.host.run(argv, { limitMs: a.host.pace.commandMs, words: what });
   if (!answer.late && [0, NO_PROCESS, IN_PROGRESS, NO_SERVICE].includes(answer.code)) return;
   if ((await lookHard(a)).kind === "absent") return "the job is gone";
   throw new Failure(inWords(answer));
@@ -2125,11 +2149,11 @@ async function waitUntilGone(a: Acting): Promise<void> {
   );
 }
 
-async function bootstrap(a: Acting, { argv = [""], expect }: Step): Promise<string | void> {
+async function bootstrap(a: Acting, { argv = [""], expect, what }: Step): Promise<string | void> {
   a.hasTouchedLaunchd = true;
   const end = a.host.clockMs() + a.host.pace.bootstrapMs;
   for (let tries = 1;; tries++) {
-    const answer = await a.host.run(argv, { limitMs: a.host.pace.commandMs, isShown: true });
+    const answer = await a.host.run(argv, { limitMs: a.host.pace.commandMs, words: what });
     const loaded = await lookHard(a);
     if (loaded.kind === "loaded" && isEqual(loaded.args, expect?.args)) {
       return tries > 1 ? `done, at try ${tries}` : undefined;
@@ -2448,11 +2472,21 @@ async function carryOut(host: InstallHost, name: string, target: Target, steps: 
 
 // ───────────────────────────────────────────────────────────────────────────────────── the real host ──
 
+/** `env` is added to the environment of every command. */
+export interface HostOptions {
+  readonly canAsk: boolean;
+  readonly isVerbose: boolean;
+  readonly env?: Readonly<Record<string, string>>;
+  readonly print?: (text: string) => void;
+}
+
 /** The machine itself: dax runs the commands, asks and shows progress; it is loaded only here. */
-export async function realHost(options: { readonly canAsk: boolean }): Promise<InstallHost> {
+export async function realHost(options: HostOptions): Promise<InstallHost> {
   const { $, CommandBuilder } = await import("npm:dax@0.49.0");
   const guard = guardHost();
   const here = import.meta.dirname;
+  const print = options.print ?? guard.stderr;
+  const builder = () => new CommandBuilder().env(options.env ?? {});
   return {
     ...guard,
     arch: Deno.build.arch,
@@ -2472,11 +2506,12 @@ export async function realHost(options: { readonly canAsk: boolean }): Promise<I
     sync,
     isReadOnly: (path) => guard.writeTrouble(path) !== undefined,
     lock,
-    run: (argv, options) => runCommand(new CommandBuilder(), argv, options),
+    run: (argv, o) =>
+      runCommand(builder(), argv, options.isVerbose ? { words: argv.map(quote).join(" "), ...o } : o, print),
     confirm: (question) => $.confirm(question, { default: false }),
     progress: (text) => options.canAsk ? $.progress(text) : { finish: () => {} },
     compile: (folder, limitMs) =>
-      compile(folder, (argv) => runCommand(new CommandBuilder(), argv, { limitMs, isShown: true })),
+      compile(folder, (argv) => runCommand(builder(), argv, { limitMs, words: argv.map(quote).join(" ") }, print)),
     onSignal: (take) => {
       for (const signal of SIGNALS) Deno.addSignalListener(signal, take);
       return () => SIGNALS.forEach((signal) => Deno.removeSignalListener(signal, take));
@@ -2494,13 +2529,17 @@ async function runCommand(
   builder: Builder,
   argv: readonly [string, ...string[]],
   options: RunOptions,
+  print: (text: string) => void,
 ): Promise<Answer> {
   const asks = argv[0] === "sudo" && argv[1] !== "-n";
   let run = builder.command([...argv]).noThrow().stdout("piped").stderr("piped");
   run = options.input ? run.stdin(options.input) : run.stdin(asks ? "inherit" : "null");
   // The words of the plan, and not dax's own quoting.
-  run.setPrintCommandLogger(() => Deno.stderr.writeSync(new TextEncoder().encode(`$ ${argv.map(quote).join(" ")}\n`)));
-  const child = run.printCommand(options.isShown === true).spawn();
+  run.setPrintCommandLogger(() =>
+    print(`$ ${options.words}
+`)
+  );
+  const child = run.printCommand(options.words !== undefined).spawn();
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<undefined>((resolve) =>
     timer = setTimeout(() => resolve(undefined), asks ? options.limitMs + 60_000 : options.limitMs)
@@ -2630,7 +2669,7 @@ export const INSTALL_OPTIONS = [
   { flag: "dry-run", text: "print the changes and the commands, write nothing" },
   { flag: "yes", text: "do not ask" },
   { flag: "json", text: "one JSON document on stdout" },
-  { flag: "verbose", short: "v", text: "say more on stderr" },
+  { flag: "verbose", short: "v", text: "print every command, those that only look too" },
   { flag: "help", short: "h", text: "print this and exit" },
   { flag: "version", text: "print the version and exit" },
 ] as const;
@@ -2651,6 +2690,7 @@ export interface Options {
   readonly dryRun: boolean;
   readonly yes: boolean;
   readonly json: boolean;
+  readonly verbose: boolean;
 }
 
 /** The text of `--help`. */
@@ -2725,6 +2765,7 @@ export function parseInstallArgs(args: readonly string[]): Options | { print: st
     dryRun: flag("dry-run"),
     yes: flag("yes"),
     json: flag("json"),
+    verbose: flag("verbose"),
     ...Object.fromEntries(Object.entries(optional).filter(([, v]) => v !== undefined)),
   };
   const usage = misuse(options);
@@ -2758,7 +2799,7 @@ export async function installMain(args: readonly string[], given?: InstallHost):
     plain.stderr(`lima-guard: ${options.usage} (hint: lima-guard --install --help)\n`);
     return EXIT.usage;
   }
-  const host = given ?? await realHost({ canAsk: guardHost().isTerminal && !options.json });
+  const host = given ?? await realHost({ canAsk: guardHost().isTerminal && !options.json, isVerbose: options.verbose });
   const names = options.all ? allNames(host) : options.names;
   const prepared: Prepared[] = [];
   for (const name of names) prepared.push(await prepare(host, name, options));
