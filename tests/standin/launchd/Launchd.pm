@@ -65,7 +65,8 @@ sub begin {
     my @log = lines_of("$dir/log");
     for (lines_of("$dir/fault")) {
         my ($when, $how) = split ' ';
-        my $same = $when =~ /^(\D[^:]*):(\d+)$/ ? ($line =~ /\b\Q$1\E\b/ && $2 == grep { /\b\Q$1\E\b/ } @log) : $when eq $n;
+        my ($word, $nth) = $when =~ /^(\D[^:]*):(\d+)$/;
+        my $same = defined $word ? ($line =~ /\b\Q$word\E\b/ && $nth == grep { /\b\Q$word\E\b/ } @log) : $when eq $n;
         $fault = $how if $same;
     }
     close $lock;
