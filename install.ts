@@ -1123,6 +1123,8 @@ export interface Step {
   readonly gid?: number;
   readonly expect?: Expected;
   readonly user?: string;
+  /** The job's process: gone when a stop has succeeded. */
+  readonly pid?: number;
   readonly outcome?: string;
 }
 
@@ -1287,29 +1289,31 @@ function logSteps(path: string, { place, user }: Seen, actor: Actor): Step[] {
 
 // ───────────────────────────────────────────────────────────────────── deciding: steps for launchd ──
 
-function reloadSteps({ seen, job, stopWith }: Target, actor: Actor): Step[] {
-  const { place, domain, loaded, user } = seen;
-  const target = `${domain}/${job.label}`;
+function reloadSteps(target: Target, actor: Actor): Step[] {
+  const { seen, job } = target;
+  const { domain, loaded } = seen;
+  const service = `${domain}/${job.label}`;
   const prefix = launchctlPrefix(seen, actor);
   const steps: Step[] = [];
   const isRunning = loaded.kind === "loaded" && loaded.pid !== undefined;
-  if (isRunning && stopWith !== undefined) {
-    const argv = [
-      ...prefixFor(actor, user.uid, place.kind),
-      stopWith,
-      "--stop",
-      place.name,
-      "--lima-home",
-      seen.limaHome,
-    ];
-    steps.push(command("stop", argv, "launchd's own stop would cut the guest off"));
-  }
+  if (isRunning) steps.push(...stopSteps(target, loaded.pid, actor));
   if (loaded.kind === "loaded") {
-    steps.push(command("bootout", [...prefix, "launchctl", "bootout", target], "launchd keeps the old job until then"));
-    steps.push({ kind: "wait", what: `wait until ${target} is gone`, because: "launchd takes no new job before" });
+    steps.push(
+      command("bootout", [...prefix, "launchctl", "bootout", service], "launchd keeps the old job until then"),
+    );
+    steps.push({ kind: "wait", what: `wait until ${service} is gone`, because: "launchd takes no new job before" });
   }
   steps.push(...loadSteps(seen, job, prefix, isRunning));
   return steps;
+}
+
+/** The guard's ladder on the process that the job has now. */
+function stopSteps({ seen, stopWith }: Target, pid: number | undefined, actor: Actor): Step[] {
+  const { place, user } = seen;
+  if (stopWith === undefined || pid === undefined) return [];
+  const prefix = prefixFor(actor, user.uid, place.kind);
+  const argv = [...prefix, stopWith, "--stop", place.name, "--lima-home", seen.limaHome];
+  return [command("stop", argv, "launchd's own stop would cut the guest off", { pid })];
 }
 
 function loadSteps({ place, domain }: Seen, job: Job, prefix: readonly string[], isRunning: boolean): Step[] {
@@ -1343,7 +1347,8 @@ export interface Now {
 }
 
 /** Back to the old file and the old job, from wherever a failure has left them. Empty where nothing has changed. */
-export function planBack({ seen, reload }: Target, now: Now, actor: Actor): Step[] {
+export function planBack(goal: Target, now: Now, actor: Actor): Step[] {
+  const { seen, reload } = goal;
   const { place, look, plist, loaded: before, domain, job } = seen;
   const steps: Step[] = [];
   if (now.text !== plist.text) {
@@ -1366,6 +1371,9 @@ export function planBack({ seen, reload }: Target, now: Now, actor: Actor): Step
     return [...steps, { kind: "verify", what: `look at launchctl print ${target}`, because: "it ran before", expect }];
   }
   if (now.loaded.kind !== "absent") {
+    // A guard ends its instance gracefully by itself; a bare limactl would be cut off.
+    const isBare = now.loaded.kind === "loaded" && !isGuard(now.loaded.args);
+    if (isBare) steps.push(...stopSteps(goal, now.loaded.pid, actor));
     steps.push(command("bootout", [...prefix, "launchctl", "bootout", target], "this is not the old job"));
     steps.push({ kind: "wait", what: `wait until ${target} is gone`, because: "launchd takes no new job before" });
   }
@@ -2090,25 +2098,28 @@ async function lookHard(a: Acting): Promise<Loaded> {
   return value;
 }
 
+/** How often launchctl is asked at least before it counts as silent. */
+const LOOKS = 3;
+
 async function poll(
   a: Acting,
   limitMs: number,
   isEnough: (loaded: Loaded) => boolean,
 ): Promise<{ isEnough: boolean; value: Loaded }> {
   const end = a.host.clockMs() + limitMs;
-  while (true) {
+  for (let looks = 1;; looks++) {
     const value = await loadedNow(a);
     if (isEnough(value)) return { isEnough: true, value };
-    if (a.host.clockMs() >= end) return { isEnough: false, value };
+    // One launchctl that hangs may use up all the time: that is no reason to give up.
+    const isTried = value.kind !== "unknown" || looks >= LOOKS;
+    if (isTried && a.host.clockMs() >= end) return { isEnough: false, value };
     await a.host.pause(a.host.pace.pollMs);
   }
 }
 
 /** The guard's ladder, until the job's own process has ended: launchd may be starting it again the next moment. */
-async function stopStep(a: Acting, { argv = [""], what }: Step): Promise<string> {
+async function stopStep(a: Acting, { argv = [""], what, pid }: Step): Promise<string> {
   const { host, target } = a;
-  const { loaded } = target.seen;
-  const pid = loaded.kind === "loaded" ? loaded.pid : undefined;
   a.hasTouchedLaunchd = true;
   const progress = host.progress(`${target.seen.place.name} stops`);
   let ended: Answer | undefined;
@@ -2118,11 +2129,12 @@ async function stopStep(a: Acting, { argv = [""], what }: Step): Promise<string>
   }
   progress.finish();
   if (pid === undefined || host.alive(pid) === "no" || ended === undefined) return "its process has ended";
-  const answer = await a.stopping;
-  if (answer.code === 0 && !answer.late) return "stopped";
-  throw new Failure(
-    `${what.includes("--stop") ? "it did not stop" : what}: ${answer.stdout.trim() || inWords(answer)}`,
-  );
+  const { code, late, stdout } = ended as Answer;
+  // `colima start -f` does not notice that its instance has stopped; limactl ends with it. A ladder that was killed
+  // looks like one that went well, but has said nothing.
+  const isStopped = code === 0 && !late && stdout.includes(`${target.seen.place.name}: `);
+  if (isStopped && target.seen.job.tool === "colima") return "stopped";
+  throw new Failure(isStopped ? `PID ${pid} of the job still lives` : stdout.trim() || inWords(ended));
 }
 
 async function bootout(a: Acting, { argv = [""], what }: Step): Promise<string | void> {

@@ -2,6 +2,7 @@ package Launchd;
 
 # What the stand-ins for launchd's tools share: a folder of state, a log of every call, and faults at the n-th call.
 #
+#   STANDIN_LAUNCHD_LIB            this folder: modules that search for it cost more than all the rest
 #   STANDIN_LAUNCHD/log            one line per call, as it was typed
 #   STANDIN_LAUNCHD/calls          how many there were
 #   STANDIN_LAUNCHD/conf           key=value lines: see launchctl and guard
@@ -20,8 +21,6 @@ package Launchd;
 use strict;
 use warnings;
 use Exporter 'import';
-use Fcntl ':flock';
-use File::Basename 'basename';
 our @EXPORT = qw(state_dir conf slurp spit begin finish jobs read_job write_job unescape plist_of new_pid lines_of);
 
 sub state_dir { $ENV{STANDIN_LAUNCHD} // die "stand-in: STANDIN_LAUNCHD is not set\n" }
@@ -55,8 +54,8 @@ my $fault;
 sub begin {
     my $dir = state_dir();
     open my $lock, '>', "$dir/lock" or die "stand-in: $!\n";
-    flock $lock, LOCK_EX;
-    my $line = join ' ', basename($0), @ARGV;
+    flock $lock, 2;
+    my $line = join " ", $0 =~ s{.*/}{}r, @ARGV;
     my $n = (slurp("$dir/calls") || 0) + 1;
     spit("$dir/calls", $n);
     open my $log, '>>', "$dir/log" or die "stand-in: $!\n";
