@@ -1041,7 +1041,11 @@ export interface Judgement {
  * Only root, the job's user, and those who may become root anyway (group admin) may; for a job of root, root alone.
  * A sticky folder protects what lies in it, as long as that belongs to one of them.
  */
-export function judgeWay(way: readonly FileLook[], user: { readonly uid: number; readonly name: string }): Judgement {
+export function judgeWay(
+  way: readonly FileLook[],
+  user: { readonly uid: number; readonly name: string },
+  admins: "may" | "may not" = user.uid === 0 ? "may not" : "may",
+): Judgement {
   const warnings: string[] = [];
   for (const link of way) {
     const hint = `ls -ld ${quote(link.path)}; sudo chown root:wheel ${quote(link.path)}; sudo chmod go-w ${
@@ -1062,7 +1066,7 @@ export function judgeWay(way: readonly FileLook[], user: { readonly uid: number;
     }
     if ((link.mode & 0o020) === 0 || isSticky) continue;
     const isAdmin = link.gid === ADMIN_GID || link.gid === WHEEL_GID;
-    if (!isAdmin || user.uid === 0) {
+    if (!isAdmin || admins === "may not") {
       return { trouble: `${link.path} can be written by group ${link.gid}`, hint, warnings };
     }
     warnings.push(`${link.path} can be written by group ${link.gid === ADMIN_GID ? "admin" : "wheel"}`);
@@ -2341,8 +2345,9 @@ function refuseReadOnly(host: InstallHost, { place, job, look }: Seen, options: 
     );
   }
   if (place.kind !== "daemon") return;
-  // Whoever can write a daemon's plist is root, as far as launchd is concerned.
-  const judged = judgeWay(wayTo(host, place.file), { uid: 0, name: "root" });
+  // Whoever can write a daemon's plist is root, as far as launchd is concerned. What group admin may do to the folders
+  // of /Library is Apple's decision, and was another one in every decade.
+  const judged = judgeWay(wayTo(host, place.file), { uid: 0, name: "root" }, "may");
   const isLoose = look.uid !== 0 || (look.mode & 0o022) !== 0;
   if (isLoose || judged.trouble !== undefined) {
     const hint = judged.hint ?? `sudo chown root:wheel ${quote(place.target)}; sudo chmod 0644 ${quote(place.target)}`;
