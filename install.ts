@@ -22,10 +22,10 @@
  * 75 could not find out: try again · 77 not permitted.
  *
  * Sections: names and numbers · what we saw · reading: XML · reading: the plist · reading: the job · reading: command
- * lines · reading: launchctl · deciding: the new text · deciding: the old text · deciding: who may write · deciding: the
+ * lines · reading: launchctl · deciding: the new text · deciding: the layout · deciding: the old text · deciding: who may write · deciding: the
  * steps · deciding: steps for files · deciding: steps for launchd · deciding: the way back · deciding: the check · words ·
  * the host · observing: the job · observing: its user, its volume, launchd · observing: the guard · acting · acting:
- * launchd · the roles · the role --check · carrying out · the real host · command line · main.
+ * launchd · the roles · the role --check · carrying out · the real host · the real host: files · command line · main.
  *
  * Exports exist for lima_guard.ts (`installMain`) and for the tests.
  * @module
@@ -847,13 +847,15 @@ function guardEdits(plist: Plist, job: Job, guard: string): Edit[] {
   return [{ at: first.start, until: first.start, text: prefix }];
 }
 
+// ──────────────────────────────────────────────────────────────────────────── deciding: the layout ──
+
 /** The white space that this text puts before a key, between key and value, before an item, and its indentation. */
 interface Layout {
   readonly list: Node;
   readonly key: string;
   readonly value: string;
   readonly item: string;
-  readonly unit: string;
+  readonly indent: string;
 }
 
 function layoutOf({ root, text }: Plist): Layout {
@@ -861,12 +863,12 @@ function layoutOf({ root, text }: Plist): Layout {
   if (!key || !list) throw new Refusal("Cannot find ProgramArguments in the text (a fault of ours)");
   const between = text.slice(key.end, list.start);
   const [before, item] = [blankBefore(text, key.start), blankBefore(text, list.children[0]?.start ?? list.innerStart)];
-  const unit = item.startsWith(before) && before.includes("\n")
+  const indent = item.startsWith(before) && before.includes("\n")
     ? item.slice(before.length)
     : before.includes("\n")
     ? "\t"
     : "";
-  return { list, key: before, value: /^\s*$/.test(between) ? between : before, item, unit };
+  return { list, key: before, value: /^\s*$/.test(between) ? between : before, item, indent };
 }
 
 /** Behind what a person has noted at the end of the line. */
@@ -890,15 +892,15 @@ function string(text: string): string {
   return `<string>${text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;")}</string>`;
 }
 
-function dictXml({ key, value, unit }: Layout, name: string, element: string): string {
-  return `<dict>${key}${unit}<key>${name}</key>${value === key ? key + unit : value}${element}${key}</dict>`;
+function dictXml({ key, value, indent }: Layout, name: string, element: string): string {
+  return `<dict>${key}${indent}<key>${name}</key>${value === key ? key + indent : value}${element}${key}</dict>`;
 }
 
 /** Another entry at the end of a dict: laid out like the last one there is. */
 function insertInto(dict: Node, layout: Layout, text: string, name: string, element: string): Edit {
   const [key, value] = entriesOf(dict).at(-1) ?? [];
   if (!key || !value) {
-    const words = `${layout.key}${layout.unit}<key>${name}</key>${layout.value}${element}`;
+    const words = `${layout.key}${layout.indent}<key>${name}</key>${layout.value}${element}`;
     return { at: dict.innerStart, until: dict.innerStart, text: words };
   }
   const between = text.slice(key.end, value.start);
@@ -1549,8 +1551,8 @@ export interface InstallHost extends
   /** lstat(2). */
   lookAt(path: string): FileLook | undefined;
   linkTarget(path: string): string | undefined;
-  /** A regular file's bytes, at most so many. */
-  bytes(path: string, most: number): Uint8Array;
+  /** A regular file's bytes, at most so many; undefined where it may not be read. */
+  bytes(path: string, most: number): Uint8Array | undefined;
   /** Makes a file that must not be there yet, with its bytes on the disk when this returns. */
   writeNew(path: string, bytes: Uint8Array, mode: number, gid: number): void;
   /** Waits until what a folder or file holds is on the disk. */
@@ -1633,7 +1635,11 @@ function readFileOf(host: InstallHost, path: string): { look: FileLook; text: st
       `ls -l ${quote(path)}`,
     );
   }
-  return { look, text: decodePlist(host.bytes(path, PLIST_LIMIT_BYTES + 1), path) };
+  const bytes = host.bytes(path, PLIST_LIMIT_BYTES + 1);
+  if (!bytes) {
+    throw new Refusal(`Cannot read ${path}: its mode does not permit it`, `ls -l ${quote(path)}`, EXIT.denied);
+  }
+  return { look, text: decodePlist(bytes, path) };
 }
 
 /** Everything about a job, before anything is decided. Changes nothing. */
@@ -1844,13 +1850,7 @@ async function isSigned(host: InstallHost, path: string): Promise<boolean> {
 
 function bytesOf(host: InstallHost, path: string): Uint8Array | undefined {
   const look = host.lookAt(path);
-  if (look?.kind !== "file" || look.size > GUARD_LIMIT_BYTES) return undefined;
-  try {
-    return host.bytes(path, GUARD_LIMIT_BYTES);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.PermissionDenied)) throw error;
-    return undefined;
-  }
+  return look?.kind === "file" && look.size <= GUARD_LIMIT_BYTES ? host.bytes(path, GUARD_LIMIT_BYTES) : undefined;
 }
 
 /** A boot-time job must not depend on Deno's cache, which macOS may purge, or on the network. */
@@ -2574,6 +2574,8 @@ async function runCommand(
   return { argv, code: -1, stdout: "", stderr: "", late: true };
 }
 
+// ──────────────────────────────────────────────────────────────────────────── the real host: files ──
+
 function lookAt(path: string): FileLook | undefined {
   try {
     const info = Deno.lstatSync(path);
@@ -2595,14 +2597,19 @@ function lookAt(path: string): FileLook | undefined {
   }
 }
 
-function readSome(path: string, most: number): Uint8Array {
-  using file = Deno.openSync(path);
-  const bytes = new Uint8Array(Math.min(most, file.statSync().size + 1));
-  let filled = 0;
-  for (let n: number | null; filled < bytes.length && (n = file.readSync(bytes.subarray(filled))) !== null;) {
-    filled += n;
+function readSome(path: string, most: number): Uint8Array | undefined {
+  try {
+    using file = Deno.openSync(path);
+    const bytes = new Uint8Array(Math.min(most, file.statSync().size + 1));
+    let filled = 0;
+    for (let n: number | null; filled < bytes.length && (n = file.readSync(bytes.subarray(filled))) !== null;) {
+      filled += n;
+    }
+    return bytes.subarray(0, filled);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.PermissionDenied)) throw error;
+    return undefined;
   }
-  return bytes.subarray(0, filled);
 }
 
 function writeNew(path: string, bytes: Uint8Array, mode: number, gid: number): void {
@@ -2741,13 +2748,16 @@ const LITERAL = "\0";
 export function parseInstallArgs(args: readonly string[]): Options | { print: string } | { usage: string } {
   const valued: string[] = INSTALL_OPTIONS.flatMap((o) => "argument" in o ? [o.flag] : []);
   const switches: string[] = INSTALL_OPTIONS.flatMap((o) => "argument" in o ? [] : [o.flag]);
+  const isValued = (a: string | undefined) => a !== undefined && valued.includes(a.slice(2)) && a.startsWith("--");
   const known = new RegExp(`^(--(${switches.join("|")})|-[vh]+|--(${valued.join("|")})(=.*)?)$`, "s");
-  const unknown = args.find((a, i) =>
-    a.startsWith("-") && !known.test(a) && !valued.includes((args[i - 1] ?? "").slice(2))
+  // `-` is a value (codesign's word for "ad hoc"), though it looks like a flag.
+  const joined = args.flatMap((a, i) =>
+    a === "-" && isValued(args[i - 1]) ? [] : isValued(a) && args[i + 1] === "-" ? [`${a}=-`] : [a]
   );
+  const unknown = joined.find((a) => a.startsWith("-") && !known.test(a));
   if (unknown !== undefined) return { usage: `Cannot understand ${JSON.stringify(unknown)}` };
   const parsed: Record<string, unknown> & { _: unknown[] } = parseArgs(
-    args.map((a) => /^(true|false)$/.test(a) ? `${LITERAL}${a}` : a),
+    joined.map((a) => /^(true|false)$/.test(a) ? `${LITERAL}${a}` : a),
     { boolean: switches, string: ["_", ...valued], alias: { v: "verbose", h: "help" } },
   );
   if (parsed["help"]) return { print: helpText() };
