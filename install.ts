@@ -22,10 +22,11 @@
  * 75 could not find out: try again · 77 not permitted.
  *
  * Sections: names and numbers · what we saw · reading: XML · reading: the plist · reading: the job · reading: command
- * lines · reading: launchctl · deciding: the new text · deciding: the layout · deciding: the old text · deciding: who may write · deciding: the
- * steps · deciding: steps for files · deciding: steps for launchd · deciding: the way back · deciding: the check · words ·
- * the host · observing: the job · observing: its user, its volume, launchd · observing: the guard · acting · acting:
- * launchd · the roles · the role --check · carrying out · the real host · the real host: files · command line · main.
+ * lines · reading: launchctl · deciding: the new text · deciding: the layout · deciding: the old text · deciding: who
+ * may write · deciding: the steps · deciding: steps for files · deciding: steps for launchd · deciding: the way back
+ * · deciding: the check · words · the host · observing: the job · observing: its user, its volume, launchd ·
+ * observing: the guard · acting · acting: launchd · the roles · the role --check · carrying out · the real host · the
+ * real host: files · command line · main.
  *
  * Exports exist for lima_guard.ts (`installMain`) and for the tests.
  * @module
@@ -209,9 +210,18 @@ export interface FileLook {
   readonly size: number;
 }
 
-/** What launchd has of a job. `unknown` where launchctl did not answer, or not in words that we can read. */
+/**
+ * What launchd has of a job; `isEnding` after bootout, until its process is gone. `unknown` where launchctl did not
+ * answer, or not in words that we can read.
+ */
 export type Loaded =
-  | { readonly kind: "loaded"; readonly args: readonly string[]; readonly pid?: number; readonly exitTimeoutS?: number }
+  | {
+    readonly kind: "loaded";
+    readonly args: readonly string[];
+    readonly pid?: number;
+    readonly isEnding: boolean;
+    readonly exitTimeoutS?: number;
+  }
   | { readonly kind: "absent" }
   | { readonly kind: "no session" }
   | { readonly kind: "unknown"; readonly why: string };
@@ -707,12 +717,13 @@ export function readLoaded(answer: Answer): Loaded {
   const lines = answer.stdout.split("\n");
   const first = lines.indexOf("\targuments = {");
   const end = lines.indexOf("\t}", first);
-  const { pid, exitTimeoutS, program } = readPrint(answer.stdout);
+  const { pid, exitTimeoutS, program, state } = readPrint(answer.stdout);
   const args = first < 0 ? [program ?? ""] : lines.slice(first + 1, end).map((line) => line.replace(/^\t\t/, ""));
   if (args[0] === "" || (first >= 0 && end < 0)) return { kind: "unknown", why: "launchctl print gave half an answer" };
   return {
     kind: "loaded",
     args,
+    isEnding: /^SIG(TERM|KILL)ed$/.test(state ?? ""),
     ...pid === undefined ? {} : { pid },
     ...exitTimeoutS === undefined ? {} : { exitTimeoutS },
   };
@@ -1352,6 +1363,11 @@ export interface Now {
   readonly loaded: Loaded;
 }
 
+/** Loaded with these arguments, and not about to be gone. */
+function isLoadedAs(loaded: Loaded, args: readonly string[] | undefined): boolean {
+  return loaded.kind === "loaded" && !loaded.isEnding && isEqual(loaded.args, args);
+}
+
 /** Back to the old file and the old job, from wherever a failure has left them. Empty where nothing has changed. */
 export function planBack(goal: Target, now: Now, actor: Actor): Step[] {
   const { seen, reload } = goal;
@@ -1367,7 +1383,7 @@ export function planBack(goal: Target, now: Now, actor: Actor): Step[] {
   if (!reload || now.loaded.kind === "no session") return steps;
   const target = `${domain}/${job.label}`;
   const prefix = launchctlPrefix(seen, actor);
-  const isSame = before.kind === "loaded" && now.loaded.kind === "loaded" && isEqual(before.args, now.loaded.args);
+  const isSame = before.kind === "loaded" && isLoadedAs(now.loaded, before.args);
   const wasRunning = before.kind === "loaded" && before.pid !== undefined;
   if (isSame) {
     const runs = now.loaded.kind === "loaded" && now.loaded.pid !== undefined;
@@ -1421,6 +1437,7 @@ export function judgeCheck(
     if (loaded.exitTimeoutS !== undefined && loaded.exitTimeoutS < Math.min(needed, inFile)) {
       troubles.push(`launchd has an exit timeout of ${loaded.exitTimeoutS} s in force, of ${needed} s`);
     }
+    if (loaded.isEnding) troubles.push("the job is ending, and will not be loaded then");
     if (loaded.pid === undefined) notes.push("the job does not run now");
   }
   if (seen.otherVolume && job.workingDirectory !== undefined && job.workingDirectory !== "/") {
@@ -2145,7 +2162,9 @@ async function bootout(a: Acting, { argv = [""], what }: Step): Promise<string |
   a.hasTouchedLaunchd = true;
   const answer = await a.host.run(argv, { limitMs: a.host.pace.commandMs, words: what });
   if (!answer.late && [0, NO_PROCESS, IN_PROGRESS, NO_SERVICE].includes(answer.code)) return;
-  if ((await lookHard(a)).kind === "absent") return "the job is gone";
+  const loaded = await lookHard(a);
+  if (loaded.kind === "absent") return "the job is gone";
+  if (loaded.kind === "loaded" && loaded.isEnding) return "the job is ending";
   throw new Failure(inWords(answer));
 }
 
@@ -2171,7 +2190,7 @@ async function bootstrap(a: Acting, { argv = [""], expect, what }: Step): Promis
   for (let tries = 1;; tries++) {
     const answer = await a.host.run(argv, { limitMs: a.host.pace.commandMs, words: what });
     const loaded = await lookHard(a);
-    if (loaded.kind === "loaded" && isEqual(loaded.args, expect?.args)) {
+    if (isLoadedAs(loaded, expect?.args)) {
       return tries > 1 ? `done, at try ${tries}` : undefined;
     }
     const isTransient = answer.late || [0, IO_ERROR, IN_PROGRESS, ALREADY].includes(answer.code);
@@ -2182,7 +2201,7 @@ async function bootstrap(a: Acting, { argv = [""], expect, what }: Step): Promis
 
 async function verify(a: Acting, { expect }: Step): Promise<string> {
   const isRight = (l: Loaded) =>
-    l.kind === "loaded" && isEqual(l.args, expect?.args) && (!expect?.isRunning || l.pid !== undefined);
+    isLoadedAs(l, expect?.args) && (!expect?.isRunning || (l.kind === "loaded" && l.pid !== undefined));
   const progress = a.host.progress("looks at the job");
   const { isEnough, value } = await poll(a, a.host.pace.runningMs, isRight);
   progress.finish();
@@ -2330,7 +2349,7 @@ function needsReload(host: InstallHost, seen: Seen, job: Job, options: Options, 
   // An uninstall that was cut off between bootout and bootstrap has left the old bytes and the backup.
   if (loaded.kind === "absent") return role === "install" || seen.backup?.text === seen.plist.text;
   const wanted = Math.min(job.exitTimeOut ?? 0, EXIT_TIMEOUT_S);
-  return !isEqual(loaded.args, job.args) || (loaded.exitTimeoutS ?? wanted) < wanted;
+  return loaded.isEnding || !isEqual(loaded.args, job.args) || (loaded.exitTimeoutS ?? wanted) < wanted;
 }
 
 /** A file that somebody else writes: what to declare there. */

@@ -1,9 +1,10 @@
 /** install.ts on a pretended Mac: what it does, in which order, what it refuses, what it says. */
 
 import assert from "node:assert/strict";
-import { BACKUP_SUFFIX } from "../install.ts";
+import { BACKUP_SUFFIX, installMain } from "../install.ts";
 import { VERSION } from "../lima_guard.ts";
 import { FakeMac, type MacSettings } from "./helpers/launchd.ts";
+import { readOnlyDir, whyNoReadOnlyDir } from "./helpers/user.ts";
 
 const folder = new URL("testdata/plists/", import.meta.url);
 /** A fixture, for the pretended zoe. */
@@ -19,18 +20,13 @@ const listed = (dir: string) => [...Deno.readDirSync(dir)].map((e) => e.name).so
 
 /** A Mac with a running daemon (or agent) as Lima makes it. */
 async function macWith(kind: "daemon" | "agent", settings: MacSettings = {}, name = `lima-2.2-${kind}`) {
-  const mac = FakeMac.make({ ...kind === "agent" ? withOwnGuards() : {}, ...settings });
+  const mac = FakeMac.make(settings);
   const text = fixture(mac, name);
   const file = kind === "daemon" ? mac.daemon("default", text) : mac.agent("default", text);
   const domain = kind === "daemon" ? "system" : "gui/501";
   await mac.load(domain, file);
   const label = kind === "daemon" ? DAEMON : AGENT;
   return { mac, file, text, domain, label, job: () => mac.job(domain, label) };
-}
-
-/** An agent's user cannot write root's folder: its guard stands somewhere of its own. */
-function withOwnGuards(): MacSettings {
-  return { owners: [] };
 }
 
 /** Arguments that put an agent's guard where its user can. */
@@ -521,7 +517,6 @@ Deno.test("a plist that changes while the question is open is not overwritten", 
   const { mac, file, text } = await macWith("daemon", { canAsk: true });
   await using _ = mac;
   const host = await mac.host({ stdout: "", stderr: "" });
-  const { installMain } = await import("../install.ts");
   const newer = text.replace("Background", "Standard");
   const status = await installMain(["default"], {
     ...host,
@@ -540,6 +535,86 @@ Deno.test("two installs at once: the second one waits for nobody and touches not
   assert.equal(run.status, 75);
   assert.match(run.stdout, /another install is at work/);
   assert.equal(Deno.readTextFileSync(file), text);
+});
+
+Deno.test("a signal in the middle, at any step, puts the old job back", async () => {
+  let interrupted = 0;
+  for (let at = 1; at <= 40; at++) {
+    const { mac, file, text, job } = await macWith("agent");
+    await using _ = mac;
+    const out = { stdout: "", stderr: "" };
+    const host = await mac.host(out);
+    let [n, interrupt] = [0, () => {}];
+    const status = await installMain(["--yes", ...own(mac), "default"], {
+      ...host,
+      onSignal: (take) => {
+        interrupt = take;
+        return () => {};
+      },
+      run: (argv, options) => {
+        if (++n === at) interrupt();
+        return host.run(argv, options);
+      },
+    });
+    const isOld = Deno.readTextFileSync(file) === text;
+    assert.ok(job(), `at ${at}: ${out.stdout}${out.stderr}`);
+    assert.equal(isOld, !job()!.args.includes("--run"), `at ${at}: ${out.stdout}${out.stderr}`);
+    assert.ok(job()!.pid !== undefined && isOld === (status !== 0), `at ${at}: ${out.stdout}${out.stderr}`);
+    if (isOld) interrupted++;
+    if (at > n) break;
+  }
+  assert.ok(interrupted > 4, `only ${interrupted}`);
+});
+
+Deno.test({
+  name: `a plist on a read-only volume is refused, with what to declare${
+    whyNoReadOnlyDir() ? `: ${whyNoReadOnlyDir()}` : ""
+  }`,
+  ignore: whyNoReadOnlyDir() !== undefined || Deno.uid() !== 0,
+  fn: async () => {
+    const { mac, file, text } = await macWith("agent");
+    await using _ = mac;
+    using _readOnly = readOnlyDir(mac.agents);
+    const run = await mac.run(["--yes", ...own(mac), "default"]);
+    assert.equal(run.status, 1);
+    assert.match(
+      run.stdout,
+      /its volume is read-only \(hint: declare there: ProgramArguments = \[".*\/lima-guard","--run","default","--","\/opt/,
+    );
+    assert.equal(Deno.readTextFileSync(file), text);
+  },
+});
+
+Deno.test("a plist that Nix made is refused, with what to declare", async () => {
+  const { mac } = await macWith("agent");
+  await using _ = mac;
+  const out = { stdout: "", stderr: "" };
+  const host = await mac.host(out);
+  const store = `/nix/store/${"a".repeat(32)}-agent.plist`;
+  const file = `${mac.agents}/${AGENT}.plist`;
+  const real = (path: string) => path === store ? file : path;
+  const status = await installMain(["--yes", ...own(mac), "default"], {
+    ...host,
+    realPath: (path) => path === file ? { ok: store } : host.realPath(path),
+    lookAt: (path) => host.lookAt(real(path)),
+    bytes: (path, most) => host.bytes(real(path), most),
+  });
+  assert.equal(status, 1);
+  assert.match(out.stdout, /Nix made it \(hint: declare there/);
+});
+
+Deno.test("a job that somebody else is just booting out is waited for, and loaded again", async () => {
+  const { mac, job } = await macWith("daemon");
+  await using _ = mac;
+  await mac.run(["--yes", "default"]);
+  await new Deno.Command(`${mac.root}/bin/launchctl`, {
+    args: ["bootout", `system/${DAEMON}`],
+    env: { ...mac.env, STANDIN_ROOT: "1" },
+  }).output();
+  assert.match((await mac.run(["--check", "default"])).stdout, /the job is ending/);
+  const run = await mac.run(["--yes", "default"]);
+  assert.equal(run.status, 0, run.stdout);
+  assert.ok(job()?.pid !== undefined && !job()!.dying);
 });
 
 // ── --check ──
