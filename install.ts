@@ -112,6 +112,8 @@ export interface Pace {
   readonly commandMs: number;
   /** The guard's ladder: its budget, a lock that it waits for, its clean-up. */
   readonly stopMs: number;
+  /** Until launchd has taken notice of a process that ended. */
+  readonly reapMs: number;
   /** From bootout until the job is gone, beyond the exit timeout in force. */
   readonly goneMs: number;
   /** A second of the exit timeout. */
@@ -126,6 +128,7 @@ export interface Pace {
 export const PACE: Pace = {
   commandMs: 10_000,
   stopMs: 180_000,
+  reapMs: 5_000,
   goneMs: 15_000,
   secondMs: 1000,
   bootstrapMs: 30_000,
@@ -2155,6 +2158,10 @@ async function stopStep(a: Acting, { argv = [""], what, pid }: Step): Promise<st
   // looks like one that went well, but has said nothing.
   const isStopped = code === 0 && !late && stdout.includes(`${target.seen.place.name}: `);
   if (isStopped && target.seen.job.tool === "colima") return "stopped";
+  // The ladder calls a process gone that launchd has yet to reap.
+  const end = host.clockMs() + host.pace.reapMs;
+  while (isStopped && host.alive(pid) !== "no" && host.clockMs() < end) await host.pause(host.pace.pollMs);
+  if (host.alive(pid) === "no") return "its process has ended";
   throw new Failure(isStopped ? `PID ${pid} of the job still lives` : stdout.trim() || inWords(ended));
 }
 

@@ -7,6 +7,7 @@ import assert from "node:assert/strict";
 import { type FileLook, type InstallHost, installMain, PACE, realHost } from "../../install.ts";
 import { VERSION } from "../../lima_guard.ts";
 import { project } from "./paths.ts";
+import { isAlive } from "./processes.ts";
 
 /** What can be told of the machine; all of it can be written as JSON, for a run in a process of its own. */
 export interface MacSettings {
@@ -47,6 +48,7 @@ export const ZOE = { name: "zoe", uid: 501, gid: 20 };
 const QUICK: typeof PACE = {
   commandMs: 1500,
   stopMs: 1500,
+  reapMs: 50,
   goneMs: 1500,
   secondMs: 1,
   bootstrapMs: 1500,
@@ -158,7 +160,7 @@ export class FakeMac implements AsyncDisposable {
     const lines = this.#lines(`${this.state}/jobs/${domain.replace("/", "_")},${label}`);
     if (lines.length === 0) return undefined;
     const value = (key: string) => lines.find((l) => l.startsWith(`${key} `))?.slice(key.length + 1);
-    const pid = Number(value("pid"));
+    const pid = Number(value("pid") ?? 0);
     return {
       args: lines.filter((l) => l.startsWith("arg ")).map((l) => l.slice(4)),
       pid: pid && this.#isAlive(pid) ? pid : undefined,
@@ -168,7 +170,7 @@ export class FakeMac implements AsyncDisposable {
   }
 
   #isAlive(pid: number): boolean {
-    return this.exists(`${this.state}/alive/${pid}`);
+    return pid < 900_000 ? isAlive(pid) : this.exists(`${this.state}/alive/${pid}`);
   }
 
   exists(path: string): boolean {
@@ -185,8 +187,12 @@ export class FakeMac implements AsyncDisposable {
     return this.exists(`${this.state}/disabled/${domain.replace("/", "_")},${label}`);
   }
 
+  /** For the environment of everything that runs on it. */
+  more: Record<string, string> = {};
+
   get env(): Record<string, string> {
     return {
+      ...this.more,
       PATH: `${this.root}/bin:${Deno.env.get("PATH")}`,
       STANDIN_LAUNCHD: this.state,
       STANDIN_LAUNCHD_LIB: `${project}/tests/standin/launchd`,
@@ -221,7 +227,7 @@ export class FakeMac implements AsyncDisposable {
       self: settings.isBinary === false ? { folder: src } : { binary: `${src}/lima-guard` },
       programs: ["23212f75"],
       lookAt: (path) => this.pretend(real.lookAt(path)),
-      alive: (pid) => pid < 900_000 ? real.alive(pid) : this.#isAlive(pid) ? "yes" : "no",
+      alive: (pid) => this.#isAlive(pid) ? "yes" : "no",
       confirm: () => Promise.resolve(settings.answer ?? true),
       progress: () => ({ finish: () => {} }),
       compile: () => Promise.resolve({ argv: ["deno"], code: 1, stdout: "", stderr: "no network", late: false }),

@@ -89,10 +89,10 @@ sub jobs { my $dir = state_dir() . '/jobs'; opendir my $d, $dir or return (); re
 sub read_job {
     my ($id) = @_;
     my $text = slurp(state_dir() . "/jobs/$id") // return undef;
-    my %job = (arg => []);
+    my %job = (arg => [], env => []);
     for (split /\n/, $text) {
         my ($key, $value) = split / /, $_, 2;
-        if ($key eq 'arg') { push @{$job{arg}}, $value // '' }
+        if ($key eq 'arg' || $key eq 'env') { push @{$job{$key}}, $value // '' }
         else { $job{$key} = $value }
     }
     return \%job;
@@ -100,8 +100,8 @@ sub read_job {
 
 sub write_job {
     my ($id, $job) = @_;
-    my @lines = map { "$_ $job->{$_}" } grep { $_ ne 'arg' && defined $job->{$_} } sort keys %$job;
-    spit(state_dir() . "/jobs/$id", join '', map { "$_\n" } @lines, map { "arg $_" } @{$job->{arg}});
+    my @lines = map { "$_ $job->{$_}" } grep { !ref $job->{$_} && defined $job->{$_} } sort keys %$job;
+    spit(state_dir() . "/jobs/$id", join '', map { "$_\n" } @lines, (map { "env $_" } @{$job->{env}}), map { "arg $_" } @{$job->{arg}});
 }
 
 sub new_pid {
@@ -128,6 +128,9 @@ sub plist_of {
     my %plist = (Label => unescape($1));
     return undef unless $text =~ m{<key>\s*ProgramArguments\s*</key>\s*<array>(.*?)</array>}s;
     $plist{args} = [map { unescape($_) } $1 =~ m{<string>(.*?)</string>}gs];
+    my ($env) = $text =~ m{<key>\s*EnvironmentVariables\s*</key>\s*<dict>(.*?)</dict>}s;
+    my %env = ($env // '') =~ m{<key>(.*?)</key>\s*<string>(.*?)</string>}gs;
+    $plist{env} = [map { "$_=" . unescape($env{$_}) } sort keys %env];
     $plist{timeout} = $text =~ m{<key>\s*ExitTimeOut\s*</key>\s*<integer>\s*(\d+)}s ? $1 : 5;
     $plist{starts} = $text =~ m{<key>\s*(?:RunAtLoad</key>\s*<true/>|KeepAlive\s*</key>\s*<(?:dict|true))}s ? 1 : 0;
     $plist{keeps} = $text =~ m{<key>\s*KeepAlive\s*</key>\s*<(?:dict|true)}s ? 1 : 0;
