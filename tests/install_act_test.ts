@@ -537,33 +537,62 @@ Deno.test("two installs at once: the second one waits for nobody and touches not
   assert.equal(Deno.readTextFileSync(file), text);
 });
 
-Deno.test("a signal in the middle, at any step, puts the old job back", async () => {
-  let interrupted = 0;
-  for (let at = 1; at <= 40; at++) {
-    const { mac, file, text, job } = await macWith("agent");
-    await using _ = mac;
-    const out = { stdout: "", stderr: "" };
-    const host = await mac.host(out);
-    let [n, interrupt] = [0, () => {}];
-    const status = await installMain(["--yes", ...own(mac), "default"], {
-      ...host,
-      onSignal: (take) => {
-        interrupt = take;
-        return () => {};
-      },
-      run: (argv, options) => {
-        if (++n === at) interrupt();
-        return host.run(argv, options);
-      },
-    });
-    const isOld = Deno.readTextFileSync(file) === text;
-    assert.ok(job(), `at ${at}: ${out.stdout}${out.stderr}`);
-    assert.equal(isOld, !job()!.args.includes("--run"), `at ${at}: ${out.stdout}${out.stderr}`);
-    assert.ok(job()!.pid !== undefined && isOld === (status !== 0), `at ${at}: ${out.stdout}${out.stderr}`);
-    if (isOld) interrupted++;
-    if (at > n) break;
-  }
-  assert.ok(interrupted > 4, `only ${interrupted}`);
+for (const role of ["install", "uninstall"] as const) {
+  Deno.test(`a signal in the middle of an ${role}, at any step, puts the old job back and cuts nobody off`, async () => {
+    let interrupted = 0;
+    for (let at = 1; at <= 40; at++) {
+      const { mac, file, job } = await macWith("agent");
+      await using _ = mac;
+      if (role === "uninstall") await mac.run(["--yes", ...own(mac), "default"]);
+      const oldText = Deno.readTextFileSync(file);
+      const out = { stdout: "", stderr: "" };
+      const host = await mac.host(out);
+      let [n, interrupt] = [0, () => {}];
+      const status = await installMain([`--${role}`, "--yes", ...own(mac), "default"], {
+        ...host,
+        onSignal: (take) => {
+          interrupt = take;
+          return () => {};
+        },
+        run: (argv, options) => {
+          if (++n === at) interrupt();
+          return host.run(argv, options);
+        },
+      });
+      const words = `at ${at}: ${out.stdout}${out.stderr}`;
+      const isOld = Deno.readTextFileSync(file) === oldText;
+      assert.ok(job(), words);
+      assert.equal(job()!.args.includes("--run"), isOld === (role === "uninstall"), words);
+      assert.ok(job()!.pid !== undefined && isOld === (status !== 0), words);
+      assert.ok(!mac.exists(`${mac.state}/cut_off`), words);
+      if (isOld) interrupted++;
+      if (at > n) break;
+    }
+    assert.ok(interrupted > 4, `only ${interrupted}`);
+  });
+}
+
+Deno.test("a ladder that was killed is not believed, though Colima's own process tells nothing", async () => {
+  const mac = FakeMac.make();
+  await using _ = mac;
+  const file = `${mac.agents}/homebrew.mxcl.colima.plist`;
+  const text = fixture(mac, "homebrew-colima");
+  Deno.writeTextFileSync(file, text);
+  await mac.load("gui/501", file);
+  mac.fault("stop:1 killed");
+  const run = await mac.run(["--yes", "--plist", file, ...own(mac), "colima"]);
+  assert.ok(mac.log().some((line) => line.startsWith("lima-guard --stop")));
+  assert.equal(run.status, 1, run.stdout);
+  assert.equal(Deno.readTextFileSync(file), text);
+  assert.ok(!mac.exists(`${mac.state}/cut_off`));
+});
+
+Deno.test("a dry run asks nobody", async () => {
+  const { mac } = await macWith("daemon", { canAsk: true });
+  await using _ = mac;
+  const host = await mac.host({ stdout: "", stderr: "" });
+  const asked = () => Promise.reject(new Error("it has asked"));
+  assert.equal(await installMain(["--dry-run", "default"], { ...host, confirm: asked }), 0);
 });
 
 Deno.test({

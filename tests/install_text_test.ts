@@ -325,6 +325,7 @@ const XML_REFUSALS: [what: string, text: string, reason: RegExp][] = [
   ["a hexadecimal integer", edit("<true/>", "<integer>0x1A</integer>"), /hexadecimal/],
   ["an integer that is none", edit("<true/>", "<integer>abc</integer>"), /no integer/],
   ["an integer that loses digits", edit("<true/>", "<integer>9007199254740993</integer>"), /no integer/],
+  ["what two readers read differently", edit("limactl<", "limactl&#13;<"), /two readers/],
   ["another encoding", edit("UTF-8", "ISO-8859-1"), /encoding/],
   ["an instruction in the middle", edit("<true/>", "<?x y?><true/>"), /processing instruction/],
   ["an instruction without name", edit("<dict>", "<?? ?><dict>"), /./],
