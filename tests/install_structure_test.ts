@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { helpText, INSTALL_OPTIONS, type Options, PACE, parseInstallArgs } from "../install.ts";
+import { denoFlags } from "./helpers/guard.ts";
 import { FakeMac } from "./helpers/launchd.ts";
 import { project } from "./helpers/paths.ts";
 
@@ -159,14 +160,35 @@ Deno.test("--help names every option once, and --version the version", () => {
   assert.match(JSON.stringify(parseInstallArgs(["--version"])), /lima-guard \d/);
 });
 
+Deno.test("lima-guard --install is what install.ts does, and says so where install.ts is missing", async () => {
+  const dir = await Deno.makeTempDir({ prefix: "alone-" });
+  try {
+    const lonely = `${dir}/lima_guard.ts`;
+    await Deno.copyFile(`${project}/lima_guard.ts`, lonely);
+    const run = async (script: string, ...args: string[]) => {
+      const argv = ["run", "-q", "-A", ...denoFlags(), script, ...args];
+      const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), { args: argv, stdin: "null" }).output();
+      return { code, stdout: new TextDecoder().decode(stdout), stderr: new TextDecoder().decode(stderr) };
+    };
+    assert.deepEqual(await run(`${project}/lima_guard.ts`, "--check", "--help"), {
+      code: 0,
+      stdout: helpText(),
+      stderr: "",
+    });
+    const usage = await run(`${project}/lima_guard.ts`, "--install", "--pre", "k3s");
+    assert.deepEqual([usage.code, usage.stdout], [64, ""]);
+    const alone = await run(lonely, "--install", "k3s");
+    assert.deepEqual([alone.code, alone.stdout], [1, ""]);
+    assert.match(alone.stderr, /install\.ts is not part of this copy \(hint: use the compiled lima-guard/);
+  } finally {
+    await Deno.remove(dir, { recursive: true });
+  }
+});
+
 Deno.test("without permissions, and nobody to ask, the command that works is named", async () => {
-  const where = import.meta.resolve("jsr:@std/cli@1.0.29/parse-args");
-  const flags = where.startsWith("file:")
-    ? ["--no-lock", "--import-map", `${project}/tools/npm_only/import_map.json`]
-    : [];
   const run = (more: string[]) =>
     new Deno.Command(Deno.execPath(), {
-      args: ["run", "-q", ...more, ...flags, `${project}/install.ts`, "--all"],
+      args: ["run", "-q", ...more, ...denoFlags(), `${project}/install.ts`, "--all"],
       stdin: "null",
     }).output();
   const none = await run([]);
