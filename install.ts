@@ -25,7 +25,7 @@
  * lines · reading: launchctl · deciding: the new text · deciding: the layout · deciding: the old text · deciding: who
  * may write · deciding: the steps · deciding: steps for files · deciding: steps for launchd · deciding: the way back
  * · deciding: the check · words · the host · observing: the job · observing: its user, its volume, launchd ·
- * observing: the guard · acting · acting: launchd · the roles · the role --check · carrying out · the real host · the
+ * observing: the guard · acting · acting: the way back · acting: launchd · the roles · the role --check · carrying out · the real host · the
  * real host: files · command line · main.
  *
  * Exports exist for lima_guard.ts (`installMain`) and for the tests.
@@ -194,7 +194,7 @@ export interface Job {
   readonly remarks: readonly string[];
 }
 
-/** A user, as `id -P` or `getent passwd` shows one. */
+/** A user, as `id -P` shows one. */
 export interface User {
   readonly name: string;
   readonly uid: number;
@@ -250,7 +250,8 @@ export interface Seen {
   readonly otherVolume: boolean;
   readonly domain: string;
   readonly loaded: Loaded;
-  readonly disabled: boolean;
+  /** Undefined where launchctl did not say. */
+  readonly disabled: boolean | undefined;
   readonly notes: readonly string[];
 }
 
@@ -259,6 +260,8 @@ export interface GuardSeen {
   readonly path: string;
   /** The bytes to put there; undefined where it stands already. */
   readonly bytes?: Uint8Array;
+  /** Another one stands there, which other jobs may run: it stays until the new one has answered. */
+  readonly replaces: boolean;
   /** The folders that are missing, and whose folder the first existing one is. */
   readonly missing?: string;
   readonly owner: number;
@@ -737,7 +740,7 @@ export function readDisabled(text: string, label: string): boolean {
   return text.split("\n").some((line) => line.trim().startsWith(`"${label}" =>`) && /=> (disabled|true)\b/.test(line));
 }
 
-/** A user of `id -P` (macOS, ten fields) or `getent passwd` (seven). */
+/** A user of `id -P`: ten fields, the home is the last but one. */
 export function readUser(line: string): User | undefined {
   const fields = line.trim().split(":");
   const [name = "", , uid, gid] = fields;
@@ -1090,6 +1093,11 @@ export function judgeWay(
   return { warnings };
 }
 
+/** A sticky folder like /tmp: it keeps what lies in it, but others may be the first to make what shall lie there. */
+function isOpen({ mode, gid }: FileLook): boolean {
+  return (mode & 0o002) !== 0 || ((mode & 0o020) !== 0 && gid !== ADMIN_GID && gid !== WHEEL_GID);
+}
+
 /** How a command or a file is made for this user: as ourselves, through sudo, or not at all. */
 export interface Actor {
   readonly uid: number;
@@ -1285,6 +1293,12 @@ function guardSteps(guard: GuardSeen, { place, user }: Seen, actor: Actor): Step
         : "--sign";
       steps.push(command("run", [...prefix, "codesign", "--force", "--sign", guard.sign, beside], because));
     }
+    if (guard.replaces) {
+      const argv = [...prefixFor(actor, user.uid, place.kind), beside, "--version"];
+      steps.push(
+        command("handshake", argv, "the one that is there stays if this one does not run", { user: user.name }),
+      );
+    }
     steps.push(rename(guard.path, becomes, prefix, "at once: a guard that runs keeps its own"));
   }
   if (guard.verify) steps.push(command("run", ["codesign", "--verify", guard.path], "its signature"));
@@ -1371,6 +1385,15 @@ function isLoadedAs(loaded: Loaded, args: readonly string[] | undefined): boolea
   return loaded.kind === "loaded" && !loaded.isEnding && isEqual(loaded.args, args);
 }
 
+/** Whether a plan that was made for what launchd had then is still one for what it has now. */
+function isStillThat(then: Loaded, now: Loaded): boolean {
+  if (then.kind !== "loaded") return then.kind === now.kind;
+  if (now.kind !== "loaded") return then.isEnding && now.kind === "absent";
+  // Another process of the same job is stopped like the first one.
+  const isRunning = now.pid !== undefined;
+  return isEqual(then.args, now.args) && then.isEnding === now.isEnding && isRunning === (then.pid !== undefined);
+}
+
 /** Back to the old file and the old job, from wherever a failure has left them. Empty where nothing has changed. */
 export function planBack(goal: Target, now: Now, actor: Actor): Step[] {
   const { seen, reload } = goal;
@@ -1403,7 +1426,7 @@ export function planBack(goal: Target, now: Now, actor: Actor): Step[] {
     steps.push({ kind: "wait", what: `wait until ${target} is gone`, because: "launchd takes no new job before" });
   }
   if (before.kind === "loaded") steps.push(...loadSteps(seen, job, prefix, wasRunning));
-  else if (seen.disabled) steps.push(command("run", [...prefix, "launchctl", "disable", target], "it was disabled"));
+  if (seen.disabled) steps.push(command("run", [...prefix, "launchctl", "disable", target], "it was disabled"));
   return steps;
 }
 
@@ -1434,6 +1457,7 @@ export function judgeCheck(
     notes.push("nobody is logged in at the screen: the job is loaded at the next login");
   }
   if (seen.disabled) troubles.push("the job is disabled: launchd does not start it");
+  if (seen.disabled === undefined) unknown.push("launchctl print-disabled did not say whether the job is disabled");
   if (loaded.kind === "loaded") {
     if (!isGuard(loaded.args)) troubles.push("the loaded job does not run lima-guard");
     else if (!isEqual(loaded.args, job.args)) troubles.push("the loaded job is not the one in the plist");
@@ -1639,9 +1663,15 @@ function placeOf(host: InstallHost, name: string, named: string, options: Option
 /** Every Lima job that can be seen from here: for `--all`. */
 function allNames(host: InstallHost): string[] {
   const home = host.env("HOME");
-  const names = (folder: string, prefix: string) =>
-    (host.list(folder).ok ?? []).filter((n) => n.startsWith(prefix) && n.endsWith(".plist"))
+  const names = (folder: string, prefix: string) => {
+    const listed = host.list(folder);
+    if (listed.trouble !== undefined && listed.trouble !== "absent") {
+      const status = listed.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
+      throw new Refusal(`Cannot list ${folder}: ${listed.why}`, `ls -ld ${quote(folder)}`, status);
+    }
+    return (listed.ok ?? []).filter((n) => n.startsWith(prefix) && n.endsWith(".plist"))
       .map((n) => n.slice(prefix.length, -".plist".length)).filter((n) => nameTrouble(n) === undefined);
+  };
   const agents = home ? names(join(home, "Library/LaunchAgents"), AGENT_LABEL) : [];
   return [...new Set([...names(host.folders.daemons, DAEMON_LABEL), ...agents])].sort();
 }
@@ -1710,23 +1740,27 @@ async function observe(host: InstallHost, name: string, options: Options): Promi
 /** The user the job runs as. Lima refuses to run as root, so no job may. */
 async function jobUser(host: InstallHost, place: Place, look: FileLook, job: Job): Promise<User> {
   const onMac = host.os === "darwin";
-  const who = place.kind === "daemon" ? job.userName : String(look.uid);
-  if (place.kind === "daemon" && (who === undefined || who === "root" || who === "0")) {
+  // launchd reads UserName in a daemon's plist; one that lies elsewhere is to become one.
+  const isAgent = place.kind === "agent" && (job.userName === undefined || /\/LaunchAgents$/.test(dirname(place.file)));
+  const who = isAgent ? String(look.uid) : job.userName;
+  if (!isAgent && (who === undefined || who === "root" || who === "0")) {
     const hint = `limactl autostart enable ${place.name} --condition=boot writes one with UserName`;
     throw new Refusal(`Cannot wrap ${place.file}: it would run as root (no UserName), and Lima refuses that`, hint);
   }
-  if (place.kind === "agent" && look.uid === 0 && onMac) {
+  if (isAgent && look.uid === 0 && onMac) {
     throw new Refusal(
       `Cannot wrap ${place.file}: it belongs to root, and launchd loads an agent of its own user only`,
       `sudo chown USER ${quote(place.file)}`,
     );
   }
-  const argv: [string, ...string[]] = onMac ? ["id", "-P", who ?? ""] : ["getent", "passwd", who ?? ""];
-  const answer = await host.run(argv, { limitMs: host.pace.commandMs });
+  // Off a Mac the Mac's users are not known; their homes have a fixed place.
+  if (!onMac) {
+    const home = isAgent ? /^\/Users\/[^/]+/.exec(job.workingDirectory ?? "")?.[0] : undefined;
+    return { name: who ?? "", uid: look.uid, gid: look.gid, home: home ?? `/Users/${who}` };
+  }
+  const answer = await host.run(["id", "-P", who ?? ""], { limitMs: host.pace.commandMs });
   const user = answer.code === 0 && !answer.late ? readUser(answer.stdout) : undefined;
   if (user) return user;
-  // Off a Mac the Mac's users are not known; their homes have a fixed place.
-  if (!onMac && who !== undefined) return { name: who, uid: look.uid, gid: look.gid, home: `/Users/${who}` };
   throw new Refusal(`Cannot find user ${who}: ${inWords(answer)}`, `id -P ${who}`, EXIT.tryAgain);
 }
 
@@ -1784,7 +1818,9 @@ async function observeLaunchd(host: InstallHost, domain: string, label: string, 
     }
   }
   const off = await host.run(["launchctl", "print-disabled", domain], limit);
-  return { domain, loaded, disabled: off.code === 0 && readDisabled(off.stdout, label) };
+  const isTold = off.code === 0 && !off.late && off.stdout.includes("}");
+  const disabled = isTold ? readDisabled(off.stdout, label) : loaded.kind === "no session" ? false : undefined;
+  return { domain, loaded, disabled };
 }
 
 // ────────────────────────────────────────────────────────────────────────────── observing: the guard ──
@@ -1842,11 +1878,15 @@ async function observeGuard(host: InstallHost, seen: Seen, options: Options): Pr
     if (!signed && host.arch === "aarch64") {
       throw new Refusal(`Cannot use ${path}: its signature is not valid`, `codesign --force --sign - ${quote(path)}`);
     }
-    return { path, owner, verify: signed, warnings };
+    return { path, owner, replaces: false, verify: signed, warnings };
   }
   if (options.guard === undefined && owner === 0 && host.uid !== 0 && seen.place.kind === "agent") {
     const hint = `sudo mkdir -p ${quote(dirname(path))} and run this as root; or --guard-dir ~/.local/libexec`;
     throw new Refusal(`Cannot put the guard into ${dirname(path)}: it belongs to root`, hint, EXIT.denied);
+  }
+  if (deepest && isOpen(deepest)) {
+    const why = `everybody can make files in ${deepest.path}, and may have this one open before it is in place`;
+    throw new Refusal(`Cannot put the guard at ${path}: ${why}`, "--guard-dir DIR");
   }
   const look = host.lookAt(path);
   if (look && look.kind !== "file") {
@@ -1856,7 +1896,17 @@ async function observeGuard(host: InstallHost, seen: Seen, options: Options): Pr
   const missing = deepest && host.lookAt(dirname(path)) === undefined ? { missing: dirname(path) } : {};
   const sign = options.sign ?? (signed || host.arch !== "aarch64" || host.os !== "darwin" ? undefined : "-");
   const verify = host.os === "darwin" && (signed || sign !== undefined);
-  return { path, bytes: source.bytes, owner, verify, warnings, ...missing, ...sign === undefined ? {} : { sign } };
+  const replaces = look !== undefined;
+  return {
+    path,
+    bytes: source.bytes,
+    owner,
+    replaces,
+    verify,
+    warnings,
+    ...missing,
+    ...sign === undefined ? {} : { sign },
+  };
 }
 
 async function isSigned(host: InstallHost, path: string): Promise<boolean> {
@@ -2069,6 +2119,9 @@ function succeed(tried: { trouble?: unknown; why?: string }): void {
 }
 
 async function handshake(a: Acting, { argv = [""], user, what }: Step): Promise<string> {
+  const { guard, seen } = a.target;
+  const judged = judgeWay(wayTo(a.host, guard?.path ?? "/"), seen.user);
+  if (judged.trouble !== undefined) throw new Failure(judged.trouble);
   const answer = await a.host.run(argv, { limitMs: a.host.pace.commandMs, words: what });
   const version = versionIn(answer);
   if (version === undefined) {
@@ -2082,13 +2135,14 @@ function versionIn(answer: Answer): string | undefined {
   return answer.code === 0 && !answer.late ? /^lima-guard (\d+\.\d+\.\d+\S*)\n?$/.exec(answer.stdout)?.[1] : undefined;
 }
 
+// ──────────────────────────────────────────────────────────────────────────── acting: the way back ──
+
 /** Back to where it was, from what is seen now. Every step is tried, even if one before it failed. */
 async function goBack(a: Acting): Promise<boolean> {
   const { host, target } = a;
   const { seen } = target;
   // What the ladder still does belongs to the instance; the job is ours.
   await a.stopping;
-  const beside = [seen.place.target, seen.place.target + BACKUP_SUFFIX].map((path) => path + BESIDE_SUFFIX);
   const now = { text: textNow(host, seen.place.target), loaded: a.hasTouchedLaunchd ? await lookHard(a) : seen.loaded };
   const actor = { uid: host.uid, canAsk: host.canAsk };
   let isBack = true;
@@ -2100,8 +2154,24 @@ async function goBack(a: Acting): Promise<boolean> {
       isBack = false;
     }
   }
-  for (const path of beside) if (host.lookAt(path)?.uid === host.uid) host.remove(path);
+  await clearBeside(a);
   return isBack && textNow(host, seen.place.target) === seen.plist.text;
+}
+
+/** What was written beside its place and did not get there. It does no harm: no reason to fail. */
+async function clearBeside({ host, target }: Acting): Promise<void> {
+  const { place } = target.seen;
+  const guard = target.guard?.bytes ? [target.guard.path] : [];
+  for (const path of [place.target, place.target + BACKUP_SUFFIX, ...guard].map((p) => p + BESIDE_SUFFIX)) {
+    const owner = host.lookAt(path)?.uid;
+    if (owner === undefined) continue;
+    if (owner === host.uid) host.remove(path);
+    else if (place.kind === "daemon" || host.uid === 0) {
+      const argv = [...prefixFor({ uid: host.uid, canAsk: host.canAsk }, owner, place.kind), "rm", "-f", path];
+      const [program = "", ...rest] = argv;
+      await host.run([program, ...rest], { limitMs: host.pace.commandMs, words: argv.map(quote).join(" ") });
+    }
+  }
 }
 
 function textNow(host: InstallHost, path: string): string | undefined {
@@ -2111,7 +2181,7 @@ function textNow(host: InstallHost, path: string): string | undefined {
 
 // ───────────────────────────────────────────────────────────────────────────── acting: launchd ──
 
-async function loadedNow({ host, target }: Acting): Promise<Loaded> {
+async function loadedNow({ host, target }: Pick<Acting, "host" | "target">): Promise<Loaded> {
   const { domain, job } = target.seen;
   return readLoaded(await host.run(["launchctl", "print", `${domain}/${job.label}`], { limitMs: host.pace.commandMs }));
 }
@@ -2142,9 +2212,13 @@ async function poll(
 }
 
 /** The guard's ladder, until the job's own process has ended: launchd may be starting it again the next moment. */
-async function stopStep(a: Acting, { argv = [""], what, pid }: Step): Promise<string> {
+async function stopStep(a: Acting, { argv = [""], what, pid: planned }: Step): Promise<string> {
   const { host, target } = a;
   a.hasTouchedLaunchd = true;
+  // KeepAlive may have started another process since the plan was made.
+  const now = await loadedNow(a);
+  if (now.kind === "loaded" && now.pid === undefined) return "its process has ended";
+  const pid = now.kind === "loaded" ? now.pid : planned;
   const progress = host.progress(`${target.seen.place.name} stops`);
   let ended: Answer | undefined;
   a.stopping = host.run(argv, { limitMs: host.pace.stopMs, words: what }).then((answer) => ended = answer);
@@ -2255,12 +2329,17 @@ async function prepare(host: InstallHost, name: string, options: Options): Promi
     }
     return { name, target, steps };
   } catch (error) {
-    if (!(error instanceof Refusal)) throw error;
     return { report: refused(name, error) };
   }
 }
 
-function refused(name: string, { message, hint, status }: Refusal): Report {
+/** Whatever else is thrown than a refusal is no answer: said, and the other jobs are served all the same. */
+function refused(name: string, error: unknown): Report {
+  if (!(error instanceof Refusal)) {
+    const because = `a fault of ours: ${error instanceof Error ? error.stack : error}`;
+    return report(name, "unknown", EXIT.failed, "unknown", { blockers: [{ what: name, because }] });
+  }
+  const { message, hint, status } = error;
   const state = status === EXIT.noInstance ? "missing" : status === EXIT.tryAgain ? "unknown" : "refused";
   const blocker = { what: name, because: message, ...hint === undefined ? {} : { hint } };
   return report(name, state, status, state, { blockers: [blocker] });
@@ -2275,7 +2354,7 @@ async function installTarget(host: InstallHost, seen: Seen, options: Options): P
   const rewritten = wrapText(seen.plist, seen.job, wanted);
   const job = readJob(readPlist(rewritten.text), seen.place.name);
   const logs = [wanted.stdoutPath, wanted.stderrPath].filter((p) => p !== undefined).filter((p) => !host.lookAt(p));
-  const reload = needsReload(host, seen, job, options, "install");
+  const reload = needsReload(host, seen, job, options, rewritten);
   const consent = seen.job.guard === path ? [] : consentNotes(seen, path);
   const keep = options.keepAlive && seen.job.keepAlive !== undefined
     ? ["KeepAlive is there already, and stays as it is"]
@@ -2319,7 +2398,7 @@ async function installTarget(host: InstallHost, seen: Seen, options: Options): P
 function uninstallTarget(host: InstallHost, seen: Seen, options: Options): Target {
   const rewritten = unwrapText(seen.plist, seen.job, seen.backup?.plist);
   const job = readJob(readPlist(rewritten.text), seen.place.name);
-  const reload = needsReload(host, seen, job, options, "uninstall");
+  const reload = needsReload(host, seen, job, options, rewritten);
   const guard = seen.job.guard ?? (seen.loaded.kind === "loaded" ? seen.loaded.args[0] : undefined);
   const stopWith = guard !== undefined && GUARD_NAME_RULE.test(basename(guard)) && host.lookAt(guard)
     ? { stopWith: guard }
@@ -2342,8 +2421,8 @@ function uninstallTarget(host: InstallHost, seen: Seen, options: Options): Targe
 
 const GUARD_NAME_RULE = /^lima-guard/;
 
-/** Whether launchd has something else than the file will say. */
-function needsReload(host: InstallHost, seen: Seen, job: Job, options: Options, role: Target["role"]): boolean {
+/** Whether launchd has something else than the file will say. What it does not print counts too: it reads a file once. */
+function needsReload(host: InstallHost, seen: Seen, job: Job, options: Options, { changes }: Rewritten): boolean {
   const { loaded } = seen;
   if (options.noReload || host.os !== "darwin" || loaded.kind === "no session") return false;
   if (loaded.kind === "unknown") {
@@ -2354,7 +2433,8 @@ function needsReload(host: InstallHost, seen: Seen, job: Job, options: Options, 
     );
   }
   // An uninstall that was cut off between bootout and bootstrap has left the old bytes and the backup.
-  if (loaded.kind === "absent") return role === "install" || seen.backup?.text === seen.plist.text;
+  if (loaded.kind === "absent") return options.role === "install" || seen.backup?.text === seen.plist.text;
+  if (changes.length > 0) return true;
   const wanted = Math.min(job.exitTimeOut ?? 0, EXIT_TIMEOUT_S);
   return loaded.isEnding || !isEqual(loaded.args, job.args) || (loaded.exitTimeoutS ?? wanted) < wanted;
 }
@@ -2470,6 +2550,11 @@ async function carryOut(host: InstallHost, name: string, target: Target, steps: 
         name,
         new Refusal(`Cannot go on: ${seen.place.file} has changed in the meantime`, "run this again", EXIT.tryAgain),
       );
+    }
+    const now = target.reload ? await loadedNow({ host, target }) : seen.loaded;
+    if (!isStillThat(seen.loaded, now)) {
+      const why = now.kind === "unknown" ? now.why : `what launchd has of ${job.label} has changed in the meantime`;
+      return refused(name, new Refusal(`Cannot go on: ${why}`, "run this again", EXIT.tryAgain));
     }
     const a = await act(host, target, steps, (text) => host.stderr(`lima-guard: ${text}\n`));
     const more = {
@@ -2853,7 +2938,11 @@ export async function installMain(args: readonly string[], given?: InstallHost):
     return EXIT.usage;
   }
   const host = given ?? await realHost({ canAsk: guardHost().isTerminal && !options.json, isVerbose: options.verbose });
-  const names = options.all ? allNames(host) : options.names;
+  const names = options.all ? namesOrRefusal(host) : options.names;
+  if (names instanceof Refusal) {
+    host.stderr(`lima-guard: ${names.message} (hint: ${names.hint})\n`);
+    return names.status;
+  }
   const prepared: Prepared[] = [];
   for (const name of names) prepared.push(await prepare(host, name, options));
   const mayAct = options.dryRun || options.yes || await ask(host, prepared);
@@ -2861,8 +2950,10 @@ export async function installMain(args: readonly string[], given?: InstallHost):
   for (const ready of prepared) {
     if ("report" in ready) reports.push(ready.report);
     else if (options.dryRun) reports.push(planned(ready.name, ready.target, ready.steps));
-    else if (mayAct === true) reports.push(await carryOut(host, ready.name, ready.target, ready.steps));
-    else {reports.push(
+    else if (mayAct === true) {
+      const done = carryOut(host, ready.name, ready.target, ready.steps);
+      reports.push(await done.catch((error: unknown) => refused(ready.name, error)));
+    } else {reports.push(
         refused(ready.name, mayAct === false ? new Refusal("Nothing was changed: the answer was no") : mayAct),
       );}
   }
@@ -2873,6 +2964,15 @@ export async function installMain(args: readonly string[], given?: InstallHost):
       : tellReports(reports, options.dryRun),
   );
   return worst(reports.map((r) => r.status));
+}
+
+function namesOrRefusal(host: InstallHost): string[] | Refusal {
+  try {
+    return allNames(host);
+  } catch (error) {
+    if (error instanceof Refusal) return error;
+    throw error;
+  }
 }
 
 /** The one question. Nobody there to be asked is no yes: a job must not be stopped by accident. */

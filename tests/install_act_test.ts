@@ -3,34 +3,19 @@
 import assert from "node:assert/strict";
 import { BACKUP_SUFFIX, installMain } from "../install.ts";
 import { VERSION } from "../lima_guard.ts";
-import { FakeMac, type MacSettings } from "./helpers/launchd.ts";
+import {
+  AGENT,
+  DAEMON,
+  FakeMac,
+  fixture,
+  guarded,
+  LIMACTL,
+  listed,
+  macWith,
+  own,
+  PLISTS as folder,
+} from "./helpers/launchd.ts";
 import { readOnlyDir, whyNoReadOnlyDir } from "./helpers/user.ts";
-
-const folder = new URL("testdata/plists/", import.meta.url);
-/** A fixture, for the pretended zoe. */
-function fixture(mac: FakeMac, name: string): string {
-  return Deno.readTextFileSync(new URL(`${name}.plist`, folder)).replaceAll("/Users/zoe", mac.home);
-}
-
-const DAEMON = "io.lima-vm.daemon.default";
-const AGENT = "io.lima-vm.autostart.default";
-const LIMACTL = ["/opt/homebrew/bin/limactl", "start", "default", "--foreground"];
-const guarded = (mac: FakeMac, guard = mac.guard) => [guard, "--run", "default", "--", ...LIMACTL];
-const listed = (dir: string) => [...Deno.readDirSync(dir)].map((e) => e.name).sort();
-
-/** A Mac with a running daemon (or agent) as Lima makes it. */
-async function macWith(kind: "daemon" | "agent", settings: MacSettings = {}, name = `lima-2.2-${kind}`) {
-  const mac = FakeMac.make(settings);
-  const text = fixture(mac, name);
-  const file = kind === "daemon" ? mac.daemon("default", text) : mac.agent("default", text);
-  const domain = kind === "daemon" ? "system" : "gui/501";
-  await mac.load(domain, file);
-  const label = kind === "daemon" ? DAEMON : AGENT;
-  return { mac, file, text, domain, label, job: () => mac.job(domain, label) };
-}
-
-/** Arguments that put an agent's guard where its user can. */
-const own = (mac: FakeMac) => ["--guard-dir", `${mac.home}/libexec`];
 
 // ── the way it goes ──
 
@@ -79,6 +64,7 @@ Deno.test("the commands come in this order: nothing is stopped before the file a
       "launchctl print",
       "launchctl print-disabled",
       "codesign --verify",
+      "launchctl print",
       "sudo true",
       ...["mkdir", "tee", "chown", "chmod", "mv"].map((c) => `sudo ${c}`),
       "codesign --verify",
@@ -87,6 +73,7 @@ Deno.test("the commands come in this order: nothing is stopped before the file a
       ...["tee", "chown", "chmod"].map((c) => `sudo ${c}`),
       "plutil -lint",
       "sudo mv",
+      "launchctl print",
       "lima-guard --stop",
       "sudo launchctl bootout",
       "launchctl print",

@@ -293,3 +293,40 @@ function freezing(host: InstallHost, at: number): InstallHost {
     },
   };
 }
+
+// ── a Mac with one job ──
+
+export const DAEMON = "io.lima-vm.daemon.default";
+export const AGENT = "io.lima-vm.autostart.default";
+export const LIMACTL = ["/opt/homebrew/bin/limactl", "start", "default", "--foreground"];
+export const PLISTS = new URL("../testdata/plists/", import.meta.url);
+
+/** A plist of the test data, for the pretended zoe. */
+export function fixture(mac: FakeMac, name: string): string {
+  return Deno.readTextFileSync(new URL(`${name}.plist`, PLISTS)).replaceAll("/Users/zoe", mac.home);
+}
+
+/** A Mac with a running daemon (or agent) as Lima makes it. */
+export async function macWith(kind: "daemon" | "agent", settings: MacSettings = {}, name = `lima-2.2-${kind}`) {
+  const mac = FakeMac.make(settings);
+  const text = fixture(mac, name);
+  const file = kind === "daemon" ? mac.daemon("default", text) : mac.agent("default", text);
+  const domain = kind === "daemon" ? "system" : "gui/501";
+  await mac.load(domain, file);
+  const label = kind === "daemon" ? DAEMON : AGENT;
+  return { mac, file, text, domain, label, job: () => mac.job(domain, label) };
+}
+
+/** The job's arguments under the guard. */
+export function guarded(mac: FakeMac, guard = mac.guard): string[] {
+  return [guard, "--run", "default", "--", ...LIMACTL];
+}
+
+/** Arguments that put an agent's guard where its user can. */
+export function own(mac: FakeMac): string[] {
+  return ["--guard-dir", `${mac.home}/libexec`];
+}
+
+export function listed(dir: string): string[] {
+  return [...Deno.readDirSync(dir)].map((e) => e.name).sort();
+}
