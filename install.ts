@@ -23,10 +23,10 @@
  *
  * Sections: names and numbers · what we saw · reading: XML · reading: the plist · reading: the job · reading: command
  * lines · reading: launchctl · deciding: the new text · deciding: the layout · deciding: the old text · deciding: who
- * may write · deciding: the steps · deciding: steps for files · deciding: steps for launchd · deciding: the way back
- * · deciding: the check · words · the host · observing: the job · observing: its user, its volume, launchd ·
- * observing: the guard · acting · acting: the way back · acting: launchd · the roles · the role --check · carrying out · the real host · the
- * real host: files · command line · main.
+ * may write · deciding: the steps · deciding: steps for files · deciding: steps for launchd · deciding: the way back ·
+ * deciding: the check · words · the host · observing: the job · observing: its user, its volume, launchd · observing:
+ * the guard · acting · acting: the way back · acting: launchd · the roles · the role --check · carrying out · the real
+ * host · the real host: files · command line · main.
  *
  * Exports exist for lima_guard.ts (`installMain`) and for the tests.
  * @module
@@ -50,7 +50,7 @@ import {
   worst,
 } from "./lima_guard.ts";
 
-// ─────────────────────────────────────────────────────────────────────────────── names and numbers ──
+// ────────────────────────────────────────────────────────────────────────────── names and numbers ──
 
 /** Lima's labels (`pkg/autostart/launchd`); the file is the label and `.plist`. */
 const DAEMON_LABEL = "io.lima-vm.daemon.";
@@ -144,7 +144,7 @@ export class Refusal extends Error {
   }
 }
 
-// ───────────────────────────────────────────────────────────────────────────────────── what we saw ──
+// ──────────────────────────────────────────────────────────────────────────────────── what we saw ──
 
 /** A value of a plist. */
 export type Value = string | number | boolean | Date | Uint8Array | Value[] | Dict;
@@ -277,7 +277,7 @@ export interface Change {
   readonly after?: Value;
 }
 
-// ──────────────────────────────────────────────────────────────────────────────────── reading: XML ──
+// ─────────────────────────────────────────────────────────────────────────────────── reading: XML ──
 
 const LEAVES = ["key", "string", "integer", "real", "date", "data", "true", "false"];
 const ELEMENTS = ["plist", "dict", "array", ...LEAVES];
@@ -766,7 +766,7 @@ export interface Answer {
   readonly late: boolean;
 }
 
-// ────────────────────────────────────────────────────────────────────────── deciding: the new text ──
+// ───────────────────────────────────────────────────────────────────────── deciding: the new text ──
 
 /** What install wants of a plist. Keys that are undefined stay as they are. */
 export interface Wanted {
@@ -864,7 +864,7 @@ function guardEdits(plist: Plist, job: Job, guard: string): Edit[] {
   return [{ at: first.start, until: first.start, text: prefix }];
 }
 
-// ──────────────────────────────────────────────────────────────────────────── deciding: the layout ──
+// ─────────────────────────────────────────────────────────────────────────── deciding: the layout ──
 
 /** The white space that this text puts before a key, between key and value, before an item, and its indentation. */
 interface Layout {
@@ -953,7 +953,7 @@ function checked(old: Plist, text: string, keys: readonly string[]): Rewritten &
   return { plist, text, changes };
 }
 
-// ────────────────────────────────────────────────────────────────────────── deciding: the old text ──
+// ───────────────────────────────────────────────────────────────────────── deciding: the old text ──
 
 /**
  * Takes the guard out of the text again, in place. The backup knows what our keys said before; where nothing else was
@@ -1046,7 +1046,7 @@ function isUnder(path: string, folder: string): boolean {
   return path === folder || path.startsWith(`${folder}/`);
 }
 
-// ─────────────────────────────────────────────────────────────────────────── deciding: who may write ──
+// ──────────────────────────────────────────────────────────────────────── deciding: who may write ──
 
 /** What is wrong with a path that a job shall run, or be read from; and what is only worth a warning. */
 export interface Judgement {
@@ -1122,7 +1122,7 @@ export function prefixFor(actor: Actor, uid: number, kind: "daemon" | "agent"): 
   );
 }
 
-// ───────────────────────────────────────────────────────────────────────────── deciding: the steps ──
+// ──────────────────────────────────────────────────────────────────────────── deciding: the steps ──
 
 /** A step of a plan: plain data. `what` is what is printed, in a dry run and before it is done: for a command, itself. */
 export interface Step {
@@ -1212,7 +1212,7 @@ export function planSteps(target: Target, actor: Actor): Step[] {
   return needsSudo ? [command("run", ticket, "the daemon belongs to root"), ...steps] : steps;
 }
 
-// ─────────────────────────────────────────────────────────────────────── deciding: steps for files ──
+// ────────────────────────────────────────────────────────────────────── deciding: steps for files ──
 
 /** Writes a file beside its place, as its owner, so that a rename can put it there in one go. */
 function writeBeside(
@@ -1321,7 +1321,7 @@ function logSteps(path: string, { place, user }: Seen, actor: Actor): Step[] {
   ];
 }
 
-// ───────────────────────────────────────────────────────────────────── deciding: steps for launchd ──
+// ──────────────────────────────────────────────────────────────────── deciding: steps for launchd ──
 
 function reloadSteps(target: Target, actor: Actor): Step[] {
   const { seen, job } = target;
@@ -1372,7 +1372,7 @@ function launchctlPrefix({ domain }: Seen, actor: Actor): readonly string[] {
   return domain === "system" && actor.uid !== 0 ? sudo(actor) : [];
 }
 
-// ────────────────────────────────────────────────────────────────────────── deciding: the way back ──
+// ───────────────────────────────────────────────────────────────────────── deciding: the way back ──
 
 /** What there is after a step has failed. */
 export interface Now {
@@ -1430,7 +1430,7 @@ export function planBack(goal: Target, now: Now, actor: Actor): Step[] {
   return steps;
 }
 
-// ───────────────────────────────────────────────────────────────────────────── deciding: the check ──
+// ──────────────────────────────────────────────────────────────────────────── deciding: the check ──
 
 /** A job as `--check` judges it: what is wrong, and what is worth a word. `guard`: what the guard answered. */
 export function judgeCheck(
@@ -1473,7 +1473,7 @@ export function judgeCheck(
   return { troubles, notes, unknown };
 }
 
-// ──────────────────────────────────────────────────────────────────────────────────────────── words ──
+// ────────────────────────────────────────────────────────────────────────────────────────── words ──
 
 /** The lines that differ, with three around them, as `diff -u` shows them. */
 export function diff(before: string, after: string): string[] {
@@ -1559,7 +1559,7 @@ export function describeStep({ what, because, outcome }: Pick<Step, "what" | "be
   return `${what}  (${because})${outcome === undefined ? "" : `: ${outcome}`}`;
 }
 
-// ───────────────────────────────────────────────────────────────────────────────────────── the host ──
+// ─────────────────────────────────────────────────────────────────────────────────────── the host ──
 
 /** Everything that touches the world: what the guard's own host can do, and a dozen things more. */
 export interface InstallHost extends
@@ -1618,7 +1618,7 @@ export interface RunOptions {
   readonly words?: string;
 }
 
-// ──────────────────────────────────────────────────────────────────────────────── observing: the job ──
+// ───────────────────────────────────────────────────────────────────────────── observing: the job ──
 
 /** Finds the plist of an instance: Lima's own, or the one that is named. */
 function findPlace(host: InstallHost, name: string, options: Options): Place {
@@ -1735,7 +1735,7 @@ async function observe(host: InstallHost, name: string, options: Options): Promi
   };
 }
 
-// ──────────────────────────────────────────────────────── observing: its user, its volume, launchd ──
+// ─────────────────────────────────────────────────────── observing: its user, its volume, launchd ──
 
 /** The user the job runs as. Lima refuses to run as root, so no job may. */
 async function jobUser(host: InstallHost, place: Place, look: FileLook, job: Job): Promise<User> {
@@ -1823,7 +1823,7 @@ async function observeLaunchd(host: InstallHost, domain: string, label: string, 
   return { domain, loaded, disabled };
 }
 
-// ────────────────────────────────────────────────────────────────────────────── observing: the guard ──
+// ─────────────────────────────────────────────────────────────────────────── observing: the guard ──
 
 /** A compiled guard has some 90 MB; what has more is something else. */
 const GUARD_LIMIT_BYTES = 512 * 1024 * 1024;
@@ -1985,7 +1985,7 @@ function consentNotes(seen: Seen, guard: string): string[] {
   return [...isGuarded ? [full] : [], ...place.kind === "agent" ? [local] : []];
 }
 
-// ────────────────────────────────────────────────────────────────────────────────────────── acting ──
+// ───────────────────────────────────────────────────────────────────────────────────────── acting ──
 
 /** A step that did not do what it is for. */
 class Failure extends Error {}
@@ -2135,7 +2135,7 @@ function versionIn(answer: Answer): string | undefined {
   return answer.code === 0 && !answer.late ? /^lima-guard (\d+\.\d+\.\d+\S*)\n?$/.exec(answer.stdout)?.[1] : undefined;
 }
 
-// ──────────────────────────────────────────────────────────────────────────── acting: the way back ──
+// ─────────────────────────────────────────────────────────────────────────── acting: the way back ──
 
 /** Back to where it was, from what is seen now. Every step is tried, even if one before it failed. */
 async function goBack(a: Acting): Promise<boolean> {
@@ -2179,7 +2179,7 @@ function textNow(host: InstallHost, path: string): string | undefined {
   return bytes && new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
 }
 
-// ───────────────────────────────────────────────────────────────────────────── acting: launchd ──
+// ──────────────────────────────────────────────────────────────────────────────── acting: launchd ──
 
 async function loadedNow({ host, target }: Pick<Acting, "host" | "target">): Promise<Loaded> {
   const { domain, job } = target.seen;
@@ -2302,7 +2302,7 @@ function notAsWanted(loaded: Loaded, expect: Expected | undefined): string {
   return "the job does not run, and it ran before";
 }
 
-// ───────────────────────────────────────────────────────────────────────────────────────── the roles ──
+// ────────────────────────────────────────────────────────────────────────────────────── the roles ──
 
 /** A job that is ready to be changed, or the report where there is nothing to do or to be refused. */
 type Prepared = { readonly report: Report } | {
@@ -2472,7 +2472,7 @@ function nothingToDo({ role, seen, job }: Target): Report {
   });
 }
 
-// ──────────────────────────────────────────────────────────────────────────────── the role --check ──
+// ─────────────────────────────────────────────────────────────────────────────── the role --check ──
 
 async function check(host: InstallHost, seen: Seen, options: Options): Promise<Report> {
   const { place, job, user } = seen;
@@ -2518,7 +2518,7 @@ async function check(host: InstallHost, seen: Seen, options: Options): Promise<R
   });
 }
 
-// ──────────────────────────────────────────────────────────────────────────────────── carrying out ──
+// ─────────────────────────────────────────────────────────────────────────────────── carrying out ──
 
 /** What a dry run reports: the plan, the diff, and the status of a real run that goes well. */
 function planned(name: string, target: Target, steps: readonly Step[]): Report {
@@ -2598,7 +2598,7 @@ async function carryOut(host: InstallHost, name: string, target: Target, steps: 
   }
 }
 
-// ───────────────────────────────────────────────────────────────────────────────────── the real host ──
+// ────────────────────────────────────────────────────────────────────────────────── the real host ──
 
 /** `env` is added to the environment of every command. */
 export interface HostOptions {
@@ -2685,7 +2685,7 @@ async function runCommand(
   return { argv, code: -1, stdout: "", stderr: "", late: true };
 }
 
-// ──────────────────────────────────────────────────────────────────────────── the real host: files ──
+// ─────────────────────────────────────────────────────────────────────────── the real host: files ──
 
 function lookAt(path: string): FileLook | undefined {
   try {
@@ -2781,7 +2781,7 @@ async function compile(
   return answer.code === 0 && !answer.late ? output : answer;
 }
 
-// ────────────────────────────────────────────────────────────────────────────────────── command line ──
+// ─────────────────────────────────────────────────────────────────────────────────── command line ──
 
 /** Every option there is, in the order of the help text. */
 export const INSTALL_OPTIONS = [
@@ -2923,7 +2923,7 @@ function misuse(o: Options): string | undefined {
   return relative === undefined ? undefined : `Cannot take ${JSON.stringify(relative)}: launchd wants absolute paths`;
 }
 
-// ──────────────────────────────────────────────────────────────────────────────────────────── main ──
+// ─────────────────────────────────────────────────────────────────────────────────────────── main ──
 
 /** Installs, checks or uninstalls, as the arguments say. Returns the exit status. */
 export async function installMain(args: readonly string[], given?: InstallHost): Promise<number> {
