@@ -1865,7 +1865,8 @@ async function observeGuard(host: InstallHost, seen: Seen, options: Options): Pr
   const source = options.guard === undefined ? await guardSource(host, path, options) : undefined;
   const there = host.realPath(path).ok;
   const isSame = source === undefined ||
-    (there !== undefined && options.sign === undefined && isEqual(bytesOf(host, there), source.bytes));
+    (there !== undefined && options.sign === undefined && source.bytes !== undefined &&
+      isEqual(bytesOf(host, there), source.bytes));
   const way = wayTo(host, isSame ? path : dirname(path));
   const deepest = way.findLast((look) => look.kind === "directory");
   const judged = judgeWay(way, seen.user);
@@ -1892,14 +1893,15 @@ async function observeGuard(host: InstallHost, seen: Seen, options: Options): Pr
   if (look && look.kind !== "file") {
     throw new Refusal(`Cannot put the guard at ${path}: there is a ${look.kind}`, `ls -ld ${quote(path)}`);
   }
-  const signed = await isSigned(host, source.from);
+  if (!source.bytes) warnings.push(`the guard would be compiled now: ${source.from}`);
+  const signed = !source.bytes || await isSigned(host, source.from);
   const missing = deepest && host.lookAt(dirname(path)) === undefined ? { missing: dirname(path) } : {};
   const sign = options.sign ?? (signed || host.arch !== "aarch64" || host.os !== "darwin" ? undefined : "-");
   const verify = host.os === "darwin" && (signed || sign !== undefined);
   const replaces = look !== undefined;
   return {
     path,
-    bytes: source.bytes,
+    bytes: source.bytes ?? new Uint8Array(),
     owner,
     replaces,
     verify,
@@ -1946,7 +1948,7 @@ async function guardSource(
   host: InstallHost,
   place: string,
   options: Options,
-): Promise<{ from: string; bytes: Uint8Array } | undefined> {
+): Promise<{ from: string; bytes: Uint8Array | undefined } | undefined> {
   const { binary, folder } = host.self;
   const os = host.os === "darwin" ? "apple-darwin" : "unknown-linux-gnu";
   const target = `${host.arch}-${os}`;
@@ -1965,7 +1967,8 @@ async function guardSource(
   const hint =
     `where https://dl.deno.land can be reached: deno task compile; then copy dist/lima-guard-${target} here and ` +
     `run it: lima-guard --install …`;
-  if (folder === undefined || options.dryRun) throw new Refusal("Cannot find a compiled guard", hint);
+  if (folder === undefined) throw new Refusal("Cannot find a compiled guard", hint);
+  if (options.dryRun) return { from: join(folder, "dist", `lima-guard-${target}`), bytes: undefined };
   const compiled = await host.compile(folder, host.pace.compileMs);
   if (typeof compiled !== "string") throw new Refusal(`Cannot compile the guard here: ${inWords(compiled)}`, hint);
   const taken = take(compiled);
@@ -2099,6 +2102,7 @@ async function runStep({ host }: Acting, step: Step): Promise<void> {
   } else succeed(host.rename(path ?? "", to ?? ""));
   // A command that was killed looks like one that went well: its effect decides.
   if (bytes && !isEqual(bytesOf(host, path ?? ""), bytes)) throw new Failure("it did not get the bytes");
+  if (bytes) host.sync(path ?? "");
   if (becomes && to !== undefined) {
     host.sync(dirname(to));
     const look = host.lookAt(to);
@@ -2876,6 +2880,7 @@ export function parseInstallArgs(args: readonly string[]): Options | { print: st
   const roles = (["install", "check", "uninstall"] as const).filter((role) => parsed[role]);
   if (roles.length > 1) return { usage: `Cannot do --${roles.join(" and --")} at once` };
   const text = (flag: string) => parsed[flag] === undefined ? undefined : String(parsed[flag]).replace(LITERAL, "");
+  const folder = (flag: string) => text(flag)?.replace(/(?<=.)\/+$/, "");
   const empty = valued.find((flag) => text(flag) === "");
   if (empty !== undefined) return { usage: `--${empty} needs a value` };
   const timeout = text("exit-timeout");
@@ -2888,9 +2893,9 @@ export function parseInstallArgs(args: readonly string[]): Options | { print: st
   const optional = {
     plist: text("plist"),
     guard: text("guard"),
-    guardDir: text("guard-dir"),
+    guardDir: folder("guard-dir"),
     sign: text("sign"),
-    limaHome: text("lima-home"),
+    limaHome: folder("lima-home"),
     exitTimeoutS: timeout === undefined ? undefined : Number(timeout),
   };
   const flag = (name: string) => parsed[name] === true;
@@ -3001,6 +3006,14 @@ async function missingPermissions(): Promise<string[]> {
 }
 
 if (import.meta.main) {
+  // A fault of ours must not leave a job half-way: said, and survived.
+  for (const kind of ["error", "unhandledrejection"] as const) {
+    addEventListener(kind, (event) => {
+      event.preventDefault();
+      const cause = "reason" in event ? event.reason : (event as ErrorEvent).error;
+      guardHost().stderr(`lima-guard: a fault of its own: ${cause?.stack ?? cause}\n`);
+    });
+  }
   const missing = await missingPermissions();
   const words = `lima-guard: Cannot start without permission for ${
     missing.join(", ")

@@ -111,6 +111,7 @@ const TAKEN: [line: string, options: Partial<Options>][] = [
   ["--guard-dir /opt --sign - default", { guardDir: "/opt", sign: "-" }],
   ["--exit-timeout 90 --keep-alive default", { exitTimeoutS: 90, keepAlive: true }],
   ["--lima-home /Volumes/VMs default", { limaHome: "/Volumes/VMs" }],
+  ["--lima-home /Volumes/VMs// --guard-dir / default", { limaHome: "/Volumes/VMs", guardDir: "/" }],
 ];
 for (const [line, options] of TAKEN) {
   Deno.test(`parseInstallArgs() takes ${line}`, () => {

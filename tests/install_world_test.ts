@@ -218,6 +218,38 @@ Deno.test("no guard is put into a folder where everybody can make files: somebod
   assert.ok(!mac.log().some((line) => /tee|mkdir/.test(line)));
 });
 
+Deno.test("from source, without a compiled guard, a dry run shows its plan and says what would be compiled", async () => {
+  const { mac } = await macWith("daemon", { isBinary: false });
+  await using _ = mac;
+  const run = await mac.run(["--dry-run", "default"]);
+  assert.equal(run.status, 0, run.stdout);
+  assert.match(run.stdout, /^\+\s*<string>--run<\/string>$/m);
+  assert.match(run.stdout, /note: .*compiled.*lima-guard-aarch64-apple-darwin/);
+  assert.match(run.stdout, /would sudo .*mv -f .*lima-guard/);
+  assert.ok(!mac.log().some((line) => /codesign|tee/.test(line)), mac.log().join("\n"));
+});
+
+Deno.test("what root has written for us is on the disk before it gets its name", async () => {
+  const { mac, file } = await macWith("daemon");
+  await using _ = mac;
+  const told: string[] = [];
+  const run = await runWith(mac, ["--yes", "default"], (host) => ({
+    sync: (path) => {
+      told.push(`sync ${path}`);
+      host.sync(path);
+    },
+    run: (argv, options) => {
+      if (argv.includes("mv")) told.push(`mv ${argv.at(-1)}`);
+      return host.run(argv, options);
+    },
+  }));
+  assert.equal(run.status, 0, run.stdout);
+  for (const path of [file, mac.guard]) {
+    const [synced, moved] = [told.indexOf(`sync ${path}${BESIDE_SUFFIX}`), told.indexOf(`mv ${path}`)];
+    assert.ok(synced >= 0 && synced < moved, told.join("\n"));
+  }
+});
+
 // ── what else there was ──
 
 Deno.test("a disabled override of a job that is loaded comes back with it", async () => {
