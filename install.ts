@@ -540,11 +540,18 @@ function entriesOf(dict: Node): (readonly [Node, Node | undefined])[] {
   return dict.children.flatMap((key, i) => i % 2 === 0 ? [[key, dict.children[i + 1]] as const] : []);
 }
 
+/** A loop of its own: a callback for each of a guard's 90 million bytes takes a second. */
+function isSameBytes(a: Uint8Array, b: Uint8Array): boolean {
+  if (a.length !== b.length) return false;
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+  return true;
+}
+
 /** Deep equality of plist values; the order of keys does not count. */
 export function isEqual(a: unknown, b: unknown): boolean {
   if (a instanceof Date || b instanceof Date) return a instanceof Date && b instanceof Date && +a === +b;
   if (a instanceof Uint8Array || b instanceof Uint8Array) {
-    return a instanceof Uint8Array && b instanceof Uint8Array && a.length === b.length && a.every((n, i) => n === b[i]);
+    return a instanceof Uint8Array && b instanceof Uint8Array && isSameBytes(a, b);
   }
   if (typeof a !== "object" || typeof b !== "object" || a === null || b === null) return Object.is(a, b);
   if (Array.isArray(a) !== Array.isArray(b)) return false;
@@ -1943,6 +1950,16 @@ function isProgram(host: InstallHost, bytes: Uint8Array): boolean {
   return (host.programs ?? ["cffaedfe", "cafebabe", "7f454c46"]).includes(magic);
 }
 
+const alreadyRead = new WeakMap<InstallHost, Map<string, Uint8Array>>();
+
+/** The bytes of a program that many jobs of one run are given. */
+function readOnce(host: InstallHost, path: string): Uint8Array | undefined {
+  const known = alreadyRead.get(host) ?? new Map<string, Uint8Array>();
+  const bytes = known.get(path) ?? bytesOf(host, path);
+  if (bytes) alreadyRead.set(host, known.set(path, bytes));
+  return bytes;
+}
+
 /** A compiled guard: this very program, one in `dist`, the one that is in place, or one compiled now. */
 async function guardSource(
   host: InstallHost,
@@ -1957,7 +1974,7 @@ async function guardSource(
     : [join(folder, "dist", `lima-guard-${target}`), join(folder, "dist", "lima-guard")];
   const take = (from: string) => {
     const real = host.realPath(from).ok;
-    const bytes = real === undefined ? undefined : bytesOf(host, real);
+    const bytes = real === undefined ? undefined : from === place ? bytesOf(host, real) : readOnce(host, real);
     return bytes && isProgram(host, bytes) ? { from, bytes } : undefined;
   };
   for (const from of [...binary === undefined ? [] : [binary], ...dist, place]) {

@@ -250,6 +250,22 @@ Deno.test("what root has written for us is on the disk before it gets its name",
   }
 });
 
+Deno.test("the guard's 90 MB are read once for many jobs", async () => {
+  const { mac, text } = await macWith("daemon");
+  await using _ = mac;
+  for (const name of ["a", "b", "c"]) await mac.load("system", mac.daemon(name, text.replaceAll("default", name)));
+  let reads = 0;
+  const run = await runWith(mac, ["--yes", "--all"], (host) => ({
+    bytes: (path, most) => {
+      if (path === `${mac.root}/src/lima-guard`) reads++;
+      return host.bytes(path, most);
+    },
+  }));
+  assert.equal(run.status, 0, run.stdout);
+  assert.equal(run.stdout.match(/: guarded: /g)?.length, 4);
+  assert.equal(reads, 1);
+});
+
 // ── what else there was ──
 
 Deno.test("a disabled override of a job that is loaded comes back with it", async () => {
