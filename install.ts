@@ -2682,6 +2682,8 @@ async function runCommand(
 ): Promise<Answer> {
   const asks = argv[0] === "sudo" && argv[1] !== "-n";
   let run = builder.command([...argv]).noThrow().stdout("piped").stderr("piped");
+  // Root's own folder, say: another user could not even look where he is.
+  if (argv[0] === "sudo") run = run.cwd("/");
   run = options.input ? run.stdin(options.input) : run.stdin(asks ? "inherit" : "null");
   // The words of the plan, and not dax's own quoting.
   run.setPrintCommandLogger(() =>

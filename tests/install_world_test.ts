@@ -1,7 +1,7 @@
 /** What may happen around an install while it is at work: the machine changes, the disk is full, a look fails. */
 
 import assert from "node:assert/strict";
-import { BESIDE_SUFFIX, installMain } from "../install.ts";
+import { BESIDE_SUFFIX, installMain, realHost } from "../install.ts";
 import { FakeMac, listed, macWith, own, PLISTS } from "./helpers/launchd.ts";
 
 /** A run on this Mac with some of its host replaced. */
@@ -264,6 +264,18 @@ Deno.test("the guard's 90 MB are read once for many jobs", async () => {
   assert.equal(run.status, 0, run.stdout);
   assert.equal(run.stdout.match(/: guarded: /g)?.length, 4);
   assert.equal(reads, 1);
+});
+
+Deno.test("another user's command does not start in a folder that he may not be in", async () => {
+  const bin = Deno.realPathSync(Deno.makeTempDirSync());
+  try {
+    Deno.writeTextFileSync(`${bin}/sudo`, "#!/bin/sh\npwd\n");
+    Deno.chmodSync(`${bin}/sudo`, 0o755);
+    const host = await realHost({ canAsk: false, isVerbose: false, env: { PATH: `${bin}:${Deno.env.get("PATH")}` } });
+    assert.equal((await host.run(["sudo", "-n", "true"], { limitMs: 10_000 })).stdout, "/\n");
+  } finally {
+    Deno.removeSync(bin, { recursive: true });
+  }
 });
 
 // ── what else there was ──
