@@ -1724,7 +1724,9 @@ async function observe(host: InstallHost, name: string, options: Options): Promi
   const backup = backupOf(host, place, name);
   const otherVolume = isOtherVolume(host, join(limaHome, name));
   const notes = [
-    ...isLimas && place.kind === "agent" ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
+    ...isLimas && job.label.startsWith(AGENT_LABEL)
+      ? ["a login agent ends at logout; a headless Mac wants a daemon"]
+      : [],
     ...launchd.disabled ? [`the job is disabled: install enables it`] : [],
   ];
   return {
@@ -1995,14 +1997,15 @@ async function guardSource(
 
 /** What macOS may have granted to limactl and will not grant to the guard by itself. */
 function consentNotes(seen: Seen, guard: string): string[] {
-  const { place, limaHome, user } = seen;
+  const { place, job, limaHome, user } = seen;
   const personal = ["Desktop", "Documents", "Downloads"].map((folder) => join(user.home, folder));
   const isGuarded = seen.otherVolume || limaHome.startsWith("/Volumes/") || personal.some((f) => isUnder(limaHome, f));
   const full = `macOS judges access to ${limaHome} by the program that launchd starts: ` +
     `System Settings > Privacy & Security > Full Disk Access: add ${guard}`;
   const local =
     `if the guest talks to the local network: System Settings > Privacy & Security > Local Network: allow ${guard}`;
-  return [...isGuarded ? [full] : [], ...place.kind === "agent" ? [local] : []];
+  const isAgent = place.kind === "agent" && !job.label.startsWith(DAEMON_LABEL);
+  return [...isGuarded ? [full] : [], ...isAgent ? [local] : []];
 }
 
 // ───────────────────────────────────────────────────────────────────────────────────────── acting ──

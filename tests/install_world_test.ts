@@ -312,6 +312,7 @@ for (const kind of ["daemon", "agent"] as const) {
     const run = await mac.run(["--yes", "--no-reload", "--json", "--plist", file, "default"]);
     assert.equal(run.status, 0, run.stdout);
     assert.deepEqual(run.json().changes.map((c: { key: string }) => c.key), ["ProgramArguments", "ExitTimeOut"]);
+    assert.equal(/login agent|Local Network/.test(run.stdout), kind === "agent");
     assert.equal((await mac.run(["--uninstall", "--yes", "--no-reload", "--plist", file, "default"])).status, 0);
     assert.equal(Deno.readTextFileSync(file), text);
   });
