@@ -7,6 +7,7 @@
  *   lima-guard --stop INSTANCE… | --all    stop gracefully, then hard, inside one time budget
  *   lima-guard --run  INSTANCE -- COMMAND  --pre, then run COMMAND; on SIGTERM do --stop; leave with its exit status
  *   lima-guard --status [INSTANCE…]        what the guard sees, why, and what it would do; read-only
+ *   lima-guard --install | --check | --uninstall INSTANCE…                 what install.ts does
  *
  * Every role is the same loop: observe (look at files and processes) → plan (pure: facts in, steps with reasons out) →
  * act (one step after the other, each looked at again just before). `--dry-run` prints the plan and leaves.
@@ -1084,13 +1085,12 @@ export function judgeJobs(jobs: readonly JobSeen[], name: string, state: State, 
     troubles.push({ what: name, because, hint: `keep one: limactl autostart disable ${name}` });
   }
   for (const job of jobs) {
-    const patience = `ExitTimeOut ${DEFAULT_BUDGET_S} in ${quote(job.plist)}`;
-    const wrap = `ProgramArguments: lima-guard --run ${name} -- …, in ${quote(job.plist)}`;
+    const wrap = `lima-guard --install ${name}`;
     if (!job.wrapped) notes.push({ what: job.label, because: "lima-guard does not run it", hint: wrap });
     const short = job.wrapped && job.exitTimeoutS !== 0 && job.exitTimeoutS < DEFAULT_BUDGET_S;
     const because =
       `launchd grants it ${job.exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`;
-    if (short) troubles.push({ what: job.label, because, hint: patience });
+    if (short) troubles.push({ what: job.label, because, hint: wrap });
     const enable = `launchctl enable ${job.target}`;
     if (job.disabled) troubles.push({ what: job.label, because: "it is disabled and will not start", hint: enable });
   }
@@ -3136,7 +3136,7 @@ function adviseBudget(run: Run, place: Place): void {
   if (granted === undefined || granted === 0 || granted >= DEFAULT_BUDGET_S) return;
   const graceS = Math.floor(stageLimits(granted).agent);
   const text = `launchd grants ${granted} s for a stop, which leaves the guest ${graceS} s ` +
-    `(hint: ExitTimeOut ${DEFAULT_BUDGET_S} in the plist of ${run.label})`;
+    `(hint: lima-guard --install ${place.name})`;
   run.ctx.say("warn", place, text);
 }
 
@@ -3828,6 +3828,9 @@ export const OPTIONS = [
     text: "--pre, then run COMMAND; on SIGTERM do --stop; leave with its status",
   },
   { flag: "status", argument: "[INSTANCE…]", text: "what the guard sees, why, and what it would do; changes nothing" },
+  { flag: "install", argument: "INSTANCE…", text: "let launchd run the guard (these three: --install --help)" },
+  { flag: "check", argument: "INSTANCE…", text: "is the job, in its file and as loaded, still run by the guard?" },
+  { flag: "uninstall", argument: "INSTANCE…", text: "give launchd the plist as it was before" },
   { flag: "all", text: "with --stop: every instance of LIMA_HOME" },
   { flag: "lima-home", argument: "DIR", text: "where the instances are (default: $LIMA_HOME, else ~/.lima)" },
   { flag: "timeout", argument: "SECONDS", text: `the whole budget of a stop (default: ${DEFAULT_BUDGET_S})` },
@@ -3839,6 +3842,8 @@ export const OPTIONS = [
 ] as const;
 
 const ROLES = ["pre", "stop", "run", "status"] as const;
+/** The roles of install.ts, which reads its own options. */
+const INSTALL_ROLES = ["--install", "--check", "--uninstall"];
 
 /** What the command line asks for. */
 export interface Invocation {
@@ -3869,6 +3874,7 @@ usage: lima-guard --pre INSTANCE…
        lima-guard --stop INSTANCE… | --stop --all
        lima-guard --run INSTANCE -- limactl start INSTANCE --foreground
        lima-guard --status [INSTANCE…]
+       lima-guard --install | --check | --uninstall INSTANCE…
 
 ${rows.join("\n")}
 
@@ -3881,11 +3887,15 @@ Try: lima-guard --pre --dry-run default
 
 const LITERAL = "\0";
 
-/** Reads the arguments: an invocation, a text to print, or what is wrong with them. Touches nothing. */
-export function parseCommandLine(args: readonly string[]): Invocation | { print: string } | { usage: string } {
+/** What the arguments ask for: a role of ours, one of install.ts, a text to print, or nothing that can be done. */
+export type Asked = Invocation | { install: readonly string[] } | { print: string } | { usage: string };
+
+/** Reads the arguments. Touches nothing. */
+export function parseCommandLine(args: readonly string[]): Asked {
   const switches = OPTIONS.filter((o) => !("argument" in o) || o.argument.includes("INSTANCE")).map((o) => o.flag);
   const end = args.indexOf("--");
   const ours = end < 0 ? args : args.slice(0, end);
+  if (ours.some((a) => INSTALL_ROLES.includes(a))) return { install: args };
   const known = new RegExp(`^(--(${switches.join("|")})|-[vh]+|--(lima-home|timeout)(=.*)?)$`, "s");
   const unknown = ours.find((a) => a.startsWith("-") && !known.test(a));
   if (unknown !== undefined) return { usage: `Cannot understand ${JSON.stringify(unknown)}` };
@@ -3948,6 +3958,7 @@ export async function main(args: readonly string[], host: Host): Promise<number>
     host.stderr(`lima-guard: ${invocation.usage} (hint: lima-guard --help)\n`);
     return EXIT.usage;
   }
+  if ("install" in invocation) return await install(invocation.install, host);
   const home = limaHome(host, invocation.limaHome);
   if ("why" in home) {
     host.stderr(`lima-guard: ${home.why} (hint: lima-guard --lima-home DIR …)\n`);
@@ -3973,6 +3984,19 @@ export async function main(args: readonly string[], host: Host): Promise<number>
     : tellAll(reports, invocation.dryRun);
   host.stdout(invocation.json ? documentOf(invocation.role, reports) : told);
   return status;
+}
+
+/** What install.ts does. It is part of the compiled guard; a copy of this file alone is without it. */
+async function install(args: readonly string[], host: Host): Promise<number> {
+  try {
+    const { installMain } = await import("./install.ts");
+    return await installMain(args);
+  } catch (error) {
+    if (!(error instanceof Error && "code" in error && error.code === "ERR_MODULE_NOT_FOUND")) throw error;
+    const hint = "use the compiled lima-guard, or put install.ts beside lima_guard.ts";
+    host.stderr(`lima-guard: Cannot do this here: install.ts is not part of this copy (hint: ${hint})\n`);
+    return EXIT.failed;
+  }
 }
 
 /** One role for one instance. Whatever is thrown is a bug of ours; the other instances must not suffer from it. */
@@ -4085,5 +4109,7 @@ if (import.meta.main) {
       host.stderr(`lima-guard: a fault of its own: ${cause?.stack ?? cause}\n`);
     });
   }
-  Deno.exit(await main(Deno.args, host).catch((error) => (host.stderr(`lima-guard: ${error?.stack}\n`), EXIT.failed)));
+  // Not awaited: install.ts imports this module, and would wait for its end for ever.
+  Deno.exitCode = EXIT.failed;
+  main(Deno.args, host).catch((e) => (host.stderr(`lima-guard: ${e?.stack}\n`), EXIT.failed)).then(Deno.exit);
 }

@@ -241,6 +241,7 @@ Deno.test("any arguments are understood or refused, and no name gets in that Lim
     fc.property(fc.array(arg, { maxLength: 8 }), (args) => {
       const parsed = parseCommandLine(args);
       if ("usage" in parsed) return assert.notEqual(parsed.usage, "");
+      if ("install" in parsed) return assert.ok(args.some((a) => /^--(un)?install$|^--check$/.test(a)));
       if ("print" in parsed) return assert.ok(args.some((a) => /^-[-a-z]*[hv]/.test(a)), parsed.print);
       assert.ok(parsed.names.every((name) => /^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$/.test(name) && args.includes(name)));
       if (parsed.role !== "status") assert.equal(parsed.names.length === 0, parsed.all);
@@ -249,6 +250,18 @@ Deno.test("any arguments are understood or refused, and no name gets in that Lim
     }),
     { numRuns: 5000 },
   );
+});
+
+// What install.ts does is asked for in the same way; it reads its own options, its --help too.
+for (const args of ["--install k3s --yes", "--check --all --json", "k3s --uninstall --dry-run", "--install --help"]) {
+  Deno.test(`lima-guard ${args} is for install.ts`, () => {
+    assert.deepEqual(parseCommandLine(argv(args)), { install: argv(args) });
+  });
+}
+
+Deno.test("what stands after -- is a command's own: --install too", () => {
+  const parsed = parseCommandLine(argv("--run k3s -- limactl start k3s --foreground --install"));
+  assert.ok("role" in parsed && parsed.role === "run", JSON.stringify(parsed));
 });
 
 // ── texts ──

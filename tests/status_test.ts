@@ -168,6 +168,12 @@ for (
   });
 }
 
+Deno.test("jobs: one without the guard, and one with too little time, are told the command that mends them", () => {
+  const short = judgeJobs([{ ...JOB, exitTimeoutS: 5 }], "k3s", "stopped", false);
+  const bare = judgeJobs([{ ...JOB, wrapped: false }], "k3s", "stopped", false);
+  assert.deepEqual([...short.troubles, ...bare.notes].map((r) => r.hint), Array(2).fill("lima-guard --install k3s"));
+});
+
 Deno.test("running, stopped, clear and booting need nobody, all else does", () => {
   const calm = ["running", "clear", "stopped", "booting"] as const;
   for (const state of calm) assert.equal(needsPerson(state), false, state);

@@ -1,0 +1,604 @@
+/** The text of a plist: what is read in it, what is refused, what is changed in it, and that every byte comes back. */
+
+import assert from "node:assert/strict";
+import fc from "fast-check";
+import { parse } from "npm:plist@5.0.0";
+import {
+  decodePlist,
+  diff,
+  isEqual,
+  type Job,
+  type Plist,
+  PLIST_LIMIT_BYTES,
+  readJob,
+  readPlist,
+  Refusal,
+  unwrapText,
+  type Wanted,
+  wrapText,
+} from "../install.ts";
+
+const GUARD = "/usr/local/libexec/lima-guard";
+const folder = new URL("testdata/plists/", import.meta.url);
+const bytesOf = (name: string) => Deno.readFileSync(new URL(name, folder));
+const textOf = (name: string) => decodePlist(bytesOf(name), name);
+const LIMA = textOf("lima-2.2-daemon.plist");
+const encode = (text: string) => new TextEncoder().encode(text);
+
+function wrapped(text: string, name: string, wanted: Partial<Wanted> = {}) {
+  const plist = readPlist(text);
+  const job = readJob(plist, name);
+  return wrapText(plist, job, { guard: GUARD, exitTimeoutS: Math.max(60, job.exitTimeOut ?? 0), ...wanted });
+}
+
+function unwrapped(text: string, name: string, backup: string | undefined) {
+  const plist = readPlist(text);
+  return unwrapText(plist, readJob(plist, name), backup === undefined ? undefined : readPlist(backup));
+}
+
+function refusalOf(act: () => unknown): Refusal {
+  try {
+    act();
+  } catch (error) {
+    assert.ok(error instanceof Refusal, `not a refusal: ${error}`);
+    return error;
+  }
+  throw new assert.AssertionError({ message: "it was not refused" });
+}
+
+// ── every fixture: what install makes of it, and the way back ──
+
+const ALL: Partial<Wanted> = { limaHome: "/Volumes/VMs/lima & co", keepAlive: true };
+const MOVED: Partial<Wanted> = {
+  ...ALL,
+  workingDirectory: "/",
+  stdoutPath: "/Library/Logs/lima-guard/default.stdout.log",
+  stderrPath: "/Library/Logs/lima-guard/default.stderr.log",
+};
+
+const FIXTURES = [...Deno.readDirSync(folder)].map((e) => e.name).filter((n) => n.endsWith(".plist")).sort();
+
+Deno.test("there are fixtures of Lima, of people, and of Homebrew", () => {
+  assert.ok(FIXTURES.length >= 26, FIXTURES.join(" "));
+});
+
+for (const fixture of FIXTURES) {
+  const name = fixture.includes("colima") ? "colima" : "default";
+  const before = textOf(fixture);
+
+  Deno.test(`${fixture} becomes what stands beside it`, () => {
+    assert.equal(
+      wrapped(before, name).text,
+      new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytesOf(fixture.replace(/plist$/, "guarded"))),
+    );
+  });
+
+  for (const [words, wanted] of Object.entries({ "": {}, " and all options": ALL, " and another volume": MOVED })) {
+    Deno.test(`${fixture} comes back byte by byte${words}`, () => {
+      const after = wrapped(before, name, wanted).text;
+      assert.notEqual(after, before);
+      assert.deepEqual(encode(unwrapped(after, name, before).text), bytesOf(fixture));
+      assert.deepEqual(wrapped(after, name, wanted), { ...wrapped(after, name, wanted), text: after, changes: [] });
+    });
+  }
+
+  Deno.test(`${fixture} gets its command back without a backup`, () => {
+    const after = unwrapped(wrapped(before, name).text, name, undefined).text;
+    assert.deepEqual(readPlist(after).value["ProgramArguments"], readPlist(before).value["ProgramArguments"]);
+    assert.equal(readJob(readPlist(after), name).guard, undefined);
+  });
+}
+
+// ── what changes ──
+
+const changesOf = (text: string, wanted: Partial<Wanted> = {}) =>
+  Object.fromEntries(wrapped(text, "default", wanted).changes.map(({ key, before, after }) => [key, [before, after]]));
+
+Deno.test("wrapText() changes the command and the exit timeout, and says so", () => {
+  const limactl = ["/opt/homebrew/bin/limactl", "start", "default", "--foreground"];
+  assert.deepEqual(changesOf(LIMA), {
+    ProgramArguments: [limactl, [GUARD, "--run", "default", "--", ...limactl]],
+    ExitTimeOut: [undefined, 60],
+  });
+});
+
+Deno.test("wrapText() replaces another guard's path and leaves its options", () => {
+  const old = wrapped(LIMA, "default", { guard: "/opt/old/lima-guard-0.1" }).text
+    .replace("<string>--</string>", "<string>--timeout</string><string>50</string><string>--</string>");
+  const { text, changes } = wrapped(old, "default");
+  assert.deepEqual(changes.map((c) => c.key), ["ProgramArguments"]);
+  const args = readPlist(text).value["ProgramArguments"] as string[];
+  assert.deepEqual(args.slice(0, 6), [GUARD, "--run", "default", "--timeout", "50", "--"]);
+});
+
+Deno.test("wrapText() replaces Program together with the first argument", () => {
+  const { text } = wrapped(textOf("edited-program.plist"), "default");
+  assert.equal(readPlist(text).value["Program"], GUARD);
+});
+
+Deno.test("wrapText() leaves a KeepAlive that is there, and adds one only when told", () => {
+  const draft = textOf("lima-draft-agent-keep-alive-true.plist");
+  assert.equal(readPlist(wrapped(draft, "default", { keepAlive: true }).text).value["KeepAlive"], true);
+  assert.equal(readPlist(wrapped(LIMA, "default").text).value["KeepAlive"], undefined);
+  const added = wrapped(LIMA, "default", { keepAlive: true }).text;
+  assert.deepEqual(readPlist(added).value["KeepAlive"], { SuccessfulExit: false });
+  assert.ok(
+    added.includes("\t<key>KeepAlive</key>\n\t<dict>\n\t\t<key>SuccessfulExit</key>\n\t\t<false/>\n\t</dict>\n"),
+  );
+});
+
+Deno.test("wrapText() escapes what it writes", () => {
+  const guard = "/opt/R&D <tools>/lima-guard";
+  const { text } = wrapped(LIMA, "default", { guard });
+  assert.ok(text.includes("<string>/opt/R&amp;D &lt;tools&gt;/lima-guard</string>"));
+  assert.equal((readPlist(text).value["ProgramArguments"] as string[])[0], guard);
+});
+
+Deno.test("unwrapText() keeps what was changed since the install", () => {
+  const after = wrapped(LIMA, "default", ALL).text
+    .replace("<string>--foreground</string>", "<string>--foreground</string>\n\t\t<string>--debug</string>")
+    .replace("\t<key>RunAtLoad</key>", "\t<key>Nice</key>\n\t<integer>5</integer>\n\t<key>RunAtLoad</key>");
+  const back = readPlist(unwrapped(after, "default", LIMA).text).value;
+  assert.deepEqual(back, {
+    ...readPlist(LIMA).value,
+    Nice: 5,
+    ProgramArguments: ["/opt/homebrew/bin/limactl", "start", "default", "--foreground", "--debug"],
+  });
+});
+
+Deno.test("unwrapText() takes only LIMA_HOME out of an environment that others have filled", () => {
+  const after = wrapped(LIMA, "default", ALL).text
+    .replace("<key>LIMA_HOME</key>", "<key>PATH</key><string>/bin</string><key>LIMA_HOME</key>");
+  const back = readPlist(unwrapped(after, "default", LIMA).text).value;
+  assert.deepEqual(back["EnvironmentVariables"], { PATH: "/bin" });
+});
+
+Deno.test("unwrapText() leaves a plist alone that is not wrapped", () => {
+  assert.deepEqual(unwrapped(LIMA, "default", undefined), { text: LIMA, changes: [] });
+});
+
+Deno.test("a KeepAlive that was changed since the install stays at the uninstall", () => {
+  const after = wrapped(LIMA, "default", { keepAlive: true }).text.replace(
+    /<dict>\s*<key>SuccessfulExit<\/key>\s*<false\/>\s*<\/dict>/,
+    "<true/>",
+  );
+  assert.equal(readPlist(unwrapped(after, "default", LIMA).text).value["KeepAlive"], true);
+});
+
+// ── refused: what the job is ──
+
+const edit = (from: string | RegExp, to: string) => {
+  const text = LIMA.replace(from, to);
+  assert.notEqual(text, LIMA, `${from} is not in the fixture`);
+  return text;
+};
+const arg = (...args: string[]) =>
+  edit(/<array>[^]*<\/array>/, `<array>${args.map((a) => `<string>${a}</string>`).join("")}</array>`);
+
+const JOB_REFUSALS: [what: string, text: string, reason: RegExp, hint?: RegExp][] = [
+  [
+    "the job of another instance",
+    edit("io.lima-vm.daemon.default", "io.lima-vm.daemon.k3s"),
+    /its Label is "io\.lima-vm\.daemon\.k3s"/,
+    /--install k3s/,
+  ],
+  ["no Label", edit(/<key>Label<\/key>\s*<string>.*<\/string>/, ""), /no Label/],
+  ["no ProgramArguments", edit(/<key>ProgramArguments<\/key>\s*<array>[^]*<\/array>/, ""), /no list of strings/],
+  ["arguments that are no strings", edit("<string>start</string>", "<integer>1</integer>"), /no list of strings/],
+  ["an empty command", edit(/<array>[^]*<\/array>/, "<array/>"), /no list of strings/],
+  [
+    "another Program",
+    edit("<key>RunAtLoad", "<key>Program</key><string>/bin/sh</string><key>RunAtLoad"),
+    /Program is "\/bin\/sh"/,
+    /make them equal/,
+  ],
+  ["a shell", arg("/bin/sh", "-c", "limactl start default --foreground"), /not limactl/, /without a shell/],
+  [
+    "caffeinate",
+    arg("/usr/bin/caffeinate", "-s", "/opt/homebrew/bin/limactl", "start", "default", "--foreground"),
+    /not limactl/,
+  ],
+  ["a program that only begins like it", arg("/opt/limactl-old", "start", "default", "--foreground"), /not limactl/],
+  ["another command of limactl", arg("limactl", "shell", "default"), /does not start/],
+  ["no --foreground", arg("limactl", "start", "default"), /--foreground/],
+  ["--foreground=false", arg("limactl", "start", "default", "--foreground=false"), /--foreground/],
+  ["no instance", arg("limactl", "start", "--foreground"), /names 0 instances/],
+  ["two instances", arg("limactl", "start", "default", "k3s", "--foreground"), /names 2 instances/],
+  ["another instance", arg("limactl", "start", "k3s", "--foreground"), /starts "k3s"/],
+  ["a template", arg("limactl", "start", "default.yaml", "--foreground"), /starts "default\.yaml"/],
+  [
+    "a value that looks like the command",
+    arg("limactl", "--log-level", "start", "default", "--foreground"),
+    /does not start/,
+  ],
+  [
+    "wrapped for another instance",
+    arg(GUARD, "--run", "k3s", "--", "limactl", "start", "k3s", "--foreground"),
+    /wrapped for "k3s"/,
+    /--uninstall k3s/,
+  ],
+  ["wrapped without an end", arg(GUARD, "--run", "default", "limactl"), /no `--`/],
+  ["wrapped around something else", arg(GUARD, "--run", "default", "--", "/bin/sleep", "1"), /not limactl/],
+  [
+    "an ExitTimeOut that is a string",
+    edit("<key>RunAtLoad", "<key>ExitTimeOut</key><string>60</string><key>RunAtLoad"),
+    /ExitTimeOut/,
+  ],
+  [
+    "an ExitTimeOut that is real",
+    edit("<key>RunAtLoad", "<key>ExitTimeOut</key><real>0.5</real><key>RunAtLoad"),
+    /ExitTimeOut/,
+  ],
+  [
+    "an environment that is no dict",
+    edit("<key>RunAtLoad", "<key>EnvironmentVariables</key><array/><key>RunAtLoad"),
+    /EnvironmentVariables/,
+  ],
+];
+
+for (const [what, text, reason, hint] of JOB_REFUSALS) {
+  Deno.test(`readJob() refuses ${what}`, () => {
+    const refusal = refusalOf(() => readJob(readPlist(text), "default"));
+    assert.match(refusal.message, reason);
+    assert.match(refusal.hint ?? "", hint ?? /^/);
+  });
+}
+
+const COLIMA = textOf("homebrew-colima.plist");
+for (
+  const [args, instance] of [
+    ["", "colima"],
+    ["<string>default</string>", "colima"],
+    ["<string>colima</string>", "colima"],
+    ["<string>work</string>", "colima-work"],
+    ["<string>colima-work</string>", "colima-work"],
+    ["<string>--profile</string><string>work</string>", "colima-work"],
+    ["<string>--profile=work</string>", "colima-work"],
+    ["<string>-p</string><string>work</string><string>--cpu</string><string>4</string>", "colima-work"],
+  ] as const
+) {
+  Deno.test(`readJob() knows the instance of colima start -f ${args.replaceAll(/<\/?string>/g, " ").trim()}`, () => {
+    const text = COLIMA.replace("<string>-f</string>", `<string>-f</string>${args}`);
+    assert.equal(readJob(readPlist(text), instance).tool, "colima");
+    const { text: after } = wrapped(text, instance);
+    const command = readPlist(after).value["ProgramArguments"] as string[];
+    assert.deepEqual(command.slice(0, 4), [GUARD, "--run", instance, "--"]);
+    assert.match(refusalOf(() => readJob(readPlist(text), "other")).message, /starts "colima/);
+  });
+}
+
+Deno.test("a job that Homebrew's services manage is known as one", () => {
+  assert.match(readJob(readPlist(COLIMA), "colima").remarks.join(), /brew services/);
+});
+
+// ── refused: what the file is ──
+
+const FILE_REFUSALS: [what: string, bytes: Uint8Array, reason: RegExp, hint?: RegExp][] = [
+  ["a binary plist", encode("bplist00\xd1\x01\x02"), /binary/, /plutil -convert xml1 '\/a b\/x\.plist'/],
+  ["UTF-16", new Uint8Array([0xFF, 0xFE, 0x3C, 0]), /UTF-16/],
+  ["bytes that are not UTF-8", new Uint8Array([...encode("<plist>"), 0xC3, 0x28]), /not UTF-8/],
+  ["OpenStep text", encode("{ Label = x; }"), /no XML/],
+  ["nothing", encode(""), /no XML/],
+  ["10 MB", new Uint8Array(10 * 1024 * 1024).fill(32), /more than/],
+];
+for (const [what, bytes, reason, hint] of FILE_REFUSALS) {
+  Deno.test(`decodePlist() refuses ${what}`, () => {
+    const refusal = refusalOf(() => decodePlist(bytes, "/a b/x.plist"));
+    assert.match(refusal.message, reason);
+    assert.match(refusal.hint ?? "", hint ?? /^/);
+  });
+}
+
+const doctype = /<!DOCTYPE[^>]*>/;
+const laughs = Array.from({ length: 12 }, (_, i) => `<!ENTITY l${i + 1} "${`&l${i};`.repeat(10)}">`).join("");
+const deep = (n: number) => `<plist><dict><key>a</key>${"<array>".repeat(n)}${"</array>".repeat(n)}</dict></plist>`;
+const XML_REFUSALS: [what: string, text: string, reason: RegExp][] = [
+  ["entities that grow", edit(doctype, `<!DOCTYPE plist [<!ENTITY l0 "ha">${laughs}]>`), /declarations of its own/],
+  ["an external entity", edit(doctype, `<!DOCTYPE plist [<!ENTITY x SYSTEM "file:///etc/passwd">]>`), /declarations/],
+  ["an external DTD", edit(doctype, `<!DOCTYPE plist SYSTEM "http://example.com/x.dtd">`), /declarations/],
+  ["a DTD in the middle", edit("<dict>", `<!DOCTYPE plist><dict>`), /declarations/],
+  ["an entity that nobody declared", edit("limactl<", "limactl&x;<"), /"&x;" is no entity/],
+  ["a bare &, as Lima writes it", edit("homebrew/bin", "R&D/bin"), /no entity/],
+  ["a number that is no character", edit("limactl<", "limactl&#x110000;<"), /no entity/],
+  ["a control character", edit("limactl<", "limactl\x01<"), /control character/],
+  ["a control character in numbers", edit("limactl<", "limactl&#0;<"), /control character/],
+  ["deep nesting", deep(100_000), /deeper/],
+  ["33 levels", deep(33), /deeper/],
+  ["a file that was cut short", LIMA.slice(0, 600), /cut short/],
+  ["a comment that is never closed", edit("<dict>", "<dict><!-- "), /cut short/],
+  ["Lima's <no value>", edit("zoe", "<no value>"), /<no value>/],
+  ["crossed tags", edit("</array>", "</dict>"), /does not close/],
+  ["an unknown element", edit("<true/>", "<yes/>"), /no element/],
+  ["an attribute", edit("<true/>", `<true a="b"/>`), /attribute/],
+  [
+    "a key twice",
+    edit("<key>RunAtLoad", "<key>Label</key><string>x</string><key>RunAtLoad"),
+    /"Label" stands there twice/,
+  ],
+  ["a key without value", edit("<true/>", ""), /cannot stand here/],
+  ["a key at the end", edit("</dict>", "<key>x</key></dict>"), /no value/],
+  ["__proto__", edit("<key>RunAtLoad", "<key>__proto__</key><dict/><key>RunAtLoad"), /cannot be meant/],
+  ["text between values", edit("<true/>", "<true/>yes"), /outside a value/],
+  ["two roots", `${LIMA}<plist/>`, /cannot stand here/],
+  ["a root that is no dict", "<plist><array/></plist>", /no dict/],
+  ["an empty plist", "<plist/>", /no dict/],
+  ["a hexadecimal integer", edit("<true/>", "<integer>0x1A</integer>"), /hexadecimal/],
+  ["an integer that is none", edit("<true/>", "<integer>abc</integer>"), /no integer/],
+  ["an integer that loses digits", edit("<true/>", "<integer>9007199254740993</integer>"), /no integer/],
+  ["what two readers read differently", edit("limactl<", "limactl&#13;<"), /two readers/],
+  ["another encoding", edit("UTF-8", "ISO-8859-1"), /encoding/],
+  ["an instruction in the middle", edit("<true/>", "<?x y?><true/>"), /processing instruction/],
+  ["an instruction without name", edit("<dict>", "<?? ?><dict>"), /./],
+  ["a declaration in the middle", edit("<plist", "<?xml version='1.0'?><plist"), /not well-formed/],
+  ["HTML", "<html><body>404</body></html>", /no element/],
+];
+for (const [what, text, reason] of XML_REFUSALS) {
+  Deno.test(`readPlist() refuses ${what}`, () => {
+    assert.match(refusalOf(() => readPlist(text)).message, reason);
+  });
+}
+
+Deno.test("hostile texts of the largest size cost no more than a reading does", () => {
+  const n = PLIST_LIMIT_BYTES - 100;
+  const hostile = [
+    `<plist>${"<".repeat(n)}`,
+    `<plist${" ".repeat(n)}`,
+    `<plist ${"a".repeat(n)}`,
+    `<plist ${"a=".repeat(n / 2)}`,
+    `<plist><dict><key>${"&".repeat(n)}`,
+    `<plist><dict><key>${"&a".repeat(n / 2)}`,
+    `<plist>${"<!--".repeat(n / 4)}`,
+    `<plist>${"<!---->".repeat(n / 7)}`,
+    `<!DOCTYPE plist ${" ".repeat(n)}`,
+    `<plist>${"<dict>".repeat(n / 6)}`,
+    `<?xml ${"encoding".repeat(n / 8)}?>`,
+  ];
+  const begun = performance.now();
+  for (const text of hostile) refusalOf(() => readPlist(text));
+  // Anything quadratic would take minutes.
+  assert.ok(performance.now() - begun < 10_000, `${Math.round(performance.now() - begun)} ms`);
+});
+
+Deno.test("readPlist() never throws anything but a refusal, whatever the text", () => {
+  const piece = fc.constantFrom(
+    ..."<plist>|<dict>|</dict>|</plist>|<key>|</key>|a|&amp;|&|<!--|-->|<string>|</string>|<![CDATA[|]]>|<true/>|<integer>|</integer>|7| |\n|<?x|?>|<!DOCTYPE plist>|<data>|</data>|=|\uFEFF"
+      .split("|"),
+  );
+  fc.assert(
+    fc.property(fc.array(piece, { maxLength: 30 }), (pieces) => {
+      try {
+        readPlist(pieces.join(""));
+      } catch (error) {
+        assert.ok(error instanceof Refusal, String(error));
+      }
+    }),
+    { numRuns: 2000 },
+  );
+});
+
+Deno.test("a fixture with any one byte changed is refused, or read as the package reads it", () => {
+  const bytes = bytesOf("lima-2.3-daemon-keep-alive-lima-home.plist");
+  fc.assert(
+    fc.property(fc.nat(bytes.length - 1), fc.integer({ min: 0, max: 255 }), (at, byte) => {
+      const changed = bytes.slice();
+      changed[at] = byte;
+      try {
+        const text = decodePlist(changed, "x.plist");
+        assert.ok(isEqual(readPlist(text).value, parse(text)));
+      } catch (error) {
+        assert.ok(error instanceof Refusal, String(error));
+      }
+    }),
+    { numRuns: 1500 },
+  );
+});
+
+// ── any plist ──
+
+const blank = fc.constantFrom(
+  "\n\t",
+  "\n\t",
+  "\r\n    ",
+  "",
+  " ",
+  "\n\n\t\t",
+  "\n<!-- a & b <key>ExitTimeOut</key> -->\n\t",
+);
+const word = fc.string({
+  unit: fc.constantFrom(..."abcXYZ019 ./-_&<>\"'é漢🦙"),
+  minLength: 1,
+  maxLength: 12,
+});
+
+/** A string element, spelt in one of the ways there are. */
+const spelt = (text: string, how: number) => {
+  const escaped = text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+  if (how === 0 && !text.includes("]]>")) return `<![CDATA[${text}]]>`;
+  if (how === 1) return [...text].map((c) => `&#x${c.codePointAt(0)!.toString(16)};`).join("");
+  return escaped;
+};
+
+const leaf = fc.oneof(
+  fc.tuple(word, fc.nat(4)).map(([text, how]) => `<string>${spelt(text, how)}</string>`),
+  fc.integer({ min: -1000, max: 100_000 }).map((n) => `<integer>${n}</integer>`),
+  fc.constantFrom(
+    "<true/>",
+    "<false/>",
+    "<array/>",
+    "<dict/>",
+    "<string/>",
+    "<real>1.5</real>",
+    "<data>\naGk=\n</data>",
+  ),
+);
+
+const entry = (key: string, value: fc.Arbitrary<string>) =>
+  fc.tuple(blank, blank, value).map(([a, b, v]) => `${a}<key>${key}</key>${b}${v}`);
+const dictOf = (...entries: fc.Arbitrary<string>[]) =>
+  fc.tuple(blank, ...entries).map(([end, ...all]) => `<dict>${all.join("")}${end}</dict>`);
+const maybe = (arb: fc.Arbitrary<string>) => fc.oneof(fc.constant(""), arb);
+
+const PROGRAM = "/opt/R&D/limactl";
+const anyPlist = fc.tuple(
+  fc.constantFrom("", "\uFEFF"),
+  fc.shuffledSubarray([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], { minLength: 10 }),
+  fc.tuple(
+    entry("Label", fc.constant("<string>io.lima-vm.daemon.default</string>")),
+    entry(
+      "ProgramArguments",
+      fc.tuple(fc.array(blank, { minLength: 6, maxLength: 6 }), fc.nat(4)).map(([b, how]) =>
+        `<array>${b[0]}<string>${spelt(PROGRAM, how)}</string>${b[1]}<string>start</string>${
+          b[2]
+        }<string>--foreground</string>${b[3]}<string>default</string>${b[4]}</array>`
+      ),
+    ),
+    maybe(entry("Program", fc.nat(4).map((how) => `<string>${spelt(PROGRAM, how)}</string>`))),
+    maybe(
+      entry(
+        "ExitTimeOut",
+        fc.constantFrom(
+          "<integer>0</integer>",
+          "<integer> 5\n</integer>",
+          "<integer>+60</integer>",
+          "<integer>900</integer>",
+        ),
+      ),
+    ),
+    maybe(
+      entry(
+        "KeepAlive",
+        fc.oneof(
+          fc.constantFrom("<true/>", "<dict/>"),
+          dictOf(entry("SuccessfulExit", fc.constantFrom("<true/>", "<false/>"))),
+        ),
+      ),
+    ),
+    maybe(entry(
+      "EnvironmentVariables",
+      fc.oneof(
+        fc.constant("<dict/>"),
+        dictOf(),
+        dictOf(entry("PATH", leaf)),
+        dictOf(entry("LIMA_HOME", fc.constant("<string>/Volumes/VMs/lima</string>"))),
+        dictOf(
+          entry("PATH", leaf),
+          entry("LIMA_HOME", fc.constant("<string>/Volumes/VMs/lima</string>")),
+          entry("x", leaf),
+        ),
+      ),
+    )),
+    maybe(entry("WorkingDirectory", fc.tuple(word, fc.nat(4)).map(([t, how]) => `<string>${spelt(t, how)}</string>`))),
+    maybe(entry("StandardOutPath", fc.tuple(word, fc.nat(4)).map(([t, how]) => `<string>${spelt(t, how)}</string>`))),
+    maybe(entry("StandardErrorPath", fc.constant("<string>launchd.stderr.log</string>"))),
+    fc.array(fc.tuple(word, fc.oneof(leaf, dictOf(entry("a", leaf), entry("b", leaf)))), { maxLength: 4 }).chain((
+      pairs,
+    ) =>
+      fc.tuple(...pairs.map(([key, value], i) => entry(`x${i}${spelt(key, 2)}`, fc.constant(value)))).map((all) =>
+        all.join("")
+      )
+    ),
+  ),
+  blank,
+  fc.constantFrom("", "\n", "\n<!-- end -->", "<?x y?>\n"),
+).map(([bom, order, entries, end, tail]) =>
+  `${bom}<?xml version="1.0" encoding="UTF-8"?>\n<plist version='1.0'><dict>${
+    order.map((i) => entries[i]).join("")
+  }${end}</dict>\n</plist>${tail}`
+);
+
+const anyWanted = fc.record({
+  limaHome: fc.constantFrom(undefined, "/Volumes/VMs/lima"),
+  keepAlive: fc.boolean(),
+  exitTimeoutS: fc.constantFrom(undefined, 60, 45),
+  moves: fc.boolean(),
+  guard: fc.constantFrom(GUARD, "/opt/R&D <2>/lima-guard"),
+}).map(({ moves, limaHome, exitTimeoutS, ...rest }): Wanted => ({
+  ...rest,
+  ...limaHome === undefined ? {} : { limaHome },
+  ...exitTimeoutS === undefined ? {} : { exitTimeoutS },
+  ...moves ? { workingDirectory: "/", stdoutPath: MOVED.stdoutPath!, stderrPath: MOVED.stderrPath! } : {},
+}));
+
+const NAMED = [
+  "Program",
+  "ProgramArguments",
+  "ExitTimeOut",
+  "KeepAlive",
+  "EnvironmentVariables",
+  "WorkingDirectory",
+  "StandardOutPath",
+  "StandardErrorPath",
+];
+
+/** What the wrapped plist must say, told a second time and in another way. */
+function expected(plist: Plist, job: Job, wanted: Wanted): Record<string, unknown> {
+  const { value } = plist;
+  const environment = value["EnvironmentVariables"] as Record<string, unknown> | undefined;
+  return {
+    ...value,
+    ...value["Program"] === undefined ? {} : { Program: wanted.guard },
+    ProgramArguments: [wanted.guard, "--run", "default", "--", ...job.command],
+    ...wanted.exitTimeoutS === undefined ? {} : { ExitTimeOut: wanted.exitTimeoutS },
+    ...wanted.keepAlive && value["KeepAlive"] === undefined ? { KeepAlive: { SuccessfulExit: false } } : {},
+    ...wanted.limaHome === undefined ? {} : { EnvironmentVariables: { ...environment, LIMA_HOME: wanted.limaHome } },
+    ...wanted.workingDirectory && value["WorkingDirectory"] !== undefined ? { WorkingDirectory: "/" } : {},
+    ...wanted.stdoutPath && value["StandardOutPath"] !== undefined ? { StandardOutPath: wanted.stdoutPath } : {},
+    ...wanted.stderrPath && value["StandardErrorPath"] !== undefined ? { StandardErrorPath: wanted.stderrPath } : {},
+  };
+}
+
+Deno.test("any plist in any formatting: only the named keys change, and every byte comes back", () => {
+  let tried = 0;
+  fc.assert(
+    fc.property(anyPlist, anyWanted, (text, wanted) => {
+      const plist = readPlist(text);
+      const job = readJob(plist, "default");
+      const after = wrapText(plist, job, wanted);
+      const value = parse(after.text.replace(/^\uFEFF/, "")) as Record<string, unknown>;
+      assert.ok(isEqual(value, expected(plist, job, wanted)), after.text);
+      assert.ok(after.changes.every(({ key }) => NAMED.includes(key)));
+      // Comments and instructions are no values: they must all be there still.
+      assert.deepEqual(after.text.match(/<!--.*?-->|<\?.*?\?>/gs), text.match(/<!--.*?-->|<\?.*?\?>/gs));
+      assert.equal(unwrapped(after.text, "default", text).text, text);
+      assert.deepEqual(wrapText(readPlist(after.text), readJob(readPlist(after.text), "default"), wanted).changes, []);
+      tried++;
+    }),
+    { numRuns: 600 },
+  );
+  assert.ok(tried >= 600);
+});
+
+// ── words ──
+
+Deno.test("diff() shows the lines that differ, with three around them", () => {
+  const before = ["a", "b", "c", "d", "e", "f", "g", "h"];
+  const after = ["a", "b", "c", "d", "X", "Y", "f", "g", "h"];
+  assert.deepEqual(diff(before.join("\n"), after.join("\n")), [
+    "@@ -2 +2 @@",
+    " b",
+    " c",
+    " d",
+    "-e",
+    "+X",
+    "+Y",
+    " f",
+    " g",
+    " h",
+  ]);
+  assert.deepEqual(diff("a\nb", "a\nb"), []);
+  assert.deepEqual(diff("a\r\nb\r\n", "a\r\nc\r\n").slice(1), [" a", "-b", "+c", " "]);
+});
+
+Deno.test("diff() of any two texts can be undone", () => {
+  const lines = fc.array(fc.constantFrom("a", "b", "c", ""), { maxLength: 12 });
+  fc.assert(fc.property(lines, lines, (a, b) => {
+    const shown = diff(a.join("\n"), b.join("\n"));
+    if (a.join("\n") === b.join("\n")) return assert.deepEqual(shown, []);
+    const first = Number(/^@@ -(\d+)/.exec(shown[0]!)![1]) - 1;
+    const side = (mark: string) => shown.slice(1).filter((l) => l[0] === " " || l[0] === mark).map((l) => l.slice(1));
+    const [old, young] = [a.join("\n").split("\n"), b.join("\n").split("\n")];
+    assert.deepEqual(side("-"), old.slice(first, first + side("-").length));
+    assert.deepEqual(side("+"), young.slice(first, first + side("+").length));
+    assert.equal(old.length - side("-").length, young.length - side("+").length);
+  }));
+});
