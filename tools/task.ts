@@ -5,21 +5,17 @@
  * deno.json takes no comments; its reasons:
  * - no-import-prefix is off: lima_guard.ts has to run when it is copied alone, so it names its packages itself.
  * - no-console is on: stdout is for results, and console.* throws when the disk is full.
- * - the permission set: `run` cannot be narrowed, because Deno.kill of a process that is not a child is refused under
- *   --allow-run=LIST; `net` is for unix sockets.
+ * - the permission set: see PERMISSIONS in tools/compile.ts.
  * - a name in `imports` stands in tools/npm_only/import_map.json too: an import map given by hand replaces them.
  * @module
  */
+
+import { compile, realBuilder } from "./compile.ts";
 
 const ROOT = import.meta.dirname!.replace(/\/tools$/, "");
 const IMPORT_MAP = "tools/npm_only/import_map.json";
 /** Enough for a slow line, and not much to wait for where a firewall drops packets without a word. */
 const JSR_LIMIT_MS = 3000;
-const MAC_TARGETS = ["aarch64-apple-darwin", "x86_64-apple-darwin"];
-/** deno.json's permission set, as flags. */
-const PERMISSIONS = "--allow-read --allow-write --allow-net --allow-env --allow-run --allow-sys=uid,osUptime".split(
-  " ",
-);
 
 /** A task gets the arguments after its name, and answers with its exit status. */
 const TASKS: Record<string, (args: string[]) => Promise<number>> = {
@@ -27,7 +23,8 @@ const TASKS: Record<string, (args: string[]) => Promise<number>> = {
   test,
   demo: async (args) => await deno("run", "-A", ...await packageFlags(), "tools/demo.ts", ...args),
   bench: async (args) => await deno("run", "-A", ...await packageFlags(), "tools/bench.ts", ...args),
-  compile,
+  compile: async (args) => await compile(args, await packageFlags(), realBuilder(ROOT, say)),
+  manual: async () => await deno("run", "-A", ...await packageFlags(), "tools/manual.ts"),
   cov,
 };
 
@@ -49,18 +46,6 @@ async function cov(args: string[]): Promise<number> {
   const dir = `${ROOT}/coverage`;
   Deno.env.set("DENO_COVERAGE_DIR", dir);
   return await test(["--clean", `--coverage=${dir}`, ...args]);
-}
-
-async function compile(args: string[]): Promise<number> {
-  for (const target of new Set([...MAC_TARGETS, Deno.build.target])) {
-    const to = ["--target", target, "--output", `dist/lima-guard-${target}`];
-    const status = await deno("compile", ...await packageFlags(), ...PERMISSIONS, ...to, ...args, "lima_guard.ts");
-    if (status !== 0) {
-      say(`Cannot compile for ${target} (hint: the runtime for it is downloaded from https://dl.deno.land)`);
-      return status;
-    }
-  }
-  return 0;
 }
 
 let flags: string[] | undefined;

@@ -13,6 +13,8 @@ export interface GuardOptions {
   stdin?: string;
   /** Another script: `install.ts`, or a copy of lima_guard.ts somewhere else. Relative to the repository. */
   script?: string;
+  /** What to run instead of Deno with `-A` and the script: a compiled guard, or Deno with other flags. */
+  program?: readonly string[];
   cwd?: string;
   /** Then it is killed, and the test fails with what it had printed. */
   timeoutMs?: number;
@@ -51,8 +53,9 @@ export async function runGuard(home: Home, args: string[], options: GuardOptions
 /** Starts `lima_guard.ts ARGS`; on disposal it is killed. */
 export function spawnGuard(home: Home, args: string[], options: GuardOptions = {}): Guard {
   const script = new URL(options.script ?? "lima_guard.ts", `file://${project}/`).pathname;
-  const child = new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", ...denoFlags(), script, ...args],
+  const [program = "", ...before] = options.program ?? [Deno.execPath(), "run", "-A", ...denoFlags(), script];
+  const child = new Deno.Command(program, {
+    args: [...before, ...args],
     env: environment(home, options),
     clearEnv: true,
     cwd: options.cwd ?? home.root,
