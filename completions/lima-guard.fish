@@ -1,0 +1,61 @@
+# fish completion for lima-guard
+# made by `deno task manual`: change the tables of options in lima_guard.ts and install.ts instead
+
+function __lima_guard_instances
+    set -l home (string replace -rf -- '^--lima-home=' '' (commandline -opc))
+    set -l words (commandline -opc)
+    set -l at (contains -i -- --lima-home $words); and set home $words[(math $at + 1)]
+    test -n "$home"; or set home $LIMA_HOME
+    test -n "$home"; or set home $HOME/.lima
+    set home (string replace -r '^~/' "$HOME/" -- $home[-1])
+    for file in $home/*/lima.yaml
+        string replace -r '.*/(.*)/lima.yaml$' '$1' -- $file
+    end
+end
+
+function __lima_guard_at -a place
+    set -l words (commandline -opc)
+    if contains -- -- $words
+        test $place = command
+    else if string match -qr -- '^--(install|check|uninstall)$' $words
+        contains -- $place install any
+    else if string match -qr -- '^--(pre|stop|run|status|install|check|uninstall)$' $words
+        contains -- $place guard any
+    else
+        contains -- $place guard role any
+    end
+end
+
+complete -c lima-guard -f
+complete -c lima-guard -n "__lima_guard_at command" -xa "(__fish_complete_subcommand --fcs-skip=(contains -i -- -- (commandline -opc)))"
+complete -c lima-guard -n "__lima_guard_at any" -a "(__lima_guard_instances)" -d instance
+complete -c lima-guard -n "__lima_guard_at role" -l pre -d 'clear what a dead run left behind, then exit'
+complete -c lima-guard -n "__lima_guard_at role" -l stop -d 'stop gracefully, then hard; several at once in parallel'
+complete -c lima-guard -n "__lima_guard_at role" -l run -d '--pre, then run COMMAND; on SIGTERM do --stop; leave with its status'
+complete -c lima-guard -n "__lima_guard_at role" -l status -d 'what the guard sees, why, and what it would do; changes nothing'
+complete -c lima-guard -n "__lima_guard_at role" -l install -d 'let launchd run the guard (these three: --install --help)'
+complete -c lima-guard -n "__lima_guard_at role" -l check -d 'is the job, in its file and as loaded, still run by the guard?'
+complete -c lima-guard -n "__lima_guard_at role" -l uninstall -d 'give launchd the plist as it was before'
+complete -c lima-guard -n "__lima_guard_at guard" -l all -d 'with --stop: every instance of LIMA_HOME'
+complete -c lima-guard -n "__lima_guard_at guard" -l lima-home -xa "(__fish_complete_directories)" -d 'where the instances are (default: $LIMA_HOME, else ~/.lima)'
+complete -c lima-guard -n "__lima_guard_at guard" -l timeout -x -d 'the whole budget of a stop (default: 60)'
+complete -c lima-guard -n "__lima_guard_at guard" -l dry-run -d 'observe, plan, print, leave; exit as the real run would'
+complete -c lima-guard -n "__lima_guard_at guard" -l json -d 'one JSON document on stdout'
+complete -c lima-guard -n "__lima_guard_at guard" -s v -l verbose -d 'say more on stderr'
+complete -c lima-guard -n "__lima_guard_at guard" -s h -l help -d 'print this and exit'
+complete -c lima-guard -n "__lima_guard_at guard" -l version -d 'print the version and exit'
+complete -c lima-guard -n "__lima_guard_at install" -l all -d 'every Lima job that is found'
+complete -c lima-guard -n "__lima_guard_at install" -l plist -rF -d 'this plist; also for a Colima job (INSTANCE is colima or colima-PROFILE)'
+complete -c lima-guard -n "__lima_guard_at install" -l guard -rF -d 'use this compiled guard where it stands'
+complete -c lima-guard -n "__lima_guard_at install" -l guard-dir -xa "(__fish_complete_directories)" -d 'where the guard is put (default: /usr/local/libexec)'
+complete -c lima-guard -n "__lima_guard_at install" -l sign -x -d 'sign the guard that is put there (codesign --sign)'
+complete -c lima-guard -n "__lima_guard_at install" -l keep-alive -d 'add KeepAlive {SuccessfulExit: false} where there is no KeepAlive'
+complete -c lima-guard -n "__lima_guard_at install" -l exit-timeout -x -d 'set ExitTimeOut to just this (default: at least 60)'
+complete -c lima-guard -n "__lima_guard_at install" -l lima-home -xa "(__fish_complete_directories)" -d 'where the instance is (default: what the plist says)'
+complete -c lima-guard -n "__lima_guard_at install" -l no-reload -d 'change the file only; it counts from the next boot or login on'
+complete -c lima-guard -n "__lima_guard_at install" -l dry-run -d 'print the changes and the commands, write nothing'
+complete -c lima-guard -n "__lima_guard_at install" -l yes -d 'do not ask'
+complete -c lima-guard -n "__lima_guard_at install" -l json -d 'one JSON document on stdout'
+complete -c lima-guard -n "__lima_guard_at install" -s v -l verbose -d 'print every command, those that only look too'
+complete -c lima-guard -n "__lima_guard_at install" -s h -l help -d 'print this and exit'
+complete -c lima-guard -n "__lima_guard_at install" -l version -d 'print the version and exit'

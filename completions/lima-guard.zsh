@@ -1,0 +1,58 @@
+#compdef lima-guard
+# made by `deno task manual`: change the tables of options in lima_guard.ts and install.ts instead
+
+_lima_guard_instances() {
+  local home=${opt_args[--lima-home]:-${LIMA_HOME:-$HOME/.lima}}
+  local -a names=(${~home}/*/lima.yaml(N:h:t))
+  compadd -a names
+}
+
+_lima_guard() {
+  local at=${words[(i)--]}
+  if ((at < CURRENT)); then
+    shift $at words
+    ((CURRENT -= at))
+    _normal
+  elif ((${words[(I)(--install|--check|--uninstall)]})); then
+    _arguments -s \
+      '(--pre --stop --run --status --install --check --uninstall)--install[let launchd run the guard (these three\: --install --help)]' \
+      '(--pre --stop --run --status --install --check --uninstall)--check[is the job, in its file and as loaded, still run by the guard?]' \
+      '(--pre --stop --run --status --install --check --uninstall)--uninstall[give launchd the plist as it was before]' \
+      '--all[every Lima job that is found]' \
+      '--plist=[this plist; also for a Colima job (INSTANCE is colima or colima-PROFILE)]:FILE:_files' \
+      '--guard=[use this compiled guard where it stands]:PATH:_files' \
+      '--guard-dir=[where the guard is put (default\: /usr/local/libexec)]:DIR:_files -/' \
+      '--sign=[sign the guard that is put there (codesign --sign)]:IDENTITY: ' \
+      '--keep-alive[add KeepAlive {SuccessfulExit\: false} where there is no KeepAlive]' \
+      '--exit-timeout=[set ExitTimeOut to just this (default\: at least 60)]:SECONDS: ' \
+      '--lima-home=[where the instance is (default\: what the plist says)]:DIR:_files -/' \
+      '--no-reload[change the file only; it counts from the next boot or login on]' \
+      '--dry-run[print the changes and the commands, write nothing]' \
+      '--yes[do not ask]' \
+      '--json[one JSON document on stdout]' \
+      '(-v --verbose)'{-v,--verbose}'[print every command, those that only look too]' \
+      '(-h --help)'{-h,--help}'[print this and exit]' \
+      '--version[print the version and exit]' \
+      '*:instance:_lima_guard_instances'
+  else
+    _arguments -s \
+      '(--pre --stop --run --status --install --check --uninstall)--pre[clear what a dead run left behind, then exit]' \
+      '(--pre --stop --run --status --install --check --uninstall)--stop[stop gracefully, then hard; several at once in parallel]' \
+      '(--pre --stop --run --status --install --check --uninstall)--run[--pre, then run COMMAND; on SIGTERM do --stop; leave with its status]' \
+      '(--pre --stop --run --status --install --check --uninstall)--status[what the guard sees, why, and what it would do; changes nothing]' \
+      '(--pre --stop --run --status --install --check --uninstall)--install[let launchd run the guard (these three\: --install --help)]' \
+      '(--pre --stop --run --status --install --check --uninstall)--check[is the job, in its file and as loaded, still run by the guard?]' \
+      '(--pre --stop --run --status --install --check --uninstall)--uninstall[give launchd the plist as it was before]' \
+      '--all[with --stop\: every instance of LIMA_HOME]' \
+      '--lima-home=[where the instances are (default\: $LIMA_HOME, else ~/.lima)]:DIR:_files -/' \
+      '--timeout=[the whole budget of a stop (default\: 60)]:SECONDS: ' \
+      '--dry-run[observe, plan, print, leave; exit as the real run would]' \
+      '--json[one JSON document on stdout]' \
+      '(-v --verbose)'{-v,--verbose}'[say more on stderr]' \
+      '(-h --help)'{-h,--help}'[print this and exit]' \
+      '--version[print the version and exit]' \
+      '*:instance:_lima_guard_instances'
+  fi
+}
+
+if [[ $funcstack[1] = _lima-guard ]]; then _lima_guard "$@"; else compdef _lima_guard lima-guard; fi

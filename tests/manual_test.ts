@@ -1,0 +1,162 @@
+/** The completions and the man page: made from the tables of options, and understood by the programs they are for. */
+
+import assert from "node:assert/strict";
+import { INSTALL_OPTIONS } from "../install.ts";
+import { OPTIONS } from "../lima_guard.ts";
+import { manual } from "../tools/manual.ts";
+import { type Home, project, tempLimaHome, within } from "./helpers/mod.ts";
+
+const MADE = Object.entries(manual());
+for (const [file, text] of MADE) {
+  Deno.test(`${file} is what \`deno task manual\` makes, and names every option`, async () => {
+    assert.equal(await Deno.readTextFile(`${project}/${file}`), text, `${file}: deno task manual`);
+    const plain = text.replaceAll("\\-", "-").replaceAll("Fl -", "--").replaceAll("-l ", "--");
+    for (const { flag } of [...OPTIONS, ...INSTALL_OPTIONS]) assert.match(plain, new RegExp(`--${flag}\\b(?!-)`), flag);
+  });
+}
+
+/** Why a program cannot be tried here; undefined where it is there. */
+function whyNo(program: string): string | undefined {
+  try {
+    return new Deno.Command(program, { args: ["--version"], stdin: "null" }).outputSync() && undefined;
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    return `skipped: no ${program} here`;
+  }
+}
+
+const skipped = (why: string | undefined) => ({ ignore: why !== undefined, suffix: why ? `: ${why}` : "" });
+
+for (
+  const [program, ...args] of [
+    ["mandoc", "-T", "lint", "-W", "warning"],
+    // groff is told more than it prints: -z.
+    ["groff", "-mdoc", "-Tascii", "-ww", "-z"],
+  ]
+) {
+  const { ignore, suffix } = skipped(whyNo(program!));
+  Deno.test({
+    name: `${program} has nothing to say about the man page${suffix}`,
+    ignore,
+    async fn() {
+      const { stdout, stderr } = await new Deno.Command(program!, { args: [...args, `${project}/man/lima-guard.1`] })
+        .output();
+      assert.equal(new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr), "");
+    },
+  });
+}
+
+// ── the shells, at a terminal ──
+
+/** How a shell is started, and what makes it ready. */
+const SHELLS: Record<string, { start: string; set: (file: string) => string[] }> = {
+  bash: { start: "bash --norc --noprofile -i", set: (file) => ["bind 'set bell-style none'", `source ${file}`] },
+  zsh: {
+    start: "zsh -f -i",
+    set: (file) => ["unsetopt beep list_beep", "autoload -U compinit; compinit -u -D", `source ${file}`],
+  },
+  fish: { start: "fish --no-config --private -i", set: (file) => [`source ${file}`] },
+};
+
+/** What is typed (\t is the Tab key), and the arguments that the program then gets. */
+const TYPED: [typed: string, args: string][] = [
+  ["--stat\t", "--status"],
+  ["--sto\tdef\t", "--stop default"],
+  ["--dry-r\t--pre k3\t", "--dry-run --pre k3s"],
+  ["--pre _net\t", "--pre _net"],
+  ["--pre emp\t", "--pre emp"],
+  ["--lima-home HOME/other --stop foo\t", "--lima-home HOME/other --stop foo-bar"],
+  ["--lima-home=HOME/other --stop foo\t", "--lima-home=HOME/other --stop foo-bar"],
+  ["--lima-home HOME/oth\t", "--lima-home HOME/other"],
+  ["--install --keep\tk3\t", "--install --keep-alive k3s"],
+  ["--install --plist HOME/job.pl\t", "--install --plist HOME/job.plist"],
+  // Only what goes with the role.
+  ["--stop --keep\t", "--stop --keep"],
+  ["--check --timeo\t", "--check --timeo"],
+  ["--run k3\t -- limactl-sta\tstart", "--run k3s -- limactl-standin start"],
+];
+
+for (const [shell, { start, set }] of Object.entries(SHELLS)) {
+  const { ignore, suffix } = skipped(
+    Deno.build.os === "linux" ? whyNo(shell) ?? whyNo("script") : "skipped: not Linux",
+  );
+  Deno.test({
+    name: `${shell} completes roles, options, instances, files and the command${suffix}`,
+    ignore,
+    async fn() {
+      await using home = await tempLimaHome();
+      for (const name of ["default", "k3s"]) home.instance(name);
+      for (const folder of ["lima/empty", "lima/_networks", "other/foo-bar"]) {
+        await Deno.mkdir(`${home.root}/${folder}`, { recursive: true });
+      }
+      await Deno.writeTextFile(`${home.root}/other/foo-bar/lima.yaml`, "");
+      await Deno.writeTextFile(`${home.root}/job.plist`, "");
+      await Deno.symlink("/bin/true", `${home.bin}/limactl-standin`);
+      const guard = `#!/bin/sh\necho "<$*>" | tee -a ${home.root}/got\n`;
+      await Deno.writeTextFile(`${home.bin}/lima-guard`, guard, { mode: 0o755 });
+      await using terminal = new Terminal(home, start);
+      for (const line of set(`${project}/completions/lima-guard.${shell}`)) terminal.type(`${line}\r`);
+      for (const [at, [typed, args]] of TYPED.entries()) {
+        terminal.type(`lima-guard ${typed.replaceAll("HOME", home.root)}\r`);
+        const got = await terminal.line(`${home.root}/got`, at);
+        // A blank after what is complete is of no matter, nor is the slash of a folder.
+        assert.equal(
+          got.replace(/\/?\s*>$/, ">").replaceAll("  ", " "),
+          `<${args.replaceAll("HOME", home.root)}>`,
+          typed,
+        );
+      }
+    },
+  });
+}
+
+/** A shell at a terminal of its own, made by script(1). */
+class Terminal implements AsyncDisposable {
+  readonly #child: Deno.ChildProcess;
+  readonly #writer: WritableStreamDefaultWriter<Uint8Array>;
+  readonly #end: Promise<void>;
+  #shown = "";
+
+  constructor(home: Home, command: string) {
+    this.#child = new Deno.Command("script", {
+      args: ["-qfec", command, "/dev/null"],
+      env: { ...home.env, TERM: "xterm", LANG: "C.UTF-8", PATH: `${home.bin}:/usr/bin:/bin`, PS1: "$ " },
+      clearEnv: true,
+      cwd: home.root,
+      stdin: "piped",
+      stdout: "piped",
+      stderr: "null",
+    }).spawn();
+    this.#writer = this.#child.stdin.getWriter();
+    this.#end = this.#read();
+  }
+
+  async #read(): Promise<void> {
+    const decoder = new TextDecoder();
+    for await (const bytes of this.#child.stdout) this.#shown += decoder.decode(bytes, { stream: true });
+  }
+
+  /** What is typed before the line editor is ready waits in the terminal, as it does for people. */
+  type(text: string): void {
+    void this.#writer.write(new TextEncoder().encode(text));
+  }
+
+  /** The n-th line of a file, as soon as it is there. */
+  line(path: string, n: number): Promise<string> {
+    const there = (async () => {
+      for (;;) {
+        const lines = await Deno.readTextFile(path).catch(() => "");
+        const line = lines.split("\n").slice(0, -1)[n];
+        if (line !== undefined) return line;
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      }
+    })();
+    return within(there, 15_000, () => `line ${n} of ${path}; on the screen:\n${this.#shown}`);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#writer.close();
+    await this.#child.status;
+    await this.#end;
+  }
+}
