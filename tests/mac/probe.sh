@@ -1,0 +1,29 @@
+#!/bin/sh
+# What a launchd job lives through at a shutdown: probe.sh FOLDER NAME
+# Writes a line "SECONDS WHO WHAT" into FOLDER/NAME.log for whatever it sees, and one for each second after SIGTERM, until
+# it is killed. A child in its own group and one in a group apart tell who gets a signal, and when.
+log=$1/$2.log who=${3:-main}
+say() { echo "$(date +%s) $*" >>"$log" && sync; }
+if [ "$who" != main ]; then
+  trap 'say "$who" TERM' TERM HUP INT
+  say "$who" start
+  while :; do sleep 1; done
+fi
+stopping() {
+  trap '' TERM HUP INT
+  say main TERM
+  # Can ssh start, and can this machine still reach itself? Both answers are words of ssh's own.
+  { say ssh "$(ssh -o BatchMode=yes -o ConnectTimeout=2 -p 1 127.0.0.1 true 2>&1 | tr '\n' ' ')"; } &
+  while :; do
+    say main alive
+    sleep 1
+  done
+}
+say main start
+/bin/sh "$0" "$1" "$2" group &
+perl -e 'setpgrp 0, 0; exec @ARGV' /bin/sh "$0" "$1" "$2" apart &
+trap stopping TERM
+while :; do
+  sleep 1 &
+  wait $!
+done

@@ -1,0 +1,63 @@
+/** probe.sh and its reader, on any machine: only the shutdown is launchd's. */
+
+import assert from "node:assert/strict";
+import { project } from "../helpers/paths.ts";
+import { eventually, killChild } from "../helpers/processes.ts";
+import { plistText, textOf } from "./launchd.ts";
+import { readProbe } from "./probe.ts";
+
+const RUN = "100 main start\n";
+for (
+  const [log, words] of [
+    ["", "no reboot since it was armed"],
+    [RUN, "no reboot since it was armed"],
+    [RUN + RUN, "no SIGTERM: killed, or the power went"],
+    [
+      `${RUN}200 main TERM\n200 main alive\n201 ssh No user exists for uid 501\n202 apart TERM\n205 main alive\n${RUN}`,
+      "SIGTERM, then 5 s; the child (group) got nothing; the child (apart) SIGTERM after 2 s; " +
+      "ssh: No user exists for uid 501",
+    ],
+    [
+      `${RUN}1 main TERM\n${RUN}200 main TERM\ncut of\n${RUN}`,
+      "SIGTERM, then 0 s; the child (group) got nothing; the child (apart) got nothing; ssh: no word",
+    ],
+  ] as const
+) {
+  Deno.test(`readProbe() says: ${words}`, () => assert.equal(readProbe(log), words));
+}
+
+Deno.test("plistText() escapes what it writes", () => {
+  const text = plistText({ a: ["<&>", 1], b: { c: true } });
+  assert.ok(text.includes("<key>a</key><array><string>&lt;&amp;></string><integer>1</integer></array>"), text);
+  assert.ok(text.includes("<key>b</key><dict><key>c</key><true/></dict>"), text);
+});
+
+Deno.test("probe.sh notes its start, the SIGTERM, and the seconds after it; its children note their own", async () => {
+  const dir = await Deno.makeTempDir({ prefix: "lg-" });
+  const args = [`${project}/tests/mac/probe.sh`, dir, "x"];
+  const child = new Deno.Command("sh", { args, stdin: "null", stdout: "null", stderr: "null" }).spawn();
+  const children = async () => {
+    const { stdout } = await new Deno.Command("ps", { args: ["-eo", "pid=,args="] }).output();
+    const rows = new TextDecoder().decode(stdout).split("\n").filter((row) => / (group|apart)$/.test(row));
+    return rows.filter((row) => row.includes(`probe.sh ${dir} x `)).map((row) => Number.parseInt(row));
+  };
+  try {
+    await textOf(`${dir}/x.log`, /( start[^]*){3}/);
+    const pids = await eventually(async () => {
+      const found = await children();
+      assert.equal(found.length, 2);
+      return found;
+    });
+    child.kill("SIGTERM");
+    const log = await textOf(`${dir}/x.log`, /(main alive[^]*){2}/);
+    assert.match(log, /^\d+ main start\n[^]*^\d+ main TERM$/m);
+    assert.match(await textOf(`${dir}/x.log`, / ssh \S/), / ssh .*(refused|not found|No user|Could not)/i);
+    for (const pid of pids) Deno.kill(pid, "SIGTERM");
+    await textOf(`${dir}/x.log`, / (group|apart) TERM[^]* (group|apart) TERM/);
+  } finally {
+    killChild(child);
+    for (const pid of await children()) Deno.kill(pid, "SIGKILL");
+    await child.status;
+    await Deno.remove(dir, { recursive: true });
+  }
+});
