@@ -210,6 +210,27 @@ Deno.test("compile: without network the task says what failed and what to type, 
   }
 });
 
+Deno.test("compile: what Deno writes into the binary are just these permissions, and install.ts", async () => {
+  const dir = await Deno.makeTempDir({ prefix: "lg-" });
+  try {
+    // Deno itself as the runtime: it takes what is at its end for nothing, and it is always there.
+    const real = realBuilder(project, () => {});
+    const builder = { ...real, runtime: Deno.execPath(), ask: () => Promise.resolve(real.version) };
+    assert.equal(await compile([HOST, "--to", dir, "--no-check"], denoFlags(), builder), 0);
+    const text = new TextDecoder("latin1").decode(await Deno.readFile(`${dir}/lima-guard-${HOST}`));
+    const written = /"permissions":(\{"allow_env".*?\})/.exec(
+      text.slice(text.lastIndexOf('"permissions":{"allow_env"')),
+    )?.[1];
+    const { allow_import: _, ...permissions } = JSON.parse(written ?? "");
+    const all = { allow_env: [], allow_net: [], allow_read: [], allow_run: [], allow_write: [] };
+    const given = Object.fromEntries(Object.entries(permissions).filter(([, value]) => value !== null));
+    assert.deepEqual(given, { ...all, allow_sys: ["uid", "osUptime"], prompt: false });
+    for (const name of ["installMain", "superviseRun", "CommandBuilder"]) assert.ok(text.includes(name), name);
+  } finally {
+    await Deno.remove(dir, { recursive: true });
+  }
+});
+
 /** Why no binary can be built here; undefined where one can. */
 async function whyNoRuntime(): Promise<string | undefined> {
   const builder = realBuilder(project, () => {});

@@ -24,7 +24,7 @@ export const PERMISSIONS: readonly { readonly flag: string; readonly why: string
   { flag: "--allow-run", why: "Deno.kill of a process that is not our child is refused under a list of programs" },
   { flag: "--allow-sys=uid,osUptime", why: "whose instances these are, and how long the machine has been awake" },
 ];
-/** And nothing else: no FFI, no import over the network, and never a question. */
+/** And nothing else, above all no FFI; and never a question. */
 export const BAKED_IN: readonly string[] = ["--no-prompt", ...PERMISSIONS.map(({ flag }) => flag)];
 
 /** How a command ended, and what it printed on both its streams. */
