@@ -7,7 +7,10 @@ say() { echo "$(date +%s) $*" >>"$log" && sync; }
 if [ "$who" != main ]; then
   trap 'say "$who" TERM' TERM HUP INT
   say "$who" start
-  while :; do sleep 1; done
+  # It stays a little longer than the main process: launchd may have something to say to the group then.
+  while kill -0 "$PPID" 2>/dev/null; do sleep 1; done
+  sleep 2
+  exit
 fi
 stopping() {
   trap '' TERM HUP INT

@@ -12,7 +12,7 @@ export const PROBES: readonly { readonly name: string; readonly keys: { readonly
 /** What the last run in a log lived through, in words. */
 export function readProbe(log: string): string {
   const lines = log.split("\n").flatMap((text) => {
-    const [, at, who, what = ""] = /^(\d+) (\w+) ?(.*)$/.exec(text) ?? [];
+    const [, at, who, what = ""] = /^(\d+) (\w+) ?([^]*)$/.exec(text) ?? [];
     return at === undefined ? [] : [{ at: Number(at), who: who ?? "", what }];
   });
   const starts = lines.flatMap(({ who, what }, i) => who === "main" && what === "start" ? [i] : []);

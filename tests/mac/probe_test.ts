@@ -13,7 +13,7 @@ for (
     [RUN, "no reboot since it was armed"],
     [RUN + RUN, "no SIGTERM: killed, or the power went"],
     [
-      `${RUN}200 main TERM\n200 main alive\n201 ssh No user exists for uid 501\n202 apart TERM\n205 main alive\n${RUN}`,
+      `${RUN}200 main TERM\n200 main alive\n201 ssh No user exists for uid 501\r \n202 apart TERM\n205 main alive\n${RUN}`,
       "SIGTERM, then 5 s; the child (group) got nothing; the child (apart) SIGTERM after 2 s; " +
       "ssh: No user exists for uid 501",
     ],
