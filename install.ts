@@ -2788,18 +2788,23 @@ function lock(folder: string): { close(): void } | undefined {
   return undefined;
 }
 
+/** What a compiled guard may do, and that it never asks: the reasons are in tools/compile.ts, which bakes in the same. */
+export const BAKED_IN: readonly string[] = [
+  "--no-prompt",
+  ...["read", "write", "net", "env", "run", "sys=uid,osUptime"].map((permission) => `--allow-${permission}`),
+];
+
 /** `deno task compile` in small: this machine's target only. It downloads Deno's runtime the first time. */
 async function compile(
   folder: string,
   run: (argv: [string, ...string[]]) => Promise<Answer>,
 ): Promise<string | Answer> {
   const output = join(folder, "dist", `${GUARD_NAME}-${Deno.build.target}`);
-  const permissions = ["read", "write", "net", "env", "run", "sys"].map((name) => `--allow-${name}`);
   const answer = await run([
     Deno.execPath(),
     "compile",
     "--quiet",
-    ...permissions,
+    ...BAKED_IN,
     "--output",
     output,
     join(folder, "lima_guard.ts"),

@@ -5,6 +5,7 @@
 
 import assert from "node:assert/strict";
 import { BAKED_IN, type Builder, compile, MAC_TARGETS, PERMISSIONS, realBuilder, targetOf } from "../tools/compile.ts";
+import { BAKED_IN as BAKED_IN_BY_INSTALL } from "../install.ts";
 import { running, stopRun } from "./launchd/run.ts";
 import {
   bystander,
@@ -29,6 +30,10 @@ Deno.test("the binary has deno.json's permission set, each with its reason, and 
   assert.deepEqual(PERMISSIONS.map(({ flag }) => flag).sort(), flags.sort());
   assert.ok(PERMISSIONS.every(({ why }) => why.length > 20));
   assert.ok(BAKED_IN.includes("--no-prompt") && !BAKED_IN.some((flag) => /^(-A|--allow-(all|ffi|import))/.test(flag)));
+});
+
+Deno.test("install.ts bakes in the same where it compiles by itself", () => {
+  assert.deepEqual([...BAKED_IN_BY_INSTALL], [...BAKED_IN]);
 });
 
 // ── building, with a stand-in for Deno ──
