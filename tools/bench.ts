@@ -1,7 +1,8 @@
 /**
- * `deno task bench [--runs N] [--only TEXT] [--idle-minutes N]`: what the guard costs, side by side with what it is
- * compared to, and how that grows with the instances in LIMA_HOME and with the processes on the machine. `--only=--run`
- * is for what stays: the supervisor's start, its memory, what it uses at rest, and how it ends.
+ * `deno task bench [--runs N] [--only TEXT] [--idle-minutes N] [--readme]`: what the guard costs, side by side with what
+ * it is compared to, and how that grows with the instances in LIMA_HOME and with the processes on the machine.
+ * `--only=--run` is for what stays: the supervisor's start, its memory, what it uses at rest, and how it ends.
+ * `--readme` writes the table of README.md.
  *
  * No time passes or fails here: it says something about two programs on one quiet machine, and nothing about any
  * other machine. What is no program's time from its start to its end is a row with a `measure` of its own.
@@ -22,6 +23,7 @@ import {
   tempLimaHome,
   whyNoSshd,
 } from "../tests/helpers/mod.ts";
+import { readmeTable, withTable } from "./bench_table.ts";
 import { type Crowd, gatherCrowd } from "./crowd.ts";
 import { goOn, undoingAll } from "./interrupt.ts";
 import { type Figures, measure, PEAK_BY, type Program, programRow, type Row, skippedRow, table } from "./measure.ts";
@@ -145,6 +147,7 @@ function groups(undo: AsyncDisposableStack, interrupted: AbortSignal, options: O
         "--pre of one, clean": (subject) => subject.program([...SOURCE, "--pre", NAME]),
         "--pre of one, one repair": (subject) => subject.repair(SOURCE),
         "--stop --all --dry-run": (subject) => subject.program([...SOURCE, "--stop", "--all", "--dry-run"]),
+        "--status of all": (subject) => subject.program([...SOURCE, "--status"]),
         ...limactlRows(),
       },
     })),
@@ -163,6 +166,7 @@ function sourceRows(): Group["rows"] {
     "--version: the cost of loading the guard": (subject) => subject.program([...SOURCE, "--version"]),
     "--pre, clean": (subject) => subject.program([...SOURCE, "--pre", NAME]),
     "--pre, one repair (vz.pid names a stranger)": (subject) => subject.repair(SOURCE),
+    "--status": (subject) => subject.program([...SOURCE, "--status"]),
   };
 }
 
@@ -542,6 +546,7 @@ async function bench(undo: AsyncDisposableStack, interrupted: AbortSignal): Prom
   };
   try {
     Deno.writeTextFileSync(RESULTS, `${JSON.stringify(document)}\n`);
+    if (told.readme) writeReadme(document);
   } catch (error) {
     print(`not written: ${(error as Error).message}\n`);
     return 1;
@@ -550,7 +555,16 @@ async function bench(undo: AsyncDisposableStack, interrupted: AbortSignal): Prom
   return results.some(({ rows }) => rows.some((row) => row.failed !== undefined)) ? 1 : 0;
 }
 
+/** Fails where the table has lost its place in README.md. */
+function writeReadme(document: { date: string; groups: { title: string; rows: Figures[] }[] }): void {
+  const path = `${project}/README.md`;
+  const results = { ...Object.fromEntries(aboutHere()), ...document } as unknown as Parameters<typeof readmeTable>[0];
+  Deno.writeTextFileSync(path, withTable(Deno.readTextFileSync(path), readmeTable(results)));
+  outputOf(Deno.execPath(), "fmt", "--quiet", path);
+}
+
 interface Options {
+  readonly readme: boolean;
   readonly runs?: number;
   readonly only?: string;
   readonly idleMinutes?: number;
@@ -558,7 +572,12 @@ interface Options {
 
 function options(): Options {
   const { values } = parseArgs({
-    options: { runs: { type: "string" }, only: { type: "string" }, "idle-minutes": { type: "string" } },
+    options: {
+      readme: { type: "boolean" },
+      runs: { type: "string" },
+      only: { type: "string" },
+      "idle-minutes": { type: "string" },
+    },
   });
   const { only, runs, "idle-minutes": minutes } = values;
   if (runs !== undefined && !(Number.isInteger(Number(runs)) && Number(runs) > 0)) {
@@ -568,6 +587,7 @@ function options(): Options {
     throw new Error(`--idle-minutes ${minutes}: not a number of minutes`);
   }
   return {
+    readme: values.readme ?? false,
     ...runs === undefined ? {} : { runs: Number(runs) },
     ...only === undefined ? {} : { only },
     ...minutes === undefined ? {} : { idleMinutes: Number(minutes) },
