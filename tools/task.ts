@@ -27,6 +27,7 @@ const TASKS: Record<string, (args: string[]) => Promise<number>> = {
   test,
   demo: async (args) => await deno("run", "-A", ...await packageFlags(), "tools/demo.ts", ...args),
   bench: async (args) => await deno("run", "-A", ...await packageFlags(), "tools/bench.ts", ...args),
+  torture: async (args) => await deno("run", "-A", ...await packageFlags(), "tools/torture.ts", ...args),
   compile,
   cov,
 };

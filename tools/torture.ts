@@ -28,7 +28,7 @@ import {
   tempLimaHome,
   waitForExit,
 } from "../tests/helpers/mod.ts";
-import { guardWith, type Stay, type Twist } from "../tests/helpers/guard_with.ts";
+import { guardWith, OUTSIDER, type Stay, type Twist } from "../tests/helpers/guard_with.ts";
 import { tree } from "../tests/helpers/pre.ts";
 import { foreground, hold, writeBadEnds } from "../tests/launchd/run.ts";
 import {
@@ -243,6 +243,8 @@ interface Scene {
   /** The number in each PID file that is one. */
   readonly named: ReadonlyMap<string, number>;
   readonly files: Readonly<Record<string, string>>;
+  /** Whom a host agent has signalled, or would have, were it the real one: it believes *.drv.pid while it stops. */
+  readonly hitByLima: readonly string[];
 }
 
 function look(world: World): Scene {
@@ -252,7 +254,8 @@ function look(world: World): Scene {
     const text = world.k3s.has(file) && Deno.lstatSync(path).isFile ? Deno.readTextFileSync(path) : "";
     if (/^\s*[0-9]{1,7}\s*$/.test(text)) named.set(file, Number(text));
   }
-  return { living: living(world), named, files: tree(world.home.lima) };
+  const hitByLima = world.k3s.read("ha.stderr.log")?.match(/Lima would have sent .*/g) ?? [];
+  return { living: living(world), named, files: tree(world.home.lima), hitByLima };
 }
 
 /** What lives and changes is looked at again where it changed under our eyes. */
@@ -347,6 +350,7 @@ function assertLaws(
 ): Told | undefined {
   const { role } = step;
   const changed = deed?.do === "put" ? [deed.file] : [];
+  assert.notEqual(result.status, OUTSIDER, "it was about to signal somebody outside of the test");
   assertNobodyElse(world);
   assertFilesKept(world, before, after, changed);
   if (tookS !== undefined) {
@@ -354,7 +358,10 @@ function assertLaws(
   }
   const stillThere = findable(before).filter((pid) => findable(after).includes(pid));
   const isAlone = deed === undefined || deed.do === "signal" || (deed.do === "kill" && deed.who !== "guard");
-  if (!isAlone || result.status >= 128) return undefined;
+  if (!isAlone) return undefined;
+  const newlyHit = after.hitByLima.slice(before.hitByLima.length);
+  assert.deepEqual(newlyHit, [], "it let Lima signal somebody");
+  if (result.status >= 128) return undefined;
   if (role === "run") {
     if (tookS !== undefined && result.status === 0 && !step.dryRun) {
       assert.deepEqual(stillThere, [], "it is not stopped");
@@ -457,8 +464,10 @@ async function guard(world: World, step: Run): Promise<Outcome> {
   ];
   const twist: Twist = {
     stays,
+    hitsOnly: { under: home.root, and: [world.stranger.pid, world.riddle.pid] },
     ...wallMs === undefined ? {} : { wallMs },
     ...uptimeMs === undefined ? {} : { uptimeMs },
+    ...step.hurry ? { hurry: true } : {},
     // Who holds the lock here never lets go of it.
     ...world.open.has(k3s.path("lima-guard.lock")) ? { lockMs: 300 } : {},
   };
@@ -520,8 +529,10 @@ async function doMeanwhile(world: World, guard: Guard, deed: Deed): Promise<Guar
     case "start":
       await start(world);
       return;
-    case "another":
-      return spawnGuard(world.home, [`--${deed.role}`, "k3s", "--timeout", "3"]);
+    case "another": {
+      const hitsOnly = { under: world.home.root, and: [world.stranger.pid, world.riddle.pid] };
+      return spawnGuard(world.home, [`--${deed.role}`, "k3s", "--timeout", "3"], guardWith({ hitsOnly }));
+    }
   }
 }
 
@@ -578,6 +589,8 @@ export interface Result {
 export interface Options {
   readonly seed: number;
   readonly minutes: number;
+  /** At most so many. */
+  readonly most?: number;
   readonly lanes?: number;
   /** Ends it after the cases that are being run. */
   readonly signal?: AbortSignal;
@@ -585,12 +598,12 @@ export interface Options {
 }
 
 /** Cases 0, 1, 2 … of a seed, in lanes side by side (most of the time is waiting), until the time is over. */
-export async function torture({ seed, minutes, lanes = 4, signal, failed }: Options): Promise<Result> {
+export async function torture({ seed, minutes, most = Infinity, lanes = 4, signal, failed }: Options): Promise<Result> {
   const end = performance.now() + minutes * 60_000;
   const failures: Failure[] = [];
   let [next, cases, steps] = [0, 0, 0];
   const lane = async () => {
-    while (performance.now() < end && !signal?.aborted) {
+    while (performance.now() < end && next < most && !signal?.aborted) {
       const made = makeCase(seed, next++);
       try {
         await runCase(made);

@@ -53,6 +53,8 @@ export interface Run {
   readonly wallMs?: number;
   /** How long the machine has been up. */
   readonly uptimeMs?: number;
+  /** Long pauses are soon over: an agent is asked for a minute before it counts as hung. */
+  readonly hurry?: boolean;
   /** Something happens while the guard stays at the n-th thing it does, counted from 1. */
   readonly meanwhile?: { readonly nth: number; readonly deed: Deed };
 }
@@ -132,7 +134,7 @@ export function makeCase(seed: number, number: number): Case {
   const anyPut = () => chance(0.6) ? pidPut() : otherPut();
   const kill = (): Kill => ({ do: "kill", who: pick(["agent", "driver"]) });
 
-  const vm = (): Vm => {
+  const makeVm = (): Vm => {
     const what = pick(["nobody", "agent", "agent", "agent", "orphan", "orphan", "cut off"] as const);
     const vmtype = pick(what === "orphan" ? ["qemu", "qemu", "krunkit", "x"] : ["vz", "vz", "qemu", "krunkit", "x"]);
     const stop = pick([
@@ -164,6 +166,7 @@ export function makeCase(seed: number, number: number): Case {
     };
   };
 
+  const vm = makeVm();
   const deed = (): Deed =>
     pick<() => Deed>([
       anyPut,
@@ -181,6 +184,7 @@ export function makeCase(seed: number, number: number): Case {
       role,
       budgetS: pick([2, 3, 4]),
       ...role !== "status" && chance(0.1) ? { dryRun: true } : {},
+      ...role === "pre" && vm.what === "agent" ? { hurry: true } : {},
       ...wallMs === 0 ? {} : { wallMs },
       ...chance(0.2) ? { uptimeMs: pick([1_000, 30_000, 10 * HOUR, 10_000 * HOUR]) } : {},
       // Most of what it does comes early; the later moments of a long stop are worth as much.
@@ -193,7 +197,7 @@ export function makeCase(seed: number, number: number): Case {
   return {
     seed,
     number,
-    vm: vm(),
+    vm,
     puts: many(6, anyPut),
     // However it went: in the end it is stopped, cleared and started.
     steps: [
@@ -201,7 +205,7 @@ export function makeCase(seed: number, number: number): Case {
       ...many(3, step),
       { do: "calm" },
       { do: "guard", role: "stop", budgetS: 3 },
-      { do: "guard", role: "pre", budgetS: 3 },
+      { do: "guard", role: "pre", budgetS: 3, hurry: true },
       { do: "start" },
     ],
   };
