@@ -39,7 +39,7 @@ const anyPid = fc.integer({ min: LOWEST, max: HIGHEST });
 
 // ── any bytes ──
 
-/** Bytes as a disk may hold them, as the guard reads them; and true text with some bytes of it changed. */
+/** True texts, of which some bytes are then changed. */
 const TRUE_TEXTS = [
   "789\n",
   "  789     1   501 S    Sun Nov 22 23:16:54 2026     limactl hostagent --pidfile /d/ha.pid k3s\n",
@@ -62,7 +62,14 @@ const damaged = fc.tuple(
   for (const [at, byte] of changes) bytes[at % bytes.length] = byte;
   return bytes;
 });
-const anyBytes = fc.oneof(fc.uint8Array({ maxLength: 200 }), damaged);
+/** Whole texts with other numbers in them: just beyond what a PID, a port or 32 bits can be, and any at all. */
+const anyNumber = fc.oneof(
+  fc.constantFrom("0", "1", "-1", "65535", "65536", "99999", "4194304", "4194305", "4294967297", "1e3", "0x10"),
+  fc.bigInt().map(String),
+);
+const renumbered = fc.tuple(fc.constantFrom(...TRUE_TEXTS), anyNumber)
+  .map(([text, n]) => new TextEncoder().encode(text.replaceAll(/\b(789|60022|60|501)\b/g, n)));
+const anyBytes = fc.oneof(fc.uint8Array({ maxLength: 200 }), damaged, renumbered);
 
 function assertPid(pid: number): void {
   assert.ok(Number.isInteger(pid) && pid >= LOWEST && pid <= HIGHEST, `${pid} is no PID`);

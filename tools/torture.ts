@@ -626,9 +626,21 @@ export function tellFailure({ made, error }: Failure): string {
     error.message,
     ...describeCase(made).map((line) => `    ${line}`),
     `again: deno task torture --seed ${made.seed} --case ${made.number}`,
-    `for tests/corpus: ${JSON.stringify(made)}`,
+    `for tests/corpus: ${JSON.stringify({ why: "", case: made })}`,
     "",
   ].join("\n");
+}
+
+/** A case that has failed once, as it is kept in tests/corpus. */
+export interface Kept {
+  readonly why: string;
+  /** Why it fails still. */
+  readonly open?: string;
+  readonly case: Case;
+}
+
+export function readKept(file: string): Kept {
+  return JSON.parse(Deno.readTextFileSync(file));
 }
 
 async function main(): Promise<number> {
