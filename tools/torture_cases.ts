@@ -85,10 +85,14 @@ export function random(seed: number, number: number): () => number {
 export const PID_FILES = ["ha.pid", "vz.pid", "qemu.pid", "krunkit.pid", "x.pid", "x.drv.pid", "lima-driver-x-ha.pid"];
 export const USERNET_PID = "../_networks/user-v2/usernet_user-v2.pid";
 
+/** A host agent believes these while it stops, so the guard must have cleared them before. */
+const BELIEVED = ["x.drv.pid", "x.drv.pid"];
+
 /** What may stand in a PID file. The stranger's number comes first and often: it must survive all of it. */
 const PIDS = [
-  ...Array(8).fill("the stranger"),
-  ...["the riddle", "the riddle", "the neighbour", "dead", "dead", "impossible", "nothing", "blanks", "half a number"],
+  ...Array(9).fill("the stranger"),
+  ...Array(4).fill("the riddle"),
+  ...["the neighbour", "dead", "dead", "impossible", "nothing", "blanks", "half a number"],
   ...["0", "1", "-1", "the stranger's group", "2**32", "2**32 + the stranger", "two numbers", "zeros", "gone", "gone"],
   ...["a link to the stranger's", "a dangling link", "a FIFO", "a directory", "a cold socket"],
 ];
@@ -125,7 +129,7 @@ export function makeCase(seed: number, number: number): Case {
   const chance = (p: number) => next() < p;
   const pick = <T>(items: readonly T[]): T => items[below(items.length)]!;
 
-  const pidPut = (): Put => ({ do: "put", file: pick([...PID_FILES, USERNET_PID]), holds: pick(PIDS) });
+  const pidPut = (): Put => ({ do: "put", file: pick([...PID_FILES, ...BELIEVED, USERNET_PID]), holds: pick(PIDS) });
   const otherPut = (): Put => {
     // An instance without lima.yaml is refused by every role: one kind of case, not half of them.
     const file = pick(Object.keys(OTHERS).filter((name) => name !== "lima.yaml" || chance(0.2)));
@@ -183,7 +187,7 @@ export function makeCase(seed: number, number: number): Case {
       do: "guard",
       role,
       budgetS: pick([2, 3, 4]),
-      ...role !== "status" && chance(0.1) ? { dryRun: true } : {},
+      ...role !== "status" && chance(0.15) ? { dryRun: true } : {},
       ...role === "pre" && vm.what === "agent" ? { hurry: true } : {},
       ...wallMs === 0 ? {} : { wallMs },
       ...chance(0.2) ? { uptimeMs: pick([1_000, 30_000, 10 * HOUR, 10_000 * HOUR]) } : {},
