@@ -313,9 +313,8 @@ function assertFilesKept(world: World, before: Scene, after: Scene, changed: rea
   }
 }
 
-/** What an instance's own processes write, and the record of who had the lock last. */
-const LIVELY =
-  /\/(ha\.std(out|err)\.log|standin\..*|lima-guard\.lock|driver\..*|serial.*|.*\.sock)$|^(\.|k3s|standin\..*)$/;
+/** What an instance's own processes write. */
+const LIVELY = /\/(ha\.std(out|err)\.log|standin\..*|driver\..*|serial.*|.*\.sock)$|^(\.|k3s|standin\..*)$/;
 
 /** Who had the lock last stands in it; `but` is for a run that takes it. */
 function assertSameFiles(before: Scene, after: Scene, what: string, but = /^$/): void {
@@ -657,9 +656,7 @@ async function main(): Promise<number> {
   const print = (text: string) => void Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
   const seed = Number(values.seed ?? Date.now() % 1_000_000);
   if (values.case !== undefined || values.replay !== undefined) {
-    const made: Case = values.replay
-      ? JSON.parse(Deno.readTextFileSync(values.replay))
-      : makeCase(seed, Number(values.case));
+    const made: Case = values.replay ? readKept(values.replay).case : makeCase(seed, Number(values.case));
     print(describeCase(made).join("\n"));
     try {
       await runCase(made);

