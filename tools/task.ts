@@ -25,6 +25,7 @@ const TASKS: Record<string, (args: string[]) => Promise<number>> = {
   bench: async (args) => await deno("run", "-A", ...await packageFlags(), "tools/bench.ts", ...args),
   compile: async (args) => await compile(args, await packageFlags(), realBuilder(ROOT, say)),
   manual: async () => await deno("run", "-A", ...await packageFlags(), "tools/manual.ts"),
+  torture: async (args) => await deno("run", "-A", ...await packageFlags(), "tools/torture.ts", ...args),
   cov,
 };
 

@@ -23,6 +23,11 @@ export interface Twist {
   readonly lockMs?: number;
   /** Its own number is written into these files before it begins. */
   readonly ownPidInto?: readonly string[];
+  /**
+   * Signals reach only these, and processes that name this directory: should a guard ever take all processes for its
+   * own, it is the test that fails, and not the machine. It ends with OUTSIDER at the first other one.
+   */
+  readonly hitsOnly?: { readonly under: string; readonly and: readonly number[] };
   /** What it does is noted in this file, a line each: `NUMBER WHAT`, the number being that of the last effect. */
   readonly log?: string;
   /** SIGKILL just before the n-th effect, counted from 1. An append has two: one is in the middle of its line. */
@@ -62,6 +67,9 @@ interface Lie {
   readonly pattern: string;
   readonly by: string;
 }
+
+/** The exit status of a guard that was about to signal somebody who has nothing to do with the test. */
+export const OUTSIDER = 99;
 
 /** For runGuard and spawnGuard. */
 export function guardWith(twist: Twist): Pick<GuardOptions, "script" | "env"> {
@@ -180,12 +188,28 @@ function twisted(real: Host, twist: Twist): Host {
     },
     makeDir: (path) => around(`makeDir ${path}`, () => real.makeDir(path)),
     copyTail: (from, to, most) => around(`copyTail ${from}`, () => real.copyTail(from, to, most)),
-    signal: (pid, signal) => around(`signal ${pid} ${signal}`, () => real.signal(pid, signal)),
+    signal: (pid, signal) => {
+      if (twist.hitsOnly && !isInside(pid, twist.hitsOnly)) endAtOutsider(pid, signal);
+      return around(`signal ${pid} ${signal}`, () => real.signal(pid, signal));
+    },
     run: (command, limitMs) => aroundSlow(`run ${command.argv[0]}`, () => run(command, limitMs)),
     start: (command) => around(`start ${command.argv[0]}`, () => real.start(command)),
     connect: (to, limitMs) => aroundSlow("connect", () => real.connect(to, limitMs)),
     stdout: (text) => around("stdout", () => real.stdout(text)),
   };
+}
+
+function isInside(pid: number, { under, and }: NonNullable<Twist["hitsOnly"]>): boolean {
+  if (and.includes(pid)) return true;
+  const { stdout } = new Deno.Command("ps", { args: ["-ww", "-o", "command=", "-p", String(pid)] }).outputSync();
+  const command = new TextDecoder().decode(stdout).trim();
+  // Gone: there is nobody whom the signal could reach.
+  return command === "" || command.includes(`${under}/`);
+}
+
+function endAtOutsider(pid: number, signal: string): never {
+  Deno.stderr.writeSync(new TextEncoder().encode(`about to send ${signal} to the outsider ${pid}\n`));
+  Deno.exit(OUTSIDER);
 }
 
 /** What is run in the place of a program; always something real. */

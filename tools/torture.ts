@@ -1,0 +1,690 @@
+/**
+ * `deno task torture [--minutes N] [--seed S] [--case N] [--replay FILE]`: random states, random kills and random steps
+ * of the clock, on real processes in throw-away homes, and after each step the three laws. The seed decides everything
+ * that is made (torture_cases.ts); what fails is printed with the way to make it again. Status 1 where a law was broken.
+ * @module
+ */
+
+import assert from "node:assert/strict";
+import { parseArgs } from "node:util";
+import {
+  type Agent,
+  type Bystander,
+  bystander,
+  deadPid,
+  eventually,
+  exists,
+  type Guard,
+  type GuardResult,
+  type Home,
+  IMPOSSIBLE_PID,
+  type Instance,
+  isAlive,
+  silentSocket,
+  spawnGuard,
+  staleSocket,
+  startAgent,
+  startOrphan,
+  tempLimaHome,
+  waitForExit,
+} from "../tests/helpers/mod.ts";
+import { guardWith, OUTSIDER, type Stay, type Twist } from "../tests/helpers/guard_with.ts";
+import { tree } from "../tests/helpers/pre.ts";
+import { foreground, hold, writeBadEnds } from "../tests/launchd/run.ts";
+import {
+  type Case,
+  type Deed,
+  describeCase,
+  describeStep,
+  makeCase,
+  PID_FILES,
+  type Put,
+  type Run,
+  type Step,
+  USERNET_PID,
+  type Vm,
+} from "./torture_cases.ts";
+
+/** What starting a process and its Deno may take on a busy machine, beyond the budget of a stop. */
+const ALLOWANCE_S = 5;
+/** A `--run` that does not come to anything by then is told to stop where it is. */
+const RUN_LIMIT_MS = 5_000;
+const START_LIMIT_MS = 5_000;
+
+// ── the world of a case ──
+
+interface World {
+  readonly home: Home;
+  readonly k3s: Instance;
+  /** Lives beside it, in the same LIMA_HOME, and must notice nothing. */
+  readonly neighbour: Instance;
+  readonly neighbourAgent: Agent;
+  /** None of Lima's processes. Its number is everywhere. */
+  readonly stranger: Bystander;
+  /** Looks like a host agent, and nobody can tell whose: its directory is gone. */
+  readonly riddle: Bystander;
+  isRiddled: boolean;
+  readonly dead: number;
+  readonly use: AsyncDisposableStack;
+  /** What is open while it stands in the place of a file. */
+  readonly open: Map<string, Disposable>;
+  /** What the last step has proven to be ready for `limactl start`. */
+  ready: boolean;
+  guards: number;
+}
+
+async function makeWorld(use: AsyncDisposableStack, vm: Vm): Promise<World> {
+  const home = use.use(await tempLimaHome());
+  const k3s = home.instance("k3s", { yaml: "additionalDisks:\n- data\n" });
+  const neighbour = home.instance("k3s-2");
+  home.disk("data");
+  Deno.mkdirSync(`${home.lima}/_networks/user-v2`, { recursive: true });
+  const gone = `${home.root}/gone/k3s`;
+  const riddle = ["limactl", "hostagent", "--pidfile", `${gone}/ha.pid`, "--socket", `${gone}/ha.sock`, "k3s"];
+  const world: World = {
+    home,
+    k3s,
+    neighbour,
+    neighbourAgent: use.use(await startAgent(neighbour)),
+    stranger: use.use(await bystander(home)),
+    riddle: use.use(await bystander(home, { command: riddle })),
+    isRiddled: true,
+    dead: await deadPid(),
+    use,
+    open: new Map(),
+    ready: false,
+    guards: 0,
+  };
+  use.defer(() => calm(world, /./));
+  await startVm(world, vm);
+  return world;
+}
+
+async function startVm({ k3s, use }: World, { what, conf, until }: Vm): Promise<void> {
+  if (what === "nobody") return k3s.conf(conf);
+  if (what === "orphan") return void use.use(await startOrphan(k3s, conf.vmtype as "qemu", conf));
+  const agent = use.use(await startAgent(k3s, { conf, until }));
+  if (what === "agent") return;
+  agent.signal("SIGKILL");
+  await agent.status;
+}
+
+/** Closes what the test itself has open; a lock file is then free, a socket is gone. */
+function calm({ open }: World, which: RegExp): void {
+  for (const [path, thing] of open) {
+    if (!which.test(path)) continue;
+    thing[Symbol.dispose]();
+    open.delete(path);
+  }
+}
+
+/** Lays something in the place of a file. */
+function put(world: World, { file, holds }: Put): void {
+  const { k3s, neighbour, home, stranger, riddle } = world;
+  const path = k3s.path(file);
+  const start = { time: new Date().toISOString(), boot: "another", dir: k3s.dir, role: "run", event: "start" };
+  const line = (value: unknown) => `${JSON.stringify(value)}\n`;
+  const record = { pid: stranger.pid, started: startOf(stranger.pid), dir: k3s.dir, role: "run", phase: "supervising" };
+  const text = (content: string | number) => k3s.pidFile(file, content);
+  const locked = (content: string) => {
+    text(content);
+    world.open.set(path, hold(path));
+  };
+  // deno-lint-ignore no-explicit-any
+  const things: Record<string, () => any> = {
+    "the stranger": () => text(stranger.pid),
+    "the riddle": () => text(riddle.pid),
+    "the neighbour": () => text(world.neighbourAgent.pid),
+    "dead": () => text(world.dead),
+    "impossible": () => text(IMPOSSIBLE_PID),
+    "nothing": () => text(""),
+    "blanks": () => text(" \r\n"),
+    "half a number": () => text(String(stranger.pid).slice(0, -1) + "x"),
+    "0": () => text(0),
+    "1": () => text(1),
+    "-1": () => text(-1),
+    "the stranger's group": () => text(-stranger.pid),
+    "2**32": () => text(2 ** 32),
+    "2**32 + the stranger": () => text(2 ** 32 + stranger.pid),
+    "two numbers": () => text(`${stranger.pid}\n${riddle.pid}\n`),
+    "zeros": () => text("\0".repeat(40)),
+    "gone": () => {},
+    "a link to the stranger's": () => {
+      Deno.writeTextFileSync(`${home.root}/stranger.pid`, `${stranger.pid}\n`);
+      Deno.symlinkSync(`${home.root}/stranger.pid`, path);
+    },
+    "a dangling link": () => Deno.symlinkSync(`${home.root}/nothing`, path),
+    "a link to it": () => Deno.symlinkSync(k3s.dir, path),
+    "a link to the neighbour": () => Deno.symlinkSync(neighbour.dir, path),
+    "a FIFO": () => assert.ok(new Deno.Command("mkfifo", { args: [path] }).outputSync().success),
+    "a directory": () => Deno.mkdirSync(path),
+    "a cold socket": () => staleSocket(path),
+    "a silent socket": () => world.open.set(path, silentSocket(path)),
+    "a file": () => text("no socket\n"),
+    "held": () => locked(""),
+    "held as the stranger": () => locked(line(record)),
+    "the stranger as --run": () => text(line(record)),
+    "garbage": () => text('{"pid":\n\xff\0]'),
+    "a torn line": () => text(`${line(start)}{"time":"2026-1`),
+    "bad ends": () => writeBadEnds(k3s, 5),
+    "a start without end": () => text(line(start)),
+    "a clone's lines": () => text(line({ ...start, dir: neighbour.dir })),
+    "cut": () => text("Host lima-k3s\n"),
+    "the neighbour's": () => text(neighbour.read("ssh.config") ?? ""),
+  };
+  const thing = things[holds];
+  assert.ok(thing, `nothing is called "${holds}"`);
+  calm(world, new RegExp(`^${RegExp.escape(path)}$`));
+  // A guard that is at work holds its own lock: nobody can hold it too, and a file that is locked is not replaced.
+  if (file === "lima-guard.lock" && k3s.has(file) && !isFree(path)) return;
+  if (k3s.has(file)) k3s.remove(file);
+  thing();
+}
+
+function isFree(path: string): boolean {
+  try {
+    hold(path)[Symbol.dispose]();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** As the guard asks for it. */
+function startOf(pid: number): string {
+  const args = ["-o", "lstart=", "-p", String(pid)];
+  const { stdout } = new Deno.Command("ps", { args, env: { TZ: "UTC0", LC_TIME: "C" } }).outputSync();
+  return new TextDecoder().decode(stdout).trim();
+}
+
+/** Why `limactl start` did not come to Running, or undefined. It hangs where a PID file is a FIFO, as the real one does. */
+async function start({ k3s, use }: World): Promise<string | undefined> {
+  if (!k3s.has("lima.yaml")) return "it would create a new VM";
+  const asBefore = { stop: "", stay_at: "", info: "", qmp: "", ignore_term: "", grandchild: "" };
+  const agent = use.use(await startAgent(k3s, { conf: asBefore, until: "spawned" }));
+  const isFile = () => k3s.has("ha.pid") && Deno.lstatSync(k3s.path("ha.pid")).isFile;
+  const isRunning = () =>
+    isFile() && k3s.pid("ha.pid") === agent.pid && /"running":true/.test(k3s.read("ha.stdout.log") ?? "");
+  const limit = { withinMs: START_LIMIT_MS };
+  await eventually(() => assert.ok(!agent.isAlive() || isRunning()), limit).catch(() => {});
+  if (agent.isAlive()) return isRunning() ? undefined : "it hangs";
+  return await agent.stderr;
+}
+
+async function kill(world: World, who: "agent" | "driver"): Promise<void> {
+  for (const pid of living(world)[who]) {
+    if (exists(pid)) Deno.kill(pid, "SIGKILL");
+    await waitForExit(pid);
+  }
+}
+
+// ── the truth ──
+
+/** Who lives of the instance, told without the guard: by what the test itself has started. */
+interface Living {
+  readonly agent: readonly number[];
+  readonly driver: readonly number[];
+  readonly usernet: readonly number[];
+}
+
+function living({ home, k3s, riddle }: World): Living {
+  const of = (...words: string[]) =>
+    home.processes().filter((line) => words.some((word) => `${line} `.includes(word)))
+      .map((line) => parseInt(line)).filter((pid) => pid !== riddle.pid);
+  const { dir } = k3s;
+  return {
+    agent: of(` hostagent --pidfile ${dir}/ha.pid `),
+    driver: of(` -pidfile ${dir}/qemu.pid `, `path=${dir}/disk,`, ` --inst-dir ${dir} `),
+    usernet: of(` usernet -p ${home.lima}/`),
+  };
+}
+
+/** What there is before and after a step. */
+interface Scene {
+  readonly living: Living;
+  /** The number in each PID file that is one. */
+  readonly named: ReadonlyMap<string, number>;
+  readonly files: Readonly<Record<string, string>>;
+  /** Whom a host agent has signalled, or would have, were it the real one: it believes *.drv.pid while it stops. */
+  readonly hitByLima: readonly string[];
+}
+
+function look(world: World): Scene {
+  const named = new Map<string, number>();
+  for (const file of [...PID_FILES, USERNET_PID]) {
+    const path = world.k3s.path(file);
+    const text = world.k3s.has(file) && Deno.lstatSync(path).isFile ? Deno.readTextFileSync(path) : "";
+    if (/^\s*[0-9]{1,7}\s*$/.test(text)) named.set(file, Number(text));
+  }
+  const hitByLima = world.k3s.read("ha.stderr.log")?.match(/Lima would have sent .*/g) ?? [];
+  return { living: living(world), named, files: tree(world.home.lima), hitByLima };
+}
+
+/** What lives and changes is looked at again where it changed under our eyes. */
+function lookAt(world: World): Promise<Scene> {
+  return eventually(() => look(world));
+}
+
+/** May this file name a process of that kind? */
+function mayName(file: string, who: keyof Living): boolean {
+  if (who === "usernet") return file === USERNET_PID;
+  if (file === "ha.pid") return who === "agent";
+  if (file.includes("driver-") || file.endsWith(".drv.pid")) return false;
+  return file !== USERNET_PID;
+}
+
+/** Those who live and whom a file names that may: nobody can be expected to find the others. */
+function findable({ living, named }: Scene): number[] {
+  const of = (who: "agent" | "driver") =>
+    living[who].filter((pid) => [...named].some(([file, n]) => n === pid && mayName(file, who)));
+  return [...of("agent"), ...of("driver")];
+}
+
+// ── the laws ──
+
+/** Law 1: nobody else got any signal. */
+function assertNobodyElse(world: World): void {
+  world.stranger.assertAlive();
+  if (world.isRiddled) world.riddle.assertAlive();
+  const { neighbour, neighbourAgent } = world;
+  assert.ok(neighbourAgent.isAlive() && isAlive(neighbourAgent.pid), "the neighbour's host agent is dead");
+  assert.ok(!neighbour.log().some((line) => /Received|shutting down/i.test(line)), "the neighbour was told to stop");
+  assert.equal(neighbour.pid("ha.pid"), neighbourAgent.pid, "the neighbour's ha.pid");
+  assert.equal(neighbour.pid("vz.pid"), neighbourAgent.pid, "the neighbour's vz.pid");
+  assert.equal(world.home.wouldHaveCreated(), undefined, "limactl start would have created a new VM");
+}
+
+/** What no guard ever removes, whatever it finds. */
+const PRECIOUS = /^(k3s|k3s-2)\/(lima\.yaml|lima-version|disk)$|datadisk$|^k3s-2\/|^_config/;
+
+/** Law 2, the files: those of the living and of the unknown stay, and so does all that claims nothing. */
+function assertFilesKept(world: World, before: Scene, after: Scene, changed: readonly string[]): void {
+  const hasEnded = [...before.living.agent, ...before.living.driver]
+    .some((pid) => !after.living.agent.includes(pid) && !after.living.driver.includes(pid));
+  const kept = [...before.named].filter(([file, pid]) => {
+    if (changed.includes(file)) return false;
+    // An agent or a QEMU that ends removes its files itself, whoever stands in them by then.
+    if (pid === world.riddle.pid) return world.isRiddled && !hasEnded && mayName(file, "agent");
+    return (["agent", "driver", "usernet"] as const).some((who) =>
+      after.living[who].includes(pid) && mayName(file, who)
+    );
+  });
+  for (const [file, pid] of kept) assert.equal(after.named.get(file), pid, `${file} named a process that lives`);
+  for (const [path, seen] of Object.entries(before.files)) {
+    const isDirectory = seen.endsWith(" directory");
+    if (!PRECIOUS.test(path) && !isDirectory) continue;
+    if (changed.some((file) => `k3s/${file}` === path || path.endsWith(file.replace(/^\.\.\//, "/")))) continue;
+    assert.ok(path in after.files, `${path} is gone`);
+  }
+}
+
+/** What an instance's own processes write. */
+const LIVELY = /\/(ha\.std(out|err)\.log|standin\..*|driver\..*|serial.*|.*\.sock)$|^(\.|k3s|standin\..*)$/;
+
+/** Who had the lock last stands in it; `but` is for a run that takes it. */
+function assertSameFiles(before: Scene, after: Scene, what: string, but = /^$/): void {
+  const isStill = ([path]: [string, unknown]) => !LIVELY.test(path) && !but.test(path);
+  const still = ({ files }: Scene) => Object.fromEntries(Object.entries(files).filter(isStill));
+  assert.deepEqual(still(after), still(before), what);
+}
+
+/** What one run of the guard was, seen from outside. */
+interface Outcome {
+  readonly step: Run;
+  readonly result: GuardResult;
+  /** Of a stop: from the request. */
+  readonly tookS: number | undefined;
+  /** What was done to it meanwhile. */
+  readonly deed: Deed | undefined;
+}
+
+/** What the guard says of k3s. */
+interface Told {
+  readonly state: string;
+  readonly status: number;
+  readonly stage: string | null;
+  readonly steps: readonly { kind: string; what: string; because: string; outcome: string }[];
+  readonly blockers: readonly { what: string; because: string }[];
+}
+
+/** All laws about one run. Returns what it told, where it lived to tell. */
+function assertLaws(
+  world: World,
+  { step, result, tookS, deed }: Outcome,
+  before: Scene,
+  after: Scene,
+): Told | undefined {
+  const { role } = step;
+  const changed = deed?.do === "put" ? [deed.file] : [];
+  assert.notEqual(result.status, OUTSIDER, "it was about to signal somebody outside of the test");
+  assertNobodyElse(world);
+  assertFilesKept(world, before, after, changed);
+  if (tookS !== undefined) {
+    assert.ok(tookS < step.budgetS + ALLOWANCE_S, `the stop took ${tookS.toFixed(1)} s of ${step.budgetS} s`);
+  }
+  const stillThere = findable(before).filter((pid) => findable(after).includes(pid));
+  const isAlone = deed === undefined || deed.do === "signal" || (deed.do === "kill" && deed.who !== "guard");
+  if (!isAlone) return undefined;
+  const newlyHit = after.hitByLima.slice(before.hitByLima.length);
+  // An agent whose driver was killed stops by itself: that is not the guard's doing.
+  if (deed?.do !== "kill") assert.deepEqual(newlyHit, [], "it let Lima signal somebody");
+  if (result.status >= 128) return undefined;
+  if (role === "run") {
+    if (tookS !== undefined && result.status === 0 && !step.dryRun) {
+      assert.deepEqual(stillThere, [], "it is not stopped");
+    }
+    return undefined;
+  }
+
+  const document = result.json();
+  assert.equal(document.role, role);
+  const told: Told = document.instances[0];
+  const lives = (scene: Scene) => scene.living.agent.length + scene.living.driver.length > 0;
+  assert.equal(told.status, result.status, "its status is not the one it told");
+  if (result.status !== 0 && role !== "status") {
+    const failed = told.steps.some(({ outcome }) => outcome !== "done");
+    assert.ok(told.blockers.length > 0 || failed, "a status without a reason");
+  }
+  if (step.dryRun || role === "status") {
+    if (deed?.do !== "kill") assertSameFiles(before, after, "what only looks has changed something");
+  }
+  if (told.state === "running" && role !== "stop") assert.ok(before.living.agent.length > 0, "nobody is running");
+  if (["stopped", "clear", "stale"].includes(told.state) && deed === undefined && !step.dryRun) {
+    assert.deepEqual(stillThere, [], `it is called ${told.state}, and lives`);
+  }
+  const named = (pid: number) => [...before.named].some(([file, n]) => n === pid && mayName(file, "agent"));
+  if (world.isRiddled && named(world.riddle.pid) && result.status === 0 && changed.length === 0) {
+    const isLeftAlone = told.state === "running" || (role === "status" && told.state === "booting");
+    assert.ok(isLeftAlone && lives(before), "what is unknown counted as success");
+  }
+  if (step.dryRun || role === "status") return told;
+
+  const left = [...after.named].filter(([file]) => file !== USERNET_PID);
+  if (role === "stop") {
+    if (result.status === 0) {
+      assert.equal(told.state, "stopped");
+      assert.deepEqual(left, [], "PID files are left after a stop");
+    }
+    if (told.blockers.length === 0) assert.deepEqual(stillThere, [], "a stop that stops nobody, and does not say so");
+  }
+  if (role === "pre" && result.status === 0 && told.state !== "running") {
+    assert.deepEqual(left, [], "PID files are left");
+    assert.deepEqual(stillThere, []);
+  }
+  return told;
+}
+
+// ── the steps ──
+
+async function take(world: World, step: Step): Promise<void> {
+  if (step.do === "guard") return await takeGuard(world, step);
+  if (step.do === "start") {
+    const refusal = await start(world);
+    if (world.ready) assert.equal(refusal, undefined, "--pre said that it is ready, and limactl start refuses");
+  } else if (step.do === "calm") {
+    calm(world, /./);
+    await world.riddle.end();
+    world.isRiddled = false;
+  } else if (step.do === "kill") await kill(world, step.who as "agent" | "driver");
+  else put(world, step);
+  world.ready = false;
+  assertNobodyElse(world);
+}
+
+async function takeGuard(world: World, step: Run): Promise<void> {
+  const before = await lookAt(world);
+  const outcome = await guard(world, step);
+  calm(world, /\.lock$/);
+  const after = await lookAt(world);
+  const told = inContext(outcome.result, () => assertLaws(world, outcome, before, after));
+  const isDone = told?.status === 0 && outcome.deed === undefined && !step.dryRun;
+  const nobody = [before, after].every(({ living }) => living.agent.length + living.driver.length === 0);
+  world.ready = isDone && step.role === "pre" && nobody;
+  if (!isDone || !nobody || step.role === "status") return;
+
+  // Law 3, its last part: what was carried out is done, and done once.
+  const again = await guard(world, step);
+  inContext(again.result, () => {
+    assert.deepEqual(again.result.json().instances[0].steps, [], "there was something left to do");
+    assertSameFiles(after, look(world), "the second run has changed something", /\/lima-guard\.lock$/);
+  });
+}
+
+/** With what the guard had to say. */
+function inContext<T>(result: GuardResult, check: () => T): T {
+  try {
+    return check();
+  } catch (error) {
+    const said = `status ${result.status}\n${result.stdout}\n${result.stderr}`;
+    throw new Error(`${(error as Error).message}\n${said}`, { cause: error });
+  }
+}
+
+/** Runs the guard, and does what is to be done meanwhile. */
+async function guard(world: World, step: Run): Promise<Outcome> {
+  const { home, k3s } = world;
+  const { role, budgetS, wallMs, uptimeMs, meanwhile } = step;
+  const file = `${home.root}/stay-${world.guards++}`;
+  const stays: Stay[] = [
+    ...meanwhile ? [{ at: ".", nth: meanwhile.nth, file: `${file}-deed` }] : [],
+    // A `--run` that waits for something, or supervises, is one that can be asked to stop.
+    ...role === "run" && !meanwhile ? [{ at: "^before pause \\d{4}", file: `${file}-pause` }] : [],
+  ];
+  const twist: Twist = {
+    stays,
+    hitsOnly: { under: home.root, and: [world.stranger.pid, world.riddle.pid] },
+    ...wallMs === undefined ? {} : { wallMs },
+    ...uptimeMs === undefined ? {} : { uptimeMs },
+    ...step.hurry ? { hurry: true } : {},
+    // Who holds the lock here never lets go of it.
+    ...world.open.has(k3s.path("lima-guard.lock")) ? { lockMs: 300 } : {},
+  };
+  const flags = [
+    ...role === "run" ? [] : ["--json"],
+    "--timeout",
+    String(budgetS),
+    ...step.dryRun ? ["--dry-run"] : [],
+  ];
+  const command = role === "run" ? ["--", ...foreground(k3s)] : [];
+  const began = performance.now();
+  await using guard = spawnGuard(home, [...flags, `--${role}`, "k3s", ...command], guardWith(twist));
+  let ended = false;
+  void guard.status.then(() => ended = true);
+  const isHere = () => stays.some((stay) => there(`${stay.file}.here`));
+  const isRunning = () => role === "run" && /Running after|is adopted/.test(guard.stderr);
+
+  if (stays.length > 0) {
+    const limitMs = role === "run" ? RUN_LIMIT_MS : 60_000;
+    await eventually(() => assert.ok(isHere() || ended || isRunning()), { withinMs: limitMs }).catch(() => {});
+  }
+  let deed: Deed | undefined;
+  let another: Guard | undefined;
+  let askedMs = role === "stop" ? began : undefined;
+  let heldMs = 0;
+  if (!ended) {
+    deed = meanwhile && (isHere() || role === "run") ? meanwhile.deed : undefined;
+    const heldAt = performance.now();
+    if (deed) another = await doMeanwhile(world, guard, deed);
+    heldMs = performance.now() - heldAt;
+    for (const stay of stays) Deno.writeTextFileSync(`${stay.file}.go`, "");
+    if (role === "run" && !(deed?.do === "kill" && deed.who === "guard")) {
+      askedMs = performance.now() - heldMs;
+      signal(guard, "SIGTERM");
+    }
+  }
+  const result = await guard.result({ timeoutMs: 60_000 });
+  const tookS = askedMs === undefined || result.signal ? undefined : (performance.now() - askedMs - heldMs) / 1000;
+  if (another) {
+    await another.result({ timeoutMs: 60_000 });
+    await another[Symbol.asyncDispose]();
+  }
+  for (const stay of stays) for (const end of ["here", "go"]) removeIfThere(`${stay.file}.${end}`);
+  return { step, result, tookS, deed };
+}
+
+/** Returns the other guard where one was started. */
+async function doMeanwhile(world: World, guard: Guard, deed: Deed): Promise<Guard | undefined> {
+  switch (deed.do) {
+    case "put":
+      put(world, deed);
+      return;
+    case "kill":
+      if (deed.who === "guard") signal(guard, "SIGKILL");
+      else await kill(world, deed.who);
+      return;
+    case "signal":
+      return signal(guard, deed.signal);
+    case "start":
+      await start(world);
+      return;
+    case "another": {
+      const hitsOnly = { under: world.home.root, and: [world.stranger.pid, world.riddle.pid] };
+      return spawnGuard(world.home, [`--${deed.role}`, "k3s", "--timeout", "3"], guardWith({ hitsOnly }));
+    }
+  }
+}
+
+function signal(guard: Guard, name: Deno.Signal): undefined {
+  try {
+    guard.signal(name);
+  } catch (error) {
+    if (!(error instanceof TypeError)) throw error; // it has ended meanwhile
+  }
+}
+
+function there(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function removeIfThere(path: string): void {
+  if (there(path)) Deno.removeSync(path);
+}
+
+// ── cases, one after the other ──
+
+/** Makes a case and takes its steps; throws at the first law that is broken. */
+export async function runCase(made: Case): Promise<void> {
+  await using use = new AsyncDisposableStack();
+  let at = "the beginning";
+  try {
+    const world = await makeWorld(use, made.vm);
+    for (const thing of made.puts) put(world, thing);
+    for (const step of made.steps) {
+      at = describeStep(step);
+      await take(world, step);
+    }
+  } catch (error) {
+    throw new Error(`at ${at}: ${(error as Error).message}`, { cause: error });
+  }
+}
+
+export interface Failure {
+  readonly made: Case;
+  readonly error: Error;
+}
+
+export interface Result {
+  readonly cases: number;
+  readonly steps: number;
+  readonly failures: readonly Failure[];
+}
+
+export interface Options {
+  readonly seed: number;
+  readonly minutes: number;
+  /** At most so many. */
+  readonly most?: number;
+  readonly lanes?: number;
+  /** Ends it after the cases that are being run. */
+  readonly signal?: AbortSignal;
+  readonly failed?: (failure: Failure) => void;
+}
+
+/** Cases 0, 1, 2 … of a seed, in lanes side by side (most of the time is waiting), until the time is over. */
+export async function torture({ seed, minutes, most = Infinity, lanes = 4, signal, failed }: Options): Promise<Result> {
+  const end = performance.now() + minutes * 60_000;
+  const failures: Failure[] = [];
+  let [next, cases, steps] = [0, 0, 0];
+  const lane = async () => {
+    while (performance.now() < end && next < most && !signal?.aborted) {
+      const made = makeCase(seed, next++);
+      try {
+        await runCase(made);
+      } catch (error) {
+        const failure = { made, error: error as Error };
+        failures.push(failure);
+        failed?.(failure);
+      }
+      cases++;
+      steps += made.steps.length;
+    }
+  };
+  await Promise.all(Array.from({ length: lanes }, lane));
+  return { cases, steps, failures };
+}
+
+/** What failed, what it was, and how to see it again. */
+export function tellFailure({ made, error }: Failure): string {
+  return [
+    error.message,
+    ...describeCase(made).map((line) => `    ${line}`),
+    `again: deno task torture --seed ${made.seed} --case ${made.number}`,
+    `for tests/corpus: ${JSON.stringify({ why: "", case: made })}`,
+    "",
+  ].join("\n");
+}
+
+/** A case that has failed once, as it is kept in tests/corpus. */
+export interface Kept {
+  readonly why: string;
+  /** Why it fails still. */
+  readonly open?: string;
+  readonly case: Case;
+}
+
+export function readKept(file: string): Kept {
+  return JSON.parse(Deno.readTextFileSync(file));
+}
+
+async function main(): Promise<number> {
+  const { values } = parseArgs({
+    options: {
+      minutes: { type: "string" },
+      seed: { type: "string" },
+      case: { type: "string" },
+      replay: { type: "string" },
+    },
+  });
+  const print = (text: string) => void Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
+  const seed = Number(values.seed ?? Date.now() % 1_000_000);
+  if (values.case !== undefined || values.replay !== undefined) {
+    const made: Case = values.replay ? readKept(values.replay).case : makeCase(seed, Number(values.case));
+    print(describeCase(made).join("\n"));
+    try {
+      await runCase(made);
+    } catch (error) {
+      print(tellFailure({ made, error: error as Error }));
+      return 1;
+    }
+    print("all laws hold");
+    return 0;
+  }
+  const stopping = new AbortController();
+  const onSignal = () => stopping.abort();
+  for (const name of ["SIGINT", "SIGTERM"] as const) Deno.addSignalListener(name, onSignal);
+  print(`seed ${seed}`);
+  const minutes = Number(values.minutes ?? 1);
+  const began = performance.now();
+  const failed = (failure: Failure) => print(tellFailure(failure));
+  const { cases, steps, failures } = await torture({ seed, minutes, signal: stopping.signal, failed });
+  const took = (performance.now() - began) / 60_000;
+  print(`${cases} cases, ${steps} steps, ${(cases / took).toFixed(0)} cases a minute; ${failures.length} broke a law`);
+  return failures.length > 0 ? 1 : 0;
+}
+
+if (import.meta.main) Deno.exit(await main());
