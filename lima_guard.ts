@@ -882,6 +882,18 @@ function describeRemark(word: string): (r: Remark) => string {
   return (r) => `${word}: ${r.what}: ${r.because}${r.hint === undefined ? "" : ` (hint: ${r.hint})`}`;
 }
 
+/**
+ * Whom a host agent of Lima 2.2 may signal while it stops, although nobody can tell whose it is: it believes the PID
+ * files of external drivers. Such a file may not be removed; and the driver of Lima 2.0, which has no arguments, is one
+ * that must end.
+ */
+function passedOn(seen: Observation): Remark[] {
+  const isDoubtful = ({ path, verdict }: Claim) =>
+    verdict.kind === "unknown" && rolesOf(basename(path))[0] === "external driver";
+  const because = (why: string) => `Lima's host agent may signal the process that it names, while it stops: ${why}`;
+  return seen.claims.filter(isDoubtful).map(({ path, verdict }) => ({ what: path, because: because(verdict.why) }));
+}
+
 // ───────────────────────────────────────────────────────────────────────────────── deciding: --run ──
 
 /** The states of `--run`. Waiting for a volume, a lock or the brake is all _preparing_; the cause is a word. */
@@ -1520,6 +1532,7 @@ export async function observe(host: Host, place: Place, pace = UNHURRIED): Promi
     obstacles: [
       ...foreign.obstacles,
       ...longPath(host, place),
+      ...sshConfigDirectory(host, place),
       ...await takenPort(host, yaml),
       ...disks.obstacles,
       ...networks.obstacles,
@@ -1629,6 +1642,16 @@ async function takenPort(host: Host, yaml: string): Promise<Remark[]> {
   if (line.trouble) return [];
   const because = "ssh.localPort of lima.yaml, and somebody listens there already";
   return [{ what: `port ${port}`, because, hint: `lsof -nP -iTCP:${port} -sTCP:LISTEN` }];
+}
+
+function sshConfigDirectory(host: Host, place: Place): Remark[] {
+  const path = join(place.dir, SSH_CONFIG);
+  if (host.look(path).ok?.kind !== "directory") return [];
+  return [{
+    what: path,
+    because: "it is a directory, which Lima can neither read nor replace",
+    hint: `ls -la ${quote(path)}`,
+  }];
 }
 
 /** A cut ssh.config alone makes Lima 2.1 and later refuse; it is written anew at every start. */
@@ -2277,6 +2300,7 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
   },
   agent: async (c, untilMs, skipped) => {
     const agents = () => left(c).filter((p) => p.role === "host agent");
+    for (const risk of passedOn(c.seen)) c.ctx.say("warn", c.place, describeRemark("note")(risk));
     const sent = await signalAll(c, agents, "SIGTERM", untilMs, skipped);
     const gone = await waitGone(c, agents(), untilMs, skipped);
     if (gone) c.cut = readCut(tailOf(c.ctx.host, join(c.place.dir, "ha.stderr.log")));

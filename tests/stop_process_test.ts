@@ -1041,6 +1041,21 @@ Deno.test("waiting for another guard is part of the budget", async () => {
   assert.ok(told!.seconds.agent! < 3, `the agent had ${told!.seconds.agent} s of 6 after 4 were gone`);
 });
 
+Deno.test("whom the host agent may signal while it stops, and nobody can tell whose it is, is told before", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  // The external driver of Lima 2.0 has no arguments. Lima signals it, and that is right if it is this instance's.
+  await using driver = await bystander(home, { command: ["lima-driver-x"] });
+  await using agent = await startAgent(k3s);
+  k3s.remove("ssh.config");
+  k3s.pidFile("x.drv.pid", driver.pid);
+  const { told, stderr } = await stopOne(k3s, { budgetS: 20 });
+  assert.equal(told.stage, "agent");
+  assert.ok(!agent.isAlive());
+  const words = "Lima's host agent may signal the process that it names, while it stops: PID";
+  assert.ok(stderr.includes(`x.drv.pid: ${words} ${driver.pid} is unknown`), stderr);
+});
+
 Deno.test("a signal for each stage leads to the kill", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s", { conf: { stop: "hang" } });
