@@ -27,7 +27,7 @@
  * 126 and 127 as in a shell, and 0 after a requested stop that succeeded.
  *
  * Sections: names and numbers · what we saw · reading · proof of identity · proof of identity: a command's parts ·
- * deciding: --pre · deciding: the rules · deciding: --stop · deciding: --run · deciding: --status · the host ·
+ * deciding: --pre · deciding: the rules · commands to type · deciding: --stop · deciding: --run · deciding: --status · the host ·
  * observing: PID files · observing: processes · observing: for a start · observing: networks · observing: disks ·
  * lock and journal · acting · stopping: the line to the guest · stopping: the ladder · stopping: the stages · the
  * role --pre · the role --stop · taking the lock · finding instances · the role --status · running: preparing ·
@@ -139,6 +139,18 @@ export interface Place {
   readonly dir: string;
   /** uid of the owner of `dir`: everything of this instance must belong to it. */
   readonly owner: number;
+  /** What a printed command must say to reach this very instance; see `guardCommand`. */
+  readonly address?: Address;
+}
+
+/** What is known of the person who will type a printed command. */
+export interface Address {
+  /** A bare `lima-guard NAME` of that person finds this instance: the command needs no `--lima-home`. */
+  readonly isDefaultHome?: boolean;
+  /** The owner's user name, where another user (root, an administrator) reads the message: `sudo -H -u OWNER`. */
+  readonly sudoUser?: string;
+  /** `--plist FILE`, where one was given. */
+  readonly plist?: string;
 }
 
 /** What a process can be to an instance. The command says what it is; a PID file only says where to look. */
@@ -627,7 +639,7 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
     const pid = `host agent ${agent.row.pid}`;
     if (signs?.answers && hasDriver(seen)) return plan("running", `${pid} answers and its driver is alive`, seen);
     const because = signs?.answers ? `${pid} answers, its driver is not up` : `${pid} is alive and does not answer yet`;
-    const blocker = { what: pid, because, hint: `it is left alone; to end it: lima-guard --stop ${seen.place.name}` };
+    const blocker = { what: pid, because, hint: `it is left alone; to end it: ${guardCommand(seen.place, "--stop")}` };
     return plan("booting", because, { notes: seen.notes, blockers: [blocker] });
   }
   if (!agent && drivers.length === 0) return undefined;
@@ -748,6 +760,41 @@ function names(processes: readonly Proven[]): string {
 /** A path as a POSIX shell takes it, for commands that a person is to type. */
 export function quote(text: string): string {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
+}
+
+// ─────────────────────────────────────────────────────────────────────────────── commands to type ──
+
+/** A command line as a POSIX shell takes it. */
+function shellWords(words: readonly string[]): string {
+  return words.map(quote).join(" ");
+}
+
+function asOwner({ address }: Place): string[] {
+  return address?.sudoUser === undefined ? [] : ["sudo", "-H", "-u", address.sudoUser];
+}
+
+/**
+ * The `lima-guard` command for one instance: `guardCommand(place, "--stop")`. A printed command is our act by another
+ * hand, so it names LIMA_HOME unless a bare command is known to find the same instance.
+ */
+export function guardCommand(place: Place, ...options: string[]): string {
+  const home = place.address?.isDefaultHome ? [] : ["--lima-home", place.home];
+  return shellWords([...asOwner(place), "lima-guard", ...options, ...home, place.name]);
+}
+
+/** The `limactl` command for one instance: `limactlCommand(place, "start", place.name)`. */
+export function limactlCommand(place: Place, ...words: string[]): string {
+  const home = place.address?.isDefaultHome ? "" : `LIMA_HOME=${quote(place.home)} `;
+  const sudo = asOwner(place);
+  return sudo.length === 0
+    ? home + shellWords(["limactl", ...words])
+    : `${shellWords(sudo)} ${home}${shellWords(["limactl", ...words])}`;
+}
+
+/** The `kill` line for a process that only a person may judge. */
+export function killCommand(place: Place, pid: number, signal?: string): string {
+  const sudo = asOwner(place);
+  return shellWords([...sudo, "kill", ...signal === undefined ? [] : [`-${signal}`], String(pid)]);
 }
 
 // ──────────────────────────────────────────────────────────────────────────────── deciding: --stop ──

@@ -4,7 +4,7 @@ import type { AgentSigns, Claim, Observation, Place, ProcessRow, Proven, Role, S
 
 export const HOME = "/Users/zoe/.lima";
 export const DIR = `${HOME}/k3s`;
-export const PLACE: Place = { name: "k3s", home: HOME, dir: DIR, owner: 501 };
+export const PLACE: Place = { name: "k3s", home: HOME, dir: DIR, owner: 501, address: { isDefaultHome: true } };
 
 /** How every file here looked. */
 export const SEEN: Seen = { dev: 1, ino: 2, size: 4, mtimeMs: 1_790_000_000_000, text: "789\n" };

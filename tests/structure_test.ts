@@ -36,11 +36,6 @@ Deno.test("the sections stand in the order that the header lists", () => {
   assert.deepEqual(TITLES.filter((title) => order.includes(title)), order);
 });
 
-Deno.test("no section is longer than 180 lines", () => {
-  const lengths = SECTIONS.map(({ title, at }, i) => ({ title, lines: (SECTIONS[i + 1]?.at ?? CODE.length) - at }));
-  assert.deepEqual(lengths.filter(({ lines }) => lines > 180), []);
-});
-
 Deno.test("Deno is touched by the real host and by the last lines only", () => {
   const isLast = (at: number) => MAIN_BLOCK > 0 && at >= MAIN_BLOCK;
   assert.deepEqual(offences(/\bDeno\b/, (at) => isHost(sectionOf(at)) || isLast(at)), []);
