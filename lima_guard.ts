@@ -176,7 +176,12 @@ export interface Proven {
 
 /** What is known about the thing a file names. `stale` is for claims that name no process (a lock, a config). */
 export type Verdict =
-  | { readonly kind: "dead" | "not ours" | "stale" | "unknown"; readonly why: string }
+  | {
+    readonly kind: "dead" | "not ours" | "stale" | "unknown";
+    readonly why: string;
+    /** What decides elsewhere: Lima believes in a zombie, and cannot read a file that holds no number. */
+    readonly reason?: "zombie" | "not a number";
+  }
   | { readonly kind: "ours"; readonly why: string; readonly role: Role };
 
 /** How a file looked when it was judged; it is removed only while it still looks so. */
@@ -241,8 +246,22 @@ export interface Observation {
   readonly obstacles: readonly Remark[];
   /** Worth a word; `limactl start` goes on. */
   readonly notes: readonly Remark[];
-  /** `boot-session.tmp` (Lima ≥ 2.3), which must go with the last PID file and never alone. */
+  /**
+   * Evidence that the disk is in use, or that it could not be found out. While there is any, no file of the instance is
+   * removed: the files are what leads the next look to it.
+   */
+  readonly held: readonly Remark[];
+  /** All processes were searched; every later look of the same run searches them again. */
+  readonly searched?: boolean;
+  /** `boot-session.tmp` (Lima ≥ 2.2.1), which goes with the last PID file. */
   readonly bootMarker?: Seen;
+  /** The marker is of another boot: Lima ≥ 2.2.1 then believes no PID file beside it. */
+  readonly isOldMarker?: boolean;
+}
+
+/** What is known of an instance before anything has been looked at. */
+export function nothingSeen(place: Place): Observation {
+  return { place, claims: [], alive: [], unknowns: [], obstacles: [], held: [], notes: [] };
 }
 
 // ───────────────────────────────────────────────────────────────────────────────────────── reading ──
@@ -298,22 +317,32 @@ export interface Holder {
   readonly pid: number;
   readonly command: string;
   readonly path: string;
+  /** The file's device and inode; undefined where lsof does not know them. */
+  readonly dev: number | undefined;
+  readonly ino: number | undefined;
 }
 
 /**
- * Reads `lsof -F pcan`: the processes that have one of the files open for writing. A reader is no holder: a VM that
+ * Reads `lsof -F pcanDi`: the processes that have one of the files open for writing. A reader is no holder: a VM that
  * serves a shared folder keeps files of other instances open for hours.
  */
 export function readLsof(text: string): Holder[] {
   const holders: Holder[] = [];
-  let [pid, command, access] = [0, "", ""];
-  for (const line of text.split("\n")) {
-    const value = line.slice(1);
-    if (line.startsWith("p")) [pid, command, access] = [Number(value), "", ""];
-    if (line.startsWith("c")) command = value;
-    if (line.startsWith("f")) access = "";
-    if (line.startsWith("a")) access = value;
-    if (line.startsWith("n") && isPid(pid) && /[uw]/.test(access)) holders.push({ pid, command, path: value });
+  let [pid, command, file] = [0, "", {} as Record<string, string>];
+  for (const line of [...text.split("\n"), "f"]) {
+    const [field, value] = [line.slice(0, 1), line.slice(1)];
+    if (field === "p" || field === "f") {
+      const number = (text: string | undefined) => text === undefined || text === "" ? undefined : Number(text);
+      const { a = "", n, D, i } = file;
+      // Its fields come in an order of lsof's own, so a file is complete when the next one begins.
+      if (n !== undefined && isPid(pid) && /[uw]/.test(a)) {
+        holders.push({ pid, command, path: n, dev: number(D), ino: number(i) });
+      }
+      file = {};
+    }
+    if (field === "p") [pid, command] = [Number(value), ""];
+    else if (field === "c") command = value;
+    else file[field] = value;
   }
   return holders.filter((h, i) => holders.findIndex((o) => o.pid === h.pid && o.path === h.path) === i);
 }
@@ -384,8 +413,14 @@ const USERNET_FILE = String.raw`/_networks/(?<network>[^/ ]+)/usernet_\k<network
  * qemu-kvm.
  */
 const SHAPES: readonly Shape[] = [
-  { role: "host agent", program: /^limactl$/, word: "hostagent", flag: / --pidfile /g, tails: [String.raw`/ha\.pid`] },
-  { role: "usernet", program: /^limactl$/, word: "usernet", flag: / -p /g, tails: [USERNET_FILE] },
+  {
+    role: "host agent",
+    program: /^limactl(\.ventura)?$/,
+    word: "hostagent",
+    flag: / --pidfile /g,
+    tails: [String.raw`/ha\.pid`],
+  },
+  { role: "usernet", program: /^limactl(\.ventura)?$/, word: "usernet", flag: / -p /g, tails: [USERNET_FILE] },
   { role: "QEMU", program: /^qemu-(system-.+|kvm)$/, flag: / -pidfile /g, tails: [String.raw`/qemu\.pid`] },
   { role: "krunkit", program: /^krunkit$/, flag: /[ ,]path=/g, tails: ["/disk", "/diffdisk"], other: "[^,]*?" },
   { role: "external driver", program: /^lima-driver-.+$/, flag: / --inst-dir /g, tails: [""] },
@@ -404,7 +439,8 @@ export type SameDirectory = (named: string, ours: string) => "same" | "different
 
 /** What a process is to an instance. */
 export type Judgement =
-  | { readonly kind: "ours"; readonly role: Role }
+  /** `renamed`: by the whole grammar of a host agent, under the name of a program that is none of Lima's. */
+  | { readonly kind: "ours"; readonly role: Role; readonly renamed?: true }
   | { readonly kind: "not ours"; readonly why: string }
   /** With a role: it has the shape of one, and only whose it is cannot be told. */
   | { readonly kind: "unknown"; readonly why: string; readonly role?: Role };
@@ -422,6 +458,10 @@ export function judge(
   isFile: (path: string) => boolean = () => false,
 ): Judgement {
   const stranger = row.uid !== place.owner;
+  const whole = compareWhole(row.command, place, sameDirectory, isFile);
+  if (whole === "same" && !stranger) {
+    return { kind: "ours", role: "host agent", ...limaProgram(row.command) === undefined ? { renamed: true } : {} };
+  }
   for (const shape of SHAPES) {
     const program = programOf(row.command, shape, isFile);
     const found = program && compareShape(row.command, shape, program, place, sameDirectory);
@@ -435,34 +475,38 @@ export function judge(
       return unknown(`it may be a ${shape.role}, and whose cannot be told from its command`, shape.role);
     }
   }
+  if (whole === "same") {
+    return unknown(`it looks like this instance's host agent and belongs to uid ${row.uid}`, "host agent");
+  }
   if (stranger) return notOurs(`it belongs to uid ${row.uid}`);
-  return judgeProgram(row.command, place);
+  return judgeProgram(row.command, place, sameDirectory);
 }
 
 function notOurs(why: string): Judgement {
   return { kind: "not ours", why };
 }
 
-function unknown(why: string, role?: Role): Judgement {
+function unknown(why: string, role?: Role): Judgement & { kind: "unknown" } {
   return { kind: "unknown", why, ...(role === undefined ? {} : { role }) };
 }
 
 /** What can still be said of a process of our user whose command has none of the shapes. */
-function judgeProgram(command: string, place: Place): Judgement {
+function judgeProgram(command: string, place: Place, sameDirectory: SameDirectory): Judgement {
   if (command === "") return unknown("ps shows no command for it");
   const raw = limaProgram(command);
   if (!raw) {
-    const word = JSON.stringify(firstWord(command));
-    // A program can be renamed; who was given this instance's PID file to write is no stranger.
-    const names = SHAPES.some((s) => compareShape(command, s, "certain", place, () => "different") === "same");
-    if (names) return unknown(`it is ${word}, none of Lima's programs, and names this instance's own files`);
-    return notOurs(`it is ${word}, none of Lima's programs`);
+    // A process whose arguments name this instance's PID file may be a renamed Lima program.
+    const names = SHAPES.some((s) => compareShape(command, s, "certain", place, sameDirectory) === "same");
+    const all = JSON.stringify(command);
+    if (names) return unknown(`it is none of Lima's programs, and names this instance's own files: ${all}`);
+    return notOurs(`it is ${JSON.stringify(programWords(command))}, none of Lima's programs`);
   }
   const program = unwrapped(raw);
-  if (program === "limactl" && / (start|restart) /.test(`${command} `)) {
+  const isLimactl = program.startsWith("limactl");
+  if (isLimactl && / (start|restart) /.test(`${command} `)) {
     return unknown("it is a `limactl start`, which becomes a host agent under the same PID");
   }
-  if (program === "limactl" && !/ (hostagent|usernet)( |$)/.test(command) && command.includes(" ")) {
+  if (isLimactl && !/ (hostagent|usernet)( |$)/.test(command) && command.includes(" ")) {
     return notOurs("it is a limactl that is no host agent");
   }
   if (program.startsWith("qemu-system-") && command.includes(" ") && !command.includes("/qemu.pid")) {
@@ -503,6 +547,42 @@ function comparePath(rest: string, shape: Shape, tail: string, place: Place, sam
   return other.startsWith("/") ? sameDirectory(other, ours) : "cannot tell";
 }
 
+/** Programs that run, trace, edit or print what is named behind them: Lima's grammar there proves nothing. */
+const WRAPPERS = new RegExp(
+  "^-?(ba|z|da|k|fi|t?c|a)?sh$|^(busybox|sudo|doas|su|env|exec|nice|nohup|setsid|time|g?timeout|caffeinate|arch|script|" +
+    "watch|xargs|strace|ltrace|dtruss|dtrace|gdb|lldb|vim?|nvim|view|ed|emacs|nano|less|more|cat|tail|head|[ef]?grep|" +
+    "rg|sed|awk|ps|pgrep|pkill|kill|echo|printf|python[0-9.]*|perl[0-9.]*|ruby|node|deno|ssh|tmux|screen|launchctl)$",
+  "i",
+);
+
+/**
+ * Holds a command against the whole grammar of a host agent, `PROGRAM [flags] hostagent --pidfile DIR/ha.pid --socket
+ * DIR/ha.sock`, whatever the program is called: Rancher Desktop shipped `limactl.ventura`, people keep `limactl-2.1`.
+ */
+function compareWhole(command: string, place: Place, same: SameDirectory, isFile: (path: string) => boolean) {
+  const grammar = /^(.+?)(?: -[^ ]*)* hostagent --pidfile (.+?)\/ha\.pid --socket (.+?)\/ha\.sock(?= |$)/s;
+  const [, program = "", dir = "", other] = grammar.exec(command) ?? [];
+  if (program === "" || dir !== other || !isOneProgram(program, isFile)) return "no" as const;
+  if (spellings(place.dir).includes(dir)) return "same" as const;
+  return dir.startsWith("/") ? same(dir, place.dir) : "cannot tell" as const;
+}
+
+/** Whether a text is one program and not a wrapper with its argument. Only the path of a program may hold blanks. */
+function isOneProgram(text: string, isFile: (path: string) => boolean): boolean {
+  const words = text.split(" ");
+  if (WRAPPERS.test(basename(words[0] ?? "")) || WRAPPERS.test(basename(text))) return false;
+  if (!text.startsWith("/")) return !/[ /]/.test(text);
+  if (words.length === 1) return true;
+  if (isFile(text)) return true;
+  const starts = words.slice(1).map((_, i) => words.slice(0, i + 1).join(" "));
+  return !starts.some(isFile) && words.slice(1).every((w) => !/^[-/]/.test(w)) && /^[^/].*\//.test(words.at(-1) ?? "");
+}
+
+/** The program of a command as far as it can be told from its text: a path goes on behind a blank. */
+function programWords(command: string): string {
+  return /^\/[^ ]*(?: [^-/ ][^ ]*\/[^ ]*)*/.exec(command)?.[0] ?? firstWord(command);
+}
+
 /**
  * Whether a command begins with the shape's program and has its word: a bare name, or an absolute path with that
  * basename. A path may hold blanks, but `/usr/bin/strace bin/limactl …` only looks like one: then the file tells.
@@ -512,7 +592,9 @@ function programOf(command: string, shape: Shape, isFile: (path: string) => bool
   if (name === undefined || !shape.program.test(unwrapped(name))) return undefined;
   const word = shape.word === undefined ? "(?= |$)" : `(?: -[^ ]*)* ${shape.word} `;
   const path = new RegExp(`^((?:/.*?/)?${escaped(name)})${word}`, "s").exec(command)?.[1];
-  if (path !== undefined && (!path.includes(" ") || isFile(path))) return "certain" as const;
+  if (path !== undefined && (!path.includes(" ") || isOneProgram(path, isFile) && isFile(path))) {
+    return "certain" as const;
+  }
   return shape.word === undefined || command.includes(` ${shape.word} `) ? "doubtful" as const : undefined;
 }
 
@@ -523,7 +605,8 @@ function programOf(command: string, shape: Shape, isFile: (path: string) => bool
  */
 function limaProgram(command: string): string | undefined {
   const plain = command.replace(/^[([]([^)\]]*)[)\]].*$/s, "$1");
-  const isLimas = (name: string) => /^(limactl|krunkit|qemu-kvm|qemu-system-.*|lima-driver-.*)$/.test(unwrapped(name));
+  const isLimas = (name: string) =>
+    /^(limactl(\.ventura)?|krunkit|qemu-kvm|qemu-system-.*|lima-driver-.*)$/.test(unwrapped(name));
   const first = basename(firstWord(plain));
   if (isLimas(first) || !plain.startsWith("/")) return isLimas(first) ? first : undefined;
   return plain.split(" ").filter((w) => w.includes("/")).map((w) => basename(w)).find(isLimas);
@@ -690,8 +773,12 @@ function doubt(claim: Claim): Remark {
   };
 }
 
-/** R4 to R6. */
+/** R4 to R6. Nothing is removed while the disk is in use. */
 function planClaims(seen: Observation): Plan {
+  if (seen.held.length > 0) {
+    const blockers = [...seen.held, ...seen.obstacles];
+    return plan("blocked", blockers[0]?.because ?? "", { blockers, notes: seen.notes }, EXIT.tryAgain);
+  }
   const steps = removals(seen);
   const shared = seen.claims.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown").map(doubt);
   const blockers = [...fixedFiles(seen), ...shared, ...seen.obstacles];
@@ -725,10 +812,13 @@ function removals(seen: Observation): Step[] {
     removal(c, c.verdict.why),
   ]);
   const pidFiles = seen.claims.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
-  const allGo = pidFiles.length > 0 && pidFiles.every((c) => going.includes(c));
-  if (!allGo || !seen.bootMarker) return steps;
+  const isLast = pidFiles.length > 0
+    ? pidFiles.every((c) => going.includes(c))
+    : seen.isOldMarker && seen.alive.every((p) => p.role === "usernet");
+  if (!isLast || !seen.bootMarker) return steps;
   const marker = { path: join(seen.place.dir, BOOT_MARKER), seen: seen.bootMarker };
-  return [...steps, removal(marker, "it goes with the last PID file, as Lima 2.3 has it")];
+  const because = pidFiles.length > 0 ? "it goes with the last PID file, as in Lima ≥ 2.2.1" : "it is of another boot";
+  return [...steps, removal(marker, because)];
 }
 
 function removal({ path, seen }: { path: string; seen: Seen }, because: string): Step {
@@ -745,7 +835,12 @@ function goingClaims(seen: Observation): Claim[] {
  * they go before anything is stopped, and even where something else is unknown: no stranger is ever signalled.
  */
 function urgentRemovals(seen: Observation): Step[] {
-  return removals(seen).filter((s) => rolesOf(basename(s.path ?? ""))[0] === "external driver");
+  // A file that names no number makes Lima signal nothing, and it is what leads to the search of all processes.
+  const readable = {
+    ...seen,
+    claims: seen.claims.filter((c) => readPid(c.seen.text ?? "") && "pid" in readPid(c.seen.text ?? "")),
+  };
+  return removals(readable).filter((s) => rolesOf(basename(s.path ?? ""))[0] === "external driver");
 }
 
 function laterRemovals(seen: Observation): Step[] {
@@ -856,6 +951,9 @@ export function planStop(seen: Observation, budgetS: number): Plan {
   if (agents.length + drivers.length === 0) {
     const { notes } = seen;
     if (blockers.length > 0) return plan("unknown", "nothing is touched while this is unknown", { blockers, notes });
+    if (seen.held.length > 0) {
+      return plan("unknown", "its disk is in use", { blockers: seen.held, notes }, EXIT.tryAgain);
+    }
     const more = { steps: removals(seen), blockers: fixedFiles(seen), notes };
     return plan("stopped", "no process of it is alive", more);
   }
@@ -1099,6 +1197,10 @@ export function isWrapped(args: readonly string[], name: string): boolean {
   return run > 0 && args[run + 1] === name && /^lima-guard/.test(basename(args[0] ?? ""));
 }
 
+function reasonOf(verdict: Verdict): "zombie" | "not a number" | undefined {
+  return verdict.kind === "ours" ? undefined : verdict.reason;
+}
+
 /**
  * What `limactl start` would say. It believes every living PID in ha.pid and DRIVER.pid, whoever that is, and asks
  * ha.sock (`pkg/store.Inspect`); the words are those of Lima 2.2.
@@ -1106,9 +1208,9 @@ export function isWrapped(args: readonly string[], name: string): boolean {
 export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "absent"): string {
   if (seen.missing !== undefined) return "creates a NEW VM of this name";
   const files = seen.claims.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
-  const garbage = files.find((c) => c.verdict.kind === "not ours" && c.verdict.why.startsWith("it is not a PID"));
+  const garbage = files.find((c) => reasonOf(c.verdict) === "not a number");
   if (garbage) return `refuses: strconv.Atoi: parsing … (${basename(garbage.path)})`;
-  const living = files.filter((c) => c.verdict.kind !== "dead" || c.verdict.why.includes("zombie"));
+  const living = files.filter((c) => c.verdict.kind !== "dead" || reasonOf(c.verdict) === "zombie");
   const agent = living.some((c) => basename(c.path) === HA_PID);
   const driver = living.find((c) => /^(vz|qemu|krunkit|wsl2)\.pid$/.test(basename(c.path)));
   if (agent && haSock === "absent") return "refuses: failed to connect to ha.sock: no such file or directory";
@@ -1127,6 +1229,9 @@ export function lastStop(lines: readonly JournalLine[], boot: string, alive: boo
   const past = alive && relevant.at(-1)?.event === "start" ? relevant.slice(0, -1) : relevant;
   const last = past.at(-1);
   if (!last) return "none recorded";
+  if (last.event === "start" && (boot === "" || last.boot === "")) {
+    return "unknown: whether the host rebooted is not known";
+  }
   if (last.event === "start" && last.boot !== boot) return "cut off: no stop was recorded and the host rebooted";
   if (last.event === "start") return "cut off: the guard did not live to record the end";
   const seconds = isSeconds(last["seconds"]) ? last["seconds"]["total"] ?? 0 : 0;
@@ -1177,7 +1282,7 @@ export type Tried<T> =
   | { readonly ok?: undefined; readonly trouble: Trouble; readonly why: string };
 
 /** The kinds of trouble that the guard treats differently. */
-export type Trouble = "absent" | "denied" | "refused" | "read-only" | "limit" | "other";
+export type Trouble = "absent" | "denied" | "refused" | "read-only" | "unsupported" | "limit" | "other";
 
 /** A file as lstat(2) or stat(2) shows it. `mode` is the nine permission bits. */
 export interface Look extends Omit<Seen, "text"> {
@@ -1227,9 +1332,9 @@ export interface Conversation {
 
 /** A file or directory that can be locked with flock(2). */
 export interface Lockable {
-  /** `true`: taken. `false`: somebody has it. `undefined`: this file system knows no locks. */
-  tryLock(): boolean | undefined;
-  /** Taken within the time; woken by the release, not by polling. */
+  /** `false`: held by another process. `unsupported`: this file system has no locks. */
+  tryLock(): Tried<boolean>;
+  /** Taken within the time; woken by the release, not by polling. However often it is asked, one request is pending. */
   lockWithin(ms: number): Promise<boolean>;
   read(): string;
   write(text: string): void;
@@ -1288,7 +1393,7 @@ export interface Host {
 // ──────────────────────────────────────────────────────────────────────────── observing: PID files ──
 
 /** What looking at an instance's PID files and processes brings; part of an Observation. */
-type Processes = Pick<Observation, "claims" | "alive" | "unknowns" | "bootMarker">;
+type Processes = Pick<Observation, "claims" | "alive" | "unknowns" | "bootMarker" | "isOldMarker" | "searched">;
 
 /** A PID file as it was found: its number, or the verdict that needs no process. */
 interface Mark {
@@ -1321,30 +1426,48 @@ const HURRIED: Pace = { ...UNHURRIED, youngMs: YOUNG_FILE_MS / 10, lsofMs: PS_LI
 
 /**
  * Looks at the PID files of an instance and of its networks, and at the processes they name: one ps for all of them,
- * none where no named process lives. A socket that answers for nobody, and a PID file that is garbage, lead to one
- * look at all processes, because somebody may live whom no file names.
+ * none where no named process lives. A socket that answers without a proven owner, and a PID file that is garbage, lead
+ * to one search of all processes. Where that finds no owner, the answer still stands: unknown.
  */
-export async function observeProcesses(host: Host, place: Place, pace = UNHURRIED): Promise<Processes> {
+export async function observeProcesses(
+  host: Host,
+  place: Place,
+  pace = UNHURRIED,
+  searchAll = false,
+): Promise<Processes> {
   const listed = host.list(place.dir);
-  if (listed.trouble) return { claims: [], alive: [], unknowns: [{ what: place.dir, because: listed.why }] };
+  if (listed.trouble) {
+    const hint = shellWords(["ls", "-ld", place.dir]);
+    return { claims: [], alive: [], unknowns: [{ what: place.dir, because: listed.why, hint }] };
+  }
   const marks = await readMarks(host, place, listed.ok, pace.youngMs);
   const pids = marks.flatMap((m) => "pid" in m.found ? [m.found.pid] : []);
   const judged = await judgePids(host, place, pids, pace.psMs);
-  const claims = marks.map((m) => claimOf(host, place, m, judged));
+  const claims = await Promise.all(marks.map((m) => claimOf(host, place, m, judged)));
   const alive: Proven[] = [];
   for (const { row, judgement } of judged.values()) {
     if (row && judgement?.kind === "ours") alive.push({ role: judgement.role, row, named: true });
   }
   const garbage = marks.some((m) => m.scope === "instance" && "garbage" in m.found && m.found.garbage);
-  const hidden = garbage || await someSocketAnswers(host, place, alive);
-  const strays = hidden ? await scan(host, place, alive, pace.psMs) : undefined;
-  const marker = lookWithText(host, join(place.dir, BOOT_MARKER));
+  const answering = await answeringSockets(host, place, listed.ok, alive);
+  const searched = searchAll || garbage || answering.length > 0;
+  const found = searched ? await scan(host, place, alive, answering, pace.psMs) : { alive: [], unknowns: [] };
+  const file = lookWithText(host, join(place.dir, BOOT_MARKER));
+  const marker = file?.look.kind === "file" ? file : undefined;
   return {
     claims,
-    alive: [...alive, ...strays?.alive ?? []],
-    unknowns: strays?.unknowns ?? [],
-    ...(marker && marker.look.kind === "file" ? { bootMarker: marker.seen } : {}),
+    alive: [...alive, ...found.alive],
+    unknowns: found.unknowns,
+    searched,
+    ...(marker ? { bootMarker: marker.seen, isOldMarker: await isOfAnotherBoot(host, marker.seen) } : {}),
   };
+}
+
+/** Lima ≥ 2.2.1 compares the text with the boot's identity; an empty one counts as another boot. In doubt it is ours. */
+async function isOfAnotherBoot(host: Host, marker: Seen): Promise<boolean> {
+  if (marker.text === undefined) return false;
+  const boot = await bootId(host);
+  return boot !== "" && marker.text.trim() !== boot;
 }
 
 /** Reads every PID file, a second time where one is so young that Lima may still be writing it. */
@@ -1372,18 +1495,22 @@ function readMark(host: Host, path: string, scope: Mark["scope"]): Mark | undefi
   const file = lookWithText(host, path);
   if (!file) return undefined;
   const { look, seen, trouble } = file;
-  const verdict = (kind: "not ours" | "unknown", why: string): Mark => ({
+  const verdict = (kind: "not ours" | "unknown", why: string, reason?: "not a number"): Mark => ({
     path,
     scope,
     seen,
-    found: { verdict: { kind, why }, garbage: kind === "not ours" },
+    found: { verdict: { kind, why, ...(reason ? { reason } : {}) }, garbage: kind === "not ours" },
   });
   if (look.kind === "directory") return verdict("unknown", "it is a directory, which Lima never makes");
   if (look.kind !== "file") return verdict("not ours", `it is a ${look.kind}, not a PID file`);
   if (trouble !== undefined) return verdict("unknown", `it cannot be read: ${trouble}`);
   if (look.size > PID_FILE_LIMIT_BYTES) return verdict("not ours", `it is not a PID file: ${look.size} bytes`);
   const number = readPid(seen.text ?? "");
-  if ("not" in number) return verdict("not ours", `it is not a PID: ${number.not}`);
+  if ("not" in number) {
+    // Lima reads 0, 1 and negative numbers.
+    const isText = !/^[+-]?\d+$/.test((seen.text ?? "").trim());
+    return verdict("not ours", `it is not a PID: ${number.not}`, isText ? "not a number" : undefined);
+  }
   return { path, scope, seen, found: { pid: number.pid } };
 }
 
@@ -1405,7 +1532,7 @@ function lookWithText(host: Host, path: string): { look: Look; seen: Seen; troub
 // ──────────────────────────────────────────────────────────────────────────── observing: processes ──
 
 /** What became of each number: the row where it lives and is somebody, and what that is to us. */
-type Judged = Map<number, { row?: ProcessRow; judgement?: Judgement; dead?: string }>;
+type Judged = Map<number, { row?: ProcessRow; judgement?: Judgement; dead?: string; zombie?: true }>;
 
 async function judgePids(host: Host, place: Place, pids: readonly number[], psMs: number): Promise<Judged> {
   const judged: Judged = new Map(pids.map((pid) => [pid, { dead: "no process has this PID" }]));
@@ -1416,8 +1543,9 @@ async function judgePids(host: Host, place: Place, pids: readonly number[], psMs
     const row = table.ok?.rows.find((r) => r.pid === pid);
     if (table.trouble) judged.set(pid, { judgement: unknown(table.why) });
     else if (!row) judged.set(pid, withoutRow(host, pid, table.ok.unreadable.length));
-    else if (row.stat.startsWith("Z")) judged.set(pid, { dead: "it is a zombie: ended, and not waited for" });
-    else if (pid === host.pid) judged.set(pid, { row, judgement: notOurs("it is lima-guard itself") });
+    else if (row.stat.startsWith("Z")) {
+      judged.set(pid, { dead: "it is a zombie: ended, and not waited for", zombie: true });
+    } else if (pid === host.pid) judged.set(pid, { row, judgement: notOurs("it is lima-guard itself") });
     else judged.set(pid, { row, judgement: judge(row, place, sameDirectoryOn(host), isFileOn(host)) });
   }
   return judged;
@@ -1438,17 +1566,27 @@ async function ps(
 ): Promise<Tried<ReturnType<typeof readPs>>> {
   // procps looks through all processes for -p (3 s for 30 000 of them), and only at those named for -q.
   const select = which === "all" ? ["-A"] : [host.os === "linux" ? "-q" : "-p", which.join(",")];
-  // LC_ALL=C would print `?` for each byte beyond ASCII; a fixed zone and language keep start times comparable.
-  const env = { TZ: "UTC0", LC_TIME: "C", LC_CTYPE: host.os === "darwin" ? "UTF-8" : "C.UTF-8" };
-  const unset = ["LC_ALL", "LANG", "COLUMNS", "PS_FORMAT", "PS_PERSONALITY", "PS_COLORS"];
-  const answer = await host.run({ argv: ["/bin/ps", ...select, "-ww", "-o", PS_COLUMNS], env, unset }, limitMs);
+  // NixOS has no /bin/ps.
+  const places = ["/bin/ps", "/usr/bin/ps", "/run/current-system/sw/bin/ps"];
+  const program = places.find((path) => host.look(path, "follow links").ok?.kind === "file");
+  if (program === undefined) return { trouble: "absent", why: `there is no ps: looked for ${places.join(", ")}` };
+  const answer = await host.run({ argv: [program, ...select, "-ww", "-o", PS_COLUMNS], ...readable(host) }, limitMs);
   if (answer.trouble) return { trouble: answer.trouble, why: `ps gave no answer: ${answer.why}` };
   const { code, signal, stdout, stderr } = answer.ok;
   const nobody = code === 1 && stdout === "" && stderr === "" && which !== "all";
   if (signal !== undefined) return { trouble: "other", why: `ps was killed by ${signal}` };
   if (code !== 0 && !nobody) return { trouble: "other", why: `ps failed with status ${code}: ${stderr.trim()}` };
-  if (which === "all" && stdout === "") return { trouble: "other", why: "ps listed no process at all" };
+  // Apple's ps ends so where its sysctl fails.
+  if (code === 0 && stdout.trim() === "") return { trouble: "other", why: `ps printed nothing: ${stderr.trim()}` };
   return { ok: readPs(stdout) };
+}
+
+/** What ps and lsof need: LC_ALL=C would hide each byte beyond ASCII; zone and language keep start times comparable. */
+function readable(host: Host): Pick<Command, "env" | "unset"> {
+  return {
+    env: { TZ: "UTC0", LC_TIME: "C", LC_CTYPE: host.os === "darwin" ? "UTF-8" : "C.UTF-8" },
+    unset: ["LC_ALL", "LANG", "COLUMNS", "PS_FORMAT", "PS_PERSONALITY", "PS_COLORS"],
+  };
 }
 
 function isFileOn(host: Host): (path: string) => boolean {
@@ -1463,16 +1601,23 @@ function sameDirectoryOn(host: Host): SameDirectory {
   };
 }
 
-function claimOf(host: Host, place: Place, mark: Mark, judged: Judged): Claim {
+async function claimOf(host: Host, place: Place, mark: Mark, judged: Judged): Promise<Claim> {
   const { path, scope, seen, found } = mark;
-  const verdict = "verdict" in found ? found.verdict : verdictOf(basename(path), found.pid, judged);
+  const companions = companionsOf(host, place, path);
+  const first = "verdict" in found ? found.verdict : verdictOf(basename(path), found.pid, judged);
+  // The same witness as for the instance's own sockets. The other two are for drivers, not for a question.
+  const socket = scope === "shared" ? companions.find((c) => c.path.endsWith("_ep.sock"))?.path : undefined;
+  const answer = first.kind !== "ours" && socket !== undefined && await answers(host, socket);
+  const verdict = answer ? { kind: "unknown" as const, why: `${first.why}; but ${socket} ${answer}` } : first;
   const fixed = verdict.kind === "ours" ? undefined : whyFixed(host, path);
-  return { path, scope, seen, verdict, companions: companionsOf(host, place, path), ...(fixed ? { fixed } : {}) };
+  return { path, scope, seen, verdict, companions, ...(fixed ? { fixed } : {}) };
 }
 
 function verdictOf(file: string, pid: number, judged: Judged): Verdict {
-  const { judgement, dead } = judged.get(pid) ?? {};
-  if (!judgement) return { kind: "dead", why: `PID ${pid} is dead: ${dead}` };
+  const { judgement, dead, zombie } = judged.get(pid) ?? {};
+  if (!judgement) {
+    return { kind: "dead", why: `PID ${pid} is dead: ${dead}`, ...(zombie ? { reason: "zombie" as const } : {}) };
+  }
   if (judgement.kind !== "ours") {
     return { kind: judgement.kind, why: `PID ${pid} is ${judgement.kind}: ${judgement.why}` };
   }
@@ -1503,47 +1648,91 @@ function whyFixed(host: Host, path: string): string | undefined {
   return host.writeTrouble(path);
 }
 
-/** Whether ha.sock or qmp.sock is answered although no proven process owns it. QMP serves one client at a time and a
- * host agent must not find it taken, so it is asked only where none lives. */
-async function someSocketAnswers(host: Host, place: Place, alive: readonly Proven[]): Promise<boolean> {
-  if (alive.some((p) => p.role === "host agent")) return false;
-  if (await answers(host, join(place.dir, HA_SOCK))) return true;
-  return alive.length === 0 && await answers(host, join(place.dir, QMP_SOCK));
+/** A socket that took a connection although no proven process owns it, and what it did. */
+interface Answering {
+  readonly path: string;
+  readonly owner: readonly Role[];
+  readonly answer: string;
 }
 
-/** `true` also where it could not be asked: a look too many harms nobody. */
-async function answers(host: Host, socket: string): Promise<boolean> {
-  if (host.look(socket).ok?.kind !== "socket") return false;
+/**
+ * The sockets that answer without a proven owner. QMP serves one client at a time and a host agent must not find it
+ * taken, so it is asked only where none lives.
+ */
+async function answeringSockets(host: Host, place: Place, entries: readonly string[], alive: readonly Proven[]) {
+  const has = (...roles: Role[]) => alive.some((p) => roles.includes(p.role));
+  const sockets: { file: string; owner: Role[] }[] = [
+    ...has("host agent") ? [] : [{ file: HA_SOCK, owner: ["host agent" as const] }],
+    ...has("host agent", "QEMU") ? [] : [{ file: QMP_SOCK, owner: ["QEMU" as const, "host agent" as const] }],
+    ...has("external driver") ? [] : entries.filter((e) => e.endsWith(".drv.sock")).map((file) => ({
+      file,
+      owner: ["external driver" as const],
+    })),
+  ];
+  const asked = await Promise.all(sockets.map(async ({ file, owner }): Promise<Answering[]> => {
+    const path = join(place.dir, file);
+    const answer = await answers(host, path);
+    return answer === undefined ? [] : [{ path, owner, answer }];
+  }));
+  return asked.flat();
+}
+
+/** What a socket did when it was asked; undefined where nothing listens on it. */
+async function answers(host: Host, socket: string): Promise<string | undefined> {
+  if (host.look(socket).ok?.kind !== "socket") return undefined;
   const line = await host.connect(socket, ANSWER_LIMIT_MS);
   line.ok?.close();
-  return line.trouble !== "refused" && line.trouble !== "absent";
+  if (line.trouble === "refused" || line.trouble === "absent") return undefined;
+  return line.trouble === undefined ? "takes connections" : `cannot be asked (${line.why})`;
 }
 
-/** Looks for our shapes among all processes. */
+/** Searches all processes for those of the instance that no PID file names, and for the owners of some sockets. */
 async function scan(
   host: Host,
   place: Place,
   known: readonly Proven[],
+  answering: readonly Answering[],
   psMs: number,
 ): Promise<Pick<Processes, "alive" | "unknowns">> {
   const what = `all processes, for those of ${place.name} that no PID file names`;
   const table = await ps(host, "all", psMs);
   const because = table.trouble ? table.why : whyUnbelievable(table.ok, host.pid);
   if (table.trouble || because !== undefined) {
-    return { alive: [], unknowns: [{ what, because: because ?? "", hint: "run this again" }] };
+    const unknowns = [{ what, because: because ?? "", hint: shellWords(["ps", "-A", "-ww", "-o", "pid,command"]) }];
+    return { alive: [], unknowns: [...unknowns, ...answering.map((a) => unownedSocket(a, []))] };
   }
   const alive: Proven[] = [];
   const unknowns: Remark[] = [];
+  const naming: ProcessRow[] = [];
   for (const row of table.ok.rows) {
-    if (row.stat.startsWith("Z") || known.some((p) => p.row.pid === row.pid)) continue;
+    if (row.stat.startsWith("Z") || row.pid === host.pid || known.some((p) => p.row.pid === row.pid)) continue;
+    if (spellings(place.dir).some((dir) => row.command.includes(`${dir}/`))) naming.push(row);
     const judgement = judge(row, place, sameDirectoryOn(host), isFileOn(host));
-    if (judgement.kind === "ours" && judgement.role !== "usernet") {
-      alive.push({ role: judgement.role, row, named: false });
+    if (judgement.kind === "not ours" || judgement.role === undefined || judgement.role === "usernet") continue;
+    // A renamed host agent needs a second witness.
+    const isProven = judgement.kind === "ours" &&
+      (!judgement.renamed || answering.some((a) => a.owner[0] === "host agent"));
+    if (isProven) alive.push({ role: judgement.role, row, named: false });
+    else if (host.alive(row.pid) !== "no") {
+      const why = judgement.kind === "ours" ? "it may be a host agent under another name" : judgement.why;
+      unknowns.push(doubtfulProcess(place, row, why));
     }
-    const doubtful = judgement.kind === "unknown" && judgement.role !== undefined && judgement.role !== "usernet";
-    if (doubtful) unknowns.push({ what: `PID ${row.pid}`, because: judgement.why, hint: `ps -ww -p ${row.pid}` });
   }
-  return { alive, unknowns };
+  const owned = ({ owner }: Answering) => [...known, ...alive].some((p) => owner.includes(p.role));
+  return { alive, unknowns: [...unknowns, ...answering.filter((a) => !owned(a)).map((a) => unownedSocket(a, naming))] };
+}
+
+function doubtfulProcess(place: Place, row: ProcessRow, because: string): Remark {
+  const look = shellWords(["ps", "-ww", "-p", String(row.pid)]);
+  return { what: `PID ${row.pid}`, because, hint: `${look}; to end it: ${killCommand(place, row.pid)}` };
+}
+
+function unownedSocket({ path, answer }: Answering, naming: readonly ProcessRow[]): Remark {
+  const who = naming.map((r) => `PID ${r.pid} (${programWords(r.command)})`).join(", ");
+  const because = `it ${answer}, and no process was found that is proven to own it` +
+    (who === "" ? "" : `; these name the instance's files: ${who}`);
+  const look = naming.map((r) => `; ${shellWords(["ps", "-ww", "-p", String(r.pid)])}`).join("");
+  return { what: path, because, hint: `${shellWords(["lsof", path])}${look}` };
 }
 
 /** A list of all processes shows the one that asks, with its command, and no row that cannot be read. */
@@ -1555,27 +1744,42 @@ function whyUnbelievable(table: ReturnType<typeof readPs>, ownPid: number): stri
 
 // ────────────────────────────────────────────────────────────────────────── observing: for a start ──
 
+/** How an instance is looked at. */
+interface Looking {
+  readonly pace?: Pace;
+  /** All processes are searched, because an earlier look of this run had to. */
+  readonly searchAll?: boolean | undefined;
+  /** A stop asks nothing that only keeps Lima from starting. */
+  readonly forStop?: boolean;
+}
+
 /**
- * Observes an instance for a start: its processes, and, where none is alive, whatever else may keep Lima from
+ * Observes an instance: its processes, and, where none is alive, its disks and whatever else may keep Lima from
  * starting it.
  */
-export async function observe(host: Host, place: Place, pace = UNHURRIED): Promise<Observation> {
+export async function observe(host: Host, place: Place, how: Looking = {}): Promise<Observation> {
+  const { pace = UNHURRIED, searchAll = false, forStop = false } = how;
   const missing = whyMissing(host, place.dir);
-  const nothing = { place, claims: [], alive: [], unknowns: [], obstacles: [], notes: [] };
+  const nothing = nothingSeen(place);
   if (missing !== undefined) return { ...nothing, missing };
-  const processes = await observeProcesses(host, place, pace);
+  const processes = await observeProcesses(host, place, pace, searchAll);
   const agent = processes.alive.find((p) => p.role === "host agent");
-  const foreign = foreignEntries(host, place.home);
+  const foreign = forStop ? { obstacles: [], notes: [] } : foreignEntries(host, place.home);
   const seen: Observation = { ...nothing, ...processes, notes: foreign.notes };
-  if (agent) return { ...seen, agent: await observeAgent(host, place, agent, pace.silenceMs) };
+  if (agent) {
+    const notes = [...seen.notes, ...markerNotes(seen)];
+    return { ...seen, notes, agent: await observeAgent(host, place, agent, pace.silenceMs) };
+  }
   if (processes.alive.some((p) => p.role !== "usernet")) return seen;
   const yaml = textOf(host, join(place.dir, LIMA_YAML));
   const disks = await observeDisks(host, place, yaml, processes.claims, pace);
+  const claims = [...processes.claims, ...disks.claims, ...sshConfigClaim(host, place)];
+  if (forStop) return { ...seen, claims, held: disks.held };
   const networks = await observeNetworks(host, place, processes.claims);
   return {
     ...seen,
-    claims: [...processes.claims, ...disks.claims, ...sshConfigClaim(host, place)],
-    unknowns: [...processes.unknowns, ...disks.unknowns],
+    claims,
+    held: disks.held,
     obstacles: [
       ...foreign.obstacles,
       ...longPath(host, place),
@@ -1586,6 +1790,14 @@ export async function observe(host: Host, place: Place, pace = UNHURRIED): Promi
     ],
     notes: [...seen.notes, ...networks.notes],
   };
+}
+
+function markerNotes({ place, isOldMarker }: Observation): Remark[] {
+  if (!isOldMarker) return [];
+  const because =
+    "it is of another boot: limactl ≥ 2.2.1 takes the living host agent for stopped, and would start a second";
+  const hint = `stop it first: ${guardCommand(place, "--stop")}`;
+  return [{ what: join(place.dir, BOOT_MARKER), because, hint }];
 }
 
 /** Why there is no instance in a directory: `limactl start` would then create one, under the same name. */
@@ -1719,14 +1931,18 @@ function sshConfigClaim(host: Host, place: Place): Claim[] {
 
 /** usernet sockets that answer for no PID file (row 22), and socket_vmnet's PID files (row 23). */
 async function observeNetworks(host: Host, place: Place, claims: readonly Claim[]) {
-  const notes: Remark[] = [];
+  const unnamed: string[] = [];
   const dir = join(place.home, "_networks");
   for (const network of (host.list(dir).ok ?? []).sort()) {
     const named = claims.some((c) => c.path === join(dir, network, `usernet_${network}.pid`));
     const socket = join(dir, network, `${network}_ep.sock`);
-    if (named || !await answers(host, socket)) continue;
-    notes.push({ what: socket, because: "a usernet answers that no PID file names; Lima starts another beside it" });
+    if (named || await answers(host, socket) === undefined) continue;
+    unnamed.push(socket);
   }
+  const [first] = unnamed;
+  const because = "a usernet answers that no PID file names; Lima starts another beside it" +
+    (unnamed.length > 1 ? ` (${unnamed.length} of them)` : "");
+  const notes: Remark[] = first === undefined ? [] : [{ what: first, because, hint: shellWords(["lsof", ...unnamed]) }];
   return { notes, obstacles: await observeSocketVmnet(host, place) };
 }
 
@@ -1776,7 +1992,7 @@ interface DiskLock {
  * convicts anybody. It is asked only where something is of this boot: no VM survives a reboot.
  */
 async function observeDisks(host: Host, place: Place, yaml: string, claims: readonly Claim[], pace: Pace) {
-  const nothing = { claims: [] as Claim[], obstacles: [] as Remark[], unknowns: [] as Remark[] };
+  const nothing = { claims: [] as Claim[], obstacles: [] as Remark[], held: [] as Remark[] };
   const used = readDiskNames(yaml);
   const locks = diskLocks(host, place).filter((l) => l.whose === "own" || used.includes(l.disk));
   const foreign = locks.filter((l) => l.whose === "another's").map((l) => ({
@@ -1793,12 +2009,14 @@ async function observeDisks(host: Host, place: Place, yaml: string, claims: read
     ...ownVm && recent ? [join(place.dir, "disk"), join(place.dir, "diffdisk")] : [],
   ].filter((path) => host.look(path, "follow links").ok?.kind === "file");
   const holders = await holdersOf(host, images, pace.holderMs, pace.lsofMs);
-  const doubt = holders.trouble ? { what: images.join(" "), because: holders.why, hint: "run this again" } : undefined;
-  return {
-    claims: voidLocks.filter((l) => !isHeld(l, holders.ok)).map((l) => diskClaim(host, l, doubt?.because)),
-    obstacles: [...foreign, ...(holders.ok ?? []).map(holderRemark)],
-    unknowns: doubt && ownVm ? [doubt] : [],
-  };
+  const held = holders.trouble
+    ? [{
+      what: images.join(" "),
+      because: `whether a process has it open is unknown: ${holders.why}`,
+      hint: shellWords(["lsof", "--", ...images]),
+    }]
+    : holders.ok.map(holderRemark(place));
+  return { claims: voidLocks.map((l) => diskClaim(host, l)), obstacles: foreign, held };
 }
 
 function diskLocks(host: Host, place: Place): DiskLock[] {
@@ -1821,27 +2039,24 @@ function whoseLock(host: Host, place: Place, target: string): DiskLock["whose"] 
   return sameDirectoryOn(host)(target, place.dir) === "same" ? "own" : "another's";
 }
 
-function diskClaim(host: Host, lock: DiskLock, doubt: string | undefined): Claim {
+function diskClaim(host: Host, lock: DiskLock): Claim {
   const { path, seen, target, whose } = lock;
   const reason = whose === "own"
     ? "it says this instance, of which nothing is alive"
     : `it says ${target}, which is gone`;
   const verdict: Verdict = whose === "unknown"
     ? { kind: "unknown", why: `it says ${target}, which cannot be looked at` }
-    : doubt === undefined
-    ? { kind: "stale", why: reason }
-    : { kind: "unknown", why: `${reason}; but whether somebody has the disk open is unknown: ${doubt}` };
+    : { kind: "stale", why: reason };
   const fixed = whyFixed(host, path);
   return { path, seen, verdict, scope: "shared", companions: [], ...(fixed ? { fixed } : {}) };
 }
 
-function isHeld(lock: DiskLock, holders: readonly Holder[] | undefined): boolean {
-  return (holders ?? []).some((h) => dirname(h.path) === dirname(lock.path));
-}
-
-function holderRemark(h: Holder): Remark {
-  const because = `PID ${h.pid} (${h.command}) has it open for writing, and did not let go of it`;
-  return { what: h.path, because, hint: `look: ps -ww -p ${h.pid}; if it is a VM nobody needs: kill ${h.pid}` };
+function holderRemark(place: Place): (h: Holder) => Remark {
+  return ({ pid, command, path }) => {
+    const because = `PID ${pid} (${command}) has it open for writing, and did not close it`;
+    const look = shellWords(["ps", "-ww", "-p", String(pid)]);
+    return { what: path, because, hint: `${look}; if it is a VM that is not needed: ${killCommand(place, pid)}` };
+  };
 }
 
 function hasStaleVzAgent(host: Host, place: Place, claims: readonly Claim[]): boolean {
@@ -1854,7 +2069,9 @@ async function isOfThisBoot(host: Host, place: Place, claims: readonly Claim[]):
   const booted = host.wallMs() - host.uptimeMs() - 60_000;
   if (claims.some((c) => c.scope === "instance" && c.path.endsWith(".pid") && c.seen.mtimeMs >= booted)) return true;
   const last = journalOf(host, place).at(-1);
-  return last !== undefined && last.boot === await bootId(host);
+  if (last === undefined) return false;
+  const boot = await bootId(host);
+  return last.boot === boot || last.boot === "" || boot === "";
 }
 
 /** Who has one of the files open for writing; they get some time to let go. */
@@ -1870,15 +2087,29 @@ async function holdersOf(host: Host, paths: readonly string[], patienceMs: numbe
 async function lsof(host: Host, paths: readonly string[], limitMs: number): Promise<Tried<Holder[]>> {
   const program = ["/usr/sbin/lsof", "/usr/bin/lsof"].find((p) => host.look(p, "follow links").ok?.kind === "file");
   if (program === undefined) return { trouble: "absent", why: "there is no lsof on this machine" };
-  const answer = await host.run({ argv: [program, "-n", "-P", "-w", "-F", "pcan", "--", ...paths] }, limitMs);
+  const command = { argv: [program, "-n", "-P", "-w", "-F", "pcanDi", "--", ...paths] as const, ...readable(host) };
+  const answer = await host.run(command, limitMs);
   if (answer.trouble) return { trouble: answer.trouble, why: `lsof gave no answer: ${answer.why}` };
   const { code, signal, stdout, stderr } = answer.ok;
-  // Status 1 is both "nobody" and "an error"; an error says something.
-  const understood = signal === undefined && (code === 0 || (code === 1 && stderr.trim() === ""));
+  const isList = stdout.split("\n").every((line) => /^(p\d+|[cfanDi].*|)$/.test(line));
+  // Status 1 is "none of them", "not all of them" and "an error"; an error without a list says something.
+  const understood = signal === undefined && (code === 0 || code === 1 && (stdout !== "" || stderr.trim() === ""));
   if (!understood) return { trouble: "other", why: `lsof failed (${signal ?? code}): ${stderr.trim()}` };
-  const isList = stdout.split("\n").every((line) => /^(p\d+|[cfan].*|)$/.test(line));
   if (!isList) return { trouble: "other", why: "lsof printed something that is no list" };
-  return { ok: readLsof(stdout).filter((h) => h.pid !== host.pid) };
+  const holders = readLsof(stdout).filter((h) => h.pid !== host.pid);
+  return { ok: holders.map((h) => ({ ...h, path: whichOf(host, paths, h) })) };
+}
+
+/**
+ * The path that was asked about, by device and inode: lsof prints another one through a link, and `\\xc3` in the C locale.
+ * It was asked about these files only, so one that is found to be none of them counts for all.
+ */
+function whichOf(host: Host, paths: readonly string[], h: Holder): string {
+  const isFile = (path: string) => {
+    const info = host.look(path, "follow links").ok;
+    return info !== undefined && info.ino === h.ino && (h.dev === undefined || info.dev === h.dev);
+  };
+  return paths.find(isFile) ?? paths.find((p) => p === h.path) ?? paths.join(" ");
 }
 
 // ──────────────────────────────────────────────────────────────────────────────── lock and journal ──
@@ -1911,39 +2142,61 @@ export function readLockRecord(text: string, dir: string): LockRecord | undefine
   return { pid, started, dir, role, phase };
 }
 
-/**
- * Tries to take an instance's lock. Where no file can be made the directory itself is locked; where the file system
- * knows no locks the guard warns and goes on. A dry run makes no file, and frees the lock at once.
- */
-function tryLock(ctx: Context, place: Place): { lock: Lock } | { held: Lockable; isFile: boolean } {
-  const { host } = ctx;
-  const file = host.openLock(join(place.dir, LOCK_FILE), !ctx.dryRun);
-  if (file.trouble === "absent" && ctx.dryRun) return { lock: NO_LOCK };
-  const target = file.trouble ? host.openLock(place.dir, false) : file;
-  if (target.trouble) {
-    ctx.say("warn", place, `goes on without a lock: ${target.why}`);
-    return { lock: NO_LOCK };
-  }
-  const isFile = file.trouble === undefined;
-  const taken = target.ok.tryLock();
-  if (taken === false) return { held: target.ok, isFile };
-  if (taken === undefined) ctx.say("warn", place, "goes on without a lock: this file system knows none");
-  return { lock: heldLock(ctx, place, target.ok, isFile) };
+/** An open lock file that another process holds; without a file of its own, the directory is locked. */
+interface HeldLock {
+  readonly file: Lockable;
+  readonly hasRecord: boolean;
 }
 
-function heldLock(ctx: Context, place: Place, target: Lockable, isFile: boolean): Lock {
+/**
+ * Opens the file that is locked. Where none can be made, or the one that is there may not be written, what can be read
+ * is locked: the file, else the directory. Any other failure permits nothing.
+ */
+function openLockFile(ctx: Context, place: Place): Tried<HeldLock> {
+  const { host } = ctx;
+  const path = join(place.dir, LOCK_FILE);
+  const own = host.openLock(path, !ctx.dryRun);
+  if (!own.trouble) return { ok: { file: own.ok, hasRecord: true } };
+  if (own.trouble !== "denied" && own.trouble !== "read-only") return own;
+  const readable = host.openLock(path, false);
+  const file = readable.trouble === "absent" || readable.trouble === "denied"
+    ? host.openLock(place.dir, false)
+    : readable;
+  return file.trouble ? file : { ok: { file: file.ok, hasRecord: false } };
+}
+
+/**
+ * Tries to take an instance's lock. Where the file system has no locks the guard warns and continues. A dry run makes no
+ * file, and releases the lock at once.
+ */
+function tryLock(ctx: Context, place: Place): { lock: Lock } | { held: HeldLock } | { why: string } {
+  const opened = openLockFile(ctx, place);
+  if (opened.trouble === "absent" && ctx.dryRun) return { lock: NO_LOCK };
+  if (opened.trouble) return { why: opened.why };
+  const taken = opened.ok.file.tryLock();
+  if (taken.ok === false) return { held: opened.ok };
+  if (taken.trouble === "unsupported") {
+    ctx.say("warn", place, `continues without a lock: this file system has none (${taken.why})`);
+  } else if (taken.trouble) {
+    opened.ok.file.close();
+    return { why: taken.why };
+  }
+  return { lock: heldLock(ctx, place, opened.ok) };
+}
+
+function heldLock(ctx: Context, place: Place, { file, hasRecord }: HeldLock): Lock {
   if (ctx.dryRun) {
-    target.close();
+    file.close();
     return NO_LOCK;
   }
   let start = "";
   const note = (phase: string, started = start) => {
     start = started;
     const record: LockRecord = { pid: ctx.host.pid, started, dir: place.dir, role: ctx.role, phase };
-    if (isFile) target.write(`${JSON.stringify(record)}\n`);
+    if (hasRecord) file.write(`${JSON.stringify(record)}\n`);
   };
   note("working");
-  return { note, free: () => target.close() };
+  return { note, free: () => file.close() };
 }
 
 /** One line of an instance's journal, written by any role. */
@@ -2003,18 +2256,25 @@ async function journal(ctx: Context, place: Place, event: string, more: Record<s
   if (written.trouble) ctx.say("warn", place, `no journal: ${written.why}`);
 }
 
-const bootIds = new WeakMap<Host, Promise<string>>();
+const bootIds = new WeakMap<Host, string>();
 
-/** The identity of this boot; an empty text where it cannot be had. Not a date: the clock may be stepped. */
-function bootId(host: Host): Promise<string> {
+/**
+ * The identity of this boot; an empty text where it cannot be had, which is then asked again and compared with nothing.
+ * Not a date: the clock may be stepped.
+ */
+async function bootId(host: Host): Promise<string> {
   const known = bootIds.get(host);
   if (known) return known;
-  const asked = host.os === "linux"
-    ? Promise.resolve(host.read("/proc/sys/kernel/random/boot_id", 64).ok?.trim() ?? "")
-    : host.run({ argv: ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"] }, PS_LIMIT_MS / 5)
-      .then((answer) => answer.ok?.code === 0 ? answer.ok.stdout.trim() : "");
-  bootIds.set(host, asked);
-  return asked;
+  const file = "/proc/sys/kernel/random/boot_id";
+  const direct = host.os === "linux" ? host.read(file, 64).ok?.trim() : undefined;
+  // A compiled program may not read /proc: Deno allows that under --allow-all only.
+  const argv = host.os === "linux"
+    ? ["/bin/cat", file] as const
+    : ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"] as const;
+  const answer = direct ? undefined : await host.run({ argv }, PS_LIMIT_MS);
+  const id = direct ?? (answer?.ok?.code === 0 ? answer.ok.stdout.trim() : "");
+  if (id !== "") bootIds.set(host, id);
+  return id;
 }
 
 // ────────────────────────────────────────────────────────────────────────────────────────── acting ──
@@ -2036,13 +2296,14 @@ export interface Context {
 
 /** Something that several can wait for: each ring wakes all who listen then. */
 export class Bell {
-  #wake: (() => void)[] = [];
-  /** Resolves at the next ring. */
+  #next = Promise.withResolvers<void>();
+  /** Resolves at the next ring. However often it is asked, one promise is pending. */
   next(): Promise<void> {
-    return new Promise((resolve) => this.#wake.push(resolve));
+    return this.#next.promise;
   }
   ring(): void {
-    for (const wake of this.#wake.splice(0)) wake();
+    this.#next.resolve();
+    this.#next = Promise.withResolvers<void>();
   }
 }
 
@@ -2213,6 +2474,8 @@ interface Stopped {
   readonly left: readonly Proven[];
   readonly cut?: string;
   readonly blockers: readonly Remark[];
+  /** All processes had to be searched: the clean-up does it too. */
+  readonly searched: boolean;
 }
 
 /**
@@ -2223,7 +2486,7 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
   const { budgetS, ready } = how;
   ready?.say();
   const line = ready ?? (somebodyMayLive(ctx.host, place) ? openLine(ctx.host, place) : undefined);
-  const before: Observation = { place, claims: [], alive: how.known ?? [], unknowns: [], obstacles: [], notes: [] };
+  const before: Observation = { ...nothingSeen(place), alive: how.known ?? [] };
   const c: Climb = {
     ctx,
     place,
@@ -2262,14 +2525,16 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
 /** What the journal last knew of it in this boot: that it was started, or Running, and nothing of an end. */
 async function lastKnown(ctx: Context, place: Place): Promise<"start" | "running" | undefined> {
   const last = journalOf(ctx.host, place).filter((l) => ["start", "running", "end"].includes(l.event)).at(-1);
-  if (!last || last.event === "end" || last.boot !== await bootId(ctx.host)) return undefined;
+  if (!last || last.event === "end" || last.boot === "" || last.boot !== await bootId(ctx.host)) return undefined;
   return last.event === "running" ? "running" : "start";
 }
 
 function stopped(c: Climb, end: StopEnd): Stopped {
   const total = secondsSince(c.ctx.host, c.beganMs);
   const cut = c.cut === undefined ? {} : { cut: c.cut };
-  return { end, ...cut, seconds: { ...c.seconds, total }, steps: c.steps, left: left(c), blockers: doubtsOf(c.seen) };
+  const { steps, seen } = c;
+  const searched = seen.searched === true;
+  return { end, ...cut, seconds: { ...c.seconds, total }, steps, left: left(c), blockers: doubtsOf(seen), searched };
 }
 
 /** Seconds, to the millisecond, since a moment of the host's clock. */
@@ -2296,7 +2561,7 @@ function paceOf(c: Climb): Pace {
 /** What was proven before, and no file names now or is unknown now, is there until the system says that it is gone. */
 async function lookAgain(c: Climb): Promise<void> {
   const before = left(c);
-  const now = await observeProcesses(c.ctx.host, c.place, paceOf(c));
+  const now = await observeProcesses(c.ctx.host, c.place, paceOf(c), c.seen.searched);
   const unseen = before.filter((p) => !now.alive.some((n) => n.row.pid === p.row.pid));
   const living = unseen.filter((p) => c.ctx.host.alive(p.row.pid) === "yes");
   const kept = living.length === 0 ? [] : await stillThere(c, living);
@@ -2541,7 +2806,10 @@ const ROUNDS = 4;
 /** `--pre`: clears what a dead run left behind, and ends an orphan. Never starts anything. */
 async function pre(ctx: Context, place: Place): Promise<Report> {
   const taken = await lockFor(ctx, place, LOCK_WAIT_MS);
-  if ("report" in taken) return taken.report;
+  if ("report" in taken) {
+    taken.held?.file.close();
+    return taken.report;
+  }
   try {
     return await heal(ctx, place);
   } finally {
@@ -2554,8 +2822,10 @@ async function heal(ctx: Context, place: Place): Promise<Report> {
   const taken: Step[] = [];
   let first: Plan | undefined;
   let beganMs: number | undefined;
-  for (let round = 1;; round++) {
-    const p = planPre(await observe(ctx.host, place), ctx.budgetS);
+  for (let round = 1, searched = false;; round++) {
+    const seen = await observe(ctx.host, place, { searchAll: searched });
+    searched ||= seen.searched === true;
+    const p = planPre(seen, ctx.budgetS);
     first ??= p;
     const failed = statusOfSteps(taken);
     if (ctx.dryRun) return reportPlan(place, p);
@@ -2603,10 +2873,13 @@ async function stop(ctx: Context, place: Place): Promise<Report> {
   const before = lastEnd(host, place);
   const askedMs = host.clockMs();
   const taken = await lockFor(ctx, place, ctx.budgetS * 1000);
-  if ("report" in taken) return taken.report;
+  if ("report" in taken) {
+    taken.held?.file.close();
+    return taken.report;
+  }
   let told: Report;
   try {
-    if (ctx.dryRun) return reportPlan(place, planStop(await observe(host, place, HURRIED), ctx.budgetS));
+    if (ctx.dryRun) return reportPlan(place, planStop(await observe(host, place, { pace: HURRIED }), ctx.budgetS));
     told = await stopLocked(ctx, place, taken.lock, askedMs);
   } finally {
     taken.lock.free();
@@ -2657,9 +2930,9 @@ async function afterJob(ctx: Context, place: Place, told: Report, stopped: LockR
 /** The record of whoever holds the instance's lock now. */
 function holderOf(ctx: Context, place: Place): LockRecord | undefined {
   const tried = tryLock({ ...ctx, dryRun: true }, place);
-  if ("lock" in tried) return undefined;
-  const record = readLockRecord(tried.held.read(), place.dir);
-  tried.held.close();
+  if (!("held" in tried)) return undefined;
+  const record = readLockRecord(tried.held.file.read(), place.dir);
+  tried.held.file.close();
   return record;
 }
 
@@ -2670,7 +2943,7 @@ async function stopLocked(ctx: Context, place: Place, lock: Lock, askedMs: numbe
   // Waiting for the lock used up grace; the time to kill and to clean up is there in any case.
   const beganMs = Math.max(askedMs, ctx.host.clockMs() - limits.agent * 1000);
   const went = await climb(ctx, place, { budgetS, beganMs });
-  const cleaned = await cleanUp(ctx, place, beganMs + limits["clean up"] * 1000);
+  const cleaned = await cleanUp(ctx, place, beganMs + limits["clean up"] * 1000, went.searched);
   const { end, seconds, cut } = went;
   const steps = [...went.steps, ...cleaned.steps];
   const blockers = eachOnce([...went.blockers, ...cleaned.blockers]);
@@ -2703,38 +2976,37 @@ interface Cleaned {
   readonly blockers: readonly Remark[];
 }
 
-/**
- * Removes what the stop left, above all vz.pid, and at once; then what others share, as far as it is found out in time.
- * What only a start would stumble over is no matter of a stop.
- */
-async function cleanUp(ctx: Context, place: Place, untilMs: number): Promise<Cleaned> {
+/** Removes what the stop left, above all vz.pid. */
+async function cleanUp(ctx: Context, place: Place, untilMs: number, searchAll: boolean): Promise<Cleaned> {
   const { host } = ctx;
   const pace = { ...HURRIED, psMs: PS_LIMIT_MS / 5, lsofMs: PS_LIMIT_MS / 5 };
-  const own: Observation = { place, obstacles: [], notes: [], ...await observeProcesses(host, place, pace) };
-  const first = planStop(own, ctx.budgetS);
-  if (first.state !== "stopped") return { isDown: false, steps: [], blockers: doubtsOf(own) };
-  const steps = removeAll(ctx, place, first.steps);
   const late = host.pause(Math.max(0, untilMs - host.clockMs())).then(() => undefined);
-  const seen = await Promise.race([observe(host, place, pace), late]);
-  if (!seen) return { isDown: true, steps, blockers: [...first.blockers] };
+  const seen = await Promise.race([observe(host, place, { pace, searchAll, forStop: true }), late]);
+  if (!seen) {
+    const because = "whether a process still uses it was not found out in time; its files stay";
+    const hint = guardCommand(place, "--pre");
+    return { isDown: false, steps: [], blockers: [{ what: place.dir, because, hint }] };
+  }
   const p = planStop(seen, ctx.budgetS);
-  if (p.state !== "stopped") return { isDown: false, steps, blockers: doubtsOf(seen) };
-  return { isDown: true, steps: [...steps, ...removeAll(ctx, place, p.steps)], blockers: p.blockers };
+  if (p.state !== "stopped") return { isDown: false, steps: [], blockers: [...doubtsOf(seen), ...seen.held] };
+  return { isDown: true, steps: removeAll(ctx, place, p.steps), blockers: p.blockers };
 }
 
 // ───────────────────────────────────────────────────────────────────────────────── taking the lock ──
 
 /** A lock that was taken, or the report of who has it; and which `--run` was asked to let go of it. */
-type Taken = { lock: Lock; supervisor?: LockRecord } | { report: Report };
+type Taken = { lock: Lock; supervisor?: LockRecord } | { report: Report; held?: HeldLock };
 
 /**
  * Takes the instance's lock, from whoever has it: a `--run` is asked to stop, once; a guard that is stopping is waited
  * for, so that two administrators do not cut each other's grace short; anybody else only for a moment.
  */
-async function lockFor(ctx: Context, place: Place, patienceMs: number): Promise<Taken> {
-  const first = tryLock(ctx, place);
+async function lockFor(ctx: Context, place: Place, patienceMs: number, waited?: HeldLock): Promise<Taken> {
+  const first = waited ? { held: waited } : tryLock(ctx, place);
   if ("lock" in first) return first;
-  const { held, isFile } = first;
+  if ("why" in first) return { report: noLock(ctx, place, `it cannot be locked: ${first.why}`) };
+  const { held: open } = first;
+  const held = open.file;
   const holder = readLockRecord(held.read(), place.dir);
   const supervises = holder?.role === "run" && holder.phase === "supervising" && ctx.role === "pre";
   if (holder && supervises && "row" in await proveHolder(ctx, place, held, holder)) {
@@ -2754,17 +3026,21 @@ async function lockFor(ctx: Context, place: Place, patienceMs: number): Promise<
   const graceMs = stageLimits(patienceMs / 1000).agent * 1000;
   const waitMs = isStop && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : patienceMs;
   const who = describeHolder(holder);
-  ctx.say("info", place, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
+  if (!waited) ctx.say("info", place, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
   const freed = await freedWithin(ctx, held, waitMs);
   if (freed === true) {
-    const lock = heldLock(ctx, place, held, isFile);
+    const lock = heldLock(ctx, place, open);
     return asked === "done" && holder ? { lock, supervisor: holder } : { lock };
   }
-  held.close();
   const more = [asked === "done" ? undefined : asked, freed === false ? undefined : freed].filter(Boolean);
-  const because = [`${who} is at work on it and holds its lock`, ...more].join("; ");
-  const blocker = { what: join(place.dir, LOCK_FILE), because, hint: "run this again" };
-  return { report: report(place.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }) };
+  return { report: noLock(ctx, place, [`${who} holds its lock`, ...more].join("; "), holder), held: open };
+}
+
+function noLock(ctx: Context, place: Place, because: string, holder?: LockRecord): Report {
+  const what = join(place.dir, LOCK_FILE);
+  const look = holder ? shellWords(["ps", "-ww", "-p", String(holder.pid)]) : shellWords(["lsof", what]);
+  const hint = `${look}; ls -l ${quote(what)}; then ${guardCommand(place, `--${ctx.role}`)}`;
+  return report(place.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what, because, hint }] });
 }
 
 function describeHolder(holder: LockRecord | undefined): string {
@@ -2797,12 +3073,13 @@ async function proveHolder(ctx: Context, place: Place, held: Lockable, holder: L
   const table = await ps(ctx.host, [holder.pid], PS_LIMIT_MS);
   const row = table.ok?.rows.find((r) => r.pid === holder.pid);
   if (!row) return unproven;
-  const ours = row.command.split(" -- ", 1)[0]?.split(" ") ?? [];
-  const isGuard = /lima[-_]guard/.test(row.command) && ours.includes("--run") && ours.includes(place.name);
+  // The grammar, the record and the lock prove it; the program may have any name.
+  const ours = / -- /.test(row.command) ? row.command.split(" -- ", 1)[0]?.split(" ") ?? [] : [];
+  const isGuard = ours.includes("--run") && ours.includes(place.name);
   const same = row.started === holder.started && row.uid === place.owner && isGuard;
   if (!same) return unproven;
-  const taken = held.tryLock() !== false;
-  if (taken || readLockRecord(held.read(), place.dir)?.pid !== holder.pid) {
+  const taken = held.tryLock();
+  if (taken.trouble || taken.ok || readLockRecord(held.read(), place.dir)?.pid !== holder.pid) {
     return { why: "it let go of the lock just now" };
   }
   return { row };
@@ -2885,7 +3162,7 @@ async function status(ctx: Context, home: string, name: string): Promise<Report 
   const found = await findPlace(ctx, home, name);
   if ("report" in found) return found.report;
   const { place } = found;
-  const seen = await observe(host, place, HURRIED);
+  const seen = await observe(host, place, { pace: HURRIED });
   const p = planPre(seen);
   if (p.state === "missing") return reportPlan(place, p);
   const holder = holderOf(ctx, place);
@@ -3091,14 +3368,19 @@ async function ownLock(run: Run, place: Place): Promise<Lock | undefined> {
   const { ctx } = run;
   const table = await ps(ctx.host, [ctx.host.pid], PS_LIMIT_MS);
   const started = table.ok?.rows[0]?.started ?? "";
+  let held: HeldLock | undefined;
   for (let n = 0;; n++) {
-    const taken = await lockFor(ctx, place, run.label === undefined ? LOCK_WAIT_MS : growingPause(n));
+    const taken = await lockFor(ctx, place, run.label === undefined ? LOCK_WAIT_MS : growingPause(n), held);
     if ("lock" in taken) {
       taken.lock.note("preparing", started);
       return taken.lock;
     }
+    held = taken.held;
     run.status = taken.report.status;
+    // A lock that cannot be opened gives nothing to wait on.
+    if (!held && run.label !== undefined) await ctx.host.pause(growingPause(n));
     if (run.label === undefined) {
+      held?.file.close();
       ctx.host.stderr(tellAll([taken.report], false));
       return undefined;
     }
@@ -3132,7 +3414,7 @@ async function turnToStart(run: Run, ctx: Context, place: Place): Promise<boolea
     return true;
   }
   const taken = file.ok.tryLock();
-  if (taken !== false) {
+  if (taken.trouble || taken.ok) {
     run.startLock = file.ok;
     return true;
   }
@@ -3402,7 +3684,7 @@ async function keepLine(run: Run, place: Place): Promise<void> {
   for (let broken = 0; run.ended === undefined && run.stopMs === undefined;) {
     const madeMs = host.clockMs();
     const seen = await observeProcesses(host, place, HURRIED);
-    const whole: Observation = { place, obstacles: [], notes: [], ...seen };
+    const whole: Observation = { ...nothingSeen(place), ...seen };
     const own = isOwnPort(whole, sshFile(host, place, whole));
     const line = own ? openLine(host, place) : "the port in ssh.config is not provably this instance's";
     if (typeof line === "string") run.ctx.say("debug", place, `no line to the guest: ${line}`);
@@ -3515,7 +3797,7 @@ async function ownedPlace(run: Run, beganMs: number): Promise<Place | undefined>
   if ("report" in found) return refuse(found.report);
   const { place } = found;
   const isDown = async () => {
-    const seen: Observation = { place, obstacles: [], notes: [], ...await observeProcesses(ctx.host, place, HURRIED) };
+    const seen: Observation = { ...nothingSeen(place), ...await observeProcesses(ctx.host, place, HURRIED) };
     return planStop(seen, ctx.budgetS).state === "stopped";
   };
   const untilMs = beganMs + stageLimits(budgetOf(run.grantedS, ctx.limitS)).agent * 1000;
@@ -3524,8 +3806,9 @@ async function ownedPlace(run: Run, beganMs: number): Promise<Place | undefined>
     const taken = tryLock(ctx, place);
     if ("lock" in taken) run.lock = taken.lock;
     else {
-      const who = describeHolder(readLockRecord(taken.held.read(), place.dir));
-      taken.held.close();
+      const holder = "held" in taken ? readLockRecord(taken.held.file.read(), place.dir) : undefined;
+      const who = describeHolder(holder);
+      if ("held" in taken) taken.held.file.close();
       if (await isDown()) return undefined;
       if (!said) ctx.say("info", place, `is to be stopped, and waits for ${who}`);
       said = true;
@@ -3551,7 +3834,7 @@ async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<
     const again = await climb(ctx, place, { budgetS, beganMs });
     if (again.steps.length > 0) went = again;
   }
-  const cleaned = await cleanUp(ctx, place, beganMs + stageLimits(budgetS)["clean up"] * 1000);
+  const cleaned = await cleanUp(ctx, place, beganMs + stageLimits(budgetS)["clean up"] * 1000, went.searched);
   const alive = went.left.filter((p) => p.row.pid !== child?.pid);
   run.status = alive.length > 0 ? EXIT.failed : cleaned.isDown ? EXIT.done : EXIT.tryAgain;
   const seconds = { ...went.seconds, total: secondsSince(ctx.host, beganMs) };
@@ -3687,6 +3970,7 @@ function troubleOf(error: unknown): { trouble: Trouble; why: string } {
   if (error instanceof Deno.errors.PermissionDenied) return { trouble: "denied", why };
   if (error instanceof Deno.errors.ConnectionRefused) return { trouble: "refused", why };
   if (code === "EROFS") return { trouble: "read-only", why };
+  if (["ENOTSUP", "EOPNOTSUPP", "ENOSYS"].includes(code ?? "")) return { trouble: "unsupported", why };
   return { trouble: "other", why };
 }
 
@@ -3722,7 +4006,8 @@ function appendThrough(path: string, text: string): void {
   using file = Deno.openSync(path, { append: true, create: true, mode: 0o644 });
   const bytes = new TextEncoder().encode(text);
   for (let sent = 0; sent < bytes.length;) sent += file.writeSync(bytes.subarray(sent));
-  file.syncDataSync();
+  // SMB and NFS refuse a sync: the line is there all the same.
+  attempt(() => file.syncDataSync());
 }
 
 function openLock(path: string, create: boolean): Lockable {
@@ -3730,13 +4015,11 @@ function openLock(path: string, create: boolean): Lockable {
   if (kind !== undefined && kind !== "file" && kind !== "directory") throw new Error(`${path} is a ${kind}`);
   // Who makes no file writes none either: a lock can be tried by anybody who may read it.
   const file = Deno.openSync(path, create ? { read: true, write: true, create } : { read: true });
+  let pending: Promise<boolean> | undefined;
   return {
-    tryLock: () => {
-      const tried = attempt(() => file.tryLockSync(true));
-      return tried.trouble === undefined ? tried.ok : undefined;
-    },
-    // Nothing can cancel a waiting flock: one that comes too late is let go of at once, by closing the file.
-    lockWithin: (ms) => within(file.lock(true).then(() => true, () => false), ms, false),
+    tryLock: () => attempt(() => file.tryLockSync(true)),
+    // Nothing can cancel a pending flock: the next wait uses the same one, and closing the file releases it.
+    lockWithin: (ms) => within(pending ??= file.lock(true).then(() => true, () => false), ms, false),
     read: () => readTail(path, 4096),
     write: (text) => {
       // The record is a courtesy: on a full disk the lock itself still holds.

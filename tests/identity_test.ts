@@ -30,7 +30,7 @@ function test(name: string, expected: string, { command, uid = 501, home = HOME,
       return same[named] ?? assert.fail(`asked about ${named}, which is no other spelling`);
     };
     const judgement = judge(row(command, { uid }), place, sameDirectory, (path) => {
-      assert.ok(path.includes(" ") && command.startsWith(`${path} `), `asked about ${path}, which is certain`);
+      assert.ok(command.startsWith(`${path} `), `asked about ${path}, which is no beginning of the command`);
       return path === file;
     });
     const detail = judgement.kind === "not ours" ? judgement.why : judgement.role ?? "no role";
@@ -139,28 +139,39 @@ test("a dot in the path stands for a dot only", "not ours: it is the host agent 
   command: agent("/Users/zoe/xlima/k3s"),
   same: { "/Users/zoe/xlima/k3s": "different" },
 });
-// Where a program's path ends cannot be told from blanks: a shell or a debugger may look so. Only a file of that name
-// makes it certain.
+// Where a program's path ends cannot be told from blanks alone: a shell or a debugger may look so. A file of that name
+// makes it certain; so does the whole grammar of a host agent, where what stands before the blank is no program.
+const BLANKS = [
+  ["host agent", "/Users/zoe/My Tools/bin/limactl", (program: string) => agent(DIR, program)],
+  ["host agent", "/Volumes/Tools (old) [2]/bin/limactl", (program: string) => agent(DIR, program, " --debug")],
+  ["host agent", "/Applications/Rancher Desktop.app/lima/bin/limactl.ventura", (p: string) => agent(DIR, p)],
+  ["QEMU", "/Applications/Big Tools.app/Contents/qemu-system-aarch64", (program: string) => qemu(DIR, program)],
+  ["external driver", "/My Tools/lima-driver-x", (program: string) => `${program} --inst-dir ${DIR}`],
+] as const;
+for (const [role, program, command] of BLANKS) {
+  test(`${program}, which is a file`, `ours: ${role}`, { command: command(program), file: program });
+  const expected = role === "host agent" ? `ours: ${role}` : `unknown: ${role}`;
+  test(`${program}, which is no file`, expected, { command: command(program) });
+}
+// The program is the first of two, whatever lies on the disk.
 for (
-  const [role, program, command] of [
-    ["host agent", "/Users/zoe/My Tools/bin/limactl", (program: string) => agent(DIR, program)],
-    ["host agent", "/Volumes/Tools (old) [2]/bin/limactl", (program: string) => agent(DIR, program, " --debug")],
-    ["host agent", "/Volumes/tools - old/limactl", (program: string) => agent(DIR, program)],
+  const [role, wrapped, command] of [
     ["host agent", "/bin/sh -c /usr/bin/limactl", (program: string) => agent(DIR, program)],
     ["host agent", "/usr/bin/sudo /usr/local/bin/limactl", (program: string) => agent(DIR, program)],
     ["host agent", "/usr/bin/lldb ./limactl", (program: string) => agent(DIR, program)],
     ["host agent", "/usr/bin/strace bin/limactl", (program: string) => agent(DIR, program)],
-    ["QEMU", "/Applications/Big Tools.app/Contents/qemu-system-aarch64", (program: string) => qemu(DIR, program)],
+    ["host agent", "/opt/tools/tracer /usr/bin/limactl", (program: string) => agent(DIR, program)],
     ["krunkit", "/bin/sh -c /opt/homebrew/bin/krunkit", (program: string) => `${program} path=${DIR}/disk`],
-    ["external driver", "/My Tools/lima-driver-x", (program: string) => `${program} --inst-dir ${DIR}`],
   ] as const
 ) {
-  test(`${program}, which is a file`, `ours: ${role}`, { command: command(program), file: program });
-  test(`${program}, which is no file`, `unknown: ${role}`, { command: command(program) });
+  test(`${wrapped}, a program and its argument`, `unknown: ${role}`, { command: command(wrapped) });
 }
-Deno.test("judge() unknown: a program path with blanks, and no files to look at", () => {
-  const judgement = judge(row(agent(DIR, "/Users/zoe/My Tools/bin/limactl")), PLACE, () => "different");
-  assert.ok(judgement.kind === "unknown");
+test("/opt/tools/tracer limactl, a program and its argument", "unknown: no role", {
+  command: agent(DIR, "/opt/tools/tracer limactl"),
+});
+test("a program with an argument that looks like the rest of its path", "unknown: host agent", {
+  command: agent(DIR, "/opt/tools/tracer bin/limactl"),
+  file: "/opt/tools/tracer",
 });
 for (const program of ["./limactl", "bin/limactl"]) {
   test(`a relative path, ${program}`, "unknown: host agent", { command: agent(DIR, program) });
@@ -311,6 +322,11 @@ test("usernet whose file has not the network's name", "unknown: no role", {
   command: `limactl usernet -p ${HOME}/_networks/user-v2/usernet_other.pid`,
 });
 
+test("a renamed program, of another directory", 'not ours: it is "my-limactl", none of Lima\'s programs', {
+  command: agent(`${HOME}/k3s-2`, "my-limactl"),
+  same: { [`${HOME}/k3s-2`]: "different" },
+});
+
 // ── commands that only mention Lima ──
 
 for (
@@ -319,7 +335,6 @@ for (
     ["tail", `tail -f ${DIR}/ha.stdout.log`],
     ["python3", `python3 -c print("limactl hostagent --pidfile ${DIR}/ha.pid")`],
     ["ssh:", `ssh: ${DIR}/ssh.sock [mux]`],
-    ["my-limactl", agent("/Users/zoe/.lima/k3s-2", "my-limactl")],
     ["/usr/bin/vim", "/usr/bin/vim limactl"],
     ["/usr/bin/vim", "/usr/bin/vim qemu-system-aarch64 notes"],
     ["/usr/libexec/sirittsd", "/usr/libexec/sirittsd"],
@@ -333,12 +348,23 @@ for (
 
 // ── programs that are none of Lima's by name, and were given this instance's own files: perhaps only renamed ──
 
+for (const program of ["my-limactl", "limactl.old", "limactl.ventura", "/usr/local/bin/limactl-2.1", "rdd"]) {
+  test(`${program}, with the whole grammar of a host agent`, "ours: host agent", { command: agent(DIR, program) });
+  test(`${program}, with flags`, "ours: host agent", { command: agent(DIR, program, " --debug --log-level=debug") });
+  test(`${program}, by another spelling of the directory`, "ours: host agent", {
+    command: agent(`${LINK}/k3s`, program),
+    same: { [`${LINK}/k3s`]: "same" },
+  });
+}
+test("another program with the whole grammar, of another user", "unknown: host agent", {
+  command: agent(DIR, "my-limactl"),
+  uid: 502,
+});
 for (
   const command of [
-    agent(DIR, "my-limactl"),
-    agent(DIR, "limactl.old"),
-    agent(DIR, "/usr/local/bin/limactl-2.1"),
     `/opt/limactl/bin/other hostagent --pidfile ${DIR}/ha.pid`,
+    `my-limactl hostagent --pidfile ${DIR}/ha.pid --socket ${DIR}/other.sock k3s`,
+    `my-limactl serve hostagent --pidfile ${DIR}/ha.pid --socket ${DIR}/ha.sock k3s`,
     qemu(DIR, "/opt/qemu/bin/my-qemu"),
     `my-driver --inst-dir ${DIR}`,
     usernet(HOME).replace("limactl", "limactl-2.1"),
@@ -347,16 +373,19 @@ for (
     `sh -c /usr/bin/${agent(DIR)}`,
     `sudo ${agent(DIR)}`,
     `/usr/bin/sudo ${agent(DIR)}`,
-    `vim hostagent --pidfile ${DIR}/ha.pid`,
+    `vim hostagent --pidfile ${DIR}/ha.pid --socket ${DIR}/ha.sock`,
     `env LIMA_HOME=${HOME} ${agent(DIR)}`,
   ]
 ) {
   test(command, "unknown: no role", { command });
 }
-test("another user's program that was given this instance's files", "not ours: it belongs to uid 502", {
-  command: agent(DIR, "my-limactl"),
-  uid: 502,
-});
+for (const program of ["my-qemu", "my-driver"]) {
+  const command = program === "my-qemu" ? qemu(`${LINK}/k3s`, program) : `${program} --inst-dir ${LINK}/k3s`;
+  test(`${program}, by another spelling of the directory`, "unknown: no role", {
+    command,
+    same: { [`${LINK}/k3s`]: "same" },
+  });
+}
 
 // ── programs as distributions call them ──
 

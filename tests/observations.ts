@@ -1,5 +1,6 @@
 /** Facts made by hand, for the deciding functions: whoever states some says only what matters. Plain data, no files. */
 
+import { nothingSeen } from "../lima_guard.ts";
 import type { AgentSigns, Claim, Observation, Place, ProcessRow, Proven, Role, Seen, Verdict } from "../lima_guard.ts";
 
 export const HOME = "/Users/zoe/.lima";
@@ -69,5 +70,5 @@ export function signs(more: Partial<AgentSigns> = {}): AgentSigns {
 
 /** An instance of which nothing is alive and nothing is left: what Lima calls Stopped. */
 export function observation(more: Partial<Observation> = {}): Observation {
-  return { place: PLACE, claims: [], alive: [], unknowns: [], obstacles: [], notes: [], ...more };
+  return { ...nothingSeen(PLACE), ...more };
 }

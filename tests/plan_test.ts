@@ -63,7 +63,7 @@ function plan(state: Plan["state"], because: string, more: Partial<Plan> = {}): 
 }
 
 const CLEAR = plan("clear", "nothing claims to be running");
-const MARKER_GOES = remove("boot-session.tmp", "it goes with the last PID file, as Lima 2.3 has it");
+const MARKER_GOES = remove("boot-session.tmp", "it goes with the last PID file, as in Lima ≥ 2.2.1");
 
 function pre(name: string, seen: Partial<Observation>, expected: Plan): void {
   Deno.test(name, () => assert.deepEqual(planPre(observation(seen)), expected));
@@ -398,14 +398,17 @@ healed("row 17: in_use_by points to a directory that is gone", [
   claim(LOCK, stale(`it says ${HOME}/docker, which is gone`)),
 ]);
 {
-  const why =
-    `it says ${HOME}/docker, which is gone; but whether somebody has the disk open is unknown: lsof gave no answer`;
-  const blocker = { what: at(LOCK), because: why, hint: `look: ls -l ${at(LOCK)}; then run this again` };
   const vz = claim("vz.pid", recycled(789));
+  const lock = claim(LOCK, stale(`it says ${HOME}/docker, which is gone`));
+  const held = {
+    what: `${HOME}/_disks/data/datadisk`,
+    because: "PID 905 (x) has it open for writing",
+    hint: "ps -ww -p 905",
+  };
   pre(
-    "row 17: the same, and whether somebody has the disk open is unknown",
-    { claims: [vz, claim(LOCK, unknown(why))] },
-    plan("blocked", why, { status: 75, steps: drops(vz), blockers: [blocker] }),
+    "row 17: the same, and the disk is in use, or that is unknown: nothing is removed",
+    { claims: [vz, lock], held: [held], bootMarker: SEEN },
+    plan("blocked", held.because, { status: 75, blockers: [held] }),
   );
 }
 healed("row 18: in_use_by points to this instance by another path, on two disks", [

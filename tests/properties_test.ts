@@ -188,7 +188,7 @@ Deno.test("readLsof(): lines that mean nothing change nothing", () => {
     command: fc.constantFrom("qemu", "x"),
     path: fc.constantFrom("/d/a", "/d/b"),
   });
-  const junk = fc.tuple(fc.constantFrom(..."tosGkKlDi?#"), fc.string({ maxLength: 9 }))
+  const junk = fc.tuple(fc.constantFrom(..."tosGkKl?#"), fc.string({ maxLength: 9 }))
     .map(([first, rest]) => first + rest.replaceAll("\n", " "));
   fc.assert(
     fc.property(
@@ -197,7 +197,7 @@ Deno.test("readLsof(): lines that mean nothing change nothing", () => {
       (holders, noise) => {
         const lines = holders.flatMap(({ pid, command, path }) => [`p${pid}`, `c${command}`, "f3", "au", `n${path}`]);
         const text = lines.flatMap((line) => [line, noise.next().value ?? ""]).map((line) => `${line}\n`).join("");
-        assert.deepEqual(readLsof(text), holders.map(({ pid, command, path }) => ({ pid, command, path })));
+        assert.deepEqual(readLsof(text), holders.map((h) => ({ ...h, dev: undefined, ino: undefined })));
       },
     ),
     RUNS,

@@ -239,39 +239,52 @@ Deno.test("readPs() reads back what either system prints", () => {
 
 // ── lsof ──
 
+/** Where lsof knows neither device nor inode. */
+const NO_FILE = { dev: undefined, ino: undefined };
 const lsof = (...lines: string[]) => lines.map((line) => `${line}\n`).join("");
 const VM = "com.apple.Virtualization.VirtualMachine";
 for (
   const [name, text, expected] of [
     ["nobody", "", []],
     ["a VM that has the disk open for reading and writing", lsof("p901", `c${VM}`, "f14", "au", "n/d/disk"), [
-      { pid: 901, command: VM, path: "/d/disk" },
+      { pid: 901, command: VM, path: "/d/disk", ...NO_FILE },
     ]],
     ["a writer", lsof("p902", "cqemu-img", "f3", "aw", "n/d/disk"), [
-      { pid: 902, command: "qemu-img", path: "/d/disk" },
+      { pid: 902, command: "qemu-img", path: "/d/disk", ...NO_FILE },
     ]],
     ["a reader, such as a VM that serves a shared folder", lsof("p903", `c${VM}`, "f14", "ar", "n/d/disk"), []],
     ["a file whose access is not known", lsof("p904", "cx", "f14", "a ", "n/d/disk"), []],
     ["a file without a word about its access", lsof("p905", "cx", "f14", "n/d/disk"), []],
     ["the access of one file is not that of the next", lsof("p906", "cx", "f1", "au", "n/d/a", "f2", "n/d/b"), [
-      { pid: 906, command: "x", path: "/d/a" },
+      { pid: 906, command: "x", path: "/d/a", ...NO_FILE },
     ]],
     ["the access of one process is not that of the next", lsof("p907", "cx", "f1", "au", "p908", "cy", "n/d/b"), []],
     ["two descriptors of one file", lsof("p909", "cx", "f1", "au", "n/d/disk", "f2", "aw", "n/d/disk"), [
-      { pid: 909, command: "x", path: "/d/disk" },
+      { pid: 909, command: "x", path: "/d/disk", ...NO_FILE },
     ]],
     // Each disk has a lock of its own, which must stay as long as anybody has that disk.
     ["two disks of one VM", lsof("p910", "cx", "f1", "au", "n/d/a/datadisk", "f2", "au", "n/d/b/datadisk"), [
-      { pid: 910, command: "x", path: "/d/a/datadisk" },
-      { pid: 910, command: "x", path: "/d/b/datadisk" },
+      { pid: 910, command: "x", path: "/d/a/datadisk", ...NO_FILE },
+      { pid: 910, command: "x", path: "/d/b/datadisk", ...NO_FILE },
     ]],
     ["two processes", lsof("p911", "cx", "f1", "au", "n/d/a", "p912", "cy", "f1", "au", "n/d/a"), [
-      { pid: 911, command: "x", path: "/d/a" },
-      { pid: 912, command: "y", path: "/d/a" },
+      { pid: 911, command: "x", path: "/d/a", ...NO_FILE },
+      { pid: 912, command: "y", path: "/d/a", ...NO_FILE },
     ]],
+    ["device and inode, before and after the name", lsof("p914", "cx", "f1", "au", "D0xfe01", "i77", "n/d/disk"), [
+      { pid: 914, command: "x", path: "/d/disk", dev: 0xfe01, ino: 77 },
+    ]],
+    [
+      "device and inode of one file are not those of the next",
+      lsof("p915", "cx", "f1", "au", "D0x1", "i7", "n/a", "f2", "au", "n/b"),
+      [
+        { pid: 915, command: "x", path: "/a", dev: 1, ino: 7 },
+        { pid: 915, command: "x", path: "/b", ...NO_FILE },
+      ],
+    ],
     ["numbers that are no PIDs", lsof("p1", "f1", "au", "n/d", "p0", "f1", "au", "n/d", "p", "f1", "au", "n/d"), []],
     ["a blank and a line that means nothing", lsof("p913", "cq", "?", "", "f1", "au", "n/My VMs/disk"), [
-      { pid: 913, command: "q", path: "/My VMs/disk" },
+      { pid: 913, command: "q", path: "/My VMs/disk", ...NO_FILE },
     ]],
   ] as const
 ) {

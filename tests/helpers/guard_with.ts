@@ -21,6 +21,8 @@ export interface Twist {
   readonly hurry?: boolean;
   /** The patience with somebody else's lock. */
   readonly lockMs?: number;
+  /** What becomes of every attempt to open a lock, or to take it. */
+  readonly locks?: "other" | "unsupported";
   /** Its own number is written into these files before it begins. */
   readonly ownPidInto?: readonly string[];
   /**
@@ -173,8 +175,10 @@ function twisted(real: Host, twist: Twist): Host {
       return rest;
     },
     openLock: (path, create) => {
+      if (twist.locks === "other") return { trouble: "other", why: "Too many open files (os error 24)" };
       const opened = around(`openLock ${path}`, () => real.openLock(path, create));
       if (opened.trouble) return opened;
+      if (twist.locks) opened.ok.tryLock = () => ({ trouble: "unsupported", why: "Operation not supported" });
       const lock = opened.ok;
       return {
         ok: {
