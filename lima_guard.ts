@@ -54,7 +54,7 @@ export const VERSION = "0.1.0";
 export const EXIT = { done: 0, failed: 1, usage: 64, noInstance: 66, tryAgain: 75, denied: 77 } as const;
 
 /** Of several instances the worst status is returned: the one that stands first here. */
-const WORST_FIRST = [EXIT.failed, EXIT.denied, EXIT.noInstance, EXIT.tryAgain, EXIT.done] as const;
+const WORST_FIRST = [EXIT.failed, EXIT.usage, EXIT.denied, EXIT.noInstance, EXIT.tryAgain, EXIT.done] as const;
 
 /** Lima's file names inside an instance directory (`pkg/limatype/filenames`). */
 const LIMA_YAML = "lima.yaml";
@@ -1562,7 +1562,7 @@ function whyUnbelievable(table: ReturnType<typeof readPs>, ownPid: number): stri
 export async function observe(host: Host, place: Place, pace = UNHURRIED): Promise<Observation> {
   const missing = whyMissing(host, place.dir);
   const nothing = { place, claims: [], alive: [], unknowns: [], obstacles: [], notes: [] };
-  if (missing !== undefined) return { ...nothing, missing };
+  if (missing?.state === "missing") return { ...nothing, missing: missing.because };
   const processes = await observeProcesses(host, place, pace);
   const agent = processes.alive.find((p) => p.role === "host agent");
   const foreign = foreignEntries(host, place.home);
@@ -1588,15 +1588,30 @@ export async function observe(host: Host, place: Place, pace = UNHURRIED): Promi
   };
 }
 
+/** Why a directory shows no instance, and what that is worth: only an absent lima.yaml is a missing instance. */
+interface Unseen {
+  readonly state: "missing" | "blocked" | "unknown";
+  readonly status: 66 | 75 | 77;
+  readonly because: string;
+  readonly hint: string;
+}
+
 /** Why there is no instance in a directory: `limactl start` would then create one, under the same name. */
-function whyMissing(host: Host, dir: string): string | undefined {
+function whyMissing(host: Host, dir: string): Unseen | undefined {
   const path = join(dir, LIMA_YAML);
   const look = host.look(path, "follow links");
-  if (look.trouble === "absent") return `no such instance: it has no ${LIMA_YAML}`;
-  if (look.trouble) return `no such instance: ${look.why}`;
-  if (look.ok.kind !== "file") return `no such instance: ${path} is a ${look.ok.kind}`;
-  const text = host.read(path, 1);
-  return text.trouble ? `no readable instance: ${text.why}` : undefined;
+  const creates = "limactl start would silently create a new VM of this name";
+  const missing = (because: string): Unseen => ({ state: "missing", status: EXIT.noInstance, because, hint: creates });
+  if (look.trouble === "absent") return missing(`no such instance: it has no ${LIMA_YAML}`);
+  if (look.ok && look.ok.kind !== "file") return missing(`no such instance: ${path} is a ${look.ok.kind}`);
+  const failed = look.trouble ? look : host.read(path, 1);
+  if (!failed.trouble) return undefined;
+  const because = `${LIMA_YAML} cannot be read: ${failed.why}`;
+  const ls = `ls -l ${quote(path)}`;
+  if (failed.trouble !== "denied") return { state: "unknown", status: EXIT.tryAgain, because, hint: ls };
+  const settings = "System Settings, Privacy & Security: give lima-guard Full Disk Access";
+  const hint = host.os === "darwin" ? `${ls}; where the mode permits it: ${settings}` : ls;
+  return { state: "blocked", status: EXIT.denied, because, hint };
 }
 
 /** What the host agent shows of itself; one that is silent beyond the boot window is asked for a whole minute. */
@@ -2810,41 +2825,130 @@ async function proveHolder(ctx: Context, place: Place, held: Lockable, holder: L
 
 // ─────────────────────────────────────────────────────────────────────────────── finding instances ──
 
-/** LIMA_HOME as Lima finds it: the option, the environment, ~/.lima; links resolved where it exists. */
-function limaHome(host: Host, option: string | undefined): { home: string } | { why: string } {
-  const chosen = option ?? (host.env("LIMA_HOME") || undefined);
+/** The Lima homes of one run, as they were named: links are resolved anew at every look. */
+export interface Homes {
+  /** `--lima-home` or LIMA_HOME named it: no other home is looked at. */
+  readonly isExplicit: boolean;
+  /** The first is LIMA_HOME, or ~/.lima. */
+  readonly paths: readonly string[];
+}
+
+/** LIMA_HOME as Lima finds it: the option, the environment, ~/.lima and then the homes of other programs. */
+export function limaHomes(host: Host, option: string | undefined): Homes | { why: string } {
   const userHome = host.env("HOME");
-  if (chosen === undefined && !userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
-  const path = chosen ?? join(userHome ?? "", ".lima");
-  const real = host.realPath(path);
-  if (real.ok !== undefined) return { home: real.ok };
-  return path.startsWith("/") ? { home: path } : { why: `Cannot find LIMA_HOME ${JSON.stringify(path)}: ${real.why}` };
+  const given = option ?? (host.env("LIMA_HOME") || undefined);
+  if (given === undefined && !userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
+  if (given === undefined) return { isExplicit: false, paths: [join(userHome ?? "", ".lima"), ...otherHomes(host)] };
+  const path = userHome && given.startsWith("~/") ? join(userHome, given.slice(2)) : given;
+  return { isExplicit: true, paths: [path.startsWith("/") ? path : host.realPath(path).ok ?? path] };
+}
+
+/** Where Colima (by its own rule), Rancher Desktop and Finch have their instances. */
+function otherHomes(host: Host): string[] {
+  const userHome = host.env("HOME") ?? "/";
+  const isThere = (path: string | undefined) => path && host.look(path, "follow links").ok ? path : undefined;
+  const xdg = host.env("XDG_CONFIG_HOME");
+  const colima = isThere(host.env("COLIMA_HOME")) ?? isThere(join(userHome, ".colima")) ??
+    (xdg ? join(xdg, "colima") : join(userHome, ".config/colima"));
+  return [
+    join(colima, "_lima"),
+    join(userHome, "Library/Application Support/rancher-desktop/lima"),
+    "/Applications/Finch/lima/data",
+  ];
+}
+
+/** A home with its links resolved; the path itself where it is not there. */
+function realHome(host: Host, path: string): string {
+  return host.realPath(path).ok ?? path;
+}
+
+/** Why a Lima home cannot be looked into; undefined where it can. A link that leads nowhere says where it points. */
+function homeTrouble(host: Host, path: string): { because: string; status: number } | undefined {
+  const look = host.look(path, "follow links");
+  if (look.ok) return look.ok.kind === "directory" ? undefined : { because: "no directory", status: EXIT.noInstance };
+  if (look.trouble === "denied") return { because: look.why, status: EXIT.denied };
+  if (look.trouble !== "absent") return { because: look.why, status: EXIT.tryAgain };
+  const target = host.linkTarget(path).ok;
+  const because = target === undefined ? "there is no such directory" : `it is a link to ${target}, which is not there`;
+  return { because, status: EXIT.noInstance };
+}
+
+/** The home that has an instance of this name: the first, else the single other one; a report where several have. */
+function homeOf(ctx: Context, homes: Homes, name: string): { home: string } | { report: Report } {
+  const { host } = ctx;
+  const isThere = (home: string) => host.look(join(home, name, LIMA_YAML), "follow links").trouble !== "absent";
+  const first = realHome(host, homes.paths[0] ?? "");
+  if (homes.isExplicit || isThere(first)) return { home: first };
+  const hits = [...new Set(homes.paths.slice(1).map((path) => realHome(host, path)))].filter(isThere);
+  const [hit] = hits;
+  if (hit === undefined) return { home: first };
+  if (hits.length === 1) {
+    ctx.say("info", { name }, `found in ${hit}`);
+    return { home: hit };
+  }
+  const blockers = hits.map((home) => ({
+    what: join(home, name),
+    because: "several Lima homes have an instance of this name",
+    hint: guardCommand({ name, home, dir: join(home, name), owner: host.uid }, `--${ctx.role}`),
+  }));
+  return { report: report(name, "blocked", EXIT.usage, "several instances of this name", { blockers }) };
 }
 
 /** Where an instance lives; a report where nothing may be done about it. */
-async function findPlace(ctx: Context, home: string, name: string): Promise<{ place: Place } | { report: Report }> {
+async function findPlace(ctx: Context, homes: Homes, name: string): Promise<{ place: Place } | { report: Report }> {
   const { host } = ctx;
+  const at = homeOf(ctx, homes, name);
+  if ("report" in at) return at;
+  const { home } = at;
   const dir = join(home, name);
-  const refuse = (state: State, status: number, because: string, hint: string) => ({
-    report: report(name, state, status, state, { blockers: [{ what: dir, because, hint }] }),
+  const refuse = (state: State, status: number, because: string, hint: string, what = dir) => ({
+    report: report(name, state, status, state, { blockers: [{ what, because, hint }] }),
   });
   const look = host.look(dir, "follow links");
   if (look.trouble === "denied") return refuse("blocked", EXIT.denied, look.why, `ls -ld ${quote(home)}`);
   if (look.trouble || look.ok.kind !== "directory") {
+    const trouble = homeTrouble(host, homes.paths[0] ?? home);
+    const hint = `ls ${quote(dirname(home))}; --lima-home DIR names another LIMA_HOME`;
+    if (trouble) return refuse("missing", EXIT.noInstance, `no such instance: ${trouble.because}`, hint, home);
     const because = look.trouble === "absent"
       ? "no such instance"
       : `no such instance: ${look.trouble ? look.why : "no directory"}`;
     return refuse("missing", EXIT.noInstance, because, `ls ${quote(home)}; --lima-home DIR names another LIMA_HOME`);
   }
-  const owner = look.ok.uid;
-  const missing = whyMissing(host, dir);
-  if (missing !== undefined && owner === host.uid) {
-    return refuse("missing", EXIT.noInstance, missing, "limactl start would silently create a new VM of this name");
+  const entries = host.list(home).ok ?? [name];
+  const onDisk = entries.find((e) => e.toLowerCase() === name.toLowerCase());
+  if (!entries.includes(name) && onDisk !== undefined) {
+    const because = `there is no ${name} here, but ${onDisk}`;
+    const hint = guardCommand({ name: onDisk, home, dir, owner: host.uid }, `--${ctx.role}`);
+    return refuse("missing", EXIT.noInstance, because, hint);
   }
-  if (owner === host.uid || ctx.role === "status") return { place: { name, home, dir, owner } };
+  return await permitted(ctx, { name, home, dir, owner: look.ok.uid }, refuse);
+}
+
+type Refuse = (state: State, status: number, because: string, hint: string) => { report: Report };
+
+/** The last questions of `findPlace`: is there a readable lima.yaml, and is the instance ours to work on? */
+async function permitted(ctx: Context, at: Place, refuse: Refuse): Promise<{ place: Place } | { report: Report }> {
+  const { host, role } = ctx;
+  const { name, dir, owner } = at;
+  const isOwn = owner === host.uid;
+  const missing = whyMissing(host, dir);
+  if (missing && isOwn && (missing.state === "missing" || role !== "stop")) {
+    return refuse(missing.state, missing.status, missing.because, missing.hint);
+  }
+  if (isOwn) return { place: { ...at, address: { isDefaultHome: isDefaultHome(host, at.home) } } };
   const user = await userName(host, owner);
-  const because = `it belongs to ${user}, and files of another user in it would lock its own guard out`;
-  return refuse("blocked", EXIT.denied, because, `sudo -u ${quote(user)} lima-guard --${ctx.role} ${name}`);
+  const place = { ...at, address: { sudoUser: user } };
+  if (role === "status") return { place };
+  const because = `it belongs to ${user}, and files of another user in it would lock its own lima-guard out`;
+  const hint = guardCommand(place, `--${role}`) + (role === "run" ? " -- COMMAND" : "");
+  return refuse("blocked", EXIT.denied, because, hint);
+}
+
+/** Whether bare commands, also those of limactl, find this home: it is ~/.lima, and LIMA_HOME says nothing else. */
+function isDefaultHome(host: Host, home: string): boolean {
+  const userHome = host.env("HOME");
+  return Boolean(userHome) && !host.env("LIMA_HOME") && realHome(host, join(userHome ?? "", ".lima")) === home;
 }
 
 /** The name of a user for a command line, `#501` where it has none; sudo takes both. */
@@ -2860,8 +2964,40 @@ function allInstances(host: Host, home: string): Tried<string[]> {
   if (entries.trouble) return entries;
   const isInstance = (name: string) =>
     nameTrouble(name) === undefined && host.look(join(home, name)).ok?.kind === "directory" &&
-    host.look(join(home, name, LIMA_YAML), "follow links").ok?.kind === "file";
+    host.look(join(home, name, LIMA_YAML), "follow links").trouble !== "absent";
   return { ok: entries.ok.filter(isInstance).sort() };
+}
+
+/** One instance to serve, and where to look for it. */
+interface Wanted {
+  readonly name: string;
+  readonly homes: Homes;
+}
+
+/** All instances of these homes, and of those that this user's living host agents name: one ps. */
+async function everyInstance(
+  host: Host,
+  homes: Homes,
+): Promise<{ ok: Wanted[] } | { because: string; status: number }> {
+  const first = homes.paths[0] ?? "";
+  const trouble = homeTrouble(host, first);
+  if (trouble && (homes.isExplicit || trouble.status !== EXIT.noInstance)) return trouble;
+  const agents = homes.isExplicit ? [] : await agentHomes(host);
+  const all = [...new Set([...homes.paths, ...agents].map((path) => realHome(host, path)))];
+  const wanted = all.flatMap((home): Wanted[] =>
+    (allInstances(host, home).ok ?? []).map((name) => ({ name, homes: { isExplicit: true, paths: [home] } }))
+  );
+  if (wanted.length === 0 && trouble) return trouble;
+  return { ok: wanted };
+}
+
+/** The homes of this user's living host agents, by the `--pidfile DIR/ha.pid` of their commands. */
+async function agentHomes(host: Host): Promise<string[]> {
+  const table = await ps(host, "all", PS_LIMIT_MS);
+  return (table.ok?.rows ?? []).filter((row) => row.uid === host.uid).flatMap(({ command }) => {
+    const file = / hostagent (?:.* )?--pidfile[ =](\/.*?)\/ha\.pid(?: |$)/.exec(command)?.[1];
+    return file === undefined ? [] : [dirname(file)];
+  });
 }
 
 // ─────────────────────────────────────────────────────────────────────────────── the role --status ──
@@ -2880,9 +3016,9 @@ interface Details {
 }
 
 /** `--status`: what the guard sees, why, and what it would do. Changes nothing, and never calls limactl. */
-async function status(ctx: Context, home: string, name: string): Promise<Report & Partial<Details>> {
+async function status(ctx: Context, homes: Homes, name: string): Promise<Report & Partial<Details>> {
   const { host } = ctx;
-  const found = await findPlace(ctx, home, name);
+  const found = await findPlace(ctx, homes, name);
   if ("report" in found) return found.report;
   const { place } = found;
   const seen = await observe(host, place, HURRIED);
@@ -3002,7 +3138,7 @@ interface Job {
 /** One `--run`. */
 interface Run {
   readonly ctx: Context;
-  readonly home: string;
+  readonly homes: Homes;
   readonly name: string;
   readonly command: readonly [string, ...string[]];
   readonly events: RunEvent[];
@@ -3068,11 +3204,11 @@ async function prepare(run: Run): Promise<RunEvent> {
 /** The instance, waited for under launchd: its volume may not be mounted yet. */
 async function placeOf(run: Run, ctx: Context): Promise<Place | undefined> {
   for (let n = 0;; n++) {
-    const found = await findPlace(ctx, run.home, run.name);
+    const found = await findPlace(ctx, run.homes, run.name);
     if ("place" in found) return found.place;
     const told = found.report;
     run.status = told.status;
-    if (run.label === undefined || told.status === EXIT.denied) {
+    if (run.label === undefined || told.status === EXIT.denied || told.status === EXIT.usage) {
       ctx.host.stderr(tellAll([told], false));
       return undefined;
     }
@@ -3214,11 +3350,11 @@ function adviseBudget(run: Run, place: Place): void {
 // ──────────────────────────────────────────────────────────────────────────── running: supervising ──
 
 /** `--run`: prepare, run the command, on a signal stop the instance, leave with the right status. */
-async function superviseRun(ctx: Context, home: string, name: string, command: readonly [string, ...string[]]) {
+async function superviseRun(ctx: Context, homes: Homes, name: string, command: readonly [string, ...string[]]) {
   const label = labelOf(ctx.host);
   const run: Run = {
     ctx,
-    home,
+    homes,
     name,
     command,
     events: [],
@@ -3505,7 +3641,7 @@ async function stopRun(run: Run): Promise<void> {
  */
 async function ownedPlace(run: Run, beganMs: number): Promise<Place | undefined> {
   const { ctx } = run;
-  const found = run.place ? { place: run.place } : await findPlace(ctx, run.home, run.name);
+  const found = run.place ? { place: run.place } : await findPlace(ctx, run.homes, run.name);
   const refuse = (told: Report) => {
     for (const b of told.blockers) ctx.say("warn", run, describeRemark("not stopped")(b));
     // No instance at all is nothing to stop.
@@ -3684,7 +3820,9 @@ function troubleOf(error: unknown): { trouble: Trouble; why: string } {
   if (error instanceof Deno.errors.NotFound || code === "ENOTDIR" || code === "ESRCH") {
     return { trouble: "absent", why };
   }
-  if (error instanceof Deno.errors.PermissionDenied) return { trouble: "denied", why };
+  if (error instanceof Deno.errors.PermissionDenied || error instanceof Deno.errors.NotCapable) {
+    return { trouble: "denied", why };
+  }
   if (error instanceof Deno.errors.ConnectionRefused) return { trouble: "refused", why };
   if (code === "EROFS") return { trouble: "read-only", why };
   return { trouble: "other", why };
@@ -4030,25 +4168,26 @@ export async function main(args: readonly string[], host: Host): Promise<number>
     return EXIT.usage;
   }
   if ("install" in invocation) return await install(invocation.install, host);
-  const home = limaHome(host, invocation.limaHome);
-  if ("why" in home) {
-    host.stderr(`lima-guard: ${home.why} (hint: lima-guard --lima-home DIR …)\n`);
+  const homes = limaHomes(host, invocation.limaHome);
+  if ("why" in homes) {
+    host.stderr(`lima-guard: ${homes.why} (hint: lima-guard --lima-home DIR …)\n`);
     return EXIT.tryAgain;
   }
   const ctx = contextFor(host, invocation);
-  const names: Tried<readonly string[]> = invocation.all || invocation.names.length === 0
-    ? allInstances(host, home.home)
-    : { ok: invocation.names };
-  if (names.trouble) {
-    host.stderr(`lima-guard: Cannot list the instances: ${names.why} (hint: --lima-home DIR)\n`);
-    return names.trouble === "denied" ? EXIT.denied : EXIT.noInstance;
+  const wanted = invocation.all || invocation.names.length === 0
+    ? await everyInstance(host, homes)
+    : { ok: invocation.names.map((name) => ({ name, homes })) };
+  if ("because" in wanted) {
+    const where = homes.paths[0];
+    host.stderr(`lima-guard: Cannot list the instances of ${where}: ${wanted.because} (hint: --lima-home DIR)\n`);
+    return wanted.status;
   }
   const [program, ...rest] = invocation.command;
   if (program !== undefined && !invocation.dryRun) {
-    return await superviseRun(ctx, home.home, invocation.names[0] ?? "", [program, ...rest]);
+    return await superviseRun(ctx, homes, invocation.names[0] ?? "", [program, ...rest]);
   }
   if (invocation.role === "stop") hearSkips(ctx);
-  const reports = await Promise.all(names.ok.map((name) => serve(ctx, home.home, name, invocation.command)));
+  const reports = await Promise.all(wanted.ok.map((one) => serve(ctx, one, invocation.command)));
   const status = worst(reports.map((r) => r.status));
   const told = invocation.role === "status"
     ? tellStatus(reports, invocation.verbose)
@@ -4071,10 +4210,10 @@ async function install(args: readonly string[], host: Host): Promise<number> {
 }
 
 /** One role for one instance. Whatever is thrown is a bug of ours; the other instances must not suffer from it. */
-async function serve(ctx: Context, home: string, name: string, command: readonly string[]): Promise<Report> {
+async function serve(ctx: Context, { homes, name }: Wanted, command: readonly string[]): Promise<Report> {
   try {
-    if (ctx.role === "status") return await status(ctx, home, name);
-    const found = await findPlace(ctx, home, name);
+    if (ctx.role === "status") return await status(ctx, homes, name);
+    const found = await findPlace(ctx, homes, name);
     if ("report" in found) return found.report;
     if (ctx.role === "stop") return await stop(ctx, found.place);
     const told = await pre(ctx, found.place);
