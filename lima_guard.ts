@@ -54,7 +54,7 @@ export const VERSION = "0.1.0";
 export const EXIT = { done: 0, failed: 1, usage: 64, noInstance: 66, tryAgain: 75, denied: 77 } as const;
 
 /** Of several instances the worst status is returned: the one that stands first here. */
-const WORST_FIRST = [EXIT.failed, EXIT.denied, EXIT.noInstance, EXIT.tryAgain, EXIT.done] as const;
+const WORST_FIRST = [EXIT.failed, EXIT.usage, EXIT.denied, EXIT.noInstance, EXIT.tryAgain, EXIT.done] as const;
 
 /** Lima's file names inside an instance directory (`pkg/limatype/filenames`). */
 const LIMA_YAML = "lima.yaml";
@@ -179,8 +179,8 @@ export type Verdict =
   | {
     readonly kind: "dead" | "not ours" | "stale" | "unknown";
     readonly why: string;
-    /** What decides elsewhere: Lima believes in a zombie, and cannot read a file that holds no number. */
-    readonly reason?: "zombie" | "not a number";
+    /** Lima believes in a zombie. */
+    readonly reason?: "zombie";
   }
   | { readonly kind: "ours"; readonly why: string; readonly role: Role };
 
@@ -1180,36 +1180,112 @@ export interface JobSeen {
   /** Seconds from SIGTERM to SIGKILL: what launchd has in force, else what the plist will bring. 0 is for ever. */
   readonly exitTimeoutS: number;
   readonly target: string;
+  /** `KeepAlive {SuccessfulExit: true}`: started again after a good stop, and never after a failure. */
+  readonly restartsAfterSuccess?: boolean;
+}
+
+/** A plist's text without comments, and with the text of its CDATA sections as any other text. */
+function plainPlist(plist: string): string {
+  const escape = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  return plist.replaceAll(/<!--[\s\S]*?-->/g, "").replaceAll(/<!\[CDATA\[([\s\S]*?)\]\]>/g, (_, t) => escape(t));
+}
+
+function plainText(xml: string): string {
+  const entities: Record<string, string> = { lt: "<", gt: ">", quot: '"', apos: "'", amp: "&" };
+  return xml.replaceAll(/&(lt|gt|quot|apos|amp);/g, (_, name) => entities[name] ?? "");
 }
 
 /** The strings of a plist's ProgramArguments. Read by pattern: nothing is changed on its word. */
 export function readProgramArguments(plist: string): string[] {
-  const text = plist.replaceAll(/<!--[\s\S]*?-->/g, "");
-  const array = /<key>\s*ProgramArguments\s*<\/key>\s*<array>([\s\S]*?)<\/array>/.exec(text)?.[1] ?? "";
-  const entities: Record<string, string> = { lt: "<", gt: ">", quot: '"', apos: "'", amp: "&" };
-  return [...array.matchAll(/<string>([\s\S]*?)<\/string>/g)]
-    .map((m) => (m[1] ?? "").replaceAll(/&(lt|gt|quot|apos|amp);/g, (_, name) => entities[name] ?? ""));
+  const array = /<key>\s*ProgramArguments\s*<\/key>\s*<array>([\s\S]*?)<\/array>/.exec(plainPlist(plist))?.[1] ?? "";
+  return [...array.matchAll(/<string>([\s\S]*?)<\/string>/g)].map((m) => plainText(m[1] ?? ""));
 }
 
-/** Whether a job runs the guard for this instance. */
-export function isWrapped(args: readonly string[], name: string): boolean {
-  const run = args.indexOf("--run");
-  return run > 0 && args[run + 1] === name && /^lima-guard/.test(basename(args[0] ?? ""));
+/** One string of a plist by its key, wherever it stands. */
+function readPlistString(plist: string, key: string): string | undefined {
+  const found = new RegExp(`<key>\\s*${key}\\s*</key>\\s*<string>([\\s\\S]*?)</string>`).exec(plainPlist(plist))?.[1];
+  return found === undefined ? undefined : plainText(found);
 }
 
-function reasonOf(verdict: Verdict): "zombie" | "not a number" | undefined {
+function reasonOf(verdict: Verdict): "zombie" | undefined {
   return verdict.kind === "ours" ? undefined : verdict.reason;
 }
 
+/** The command of a job, without the shell that only waits for a path: `/bin/sh -c "/bin/wait4path DIR && exec …"`. */
+function unwaited(args: readonly string[]): readonly string[] {
+  const line = args.length === 3 && args[0] === "/bin/sh" && args[1] === "-c" ? args[2] ?? "" : "";
+  const rest = /^\/bin\/wait4path \S+ && exec (.+)$/s.exec(line.trim())?.[1];
+  if (rest === undefined || /[|;&<>$`(){}\\]/.test(rest)) return args;
+  return [...rest.matchAll(/'([^']*)'|"([^"]*)"|(\S+)/g)].map((m) => m[1] ?? m[2] ?? m[3] ?? "");
+}
+
+/** Whether a job runs lima-guard for this instance. */
+export function isWrapped(args: readonly string[], name: string): boolean {
+  const words = unwaited(args);
+  const end = words.indexOf("--");
+  const own = end < 0 ? words : words.slice(0, end);
+  if (!/^lima-guard/.test(basename(own[0] ?? "")) || !own.includes("--run")) return false;
+  return own.some((word, i) => i > 0 && word === name && own[i - 1] !== "--lima-home" && own[i - 1] !== "--timeout");
+}
+
+/** Flags of `colima start` that are followed by a value. */
+const COLIMA_VALUES = new Set(
+  ("--runtime -r --cpus -c --cpu --cpu-type --memory -m --disk -d --root-disk --arch -a --hostname --disk-image -i " +
+    "--disk-image-mirror --port-forwarder --network-mode --network-interface --vm-type -t --model-runner " +
+    "--gateway-address --editor --mount -V --mount-type --ssh-port --kubernetes-version --k3s-arg " +
+    "--k3s-listen-port --env --dns -n --dns-host --registry-mirror --downloader").split(" "),
+);
+
+/** The Lima instance of a Colima profile. */
+function colimaInstance(profile: string): string {
+  if (["", "colima", "default"].includes(profile)) return "colima";
+  return profile.startsWith("colima-") ? profile : `colima-${profile}`;
+}
+
+/** The Lima instance that `colima ARGS` starts; undefined where it starts none. `--profile` beats the argument. */
+function startedByColima(args: readonly string[], fromEnv: string): string | undefined {
+  const words: string[] = [];
+  let profile: string | undefined;
+  for (let i = 1; i < args.length; i++) {
+    const word = args[i] ?? "";
+    const given = /^(?:--profile|-p)(?:=(.*))?$/.exec(word);
+    if (given) profile = given[1] ?? args[++i] ?? "";
+    else if (COLIMA_VALUES.has(word)) i++;
+    else if (!word.startsWith("-")) words.push(word);
+  }
+  return words[0] === "start" ? colimaInstance(profile ?? words[1] ?? fromEnv) : undefined;
+}
+
+/** Whether a plist's program runs lima-guard, limactl or colima for an instance, whatever the job's label. */
+export function runsInstance(plist: string, name: string): boolean {
+  const args = unwaited(readProgramArguments(plist));
+  if (isWrapped(args, name)) return true;
+  const program = basename(args[0] ?? "");
+  if (program === "colima") return startedByColima(args, readPlistString(plist, "COLIMA_PROFILE") ?? "") === name;
+  const start = /^limactl(\.|$)/.test(program) ? args.indexOf("start") : -1;
+  return start > 0 && args.slice(start + 1).includes(name);
+}
+
+/** Whether launchd starts a job again after status 0, and never after anything else. */
+function restartsAfterSuccess(plist: string): boolean {
+  const dict = /<key>\s*KeepAlive\s*<\/key>\s*<dict>([\s\S]*?)<\/dict>/.exec(plainPlist(plist))?.[1] ?? "";
+  return /<key>\s*SuccessfulExit\s*<\/key>\s*<true\s*\/>/.test(dict);
+}
+
+/** What is said where nothing was seen: Lima may still refuse, its lima.yaml for one. */
+export const NOTHING_SEEN = "nothing seen that would keep it";
+
 /**
  * What `limactl start` would say. It believes every living PID in ha.pid and DRIVER.pid, whoever that is, and asks
- * ha.sock (`pkg/store.Inspect`); the words are those of Lima 2.2.
+ * ha.sock (`pkg/store.Inspect`); the words are those of Lima 2.2. It never promises a start.
  */
 export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "absent"): string {
   if (seen.missing !== undefined) return "creates a NEW VM of this name";
   const files = seen.claims.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
-  const garbage = files.find((c) => reasonOf(c.verdict) === "not a number");
-  if (garbage) return `refuses: strconv.Atoi: parsing … (${basename(garbage.path)})`;
+  for (const { path, verdict, seen: { text } } of files) {
+    const words = verdict.kind === "not ours" ? numberTrouble(text ?? "") : undefined;
+    if (words !== undefined) return `refuses: ${words} (${basename(path)})`;
+  }
   const living = files.filter((c) => c.verdict.kind !== "dead" || reasonOf(c.verdict) === "zombie");
   const agent = living.some((c) => basename(c.path) === HA_PID);
   const driver = living.find((c) => /^(vz|qemu|krunkit|wsl2)\.pid$/.test(basename(c.path)));
@@ -1217,9 +1293,24 @@ export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "a
   if (agent && haSock === "there") return "refuses: failed to get Info from ha.sock";
   if (agent && !driver) return "refuses: host agent is running but driver is not";
   if (agent) return "says that it is already running, and exits with 0";
-  if (driver) return `refuses: ${basename(driver.path, ".pid")} driver is running but host agent is not`;
-  const [obstacle] = [...seen.obstacles, ...seen.claims.filter((c) => c.verdict.kind === "stale").map(doubt)];
-  return obstacle ? `may refuse, because of ${obstacle.what}` : "starts";
+  const rebooted = seen.bootMarker ? ` (Lima 2.2.1 and later start where ${BOOT_MARKER} is of another boot)` : "";
+  if (driver) return `refuses: ${basename(driver.path, ".pid")} driver is running but host agent is not${rebooted}`;
+  const usernet = seen.claims.some((c) =>
+    c.scope === "shared" && c.verdict.kind === "not ours" && rolesOf(c.path).includes("usernet")
+  );
+  if (usernet) return "refuses: failed to stop usernet";
+  const [unsure] = doubtsOf(seen);
+  if (unsure) return `cannot be known, because of ${unsure.what}`;
+  const [obstacle] = [...seen.obstacles, ...seen.claims.filter((c) => c.verdict.kind !== "dead").map(doubt)];
+  return obstacle ? `may refuse, because of ${obstacle.what}` : NOTHING_SEEN;
+}
+
+/** What Lima says of a PID file that holds no PID of a process: Go reads 0 and -1, and refuses them in its own words. */
+function numberTrouble(text: string): string | undefined {
+  const number = text.trim();
+  if (!/^[+-]?\d+$/.test(number) || Math.abs(Number(number)) >= 2 ** 63) return "strconv.Atoi: parsing …";
+  if (Number(number) === 0) return "os: process not initialized";
+  return Number(number) === -1 ? "os: process already released" : undefined;
 }
 
 /** The verdict on the last stop, from the journal: what was recorded, and what must have happened where nothing was. */
@@ -1239,11 +1330,30 @@ export function lastStop(lines: readonly JournalLine[], boot: string, alive: boo
   return `ended by itself with ${last["signal"] ?? `status ${last["status"]}`}`;
 }
 
+/** How the last stop ended, for a monitor. */
+export type LastStopKind = "none" | "graceful" | "cut by agent" | "killed" | "cut off" | "by itself" | "unknown";
+
+/** The verdict of `lastStop` as a field, and when it was recorded. */
+export function lastStopFields(lines: readonly JournalLine[], alive: boolean) {
+  const relevant = lines.filter((l) => l.event === "start" || l.event === "end");
+  const last = (alive && relevant.at(-1)?.event === "start" ? relevant.slice(0, -1) : relevant).at(-1);
+  const kind = (): LastStopKind => {
+    if (!last) return "none";
+    if (last.event === "start") return "cut off";
+    if (typeof last["stage"] !== "string") return "by itself";
+    if (cutIn(last) !== undefined) return "cut by agent";
+    if (last["stage"] === "killed") return "killed";
+    return last["stage"] === "gone before the request" ? "by itself" : "graceful";
+  };
+  const isRecorded = last?.event === "end" && !Number.isNaN(Date.parse(last.time));
+  return { lastStopKind: kind(), lastStopAt: isRecorded ? new Date(last.time).toISOString() : null };
+}
+
 /** What about an instance's jobs needs a person, and what is only worth a word. */
 export function judgeJobs(jobs: readonly JobSeen[], name: string, state: State, supervised: boolean) {
   const troubles: Remark[] = [];
   const notes: Remark[] = [];
-  if (jobs.length === 0) notes.push({ what: name, because: "it has no launchd job" });
+  if (jobs.length === 0) notes.push({ what: name, because: "no launchd job found" });
   if (jobs.length > 1) {
     const because = "it is registered twice, at login and at boot";
     troubles.push({ what: name, because, hint: `keep one: limactl autostart disable ${name}` });
@@ -1255,6 +1365,10 @@ export function judgeJobs(jobs: readonly JobSeen[], name: string, state: State, 
     const because =
       `launchd grants it ${job.exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`;
     if (short) troubles.push({ what: job.label, because, hint: wrap });
+    if (job.wrapped && job.restartsAfterSuccess) {
+      const because = "its KeepAlive {SuccessfulExit: true} starts it again after a good stop, and not after a failure";
+      troubles.push({ what: job.label, because, hint: `set SuccessfulExit to false in ${quote(job.plist)}` });
+    }
     const enable = `launchctl enable ${job.target}`;
     if (job.disabled) troubles.push({ what: job.label, because: "it is disabled and will not start", hint: enable });
   }
@@ -1495,22 +1609,18 @@ function readMark(host: Host, path: string, scope: Mark["scope"]): Mark | undefi
   const file = lookWithText(host, path);
   if (!file) return undefined;
   const { look, seen, trouble } = file;
-  const verdict = (kind: "not ours" | "unknown", why: string, reason?: "not a number"): Mark => ({
+  const verdict = (kind: "not ours" | "unknown", why: string): Mark => ({
     path,
     scope,
     seen,
-    found: { verdict: { kind, why, ...(reason ? { reason } : {}) }, garbage: kind === "not ours" },
+    found: { verdict: { kind, why }, garbage: kind === "not ours" },
   });
   if (look.kind === "directory") return verdict("unknown", "it is a directory, which Lima never makes");
   if (look.kind !== "file") return verdict("not ours", `it is a ${look.kind}, not a PID file`);
   if (trouble !== undefined) return verdict("unknown", `it cannot be read: ${trouble}`);
   if (look.size > PID_FILE_LIMIT_BYTES) return verdict("not ours", `it is not a PID file: ${look.size} bytes`);
   const number = readPid(seen.text ?? "");
-  if ("not" in number) {
-    // Lima reads 0, 1 and negative numbers.
-    const isText = !/^[+-]?\d+$/.test((seen.text ?? "").trim());
-    return verdict("not ours", `it is not a PID: ${number.not}`, isText ? "not a number" : undefined);
-  }
+  if ("not" in number) return verdict("not ours", `it is not a PID: ${number.not}`);
   return { path, scope, seen, found: { pid: number.pid } };
 }
 
@@ -1761,7 +1871,7 @@ export async function observe(host: Host, place: Place, how: Looking = {}): Prom
   const { pace = UNHURRIED, searchAll = false, forStop = false } = how;
   const missing = whyMissing(host, place.dir);
   const nothing = nothingSeen(place);
-  if (missing !== undefined) return { ...nothing, missing };
+  if (missing?.state === "missing") return { ...nothing, missing: missing.because };
   const processes = await observeProcesses(host, place, pace, searchAll);
   const agent = processes.alive.find((p) => p.role === "host agent");
   const foreign = forStop ? { obstacles: [], notes: [] } : foreignEntries(host, place.home);
@@ -1785,10 +1895,11 @@ export async function observe(host: Host, place: Place, how: Looking = {}): Prom
       ...longPath(host, place),
       ...sshConfigDirectory(host, place),
       ...await takenPort(host, yaml),
+      ...yamlObstacles(host, place, yaml),
       ...disks.obstacles,
       ...networks.obstacles,
     ],
-    notes: [...seen.notes, ...networks.notes],
+    notes: [...seen.notes, ...networks.notes, ...lostDisk(host, place), ...await socketNotes(host, yaml)],
   };
 }
 
@@ -1800,15 +1911,67 @@ function markerNotes({ place, isOldMarker }: Observation): Remark[] {
   return [{ what: join(place.dir, BOOT_MARKER), because, hint }];
 }
 
+/** What lima.yaml shows that no start survives: it is empty, or names a disk whose volume may not be mounted yet. */
+function yamlObstacles(host: Host, place: Place, yaml: string): Remark[] {
+  const path = join(place.dir, LIMA_YAML);
+  if (host.look(path, "follow links").ok?.size === 0) {
+    const because = "it is empty (a full disk, or an edit that was cut off)";
+    return [{ what: path, because, hint: `restore it from a backup; ls -l ${quote(path)}` }];
+  }
+  return readDiskNames(yaml).flatMap((disk) => {
+    const dir = join(place.home, "_disks", disk);
+    if (host.look(dir, "follow links").trouble !== "absent") return [];
+    const because = `additional disk ${disk} is not there (its volume may not be mounted)`;
+    return [{ what: dir, because, hint: shellWords(["ls", "-la", join(place.home, "_disks")]) }];
+  });
+}
+
+/** An instance that has run and has no disk: Lima would start it with an empty one. */
+function lostDisk(host: Host, place: Place): Remark[] {
+  const isThere = (file: string) => host.look(join(place.dir, file)).trouble !== "absent";
+  if (!["serial.log", "vz-identifier"].some(isThere) || ["disk", "diffdisk", "basedisk"].some(isThere)) return [];
+  const because = "it has run, and its disk is gone: limactl start would begin with an empty disk";
+  return [{ what: place.dir, because, hint: `ls -l ${quote(place.dir)}` }];
+}
+
+/** `networks: socket: PATH` of which nobody answers. */
+async function socketNotes(host: Host, yaml: string): Promise<Remark[]> {
+  const networks = /^networks:[^\n]*\n((?:[ \t-][^\n]*(?:\n|$)|\n)*)/m.exec(yaml)?.[1] ?? "";
+  const paths = [...networks.matchAll(/^[ \t-]*socket:[ \t]*(\S.*?)[ \t]*$/gm)].map((m) => unquoted(m[1] ?? ""));
+  const notes = await Promise.all(
+    paths.filter((path) => path.startsWith("/")).map(async (path): Promise<Remark[]> => {
+      const line = await host.connect(path, ANSWER_LIMIT_MS);
+      if (line.ok) line.ok.close();
+      return line.trouble ? [{ what: path, because: `this network's socket does not answer: ${line.why}` }] : [];
+    }),
+  );
+  return notes.flat();
+}
+
+/** Why a directory shows no instance, and what that is worth: only an absent lima.yaml is a missing instance. */
+interface Unseen {
+  readonly state: "missing" | "blocked" | "unknown";
+  readonly status: 66 | 75 | 77;
+  readonly because: string;
+  readonly hint: string;
+}
+
 /** Why there is no instance in a directory: `limactl start` would then create one, under the same name. */
-function whyMissing(host: Host, dir: string): string | undefined {
+function whyMissing(host: Host, dir: string): Unseen | undefined {
   const path = join(dir, LIMA_YAML);
   const look = host.look(path, "follow links");
-  if (look.trouble === "absent") return `no such instance: it has no ${LIMA_YAML}`;
-  if (look.trouble) return `no such instance: ${look.why}`;
-  if (look.ok.kind !== "file") return `no such instance: ${path} is a ${look.ok.kind}`;
-  const text = host.read(path, 1);
-  return text.trouble ? `no readable instance: ${text.why}` : undefined;
+  const creates = "limactl start would silently create a new VM of this name";
+  const missing = (because: string): Unseen => ({ state: "missing", status: EXIT.noInstance, because, hint: creates });
+  if (look.trouble === "absent") return missing(`no such instance: it has no ${LIMA_YAML}`);
+  if (look.ok && look.ok.kind !== "file") return missing(`no such instance: ${path} is a ${look.ok.kind}`);
+  const failed = look.trouble ? look : host.read(path, 1);
+  if (!failed.trouble) return undefined;
+  const because = `${LIMA_YAML} cannot be read: ${failed.why}`;
+  const ls = `ls -l ${quote(path)}`;
+  if (failed.trouble !== "denied") return { state: "unknown", status: EXIT.tryAgain, because, hint: ls };
+  const settings = "System Settings, Privacy & Security: give lima-guard Full Disk Access";
+  const hint = host.os === "darwin" ? `${ls}; where the mode permits it: ${settings}` : ls;
+  return { state: "blocked", status: EXIT.denied, because, hint };
 }
 
 /** What the host agent shows of itself; one that is silent beyond the boot window is asked for a whole minute. */
@@ -3087,41 +3250,130 @@ async function proveHolder(ctx: Context, place: Place, held: Lockable, holder: L
 
 // ─────────────────────────────────────────────────────────────────────────────── finding instances ──
 
-/** LIMA_HOME as Lima finds it: the option, the environment, ~/.lima; links resolved where it exists. */
-function limaHome(host: Host, option: string | undefined): { home: string } | { why: string } {
-  const chosen = option ?? (host.env("LIMA_HOME") || undefined);
+/** The Lima homes of one run, as they were named: links are resolved anew at every look. */
+export interface Homes {
+  /** `--lima-home` or LIMA_HOME named it: no other home is looked at. */
+  readonly isExplicit: boolean;
+  /** The first is LIMA_HOME, or ~/.lima. */
+  readonly paths: readonly string[];
+}
+
+/** LIMA_HOME as Lima finds it: the option, the environment, ~/.lima and then the homes of other programs. */
+export function limaHomes(host: Host, option: string | undefined): Homes | { why: string } {
   const userHome = host.env("HOME");
-  if (chosen === undefined && !userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
-  const path = chosen ?? join(userHome ?? "", ".lima");
-  const real = host.realPath(path);
-  if (real.ok !== undefined) return { home: real.ok };
-  return path.startsWith("/") ? { home: path } : { why: `Cannot find LIMA_HOME ${JSON.stringify(path)}: ${real.why}` };
+  const given = option ?? (host.env("LIMA_HOME") || undefined);
+  if (given === undefined && !userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
+  if (given === undefined) return { isExplicit: false, paths: [join(userHome ?? "", ".lima"), ...otherHomes(host)] };
+  const path = userHome && given.startsWith("~/") ? join(userHome, given.slice(2)) : given;
+  return { isExplicit: true, paths: [path.startsWith("/") ? path : host.realPath(path).ok ?? path] };
+}
+
+/** Where Colima (by its own rule), Rancher Desktop and Finch have their instances. */
+function otherHomes(host: Host): string[] {
+  const userHome = host.env("HOME") ?? "/";
+  const isThere = (path: string | undefined) => path && host.look(path, "follow links").ok ? path : undefined;
+  const xdg = host.env("XDG_CONFIG_HOME");
+  const colima = isThere(host.env("COLIMA_HOME")) ?? isThere(join(userHome, ".colima")) ??
+    (xdg ? join(xdg, "colima") : join(userHome, ".config/colima"));
+  return [
+    join(colima, "_lima"),
+    join(userHome, "Library/Application Support/rancher-desktop/lima"),
+    "/Applications/Finch/lima/data",
+  ];
+}
+
+/** A home with its links resolved; the path itself where it is not there. */
+function realHome(host: Host, path: string): string {
+  return host.realPath(path).ok ?? path;
+}
+
+/** Why a Lima home cannot be looked into; undefined where it can. A link that leads nowhere says where it points. */
+function homeTrouble(host: Host, path: string): { because: string; status: number } | undefined {
+  const look = host.look(path, "follow links");
+  if (look.ok) return look.ok.kind === "directory" ? undefined : { because: "no directory", status: EXIT.noInstance };
+  if (look.trouble === "denied") return { because: look.why, status: EXIT.denied };
+  if (look.trouble !== "absent") return { because: look.why, status: EXIT.tryAgain };
+  const target = host.linkTarget(path).ok;
+  const because = target === undefined ? "there is no such directory" : `it is a link to ${target}, which is not there`;
+  return { because, status: EXIT.noInstance };
+}
+
+/** The home that has an instance of this name: the first, else the single other one; a report where several have. */
+function homeOf(ctx: Context, homes: Homes, name: string): { home: string } | { report: Report } {
+  const { host } = ctx;
+  const isThere = (home: string) => host.look(join(home, name, LIMA_YAML), "follow links").trouble !== "absent";
+  const first = realHome(host, homes.paths[0] ?? "");
+  if (homes.isExplicit || isThere(first)) return { home: first };
+  const hits = [...new Set(homes.paths.slice(1).map((path) => realHome(host, path)))].filter(isThere);
+  const [hit] = hits;
+  if (hit === undefined) return { home: first };
+  if (hits.length === 1) {
+    ctx.say("info", { name }, `found in ${hit}`);
+    return { home: hit };
+  }
+  const blockers = hits.map((home) => ({
+    what: join(home, name),
+    because: "several Lima homes have an instance of this name",
+    hint: guardCommand({ name, home, dir: join(home, name), owner: host.uid }, `--${ctx.role}`),
+  }));
+  return { report: report(name, "blocked", EXIT.usage, "several instances of this name", { blockers }) };
 }
 
 /** Where an instance lives; a report where nothing may be done about it. */
-async function findPlace(ctx: Context, home: string, name: string): Promise<{ place: Place } | { report: Report }> {
+async function findPlace(ctx: Context, homes: Homes, name: string): Promise<{ place: Place } | { report: Report }> {
   const { host } = ctx;
+  const at = homeOf(ctx, homes, name);
+  if ("report" in at) return at;
+  const { home } = at;
   const dir = join(home, name);
-  const refuse = (state: State, status: number, because: string, hint: string) => ({
-    report: report(name, state, status, state, { blockers: [{ what: dir, because, hint }] }),
+  const refuse = (state: State, status: number, because: string, hint: string, what = dir) => ({
+    report: report(name, state, status, state, { blockers: [{ what, because, hint }] }),
   });
   const look = host.look(dir, "follow links");
   if (look.trouble === "denied") return refuse("blocked", EXIT.denied, look.why, `ls -ld ${quote(home)}`);
   if (look.trouble || look.ok.kind !== "directory") {
+    const trouble = homeTrouble(host, homes.paths[0] ?? home);
+    const hint = `ls ${quote(dirname(home))}; --lima-home DIR names another LIMA_HOME`;
+    if (trouble) return refuse("missing", EXIT.noInstance, `no such instance: ${trouble.because}`, hint, home);
     const because = look.trouble === "absent"
       ? "no such instance"
       : `no such instance: ${look.trouble ? look.why : "no directory"}`;
     return refuse("missing", EXIT.noInstance, because, `ls ${quote(home)}; --lima-home DIR names another LIMA_HOME`);
   }
-  const owner = look.ok.uid;
-  const missing = whyMissing(host, dir);
-  if (missing !== undefined && owner === host.uid) {
-    return refuse("missing", EXIT.noInstance, missing, "limactl start would silently create a new VM of this name");
+  const entries = host.list(home).ok ?? [name];
+  const onDisk = entries.find((e) => e.toLowerCase() === name.toLowerCase());
+  if (!entries.includes(name) && onDisk !== undefined) {
+    const because = `there is no ${name} here, but ${onDisk}`;
+    const hint = guardCommand({ name: onDisk, home, dir, owner: host.uid }, `--${ctx.role}`);
+    return refuse("missing", EXIT.noInstance, because, hint);
   }
-  if (owner === host.uid || ctx.role === "status") return { place: { name, home, dir, owner } };
+  return await permitted(ctx, { name, home, dir, owner: look.ok.uid }, refuse);
+}
+
+type Refuse = (state: State, status: number, because: string, hint: string) => { report: Report };
+
+/** The last questions of `findPlace`: is there a readable lima.yaml, and is the instance ours to work on? */
+async function permitted(ctx: Context, at: Place, refuse: Refuse): Promise<{ place: Place } | { report: Report }> {
+  const { host, role } = ctx;
+  const { dir, owner } = at;
+  const isOwn = owner === host.uid;
+  const missing = whyMissing(host, dir);
+  if (missing && isOwn && (missing.state === "missing" || role !== "stop")) {
+    return refuse(missing.state, missing.status, missing.because, missing.hint);
+  }
+  if (isOwn) return { place: { ...at, address: { isDefaultHome: isDefaultHome(host, at.home) } } };
   const user = await userName(host, owner);
-  const because = `it belongs to ${user}, and files of another user in it would lock its own guard out`;
-  return refuse("blocked", EXIT.denied, because, `sudo -u ${quote(user)} lima-guard --${ctx.role} ${name}`);
+  const place = { ...at, address: { sudoUser: user } };
+  if (role === "status") return { place };
+  const because = `it belongs to ${user}, and files of another user in it would lock its own lima-guard out`;
+  const hint = guardCommand(place, `--${role}`) + (role === "run" ? " -- COMMAND" : "");
+  return refuse("blocked", EXIT.denied, because, hint);
+}
+
+/** Whether bare commands, also those of limactl, find this home: it is ~/.lima, and LIMA_HOME says nothing else. */
+function isDefaultHome(host: Host, home: string): boolean {
+  const userHome = host.env("HOME");
+  return Boolean(userHome) && !host.env("LIMA_HOME") && realHome(host, join(userHome ?? "", ".lima")) === home;
 }
 
 /** The name of a user for a command line, `#501` where it has none; sudo takes both. */
@@ -3137,8 +3389,57 @@ function allInstances(host: Host, home: string): Tried<string[]> {
   if (entries.trouble) return entries;
   const isInstance = (name: string) =>
     nameTrouble(name) === undefined && host.look(join(home, name)).ok?.kind === "directory" &&
-    host.look(join(home, name, LIMA_YAML), "follow links").ok?.kind === "file";
+    host.look(join(home, name, LIMA_YAML), "follow links").trouble !== "absent";
   return { ok: entries.ok.filter(isInstance).sort() };
+}
+
+/** One instance to serve, and where to look for it. */
+interface Wanted {
+  readonly name: string;
+  readonly homes: Homes;
+}
+
+/** All instances of these homes, and of those that this user's living host agents name: one ps. */
+async function everyInstance(
+  host: Host,
+  homes: Homes,
+): Promise<{ ok: Wanted[] } | { because: string; status: number }> {
+  const first = homes.paths[0] ?? "";
+  const trouble = homeTrouble(host, first);
+  if (trouble && (homes.isExplicit || trouble.status !== EXIT.noInstance)) return trouble;
+  const table = homes.isExplicit ? undefined : await ps(host, "all", PS_LIMIT_MS);
+  const agents = agentHomes((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid)).map(({ home }) => home);
+  const all = [...new Set([...homes.paths, ...agents].map((path) => realHome(host, path)))];
+  const wanted = all.flatMap((home): Wanted[] =>
+    (allInstances(host, home).ok ?? []).map((name) => ({ name, homes: { isExplicit: true, paths: [home] } }))
+  );
+  if (wanted.length === 0 && trouble) return trouble;
+  return { ok: wanted };
+}
+
+/** As root: what lives of other users, which root must not touch; it keeps `--all` from answering 0. */
+async function ofOtherUsers(ctx: Context): Promise<Report[]> {
+  const { host, role } = ctx;
+  const table = await ps(host, "all", PS_LIMIT_MS);
+  if (table.trouble) {
+    return [report("*", "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what: "ps", because: table.why }] })];
+  }
+  const others = table.ok.rows.filter((row) => row.uid !== host.uid);
+  const found = others.flatMap((row) => agentHomes([row]).map((at) => ({ ...at, owner: row.uid })));
+  return await Promise.all(found.map(async ({ home, name, owner, dir }) => {
+    const place = { name, home, dir, owner, address: { sudoUser: await userName(host, owner) } };
+    const because = `it runs and belongs to ${place.address.sudoUser}; root does not touch it`;
+    const blockers = [{ what: dir, because, hint: guardCommand(place, `--${role}`) }];
+    return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
+  }));
+}
+
+/** The instances of living host agents, by the `--pidfile DIR/ha.pid` of their commands. */
+function agentHomes(rows: readonly ProcessRow[]): { home: string; name: string; dir: string }[] {
+  return rows.flatMap(({ command }) => {
+    const dir = / hostagent (?:.* )?--pidfile[ =](\/.*?)\/ha\.pid(?: |$)/.exec(command)?.[1];
+    return dir === undefined ? [] : [{ home: dirname(dir), name: basename(dir), dir }];
+  });
 }
 
 // ─────────────────────────────────────────────────────────────────────────────── the role --status ──
@@ -3150,16 +3451,63 @@ interface Details {
   readonly jobs: readonly JobSeen[];
   readonly supervisor: number | null;
   readonly lastStop: string;
+  readonly lastStopKind: LastStopKind;
+  readonly lastStopAt: string | null;
   readonly lastRepair: string | null;
+  readonly lastRepairAt: string | null;
   /** How often a guard started it since the host did, and for how long the brake still holds. */
-  readonly starts: number;
-  readonly brakeSeconds: number;
+  readonly starts: number | null;
+  readonly brakeSeconds: number | null;
+}
+
+/** What a journal that is there and cannot be read makes unknown; nothing where it is read, or absent. */
+function unreadJournal(host: Host, place: Place): Partial<Details> {
+  const path = join(place.dir, JOURNAL_FILE);
+  const look = host.look(path, "follow links");
+  if (look.trouble === "absent") return {};
+  const text = look.trouble ? look : look.ok.kind === "file" ? host.read(path, 1) : undefined;
+  if (text && !text.trouble) return {};
+  const why = text ? text.why : `${path} is a ${look.ok?.kind}`;
+  const unknown = { lastStop: `unknown: ${why}`, lastStopKind: "unknown" as const, lastStopAt: null };
+  return { ...unknown, lastRepair: null, lastRepairAt: null, starts: null, brakeSeconds: null };
+}
+
+/** The last line of the host agent's log where it is a fatal one: why the last start failed. */
+function lastFatal(host: Host, place: Place): Remark[] {
+  const path = join(place.dir, "ha.stderr.log");
+  const line = jsonObject(tailOf(host, path).trimEnd().split("\n").at(-1) ?? "");
+  if (line?.["level"] !== "fatal" || typeof line["msg"] !== "string") return [];
+  return [{ what: path, because: `the host agent's last words: ${line["msg"]}` }];
+}
+
+/** Homes whose application owns the VM, so that no launchd job is to be wrapped. */
+function ownerNotes({ home }: Place): Remark[] {
+  const app = /\/rancher-desktop\/lima$/.test(home)
+    ? "Rancher Desktop"
+    : /\/Finch\/lima\/data$/.test(home)
+    ? "Finch"
+    : "";
+  return app === ""
+    ? []
+    : [{ what: home, because: `${app} starts and stops this VM: there is no launchd job to wrap` }];
+}
+
+/** Links that are no instances for `--all`, and an instance of an old Colima beside the one of today. */
+function besideNotes(host: Host, place: Place): Remark[] {
+  const isLink = host.look(place.dir).ok?.kind === "link";
+  const link = { what: place.dir, because: "it is a link, which --all and Lima's own list leave out" };
+  const userHome = host.env("HOME") ?? "/";
+  const today = join(userHome, ".colima/_lima/colima");
+  const isOld = place.name === "colima" && place.dir !== today &&
+    place.home === realHome(host, join(userHome, ".lima")) && host.look(today, "follow links").ok !== undefined;
+  const old = { what: place.dir, because: `Colima before 0.6 left it; the one of today is ${today}` };
+  return [...isLink ? [link] : [], ...isOld ? [old] : []];
 }
 
 /** `--status`: what the guard sees, why, and what it would do. Changes nothing, and never calls limactl. */
-async function status(ctx: Context, home: string, name: string): Promise<Report & Partial<Details>> {
+async function status(ctx: Context, homes: Homes, name: string): Promise<Report & Partial<Details>> {
   const { host } = ctx;
-  const found = await findPlace(ctx, home, name);
+  const found = await findPlace(ctx, homes, name);
   if ("report" in found) return found.report;
   const { place } = found;
   const seen = await observe(host, place, { pace: HURRIED });
@@ -3169,7 +3517,7 @@ async function status(ctx: Context, home: string, name: string): Promise<Report 
   const supervised = holder?.role === "run";
   const lines = journalOf(host, place);
   const boot = await bootId(host);
-  const jobs = await jobsOf(host, name);
+  const jobs = await jobsOf(host, place);
   const { troubles, notes } = judgeJobs(jobs, name, p.state, supervised);
   const repair = lines.filter((l) => l.event === "pre").at(-1);
   const details: Details = {
@@ -3183,15 +3531,20 @@ async function status(ctx: Context, home: string, name: string): Promise<Report 
     jobs,
     supervisor: supervised ? holder.pid : null,
     lastStop: lastStop(lines, boot, seen.alive.length > 0),
+    ...lastStopFields(lines, seen.alive.length > 0),
     lastRepair: repair ? `${repair.time}: ${repair["state"]}` : null,
+    lastRepairAt: repair && !Number.isNaN(Date.parse(repair.time)) ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
     brakeSeconds: Math.ceil(brakeMs(lines, host.wallMs()) / 1000),
+    ...unreadJournal(host, place),
   };
   const needed = needsPerson(p.state) || troubles.length > 0;
   const told = reportPlan(place, p);
   const state = p.state === "clear" ? "stopped" : p.state;
   const blockers = [...p.blockers, ...troubles];
-  const result = { ...told, state, status: needed ? EXIT.failed : EXIT.done, blockers, notes: [...p.notes, ...notes] };
+  const fatal = seen.alive.length === 0 ? lastFatal(host, place) : [];
+  const allNotes = [...p.notes, ...notes, ...ownerNotes(place), ...besideNotes(host, place), ...fatal];
+  const result = { ...told, state, status: needed ? EXIT.failed : EXIT.done, blockers, notes: allNotes };
   return { ...result, summary: `${state}: ${p.because}`, ...details };
 }
 
@@ -3201,20 +3554,32 @@ async function sockOf(host: Host, place: Place): Promise<"answers" | "there" | "
   return await hasAnswer(host, path) ? "answers" : "there";
 }
 
-/** The launchd jobs that Lima makes for an instance: at boot, and at login. */
-async function jobsOf(host: Host, name: string): Promise<JobSeen[]> {
+/** The launchd jobs of an instance, by reading the plists of both folders: whatever the label, the program counts. */
+export async function jobsOf(host: Host, place: Place): Promise<JobSeen[]> {
   const agents = join(host.env("HOME") ?? "/", "Library/LaunchAgents");
-  const places = [
-    { label: `io.lima-vm.daemon.${name}`, folder: "/Library/LaunchDaemons", domains: ["system"] },
-    { label: `io.lima-vm.autostart.${name}`, folder: agents, domains: [`gui/${host.uid}`, `user/${host.uid}`] },
+  const folders = [
+    { folder: "/Library/LaunchDaemons", domains: ["system"] },
+    { folder: agents, domains: [`gui/${host.uid}`, `user/${host.uid}`] },
   ];
   const jobs: JobSeen[] = [];
-  for (const { label, folder, domains } of places) {
-    const plist = join(folder, `${label}.plist`);
-    const text = textOf(host, plist);
-    if (text !== "") jobs.push(await jobSeen(host, name, label, plist, text, domains));
+  for (const { folder, domains } of folders) {
+    for (const file of (host.list(folder).ok ?? []).filter((f) => f.endsWith(".plist")).sort()) {
+      const plist = join(folder, file);
+      const text = textOf(host, plist);
+      const named = readPlistString(text, "LIMA_HOME") ?? optionOf(readProgramArguments(text), "--lima-home");
+      if (!runsInstance(text, place.name) || (named !== undefined && realHome(host, named) !== place.home)) continue;
+      const label = readPlistString(text, "Label") ?? basename(file, ".plist");
+      jobs.push(await jobSeen(host, place.name, label, plist, text, domains));
+    }
   }
   return jobs;
+}
+
+/** The value of an option in a job's command, before its `--`. */
+function optionOf(args: readonly string[], option: string): string | undefined {
+  const own = args.slice(0, args.includes("--") ? args.indexOf("--") : args.length);
+  const joined = own.find((word) => word.startsWith(`${option}=`))?.slice(option.length + 1);
+  return joined ?? (own.includes(option) ? own[own.indexOf(option) + 1] : undefined);
 }
 
 async function jobSeen(host: Host, name: string, label: string, plist: string, text: string, domains: string[]) {
@@ -3233,6 +3598,7 @@ async function jobSeen(host: Host, name: string, label: string, plist: string, t
     loaded: loaded ? "yes" as const : known ? "no" as const : "unknown" as const,
     disabled: answers.some((a) => a.off.split("\n").some(isOff)),
     exitTimeoutS: loaded?.printed.exitTimeoutS ?? readExitTimeout(text),
+    restartsAfterSuccess: restartsAfterSuccess(text),
     target: `${loaded?.domain ?? domains[0]}/${label}`,
   };
 }
@@ -3279,7 +3645,7 @@ interface Job {
 /** One `--run`. */
 interface Run {
   readonly ctx: Context;
-  readonly home: string;
+  readonly homes: Homes;
   readonly name: string;
   readonly command: readonly [string, ...string[]];
   readonly events: RunEvent[];
@@ -3345,11 +3711,11 @@ async function prepare(run: Run): Promise<RunEvent> {
 /** The instance, waited for under launchd: its volume may not be mounted yet. */
 async function placeOf(run: Run, ctx: Context): Promise<Place | undefined> {
   for (let n = 0;; n++) {
-    const found = await findPlace(ctx, run.home, run.name);
+    const found = await findPlace(ctx, run.homes, run.name);
     if ("place" in found) return found.place;
     const told = found.report;
     run.status = told.status;
-    if (run.label === undefined || told.status === EXIT.denied) {
+    if (run.label === undefined || told.status === EXIT.denied || told.status === EXIT.usage) {
       ctx.host.stderr(tellAll([told], false));
       return undefined;
     }
@@ -3496,11 +3862,11 @@ function adviseBudget(run: Run, place: Place): void {
 // ──────────────────────────────────────────────────────────────────────────── running: supervising ──
 
 /** `--run`: prepare, run the command, on a signal stop the instance, leave with the right status. */
-async function superviseRun(ctx: Context, home: string, name: string, command: readonly [string, ...string[]]) {
+async function superviseRun(ctx: Context, homes: Homes, name: string, command: readonly [string, ...string[]]) {
   const label = labelOf(ctx.host);
   const run: Run = {
     ctx,
-    home,
+    homes,
     name,
     command,
     events: [],
@@ -3787,7 +4153,7 @@ async function stopRun(run: Run): Promise<void> {
  */
 async function ownedPlace(run: Run, beganMs: number): Promise<Place | undefined> {
   const { ctx } = run;
-  const found = run.place ? { place: run.place } : await findPlace(ctx, run.home, run.name);
+  const found = run.place ? { place: run.place } : await findPlace(ctx, run.homes, run.name);
   const refuse = (told: Report) => {
     for (const b of told.blockers) ctx.say("warn", run, describeRemark("not stopped")(b));
     // No instance at all is nothing to stop.
@@ -3967,7 +4333,9 @@ function troubleOf(error: unknown): { trouble: Trouble; why: string } {
   if (error instanceof Deno.errors.NotFound || code === "ENOTDIR" || code === "ESRCH") {
     return { trouble: "absent", why };
   }
-  if (error instanceof Deno.errors.PermissionDenied) return { trouble: "denied", why };
+  if (error instanceof Deno.errors.PermissionDenied || error instanceof Deno.errors.NotCapable) {
+    return { trouble: "denied", why };
+  }
   if (error instanceof Deno.errors.ConnectionRefused) return { trouble: "refused", why };
   if (code === "EROFS") return { trouble: "read-only", why };
   if (["ENOTSUP", "EOPNOTSUPP", "ENOSYS"].includes(code ?? "")) return { trouble: "unsupported", why };
@@ -4313,25 +4681,29 @@ export async function main(args: readonly string[], host: Host): Promise<number>
     return EXIT.usage;
   }
   if ("install" in invocation) return await install(invocation.install, host);
-  const home = limaHome(host, invocation.limaHome);
-  if ("why" in home) {
-    host.stderr(`lima-guard: ${home.why} (hint: lima-guard --lima-home DIR …)\n`);
+  const homes = limaHomes(host, invocation.limaHome);
+  if ("why" in homes) {
+    host.stderr(`lima-guard: ${homes.why} (hint: lima-guard --lima-home DIR …)\n`);
     return EXIT.tryAgain;
   }
   const ctx = contextFor(host, invocation);
-  const names: Tried<readonly string[]> = invocation.all || invocation.names.length === 0
-    ? allInstances(host, home.home)
-    : { ok: invocation.names };
-  if (names.trouble) {
-    host.stderr(`lima-guard: Cannot list the instances: ${names.why} (hint: --lima-home DIR)\n`);
-    return names.trouble === "denied" ? EXIT.denied : EXIT.noInstance;
+  const others = host.uid === 0 && invocation.all && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
+  const listed = invocation.all || invocation.names.length === 0
+    ? await everyInstance(host, homes)
+    : { ok: invocation.names.map((name) => ({ name, homes })) };
+  const wanted = "because" in listed && others.length > 0 ? { ok: [] } : listed;
+  if ("because" in wanted) {
+    const where = homes.paths[0];
+    host.stderr(`lima-guard: Cannot list the instances of ${where}: ${wanted.because} (hint: --lima-home DIR)\n`);
+    return wanted.status;
   }
   const [program, ...rest] = invocation.command;
   if (program !== undefined && !invocation.dryRun) {
-    return await superviseRun(ctx, home.home, invocation.names[0] ?? "", [program, ...rest]);
+    return await superviseRun(ctx, homes, invocation.names[0] ?? "", [program, ...rest]);
   }
   if (invocation.role === "stop") hearSkips(ctx);
-  const reports = await Promise.all(names.ok.map((name) => serve(ctx, home.home, name, invocation.command)));
+  const own = await Promise.all(wanted.ok.map((one) => serve(ctx, one, invocation.command)));
+  const reports = [...own, ...others];
   const status = worst(reports.map((r) => r.status));
   const told = invocation.role === "status"
     ? tellStatus(reports, invocation.verbose)
@@ -4354,10 +4726,10 @@ async function install(args: readonly string[], host: Host): Promise<number> {
 }
 
 /** One role for one instance. Whatever is thrown is a bug of ours; the other instances must not suffer from it. */
-async function serve(ctx: Context, home: string, name: string, command: readonly string[]): Promise<Report> {
+async function serve(ctx: Context, { homes, name }: Wanted, command: readonly string[]): Promise<Report> {
   try {
-    if (ctx.role === "status") return await status(ctx, home, name);
-    const found = await findPlace(ctx, home, name);
+    if (ctx.role === "status") return await status(ctx, homes, name);
+    const found = await findPlace(ctx, homes, name);
     if ("report" in found) return found.report;
     if (ctx.role === "stop") return await stop(ctx, found.place);
     const told = await pre(ctx, found.place);

@@ -749,7 +749,7 @@ test(
     for (const args of [["--dry-run"], []]) {
       const { status, stdout } = await runGuard(home, ["--pre", "k3s", ...args]);
       assert.equal(status, 77, stdout);
-      assert.match(stdout, new RegExp(`\\bsudo -u ${user.name} lima-guard --pre k3s\\b`));
+      assert.match(stdout, new RegExp(`\\bsudo -H -u ${user.name} lima-guard --pre --lima-home \\S+ k3s\\b`));
     }
     assert.deepEqual(everything(home), before);
   },
@@ -764,7 +764,7 @@ test(
     const before = everything(home);
     const { status, stdout } = await runGuard(home, ["--pre", "k3s"], { user });
     assert.equal(status, 77, stdout);
-    assert.match(stdout, /\bsudo -u root lima-guard --pre k3s\b/);
+    assert.match(stdout, /\bsudo -H -u root lima-guard --pre --lima-home \S+ k3s\b/);
     assert.deepEqual(everything(home), before);
   },
   { ignore: ordinaryUser() ? false : NO_ORDINARY_USER },

@@ -632,7 +632,7 @@ for (const under of ["by hand", "under launchd"]) {
     Deno.chownSync(vm.dir, user.uid, user.gid);
     const result = await run(vm, { env: under === "by hand" ? {} : asJob(vm, 6) }).result();
     assert.equal(result.status, 77, result.stderr);
-    assert.match(result.stderr, new RegExp(`sudo -u ${user.name} lima-guard --run vm`));
+    assert.match(result.stderr, new RegExp(`sudo -H -u ${user.name} lima-guard --run --lima-home \\S+ vm`));
     assert.equal(vm.has("standin.starts"), false);
     assert.equal(vm.has("lima-guard.lock"), false);
   }, { ignore: ordinaryUser() === null });

@@ -7,10 +7,12 @@ import {
   type JournalLine,
   judgeJobs,
   lastStop,
+  lastStopFields,
   limaWouldSay,
   needsPerson,
   type Observation,
   readProgramArguments,
+  runsInstance,
 } from "../lima_guard.ts";
 import { bystander, isAlive, ordinaryUser, runGuard, spawnGuard, startAgent, tempLimaHome } from "./helpers/mod.ts";
 import { observation } from "./observations.ts";
@@ -136,6 +138,22 @@ for (
   Deno.test(`the last stop: ${name}`, () => assert.equal(lastStop(lines, "B", alive), expected));
 }
 
+for (
+  const [lines, alive, kind, at] of [
+    [[], false, "none", null],
+    [[line("start"), END], false, "graceful", END.time],
+    [[line("start"), END, line("start")], true, "graceful", END.time],
+    [[line("start"), line("end", { stage: "killed" })], false, "killed", END.time],
+    [[line("end", { stage: "agent", cut: "vz: CanRequestStop is not supported" })], false, "cut by agent", END.time],
+    [[line("start")], false, "cut off", null],
+    [[line("start"), line("end", { status: 3 })], false, "by itself", END.time],
+  ] as const
+) {
+  Deno.test(`the last stop for a monitor: ${kind}${alive ? ", and it runs again" : ""}`, () => {
+    assert.deepEqual(lastStopFields(lines, alive), { lastStopKind: kind, lastStopAt: at });
+  });
+}
+
 // ── what needs a person ──
 
 const JOB: JobSeen = {
@@ -188,7 +206,7 @@ const claims = (...files: [string, string][]): Partial<Observation> => ({
   claims: files.map(([file, why]) => ({
     path: `${DIR}/${file}`,
     verdict: { kind: why.startsWith("PID 7 is dead") ? "dead" : "not ours", why },
-    seen: { dev: 1, ino: 1, size: 4, mtimeMs: 0, text: "789\n" },
+    seen: { dev: 1, ino: 1, size: 4, mtimeMs: 0, text: why.startsWith("it is not a PID") ? "" : "789\n" },
     scope: "instance",
     companions: [],
   })),
@@ -197,7 +215,7 @@ const STRANGER = 'PID 789 is not ours: it is "sleep", none of Lima\'s programs';
 
 for (
   const [name, seen, haSock, expected] of [
-    ["nothing", {}, "absent", "starts"],
+    ["nothing", {}, "absent", "nothing seen that would keep it"],
     [
       "qemu.pid names a live stranger",
       claims(["qemu.pid", STRANGER]),
@@ -232,7 +250,7 @@ for (
       "dead PIDs are cleaned up by Lima",
       claims(["ha.pid", "PID 7 is dead: no process has this PID"]),
       "absent",
-      "starts",
+      "nothing seen that would keep it",
     ],
     [
       "a zombie lives for Lima",
@@ -247,6 +265,81 @@ for (
     assert.equal(limaWouldSay(observation(seen), haSock), expected);
   });
 }
+
+for (
+  const [text, expected] of [
+    ["1\n", "refuses: vz driver is running but host agent is not"],
+    ["0\n", "refuses: os: process not initialized (vz.pid)"],
+    ["-1\n", "refuses: os: process already released (vz.pid)"],
+    ["seven\n", "refuses: strconv.Atoi: parsing … (vz.pid)"],
+  ] as const
+) {
+  Deno.test(`limactl start would say: vz.pid holds ${JSON.stringify(text)}`, () => {
+    const told = claims(["vz.pid", "it is not a PID"]).claims!.map((c) => ({ ...c, seen: { ...c.seen, text } }));
+    assert.equal(limaWouldSay(observation({ claims: told }), "absent"), expected);
+  });
+}
+
+// ── jobs, by what they run ──
+
+const recorded = (file: string) => Deno.readTextFileSync(new URL(`testdata/plists/${file}`, import.meta.url));
+const WAIT = (command: string) => ARRAY("/bin/sh", "-c", `/bin/wait4path /nix/store &amp;&amp; exec ${command}`);
+
+for (
+  const [name, plist, instance, expected] of [
+    ["Colima's job of Homebrew", recorded("homebrew-colima.plist"), "colima", true],
+    ["the same under lima-guard", recorded("homebrew-colima.guarded"), "colima", true],
+    ["the same, another instance", recorded("homebrew-colima.plist"), "colima-work", false],
+    ["Nix waits for its store", WAIT("/nix/x/bin/colima start work -f --activate=true"), "colima-work", true],
+    ["Nix, under lima-guard", WAIT("/x/lima-guard --run k3s -- limactl start k3s"), "k3s", true],
+    ["another shell command", ARRAY("/bin/sh", "-c", "exec limactl start k3s"), "k3s", false],
+    ["a profile behind a flag", ARRAY("/x/colima", "start", "--cpus", "2", "-p", "work"), "colima-work", true],
+    ["a flag's value is no profile", ARRAY("/x/colima", "start", "--cpus", "2"), "colima", true],
+    ["limactl of one's own label", ARRAY("/x/limactl", "start", "--foreground", "k3s"), "k3s", true],
+    ["limactl stop", ARRAY("/x/limactl", "stop", "k3s"), "k3s", false],
+  ] as const
+) {
+  Deno.test(`a job by what it runs: ${name}`, () => assert.equal(runsInstance(plist, instance), expected));
+}
+
+Deno.test("a job of another label is found, and what its KeepAlive means is a trouble", async () => {
+  await using home = await tempLimaHome();
+  home.instance("colima");
+  const folder = `${home.user}/Library/LaunchAgents`;
+  Deno.mkdirSync(folder, { recursive: true });
+  Deno.writeTextFileSync(`${folder}/homebrew.mxcl.colima.plist`, recorded("homebrew-colima.guarded"));
+  const { status, json } = await runGuard(home, ["--status", "--json", "colima"]);
+  const [told] = json().instances;
+  assert.deepEqual(told.jobs.map((j: JobSeen) => [j.label, j.wrapped, j.exitTimeoutS]), [[
+    "homebrew.mxcl.colima",
+    true,
+    60,
+  ]]);
+  assert.equal(status, 1);
+  assert.match(told.blockers[0].because, /starts it again after a good stop/);
+});
+
+Deno.test("a journal that cannot be read makes the last stop unknown, and an absent one makes it none", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  const kind = async () => (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0];
+  assert.equal((await kind()).lastStopKind, "none");
+  Deno.mkdirSync(k3s.path("lima-guard.jsonl"));
+  const told = await kind();
+  assert.deepEqual([told.lastStopKind, told.lastStopAt, told.starts], ["unknown", null, null]);
+  assert.match(told.lastStop, /^unknown: .*is a directory/);
+});
+
+Deno.test("an empty lima.yaml, and an additional disk that is not there, block a start", async () => {
+  await using home = await tempLimaHome();
+  home.instance("empty", { wholeYaml: "" });
+  home.instance("disk", { yaml: "additionalDisks:\n- name: data\n" });
+  for (const [name, because] of [["empty", /it is empty/], ["disk", /additional disk data is not there/]] as const) {
+    const { status, json } = await runGuard(home, ["--pre", "--json", name]);
+    assert.deepEqual([status, json().instances[0].state], [75, "blocked"], name);
+    assert.match(json().instances[0].blockers[0].because, because);
+  }
+});
 
 // ── the role, on real processes ──
 
@@ -263,7 +356,11 @@ Deno.test("--status tells the truth about four instances and changes nothing", a
   const told = Object.fromEntries(all.json().instances.map((i: { name: string }) => [i.name, i]));
   assert.deepEqual(Object.keys(told), ["running", "stale", "stopped"]);
   assert.deepEqual([told.running.state, told.running.status], ["running", 0]);
-  assert.deepEqual([told.stopped.state, told.stopped.status, told.stopped.limactlStart], ["stopped", 0, "starts"]);
+  assert.deepEqual([told.stopped.state, told.stopped.status, told.stopped.limactlStart], [
+    "stopped",
+    0,
+    "nothing seen that would keep it",
+  ]);
   assert.deepEqual([told.stale.state, told.stale.status], ["stale", 1]);
   assert.equal(told.stale.limactlStart, "refuses: vz driver is running but host agent is not");
   assert.equal(told.stale.evidence[0].holds, String(stranger.pid));

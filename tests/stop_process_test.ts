@@ -546,7 +546,10 @@ Deno.test({
     const refused = await stopOne(k3s, { budgetS: 20 });
     assert.equal(refused.status, 77);
     assert.equal(refused.told.stage, null);
-    assert.match(refused.told.blockers[0]?.hint ?? "", new RegExp(`^sudo -u ${OTHER!.name} lima-guard --stop k3s$`));
+    assert.match(
+      refused.told.blockers[0]?.hint ?? "",
+      new RegExp(`^sudo -H -u ${OTHER!.name} lima-guard --stop --lima-home \\S+ k3s$`),
+    );
     assert.ok(agent.isAlive());
     assert.deepEqual(k3s.files(), before);
     assert.deepEqual(k3s.log().filter((line) => line.startsWith("Received")), []);

@@ -1,0 +1,78 @@
+/** Where instances are found: the home that was named, ~/.lima, and the homes of other programs. */
+
+import assert from "node:assert/strict";
+import { runGuard, tempLimaHome } from "./helpers/mod.ts";
+import type { Home } from "./helpers/mod.ts";
+
+/** An instance in another home of the same user. */
+function instanceIn(home: Home, limaHome: string, name: string, yaml = "images: []\n"): string {
+  Deno.mkdirSync(`${limaHome}/${name}`, { recursive: true });
+  Deno.writeTextFileSync(`${limaHome}/${name}/lima.yaml`, yaml);
+  assert.ok(limaHome.startsWith(home.root));
+  return `${limaHome}/${name}`;
+}
+
+const BARE = { LIMA_HOME: "" };
+
+Deno.test("an instance of Colima's home is found by its name, with one line that says where", async () => {
+  await using home = await tempLimaHome();
+  instanceIn(home, `${home.user}/.colima/_lima`, "colima");
+  const { status, stderr, json } = await runGuard(home, ["--pre", "--json", "colima"], { env: BARE });
+  assert.deepEqual([status, json().instances[0].state], [0, "clear"]);
+  assert.match(stderr, new RegExp(`found in ${home.user}/\\.colima/_lima\n`));
+  const all = await runGuard(home, ["--status", "--json"], { env: BARE });
+  assert.deepEqual(all.json().instances.map((i: { name: string }) => i.name), ["colima"]);
+});
+
+Deno.test("Colima's own rule: COLIMA_HOME where it exists, else XDG_CONFIG_HOME without ~/.colima", async () => {
+  await using home = await tempLimaHome();
+  instanceIn(home, `${home.user}/xdg/colima/_lima`, "colima-work");
+  const env = { ...BARE, COLIMA_HOME: `${home.user}/none`, XDG_CONFIG_HOME: `${home.user}/xdg` };
+  assert.equal((await runGuard(home, ["--pre", "colima-work"], { env })).status, 0);
+  Deno.mkdirSync(`${home.user}/.colima`);
+  assert.equal((await runGuard(home, ["--pre", "colima-work"], { env })).status, 66);
+  assert.equal(
+    (await runGuard(home, ["--pre", "colima-work"], { env: { ...env, COLIMA_HOME: `${home.user}/xdg/colima` } }))
+      .status,
+    0,
+  );
+});
+
+Deno.test("several homes with an instance of this name are a usage error that names them", async () => {
+  await using home = await tempLimaHome();
+  const other = `${home.user}/Library/Application Support/rancher-desktop/lima`;
+  instanceIn(home, `${home.user}/.colima/_lima`, "0");
+  instanceIn(home, other, "0");
+  const { status, stdout } = await runGuard(home, ["--pre", "0"], { env: BARE });
+  assert.equal(status, 64);
+  assert.match(stdout, new RegExp(`lima-guard --pre --lima-home '${other}' 0`));
+  instanceIn(home, `${home.user}/.lima`, "0");
+  const own = await runGuard(home, ["--pre", "0"], { env: BARE });
+  assert.deepEqual([own.status, own.stderr], [0, ""], "~/.lima comes first");
+});
+
+Deno.test("an explicit home is the only one; its ~/ is expanded, and one that is not there is 66", async () => {
+  await using home = await tempLimaHome();
+  instanceIn(home, `${home.user}/.colima/_lima`, "colima");
+  for (
+    const [args, expected] of [
+      [["--pre", "colima", "--lima-home", "~/.colima/_lima"], 0],
+      [["--pre", "colima", "--lima-home", "~/none"], 66],
+      [["--pre", "colima", "--lima-home", "none"], 66],
+      [["--stop", "--all", "--lima-home", "none"], 66],
+      [["--status", "--lima-home", "~/none"], 66],
+    ] as const
+  ) {
+    assert.equal((await runGuard(home, [...args], { env: BARE })).status, expected, args.join(" "));
+  }
+});
+
+Deno.test("a ~/.lima that is a link to nowhere says where it points", async () => {
+  await using home = await tempLimaHome();
+  Deno.symlinkSync(`${home.root}/VOL`, `${home.user}/.lima`);
+  for (const args of [["--pre", "k3s"], ["--status"]]) {
+    const { status, stdout, stderr } = await runGuard(home, args, { env: BARE });
+    assert.equal(status, 66);
+    assert.match(stdout + stderr, /a link to .*\/VOL, which is not there/);
+  }
+});
