@@ -868,14 +868,25 @@ export function planStop(seen: Observation, budgetS: number): Plan {
   return plan(state, because, { steps, blockers, notes });
 }
 
+/** How many lines of the host agent behind its last stop are read. */
+const CUT_LINES = 40;
+
 /**
- * What a host agent wrote last, if that is that it could not stop its guest: the guest's power went with the agent
- * (lima-vm/lima#5087). The same words after the guest has powered off by itself mean nothing.
+ * What a host agent wrote in its last stop, if that is that it could not stop its guest: the guest's power went with the
+ * agent (lima-vm/lima#5087). Level and phrase count together, since Lima 2.3 warns in the same words and stops the guest
+ * all the same. Children share the file: lines of theirs mean nothing, wherever they stand.
  */
 export function readCut(haStderr: string): string | undefined {
-  const last = jsonObject(haStderr.trimEnd().split("\n").at(-1) ?? "");
-  const said = last?.["level"] === "fatal" && typeof last["msg"] === "string" ? last["msg"] : "";
-  return /CanRequestStop|timeout while waiting for stop/.test(said) ? said : undefined;
+  const lines = haStderr.split("\n");
+  const events = lines.map((l) => jsonObject(l)).map((e) => ({ level: String(e?.["level"]), msg: e?.["msg"] }));
+  const begin = events.findLastIndex((e) => typeof e.msg === "string" && /^(Shutting down|Received SIG)/.test(e.msg));
+  const said = events.slice(begin + 1).filter((e) => typeof e.msg === "string").slice(0, CUT_LINES);
+  const cut = said.find(({ level, msg }) =>
+    level === "fatal"
+      ? /CanRequestStop|timeout while waiting for stop/.test(String(msg))
+      : /forcibly killing QEMU/.test(String(msg))
+  );
+  return cut === undefined ? lines.slice(begin + 1).find((l) => l.startsWith("panic: ")) : String(cut.msg);
 }
 
 function aliveWords(processes: readonly Proven[]): string {
@@ -3459,9 +3470,9 @@ async function untilAgentEnds(run: Run, place: Place, pid: number): Promise<void
 function leftCleanly(host: Host, place: Place): boolean {
   if (host.look(join(place.dir, HA_PID)).trouble !== "absent") return false;
   const log = join(place.dir, HA_STDOUT);
-  const last = tailOf(host, log).trim().split("\n").at(-1) ?? "";
-  const status = jsonObject(last)?.["status"];
-  return typeof status === "object" && status !== null && (status as Record<string, unknown>)["exiting"] === true;
+  const events = tailOf(host, log).split("\n").map((l) => jsonObject(l)?.["status"]);
+  const last = events.findLast((e) => typeof e === "object" && e !== null);
+  return (last as Record<string, unknown> | undefined)?.["exiting"] === true;
 }
 
 /** A healthy agent that somebody else started: supervised all the same, as far as that can be done from outside. */
