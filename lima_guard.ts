@@ -901,15 +901,16 @@ export type Stage = "guest" | "agent" | "driver" | "kill" | "clean up";
 export type StopEnd = "guest" | "agent" | "driver" | "killed" | "already stopped" | "gone before the request";
 
 /**
- * When each stage must have ended, in seconds after the request. The limits are shares: a stage that ends early leaves
- * its time to the next. tail = min(15, T/2) is for killing and cleaning up, whatever grace came to; 60 s gives
- * 30, 45, 50, 55, and 5 s of reserve.
+ * When each stage must have ended, in seconds after the request. tail = min(9, T/2) is for killing and cleaning up,
+ * whatever grace came to: on a real guest a kill needed 0.9 s and a clean-up 0.04 s. `guest` is for a guest that has not
+ * acknowledged: Lima's own stop needs 30 s of grace. One that has acknowledged has all of grace. 60 s gives 21, 51, 54,
+ * 57, and 3 s of reserve.
  */
 export function stageLimits(budgetS: number): Record<Stage, number> {
-  const tail = Math.min(15, budgetS / 2);
+  const tail = Math.min(9, budgetS / 2);
   const grace = budgetS - tail;
   return {
-    guest: (grace * 2) / 3,
+    guest: Math.min(120, Math.max(grace / 3, grace - 30)),
     agent: grace,
     driver: grace,
     kill: grace + tail / 3,
@@ -965,14 +966,25 @@ export function planStop(seen: Observation, budgetS: number): Plan {
   return plan(state, because, { steps, blockers, notes });
 }
 
+/** How many lines of the host agent behind its last stop are read. */
+const CUT_LINES = 40;
+
 /**
- * What a host agent wrote last, if that is that it could not stop its guest: the guest's power went with the agent
- * (lima-vm/lima#5087). The same words after the guest has powered off by itself mean nothing.
+ * What a host agent wrote in its last stop, if that is that it could not stop its guest: the guest's power went with the
+ * agent (lima-vm/lima#5087). Level and phrase count together, since Lima 2.3 warns in the same words and stops the guest
+ * all the same. Children share the file: lines of theirs mean nothing, wherever they stand.
  */
 export function readCut(haStderr: string): string | undefined {
-  const last = jsonObject(haStderr.trimEnd().split("\n").at(-1) ?? "");
-  const said = last?.["level"] === "fatal" && typeof last["msg"] === "string" ? last["msg"] : "";
-  return /CanRequestStop|timeout while waiting for stop/.test(said) ? said : undefined;
+  const lines = haStderr.split("\n");
+  const events = lines.map((l) => jsonObject(l)).map((e) => ({ level: String(e?.["level"]), msg: e?.["msg"] }));
+  const begin = events.findLastIndex((e) => typeof e.msg === "string" && /^(Shutting down|Received SIG)/.test(e.msg));
+  const said = events.slice(begin + 1).filter((e) => typeof e.msg === "string").slice(0, CUT_LINES);
+  const cut = said.find(({ level, msg }) =>
+    level === "fatal"
+      ? /CanRequestStop|timeout while waiting for stop/.test(String(msg))
+      : /forcibly killing QEMU/.test(String(msg))
+  );
+  return cut === undefined ? lines.slice(begin + 1).find((l) => l.startsWith("panic: ")) : String(cut.msg);
 }
 
 function aliveWords(processes: readonly Proven[]): string {
@@ -2555,7 +2567,10 @@ function sshCommand(place: Place): [string, ...string[]] {
     "ConnectTimeout=5",
     "BatchMode=yes",
     "LogLevel=ERROR",
-    "ServerAliveInterval=60",
+    "ServerAliveInterval=15",
+    "ServerAliveCountMax=2",
+    // An ssh-agent that launchd no longer starts would hang it; IdentitiesOnly does not keep ssh from asking.
+    "IdentityAgent=none",
   ];
   const config = join(place.dir, SSH_CONFIG);
   const remote = `sudo -n sh -c '${GUEST_SCRIPT}'`;
@@ -2616,6 +2631,10 @@ interface Climb extends Ascent {
   readonly place: Place;
   readonly limits: Record<Stage, number>;
   line: Line | string;
+  /** Sessions in which the word was said, to be closed at the end. */
+  readonly opened: Line[];
+  /** Whether QEMU was ended with SIGTERM, which is the guest's power cut. */
+  powerCut: boolean;
   /** Rings when something may have ended. */
   readonly bell: Bell;
   seen: Observation;
@@ -2656,6 +2675,8 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
     ...how,
     limits: stageLimits(budgetS),
     line: line ?? "nothing is alive",
+    opened: [],
+    powerCut: false,
     bell: new Bell(),
     seen: before,
     steps: [],
@@ -2676,11 +2697,12 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
     void holdAgent(c).catch(() => {}); // only a wake-up less: everything is polled then
     for (const stage of ["guest", "agent", "driver", "kill"] as const) {
       if (!await isOver(c, stage)) continue;
-      return stopped(c, vmGone ? "gone before the request" : stage === "kill" ? "killed" : stage);
+      return stopped(c, vmGone ? "gone before the request" : stage === "kill" || c.powerCut ? "killed" : stage);
     }
     return stopped(c, "killed");
   } finally {
     if (typeof c.line !== "string") c.line.close();
+    for (const opened of c.opened) opened.close();
     ctx.stage(place, "", 0);
   }
 }
@@ -2749,7 +2771,7 @@ async function isOver(c: Climb, stage: "guest" | "agent" | "driver" | "kill"): P
   const seconds = secondsSince(ctx.host, begin);
   c.seconds[stage] = seconds;
   c.steps.push({ ...step, outcome });
-  ctx.say(stage === "kill" ? "warn" : "info", place, describeStep({ ...step, outcome }));
+  ctx.say(stage === "kill" || c.powerCut ? "warn" : "info", place, describeStep({ ...step, outcome }));
   await journal(ctx, place, "stage", { stage, seconds, outcome });
   return left(c).length === 0;
 }
@@ -2760,19 +2782,7 @@ async function isOver(c: Climb, stage: "guest" | "agent" | "driver" | "kill"): P
 type StageWork = (c: Climb, untilMs: number, skipped: () => boolean) => Promise<string>;
 
 const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
-  guest: async (c, untilMs, skipped) => {
-    const { line } = c;
-    if (typeof line === "string") return `skipped: ${line}`;
-    if (!c.ready) {
-      const own = isOwnPort(c.seen, sshFile(c.ctx.host, c.place, c.seen));
-      if (!own) return "skipped: the port in ssh.config is not provably this instance's now";
-      line.say();
-    }
-    void line.ended.then(() => c.bell.ring());
-    const gone = await waitGone(c, left(c), untilMs, () => skipped() || line.refusal() !== undefined);
-    const refusal = line.refusal();
-    return gone ? "done" : refusal === undefined ? late(skipped) : `refused: ${refusal}`;
-  },
+  guest: askGuest,
   agent: async (c, untilMs, skipped) => {
     const agents = () => left(c).filter((p) => p.role === "host agent");
     for (const risk of passedOn(c.seen)) c.ctx.say("warn", c.place, describeRemark("note")(risk));
@@ -2786,10 +2796,13 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
     const drivers = () => driversOf(c.seen);
     const leftMs = untilMs - c.ctx.host.clockMs();
     // Most of the time is for the guest; the rest is for a QEMU that must at least write out its image.
-    const asked = drivers().some((p) => p.role === "QEMU") ? await powerdown(c, leftMs) : "not QEMU";
-    if (asked === undefined && await waitGone(c, drivers(), untilMs - leftMs / 5, skipped)) return "done";
+    const isQemu = drivers().some((p) => p.role === "QEMU");
+    if (isQemu && await goneByButton(c, drivers(), untilMs - leftMs / 5, skipped)) return "done";
     const sent = await signalAll(c, drivers, "SIGTERM", untilMs, skipped);
-    return await waitGone(c, drivers(), untilMs, skipped) ? "done" : sent ?? late(skipped);
+    const gone = await waitGone(c, drivers(), untilMs, skipped);
+    c.powerCut = isQemu && gone && sent === undefined;
+    if (c.powerCut) return "done; SIGTERM to QEMU cut the guest's power";
+    return gone ? "done" : sent ?? late(skipped);
   },
   kill: async (c, untilMs) => {
     const sent = await signalAll(c, () => left(c), "SIGKILL", untilMs, () => false);
@@ -2798,6 +2811,128 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
     return await diskReleased(c, untilMs) ? "done" : "done; but somebody still has the disk open";
   },
 };
+
+/** Presses the power button again and again until the guest is down, or the time or the button is gone. */
+async function goneByButton(
+  c: Climb,
+  drivers: readonly Proven[],
+  untilMs: number,
+  skipped: () => boolean,
+): Promise<boolean> {
+  const { host } = c.ctx;
+  while (host.clockMs() < untilMs && !skipped()) {
+    const pressed = await powerdown(c, untilMs - host.clockMs());
+    const turnMs = Math.min(untilMs, host.clockMs() + PRESS_AGAIN_MS);
+    if (await waitGone(c, drivers, turnMs, skipped)) return true;
+    if (pressed !== undefined) return false;
+  }
+  return false;
+}
+
+/** How long a ready session may be silent before a new one is opened beside it. */
+const SILENT_MS = 2_000;
+
+/** How long a running guest has to acknowledge in a session that was opened only now. */
+const ACKNOWLEDGE_MS = 10_000;
+
+/** How often a booting guest is asked again. */
+const ASK_AGAIN_MS = 1_000;
+
+/** How often the power button is pressed again: a booting guest does not hear the first press. */
+const PRESS_AGAIN_MS = 5_000;
+
+/** What the guest stage has tried so far. */
+interface Asking {
+  /** The sessions in which the word was said. */
+  readonly lines: Line[];
+  /** Why there is no session, where there is none. */
+  none: string | undefined;
+  /** When a session was opened last. */
+  openedMs: number;
+  pressedMs: number;
+}
+
+/**
+ * Asks the guest to power off. Until a guest has acknowledged, the stage is short, so that Lima's own stop has its
+ * time; one that has acknowledged has all of grace. A running guest that refuses ends the stage at once. For a booting
+ * one no refusal is final.
+ */
+async function askGuest(c: Climb, untilMs: number, skipped: () => boolean): Promise<string> {
+  const { host } = c.ctx;
+  const asking: Asking = { lines: [], none: undefined, openedMs: c.beganMs, pressedMs: -Infinity };
+  sayWord(c, asking, c.line, c.ready !== undefined);
+  for (;;) {
+    const isBooting = isAgentBooting(c);
+    const acknowledged = hasAcknowledged(asking);
+    const endMs = guestEndMs(c, asking, untilMs, isBooting);
+    const isNews = () => hasAcknowledged(asking) !== acknowledged || (!isBooting && refusalOf(asking) !== undefined);
+    if (isBooting && !acknowledged) await pressButton(c, asking, endMs);
+    const turnMs = acknowledged ? endMs : Math.min(endMs, host.clockMs() + ASK_AGAIN_MS);
+    if (await waitGone(c, left(c), turnMs, () => skipped() || isNews())) return "done";
+    if (skipped()) return late(skipped);
+    const refusal = refusalOf(asking);
+    if (host.clockMs() >= endMs || (refusal !== undefined && !isBooting)) {
+      if (refusal === undefined) return late(skipped);
+      return asking.lines.length === 0 ? `skipped: ${refusal}` : `refused: ${refusal}`;
+    }
+    const isSilent = c.ready !== undefined && asking.lines.length === 1 && !hasAcknowledged(asking) &&
+      host.clockMs() >= c.beganMs + SILENT_MS;
+    if (isSilent || refusal !== undefined) {
+      if (isBooting) await lookAgain(c);
+      sayWord(c, asking, openLine(host, c.place), false);
+    }
+  }
+}
+
+/** Says the word in a session, where its port is proven: a ready session has had its proof, and its word. */
+function sayWord(c: Climb, asking: Asking, line: Line | string, wasSaid: boolean): void {
+  asking.none = typeof line === "string" ? line : undefined;
+  if (typeof line === "string") return;
+  if (!wasSaid && !isOwnPort(c.seen, sshFile(c.ctx.host, c.place, c.seen))) {
+    asking.none = "the port in ssh.config is not provably this instance's now";
+    line.close();
+    return;
+  }
+  if (!wasSaid) {
+    asking.openedMs = c.line === line ? c.beganMs : c.ctx.host.clockMs();
+    line.say();
+  }
+  asking.lines.push(line);
+  c.opened.push(line);
+  void line.ended.then(() => c.bell.ring());
+}
+
+function hasAcknowledged({ lines }: Asking): boolean {
+  return lines.some((l) => l.accepted() && l.refusal() === undefined);
+}
+
+/** Why the guest will not power off: each session was refused, or there is none. */
+function refusalOf({ lines, none }: Asking): string | undefined {
+  if (lines.some((l) => l.refusal() === undefined)) return undefined;
+  return none ?? lines.at(-1)?.refusal();
+}
+
+function guestEndMs(c: Climb, asking: Asking, untilMs: number, isBooting: boolean): number {
+  if (hasAcknowledged(asking)) return c.beganMs + c.limits.agent * 1000;
+  if (isBooting) return untilMs;
+  const beganMs = c.ready && asking.lines.length === 1 ? c.beganMs + SILENT_MS : asking.openedMs;
+  return Math.min(untilMs, beganMs + ACKNOWLEDGE_MS);
+}
+
+/** The guest of a living host agent boots until that agent has reported `running`. */
+function isAgentBooting(c: Climb): boolean {
+  if (!left(c).some((p) => p.role === "host agent")) return false;
+  const log = textOf(c.ctx.host, join(c.place.dir, HA_STDOUT));
+  return !log.split("\n").some((l) => (jsonObject(l)?.["status"] as Record<string, unknown> | undefined)?.["running"]);
+}
+
+/** The power button of a booting QEMU guest: a connection of a moment, while its agent has not been signalled. */
+async function pressButton(c: Climb, asking: Asking, untilMs: number): Promise<void> {
+  const now = c.ctx.host.clockMs();
+  if (now < asking.pressedMs + PRESS_AGAIN_MS || !driversOf(c.seen).some((p) => p.role === "QEMU")) return;
+  asking.pressedMs = now;
+  await powerdown(c, untilMs - now);
+}
 
 function late(skipped: () => boolean): string {
   return skipped() ? "skipped by a signal" : "no end in time";
@@ -3801,11 +3936,12 @@ const KEPT_LOG_BYTES = 256 * 1024;
 /** Lima deletes its logs at each start: after an unclean end their tails are copied first. */
 function keepLogs(ctx: Context, place: Place): void {
   const last = journalOf(ctx.host, place).filter((l) => ["start", "end", "pre"].includes(l.event)).at(-1);
-  const clean = last === undefined || (last.event === "end" && last["status"] === 0);
+  const clean = last === undefined || (last.event === "end" && last["status"] === 0 && last["stage"] !== "killed");
   if (clean) return;
   const dir = join(place.dir, "lima-guard.previous");
   ctx.host.makeDir(dir);
-  for (const file of ["ha.stderr.log", HA_STDOUT]) {
+  const serial = (ctx.host.list(place.dir).ok ?? []).filter((f) => /^serial.*\.log$/.test(f));
+  for (const file of ["ha.stderr.log", HA_STDOUT, ...serial]) {
     if (ctx.host.look(join(place.dir, file)).ok?.kind !== "file") continue;
     const kept = ctx.host.copyTail(join(place.dir, file), join(dir, file), KEPT_LOG_BYTES);
     if (kept.trouble) ctx.say("warn", place, `${file} of the last run is not kept: ${kept.why}`);
@@ -4078,7 +4214,7 @@ async function watchAgent(run: Run, place: Place, pid: number | undefined): Prom
   if (pid !== undefined) await untilAgentEnds(run, place, pid);
   if (run.ended !== undefined || run.stopMs !== undefined) return;
   ctx.say("warn", place, `host agent ${pid ?? ""} has ended`);
-  run.ended = { code: leftCleanly(ctx.host, place) && !run.child ? 0 : 1, signal: undefined };
+  run.ended = { code: leftCleanly(ctx.host, place) ? 0 : 1, signal: undefined };
   post(run, "ended");
 }
 
@@ -4106,9 +4242,9 @@ async function untilAgentEnds(run: Run, place: Place, pid: number): Promise<void
 function leftCleanly(host: Host, place: Place): boolean {
   if (host.look(join(place.dir, HA_PID)).trouble !== "absent") return false;
   const log = join(place.dir, HA_STDOUT);
-  const last = tailOf(host, log).trim().split("\n").at(-1) ?? "";
-  const status = jsonObject(last)?.["status"];
-  return typeof status === "object" && status !== null && (status as Record<string, unknown>)["exiting"] === true;
+  const events = tailOf(host, log).split("\n").map((l) => jsonObject(l)?.["status"]);
+  const last = events.findLast((e) => typeof e === "object" && e !== null);
+  return (last as Record<string, unknown> | undefined)?.["exiting"] === true;
 }
 
 /** A healthy agent that somebody else started: supervised all the same, as far as that can be done from outside. */

@@ -124,21 +124,21 @@ const booting = (pid: number, because: string): Plan =>
   });
 /** The ladder that `--pre` climbs: 60 s unless it is told otherwise. */
 const guest = (because: string): Step => (
-  { kind: "guest", what: "ask the guest over ssh to power off, until 30 s", because }
+  { kind: "guest", what: "ask the guest over ssh to power off, until 21 s", because }
 );
 const agentStep = (pid: number): Step => ({
   kind: "agent",
-  what: `SIGTERM to host agent ${pid}, until 45 s`,
+  what: `SIGTERM to host agent ${pid}, until 51 s`,
   because: "Lima's own graceful stop follows",
 });
 const driverStep = (who: string, how = "SIGTERM"): Step => ({
   kind: "driver",
-  what: `${how} to ${who}, until 45 s`,
+  what: `${how} to ${who}, until 51 s`,
   because: "only where no host agent is left to do it",
 });
 const POWERDOWN = "QMP system_powerdown, then SIGTERM";
 const killStep = (who: string): Step => (
-  { kind: "kill", what: `SIGKILL to ${who}, until 50 s`, because: "only what is still alive then" }
+  { kind: "kill", what: `SIGKILL to ${who}, until 54 s`, because: "only what is still alive then" }
 );
 
 {
@@ -368,7 +368,7 @@ for (
 Deno.test("--pre has the budget of --timeout for an orphan", () => {
   const seen = observation({ claims: [claim("qemu.pid", ours("QEMU", 812))], alive: [proven("QEMU", 812)] });
   assert.deepEqual(planPre(seen, 30).steps, ladderSteps(seen, "QEMU 812 runs without a host agent", 30));
-  assert.match(planPre(seen, 30).steps.at(-1)?.what ?? "", /^SIGKILL to QEMU 812, until 20 s$/);
+  assert.match(planPre(seen, 30).steps.at(-1)?.what ?? "", /^SIGKILL to QEMU 812, until 24 s$/);
 });
 
 const LOCK = "_disks/data/in_use_by";
@@ -642,14 +642,14 @@ stop("nothing is alive, nothing is left", {}, plan("stopped", NOBODY));
     { claims: [HA_OURS, claim("qemu.pid", ours("QEMU", 812))], alive: [AGENT, proven("QEMU", 812)], agent: signs() },
     plan("running", because, {
       steps: [
-        { kind: "guest", what: "ask the guest over ssh to power off, until 10 s", because },
-        { kind: "agent", what: `SIGTERM to ${agent}, until 15 s`, because: "Lima's own graceful stop follows" },
+        { kind: "guest", what: "ask the guest over ssh to power off, until 7 s", because },
+        { kind: "agent", what: `SIGTERM to ${agent}, until 21 s`, because: "Lima's own graceful stop follows" },
         {
           kind: "driver",
-          what: `${POWERDOWN} to ${driver}, until 15 s`,
+          what: `${POWERDOWN} to ${driver}, until 21 s`,
           because: "only where no host agent is left to do it",
         },
-        { kind: "kill", what: `SIGKILL to ${kill}, until 20 s`, because: "only what is still alive then" },
+        { kind: "kill", what: `SIGKILL to ${kill}, until 24 s`, because: "only what is still alive then" },
       ],
     }),
     30,
@@ -711,13 +711,14 @@ Deno.test("--stop: an instance that is not there is told as by --pre", () => {
 for (
   const [budget, guest, grace, kill, cleanUp] of [
     // A T too short for grace still leaves kill and clean up their time.
-    [60, 30, 45, 50, 55],
-    [3600, 2390, 3585, 3590, 3595],
-    [45, 20, 30, 35, 40],
-    [30, 10, 15, 20, 25],
-    [24, 8, 12, 16, 20],
-    [6, 2, 3, 4, 5],
-    [1, 1 / 3, 1 / 2, 2 / 3, 5 / 6],
+    [60, 21, 51, 54, 57],
+    [3600, 120, 3591, 3594, 3597],
+    [90, 51, 81, 84, 87],
+    [45, 12, 36, 39, 42],
+    [30, 7, 21, 24, 27],
+    [18, 3, 9, 12, 15],
+    [6, 1, 3, 4, 5],
+    [1, 1 / 6, 1 / 2, 2 / 3, 5 / 6],
   ] as const
 ) {
   Deno.test(`stageLimits() of ${budget} s`, () => {
@@ -742,8 +743,8 @@ Deno.test("stageLimits() leaves every stage time, and some reserve, whatever the
     fc.property(fc.double({ min: 0.1, max: 3600, noNaN: true }), (budget) => {
       const { guest, agent, driver, kill, "clean up": cleanUp } = stageLimits(budget);
       assert.equal(agent, driver);
-      // A sixth of a short budget, 5 s of a long one: for kill, for clean up, and in reserve.
-      const share = Math.min(5, budget / 6) * 0.999;
+      // A sixth of a short budget, 3 s of a long one: for kill, for clean up, and in reserve.
+      const share = Math.min(3, budget / 6) * 0.999;
       const gaps = [kill - agent, cleanUp - kill, budget - cleanUp];
       assert.ok(gaps.every((gap) => gap >= share), `${gaps} of ${budget}`);
       assert.ok(guest > 0 && guest < agent, `${guest} and ${agent} of ${budget}`);

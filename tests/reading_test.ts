@@ -8,6 +8,7 @@ import {
   type LockRecord,
   nameTrouble,
   type ProcessRow,
+  readCut,
   readDiskNames,
   readJournal,
   readLocalPort,
@@ -647,3 +648,35 @@ Deno.test("nameTrouble() follows Lima's rule", () => {
     RUNS,
   );
 });
+
+// ── what a host agent wrote in its last stop ──
+
+const event = (level: string, msg: string) => JSON.stringify({ level, msg, time: "2026-11-26T20:00:00Z" });
+const ASKED = event("info", "Received SIGTERM, shutting down the host agent");
+const CANNOT = event("fatal", "vz: CanRequestStop is not supported");
+const FORCED = event("info", "QEMU did not exit in 3m0s, forcibly killing QEMU");
+const FORWARDER = event("error", "failed to close the port forwarder");
+const CLOSED = "Connection to 127.0.0.1 closed by remote host.";
+
+for (
+  const [name, lines, isCut] of [
+    ["it could not request the stop", [ASKED, CANNOT], true],
+    ["a raw line of a child behind it", [ASKED, CANNOT, CLOSED], true],
+    ["an error of the port forwarder behind it", [ASKED, CANNOT, FORWARDER], true],
+    ["QEMU was killed", [ASKED, FORCED, event("info", "QEMU has exited, after killing forcibly")], true],
+    ["QEMU was killed, and its status is fatal", [ASKED, FORCED, event("fatal", "signal: killed")], true],
+    ["Go's panic", [ASKED, "panic: no such thing", "", "goroutine 1 [running]:"], true],
+    ["a warning: it stops the guest over ssh", [ASKED, event("warning", "vz: CanRequestStop is not supported")], false],
+    ["an earlier stop, and a clean one behind it", [ASKED, CANNOT, ASKED, FORWARDER], false],
+    ["QEMU had gone by itself", [ASKED, event("info", "QEMU has already exited")], false],
+    ["nothing at all", [], false],
+  ] as const
+) {
+  Deno.test(`readCut() ${isCut ? "a cut" : "no cut"}: ${name}`, () => {
+    assert.equal(readCut(lines.join("\n")) !== undefined, isCut);
+    const foreign = fc.array(fc.constantFrom(CLOSED, "", "{", "x".repeat(300)), { maxLength: 60 });
+    fc.assert(fc.property(foreign, (more) => {
+      assert.equal(readCut([...lines, ...more].join("\n")), readCut(lines.join("\n")));
+    }));
+  });
+}

@@ -721,9 +721,9 @@ Deno.test("a dry run prints the plan, and neither writes nor starts nor ends any
   assert.deepEqual(k3s.log().filter((line) => line.startsWith("Received")), []);
 
   const pid = `host agent ${agent.pid}`;
-  assert.match(told.stdout, new RegExp(`ask the guest over ssh to power off, until 30 s .*${pid}`));
-  assert.match(told.stdout, new RegExp(`SIGTERM to ${pid}, until 45 s`));
-  assert.match(told.stdout, new RegExp(`SIGKILL to ${pid}, until 50 s`));
+  assert.match(told.stdout, new RegExp(`ask the guest over ssh to power off, until 21 s .*${pid}`));
+  assert.match(told.stdout, new RegExp(`SIGTERM to ${pid}, until 51 s`));
+  assert.match(told.stdout, new RegExp(`SIGKILL to ${pid}, until 54 s`));
   assert.match(told.stdout, new RegExp(`remove ${k3s.path("krunkit.pid")} .*not a PID`));
   assert.ok(planned.told.steps.every(({ outcome }) => outcome === "planned"));
 
