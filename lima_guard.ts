@@ -1308,12 +1308,16 @@ export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "a
   const rebooted = seen.bootMarker ? ` (Lima 2.2.1 and later start where ${BOOT_MARKER} is of another boot)` : "";
   if (driver) return `refuses: ${basename(driver.path, ".pid")} driver is running but host agent is not${rebooted}`;
   const usernet = seen.claims.some((c) =>
-    c.scope === "shared" && c.verdict.kind === "not ours" && rolesOf(c.path).includes("usernet")
+    c.scope === "shared" && c.verdict.kind === "not ours" && rolesOf(basename(c.path)).includes("usernet")
   );
   if (usernet) return "refuses: failed to stop usernet";
   const [unsure] = doubtsOf(seen);
   if (unsure) return `cannot be known, because of ${unsure.what}`;
-  const [obstacle] = [...seen.obstacles, ...seen.claims.filter((c) => c.verdict.kind !== "dead").map(doubt)];
+  const [obstacle] = [
+    ...seen.held,
+    ...seen.obstacles,
+    ...seen.claims.filter((c) => c.verdict.kind !== "dead").map(doubt),
+  ];
   return obstacle ? `may refuse, because of ${obstacle.what}` : NOTHING_SEEN;
 }
 
