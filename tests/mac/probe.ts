@@ -83,7 +83,7 @@ export async function arm(canSudo: boolean): Promise<string> {
   await Deno.mkdir(logs, { recursive: true });
   await Deno.mkdir(`${account.home}/Library/LaunchAgents`, { recursive: true });
   await Deno.copyFile(`${project}/tests/mac/probe.sh`, `${logs}/probe.sh`);
-  const told: string[] = [];
+  const found: string[] = [];
   for (const armed of probesOf(account)) {
     if (armed.domain === "daemon" && !canSudo) continue;
     await remove(armed);
@@ -99,9 +99,9 @@ export async function arm(canSudo: boolean): Promise<string> {
       armed.target.replace(`/${armed.label}`, ""),
       armed.plist,
     ]);
-    told.push(`${armed.domain} ${armed.name}: bootstrap ${code}`);
+    found.push(`${armed.domain} ${armed.name}: bootstrap ${code}`);
   }
-  return `armed, reboot and ask again: ${told.join(", ")}${canSudo ? "" : "; daemons: sudo -n does not work here"}`;
+  return `armed, reboot and ask again: ${found.join(", ")}${canSudo ? "" : "; daemons: sudo -n does not work here"}`;
 }
 
 /** Takes them away; the notes stay. */
@@ -114,12 +114,12 @@ export async function disarm(canSudo: boolean): Promise<string> {
 
 /** What the notes say; undefined where none was ever armed. */
 export async function readArmed(): Promise<string | undefined> {
-  const told: string[] = [];
+  const found: string[] = [];
   for (const { domain, name, log } of probesOf(await thisAccount())) {
     const text = await Deno.readTextFile(log).catch(() => undefined);
-    if (text !== undefined) told.push(`${domain} ${name}: ${readProbe(text)}`);
+    if (text !== undefined) found.push(`${domain} ${name}: ${readProbe(text)}`);
   }
-  return told.length > 0 ? told.join("; ") : undefined;
+  return found.length > 0 ? found.join("; ") : undefined;
 }
 
 /** What the last run in a log lived through, in words. */

@@ -85,17 +85,17 @@ const domains: readonly Domain[] = canSudo ? ["agent", "daemon"] : ["agent"];
 // ── launchd ──
 
 ask("1: what becomes of an ExitTimeOut, for agents and for daemons?", async ({ script }) => {
-  const told: string[] = [];
+  const found: string[] = [];
   for (const domain of domains) {
     for (const seconds of [0, 5, 60, 61, 120, 300]) {
       const keys = seconds === 0 ? {} : { ExitTimeOut: seconds };
       await using job = await script(FOREVER, keys, domain);
       await job.pid();
-      told.push(`${domain} ${seconds || "none"} → ${await job.value("exit timeout")}`);
+      found.push(`${domain} ${seconds || "none"} → ${await job.value("exit timeout")}`);
     }
   }
   const most = /maximum allowed shutdown time = .*/.exec((await say(["launchctl", "print", "system"])).text)?.[0];
-  return `${told.join(", ")}; ${most ?? "no maximum is shown"}${canSudo ? "" : "; daemons: no sudo"}`;
+  return `${found.join(", ")}; ${most ?? "no maximum is shown"}${canSudo ? "" : "; daemons: no sudo"}`;
 });
 
 ask(
@@ -121,7 +121,7 @@ ask("5: which XPC_SERVICE_NAME has a program that Deno starts in a job?", async 
   const code = `new Deno.Command("/usr/bin/env").output().then((o) => Deno.writeFileSync("${dir}/env", o.stdout))`;
   await using job = await Job.load(dir, "agent", { ProgramArguments: [Deno.execPath(), "eval", code] });
   const name = /^XPC_SERVICE_NAME=(.*)$/m.exec(await textOf(`${dir}/env`))?.[1];
-  return `${name === job.label ? "the label" : name ?? "none"} (the guard sets it itself)`;
+  return `${name === job.label ? "the label" : name ?? "none"} (lima-guard sets it itself)`;
 });
 
 ask("6: which environment has a daemon with UserName?", async ({ dir }) => {
@@ -145,16 +145,16 @@ ask("11: what does kickstart -k send, and how long does it wait?", async ({ dir,
 });
 
 ask("13: does bootout --wait return when the label is gone?", async ({ script }) => {
-  const told: string[] = [];
+  const found: string[] = [];
   for (const domain of domains) {
     await using job = await script(`trap 'sleep 3; exit 0' TERM\n${FOREVER}`, { ExitTimeOut: 20 }, domain);
     await job.pid();
     const began = performance.now();
     const { code, text } = await job.launchctl("bootout", "--wait", job.target);
     const after = (await say(["launchctl", "print", job.target])).code;
-    told.push(`${domain}: status ${code} after ${seconds(began)} s, then print ${after} ${line(text)}`);
+    found.push(`${domain}: status ${code} after ${seconds(began)} s, then print ${after} ${line(text)}`);
   }
-  return told.join("; ");
+  return found.join("; ");
 });
 
 ask("bootout: is the label gone when it returns, and what says bootstrap until then?", async ({ dir, script }) => {
@@ -167,7 +167,7 @@ ask("bootout: is the label gone when it returns, and what says bootstrap until t
   return `bootout ${code} after ${seconds(began)} s, then state ${there ?? "113"}; bootstrap ${again.code}`;
 });
 
-ask("launchctl print: does the guard read it?", async ({ script }) => {
+ask("launchctl print: does lima-guard read it?", async ({ script }) => {
   for (const domain of domains) {
     await using job = await script(FOREVER, { ExitTimeOut: 42 }, domain);
     const pid = await job.pid();
@@ -201,8 +201,8 @@ async function quarantined({ dir }: Scene): Promise<string> {
   }
 }
 
-ask("a log in a folder that is not there: is the folder made, and by whom?", async ({ dir, script }) => {
-  const told: string[] = [];
+ask("a log in a folder that is not there: is the folder made, and which user owns it?", async ({ dir, script }) => {
+  const found: string[] = [];
   for (const domain of domains) {
     const folder = `${dir}/${domain}/logs`;
     await using job = await script(FOREVER, { StandardOutPath: `${folder}/out` }, domain);
@@ -212,12 +212,12 @@ ask("a log in a folder that is not there: is the folder made, and by whom?", asy
       return seen;
     }, { withinMs: 8_000 }).catch(() => "no state in 8 s");
     const owner = await Deno.stat(folder).then((s) => `made by uid ${s.uid}`, () => "not made");
-    told.push(`${domain}: ${owner}, ${state}, last exit code ${await job.value("last exit code")}`);
+    found.push(`${domain}: ${owner}, ${state}, last exit code ${await job.value("last exit code")}`);
   }
-  return told.join("; ");
+  return found.join("; ");
 });
 
-ask("10: what does a job of ours add to the background items?", async ({ script }) => {
+ask("10: what does a throw-away job add to the background items?", async ({ script }) => {
   if (!canSudo) return new NoAnswer("for a person", "sudo -n does not work here: look for a notice at the screen");
   const items = async () => (await say(["sudo", "-n", "sfltool", "dumpbtm"])).text.split("\n").map((l) => l.trim());
   const before = await items();
@@ -234,23 +234,23 @@ ask("consent: can a job open a file below ~/Documents, in both domains?", async 
   const file = `${HOME}/Documents/lima-guard-question.${Deno.pid}`;
   await Deno.writeTextFile(file, "x");
   try {
-    const told: string[] = [];
+    const found: string[] = [];
     for (const domain of domains) {
       const text = `stat -f %z "$2" >"$1/said" 2>&1; echo "stat $?" >>"$1/said"\n` +
         `cat "$2" >>"$1/said" 2>&1; echo "open $?" >>"$1/said"\n${FOREVER}`;
       await using _job = await script(text, {}, domain, [file]);
       const said = await textOf(`${dir}/said`, /^open \d/m).catch(() => "no answer: the file operation hangs");
-      told.push(`${domain}: ${line(said)}`);
+      found.push(`${domain}: ${line(said)}`);
       await say(["rm", "-f", `${dir}/said`]);
     }
-    return told.join("; ");
+    return found.join("; ");
   } finally {
     await Deno.remove(file);
   }
 });
 
 ask("ProcessType Background: how slow are ps, print, ssh and a synced line?", async ({ script, dir }) => {
-  const told: string[] = [];
+  const found: string[] = [];
   for (const type of ["Standard", "Background"]) {
     const text = `cd "$1"; n=0; while [ $n -lt 20 ]; do n=$((n + 1))\n` +
       `{ time -p ps -A >/dev/null; } 2>&1 | sed -n 's/^real/ps/p' >>times\n` +
@@ -260,33 +260,33 @@ ask("ProcessType Background: how slow are ps, print, ssh and a synced line?", as
       `done; echo done >>times\n${FOREVER}`;
     await using _job = await script(text, { ProcessType: type }, domains.at(-1) ?? "agent");
     const times = await textOf(`${dir}/times`, /done/, 25_000).catch(() => Deno.readTextFile(`${dir}/times`));
-    told.push(`${type}: ${timesOf(times)}`);
+    found.push(`${type}: ${timesOf(times)}`);
     await say(["sudo", "-n", "rm", "-f", `${dir}/times`, `${dir}/note`]);
     await say(["rm", "-f", `${dir}/times`, `${dir}/note`]);
   }
-  return told.join("; ");
+  return found.join("; ");
 });
 
 ask("how many files may a job open?", async ({ script, dir }) => {
-  const told = [line((await say(["launchctl", "limit", "maxfiles"])).text)];
+  const found = [line((await say(["launchctl", "limit", "maxfiles"])).text)];
   for (const domain of domains) {
     await using _job = await script(`ulimit -n >"$1/${domain}"; ulimit -Hn >>"$1/${domain}"\n${FOREVER}`, {}, domain);
-    told.push(`${domain}: ${line(await textOf(`${dir}/${domain}`, /\S+\s+\S/))}`);
+    found.push(`${domain}: ${line(await textOf(`${dir}/${domain}`, /\S+\s+\S/))}`);
   }
-  return told.join("; ");
+  return found.join("; ");
 });
 
 ask("sync: does it work, and how long does it take, on APFS and on a disk image?", async ({ dir }) => {
-  const told = [`APFS: ${await timedSync(dir)}`];
+  const found = [`APFS: ${await timedSync(dir)}`];
   await say(["hdiutil", "create", "-size", "8m", "-fs", "HFS+", "-volname", "lgq", `${dir}/image.dmg`]);
   await Deno.mkdir(`${dir}/image`);
   const attached = await say(["hdiutil", "attach", "-nobrowse", "-mountpoint", `${dir}/image`, `${dir}/image.dmg`]);
   try {
-    told.push(`disk image: ${attached.code === 0 ? await timedSync(`${dir}/image`) : line(attached.text)}`);
+    found.push(`disk image: ${attached.code === 0 ? await timedSync(`${dir}/image`) : line(attached.text)}`);
   } finally {
     await say(["hdiutil", "detach", "-force", `${dir}/image`]);
   }
-  return told.join("; ");
+  return found.join("; ");
 });
 
 // ── tools ──
@@ -302,7 +302,7 @@ ask("12: does plutil sort keys, and does -replace of a place in an array replace
   return `keys ${order}; a.0 → ${line(array)}; "c\\.d" ${dotted.code === 0 ? "is" : "is not"} found`;
 });
 
-ask("ps: does the guard read it, and the letters of a path beyond ASCII?", async ({ dir }) => {
+ask("ps: does lima-guard read it, and the letters of a path beyond ASCII?", async ({ dir }) => {
   await Deno.writeTextFile(`${dir}/zoë's lima.sh`, FOREVER);
   const child = new Deno.Command("/bin/sh", { args: [`${dir}/zoë's lima.sh`], stdin: "null" }).spawn();
   try {
@@ -365,16 +365,16 @@ ask("9: the host agent is killed: who has the disk open, second by second?", asy
     const argv = ["/usr/sbin/lsof", "-n", "-P", "-w", "-F", "pcan", "--", `${dir}/disk`, `${dir}/diffdisk`];
     return (await say(argv)).text.split("\n").filter((l) => /^[pca]/.test(l)).join(" ");
   };
-  const told = [`before: ${await holders()}`];
+  const found = [`before: ${await holders()}`];
   Deno.kill(pid, "SIGKILL");
   const began = performance.now();
-  for (let last = told[0]; performance.now() - began < 50_000;) {
+  for (let last = found[0]; performance.now() - began < 50_000;) {
     const now = await holders();
-    if (now !== last) told.push(`${seconds(began)} s: ${now || "nobody"}`);
+    if (now !== last) found.push(`${seconds(began)} s: ${now || "none"}`);
     if (now === "") break;
     last = now;
   }
-  return told.join("; ");
+  return found.join("; ");
 });
 
 ask("2, 3, 7, 14: a shutdown: signals, time, ssh, directory, AlwaysSIGTERMOnShutdown?", async () => {

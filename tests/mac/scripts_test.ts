@@ -85,7 +85,7 @@ for (const shell of SHELLS) {
     },
   });
   Deno.test({
-    name: `handshake with ${shell.join(" ")}: cold and warm, and a guard that cannot run is seen${why}`,
+    name: `handshake with ${shell.join(" ")}: cold and warm, and a file that cannot run is seen${why}`,
     ignore,
     async fn() {
       const dir = await Deno.makeTempDir({ prefix: "lg-" });
