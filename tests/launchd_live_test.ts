@@ -9,7 +9,7 @@ import { readPrint } from "../lima_guard.ts";
 import { project } from "./helpers/paths.ts";
 import { eventually, isAlive } from "./helpers/processes.ts";
 import type { Domain } from "./mac/launchd.ts";
-import { plistOf, type Throwaway, writeThrowaway } from "./mac/throwaway.ts";
+import { commandsOf, plistOf, type Throwaway, writeThrowaway } from "./mac/throwaway.ts";
 
 const onMac = Deno.build.os === "darwin";
 const guard = `${project}/dist/lima-guard-${Deno.build.target}`;
@@ -81,12 +81,8 @@ class Live implements AsyncDisposable {
     assert.equal(loaded.code, 0, loaded.text);
   }
 
-  install(...args: string[]): Said {
-    return run([guard, "--install", "--lima-home", this.made.lima, ...args]);
-  }
-
-  guard(...args: string[]): Said {
-    return run([guard, ...args, "--lima-home", this.made.lima, this.made.name]);
+  guard(what: keyof ReturnType<typeof commandsOf>): Said {
+    return run([guard, ...commandsOf(this.made, this.guardDir)[what]]);
   }
 
   print(): Said {
@@ -163,8 +159,7 @@ async function story(domain: Domain): Promise<void> {
   live.load();
   await live.agent();
 
-  const yes = ["--yes", "--guard-dir", live.guardDir, name];
-  const installed = await timed(`${domain}: install, with a guest of ${LINGER_S} s`, () => live.install(...yes));
+  const installed = await timed(`${domain}: install, with a guest of ${LINGER_S} s`, () => live.guard("install"));
   assert.equal(installed.code, 0, installed.text);
   const print = live.print().text;
   assert.equal(readPrint(print).exitTimeoutS, 60, print);
@@ -175,15 +170,15 @@ async function story(domain: Domain): Promise<void> {
       assert.deepEqual([uid, (mode ?? 0) & 0o022], [0, 0], `${path}: owner and who else may write`);
     }
   }
-  const checked = live.install("--check", name);
+  const checked = live.guard("check");
   assert.equal(checked.code, 0, checked.text);
-  const again = live.install("--json", ...yes);
+  const again = live.guard("again");
   assert.equal(again.code, 0, again.text);
   assert.equal(live.print().text.match(/^\tpid = .*$/m)?.[0], print.match(/^\tpid = .*$/m)?.[0], "it was restarted");
 
   // A stop that is asked for.
   const agent = await live.agent();
-  const stopped = await timed(`${domain}: --stop`, () => live.guard("--stop"));
+  const stopped = await timed(`${domain}: --stop`, () => live.guard("stop"));
   assert.equal(stopped.code, 0, stopped.text);
   assert.equal(isAlive(agent), false);
   await eventually(() => assert.equal(readPrint(live.print().text).pid, undefined, "the job runs on"));
@@ -205,12 +200,12 @@ async function story(domain: Domain): Promise<void> {
     await live.gone();
   });
   await assert.rejects(Deno.stat(`${dir}/ha.pid`), Deno.errors.NotFound, "the guest was cut off");
-  const status = live.guard("--status", "--json");
+  const status = live.guard("status");
   note(`${domain}: status after bootout ${status.code}: ${status.text.replaceAll(/\s+/g, " ").slice(0, 600)}`);
   assert.equal(live.asOwner("launchctl", "bootstrap", live.domainTarget, live.plist).code, 0);
   await live.agent();
 
-  const gone = live.install("--uninstall", "--yes", name);
+  const gone = live.guard("uninstall");
   assert.equal(gone.code, 0, gone.text);
   assert.equal(Deno.readTextFileSync(live.plist), live.text);
   assert.ok(!live.print().text.includes("--run"));

@@ -67,3 +67,16 @@ ${userName}	<key>RunAtLoad</key>
 </plist>
 `;
 }
+
+/** The arguments of lima-guard for the instance, so that they can be tried without a Mac. */
+export function commandsOf({ lima, name }: Throwaway, guardDir: string) {
+  const home = ["--lima-home", lima, name];
+  return {
+    install: ["--install", "--yes", "--guard-dir", guardDir, ...home],
+    again: ["--install", "--yes", "--json", "--guard-dir", guardDir, ...home],
+    check: ["--check", ...home],
+    uninstall: ["--uninstall", "--yes", ...home],
+    stop: ["--stop", ...home],
+    status: ["--status", "--json", ...home],
+  } as const;
+}

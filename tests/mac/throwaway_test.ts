@@ -2,8 +2,9 @@ import assert from "node:assert/strict";
 import { runGuard } from "../helpers/guard.ts";
 import { tempLimaHome } from "../helpers/home.ts";
 import { eventually, killChild, ps } from "../helpers/processes.ts";
-import { decodePlist, readJob, readPlist } from "../../install.ts";
-import { plistOf, writeThrowaway } from "./throwaway.ts";
+import { decodePlist, parseInstallArgs, readJob, readPlist } from "../../install.ts";
+import { parseCommandLine } from "../../lima_guard.ts";
+import { commandsOf, plistOf, writeThrowaway } from "./throwaway.ts";
 
 Deno.test("the throw-away instance looks like a host agent, and lima-guard stops it in its time", async () => {
   await using home = await tempLimaHome();
@@ -36,3 +37,14 @@ for (const domain of ["agent", "daemon"] as const) {
     assert.equal(plist.value["UserName"], domain === "daemon" ? "ci" : undefined);
   });
 }
+
+Deno.test("lima-guard understands every command of the live tests", () => {
+  const made = { lima: "/l", name: "d", dir: "/l/d", limactl: "/limactl" };
+  for (const [what, args] of Object.entries(commandsOf(made, "/g"))) {
+    const asked = parseCommandLine(args);
+    assert.ok(!("usage" in asked) && !("print" in asked), `${what}: ${JSON.stringify(asked)}`);
+    if (!("install" in asked)) continue;
+    const parsed = parseInstallArgs(asked.install);
+    assert.ok(!("usage" in parsed) && !("print" in parsed), `${what}: ${JSON.stringify(parsed)}`);
+  }
+});

@@ -1,6 +1,8 @@
 /** tests/mac/vz, with stand-ins that only note how they were called: its order, its words, and that it cleans up. */
 
 import assert from "node:assert/strict";
+import { parseInstallArgs } from "../../install.ts";
+import { parseCommandLine } from "../../lima_guard.ts";
 import { project } from "../helpers/paths.ts";
 
 interface Ran {
@@ -63,7 +65,12 @@ for (const shell of SHELLS) {
         assert.equal(code, 0, said);
         assert.match(said, /all of it held\n$/);
         const guards = calls.filter((call) => call.startsWith("guard ")).map((call) => call.split(" ")[1]);
-        assert.deepEqual(guards, ["--install", "--check", "--status", "--pre", "--stop", "--install"]);
+        assert.deepEqual(guards, ["--install", "--check", "--status", "--pre", "--stop", "--uninstall"]);
+        for (const call of calls.filter((one) => one.startsWith("guard "))) {
+          const asked = parseCommandLine(call.split(" ").slice(1));
+          assert.ok(!("usage" in asked), `${call}: ${JSON.stringify(asked)}`);
+          if ("install" in asked) assert.ok(!("usage" in parseInstallArgs(asked.install)), call);
+        }
         const verbs = calls.filter((call) => /^launchctl boot/.test(call)).map((call) => call.split(" ")[1]);
         assert.deepEqual(verbs, [
           ...["bootstrap", "bootout", "bootstrap", "bootout", "bootstrap", "bootout", "bootstrap"],
@@ -94,6 +101,6 @@ Deno.test({
     const { code, said, calls } = await vz(["dash"], "lima", { pre: 75 });
     assert.equal(code, 1, said);
     assert.match(said, /^--pre: status 75 /m);
-    assert.ok(calls.some((call) => call.startsWith("guard --install --uninstall")));
+    assert.ok(calls.some((call) => call.startsWith("guard --uninstall")));
   },
 });
