@@ -1,4 +1,5 @@
 import assert from "node:assert/strict";
+import { leftIn } from "./launchd.ts";
 import { answerTo, beginPaper, NoAnswer, writeAnswer } from "./answers.ts";
 
 Deno.test("an answer is what was returned, thrown, or not there in time", async () => {
@@ -33,4 +34,10 @@ Deno.test("each answer is on paper at once: a row of the summary and a line of J
   } finally {
     await Deno.remove(dir, { recursive: true });
   }
+});
+
+Deno.test("leftIn() finds the jobs of a run that was cut short", () => {
+  const list =
+    "PID\tStatus\tLabel\n-\t0\tcom.apple.x\n812\t0\torg.lima-guard.question.80.a1b2c3\n-\t0\torg.lima-guard.probe.x\n";
+  assert.deepEqual(leftIn(list), ["org.lima-guard.question.80.a1b2c3"]);
 });

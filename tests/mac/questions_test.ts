@@ -17,7 +17,7 @@ import assert from "node:assert/strict";
 import { PS_COLUMNS, readPrint, readPs } from "../../lima_guard.ts";
 import { eventually, isAlive } from "../helpers/processes.ts";
 import { answerTo, beginPaper, NoAnswer, type Paper, writeAnswer } from "./answers.ts";
-import { type Domain, Job, line, plistText, say, textOf, type Value } from "./launchd.ts";
+import { type Domain, Job, line, plistText, say, sweepQuestions, textOf, type Value } from "./launchd.ts";
 import { arm, disarm, readArmed } from "./probe.ts";
 
 const ON_MAC = Deno.build.os === "darwin";
@@ -81,6 +81,7 @@ const FOREVER = "while :; do sleep 0.2; done\n";
 const USER = ON_MAC ? (await say(["id", "-un"])).text : "";
 const canSudo = ON_MAC && (await say(["sudo", "-n", "true"])).code === 0;
 const domains: readonly Domain[] = canSudo ? ["agent", "daemon"] : ["agent"];
+if (ON_MAC) await sweepQuestions(domains);
 
 // ── launchd ──
 

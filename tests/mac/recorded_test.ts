@@ -10,7 +10,9 @@ import { project } from "../helpers/paths.ts";
 import { check, readRecording } from "./recording.ts";
 
 const RECORDED = `${project}/tests/standin/recorded`;
-const recordings = [...Deno.readDirSync(RECORDED)].filter(({ name }) => name.startsWith("macos-"));
+const recordings = [...Deno.readDirSync(RECORDED)].filter(({ name, isDirectory }) =>
+  isDirectory && name.startsWith("macos-")
+);
 
 for (const { name } of recordings) {
   for (const seen of readRecording(`${RECORDED}/${name}`)) {
