@@ -47,6 +47,41 @@ for (const file of FILES) {
   });
 }
 
+Deno.test("launchd.yml: what can fail comes after what is learnt without it, and each job tells what it has learnt", () => {
+  const text = read(".github/workflows/launchd.yml");
+  const order = [
+    "tests/mac/record learnt",
+    "tests/mac/recorded_test.ts",
+    "deno task compile ${{",
+    "tests/mac/handshake",
+    "real launchd, agent",
+    "real launchd, daemon",
+    "tests/mac/questions_test.ts",
+    "tests/mac/vz",
+    "deno task ok",
+  ];
+  assert.match(text, /^defaults:\n {2}run:\n {4}shell: bash$/m, "without pipefail tee hides a failure");
+  const places = order.map((words) => text.indexOf(words));
+  assert.ok(places.every((at) => at >= 0), places.join());
+  assert.deepEqual(places, places.toSorted((a, b) => a - b));
+  const jobs = text.slice(text.indexOf("\njobs:")).split(/^ {2}(?=\w+:$)/m).slice(1);
+  assert.deepEqual(jobs.map((job) => job.split(":")[0]), ["learn", "vz", "suite"]);
+  for (const job of jobs) {
+    assert.match(
+      job,
+      /name: What was learnt\n {8}if: always\(\)\n {8}run: [^]*tests\/mac\/learnt [^]*GITHUB_STEP_SUMMARY/,
+    );
+  }
+  for (const job of jobs.slice(1)) assert.match(job, /^ {4}if: \$\{\{ !cancelled\(\)/m);
+});
+
+Deno.test("ci.yml: the stand-ins are tried with perl as Apple builds it", () => {
+  assert.match(
+    read(".github/workflows/ci.yml"),
+    /PERL5OPT=-MArgvZero PERL5LIB="\$PWD\/tests\/standin\/apple" deno task test/,
+  );
+});
+
 Deno.test("the notes of a release are its section of the changelog", () => {
   const guard = 'export const VERSION = "1.2.3";\n';
   const changelog =

@@ -369,33 +369,59 @@ function removeTree(root: string): void {
   }
 }
 
-/** Processes, but this one, that name a directory: in their command line, working directory or environment. */
+/**
+ * Processes, but this one, that name a directory: in their command line, working directory or, on Linux, environment.
+ * A Mac shows no environment of Apple's own programs: what a test starts must be found without.
+ */
 function processesThatName(root: string): string[] {
-  const found = Deno.build.os === "linux" ? fromProc(root) : fromPs(root);
-  return found.filter(([pid]) => pid !== Deno.pid).map(([pid, command]) => `${pid} ${command}`);
+  const found = Deno.build.os === "linux" ? fromProc(root, { environments: true }) : fromPs(root);
+  return found.filter(({ pid }) => pid !== Deno.pid).map(({ pid, command }) => `${pid} ${command}`);
 }
 
-function fromProc(root: string): [number, string][] {
-  const found: [number, string][] = [];
+interface Found {
+  readonly pid: number;
+  readonly command: string;
+}
+
+/** The processes that name a directory in their command line or working directory, this one too. */
+export function findWithoutEnvironments(root: string): Found[] {
+  return Deno.build.os === "linux" ? fromProc(root, { environments: false }) : fromPs(root);
+}
+
+function fromProc(root: string, { environments }: { environments: boolean }): Found[] {
+  const found: Found[] = [];
   for (const { name } of Deno.readDirSync("/proc")) {
     if (!/^\d+$/.test(name)) continue;
     const command = quietly(() => Deno.readTextFileSync(`/proc/${name}/cmdline`)) ?? "";
     if (command === "") continue; // a zombie, or a thread of the kernel
-    const environment = quietly(() => Deno.readTextFileSync(`/proc/${name}/environ`)) ?? "";
+    const environment = environments ? quietly(() => Deno.readTextFileSync(`/proc/${name}/environ`)) ?? "" : "";
     const cwd = quietly(() => Deno.readLinkSync(`/proc/${name}/cwd`)) ?? "";
     if (names(command, root) || names(environment, root) || names(cwd, root)) {
-      found.push([Number(name), command.replaceAll("\0", " ").trim()]);
+      found.push({ pid: Number(name), command: command.replaceAll("\0", " ").trim() });
     }
   }
   return found;
 }
 
-/** `-E` shows the environment, of one's own processes. Their working directories are not looked at here. */
-function fromPs(root: string): [number, string][] {
-  const { stdout } = new Deno.Command("ps", { args: ["-A", "-ww", "-E", "-o", "pid=,stat=,command="] }).outputSync();
-  return new TextDecoder().decode(stdout).split("\n").flatMap((line): [number, string][] => {
-    const match = /^\s*(\d+)\s+(\S+)\s+(.*)$/.exec(line);
-    return match && !match[2]!.startsWith("Z") && names(match[3]!, root) ? [[Number(match[1]), match[3]!]] : [];
+function fromPs(root: string): Found[] {
+  const said = (program: string, args: string[]) =>
+    new TextDecoder().decode(new Deno.Command(program, { args, stdin: "null", stderr: "null" }).outputSync().stdout);
+  const ps = said("ps", ["-A", "-ww", "-o", "pid=,stat=,command="]);
+  return findIn(root, ps, said("lsof", ["-n", "-P", "-w", "-d", "cwd", "-F", "pn"]));
+}
+
+/** From the text of `ps -A -ww -o pid=,stat=,command=` and of `lsof -d cwd -F pn`. */
+export function findIn(root: string, ps: string, lsof: string): Found[] {
+  const inside = new Set<number>();
+  let pid = 0;
+  for (const line of lsof.split("\n")) {
+    if (line.startsWith("p")) pid = Number(line.slice(1));
+    if (line.startsWith("n") && names(line.slice(1), root)) inside.add(pid);
+  }
+  return ps.split("\n").flatMap((line): Found[] => {
+    const [, number, stat = "Z", command = ""] = /^\s*(\d+)\s+(\S+)\s+(.*)$/.exec(line) ?? [];
+    const found = { pid: Number(number), command };
+    return !stat.startsWith("Z") && (names(command, root) || inside.has(found.pid)) ? [found] : [];
   });
 }
 

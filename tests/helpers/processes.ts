@@ -119,7 +119,7 @@ export async function bystander(
   const child = new Deno.Command(standin("bystander"), {
     args: [log, ...command],
     env: home.mark,
-    cwd: "/",
+    cwd: home.root,
     stdin: "null",
     stdout: "null",
     stderr: "inherit",
@@ -152,6 +152,7 @@ export async function zombie(home: Home): Promise<{ readonly pid: number } & Asy
   const parent = new Deno.Command("perl", {
     args: ["-e", "$| = 1; my $pid = fork // die; exit 0 unless $pid; print qq($pid\\n); <STDIN>"],
     env: home.mark,
+    cwd: home.root,
     stdin: "piped",
     stdout: "piped",
     stderr: "inherit",

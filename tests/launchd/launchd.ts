@@ -12,6 +12,8 @@
  */
 
 import assert from "node:assert/strict";
+import { findWithoutEnvironments } from "../helpers/home.ts";
+import { ps } from "../helpers/processes.ts";
 import { eventually, type Home } from "./needs.ts";
 import { type Keys, readPlist } from "./plist.ts";
 
@@ -227,7 +229,8 @@ class SmallLaunchd implements Launchd {
   /** Whatever a job started, in whichever group or session it is by now. */
   async #killAll(): Promise<void> {
     await eventually(() => {
-      const found = marked(`${MARK}=${this.home.root}`);
+      const mains = [...this.jobs.values()].flatMap((job) => job.lives.map(({ pid }) => pid));
+      const found = marked(this.home.root, mains);
       for (const pid of found) kill(pid, "SIGKILL");
       assert.deepEqual(found, [], "processes that do not die");
     });
@@ -427,22 +430,21 @@ function kill(pid: number, signal: Deno.Signal): void {
   }
 }
 
-/** Processes with these words in their environment. */
-function marked(words: string): number[] {
-  if (Deno.build.os !== "linux") {
-    const { stdout } = new Deno.Command("ps", { args: ["-A", "-ww", "-E", "-o", "pid=,stat=,command="] }).outputSync();
-    return new TextDecoder().decode(stdout).split("\n").flatMap((line) => {
-      const match = /^\s*(\d+)\s+([^Z\s]\S*)\s/.exec(line);
-      return match && line.split(" ").includes(words) ? [Number(match[1])] : [];
-    });
-  }
+/** Processes with the mark of this launchd in their environment; on a Mac, which may not show it, see below. */
+function marked(root: string, mains: readonly number[]): number[] {
+  if (Deno.build.os !== "linux") return ofJobs(findWithoutEnvironments(root).map(({ pid }) => pid), mains);
   return [...Deno.readDirSync("/proc")].filter(({ name }) => /^\d+$/.test(name)).flatMap(({ name }) => {
     try {
       const environment = Deno.readTextFileSync(`/proc/${name}/environ`).split("\0");
       // A zombie has no environment to be read.
-      return environment.includes(words) ? [Number(name)] : [];
+      return environment.includes(`${MARK}=${root}`) ? [Number(name)] : [];
     } catch {
       return [];
     }
   });
+}
+
+/** What the test itself has started is no job, unless it is the main process of one. */
+function ofJobs(pids: readonly number[], mains: readonly number[]): number[] {
+  return pids.filter((pid) => pid !== Deno.pid && (mains.includes(pid) || ps(pid)?.ppid !== Deno.pid));
 }

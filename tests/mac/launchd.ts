@@ -45,6 +45,25 @@ export function plistText(keys: { readonly [key: string]: Value }): string {
 /** Where a job is: of this user's session at the screen, or of the system, which needs sudo without a password. */
 export type Domain = "agent" | "daemon";
 
+/** What the label of every question's job begins with. */
+const QUESTION = "org.lima-guard.question.";
+
+/** The labels of questions in the text of `launchctl list`: a run that was cut short leaves its jobs. */
+export function leftIn(list: string): string[] {
+  return list.split("\n").map((row) => row.split("\t").at(-1) ?? "").filter((label) => label.startsWith(QUESTION));
+}
+
+/** Removes the jobs that an earlier run has left. */
+export async function sweepQuestions(domains: readonly Domain[]): Promise<void> {
+  for (const domain of domains) {
+    const sudo = domain === "daemon" ? ["sudo", "-n"] : [];
+    const target = domain === "daemon" ? "system" : `gui/${Deno.uid()}`;
+    for (const label of leftIn((await say([...sudo, "launchctl", "list"])).text)) {
+      await say([...sudo, "launchctl", "bootout", `${target}/${label}`]);
+    }
+  }
+}
+
 /** A job that is gone, with its file, when the test ends. */
 export class Job implements AsyncDisposable {
   readonly target: string;
@@ -56,7 +75,7 @@ export class Job implements AsyncDisposable {
 
   /** Writes the plist and bootstraps it. The file lies in `folder`: launchd does not read it at the next boot. */
   static async load(folder: string, domain: Domain, keys: { readonly [key: string]: Value }): Promise<Job> {
-    const label = `org.lima-guard.question.${Deno.pid}.${Math.random().toString(36).slice(2, 8)}`;
+    const label = `${QUESTION}${Deno.pid}.${Math.random().toString(36).slice(2, 8)}`;
     const job = new Job(label, `${folder}/${label}.plist`, domain);
     await Deno.writeTextFile(job.file, plistText({ Label: label, RunAtLoad: true, ...keys }));
     if (domain === "daemon") await say(["sudo", "-n", "chown", "root:wheel", job.file]);

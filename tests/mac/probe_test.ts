@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { project } from "../helpers/paths.ts";
 import { eventually, killChild } from "../helpers/processes.ts";
 import { plistText, textOf } from "./launchd.ts";
-import { readProbe } from "./probe.ts";
+import { probesOf, readProbe } from "./probe.ts";
 
 const RUN = "100 main start\n";
 for (
@@ -18,6 +18,11 @@ for (
       "ssh: No user exists for uid 501",
     ],
     [
+      `${RUN}200 main TERM\n201 directory status 1 after 1 s\n203 session status 113 after 0 s\n203 main alive\n${RUN}`,
+      "SIGTERM, then 3 s; the child (group) got nothing; the child (apart) got nothing; ssh: no word; " +
+      "directory: status 1 after 1 s; session: status 113 after 0 s",
+    ],
+    [
       `${RUN}1 main TERM\n${RUN}200 main TERM\ncut of\n${RUN}`,
       "SIGTERM, then 0 s; the child (group) got nothing; the child (apart) got nothing; ssh: no word",
     ],
@@ -25,6 +30,19 @@ for (
 ) {
   Deno.test(`readProbe() says: ${words}`, () => assert.equal(readProbe(log), words));
 }
+
+Deno.test("the probes are armed as agents and as daemons with UserName; one as root", () => {
+  const all = probesOf({ uid: 501, user: "ci", home: "/Users/ci" });
+  const names = (domain: string) => all.filter((one) => one.domain === domain).map(({ name }) => name);
+  assert.deepEqual(names("agent"), ["plain", "sixty", "two-minutes", "five-minutes", "always"]);
+  assert.deepEqual(names("daemon"), ["plain", "sixty", "two-minutes", "five-minutes", "always", "background", "root"]);
+  for (const { domain, name, plist, target, label, text } of all) {
+    assert.equal(text.includes("<key>UserName</key><string>ci</string>"), domain === "daemon" && name !== "root");
+    assert.equal(target, `${domain === "agent" ? "gui/501" : "system"}/${label}`);
+    assert.ok(plist.startsWith(domain === "agent" ? "/Users/ci/Library/LaunchAgents/" : "/Library/LaunchDaemons/"));
+  }
+  assert.equal(new Set(all.map(({ log }) => log)).size, all.length);
+});
 
 Deno.test("plistText() escapes what it writes", () => {
   const text = plistText({ a: ["<&>", 1], b: { c: true } });
@@ -54,6 +72,8 @@ Deno.test("probe.sh notes its start, the SIGTERM, and the seconds after it; its 
     assert.match(await textOf(`${dir}/x.log`, / ssh \S/), / ssh .*(refused|not found|No user|Could not)/i);
     for (const pid of pids) Deno.kill(pid, "SIGTERM");
     await textOf(`${dir}/x.log`, / (group|apart) TERM[^]* (group|apart) TERM/);
+    await textOf(`${dir}/x.log`, / directory status \d+ after \d+ s$/m);
+    await textOf(`${dir}/x.log`, / session status \d+ after \d+ s$/m);
   } finally {
     killChild(child);
     for (const pid of await children()) Deno.kill(pid, "SIGKILL");

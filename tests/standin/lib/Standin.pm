@@ -7,6 +7,7 @@ package Standin;
 
 use strict;
 use warnings;
+use Config;
 use Cwd ();
 use Errno qw(EINTR ENOENT ECONNREFUSED EAGAIN);
 use Exporter 'import';
@@ -16,7 +17,7 @@ use POSIX ();
 use Socket qw(SOCK_STREAM SOMAXCONN);
 
 our @EXPORT = qw(
-    dress become program program_dir sibling
+    dress become interpreter program program_dir sibling
     read_file write_file append_line remove conf_of now_ms timestamp json_string
     listen_unix hold_unix serve turn wait_until signalled take_signals
     vm_on vm_asked_off vm_ask_off vm_off_cleanly vm_is_on
@@ -57,7 +58,17 @@ sub become {
     $ENV{STANDIN_FILE}  = $file;
     $ENV{STANDIN_ARGV}  = join "\x1f", $program, @args;
     $ENV{STANDIN_STDIN} = fileno $stdin;
-    exec { $^X } join ' ', $program, @args or die "stand-in: cannot run $^X: $!\n";
+    my $perl = interpreter();
+    exec { $perl } join ' ', $program, @args or die "stand-in: cannot run $perl: $!\n";
+}
+
+# perl, by path. Not by its own name for itself: Apple's perl takes that from argv[0], which here is the command line of
+# what is played; and /usr/bin/perl chooses one of several perls by argv[0] on some versions of macOS.
+sub interpreter {
+    my ($system, @files) = @_ ? @_ : ($^O, grep { -x } glob '/usr/bin/perl5.*');
+    return $Config{perlpath} if $system ne 'darwin';
+    my ($newest) = sort { $b <=> $a } map { m{^/usr/bin/perl5\.(\d+)$} ? $1 : () } @files;
+    return defined $newest ? "/usr/bin/perl5.$newest" : '/usr/bin/perl';
 }
 
 sub absolute {
