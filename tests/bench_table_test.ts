@@ -1,4 +1,4 @@
-/** The table of README.md that `deno task bench --readme` makes of its figures. */
+/** The table of docs/benchmarks.md that `deno task bench --readme` makes of its figures. */
 
 import assert from "node:assert/strict";
 import { readmeTable, type Results, withTable } from "../tools/bench_table.ts";
@@ -33,25 +33,25 @@ const RESULTS: Results = {
   ],
 };
 
-Deno.test("the table has what was measured: the median with its unit, the ratio of programs, their memory", () => {
+Deno.test("the table has what was measured: the median with its unit, and the memory of programs", () => {
   const lines = readmeTable(RESULTS).split("\n");
   const line = (words: string) => lines.find((line) => line.startsWith(`| ${words} |`));
-  assert.equal(line("`--pre`, nothing to do"), "| `--pre`, nothing to do | 33.2 ms | 1.81 | 60 MiB |");
+  assert.equal(line("`--pre`, nothing to do"), "| `--pre`, nothing to do | 33.2 ms | 60 MiB |");
   assert.equal(line("`limactl list`"), undefined, "it was skipped");
   assert.equal(line("`--status`"), undefined, "it was not measured");
   const calls = "idle `--run`: system calls in 10 minutes";
-  assert.equal(line(calls), `| ${calls} | 368 |  |  |`);
+  assert.equal(line(calls), `| ${calls} | 368 |  |`);
   const alone = "SIGTERM to the end: host agent alone";
-  assert.equal(line(alone), `| ${alone} | 0.06 s |  |  |`);
+  assert.equal(line(alone), `| ${alone} | 0.06 s |  |`);
   assert.equal(
     lines.at(-1),
-    "Measured 2026-11-23, a machine; guard 0.1.0 (abc) from source, deno 2.9.6; limactl version 2.2.0.",
+    "Measured 2026-11-23, a machine; lima-guard 0.1.0 (abc) from source, deno 2.9.6; limactl version 2.2.0.",
   );
   assert.match(readmeTable({ ...RESULTS, limactl: "no limactl on PATH" }), /deno 2\.9\.6\.$/);
 });
 
-Deno.test("only what stands between the marks of README.md is replaced, and nothing without them", () => {
-  const text = Deno.readTextFileSync(`${project}/README.md`);
+Deno.test("only what stands between the marks of docs/benchmarks.md is replaced, and nothing without them", () => {
+  const text = Deno.readTextFileSync(`${project}/docs/benchmarks.md`);
   const once = withTable(text, "| a |");
   assert.equal(withTable(once, "| a |"), once);
   const [before, after] = once.split("| a |");

@@ -2,7 +2,7 @@
  * `deno task bench [--runs N] [--only TEXT] [--idle-minutes N] [--readme]`: what the guard costs, side by side with what
  * it is compared to, and how that grows with the instances in LIMA_HOME and with the processes on the machine.
  * `--only=--run` is for what stays: the supervisor's start, its memory, what it uses at rest, and how it ends.
- * `--readme` writes the table of README.md.
+ * `--readme` writes the table of docs/benchmarks.md.
  *
  * No time passes or fails here: it says something about two programs on one quiet machine, and nothing about any
  * other machine. What is no program's time from its start to its end is a row with a `measure` of its own.
@@ -555,9 +555,9 @@ async function bench(undo: AsyncDisposableStack, interrupted: AbortSignal): Prom
   return results.some(({ rows }) => rows.some((row) => row.failed !== undefined)) ? 1 : 0;
 }
 
-/** Fails where the table has lost its place in README.md. */
+/** Fails where the table has lost its place in docs/benchmarks.md. */
 function writeReadme(document: { date: string; groups: { title: string; rows: Figures[] }[] }): void {
-  const path = `${project}/README.md`;
+  const path = `${project}/docs/benchmarks.md`;
   const results = { ...Object.fromEntries(aboutHere()), ...document } as unknown as Parameters<typeof readmeTable>[0];
   Deno.writeTextFileSync(path, withTable(Deno.readTextFileSync(path), readmeTable(results)));
   outputOf(Deno.execPath(), "fmt", "--quiet", path);

@@ -1,5 +1,5 @@
 /**
- * `deno task bench --readme`: the table of README.md, made of the figures of bench-results.json, between two marks.
+ * `deno task bench --readme`: the table of docs/benchmarks.md, made of the figures of bench-results.json, between two marks.
  * @module
  */
 
@@ -24,9 +24,9 @@ interface Line {
 
 const LINES: readonly Line[] = [
   { words: "bare `deno run` of an empty file", group: /^one instance$/, row: /^bare deno run/ },
-  { words: "`--version`: loading the guard", group: /^one instance$/, row: /^--version/ },
+  { words: "`--version`: loading lima-guard", group: /^one instance$/, row: /^--version/ },
   { words: "`--pre`, nothing to do", group: /^one instance$/, row: /^--pre, clean/ },
-  { words: "`--pre`, a stranger's PID in `vz.pid`", group: /^one instance$/, row: /^--pre, one repair/ },
+  { words: "`--pre`, another program's PID in `vz.pid`", group: /^one instance$/, row: /^--pre, one repair/ },
   { words: "`--status`", group: /^one instance$/, row: /^--status/ },
   { words: "`limactl list`", group: /^one instance$/, row: /^limactl list/ },
   { words: "`--pre`, nothing to do, beside 999 instances", group: /^1000 instances/, row: /^--pre of one, clean/ },
@@ -42,7 +42,7 @@ const LINES: readonly Line[] = [
   { words: "50 instances: SIGTERM to the last end", group: /last end$/, row: /^50 / },
 ];
 
-/** The table in Markdown, of what was measured: a reader of the README has no use for what could not be. */
+/** The table in Markdown, of what was measured: a reader has no use for what could not be. */
 export function readmeTable(results: Results): string {
   const lines = LINES.flatMap(({ words, group, row }) => {
     const found = results.groups.find(({ title }) => group.test(title));
@@ -51,18 +51,17 @@ export function readmeTable(results: Results): string {
     const time = minutes === 1 ? "a minute" : `${minutes} minutes`;
     return figures?.median === undefined ? [] : [[words.replace("MINUTES", time), ...cells(figures, figures.median)]];
   });
-  const all = [["", "median", "times the first", "peak memory"], ["---", "---:", "---:", "---:"], ...lines];
-  const about = `${results.date.slice(0, 10)}, ${results.machine}; guard ${results.guard} from source, deno ` +
+  const all = [["", "median", "peak memory"], ["---", "---:", "---:"], ...lines];
+  const about = `${results.date.slice(0, 10)}, ${results.machine}; lima-guard ${results.guard} from source, deno ` +
     results.deno + (results.limactl.startsWith("limactl version") ? `; ${results.limactl}` : "");
   return `${all.map((cells) => `| ${cells.join(" | ")} |`).join("\n")}\n\nMeasured ${about}.`;
 }
 
 const DIGITS = { ms: 1, s: 2, MiB: 1, "": 0 } as const;
 
-function cells({ unit, ratio, peakKiB }: Figures, median: number): [string, string, string] {
+function cells({ unit, peakKiB }: Figures, median: number): [string, string] {
   const value = `${median.toFixed(DIGITS[unit])} ${unit}`.trim();
-  const isProgram = unit === "ms" && ratio !== undefined;
-  return [value, isProgram ? ratio.toFixed(2) : "", peakKiB ? `${Math.round(peakKiB / 1024)} MiB` : ""];
+  return [value, peakKiB ? `${Math.round(peakKiB / 1024)} MiB` : ""];
 }
 
 const [BEGIN, END] = ["<!-- written by deno task bench --readme -->", "<!-- end of what bench wrote -->"];

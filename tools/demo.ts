@@ -376,6 +376,11 @@ if (status === 0) {
   // A process that was left would have made the undoing fail.
   show.claim("no process and no file of this demo is left", !roots.some(exist));
   show.say(`${show.claims - show.broken} of ${show.claims} claims came true.`);
+  show.say(
+    "What to type next, with the binary of a release: lima-guard --status NAME, then lima-guard --install --dry-run NAME. " +
+      "With Colima the instance is called colima: lima-guard --lima-home ~/.colima/_lima --status colima, " +
+      "and after --pre start it with colima start. Its colima stop --force kills what a PID file names, as above.",
+  );
   if (show.broken > 0) status = 1;
 }
 Deno.exit(status);

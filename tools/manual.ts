@@ -9,6 +9,8 @@
 
 import { DEFAULT_BUDGET_S, EXIT, OPTIONS, VERSION } from "../lima_guard.ts";
 import { INSTALL_OPTIONS } from "../install.ts";
+import { pictureFiles } from "./pictures.ts";
+import { schemaFiles } from "./schema.ts";
 
 interface Option {
   readonly flag: string;
@@ -354,7 +356,7 @@ export function manual(): Record<string, string> {
 
 if (import.meta.main) {
   const root = new URL("../", import.meta.url);
-  for (const [file, text] of Object.entries(manual())) {
+  for (const [file, text] of Object.entries({ ...manual(), ...schemaFiles(), ...pictureFiles() })) {
     Deno.mkdirSync(new URL("./", new URL(file, root)), { recursive: true });
     Deno.writeTextFileSync(new URL(file, root), text);
   }

@@ -1,0 +1,169 @@
+/** The example scripts, with programs in the place of the real ones that record how they were called. */
+
+import assert from "node:assert/strict";
+import * as plist from "npm:plist@5.0.0";
+import { project } from "./helpers/paths.ts";
+
+const read = (file: string) => Deno.readTextFileSync(`${project}/examples/${file}`);
+
+class Folder implements Disposable {
+  readonly path = Deno.makeTempDirSync({ prefix: "lg-ex-" });
+  /** A program that records its arguments, one a line, then runs BODY. */
+  program(name: string, body = "") {
+    const text = `#!/bin/sh\nfor word; do printf '%s\\n' "$word"; done >>'${this.path}/${name}.called'\n${body}\n`;
+    Deno.writeTextFileSync(`${this.path}/${name}`, text, { mode: 0o755 });
+  }
+  called(name: string): string[] | undefined {
+    try {
+      return Deno.readTextFileSync(`${this.path}/${name}.called`).trimEnd().split("\n");
+    } catch (error) {
+      if (error instanceof Deno.errors.NotFound) return undefined;
+      throw error;
+    }
+  }
+  sh(script: string, args: readonly string[] = [], env: Record<string, string> = {}) {
+    const file = `${this.path}/script`;
+    Deno.writeTextFileSync(file, script, { mode: 0o755 });
+    const { code, stdout, stderr } = new Deno.Command("sh", {
+      args: [file, ...args],
+      env: { PATH: `${this.path}:/usr/bin:/bin`, ...env },
+      clearEnv: true,
+      stdin: "null",
+    }).outputSync();
+    const decoder = new TextDecoder();
+    return { code, text: decoder.decode(stdout) + decoder.decode(stderr) };
+  }
+  [Symbol.dispose]() {
+    Deno.removeSync(this.path, { recursive: true });
+  }
+}
+
+const EVENTS = ["repaired", "blocked", "braked", "started", "running", "stopped", "killed", "cut off", "ended"];
+const eventEnv = (event: string) => ({
+  LIMA_GUARD_EVENT: event,
+  LIMA_GUARD_INSTANCE: "k3s",
+  LIMA_GUARD_HOME: "/Users/zoe/.lima",
+  LIMA_GUARD_BECAUSE: `it's "so"; $(touch /tmp/never)`,
+  LIMA_GUARD_STATUS: "1",
+});
+
+Deno.test("events: every event reaches the log as arguments of logger", () => {
+  for (const event of EVENTS) {
+    using folder = new Folder();
+    folder.program("logger");
+    assert.equal(folder.sh(read("events/unified-log.sh"), [], eventEnv(event)).code, 0);
+    assert.deepEqual(folder.called("logger")?.slice(0, 6), [
+      "-t",
+      "lima-guard",
+      "-p",
+      "user.notice",
+      "--",
+      `lima-guard: k3s: ${event}`,
+    ]);
+    assert.ok(folder.called("logger")?.at(-1)?.endsWith(eventEnv(event).LIMA_GUARD_BECAUSE));
+  }
+});
+
+const PINGS: Record<string, string> = {
+  repaired: "/log",
+  blocked: "/fail",
+  braked: "/fail",
+  started: "/start",
+  running: "",
+  stopped: "/log",
+  killed: "/fail",
+  "cut off": "/fail",
+  ended: "/1",
+};
+
+Deno.test("events: a health check gets the right ping, within the 30 s of an event", () => {
+  for (const event of EVENTS) {
+    using folder = new Folder();
+    folder.program("curl");
+    folder.sh(read("events/healthchecks.sh"), [], eventEnv(event));
+    const args = folder.called("curl") ?? [];
+    assert.equal(args.at(-1), `https://hc-ping.com/UUID${PINGS[event]}`);
+    const limit = (option: string) => Number(args[args.indexOf(option) + 1]);
+    assert.ok(limit("-m") * (limit("--retry") + 1) < 30 && limit("--retry-max-time") < 30);
+  }
+});
+
+Deno.test("events: a notification only for what needs a person, and no text is run as AppleScript", () => {
+  for (const event of EVENTS) {
+    using folder = new Folder();
+    folder.program("osascript");
+    folder.sh(read("events/notification.sh"), [], eventEnv(event));
+    const args = folder.called("osascript");
+    if (!["blocked", "braked", "killed", "cut off"].includes(event)) assert.equal(args, undefined);
+    else assert.deepEqual(args?.slice(-2), [`k3s: ${event}`, eventEnv(event).LIMA_GUARD_BECAUSE]);
+  }
+});
+
+/** The script with its programs replaced, and with 2 s instead of 75. */
+function upsScript(folder: Folder): string {
+  const text = read("ups/lima-guard-shutdown.sh");
+  assert.match(text, /^wait_s=75$/m);
+  return text.replaceAll("/usr/local/libexec/lima-guard", `${folder.path}/lima-guard`)
+    .replaceAll("/sbin/shutdown", `${folder.path}/shutdown`).replace("wait_s=75", "wait_s=2");
+}
+
+const STOPS: Record<string, string | undefined> = {
+  "succeeds": "exit 0",
+  "fails": "exit 75",
+  "is killed": "kill -9 $$",
+  "hangs": 'echo $$ >"$0.pid"; exec sleep 60 >/dev/null 2>&1',
+  "is not installed": undefined,
+};
+
+for (const [what, body] of Object.entries(STOPS)) {
+  Deno.test(`ups: the Mac is shut down after a stop that ${what}`, () => {
+    using folder = new Folder();
+    if (body !== undefined) folder.program("lima-guard", body);
+    folder.program("shutdown");
+    const started = performance.now();
+    folder.sh(upsScript(folder));
+    assert.deepEqual(folder.called("shutdown"), ["-h", "now"]);
+    if (body !== undefined) assert.deepEqual(folder.called("lima-guard"), ["--stop", "--all", "--timeout", "60"]);
+    assert.ok(performance.now() - started < 30_000, "the shutdown waited for a stop that hangs");
+    if (what === "hangs") Deno.kill(Number(Deno.readTextFileSync(`${folder.path}/lima-guard.pid`)), "SIGKILL");
+  });
+}
+
+Deno.test("ups: no document joins a stop and a shutdown with &&", () => {
+  const walk = (folder: string): string[] =>
+    [...Deno.readDirSync(folder)].flatMap(({ name, isDirectory }) =>
+      isDirectory ? walk(`${folder}/${name}`) : [`${folder}/${name}`]
+    );
+  for (const file of [`${project}/README.md`, ...walk(`${project}/docs`), ...walk(`${project}/examples`)]) {
+    assert.doesNotMatch(Deno.readTextFileSync(file), /--stop --all[^\n]*&&[^\n]*shutdown/, file);
+  }
+});
+
+Deno.test("monitoring: the metrics of each instance, and a file in any case", () => {
+  using folder = new Folder();
+  Deno.writeTextFileSync(`${folder.path}/status.json`, read("ansible/status.json"));
+  folder.program("lima-guard", `cat '${folder.path}/status.json'; exit 1`);
+  const run = () => folder.sh(read("monitoring/lima-guard.prom.sh"), [folder.path]);
+  const metrics = () => Deno.readTextFileSync(`${folder.path}/lima-guard.prom`).trimEnd().split("\n");
+  assert.equal(run().code, 0);
+  assert.deepEqual(folder.called("lima-guard"), ["--status", "--json"]);
+  assert.ok(metrics().includes('lima_guard_status{instance="default"} 1'));
+  assert.ok(metrics().includes('lima_guard_state{instance="default",state="stale"} 1'));
+  assert.ok(metrics().includes('lima_guard_last_stop{instance="default",kind="none"} 1'));
+  assert.ok(metrics().includes("lima_guard_instances 1"));
+  for (const output of ["", "no JSON", "{}", '{"instances": [{}'].map((text) => `printf '%s' '${text}'; exit 75`)) {
+    folder.program("lima-guard", output);
+    assert.equal(run().code, 0);
+    assert.deepEqual(metrics(), ["lima_guard_answered 0"], output);
+  }
+  assert.deepEqual([...Deno.readDirSync(folder.path)].filter(({ name }) => name.startsWith(".lima-guard")), []);
+});
+
+Deno.test("mdm: the profile names Lima's launchd labels", () => {
+  const profile = plist.parse(read("mdm/lima-guard.mobileconfig")) as Record<string, unknown>;
+  const [payload] = profile.PayloadContent as Record<string, unknown>[];
+  assert.equal(payload?.PayloadType, "com.apple.servicemanagement");
+  const [rule] = payload?.Rules as Record<string, unknown>[];
+  assert.equal(rule?.RuleType, "LabelPrefix");
+  assert.equal(rule?.RuleValue, "io.lima-vm.");
+});

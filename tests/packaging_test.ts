@@ -1,0 +1,113 @@
+/** What a release brings beside the binaries: the formula, the schema, the pictures, the package's description. */
+
+import assert from "node:assert/strict";
+import { VERSION } from "../lima_guard.ts";
+import { formula, readSums } from "../tools/formula.ts";
+import { pictureFiles } from "../tools/pictures.ts";
+import { LAST_STOP_KINDS, SCHEMA, schemaFiles } from "../tools/schema.ts";
+import { runGuard, tempLimaHome } from "./helpers/mod.ts";
+import { project } from "./helpers/paths.ts";
+
+const FILES = [
+  "lima-guard-aarch64-apple-darwin",
+  "lima-guard-x86_64-apple-darwin",
+  "lima-guard-aarch64-unknown-linux-gnu",
+  "lima-guard-x86_64-unknown-linux-gnu",
+  "lima-guard-manual.tar.gz",
+];
+const SUMS = new Map(FILES.map((file, i) => [file, `${i}`.repeat(64)]));
+
+function ruby(text: string): string | undefined {
+  const file = Deno.makeTempFileSync({ suffix: ".rb" });
+  try {
+    Deno.writeTextFileSync(file, text);
+    const { success, stderr } = new Deno.Command("ruby", { args: ["-wc", file], stdin: "null" }).outputSync();
+    return success ? "" : new TextDecoder().decode(stderr);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  } finally {
+    Deno.removeSync(file);
+  }
+}
+const noRuby = ruby("") === undefined;
+
+Deno.test("formula: each file has its own sum, behind its own address", () => {
+  const text = formula("zoe/lima-guard", "1.2.3", SUMS);
+  const found = [...text.matchAll(/url "(.+)"\n +sha256 "(.+)"/g)].map(([, url, sum]) => [url, sum]);
+  const base = "https://github.com/zoe/lima-guard/releases/download/v1.2.3/";
+  assert.deepEqual(new Map(found as [string, string][]), new Map([...SUMS].map(([file, sum]) => [base + file, sum])));
+  assert.ok(text.split("\n").every((line) => !/\s$/.test(line)), "blanks at the end of a line");
+});
+
+Deno.test("formula: a release without one of its files makes none", () => {
+  for (const file of FILES) {
+    const sums = new Map(SUMS);
+    sums.delete(file);
+    assert.throws(() => formula("zoe/lima-guard", "1.2.3", sums), new RegExp(`no line for ${file}`));
+  }
+});
+
+Deno.test("formula: the sums are read as shasum and sha256sum write them", () => {
+  const text = `${"a".repeat(64)}  one\n${"b".repeat(64)} *two\nabc  three\n`;
+  assert.deepEqual([...readSums(text)], [["one", "a".repeat(64)], ["two", "b".repeat(64)]]);
+});
+
+Deno.test({
+  name: `formula: ruby reads it${noRuby ? ": skipped: no ruby here" : ""}`,
+  ignore: noRuby,
+  fn() {
+    assert.equal(ruby(formula("zoe/lima-guard", "1.2.3", SUMS)), "");
+    assert.notEqual(ruby("class A"), "");
+  },
+});
+
+for (const [file, text] of Object.entries({ ...schemaFiles(), ...pictureFiles() })) {
+  Deno.test(`${file} is what \`deno task manual\` makes`, async () => {
+    assert.equal(await Deno.readTextFile(`${project}/${file}`), text, `${file}: deno task manual`);
+  });
+}
+
+/** Where a value does not fit its schema. As much of JSON Schema as schema/v1.json uses. */
+function misfits(value: unknown, schema: Record<string, unknown>, at = "$"): string[] {
+  const type = value === null ? "null" : Array.isArray(value) ? "array" : typeof value;
+  if (schema.type !== undefined && ![schema.type].flat().includes(type)) return [`${at}: ${type}`];
+  if ("const" in schema && value !== schema.const) return [`${at}: not ${schema.const}`];
+  if ("enum" in schema && !(schema.enum as unknown[]).includes(value)) return [`${at}: ${value}`];
+  if (Array.isArray(value)) {
+    return value.flatMap((item, i) => misfits(item, schema.items as Record<string, unknown>, `${at}[${i}]`));
+  }
+  if (typeof value !== "object" || value === null) return [];
+  const missing = ((schema.required ?? []) as string[]).filter((name) => !(name in value));
+  const properties = (schema.properties ?? {}) as Record<string, Record<string, unknown>>;
+  return [
+    ...missing.map((name) => `${at}.${name}: missing`),
+    ...Object.entries(value).flatMap(([name, inner]) => misfits(inner, properties[name] ?? {}, `${at}.${name}`)),
+  ];
+}
+
+Deno.test("schema: what --pre, --stop and --status print fits it, and damage does not", async () => {
+  await using home = await tempLimaHome();
+  home.instance("default").pidFile("vz.pid", 999_999_999);
+  for (const args of [["--status"], ["--pre", "--dry-run", "default"], ["--pre", "default"], ["--stop", "default"]]) {
+    const document = (await runGuard(home, [...args, "--json"])).json();
+    assert.deepEqual(misfits(document, SCHEMA), [], args.join(" "));
+    assert.notDeepEqual(misfits({ ...document, version: 2 }, SCHEMA), []);
+    assert.notDeepEqual(misfits({ ...document, instances: [{ ...document.instances[0], state: "odd" }] }, SCHEMA), []);
+  }
+  const example = JSON.parse(await Deno.readTextFile(`${project}/examples/ansible/status.json`));
+  assert.deepEqual(misfits(example, SCHEMA), []);
+});
+
+Deno.test("docs/monitoring.md: a row for each kind of last stop, and no other", async () => {
+  const text = await Deno.readTextFile(`${project}/docs/monitoring.md`);
+  const rows = [...text.matchAll(/^\| `(.+?)` +\| .+ \| (yes|no) +\|$/gm)];
+  assert.deepEqual(rows.map(([, kind]) => kind), LAST_STOP_KINDS);
+});
+
+Deno.test("deno.json: the version is that of lima-guard, and what is published is there", () => {
+  const { version, exports, publish } = JSON.parse(Deno.readTextFileSync(`${project}/deno.json`));
+  assert.equal(version, VERSION);
+  assert.ok(publish.include.includes(exports.slice(2)));
+  for (const file of publish.include) Deno.statSync(`${project}/${file}`);
+});

@@ -1,0 +1,82 @@
+/**
+ * `deno task manual`: the JSON schema of what `--json` prints, in schema/v1.json. The types of lima_guard.ts hold its
+ * fields and enumerations: the type check fails if one is added there and not here.
+ * @module
+ */
+
+import type { Report, State, StopEnd } from "../lima_guard.ts";
+
+const names = (set: Readonly<Record<string, true>>) => Object.keys(set);
+
+const STATES: Readonly<Record<State, true>> = {
+  clear: true,
+  running: true,
+  booting: true,
+  hung: true,
+  orphan: true,
+  stale: true,
+  blocked: true,
+  unknown: true,
+  missing: true,
+  stopped: true,
+};
+const STAGES: Readonly<Record<StopEnd, true>> = {
+  guest: true,
+  agent: true,
+  driver: true,
+  killed: true,
+  "already stopped": true,
+  "gone before the request": true,
+};
+export const LAST_STOP_KINDS = ["none", "graceful", "cut by agent", "killed", "cut off", "by itself", "unknown"];
+
+const text = { type: "string" };
+const textOrNull = { type: ["string", "null"] };
+const count = { type: "number", minimum: 0 };
+const list = (items: unknown) => ({ type: "array", items });
+const object = (required: readonly string[], properties: Readonly<Record<string, unknown>>) => (
+  { type: "object", required, properties }
+);
+
+const REMARK = object(["what", "because"], { what: text, because: text, hint: text });
+const STEP = { kind: text, what: text, because: text, outcome: text };
+/** `summary` is for people and not printed. */
+const REPORT: Readonly<Record<Exclude<keyof Report, "summary">, unknown>> = {
+  name: text,
+  state: { enum: names(STATES) },
+  status: { enum: [0, 1, 64, 66, 75, 77] },
+  stage: { enum: [...names(STAGES), null] },
+  seconds: { type: "object", additionalProperties: count },
+  steps: list(object(Object.keys(STEP), STEP)),
+  blockers: list(REMARK),
+  notes: list(REMARK),
+};
+/** What `--status` adds. */
+const STATUS = {
+  evidence: { type: "array", items: { type: "object" } },
+  limactlStart: text,
+  jobs: { type: "array", items: { type: "object" } },
+  supervisor: { type: ["object", "null"] },
+  lastStop: text,
+  lastStopKind: { enum: LAST_STOP_KINDS },
+  lastStopAt: textOrNull,
+  lastRepair: textOrNull,
+  lastRepairAt: textOrNull,
+  starts: count,
+  brakeSeconds: count,
+};
+
+export const SCHEMA = {
+  $schema: "https://json-schema.org/draft/2020-12/schema",
+  title: "What lima-guard --json prints for --pre, --stop, --run and --status",
+  ...object(["version", "role", "instances"], {
+    version: { const: 1 },
+    role: { enum: ["pre", "stop", "run", "status"] },
+    instances: list(object(Object.keys(REPORT), { ...REPORT, ...STATUS })),
+  }),
+};
+
+/** The files of this module, by their place in the repository. */
+export function schemaFiles(): Record<string, string> {
+  return { "schema/v1.json": `${JSON.stringify(SCHEMA, null, 2)}\n` };
+}
