@@ -1343,7 +1343,8 @@ export function lastStop(lines: readonly JournalLine[], boot: string, alive: boo
   if (last.event === "start") return "cut off: the guard did not live to record the end";
   const seconds = isSeconds(last["seconds"]) ? last["seconds"]["total"] ?? 0 : 0;
   if (typeof last["stage"] === "string") return describeStop(last["stage"] as StopEnd, seconds, cutIn(last));
-  return `ended by itself with ${last["signal"] ?? `status ${last["status"]}`}`;
+  const { signal, status } = last;
+  return `ended by itself with ${typeof signal === "string" ? signal : `status ${JSON.stringify(status)}`}`;
 }
 
 /** How the last stop ended, for a monitor. */
@@ -1362,7 +1363,7 @@ export function lastStopFields(lines: readonly JournalLine[], alive: boolean) {
     return last["stage"] === "gone before the request" ? "by itself" : "graceful";
   };
   const isRecorded = last?.event === "end" && !Number.isNaN(Date.parse(last.time));
-  return { lastStopKind: kind(), lastStopAt: isRecorded ? new Date(last.time).toISOString() : null };
+  return { lastStopKind: kind(), lastStopAt: isRecorded ? last.time : null };
 }
 
 /** What about an instance's jobs needs a person, and what is only worth a word. */

@@ -16,7 +16,6 @@ import {
   killChild,
   runGuard,
   spawnGuard,
-  startAgent,
 } from "./helpers/mod.ts";
 import { heals, leavesAlone, LOCK, pre, remark, test } from "./helpers/pre.ts";
 

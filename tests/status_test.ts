@@ -15,7 +15,7 @@ import {
   runsInstance,
 } from "../lima_guard.ts";
 import { bystander, isAlive, ordinaryUser, runGuard, spawnGuard, startAgent, tempLimaHome } from "./helpers/mod.ts";
-import { observation } from "./observations.ts";
+import { claim, observation } from "./observations.ts";
 
 // ── plists, by pattern ──
 
@@ -254,7 +254,11 @@ for (
     ],
     [
       "a zombie lives for Lima",
-      claims(["qemu.pid", "PID 7 is dead: it is a zombie: ended, and not waited for"]),
+      {
+        claims: [
+          claim("qemu.pid", { kind: "dead", why: "PID 7 is dead: ended, and not waited for", reason: "zombie" }),
+        ],
+      },
       "absent",
       "refuses: qemu driver is running but host agent is not",
     ],

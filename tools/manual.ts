@@ -336,7 +336,7 @@ Let launchd run the guard, look whether it does, and undo it:
 .Dl lima-guard \\-\\-uninstall default
 .Pp
 The sure way to reboot a Mac:
-.Dl lima-guard \\-\\-stop \\-\\-all && sudo shutdown \\-r now
+.Dl lima-guard \\-\\-stop \\-\\-all; sudo shutdown \\-r now
 .Sh SEE ALSO
 .Xr launchctl 1 ,
 .Xr limactl 1 ,
