@@ -3934,7 +3934,7 @@ export function lockFile(path: string): { close(): void } | { pid: string } {
 export const BAKED_IN: readonly string[] = [
   "--no-prompt",
   "--no-code-cache",
-  ...["read", "write", "net", "env", "run", "sys=uid,osUptime,umask"].map((permission) => `--allow-${permission}`),
+  ...["read", "write", "net", "env", "run", "sys"].map((permission) => `--allow-${permission}`),
 ];
 
 /** `deno task compile` in small: this machine's target only. It downloads Deno's runtime the first time. */
@@ -4164,9 +4164,7 @@ async function missingPermissions(): Promise<string[]> {
     const { state } = Deno.stdin.isTerminal()
       ? await Deno.permissions.request({ name })
       : await Deno.permissions.query({ name });
-    const isPartly = state === "granted" ||
-      (name === "sys" && (await Deno.permissions.query({ name, kind: "uid" })).state === "granted");
-    if (!isPartly) missing.push(name);
+    if (state !== "granted") missing.push(name);
   }
   return missing;
 }

@@ -22,7 +22,7 @@ export const PERMISSIONS: readonly { readonly flag: string; readonly why: string
   { flag: "--allow-net", why: "unix sockets below LIMA_HOME: Deno takes whole paths only, and they are not known yet" },
   { flag: "--allow-env", why: "a command gets our environment and a little more" },
   { flag: "--allow-run", why: "Deno.kill of a process that is not our child is refused under a list of programs" },
-  { flag: "--allow-sys=uid,osUptime,umask", why: "whose instances these are, how long the Mac is awake, an own umask" },
+  { flag: "--allow-sys", why: "uid, the time awake, and an own umask, for which Deno has no narrower permission" },
 ];
 /**
  * And nothing else, above all no FFI; never a question; and no code cache, which lies in a temporary folder and is

@@ -1,0 +1,590 @@
+/** install.ts on a pretended Mac, with real users: what it does, in which order, what it leaves, what it says. */
+
+import assert from "node:assert/strict";
+import { BACKUP_SUFFIX } from "../install.ts";
+import { VERSION } from "../lima_guard.ts";
+import {
+  ADA,
+  AGENT,
+  DAEMON,
+  FakeMac,
+  fixture,
+  guarded,
+  limactl,
+  listed,
+  macTest,
+  macWith,
+  ROOT,
+  ZOE,
+} from "./install_mac.ts";
+
+for (const kind of ["daemon", "agent"] as const) {
+  macTest(`${kind}: install lets launchd run lima-guard, and uninstall gives the very bytes back`, async () => {
+    const { mac, file, text, as, guard, job } = macWith(kind);
+    await using _ = mac;
+    const before = job()!;
+    const installed = await mac.run(["--yes", "--json", "default"], { as });
+    assert.equal(installed.status, 0, installed.stderr + installed.stdout);
+    const report = installed.json();
+    assert.deepEqual([report.state, report.changed], ["guarded", true]);
+    assert.deepEqual(report.guard, { path: guard, version: VERSION, previous: null });
+    assert.deepEqual(job()!.args, guarded(mac, guard));
+    assert.equal(job()!.timeout, 60);
+    assert.ok(job()!.pid !== undefined && job()!.pid !== before.pid);
+    assert.equal(Deno.readTextFileSync(file + BACKUP_SUFFIX), text);
+    const look = Deno.lstatSync(guard);
+    assert.deepEqual([look.uid, look.mode! & 0o777], [as.uid, 0o755]);
+    assert.equal(Deno.lstatSync(file).uid, as.uid);
+    assert.ok(!mac.exists(`${mac.state}/cut_off`), "the guest was cut off");
+    assert.equal((await mac.run(["--check", "default"], { as })).status, 0);
+
+    const again = await mac.run(["--json", "default"], { as });
+    assert.deepEqual([again.status, JSON.parse(again.stdout).changed], [0, false], again.stdout);
+
+    const gone = await mac.run(["--uninstall", "--yes", "--json", "default"], { as });
+    assert.deepEqual([gone.status, gone.json().state], [0, "not guarded"], gone.stderr + gone.stdout);
+    assert.equal(Deno.readTextFileSync(file), text);
+    assert.deepEqual(job()!.args, limactl(mac));
+    assert.ok(job()!.pid !== undefined, "it runs again");
+    assert.deepEqual(listed(file.replace(/\/[^/]*$/, "")), [file.replace(/.*\//, "")]);
+    assert.ok(!mac.exists(`${mac.state}/cut_off`), "the guest was cut off");
+  });
+}
+
+macTest(
+  "nothing is stopped before the file and the guard are in place, and the guest is stopped before bootout",
+  async () => {
+    const { mac } = macWith("daemon");
+    await using _ = mac;
+    await mac.run(["--yes", "default"]);
+    const log = mac.log().map((line) => line.replaceAll(mac.root, ""));
+    const at = (pattern: RegExp) => {
+      const found = log.findIndex((line) => pattern.test(line));
+      assert.ok(found >= 0, `${pattern} is not in\n${log.join("\n")}`);
+      return found;
+    };
+    const order = [
+      /^0: id -P zoe/,
+      /^0: launchctl print system/,
+      /^0: codesign --verify .*libexec/,
+      /^501: lima-guard --version/,
+      /^0: plutil -lint/,
+      /^501: lima-guard --stop --json/,
+      /^0: launchctl bootout/,
+      /^0: launchctl bootstrap/,
+    ].map(at);
+    assert.deepEqual(order, order.toSorted((a, b) => a - b), log.join("\n"));
+    assert.ok(
+      !log.some((line) => /enable|disable /.test(line.replace("print-disabled", ""))),
+      "enabled is not touched",
+    );
+    assert.deepEqual(mac.guardUids(), [501], "only the job's user runs it");
+  },
+);
+
+macTest("the dry run says the very words that the run then prints, and writes nothing", async () => {
+  for (const kind of ["daemon", "agent"] as const) {
+    const { mac, as } = macWith(kind);
+    await using _ = mac;
+    const before = mac.tree();
+    const dry = await mac.run(["--dry-run", "default"], { as });
+    assert.equal(dry.status, 0, dry.stdout);
+    assert.deepEqual(mac.tree(), before);
+    assert.ok(dry.stdout.includes("\n+\t<key>ExitTimeOut</key>\n+\t<integer>60</integer>\n"), dry.stdout);
+    const would = [...dry.stdout.matchAll(/^ {2}would (.*?) {2}\(/gm)].map((m) => m[1]);
+    const real = await mac.run(["--yes", "default"], { as });
+    const did = [...real.stderr.matchAll(/^(?:\$ (.*)|lima-guard: (.*?) {2}\()/gm)].map((m) => m[1] ?? m[2]);
+    assert.ok(would.length > 8);
+    assert.deepEqual(did, would);
+  }
+});
+
+macTest("the diff is one that patch takes, for every plist; --print prints the finished one", async () => {
+  const { mac, file, text, as } = macWith("agent");
+  await using _ = mac;
+  const dry = await mac.run(["--dry-run", "default"], { as });
+  const hunks = /^--- [^]*?(?=^ {2}would)/m.exec(dry.stdout)![0];
+  const dir = `${mac.root}/patched`;
+  mac.folder(dir);
+  mac.write(`${dir}/old`, text);
+  mac.write(`${dir}/diff`, hunks);
+  const patch = new Deno.Command("patch", { args: ["-p0", `${dir}/old`, `${dir}/diff`] }).outputSync();
+  assert.ok(patch.success, new TextDecoder().decode(patch.stdout));
+  const printed = await mac.run(["--print", "default"], { as });
+  assert.equal(printed.status, 0, printed.stderr);
+  assert.equal(printed.stdout, Deno.readTextFileSync(`${dir}/old`));
+  assert.equal(Deno.readTextFileSync(file), text);
+  assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+  assert.equal(Deno.readTextFileSync(file), printed.stdout);
+});
+
+macTest(
+  "a newer lima-guard is put in place and said; the job runs it after --restart; an older one needs --downgrade",
+  async () => {
+    const { mac, job } = macWith("daemon");
+    await using _ = mac;
+    await mac.run(["--yes", "default"]);
+    const [pid, old] = [job()!.pid, Deno.readTextFileSync(mac.guard)];
+    mac.putGuard(mac.source, "\n# newer\n");
+    mac.forget();
+    const upgrade = await mac.run(["--yes", "--json", "default"]);
+    assert.deepEqual(upgrade.json().guard, { path: mac.guard, version: VERSION, previous: VERSION });
+    assert.equal(upgrade.json().changed, true);
+    assert.ok(Deno.readTextFileSync(mac.guard).endsWith("# newer\n"));
+    assert.equal(Deno.readTextFileSync(`${mac.guard}.previous`), old);
+    assert.equal(job()!.pid, pid, "the VM was not restarted");
+    const restart = await mac.run(["--yes", "--restart", "default"]);
+    assert.equal(restart.status, 0, restart.stdout);
+    assert.notEqual(job()!.pid, pid);
+    assert.ok(!mac.exists(`${mac.state}/cut_off`));
+
+    mac.putGuard(mac.guard, "\n# version 9.9.9\n");
+    const refused = await mac.run(["--yes", "--json", "default"]);
+    assert.deepEqual([refused.status, refused.json().state], [1, "refused"], refused.stdout);
+    assert.match(refused.json().blockers[0].because, /version 9\.9\.9/);
+    assert.equal(refused.json().blockers[0].hint, "--downgrade");
+    const down = await mac.run(["--yes", "--json", "--downgrade", "default"]);
+    assert.equal(down.status, 0, down.stdout);
+    assert.equal(down.json().guard.previous, "9.9.9");
+  },
+);
+
+macTest(
+  "Lima writes its plist again: --check says so, and install wraps it with the options it had before",
+  async () => {
+    const rows: [words: string[], kept: (args: string[]) => boolean][] = [
+      [["--exit-timeout", "45"], (args) => args.includes("45")],
+      [["--on-event", "/bin/sh"], (args) => args.includes("/bin/sh")],
+      [["--guard-dir", "GUARDS"], (args) => args[0]!.includes("/other/")],
+      [["--keep-alive"], () => true],
+    ];
+    for (const [words, kept] of rows) {
+      const { mac, file, text, as, domain, label } = macWith("agent");
+      await using _ = mac;
+      const options = words.map((w) => w.replace("GUARDS", `${mac.home}/other`));
+      const first = await mac.run(["--yes", ...options, "default"], { as });
+      assert.equal(first.status, 0, first.stdout);
+      const wrapped = Deno.readTextFileSync(file);
+      const newer = text.replace("Background", "Standard");
+      mac.agent("default", newer);
+      const checked = await mac.run(["--check", "default"], { as });
+      assert.equal(checked.status, 1);
+      assert.match(checked.stdout, /the plist does not run lima-guard/);
+      const again = await mac.run(["--yes", "default"], { as });
+      assert.equal(again.status, 0, again.stdout);
+      assert.equal(Deno.readTextFileSync(file), wrapped.replace("Background", "Standard"), options.join(" "));
+      assert.equal(Deno.readTextFileSync(file + BACKUP_SUFFIX), newer);
+      assert.ok(kept(mac.job(domain, label)!.args));
+      const pid = mac.job(domain, label)!.pid;
+      const third = await mac.run(["--yes", "--json", "default"], { as });
+      assert.deepEqual([third.status, third.json().changed], [0, false], third.stdout);
+      assert.equal(mac.job(domain, label)!.pid, pid);
+      assert.equal((await mac.run(["--check", "default"], { as })).status, 0, "and --check agrees");
+      await mac.run(["--uninstall", "--yes", "default"], { as });
+      assert.equal(Deno.readTextFileSync(file), newer);
+    }
+  },
+);
+
+macTest("--guard is used in its place, and stays the guard of a plain install", async () => {
+  const { mac, job } = macWith("daemon");
+  await using _ = mac;
+  const own = mac.putGuard(`${mac.system}/opt/lima-guard`, "\n# another build\n");
+  const first = await mac.run(["--yes", "--guard", own, "default"]);
+  assert.equal(first.status, 0, first.stdout);
+  const pid = job()!.pid;
+  const again = await mac.run(["--yes", "default"]);
+  assert.equal(again.status, 0, again.stdout);
+  assert.deepEqual([job()!.args[0], job()!.pid], [own, pid]);
+  assert.ok(Deno.readTextFileSync(own).endsWith("# another build\n"));
+  assert.ok(!mac.exists(mac.guard));
+});
+
+macTest("an agent takes the guard of this version that root has put there already", async () => {
+  const { mac, as, job } = macWith("agent");
+  await using _ = mac;
+  mac.putGuard(mac.guard);
+  const run = await mac.run(["--yes", "default"], { as });
+  assert.equal(run.status, 0, run.stdout);
+  assert.deepEqual(job()!.args[0], mac.guard);
+  assert.ok(!mac.exists(`${mac.home}/.local`));
+});
+
+// ── launchd's moods ──
+
+macTest("a job whose process is no host agent yet is booted out, and installed", async () => {
+  const { mac, job } = macWith("daemon");
+  await using _ = mac;
+  mac.conf("agent=0");
+  const run = await mac.run(["--yes", "--json", "default"]);
+  assert.deepEqual([run.status, run.json().state], [0, "guarded"], run.stdout);
+  assert.deepEqual(job()!.args, guarded(mac));
+});
+
+macTest("a job that takes long to end is waited for; a second bootout has its own codes", async () => {
+  for (const conf of ["dying=25", "again=36", "again=5"]) {
+    const { mac, job } = macWith("daemon");
+    await using _ = mac;
+    mac.conf(conf);
+    assert.equal((await mac.run(["--yes", "default"])).status, 0, conf);
+    assert.deepEqual(job()!.args, guarded(mac));
+  }
+});
+
+// What bootstrap says, and what an install makes of it.
+const CODES: [code: number, times: number, status: number][] = [
+  [5, 4, 0],
+  [36, 2, 0],
+  [37, 2, 0],
+  ...[109, 111, 119, 122, 124, 125, 134, 139, 150, 155, 161].map((code): [number, number, number] => [code, 1, 1]),
+];
+for (const [code, times, status] of CODES) {
+  macTest(
+    `bootstrap says ${code}: ${status === 0 ? "it is tried again" : "the old job is put back, with the words"}`,
+    async () => {
+      const { mac, job, file, text } = macWith("daemon");
+      await using _ = mac;
+      mac.fault(...Array.from({ length: times }, (_, i) => `bootstrap:${i + 1} ${code}`));
+      const run = await mac.run(["--yes", "--json", "default"]);
+      assert.equal(run.status, status, run.stdout);
+      assert.deepEqual(job()!.args, status === 0 ? guarded(mac) : limactl(mac));
+      if (status === 0) return;
+      assert.equal(run.json().state, "rolled back");
+      assert.match(run.json().blockers[0].because, new RegExp(`status ${code}: [a-z]`));
+      assert.equal(Deno.readTextFileSync(file), text);
+    },
+  );
+}
+
+macTest("bootstrap says 0 and keeps no job: said, and put back", async () => {
+  const { mac, file, text } = macWith("daemon");
+  await using _ = mac;
+  mac.conf("kept=0");
+  const run = await mac.run(["--yes", "--json", "default"]);
+  assert.equal(run.status, 1);
+  assert.match(run.json().blockers[0].because, /accepted the job and has not kept it.*Login Items/);
+  assert.equal(Deno.readTextFileSync(file), text);
+});
+
+macTest(
+  "KeepAlive {SuccessfulExit: true} is turned round: a stop stays down, a crash comes up; and it comes back",
+  async () => {
+    const mac = FakeMac.make();
+    await using _ = mac;
+    mac.instance("colima", `${mac.home}/.colima/_lima`);
+    mac.folder(`${mac.home}/.colima`, ZOE);
+    const text = fixture(mac, "homebrew-colima").replace("opt/colima/bin/", "bin/");
+    const file = mac.write(`${mac.agents}/homebrew.mxcl.colima.plist`, text, ZOE);
+    mac.load("gui/501", file);
+    const label = "homebrew.mxcl.colima";
+    const run = await mac.run(["--yes", "--json", "colima"], { as: ZOE });
+    assert.equal(run.status, 0, run.stdout + run.stderr);
+    assert.deepEqual(run.json().changes.find((c: { key: string }) => c.key === "KeepAlive"), {
+      key: "KeepAlive",
+      before: { SuccessfulExit: true },
+      after: { SuccessfulExit: false },
+    });
+    const end = (status: number) => {
+      const { pid } = mac.job("gui/501", label)!;
+      mac.write(`${mac.state}/exit/${pid}`, String(status));
+      Deno.removeSync(`${mac.state}/alive/${pid}`);
+      mac.launchctl(["print", `gui/501/${label}`]);
+      return mac.job("gui/501", label)!.pid;
+    };
+    assert.notEqual(end(137), undefined, "it comes up after a crash");
+    assert.equal(end(0), undefined, "it stays down after a stop");
+    const checked = await mac.run(["--check", "colima"], { as: ZOE });
+    assert.equal(checked.status, 0, checked.stdout);
+    assert.equal((await mac.run(["--uninstall", "--yes", "colima"], { as: ZOE })).status, 0);
+    assert.equal(Deno.readTextFileSync(file), text);
+  },
+);
+
+macTest("a job that ran and does not start by itself is kicked, and it is said that nothing starts it", async () => {
+  const mac = FakeMac.make();
+  await using _ = mac;
+  mac.load("system", mac.daemon("default", fixture(mac, "lima-2.2-daemon").replace("<true/>", "<false/>")));
+  mac.launchctl(["kickstart", `system/${DAEMON}`]);
+  const run = await mac.run(["--yes", "default"]);
+  assert.equal(run.status, 0, run.stdout);
+  assert.match(run.stdout, /nothing starts it at boot or login/);
+  assert.ok(mac.job("system", DAEMON)!.pid !== undefined);
+  assert.match((await mac.run(["--check", "default"])).stdout, /nothing starts it at boot or login/);
+});
+
+macTest("an ExitTimeOut that launchd clamps is a note with the number", async () => {
+  const { mac, as } = macWith("agent");
+  await using _ = mac;
+  const run = await mac.run(["--yes", "--exit-timeout", "120", "default"], { as });
+  assert.equal(run.status, 0, run.stdout);
+  assert.match(run.stdout, /exit timeout of 60 s in force, the plist says 120 s/);
+  const again = await mac.run(["--yes", "--json", "--exit-timeout", "120", "default"], { as });
+  assert.equal(again.json().changed, false);
+});
+
+macTest(
+  "--exit-timeout that is small is taken, remembered, and a note for --check; a --timeout of its own is a trouble",
+  async () => {
+    const { mac, file, text } = macWith("daemon");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "--exit-timeout", "45", "default"])).status, 0);
+    const checked = await mac.run(["--check", "default"]);
+    assert.equal(checked.status, 0, checked.stdout);
+    assert.match(checked.stdout, /a stop has 45 s, as asked for/);
+    mac.write(file, Deno.readTextFileSync(file).replace("<integer>45<", "<integer>60<"));
+    assert.match((await mac.run(["--check", "default"])).stdout, /--timeout 45 in the plist leaves a stop 45 s/);
+    assert.equal((await mac.run(["--uninstall", "--yes", "default"])).status, 0);
+    assert.equal(Deno.readTextFileSync(file), text);
+  },
+);
+
+macTest("an instance that cannot be stopped gracefully stays as it is, under its old job", async () => {
+  const { mac, job } = macWith("daemon");
+  await using _ = mac;
+  const [before, pid] = [mac.tree(), job()!.pid];
+  mac.conf("stop=75");
+  const run = await mac.run(["--yes", "--json", "default"]);
+  assert.equal(run.status, 1);
+  assert.match(run.json().blockers[0].because, /the guard cannot tell/);
+  assert.deepEqual([mac.tree(), job()!.pid], [before, pid]);
+  assert.ok(!mac.log().some((line) => line.includes("bootout")), "not booted out: that would cut the guest off");
+});
+
+macTest("without a login session the file is changed, and it is said when it counts", async () => {
+  for (const code of [112, 113, 125]) {
+    const mac = FakeMac.make();
+    await using _ = mac;
+    mac.conf(`session=${code}`);
+    Deno.removeSync(`${mac.state}/sessions/501`);
+    const file = mac.agent("default", fixture(mac, "lima-2.2-agent"));
+    const run = await mac.run(["--yes", "default"], { as: ZOE });
+    assert.equal(run.status, 0, run.stdout);
+    assert.match(run.stdout, /no user is logged in at the screen: it takes effect at the next login/);
+    assert.ok(Deno.readTextFileSync(file).includes("--run"));
+    assert.ok(!mac.log().some((line) => /bootstrap|bootout/.test(line)));
+    assert.equal((await mac.run(["--check", "default"], { as: ZOE })).status, 0);
+  }
+});
+
+macTest("a launchctl that does not answer is no answer: nothing is touched", async () => {
+  const { mac } = macWith("daemon");
+  await using _ = mac;
+  const before = mac.tree();
+  for (const fault of ["print:1 hang", "print:1 1", "print:1 killed"]) {
+    mac.forget();
+    mac.fault(fault);
+    const run = await mac.run(["--yes", "default"], { settings: { limits: { commandMs: 300 } } });
+    assert.equal(run.status, 75, `${fault}: ${run.stdout}`);
+    assert.deepEqual(mac.tree(), before);
+  }
+});
+
+// ── off stays off ──
+
+for (const kind of ["daemon", "agent"] as const) {
+  for (const [isLoaded, isDisabled] of [[false, false], [false, true], [true, true]] as const) {
+    const state = `${isLoaded ? "loaded" : "not loaded"}, ${isDisabled ? "disabled" : "enabled"}`;
+    macTest(`${kind}, ${state}: the recipe --check || --install, twice, leaves launchd as it was`, async () => {
+      const { mac, file, text, as, domain, label, job } = macWith(kind);
+      await using _ = mac;
+      if (!isLoaded) Deno.removeSync(`${mac.state}/jobs/${domain.replace("/", "_")},${label}`);
+      if (isDisabled) mac.launchctl(["disable", `${domain}/${label}`], as);
+      for (let n = 0; n < 2; n++) {
+        await mac.run(["--check", "default"], { as });
+        const run = await mac.run(["--yes", "--json", "default"], { as });
+        assert.equal(run.status, 0, run.stdout);
+        assert.equal(run.json().state, isLoaded && n === 0 ? "guarded" : "guarded, off", run.stdout);
+        if (!isLoaded) assert.match(run.stdout, /--start/);
+      }
+      assert.deepEqual([job() !== undefined, mac.isDisabled(domain, label)], [isLoaded, isDisabled]);
+      assert.ok(Deno.readTextFileSync(file).includes("--run"));
+      const checked = await mac.run(["--check", "--json", "default"], { as });
+      assert.deepEqual([checked.status, checked.json().state], [0, "guarded, off"], checked.stdout);
+      const off = await mac.run(["--uninstall", "--yes", "default"], { as });
+      assert.equal(off.status, 0, off.stdout);
+      assert.equal(Deno.readTextFileSync(file), text);
+      assert.deepEqual([job() !== undefined, mac.isDisabled(domain, label)], [isLoaded, isDisabled]);
+      const started = await mac.run(["--yes", "--start", "default"], { as });
+      assert.equal(started.status, 0, started.stdout);
+      assert.ok(job()!.pid !== undefined && !mac.isDisabled(domain, label), "--start enables and loads");
+    });
+  }
+}
+
+// ── rid of it ──
+
+macTest(
+  "the job of an instance that is gone is removed by --uninstall, with its backup; --purge takes the guard too",
+  async () => {
+    const { mac, file, job } = macWith("daemon");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
+    const checked = await mac.run(["--check", "--json", "default"]);
+    assert.equal(checked.status, 1);
+    assert.match(checked.json().blockers[0].because, /the instance is gone/);
+    assert.match(checked.json().blockers[0].hint, /--uninstall/);
+    const again = await mac.run(["--yes", "default"]);
+    assert.equal(again.status, 1, "install refuses what --check names");
+    const run = await mac.run(["--uninstall", "--purge", "--yes", "--json", "default"]);
+    assert.equal(run.status, 0, run.stdout + run.stderr);
+    assert.equal(job(), undefined);
+    assert.deepEqual([mac.exists(file), listed(mac.daemons), mac.exists(mac.guard)], [false, [], false]);
+  },
+);
+
+macTest("--purge leaves the guard while another plist names it", async () => {
+  const { mac, text } = macWith("daemon");
+  await using _ = mac;
+  mac.instance("k3s");
+  mac.load("system", mac.daemon("k3s", text.replaceAll("default", "k3s")));
+  assert.equal((await mac.run(["--yes", "--all"])).status, 0);
+  assert.equal((await mac.run(["--uninstall", "--purge", "--yes", "default"])).status, 0);
+  assert.ok(mac.exists(mac.guard));
+  assert.equal((await mac.run(["--uninstall", "--purge", "--yes", "k3s"])).status, 0);
+  assert.ok(!mac.exists(mac.guard));
+  assert.deepEqual(listed(mac.daemons), [`${DAEMON}.plist`, "io.lima-vm.daemon.k3s.plist"]);
+});
+
+macTest("a job that is loaded and has no file any more is seen, with the line that ends it", async () => {
+  const { mac, file } = macWith("agent");
+  await using _ = mac;
+  Deno.removeSync(file);
+  const run = await mac.run(["--check", "default"], { as: ZOE });
+  assert.equal(run.status, 1, run.stdout);
+  assert.match(run.stdout, new RegExp(`its plist is gone \\(hint: launchctl bootout gui/501/${AGENT}`));
+  assert.equal((await mac.run(["--check", "--all"], { as: ZOE })).status, 1);
+});
+
+macTest("a backup that cannot be read is kept, and makes an install refuse", async () => {
+  const rows: [what: string, spoil: (path: string) => void][] = [
+    ["damaged", (path) => Deno.writeTextFileSync(path, "<plist>")],
+    ["binary", (path) => Deno.writeTextFileSync(path, "bplist00")],
+    ["a link", (path) => {
+      Deno.renameSync(path, `${path}.real`);
+      Deno.symlinkSync(`${path}.real`, path);
+    }],
+    ["another user's", (path) => Deno.chownSync(path, 502, 20)],
+    ["writable for others", (path) => Deno.chmodSync(path, 0o666)],
+  ];
+  for (const [what, spoil] of rows) {
+    const { mac, file, text } = macWith("daemon");
+    await using _ = mac;
+    await mac.run(["--yes", "default"]);
+    spoil(file + BACKUP_SUFFIX);
+    const run = await mac.run(["--uninstall", "--yes", "default"]);
+    assert.equal(run.status, 0, `${what}: ${run.stdout}`);
+    assert.match(run.stdout, /is not used: .*it stays where it is/);
+    assert.ok(mac.exists(file + BACKUP_SUFFIX), what);
+    assert.ok(!Deno.readTextFileSync(file).includes("--run"));
+    const again = await mac.run(["--yes", "--json", "default"]);
+    assert.deepEqual([again.status, again.json().state], [1, "refused"], `${what}: ${again.stdout}`);
+    assert.ok(text.length > 0);
+  }
+});
+
+for (const mode of [0o444, 0o600, 0o640]) {
+  macTest(`a plist of mode ${mode.toString(8)} has it again after install and uninstall`, async () => {
+    const { mac, file, text } = macWith("daemon");
+    await using _ = mac;
+    mac.own(file, { ...ROOT, gid: 80 }, mode);
+    for (const role of ["--install", "--uninstall"]) {
+      const run = await mac.run([role, "--yes", "default"]);
+      assert.equal(run.status, 0, run.stdout);
+      const look = Deno.lstatSync(file);
+      assert.deepEqual([look.uid, look.gid, look.mode! & 0o777], [0, 80, mode]);
+    }
+    assert.equal(Deno.readTextFileSync(file), text);
+  });
+}
+
+// ── fleets ──
+
+macTest(
+  "--all stops at the first job that had to be rolled back; the others are never stopped; the guard is copied once",
+  async () => {
+    const { mac, text } = macWith("daemon");
+    await using _ = mac;
+    for (const name of ["k3s", "web"]) {
+      mac.instance(name);
+      mac.load("system", mac.daemon(name, text.replaceAll("default", name)));
+    }
+    mac.conf("broken=lima-guard");
+    const pids = ["k3s", "web"].map((name) => mac.job("system", `io.lima-vm.daemon.${name}`)!.pid);
+    const failed = await mac.run(["--yes", "--all", "--json"]);
+    const document = JSON.parse(failed.stdout);
+    assert.deepEqual(document.instances.map((i: { state: string }) => i.state), [
+      "rolled back",
+      "not tried",
+      "not tried",
+    ]);
+    assert.deepEqual([failed.status, document.changed], [1, false]);
+    assert.deepEqual(["k3s", "web"].map((name) => mac.job("system", `io.lima-vm.daemon.${name}`)!.pid), pids);
+    mac.conf("broken=");
+    mac.forget();
+    const run = await mac.run(["--yes", "--all"], { settings: { trace: true } });
+    assert.equal(run.status, 0, run.stdout);
+    assert.equal(mac.effects().filter((line) => /create .*libexec\/lima-guard\.lima-guard-new/.test(line)).length, 1);
+  },
+);
+
+macTest("no job at all is 66, for every command, with one document", async () => {
+  await using mac = FakeMac.make();
+  for (const role of ["--check", "--install", "--uninstall"]) {
+    const run = await mac.run([role, "--all", "--yes", "--json"]);
+    const document = JSON.parse(run.stdout);
+    assert.deepEqual([run.status, document.changed, document.instances], [66, false, []], run.stdout);
+    assert.match(document.blockers[0].because, /no plist here starts an instance/);
+  }
+  assert.equal((await mac.run(["--check", "none"])).status, 66);
+});
+
+macTest("no answer is no yes: nothing is changed where there is no terminal, nor after a no", async () => {
+  const { mac, file, text } = macWith("daemon");
+  await using _ = mac;
+  const unasked = await mac.run(["default"]);
+  assert.equal(unasked.status, 1);
+  assert.match(unasked.stdout, /no terminal to ask at \(hint: --yes\)/);
+  const no = await mac.run(["default"], { settings: { canAsk: true, answer: false } });
+  assert.equal(no.status, 1);
+  assert.equal(Deno.readTextFileSync(file), text);
+  const yes = await mac.run(["default"], { settings: { canAsk: true } });
+  assert.equal(yes.status, 0, yes.stdout);
+});
+
+macTest("what was planned on and is not so any more is not done: 75", async () => {
+  const { mac, file, text, job } = macWith("daemon");
+  await using _ = mac;
+  const settings = (whileAsked: string) => ({ settings: { canAsk: true, whileAsked } });
+  const edited = await mac.run(["default"], settings(`echo >> ${file}`));
+  assert.deepEqual([edited.status, Deno.readTextFileSync(file)], [75, `${text}\n`]);
+  mac.write(file, text);
+  const gone = await mac.run(["default"], settings(`rm ${mac.state}/jobs/system,${DAEMON}`));
+  assert.equal(gone.status, 75, gone.stdout);
+  assert.equal(job(), undefined);
+});
+
+macTest(
+  "two installs at once: one does it, the other says 75 and names the PID; any user's lock changes nothing",
+  async () => {
+    const { mac } = macWith("daemon");
+    await using _ = mac;
+    using folder = Deno.openSync(mac.daemons);
+    assert.ok(folder.tryLockSync(true));
+    const first = mac.start(["--yes", "default"], { settings: { freezeAt: 12 } });
+    const reader = first.stderr.getReader();
+    for (let text = ""; !text.includes("frozen");) {
+      const { value, done } = await reader.read();
+      assert.ok(!done, text);
+      text += new TextDecoder().decode(value);
+    }
+    const second = await mac.run(["--yes", "--json", "default"]);
+    first.kill("SIGKILL");
+    await Promise.all([first.status, reader.cancel(), first.stdout.cancel()]);
+    assert.equal(second.status, 75, second.stdout);
+    assert.match(second.json().blockers[0].because, /another install \(PID \d+\)/);
+    const third = await mac.run(["--yes", "default"]);
+    assert.equal(third.status, 0, third.stdout);
+    assert.notEqual(ADA.uid, 0);
+  },
+);
