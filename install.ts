@@ -1376,27 +1376,22 @@ export function planSteps(target: Target, actor: Actor): InstallStep[] {
   const backup = plist + BACKUP_SUFFIX;
   const isFileNew = rewritten.changes.length > 0;
   const loads = target.reload ? loadSteps(target, actor) : [];
-  const memory = memoryStep(target, undefined);
+  const marks = loads.some((s) => s.kind === "bootout") && !target.removesJob;
   // Removed only if it was read: the one copy of the original must not be lost.
   const isUsed = role === "uninstall" && facts.backup !== undefined && (isFileNew || target.removesJob);
-  const marked = loads.some((s) => s.kind === "bootout") ? memoryStep(target, actor.boot) : [];
+  const text = new TextEncoder().encode(rewritten.text);
   return [
     ...guardSteps(target, actor),
     ...logSteps(target, actor),
     ...role === "install" && isFileNew && facts.job.guard === undefined
       ? [write(backup, facts.bytes, "the plist as it is now")]
       : [],
-    ...isFileNew
-      ? [write(plist, new TextEncoder().encode(rewritten.text), "at once: there is always a plist", true)]
-      : [],
-    ...marked.length > 0 ? marked : memory,
+    ...isFileNew ? [write(plist, text, "at once: there is always a plist", true)] : [],
+    ...marks ? [markStep(target, actor.boot)] : [],
     ...loads,
-    ...marked.length > 0 ? memory : [],
     ...target.removesJob ? [remove(plist, "its instance is gone")] : [],
     ...isUsed ? [remove(backup, "the plist is as it was before")] : [],
-    ...role === "uninstall" && (isFileNew || target.removesJob) && Object.keys(facts.memory).length > 0
-      ? [remove(plist + MEMORY_SUFFIX, "no job needs it")]
-      : [],
+    ...memorySteps(target, isFileNew, marks),
     ...target.purged.map((path) => remove(path, "--purge: no job needs it")),
   ];
 }
@@ -1409,18 +1404,24 @@ function remove(path: string, because: string): InstallStep {
   return { kind: "remove", path, what: `remove ${path}`, because };
 }
 
-/** What is remembered: also, before bootout, that this job is to be loaded again in this boot. */
-function memoryStep({ facts, memory, role }: Target, boot: string | undefined): InstallStep[] {
-  const kept = memory ?? {};
+/** Before bootout: that this job is to be loaded again, if this run is interrupted, and in this boot. */
+function markStep({ facts, memory }: Target, boot: string): InstallStep {
   const wasRunning = facts.loaded.kind === "loaded" && facts.loaded.pid !== undefined;
-  const wanted = boot === undefined ? kept : { ...kept, bootedOut: { boot, wasRunning } };
-  const isSame = isEqual(wanted, facts.memory);
-  if (boot === undefined && (isSame && !facts.memory.bootedOut || (role === "uninstall" && !facts.memory.bootedOut))) {
-    return [];
-  }
+  const text = `${JSON.stringify({ ...memory ?? facts.memory, bootedOut: { boot, wasRunning } })}\n`;
+  const because = "a run that is interrupted loads it again";
+  return write(facts.place.target + MEMORY_SUFFIX, new TextEncoder().encode(text), because);
+}
+
+/** What the job was installed with; nothing after an uninstall. */
+function memorySteps({ facts, memory, role, removesJob }: Target, isFileNew: boolean, marks: boolean): InstallStep[] {
   const path = facts.place.target + MEMORY_SUFFIX;
-  const because = boot === undefined ? "what this job was installed with" : "a run that is interrupted loads it again";
-  return [write(path, new TextEncoder().encode(`${JSON.stringify(wanted)}\n`), because)];
+  const isThere = Object.keys(facts.memory).length > 0;
+  if (role === "uninstall") {
+    return marks || (isThere && (isFileNew || removesJob)) ? [remove(path, "no job needs it")] : [];
+  }
+  if (!marks && (isEqual(memory, facts.memory) || (!isFileNew && !isThere))) return [];
+  const text = `${JSON.stringify(memory ?? {})}\n`;
+  return [write(path, new TextEncoder().encode(text), "what this job was installed with")];
 }
 
 function guardSteps({ guard, facts, sign, verifies }: Target, actor: Actor): InstallStep[] {
@@ -3108,7 +3109,7 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
       guard: path,
       isPlaced: guard?.isPlaced === true,
       options: wanted.guardOptions ?? [],
-      keepAlive: wanted.keepAlive === true,
+      keepAlive: wanted.keepAlive === true || facts.memory.keepAlive === true,
     },
     removesJob: false,
     purged: [],
