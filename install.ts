@@ -1415,11 +1415,11 @@ function markStep({ facts, memory }: Target, boot: string): InstallStep {
 /** What the job was installed with; nothing after an uninstall. */
 function memorySteps({ facts, memory, role, removesJob }: Target, isFileNew: boolean, marks: boolean): InstallStep[] {
   const path = facts.place.target + MEMORY_SUFFIX;
-  const isThere = Object.keys(facts.memory).length > 0;
+  const isKnown = Object.keys(facts.memory).length > 0;
   if (role === "uninstall") {
-    return marks || (isThere && (isFileNew || removesJob)) ? [remove(path, "no job needs it")] : [];
+    return marks || (isKnown && (isFileNew || removesJob)) ? [remove(path, "no job needs it")] : [];
   }
-  if (!marks && (isEqual(memory, facts.memory) || (!isFileNew && !isThere))) return [];
+  if (!marks && (isEqual(memory, facts.memory) || (!isFileNew && !isKnown))) return [];
   const text = `${JSON.stringify(memory ?? {})}\n`;
   return [write(path, new TextEncoder().encode(text), "what this job was installed with")];
 }
@@ -2713,21 +2713,18 @@ function replaceFile(
   path: string,
   old: Looked,
   oldBytes: Uint8Array | undefined,
-  make: (beside: string) => void,
-  check?: (beside: string) => void,
-) {
+  make: string | ((beside: string) => void),
+): void {
   const { host } = a.run;
-  const [beside, kept] = [path + TEMPORARY_SUFFIX + host.random(), path + TEMPORARY_SUFFIX + host.random()];
-  const clear = (file: string) => isThere(host.stat(file)) && host.remove(file);
+  const kept = path + TEMPORARY_SUFFIX + host.random();
+  const beside = typeof make === "string" ? make : path + TEMPORARY_SUFFIX + host.random();
   try {
-    attemptEffect(() => make(beside));
-    check?.(beside);
+    if (typeof make !== "string") attemptEffect(() => make(beside));
     if (!isStill(host, path, old, oldBytes)) throw new StepFailure(`${path} has changed in the meantime`, "changed");
     attemptEffect(() => isThere(old) && host.link(path, kept));
     attemptEffect(() => host.rename(beside, path));
   } catch (error) {
-    clear(beside);
-    clear(kept);
+    for (const file of [beside, kept]) if (isThere(host.stat(file))) host.remove(file);
     throw error;
   }
   host.sync(dirname(path));
@@ -2750,14 +2747,14 @@ async function writeFile(a: Acting, { path, bytes, isPlist }: InstallStep & { ki
   const make = (beside: string) => host.create(beside, bytes, facts.look.mode & 0o777, facts.look.gid);
   if (!isPlist || !onMac) return replaceFile(a, path, old, oldBytes, make);
   // Apple's own reader must take it before it gets its name.
-  const trial = path + TEMPORARY_SUFFIX + host.random();
-  attemptEffect(() => make(trial));
-  const argv: Argv = [host.tool("plutil"), "-lint", trial];
+  const beside = path + TEMPORARY_SUFFIX + host.random();
+  attemptEffect(() => make(beside));
+  const argv: Argv = [host.tool("plutil"), "-lint", beside];
   const answer = await host.run(argv, { limitMs: host.limits.commandMs });
   const isBad = answer.late || answer.code !== 0;
-  if (isBad) host.remove(trial);
+  if (isBad) host.remove(beside);
   if (isBad) throw new StepFailure(`plutil -lint: ${inWords(answer)}`);
-  replaceFile(a, path, old, oldBytes, (beside) => host.rename(trial, beside));
+  replaceFile(a, path, old, oldBytes, beside);
 }
 
 /** Removed only if nothing has changed it since it was looked at; it comes back in a rollback. */
@@ -3042,7 +3039,8 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     const place = await findJobPlace(run, name);
     const uid = changerOf(place, requireThere(host, place.target));
     // What is in a user's folder root leaves to one child that is the user.
-    if (host.uid === 0 && uid !== 0) return { kind: "hand over", name, uid };
+    const isLooking = options.role === "check" || options.dryRun || options.print;
+    if (uid !== 0 && host.uid !== uid && (host.uid === 0 || !isLooking)) return { kind: "hand over", name, uid };
     const facts = await lookAtJob(run, place);
     if (options.role === "check") return { kind: "report", report: await checkJob(run, facts) };
     const target = options.role === "install" ? await installTarget(run, facts) : uninstallTarget(run, facts);

@@ -24,7 +24,7 @@ function before<A extends unknown[], R>(name: string, effect: (...args: A) => R)
       const hook = new Deno.Command("/bin/sh", { args: ["-c", settings.hook] }).outputSync();
       if (!hook.success) throw new Error(`the hook has failed: ${new TextDecoder().decode(hook.stderr)}`);
     }
-    if (effects === settings.failAt && name !== "run") {
+    if (effects === settings.failAt && !/run|remove/.test(name)) {
       throw Object.assign(new Error("No space left on device (os error 28)"), { code: "ENOSPC" });
     }
     if (effects === settings.freezeAt) {

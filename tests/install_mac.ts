@@ -340,8 +340,8 @@ export class FakeMac implements AsyncDisposable {
 /** The guard's `--install` on this Mac: a process that runs the product. */
 function runScript(folder: string, root: string): string {
   const flags = `run -q --no-check --no-config --no-lock ${BAKED_IN.join(" ")}`;
-  const env = `DENO_DIR=${root}/state/deno-$(id -u) DENO_NO_UPDATE_CHECK=1 NO_COLOR=1`;
-  return `#!/bin/sh\nexec env ${env} ${folder}/deno ${flags} ${folder}/install.js ${root} "$@"\n`;
+  const env = `DENO_DIR=${root}/state/deno-$(/usr/bin/id -u) DENO_NO_UPDATE_CHECK=1 NO_COLOR=1`;
+  return `#!/bin/sh\nexec /usr/bin/env ${env} ${folder}/deno ${flags} ${folder}/install.js ${root} "$@"\n`;
 }
 
 // ── a Mac with one job ──
