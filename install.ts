@@ -3464,7 +3464,12 @@ function failedReport(
 /** The jobs that are ready, one after the other, under one lock; after the first that had to be rolled back no other is tried. */
 async function carryOutAll(run: InstallRun, ready: readonly (PreparedJob & { kind: "ready" })[]): Promise<JobReport[]> {
   if (ready.length === 0) return [];
-  const lock = run.host.lock();
+  let lock: ReturnType<InstallHost["lock"]>;
+  try {
+    lock = run.host.lock();
+  } catch (error) {
+    return ready.map(({ name }) => refusedReport(name, error));
+  }
   if ("pid" in lock) {
     const refusal = new Refusal(
       `Cannot start: another install (PID ${lock.pid}) is using it`,
@@ -3651,7 +3656,7 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
       daemons: "/Library/LaunchDaemons",
       guards: ["/usr/local/libexec", "/Library/PrivilegedHelperTools"],
       boot: ["/", "/Library"],
-      own: uid === 0 ? "/var/db" : before["HOME"] ?? "/tmp",
+      own: uid !== 0 ? before["HOME"] ?? "/nonexistent" : os === "darwin" ? "/var/db" : "/run",
       programs: ["/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin"],
     },
     self: Deno.build.standalone ? { binary: Deno.execPath() } : here === undefined ? {} : { folder: here },
@@ -3669,8 +3674,7 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
         ? join(before["HOME"] ?? "/", path.slice(2))
         : join(cwd, path),
     ...realFiles(),
-    lock: () =>
-      lockFile(uid === 0 ? "/var/db/lima-guard-install.lock" : join(host.folders.own, ".lima-guard-install.lock")),
+    lock: () => lockFile(join(host.folders.own, uid === 0 ? "lima-guard-install.lock" : ".lima-guard-install.lock")),
     random: () => crypto.getRandomValues(new Uint8Array(4)).toHex(),
     alive: (pid) => isProcessThere(pid),
     run: (argv, options) => {
@@ -3914,7 +3918,19 @@ function changeGroup(fd: number, gid: number): void {
 
 /** One lock for all installs of one user: in a folder of his own, and not readable for others, who could hold it. */
 export function lockFile(path: string): { close(): void } | { pid: string } {
-  const file = Deno.openSync(path, { read: true, write: true, create: true, mode: 0o600 });
+  const look = lookAtPath(path);
+  const isOwn = isThere(look) && look.kind === "file" && look.uid === Deno.uid();
+  const hint = `ls -l ${quote(path)}`;
+  if (look !== "absent" && !isOwn) {
+    throw new Refusal(`Cannot take the lock ${path}: it is not a file of this user`, hint);
+  }
+  let file: Deno.FsFile;
+  try {
+    file = Deno.openSync(path, { read: true, write: true, create: true, mode: 0o600 });
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+    throw new Refusal(`Cannot take the lock ${path}: ${error.message}`, hint, EXIT.tryAgain);
+  }
   if (file.tryLockSync(true)) {
     file.truncateSync();
     file.writeSync(new TextEncoder().encode(`${Deno.pid}\n`));
