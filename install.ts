@@ -1628,7 +1628,7 @@ export function judgeCheck(
   const timeout = timeoutIn(job.guardOptions);
   const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
   const isAskedFor = timeout !== undefined && timeout === inFile;
-  const needed = wantedS ?? (isAskedFor ? inFile : EXIT_TIMEOUT_S);
+  const needed = wantedS ?? (isAskedFor ? Math.min(inFile, EXIT_TIMEOUT_S) : EXIT_TIMEOUT_S);
   if (job.guard === undefined) troubles.push(`the plist does not run lima-guard (${writerOf(job)})`);
   else if (guard?.kind === "trouble") troubles.push(guard.why);
   else if (guard?.kind === "not asked") {

@@ -588,3 +588,30 @@ macTest(
     assert.notEqual(ADA.uid, 0);
   },
 );
+
+macTest("--json has stable fields, also where it refuses", async () => {
+  const { mac, as } = macWith("agent");
+  await using _ = mac;
+  const fields = "name state status changed stage seconds steps blockers notes changes plist guard".split(" ").sort();
+  const rows: [args: string[], status: number][] = [
+    [["--dry-run", "default"], 0],
+    [["default"], 1],
+    [["--yes", "none"], 66],
+    [["--yes", "--exit-timeout", "80", "default"], 0],
+    [["--check", "default"], 0],
+    [["--uninstall", "--yes", "default"], 0],
+  ];
+  for (const [args, status] of rows) {
+    const before = mac.tree();
+    const run = await mac.run(["--json", ...args], { as });
+    assert.equal(run.status, status, run.stdout);
+    const document = JSON.parse(run.stdout);
+    assert.deepEqual(Object.keys(document).sort(), ["changed", "instances", "role", "version"]);
+    assert.deepEqual(Object.keys(document.instances[0]).sort(), fields);
+    const hasChanged = JSON.stringify(mac.tree()) !== JSON.stringify(before);
+    assert.equal(document.changed, hasChanged || args.includes("--dry-run"), args.join(" "));
+    assert.equal(document.changed, document.instances[0].changed);
+  }
+  const usage = await mac.run(["--json", "--nonsense"], { as });
+  assert.deepEqual([usage.status, JSON.parse(usage.stdout).changed], [64, false]);
+});

@@ -237,7 +237,7 @@ Deno.test("lima-guard --install is what install.ts does, and says so where insta
   }
 });
 
-Deno.test("without permissions, and nobody to ask, the command that works is named", async () => {
+Deno.test("without permissions, and no terminal, the command that works is named", async () => {
   const run = (more: string[]) =>
     new Deno.Command(Deno.execPath(), {
       args: ["run", "-q", ...more, ...denoFlags(), `${project}/install.ts`, "--all"],
@@ -251,4 +251,13 @@ Deno.test("without permissions, and nobody to ask, the command that works is nam
   );
   const all = await run(["-P"]);
   assert.equal(all.code, Deno.build.os === "darwin" ? all.code : 66, new TextDecoder().decode(all.stderr));
+});
+
+Deno.test("no page runs a program below /tmp as root, and none of ours puts && behind a stop", async () => {
+  const pages = ["README.md", ...[...Deno.readDirSync(`${project}/docs`)].map((e) => `docs/${e.name}`)];
+  for (const page of pages) {
+    const text = await Deno.readTextFile(`${project}/${page}`);
+    assert.ok(!/sudo[^\n]*\/tmp\//.test(text), page);
+    if (page === "docs/install.md") assert.ok(!/--stop[^\n|]*&&/.test(text), page);
+  }
 });
