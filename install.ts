@@ -1378,7 +1378,9 @@ export function planSteps(target: Target, actor: Actor): InstallStep[] {
   const loads = target.reload ? loadSteps(target, actor) : [];
   const marks = loads.some((s) => s.kind === "bootout") && !target.removesJob;
   // Removed only if it was read: the one copy of the original must not be lost.
-  const isUsed = role === "uninstall" && facts.backup !== undefined && (isFileNew || target.removesJob);
+  const { backup: kept, bytes, job: old } = facts;
+  const isUsed = role === "uninstall" && kept !== undefined &&
+    (isFileNew || target.removesJob || (old.guard === undefined && isSameBytes(kept.bytes, bytes)));
   const text = new TextEncoder().encode(rewritten.text);
   return [
     ...guardSteps(target, actor),
@@ -1417,7 +1419,9 @@ function memorySteps({ facts, memory, role, removesJob }: Target, isFileNew: boo
   const path = facts.place.target + MEMORY_SUFFIX;
   const isKnown = Object.keys(facts.memory).length > 0;
   if (role === "uninstall") {
-    return marks || (isKnown && (isFileNew || removesJob)) ? [remove(path, "no job needs it")] : [];
+    return marks || (isKnown && (isFileNew || removesJob || facts.job.guard === undefined))
+      ? [remove(path, "no job needs it")]
+      : [];
   }
   if (!marks && (isEqual(memory, facts.memory) || (!isFileNew && !isKnown))) return [];
   const text = `${JSON.stringify(memory ?? {})}\n`;

@@ -493,6 +493,10 @@ for (const mode of [0o444, 0o600, 0o640]) {
       assert.equal(run.status, 0, run.stdout);
       const look = Deno.lstatSync(file);
       assert.deepEqual([look.uid, look.gid, look.mode! & 0o777], [0, 80, mode]);
+      if (role === "--install") {
+        const backup = Deno.lstatSync(file + BACKUP_SUFFIX);
+        assert.deepEqual([backup.uid, backup.gid, backup.mode! & 0o777], [0, 80, mode]);
+      }
     }
     assert.equal(Deno.readTextFileSync(file), text);
   });
@@ -614,4 +618,44 @@ macTest("--json has stable fields, also where it refuses", async () => {
   }
   const usage = await mac.run(["--json", "--nonsense"], { as });
   assert.deepEqual([usage.status, JSON.parse(usage.stdout).changed], [64, false]);
+});
+
+macTest(
+  "a process that is still there after its job is gone is waited for, and no new job is loaded beside it",
+  async () => {
+    const { mac } = macWith("daemon");
+    await using _ = mac;
+    mac.conf("agent=0", "lingers=1");
+    const run = await mac.run(["--yes", "--json", "default"]);
+    assert.equal(run.status, 1, run.stdout);
+    assert.match(run.json().blockers[0].because, /PID \d+ still lives/);
+  },
+);
+
+macTest("a file has its bytes on the disk before it gets its name, and its folder is synced after", async () => {
+  const { mac, file } = macWith("daemon");
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"], { settings: { trace: true } })).status, 0);
+  const effects = mac.effects().map((line) => line.replace(/^0 /, ""));
+  for (const path of [mac.guard, file, file + BACKUP_SUFFIX]) {
+    const created = effects.findIndex((line) => line.startsWith(`create ${path}.lima-guard-new-`));
+    const beside = effects[created]!.slice("create ".length);
+    const renamed = effects.indexOf(`rename ${beside}`);
+    const synced = effects.indexOf(`sync ${path.replace(/\/[^/]*$/, "")}`, renamed);
+    assert.ok(created >= 0 && renamed > created && synced > renamed, `${path}\n${effects.join("\n")}`);
+    assert.ok(synced - renamed <= 2, "at once");
+  }
+});
+
+macTest("a job that was booted out in another boot is off, and stays off", async () => {
+  const { mac, file, domain, label, job } = macWith("daemon");
+  await using _ = mac;
+  const noted = (boot: string) => JSON.stringify({ bootedOut: { boot, wasRunning: true } });
+  Deno.removeSync(`${mac.state}/jobs/${domain},${label}`);
+  mac.write(`${file}.lima-guard.json`, noted("BOOT-0"));
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  assert.equal(job(), undefined);
+  mac.write(`${file}.lima-guard.json`, noted("BOOT-1"));
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  assert.ok(job()!.pid !== undefined, "it was booted out by an install in this boot");
 });

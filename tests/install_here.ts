@@ -72,5 +72,6 @@ const host: InstallHost = {
   link: before("link", real.link),
   remove: before("remove", real.remove),
   makeFolder: before("make", real.makeFolder),
+  sync: before("sync", real.sync),
 };
 Deno.exit(await installMain(args, host));

@@ -307,7 +307,7 @@ export class FakeMac implements AsyncDisposable {
   /** Starts lima-guard --install and so on, to be killed. */
   start(args: string[], options: RunOptions = {}): Deno.ChildProcess {
     this.#prepare(options);
-    const command = this.#command(options.program ?? this.source, ["--install", ...args], options);
+    const command = this.#command(options.program ?? this.source, withRole(args), options);
     return new Deno.Command("setpriv", { ...command, stdout: "piped", stderr: "piped" }).spawn();
   }
 
@@ -319,8 +319,7 @@ export class FakeMac implements AsyncDisposable {
   /** Runs lima-guard with these arguments; without a role among them it is an install. */
   async run(args: string[], options: RunOptions = {}): Promise<MacRun> {
     this.#prepare(options);
-    const role = args.some((a) => /^--(install|check|uninstall)$/.test(a)) ? [] : ["--install"];
-    const command = this.#command(options.program ?? this.source, [...role, ...args], options);
+    const command = this.#command(options.program ?? this.source, withRole(args), options);
     const { code, stdout, stderr } = await new Deno.Command("setpriv", command).output();
     const out = { stdout: new TextDecoder().decode(stdout), stderr: new TextDecoder().decode(stderr) };
     const json = () => {
@@ -335,6 +334,11 @@ export class FakeMac implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await Deno.remove(this.root, { recursive: true });
   }
+}
+
+function withRole(args: string[]): string[] {
+  const hasRole = args.some((a) => /^--(install|check|uninstall)$/.test(a));
+  return hasRole ? args : ["--install", ...args];
 }
 
 /** The guard's `--install` on this Mac: a process that runs the product. */

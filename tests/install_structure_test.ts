@@ -58,6 +58,13 @@ Deno.test("install.ts: nothing is changed by its path: owner, group and mode com
   assert.deepEqual(offences(/\b(chown|chmod|utime)(Sync)?\(/, () => false), []);
 });
 
+Deno.test("install.ts: files are made exclusively, so that no link is followed", () => {
+  const opens = CODE.filter((line) => /fs\.openSync\(|writeFile|writeTextFile|copyFile/.test(line)).map((line) =>
+    line.trim()
+  );
+  assert.deepEqual(opens, ['const fd = fs.openSync(path, "wx", mode);']);
+});
+
 Deno.test("install.ts: what decides asks for nothing but its arguments", () => {
   const impure = /\b(await|async|Math\.random|performance|setTimeout|fetch|crypto|console)\b|\bhost\.|\bDate\.now\b/;
   const parts = TITLES.slice(0, TITLES.indexOf("the host"));

@@ -254,11 +254,11 @@ macTest(
 );
 
 macTest("an agent's plist that others can change is refused, and a trouble for --check", async () => {
-  for (const mode of [0o666, 0o664]) {
+  for (const [mode, gid] of [[0o666, 20], [0o664, 20], [0o664, 80]] as const) {
     const { mac, file, as } = macWith("agent");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
-    Deno.chmodSync(file, mode);
+    mac.own(file, { ...ZOE, gid }, mode);
     const checked = await mac.run(["--check", "default"], { as });
     assert.equal(checked.status, 1, checked.stdout);
     assert.match(checked.stdout, /lets another user change it|can be written/);
