@@ -2511,7 +2511,7 @@ async function guardSource(
   const target = `${host.arch}-${host.os === "darwin" ? "apple-darwin" : "unknown-linux-gnu"}`;
   const dist = folder === undefined ? [] : [`dist/lima-guard-${target}`, "dist/lima-guard"].map((f) => join(folder, f));
   for (const from of [...binary === undefined ? [] : [binary], ...dist, place]) {
-    const bytes = await sourceBytes(run, from);
+    const bytes = sourceBytes(run, from);
     if (bytes) return from === place ? undefined : { from, bytes };
   }
   const hint =
@@ -2525,13 +2525,13 @@ async function guardSource(
   const compiled = await host.compile(folder);
   progress.finish();
   if (typeof compiled !== "string") throw new Refusal(`Cannot compile the guard here: ${inWords(compiled)}`, hint);
-  const bytes = await sourceBytes(run, compiled);
+  const bytes = sourceBytes(run, compiled);
   if (bytes) return { from: compiled, bytes };
   throw new Refusal("Cannot compile the guard here: what came out is no program", hint);
 }
 
 /** The bytes of a source, once for many jobs. It is judged as strictly as the place: for root also by who called sudo. */
-async function sourceBytes(run: InstallRun, from: string): Promise<Uint8Array | undefined> {
+function sourceBytes(run: InstallRun, from: string): Uint8Array | undefined {
   const { host } = run;
   const real = host.real(from);
   const known = real === undefined ? undefined : run.sources.get(real);

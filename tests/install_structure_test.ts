@@ -59,9 +59,9 @@ Deno.test("install.ts: nothing is changed by its path: owner, group and mode com
 });
 
 Deno.test("install.ts: files are made exclusively, so that no link is followed", () => {
-  const opens = CODE.filter((line) => /fs\.openSync\(|writeFile|writeTextFile|copyFile/.test(line)).map((line) =>
-    line.trim()
-  );
+  const opens = CODE.filter((line) => /fs\.openSync\(|Deno\.(writeFile|writeTextFile|copyFile)/.test(line)).map((
+    line,
+  ) => line.trim());
   assert.deepEqual(opens, ['const fd = fs.openSync(path, "wx", mode);']);
 });
 
