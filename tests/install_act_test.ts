@@ -260,7 +260,7 @@ macTest("bootstrap says 0 and keeps no job: said, and put back", async () => {
   const { mac, file, text } = macWith("daemon");
   await using _ = mac;
   mac.conf("kept=0");
-  const run = await mac.run(["--yes", "--json", "default"]);
+  const run = await mac.run(["--yes", "--json", "default"], { settings: { limits: { bootstrapMs: 300 } } });
   assert.equal(run.status, 1);
   assert.match(run.json().blockers[0].because, /accepted the job and has not kept it.*Login Items/);
   assert.equal(Deno.readTextFileSync(file), text);

@@ -262,7 +262,8 @@ macTest("an agent's plist that others can change is refused, and a trouble for -
     const checked = await mac.run(["--check", "default"], { as });
     assert.equal(checked.status, 1, checked.stdout);
     assert.match(checked.stdout, /lets another user change it|can be written/);
-    assert.equal((await mac.run(["--yes", "--restart", "default"], { as })).status, 1);
+    const refused = await mac.run(["--yes", "--json", "--restart", "default"], { as });
+    assert.deepEqual([refused.status, refused.json().state], [1, "refused"], refused.stdout);
   }
 });
 
