@@ -1,8 +1,9 @@
 import assert from "node:assert/strict";
+import { parse } from "npm:plist@5.0.0";
 import { runGuard } from "../helpers/guard.ts";
 import { tempLimaHome } from "../helpers/home.ts";
 import { eventually, killChild, ps } from "../helpers/processes.ts";
-import { decodePlist, parseInstallArgs, readJob, readPlist } from "../../install.ts";
+import { decodePlist, parseInstallArgs, type PlistReader, readJob, readPlist } from "../../install.ts";
 import { parseCommandLine } from "../../lima_guard.ts";
 import { commandsOf, plistOf, writeThrowaway } from "./throwaway.ts";
 
@@ -31,7 +32,7 @@ for (const domain of ["agent", "daemon"] as const) {
     await using home = await tempLimaHome();
     const made = writeThrowaway(home.root, "d", 1);
     const text = plistOf(made, domain, `io.lima-vm.${domain === "agent" ? "autostart" : "daemon"}.d`, "ci");
-    const plist = readPlist(decodePlist(new TextEncoder().encode(text), "x.plist"));
+    const plist = readPlist(decodePlist(new TextEncoder().encode(text), "x.plist"), parse as PlistReader);
     const job = readJob(plist, "d");
     assert.deepEqual(job.command.slice(1), ["start", "d", "--foreground"]);
     assert.equal(plist.value["UserName"], domain === "daemon" ? "ci" : undefined);
