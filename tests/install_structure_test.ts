@@ -1,82 +1,10 @@
-/** The shape of install.ts, as its header promises it, and its command line. */
+/** The times and the command line of install.ts; its shape is in structure_test.ts. */
 
 import assert from "node:assert/strict";
 import { helpText, INSTALL_OPTIONS, type Options, PACE, parseInstallArgs } from "../install.ts";
 import { denoFlags } from "./helpers/guard.ts";
 import { FakeMac } from "./helpers/launchd.ts";
 import { project } from "./helpers/paths.ts";
-
-const SOURCE = await Deno.readTextFile(`${project}/install.ts`);
-/** The code, line by line; comments may speak of anything. */
-const CODE = SOURCE.split("\n").map((line) => line.replace(/^\s*(\/\/|\/\*|\*).*|\s\/\/ .*$/, ""));
-const MAIN_BLOCK = CODE.findIndex((line) => line.startsWith("if (import.meta.main)"));
-const SECTIONS = SOURCE.split("\n").flatMap((line, at) => {
-  const title = /^\/\/ ─+ (.+) ──$/.exec(line)?.[1];
-  return title === undefined ? [] : [{ title, at }];
-});
-const TITLES = SECTIONS.map(({ title }) => title);
-const titleAt = (at: number) => SECTIONS.findLast((section) => section.at <= at)?.title ?? "";
-
-function offences(pattern: RegExp, isAllowed: (title: string, line: string, at: number) => boolean): string[] {
-  return CODE.flatMap((line, at) =>
-    pattern.test(line) && !isAllowed(titleAt(at), line, at) ? [`${at + 1}: ${line.trim()}`] : []
-  );
-}
-
-Deno.test("install.ts: the sections stand in the order that the header lists", () => {
-  const listed = /\n \* Sections: ([^]*?)\.\n/.exec(SOURCE)?.[1]?.replaceAll(/\s*\n \* /g, " ").split(" · ");
-  assert.deepEqual(TITLES, listed);
-});
-
-Deno.test("install.ts: no section is longer than 180 lines", () => {
-  const lengths = SECTIONS.map(({ title, at }, i) => ({ title, lines: (SECTIONS[i + 1]?.at ?? CODE.length) - at }));
-  assert.deepEqual(lengths.filter(({ lines }) => lines > 180), []);
-});
-
-Deno.test("install.ts: Deno and dax are touched by the real host and the last lines only", () => {
-  const isHost = (title: string, _: string, at: number) =>
-    title.startsWith("the real host") || at >= MAIN_BLOCK || title === "main";
-  assert.deepEqual(offences(/\bDeno\.|npm:dax/, isHost), []);
-});
-
-Deno.test("install.ts: what reads and decides asks for nothing but its arguments", () => {
-  const impure = /\b(await|async|Math\.random|performance|setTimeout|fetch|crypto|console)\b|\bhost\.|\bDate\.now\b/;
-  assert.deepEqual(offences(impure, (title) => !/^(reading|deciding|words)/.test(title)), []);
-});
-
-Deno.test("install.ts: it leaves in one place, its last lines", () => {
-  assert.deepEqual(offences(/\bDeno\.exit\b/, (_, __, at) => at > MAIN_BLOCK), []);
-  assert.equal(CODE.filter((line) => line.includes("Deno.exit")).length, 1);
-});
-
-Deno.test("install.ts: it imports the guard, std, plist and (lazily) dax, by version, and nothing else", () => {
-  const allowed = [
-    /^import .* from "jsr:@std\/(cli|path)@\d+\.\d+\.\d+\/[a-z/-]+";$/,
-    /^import .* from "npm:plist@5\.0\.0";$/,
-    /^import \{$/,
-    /^\} from "\.\/lima_guard\.ts";$/,
-    /import\("npm:dax@0\.49\.0"\)/,
-  ];
-  assert.deepEqual(
-    offences(/\bimport\b(?!\.meta)|\bfrom "|\brequire\(/, (_, line) => allowed.some((a) => a.test(line))),
-    [],
-  );
-});
-
-for (
-  const words of [
-    "can't|don't|won't|isn't|doesn't|couldn't|didn't",
-    "virtual machine|hypervisor|box|unit",
-    "terminated?|teardown|shut down|gather|desired",
-    "invalid|illegal",
-  ]
-) {
-  Deno.test(`install.ts: no message says ${words.replaceAll("|", ", ")}`, () => {
-    const messages = CODE.join("\n").match(/"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|`(?:[^`\\\n]|\\.)*`/g) ?? [];
-    assert.ok(messages.length > 200);
-    assert.deepEqual(messages.filter((text) => new RegExp(`\\b(?:${words})\\b`, "i").test(text)), []);
-  });
-}
 
 Deno.test("the times are those of launchd: a stop has more than its budget, and launchctl cannot block for ever", () => {
   assert.ok(PACE.stopMs > 2 * 60_000 && PACE.commandMs <= 10_000 && PACE.runningMs >= 15_000);

@@ -62,7 +62,7 @@ class Run {
 
   constructor(readonly suite: Suite, readonly isolated: boolean) {}
 
-  /** A signal ends what runs; what has not run by then counts as failed. */
+  /** A signal ends what runs; what has not run counts as failed. */
   readonly stop = (): void => {
     this.#stopped = true;
     for (const child of this.#children) child.kill(this.isolated ? "SIGKILL" : "SIGTERM");

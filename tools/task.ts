@@ -26,6 +26,7 @@ const TASKS: Record<string, (args: string[]) => Promise<number>> = {
   bench: async (args) => await deno("run", "-A", ...await packageFlags(), "tools/bench.ts", ...args),
   compile: async (args) => await compile(args, await packageFlags(), realBuilder(ROOT, say)),
   manual: async () => await deno("run", "-A", ...await packageFlags(), "tools/manual.ts"),
+  house: async (args) => await deno("run", "-A", "--no-lock", "tools/house.ts", ...args),
   torture: async (args) => await deno("run", "-A", ...await packageFlags(), "tools/torture.ts", ...args),
   cov,
 };
