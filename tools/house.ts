@@ -106,15 +106,15 @@ export class Source {
 
   /** As `deno fmt` writes it, a function ends at the next bracket that is indented as its first line is. */
   longFunctions(most = 40): string[] {
-    const start = /^( *)(?:export )?(?:async )?(?:function\b|(?:const|let) \w+ = (?:async )?\(|(?:[a-z]+ )*[#\w]+\()/;
+    const start =
+      /^( *)(?:export )?(?:async )?(?:function\b|const \w+ = (?:async )?\(.*=> \{$|(?:\w+ )*#?\w+\([^=]*\{$)/;
     return this.code.flatMap((line, at) => {
       const indent = start.exec(line)?.[1];
       if (indent === undefined || /^\s*(if|for|while|switch|return|await|throw)\b/.test(line)) return [];
-      if (!/(\{|\()$/.test(line)) return [];
       const ends = [`${indent}}`, `${indent}};`];
-      const end = this.code.findIndex((other, i) => i > at && (ends.includes(other) || other === `${indent});`));
+      const end = this.code.findIndex((other, i) => i > at && ends.includes(other));
       const length = end - at + 1;
-      return end > 0 && ends.includes(this.code[end]!) && length > most ? [`${at + 1}: ${length} lines`] : [];
+      return end > 0 && length > most ? [`${at + 1}: ${length} lines`] : [];
     });
   }
 
