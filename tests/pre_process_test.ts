@@ -971,7 +971,7 @@ row(4, "the dry run says of stale files what the real run says while it acts", a
   const done = await runGuard(home, ["--pre", "k3s"]);
   assertSameWords(planned, done);
   assert.match(planned.stdout, /^k3s: stale: PID \d+ is not ours/);
-  assert.match(done.stdout, /^k3s: stale: PID \d+ is not ours.*: 10 done, ready to start\n$/);
+  assert.match(done.stdout, /^k3s: stale: PID \d+ is not ours.*: 11 done, ready to start\n$/);
   assert.equal(planned.stderr, "", "a dry run has nothing to log");
 });
 
