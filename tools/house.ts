@@ -107,7 +107,7 @@ export class Source {
   /** As `deno fmt` writes it, a function ends at the next bracket that is indented as its first line is. */
   longFunctions(most = 40): string[] {
     const start =
-      /^( *)(?:export )?(?:async )?(?:function\b|const \w+ = (?:async )?\(.*=> \{$|(?:\w+ )*#?\w+\([^=]*\{$)/;
+      /^( *)(?:export )?(?:async )?(?:function\b|const \w+ = (?:async )?\(.*=> \{$|(?:\w+ )*#?\w+\([^=]*\)(?:: [^=]+)? \{$)/;
     return this.code.flatMap((line, at) => {
       const indent = start.exec(line)?.[1];
       if (indent === undefined || /^\s*(if|for|while|switch|return|await|throw)\b/.test(line)) return [];
