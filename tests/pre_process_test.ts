@@ -243,12 +243,15 @@ row(8, "a PID file holds -1, which is everybody to kill(2)", async ({ k3s }) => 
   await starts(k3s);
 });
 
-row(8, "a PID file holds -N, and there is a process group N", async ({ k3s, stranger }) => {
-  const group = ps(stranger.pid)!.pgid;
+row(8, "a PID file holds -N, and there is a process group N", async ({ home, k3s }) => {
+  await using leader = await bystander(home, { leadsGroup: true });
+  const group = ps(leader.pid)!.pgid;
+  assert.equal(group, leader.pid);
   for (const file of PID_FILES) k3s.pidFile(file, -group);
   await refuses(k3s, "failed to connect to");
   await heals(k3s, { removes: PID_FILES, because: [/not a PID/] });
   await starts(k3s);
+  leader.assertAlive();
 });
 
 row(9, "the PID files name the guard itself", async ({ k3s }) => {
@@ -973,7 +976,7 @@ row(4, "the dry run says of stale files what the real run says while it acts", a
   const done = await runGuard(home, ["--pre", "k3s"]);
   assertSameWords(planned, done);
   assert.match(planned.stdout, /^k3s: stale: PID \d+ is not ours/);
-  assert.match(done.stdout, /^k3s: stale: PID \d+ is not ours.*: 10 done, ready to start\n$/);
+  assert.match(done.stdout, /^k3s: stale: PID \d+ is not ours.*: 11 done, ready to start\n$/);
   assert.equal(planned.stderr, "", "a dry run has nothing to log");
 });
 

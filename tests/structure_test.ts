@@ -1,78 +1,135 @@
-/** The shape of lima_guard.ts, as its header promises it: kept by machine, so that it stays when nobody is looking. */
+/**
+ * The figures of lima_guard.ts and install.ts, and the shape of lima_guard.ts, kept by machine; the shape of install.ts is
+ * in install_structure_test.ts.
+ */
 
 import assert from "node:assert/strict";
+import { figures, limitOf, LIMITS, notYet, Source } from "../tools/house.ts";
+import { project } from "./helpers/paths.ts";
 
-const SOURCE = await Deno.readTextFile(new URL("../lima_guard.ts", import.meta.url));
-/** The code, line by line; comments may speak of anything. */
-const CODE = SOURCE.split("\n").map((line) => line.replace(/^\s*(\/\/|\/\*|\*).*|\s\/\/ .*$/, ""));
-const MAIN_BLOCK = CODE.findIndex((line) => line.startsWith("if (import.meta.main)"));
+const FIGURES = await figures(project);
+/** What has not reached its limit yet, and how far it is: it may only fall. Set again by `deno task house --write`. */
+const NOT_YET = await notYet(project);
 
-/** The banners and where they stand, in order. */
-const SECTIONS = SOURCE.split("\n").flatMap((line, at) => {
-  const title = /^\/\/ ─+ (.+) ──$/.exec(line)?.[1];
-  return title === undefined ? [] : [{ title, at }];
-});
-const TITLES = SECTIONS.map(({ title }) => title);
-const sectionOf = (at: number) => SECTIONS.findLastIndex((section) => section.at <= at);
-const isHost = (section: number) => /^the real host(:|$)/.test(TITLES[section] ?? "");
-
-/** Each line of code that matches and may not: where it is and how it reads. */
-function offences(pattern: RegExp, isAllowed: (at: number, line: string) => boolean = () => false): string[] {
-  return CODE.flatMap((line, at) => pattern.test(line) && !isAllowed(at, line) ? [`${at + 1}: ${line.trim()}`] : []);
-}
-
-Deno.test("the sections stand in the order that the header lists", () => {
-  const listed = /\n \* Sections: ([^]*?)\.\n/.exec(SOURCE)?.[1]?.replaceAll(/\s*\n \* /g, " ").split(" · ");
-  assert.deepEqual(TITLES, listed);
-  const order = [
-    "names and numbers",
-    "reading",
-    "deciding: --pre",
-    "the host",
-    "the real host",
-    "command line",
-    "main",
-  ];
-  assert.deepEqual(TITLES.filter((title) => order.includes(title)), order);
-});
-
-Deno.test("Deno is touched by the real host and by the last lines only", () => {
-  const isLast = (at: number) => MAIN_BLOCK > 0 && at >= MAIN_BLOCK;
-  assert.deepEqual(offences(/\bDeno\b/, (at) => isHost(sectionOf(at)) || isLast(at)), []);
-  const hosts = TITLES.flatMap((_, i) => isHost(i) ? [i] : []);
-  assert.equal((hosts.at(-1) ?? 0) - (hosts[0] ?? 0) + 1, hosts.length, "the sections of the real host stand together");
-  assert.equal(CODE.indexOf("}", MAIN_BLOCK), CODE.length - 2, "the main block is the end of the file");
-});
-
-Deno.test("what reads, proves and decides asks for nothing but its arguments", () => {
-  const [first, end] = [TITLES.indexOf("reading"), TITLES.indexOf("the host")];
-  // Date.parse reads a text; anything else of Date may ask the clock.
-  const impure = /\b(await|async|Math\.random|performance|setTimeout|fetch|crypto|console)\b|\bDate\b(?!\.parse)/;
-  assert.deepEqual(offences(impure, (at) => sectionOf(at) < first || sectionOf(at) >= end), []);
-});
-
-Deno.test("the program leaves in one place, its last line", () => {
-  assert.equal(offences(/\bDeno\.exit\b/).length, 1);
-  assert.deepEqual(offences(/\bDeno\.exit\b/, (at) => at === CODE.length - 3), []);
-});
-
-Deno.test("the file runs alone: it imports the standard library, by version, and nothing else", () => {
-  const allowed = /^import .* from "jsr:@std\/(cli|log|path)@\d+\.\d+\.\d+\/[a-z/-]+";$|\bimport\("\.\/install\.ts"\)/;
-  assert.deepEqual(offences(/\bimport\b(?!\.meta)|\bfrom "|\brequire\(/, (_, line) => allowed.test(line)), []);
-});
-
-// One word for one thing, and no contractions: what a person reads says "instance", "stop", "refuse" and "cannot".
-for (
-  const words of [
-    "can't|don't|won't|isn't|doesn't|couldn't|didn't",
-    "virtual machine|hypervisor|box|unit",
-    "terminated?|teardown|shut down|unload|gather|desired",
-    "invalid|illegal",
-  ]
-) {
-  Deno.test(`no message says ${words.replaceAll("|", ", ")}`, () => {
-    const messages = CODE.join("\n").match(/"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|`(?:[^`\\\n]|\\.)*`/g) ?? [];
-    assert.ok(messages.length > 200, `only ${messages.length} texts are found in the code`);
-    assert.deepEqual(messages.filter((text) => new RegExp(`\\b(?:${words})\\b`, "i").test(text)), []);
+const WORDS = Object.keys({ ...FIGURES, ...NOT_YET }).filter((key) => key.endsWith(": forbidden words"));
+for (const key of [...Object.keys(LIMITS), ...WORDS]) {
+  const limit = limitOf(key)!;
+  const most = NOT_YET[key] ?? limit;
+  Deno.test(`${key}: at most ${most}${most > limit ? `, to be ${limit}` : ""}`, () => {
+    // No file with forbidden words is no figure; every other figure has to be there.
+    const { value, found } = FIGURES[key] ?? { value: WORDS.includes(key) ? 0 : NaN, found: [] };
+    assert.ok(
+      value <= most,
+      `${value} are more than ${most}; \`deno task house --long\` lists them:\n${found.join("\n")}`,
+    );
   });
 }
+
+Deno.test("what is not reached yet is a figure that is over its limit", () => {
+  for (const [key, value] of Object.entries(NOT_YET)) assert.ok(value > (limitOf(key) ?? Infinity), key);
+});
+
+/** What is right for both files, and where each has its own. */
+const FILES: Record<"lima_guard.ts", {
+  /** What may be imported. */
+  imports: RegExp[];
+  /** The chapters that ask for nothing but their arguments. */
+  isPure: (title: string, source: Source, at: number) => boolean;
+  impure: RegExp;
+  effects: RegExp;
+  mayAct: RegExp;
+  /** Words that a message does not have. */
+  contractions: string;
+}> = {
+  "lima_guard.ts": {
+    imports: [
+      /^import .* from "jsr:@std\/(cli|log|path)@\d+\.\d+\.\d+\/[a-z/-]+";$/,
+      /\bimport\("\.\/install\.ts"\)/,
+    ],
+    isPure: (_, source, at) => at > source.sections[0]!.at && at < source.linesBeforeTheHost(),
+    // Date.parse reads a text; anything else of Date may ask the clock.
+    impure: /\b(await|async|Math\.random|performance|setTimeout|fetch|crypto|console)\b|\bDate\b(?!\.parse)/,
+    effects: /\bDeno\b/,
+    mayAct: /^the real host(:|$)/,
+    contractions: "terminated?|teardown|shut down|unload|gather|desired",
+  },
+};
+
+for (const name of ["lima_guard.ts"] as const) {
+  const rules = FILES[name];
+  const source = new Source(await Deno.readTextFile(`${project}/${name}`));
+  const { code, sections, text } = source;
+  const titles = sections.map(({ title }) => title);
+  const mainBlock = code.findIndex((line) => line.startsWith("if (import.meta.main)"));
+
+  Deno.test(`${name}: the chapters stand in the order that the header lists`, () => {
+    const listed = /\n \* Sections: ([^]*?)\.\n/.exec(text)?.[1]?.replaceAll(/\s*\n \* /g, " ").split(" · ");
+    assert.deepEqual(titles, listed);
+  });
+
+  Deno.test(`${name}: the world is touched by the real host and by the last lines only`, () => {
+    assert.ok(mainBlock > 0);
+    assert.deepEqual(source.offences(rules.effects, (title, _, at) => rules.mayAct.test(title) || at >= mainBlock), []);
+    const hosts = titles.flatMap((title, i) => title.startsWith("the real host") ? [i] : []);
+    assert.equal(hosts.at(-1)! - hosts[0]! + 1, hosts.length, "the chapters of the real host stand together");
+    assert.equal(code.indexOf("}", mainBlock), code.length - 2, "the main block is the end of the file");
+  });
+
+  Deno.test(`${name}: what reads, proves and decides asks for nothing but its arguments`, () => {
+    assert.ok(code.some((_, at) => rules.isPure(source.titleAt(at), source, at)), "no chapter is pure");
+    assert.deepEqual(source.offences(rules.impure, (title, _, at) => !rules.isPure(title, source, at)), []);
+  });
+
+  Deno.test(`${name}: it leaves in one place, its last lines`, () => {
+    assert.equal(source.offences(/\bDeno\.exit\b/).length, 1);
+    assert.deepEqual(source.offences(/\bDeno\.exit\b/, (_, __, at) => at > mainBlock), []);
+  });
+
+  Deno.test(`${name}: it imports what it may, by version, and nothing else`, () => {
+    const isAllowed = (_: string, line: string) => rules.imports.some((allowed) => allowed.test(line));
+    assert.deepEqual(source.offences(/\bimport\b(?!\.meta)|\bfrom "|\brequire\(/, isAllowed), []);
+  });
+
+  // One word for one thing, and no contractions: what a person reads says "instance", "stop", "refuse" and "cannot".
+  for (
+    const words of [
+      "can't|don't|won't|isn't|doesn't|couldn't|didn't",
+      "virtual machine|hypervisor|box|unit",
+      rules.contractions,
+      "invalid|illegal",
+    ]
+  ) {
+    Deno.test(`${name}: no message says ${words.replaceAll("|", ", ")}`, () => {
+      const messages = source.texts();
+      assert.ok(messages.length > 200, `only ${messages.length} texts are found in the code`);
+      assert.deepEqual(messages.filter((message) => new RegExp(`\\b(?:${words})\\b`, "i").test(message)), []);
+    });
+  }
+}
+
+// --- the measures themselves: one that finds nothing would hold nothing ---
+
+const SAMPLE = `// ── facts ──
+export type Fact = { why: string };
+const early = later("word");
+// ── the host ──
+export interface Host {
+  signal(pid: number): void;
+  readonly pid: number;
+}
+function later(why: string) {
+  if (why.startsWith("word")) return why === "done";
+${"  // …\n".repeat(40)}}
+`.replaceAll(/^\/\/ ── (.*) ──$/gm, "// ──────── $1 ──");
+
+Deno.test("the measures find what they look for", () => {
+  const sample = new Source(SAMPLE);
+  assert.deepEqual(sample.exported(), ["Fact", "Host"]);
+  assert.deepEqual(sample.declarations(/\bfunction\b/), ["later"]);
+  assert.equal(sample.linesOf("facts"), 3);
+  assert.deepEqual(sample.hostMembers(), ["signal", "pid"]);
+  assert.deepEqual(sample.usedBeforeTheirChapter(), ["3: later, defined at 9"]);
+  assert.equal(sample.branchesOnWords().length, 1);
+  assert.deepEqual(sample.longFunctions(), ["9: 43 lines"]);
+  assert.equal(sample.linesBeforeTheHost(), 3);
+});

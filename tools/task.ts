@@ -11,6 +11,7 @@
  */
 
 import { compile, realBuilder } from "./compile.ts";
+import { runSuite, testFiles } from "./suite.ts";
 
 const ROOT = import.meta.dirname!.replace(/\/tools$/, "");
 const IMPORT_MAP = "tools/npm_only/import_map.json";
@@ -25,6 +26,7 @@ const TASKS: Record<string, (args: string[]) => Promise<number>> = {
   bench: async (args) => await deno("run", "-A", ...await packageFlags(), "tools/bench.ts", ...args),
   compile: async (args) => await compile(args, await packageFlags(), realBuilder(ROOT, say)),
   manual: async () => await deno("run", "-A", ...await packageFlags(), "tools/manual.ts"),
+  house: async (args) => await deno("run", "-A", "--no-lock", "tools/house.ts", ...args),
   torture: async (args) => await deno("run", "-A", ...await packageFlags(), "tools/torture.ts", ...args),
   cov,
 };
@@ -36,10 +38,28 @@ async function ok(args: string[]): Promise<number> {
     (rest.length < args.length ? 0 : await test(rest));
 }
 
-/** Test files run side by side in one process: none may change its environment, working directory or umask. */
+/** One file, or an option that is not `--filter`: just `deno test`. Else each file in a process of its own. */
 async function test(args: string[]): Promise<number> {
-  const where = args.some((arg) => arg.startsWith("tests/")) ? [] : ["tests/"];
-  return await deno("test", "-A", ...await packageFlags(), ...args, ...where);
+  const { files, filter, others } = testArguments(args);
+  const flags = await packageFlags();
+  if (others.length > 0 || files.length === 1) {
+    return await deno("test", "-A", ...flags, ...filter, ...others, ...files.length > 0 ? files : ["tests/"]);
+  }
+  const chosen = files.length > 0 ? files : await testFiles(ROOT);
+  // Types are checked once, not once for each file.
+  return await deno("check", ...flags, ...chosen) ||
+    await runSuite({ files: chosen, flags: [...flags, ...filter], root: ROOT, say: sayOut });
+}
+
+function testArguments(args: string[]): { files: string[]; filter: string[]; others: string[] } {
+  const found = { files: [] as string[], filter: [] as string[], others: [] as string[] };
+  for (let i = 0; i < args.length; i++) {
+    const arg = args[i]!;
+    if (arg === "--filter") found.filter.push(arg, ...args.slice(++i, i + 1));
+    else if (arg.startsWith("--filter=")) found.filter.push(arg);
+    else (/^tests\/.+_test\.ts$/.test(arg) ? found.files : found.others).push(arg);
+  }
+  return found;
 }
 
 /** The variable is for the guards that tests start: they do most of the work. */
@@ -96,6 +116,10 @@ async function deno(...args: string[]): Promise<number> {
 
 function say(line: string): void {
   Deno.stderr.writeSync(new TextEncoder().encode(`${line}\n`));
+}
+
+function sayOut(line: string): void {
+  Deno.stdout.writeSync(new TextEncoder().encode(`${line}\n`));
 }
 
 const [name = "", ...args] = Deno.args;

@@ -29,6 +29,7 @@ import {
   waitForExit,
 } from "../tests/helpers/mod.ts";
 import { guardWith, OUTSIDER, type Stay, type Twist } from "../tests/helpers/guard_with.ts";
+import { PID_FILES } from "../tests/helpers/pid_files.ts";
 import { tree } from "../tests/helpers/pre.ts";
 import { foreground, hold, writeBadEnds } from "../tests/launchd/run.ts";
 import {
@@ -37,7 +38,6 @@ import {
   describeCase,
   describeStep,
   makeCase,
-  PID_FILES,
   type Put,
   type Run,
   type Step,

@@ -3,6 +3,8 @@
  * that has failed can be kept as JSON in tests/corpus.
  */
 
+import { PID_FILES, USERNET } from "../tests/helpers/pid_files.ts";
+
 export interface Case {
   /** Which it was when it was made; for people. */
   readonly seed: number;
@@ -81,12 +83,10 @@ export function random(seed: number, number: number): () => number {
   };
 }
 
-/** The instance's PID files, of every Lima there is. */
-export const PID_FILES = ["ha.pid", "vz.pid", "qemu.pid", "krunkit.pid", "x.pid", "x.drv.pid", "lima-driver-x-ha.pid"];
-export const USERNET_PID = "../_networks/user-v2/usernet_user-v2.pid";
+export const USERNET_PID = `../${USERNET}`;
 
-/** A host agent believes these while it stops, so the guard must have cleared them before. */
-const BELIEVED = ["x.drv.pid", "x.drv.pid"];
+/** A host agent believes this one while it stops, so it must be cleared before: twice, to be picked more often. */
+const BELIEVED: readonly string[] = ["x.drv.pid", "x.drv.pid"];
 
 /** What may stand in a PID file. The stranger's number comes first and often: it must survive all of it. */
 const PIDS = [

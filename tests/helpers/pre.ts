@@ -4,22 +4,14 @@ import assert from "node:assert/strict";
 import { type Agent, startAgent } from "./agents.ts";
 import { type GuardOptions, type GuardResult, runGuard } from "./guard.ts";
 import { type Conf, type Home, type Instance, tempLimaHome } from "./home.ts";
+import { PID_FILES, USERNET } from "./pid_files.ts";
 import { type Bystander, bystander } from "./processes.ts";
+
+export { PID_FILES, USERNET };
 
 /** The guard's own files in an instance directory; it writes who it is into the lock at every run. */
 export const LOCK = "lima-guard.lock";
 export const JOURNAL = "lima-guard.jsonl";
-
-/** Every kind of PID file that Lima 1.0 to 2.3 reads or writes, below LIMA_HOME, of an instance. */
-export const PID_FILES = [
-  "ha.pid",
-  "vz.pid",
-  "qemu.pid",
-  "krunkit.pid",
-  "x.drv.pid",
-  "lima-driver-x-ha.pid",
-] as const;
-export const USERNET = "_networks/user-v2/usernet_user-v2.pid";
 
 export interface World {
   readonly home: Home;

@@ -112,7 +112,13 @@ export interface Bystander extends AsyncDisposable {
  */
 export async function bystander(
   home: Home,
-  { command = ["/usr/libexec/sirittsd"], uid, gid }: { command?: string[]; uid?: number; gid?: number } = {},
+  { command = ["/usr/libexec/sirittsd"], uid, gid, leadsGroup = false }: {
+    command?: string[];
+    uid?: number;
+    gid?: number;
+    /** Its process group is its own: the group of the tests may have no number here, where its leader is elsewhere. */
+    leadsGroup?: boolean;
+  } = {},
 ): Promise<Bystander> {
   const log = Deno.makeTempFileSync({ dir: home.root, prefix: "bystander-" });
   Deno.chmodSync(log, 0o666);
@@ -123,6 +129,7 @@ export async function bystander(
     stdin: "null",
     stdout: "null",
     stderr: "inherit",
+    detached: leadsGroup,
     ...(uid === undefined ? {} : { uid, gid: gid ?? uid }),
   }).spawn();
   const lines = () => Deno.readTextFileSync(log).split("\n").filter((line) => line !== "");

@@ -4,6 +4,7 @@ import assert from "node:assert/strict";
 import { startAgent } from "./agents.ts";
 import { type GuardOptions, type GuardResult, runGuard } from "./guard.ts";
 import type { Home, Instance } from "./home.ts";
+import { PID_FILES } from "./pid_files.ts";
 import { isAlive } from "./processes.ts";
 
 export interface Remark {
@@ -95,9 +96,6 @@ export function rungs({ steps }: Told): [string, string][] {
 export function stale(instance: Instance): string[] {
   return instance.files().filter((file) => /\.(pid|tmp)$/.test(file) || file === "ha.sock");
 }
-
-/** Every kind of PID file that Lima 1.0 to 2.3 reads or writes in an instance directory. */
-const PID_FILES = ["ha.pid", "vz.pid", "qemu.pid", "krunkit.pid", "x.pid", "x.drv.pid", "lima-driver-x-ha.pid"];
 
 /** The stranger's PID stands in each PID file that does not name a process of the instance. */
 export function nameInAllPidFiles(instance: Instance, pid: number): void {

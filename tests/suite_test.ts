@@ -1,0 +1,65 @@
+/** What runs the whole suite: what it counts, and what it leaves behind. */
+
+import assert from "node:assert/strict";
+import { countsOf, runSuite, testFiles } from "../tools/suite.ts";
+
+const COUNTS: [title: string, output: string, status: number, counts: [number, number, number]][] = [
+  ["all have passed", "ok | 12 passed (3 steps) | 0 failed | 1 ignored (3s)\n", 0, [12, 0, 1]],
+  ["what is 0 is left out", "ok | 2 passed (1s)\n", 0, [2, 0, 0]],
+  ["some have failed", "FAILED | 2 passed | 3 failed (1s)\n\nerror: Test failed\n", 1, [2, 3, 0]],
+  ["a test prints a summary too", "ok | 9 passed | 0 failed (1s)\nFAILED | 2 passed | 1 failed (1s)\n", 1, [2, 1, 0]],
+  ["no summary", "running 2 tests\n", 0, [0, 1, 0]],
+  ["killed before the summary", "running 2 tests\na ... ok (1ms)\n", 137, [0, 1, 0]],
+  ["a status that the summary does not explain", "ok | 2 passed | 0 failed (1s)\n", 1, [2, 1, 0]],
+  ["a success that the summary contradicts", "FAILED | 2 passed | 1 failed (1s)\n", 0, [2, 2, 0]],
+];
+for (const [title, output, status, [passed, failed, ignored]] of COUNTS) {
+  Deno.test(`a file's counts: ${title}`, () => assert.deepEqual(countsOf(output, status), { passed, failed, ignored }));
+}
+
+/** A project with these test files, and what the suite says of it. */
+async function suiteOf(files: Record<string, string>): Promise<{ status: number; lines: string[] }> {
+  const root = await Deno.makeTempDir({ prefix: "suite-" });
+  try {
+    await Deno.mkdir(`${root}/tests/below`, { recursive: true });
+    for (const [name, text] of Object.entries(files)) await Deno.writeTextFile(`${root}/tests/${name}`, text);
+    const said: string[] = [];
+    const say = (line: string) => said.push(line);
+    const status = await runSuite({ files: await testFiles(root), flags: ["--no-lock", "--no-config"], root, say });
+    return { status, lines: said.join("\n").split("\n") };
+  } finally {
+    await Deno.remove(root, { recursive: true });
+  }
+}
+
+const GOOD = 'Deno.test("good", () => {}); Deno.test.ignore("no Mac here", () => {});';
+
+Deno.test("the suite runs every test file below the directory, and ends with the line of deno test", async () => {
+  const { status, lines } = await suiteOf({ "a_test.ts": GOOD, "below/b_test.ts": GOOD, "helper.ts": "throw 1;" });
+  assert.equal(status, 0, lines.join("\n"));
+  assert.match(lines.at(-1)!, /^ok \| 2 passed \| 0 failed \| 2 ignored \(\d+s\)$/);
+  assert.equal(lines.filter((line) => /no Mac here \.\.\. ignored/.test(line)).length, 2);
+  assert.equal(lines.filter((line) => /^ok tests\/.*_test\.ts: 1 passed, 1 ignored \([\d.]+s\)$/.test(line)).length, 2);
+});
+
+Deno.test("the suite fails where a file fails, does not load, or is killed; the rest is run", async () => {
+  const { status, lines } = await suiteOf({
+    "a_test.ts": GOOD,
+    "b_test.ts": 'Deno.test("bad", () => { throw new Error("the reason"); });',
+    "c_test.ts": 'throw new Error("not loaded");',
+    "d_test.ts": 'Deno.test("killed", () => Deno.kill(Deno.pid, "SIGKILL"));',
+  });
+  assert.equal(status, 1);
+  assert.match(lines.at(-1)!, /^FAILED \| 1 passed \| 3 failed \| 1 ignored \(\d+s\)$/, lines.join("\n"));
+  for (const reason of ["the reason", "not loaded"]) assert.ok(lines.some((line) => line.includes(reason)), reason);
+  assert.deepEqual(lines.find((line) => line.startsWith("failed: "))?.split(" ").slice(1).sort(), [
+    "tests/b_test.ts",
+    "tests/c_test.ts",
+    "tests/d_test.ts",
+  ]);
+});
+
+Deno.test("a suite without a test file is no success", async () => {
+  const { status, lines } = await suiteOf({});
+  assert.equal(status, 1, lines.join("\n"));
+});
