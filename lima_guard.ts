@@ -2761,11 +2761,16 @@ function left(c: Climb): Proven[] {
   return c.seen.alive.filter((p) => p.role !== "usernet");
 }
 
+/** How much of the time for the kill a stage gets that begins when grace is over. */
+const LAST_MOMENT_SHARE = 1 / 3;
+
 /** Takes one stage, and tells whether nothing is left after it. */
 async function isOver(c: Climb, stage: "guest" | "agent" | "driver" | "kill"): Promise<boolean> {
   const { ctx, place } = c;
   const begin = ctx.host.clockMs();
-  const untilMs = c.beganMs + c.limits[stage] * 1000;
+  // A guest that acknowledged may have used all of grace: Lima gets its signal and a moment all the same.
+  const momentMs = stage === "kill" ? 0 : (c.limits.kill - c.limits.agent) * LAST_MOMENT_SHARE * 1000;
+  const untilMs = Math.max(c.beganMs + c.limits[stage] * 1000, begin + momentMs);
   const step = ladderSteps(c.seen, c.because ?? aliveWords(left(c)), c.budgetS).find((s) => s.kind === stage);
   if (!step) return false;
   ctx.stage(place, stage, untilMs);
@@ -4319,7 +4324,7 @@ async function ownedPlace(run: Run, beganMs: number): Promise<Place | undefined>
       if (!said) ctx.say("info", place, `is to be stopped, and waits for ${who}`);
       said = true;
       if (ctx.host.clockMs() < untilMs) continue;
-      const because = `${who} is at work on it and holds its lock`;
+      const because = `${who} holds its lock`;
       const blocker = { what: join(place.dir, LOCK_FILE), because, hint: `lima-guard --stop ${place.name}` };
       return refuse(report(run.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }));
     }

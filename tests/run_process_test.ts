@@ -442,7 +442,7 @@ test("stopped while another guard has the lock and does nothing, and the machine
   await guard.waitForLine(/waits up to \d+ s for/);
   const { status, stderr, seconds } = await stopRun(guard);
   assert.equal(status, 75, stderr);
-  assert.match(stderr, /not stopped: .*lima-guard\.lock: another guard is at work on it and holds its lock/);
+  assert.match(stderr, /not stopped: .*lima-guard\.lock: another guard holds its lock/);
   assert.ok(seconds < 6, `${seconds} s`);
   assert.ok(agent.isAlive());
 });
