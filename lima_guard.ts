@@ -1007,14 +1007,17 @@ export function isOwnPort(
   return agent && file.haPidMtimeMs !== undefined && file.mtimeMs >= file.haPidMtimeMs;
 }
 
-/** How a stop is to be told, in one line. `cut` is what the host agent said where it could not stop its guest. */
-export function describeStop(end: StopEnd, seconds: number, cut?: string): string {
+const HUNG_AGENT = "the hung host agent was killed";
+
+/** The result of a stop in one line. `cut` is what the host agent said where it could not stop its guest. */
+export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgentHung = false): string {
   const took = `in ${seconds.toFixed(1)} s`;
   if (end === "agent" && cut !== undefined) return `stopped by the host agent ${took}, which cut the guest off: ${cut}`;
   if (end === "already stopped") return "already stopped";
   if (end === "gone before the request") return "gone before the request: the VM was no longer there";
   if (end === "killed") return `stopped hard (killed) ${took}`;
-  return `stopped gracefully by the ${end === "agent" ? "host agent" : end} ${took}`;
+  const hung = isAgentHung ? `; ${HUNG_AGENT}` : "";
+  return `stopped gracefully by the ${end === "agent" ? "host agent" : end} ${took}${hung}`;
 }
 
 /**
@@ -2639,6 +2642,8 @@ interface Climb extends Ascent {
   readonly opened: Line[];
   /** Whether QEMU was ended with SIGTERM, which is the guest's power cut. */
   powerCut: boolean;
+  /** Whether the host agent was killed after the VM was off: no hard stop of the VM. */
+  isAgentHung: boolean;
   /** Rings when something may have ended. */
   readonly bell: Bell;
   seen: Observation;
@@ -2659,6 +2664,7 @@ interface Stopped {
   readonly steps: readonly Step[];
   readonly left: readonly Proven[];
   readonly cut?: string;
+  readonly isAgentHung: boolean;
   readonly blockers: readonly Remark[];
   /** All processes had to be searched: the clean-up does it too. */
   readonly searched: boolean;
@@ -2681,6 +2687,7 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
     line: line ?? "nothing is alive",
     opened: [],
     powerCut: false,
+    isAgentHung: false,
     bell: new Bell(),
     seen: before,
     steps: [],
@@ -2721,9 +2728,9 @@ async function lastKnown(ctx: Context, place: Place): Promise<"start" | "running
 function stopped(c: Climb, end: StopEnd): Stopped {
   const total = secondsSince(c.ctx.host, c.beganMs);
   const cut = c.cut === undefined ? {} : { cut: c.cut };
-  const { steps, seen } = c;
-  const searched = seen.searched === true;
-  return { end, ...cut, seconds: { ...c.seconds, total }, steps, left: left(c), blockers: doubtsOf(seen), searched };
+  const { steps, seen, isAgentHung } = c;
+  const more = { left: left(c), blockers: doubtsOf(seen), searched: seen.searched === true };
+  return { end, ...cut, isAgentHung, seconds: { ...c.seconds, total }, steps, ...more };
 }
 
 /** Seconds, to the millisecond, since a moment of the host's clock. */
@@ -2796,9 +2803,9 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
     const agents = () => left(c).filter((p) => p.role === "host agent");
     for (const risk of passedOn(c.seen)) c.ctx.say("warn", c.place, describeRemark("note")(risk));
     const sent = await signalAll(c, agents, "SIGTERM", untilMs, skipped);
-    const gone = await waitGone(c, agents(), untilMs, skipped);
-    if (gone) c.cut = readCut(tailOf(c.ctx.host, join(c.place.dir, "ha.stderr.log")));
-    return gone ? c.cut === undefined ? "done" : `done; but the guest was cut off: ${c.cut}` : sent ?? late(skipped);
+    if (!await waitDown(c, untilMs, skipped, () => false)) return sent ?? late(skipped);
+    c.cut = readCut(tailOf(c.ctx.host, join(c.place.dir, "ha.stderr.log")));
+    return c.cut === undefined ? endOf(c) : `done; but the guest was cut off: ${c.cut}`;
   },
   driver: async (c, untilMs, skipped) => {
     if (left(c).some((p) => p.role === "host agent")) return "skipped: a host agent is still alive";
@@ -2873,20 +2880,21 @@ async function askGuest(c: Climb, untilMs: number, skipped: () => boolean): Prom
   for (;;) {
     const isBooting = isAgentBooting(c);
     const acknowledged = hasAcknowledged(asking);
-    const endMs = guestEndMs(c, asking, untilMs, isBooting);
-    const isNews = () => hasAcknowledged(asking) !== acknowledged || (!isBooting && refusalOf(asking) !== undefined);
-    if (isBooting && !acknowledged) await pressButton(c, asking, endMs);
-    const turnMs = acknowledged ? endMs : Math.min(endMs, host.clockMs() + ASK_AGAIN_MS);
-    if (await waitGone(c, left(c), turnMs, () => skipped() || isNews())) return "done";
-    if (skipped()) return late(skipped);
     const refusal = refusalOf(asking);
-    if (host.clockMs() >= endMs || (refusal !== undefined && !isBooting)) {
-      if (refusal === undefined) return late(skipped);
+    const endMs = guestEndMs(c, asking, untilMs, isBooting);
+    const isOver = host.clockMs() >= endMs;
+    if (refusal !== undefined && (isOver || !isBooting)) {
       return asking.lines.length === 0 ? `skipped: ${refusal}` : `refused: ${refusal}`;
     }
+    if (isOver) return late(skipped);
+    if (isBooting && !acknowledged) await pressButton(c, asking, endMs);
+    const isNews = () => hasAcknowledged(asking) !== acknowledged || (!isBooting && refusalOf(asking) !== undefined);
+    const turnMs = acknowledged ? endMs : Math.min(endMs, host.clockMs() + ASK_AGAIN_MS);
+    if (await waitDown(c, turnMs, skipped, isNews)) return endOf(c);
+    if (skipped()) return late(skipped);
     const isSilent = c.ready !== undefined && asking.lines.length === 1 && !hasAcknowledged(asking) &&
       host.clockMs() >= c.beganMs + SILENT_MS;
-    if (isSilent || refusal !== undefined) {
+    if (isSilent || (isBooting && refusalOf(asking) !== undefined)) {
       if (isBooting) await lookAgain(c);
       sayWord(c, asking, openLine(host, c.place), false);
     }
@@ -3024,6 +3032,31 @@ async function waitGone(c: Climb, whom: readonly Proven[], untilMs: number, give
     const pause = host.pause(Math.min(leftMs, c.agentHeld ? PS_POLL_MS / 2 : POLL_MS));
     await Promise.race([pause, c.bell.next(), skips.bell.next()]);
   }
+}
+
+/** How long a host agent may take to end once its driver has ended. */
+const ALONE_MS = 5_000;
+
+/**
+ * Waits until nothing is left. Once no driver is left the VM is off, and only its host agent is waited for, briefly; one
+ * that hangs is killed then, which takes nothing from the guest. On vz the agent is the VM.
+ */
+async function waitDown(c: Climb, untilMs: number, skipped: () => boolean, isNews: () => boolean): Promise<boolean> {
+  const giveUp = () => skipped() || isNews();
+  const drivers = driversOf(c.seen);
+  const agents = () => left(c).filter((p) => p.role === "host agent");
+  if (drivers.length === 0 || agents().length === 0) return await waitGone(c, left(c), untilMs, giveUp);
+  if (!await waitGone(c, drivers, untilMs, giveUp)) return false;
+  const { host } = c.ctx;
+  const killMs = c.beganMs + c.limits.kill * 1000;
+  if (await waitGone(c, agents(), Math.min(killMs, host.clockMs() + ALONE_MS), skipped)) return true;
+  c.isAgentHung = true;
+  await signalAll(c, agents, "SIGKILL", killMs, () => false);
+  return await waitGone(c, agents(), killMs, () => false);
+}
+
+function endOf(c: Climb): string {
+  return c.isAgentHung ? `done; ${HUNG_AGENT}` : "done";
 }
 
 async function stillThere(c: Climb, whom: readonly Proven[]): Promise<readonly Proven[]> {
@@ -3262,7 +3295,9 @@ async function stopLocked(ctx: Context, place: Place, lock: Lock, askedMs: numbe
     await journal(ctx, place, "end", { stage: end, cut, seconds, status });
   }
   const state = alive ? "running" : went.blockers.length > 0 ? "unknown" : "stopped";
-  const words = alive ? `not stopped: ${names(went.left)} did not end` : describeStop(end, seconds["total"] ?? 0, cut);
+  const words = alive
+    ? `not stopped: ${names(went.left)} did not end`
+    : describeStop(end, seconds["total"] ?? 0, cut, went.isAgentHung);
   const summary = state === "unknown" ? state : words;
   return report(place.name, state, status, summary, {
     stage: isUnknown ? null : end,
@@ -4349,7 +4384,7 @@ async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<
   const alive = went.left.filter((p) => p.row.pid !== child?.pid);
   run.status = alive.length > 0 ? EXIT.failed : cleaned.isDown ? EXIT.done : EXIT.tryAgain;
   const seconds = { ...went.seconds, total: secondsSince(ctx.host, beganMs) };
-  const words = describeStop(went.end, seconds.total, went.cut);
+  const words = describeStop(went.end, seconds.total, went.cut, went.isAgentHung);
   ctx.say("info", place, alive.length > 0 ? `not stopped: ${names(alive)} did not end` : words);
   for (const b of eachOnce(cleaned.isDown ? cleaned.blockers : [...went.blockers, ...cleaned.blockers])) {
     ctx.say("warn", place, describeRemark("unknown")(b));

@@ -227,6 +227,14 @@ table("the guest powers off when it is asked over ssh", "guest", 60, [
     disk: "clean",
   },
   {
+    what: "QEMU whose host agent hangs: it is killed once the VM is off, and that is no hard stop",
+    make: running({ vmtype: "qemu" }, "normal"),
+    lastly: (instance) => Deno.kill(instance.pid("ha.pid")!, "SIGSTOP"),
+    rungs: [["guest", /^done; the hung host agent was killed$/]],
+    disk: "clean",
+    also: (_, told) => assert.ok(told.seconds.total! < 18, `${told.seconds.total} s`),
+  },
+  {
     what: "QEMU whose PID files were deleted",
     make: then(running({ vmtype: "qemu" }, "normal"), (instance) => {
       for (const file of ["ha.pid", "qemu.pid"]) instance.remove(file);
