@@ -3837,10 +3837,12 @@ interface Run {
   place?: Place;
   lock?: Lock;
   startLock?: Lockable | undefined;
-  child?: Child;
+  child?: Child | undefined;
   line?: Line | undefined;
   /** The host agent where it is not the child. */
   agent?: Proven | undefined;
+  /** The PID whose end is waited for, where it is not the child. */
+  watchedPid?: number;
   startedMs: number;
   ended?: { code: number; signal: string | undefined };
   stopMs?: number;
@@ -4137,8 +4139,8 @@ async function startCommand(run: Run): Promise<void> {
   const child = started.ok;
   run.child = child;
   run.lock?.note("starting");
-  void child.ended.then((ended) => {
-    run.ended = ended;
+  void child.ended.then((ended) => commandEnded(run, place, child, ended)).catch((error) => {
+    fault(run, "looking for the host agent", error);
     post(run, "ended");
   });
   ctx.say("info", place, `started ${run.command[0]}, PID ${child.pid}`);
@@ -4148,6 +4150,46 @@ async function startCommand(run: Run): Promise<void> {
     command: run.command,
     job: run.job?.target ?? run.label ?? null,
   });
+}
+
+/** How long a host agent that is about to appear is waited for after the end of the command. */
+const APPEARS_MS = 10_000;
+
+/**
+ * The end of the command is not the end of the instance: `limactl start` without `--foreground` leaves a host agent
+ * behind. That one is supervised as an adopted one is.
+ */
+async function commandEnded(run: Run, place: Place, child: Child, ended: NonNullable<Run["ended"]>): Promise<void> {
+  const { ctx } = run;
+  const { host } = ctx;
+  const untilMs = host.clockMs() + APPEARS_MS;
+  let agent: Proven | undefined;
+  while (run.stopMs === undefined && run.ended === undefined) {
+    const seen = await observeProcesses(host, place, HURRIED, true);
+    agent = seen.alive.find((p) => p.role === "host agent" && p.row.pid !== child.pid);
+    if (agent || !isAgentAppearing(host, place) || host.clockMs() >= untilMs) break;
+    await host.pause(ASK_AGAIN_MS / 4);
+  }
+  if (!agent || run.stopMs !== undefined || run.ended !== undefined) {
+    run.ended ??= ended;
+    return post(run, "ended");
+  }
+  const { pid } = agent.row;
+  const how = ended.signal ?? `status ${ended.code}`;
+  const advice = "the command in the plist should have --foreground";
+  ctx.say("warn", place, `${run.command[0]} ended with ${how}, and host agent ${pid} lives: it is adopted; ${advice}`);
+  run.child = undefined;
+  run.agent = agent;
+  run.lock?.note("supervising");
+  void watchAgent(run, place, pid).catch((error) => fault(run, "watching the agent", error));
+  await journal(ctx, place, "adopted", { pid, code: ended.code, signal: ended.signal ?? null });
+}
+
+/** Whether files say that a host agent starts: its PID file is empty or names a living process, or its socket is there first. */
+function isAgentAppearing(host: Host, place: Place): boolean {
+  const text = lookWithText(host, join(place.dir, HA_PID))?.seen.text;
+  if (text === undefined) return host.look(join(place.dir, HA_SOCK)).ok?.kind === "socket";
+  return text.trim() === "" || pidIn(host, join(place.dir, HA_PID)) !== undefined;
 }
 
 /** What limactl needs and launchd may not give: HOME (it panics without), a PATH that finds QEMU, its own label. */
@@ -4254,7 +4296,8 @@ const ADOPTED_POLL_MS = 2_000;
  */
 async function watchAgent(run: Run, place: Place, pid: number | undefined): Promise<void> {
   const { ctx } = run;
-  if (run.child && pid === run.child.pid) return;
+  if ((run.child && pid === run.child.pid) || (pid !== undefined && pid === run.watchedPid)) return;
+  if (pid !== undefined) run.watchedPid = pid;
   if (pid !== undefined) await untilAgentEnds(run, place, pid);
   if (run.ended !== undefined || run.stopMs !== undefined) return;
   ctx.say("warn", place, `host agent ${pid ?? ""} has ended`);
@@ -4438,6 +4481,10 @@ async function clearAfter(run: Run, place: Place, ended: { code: number; signal:
   await endChild(run, ctx.host.clockMs(), DEFAULT_BUDGET_S);
   const healed = await heal(ctx, place);
   if (healed.status !== EXIT.done) tellBlocked(ctx, place, healed, 0);
+  // Something of it may have come up meanwhile: that is no clean end.
+  if (healed.state === "running") ctx.say("warn", place, `it is left running, unsupervised: ${healed.summary}`);
+  if (run.status === EXIT.done && healed.state === "running") run.status = EXIT.failed;
+  if (run.status === EXIT.done) run.status = healed.status;
   const { code, signal } = ended;
   ctx.say("info", place, `${run.child ? run.command[0] : "the host agent"} ended with ${signal ?? `status ${code}`}`);
   await journal(ctx, place, "end", {

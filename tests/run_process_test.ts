@@ -432,7 +432,10 @@ test("stopped while another guard has the lock, and has had it for longer than o
   using _lock = hold(vm.path("lima-guard.lock"));
   const { script, env } = guardWith({ lockMs: 200 });
   await using guard = run(vm, { script: script!, env: { ...env, ...asJob(vm, 6) } });
-  await stopsWaiting(vm, guard, /waits up to 10 s for/);
+  await guard.waitForLine(/waits up to 5 s for/);
+  const began = performance.now();
+  await eventually(() => assert.ok(performance.now() - began > 700));
+  await stopsWaiting(vm, guard, /waits up to 5 s for/);
 });
 
 test("stopped while another guard has the lock and does nothing, and the machine runs: that is no success", async ({ vm }) => {
@@ -728,16 +731,67 @@ test(
 );
 
 for (const how of ["SIGKILL", "limactl stop"] as const) {
-  test(`the command waits for ever, its agent ends (${how}): the command is stopped, and the guard leaves with 1`, async ({ home, vm }) => {
+  test(`the command waits for ever, its agent ends (${how}): the command is stopped, and the status tells how the agent ended`, async ({ home, vm }) => {
     await using guard = await running(vm, { command: colima(vm) });
     if (how === "SIGKILL") Deno.kill(await agentPid(vm), "SIGKILL");
     else assert.equal((await limactl(home, ["stop", "vm"])).status, 0);
     const { status, stderr } = await guard.result();
-    assert.equal(status, 1, stderr);
+    const expected = how === "SIGKILL" ? 1 : 0;
+    assert.equal(status, expected, stderr);
     assert.match(stderr, /colima ends/);
-    assert.deepEqual([last(vm, "end").requested, last(vm, "end").status], [false, 1]);
+    assert.deepEqual([last(vm, "end").requested, last(vm, "end").status], [false, expected]);
     assertDown(vm);
   });
+}
+
+/** Starts the host agent in a session of its own, as `limactl start` without `--foreground` does, and ends. */
+function inBackground(vm: Instance, until: string, code: number): string[] {
+  const text = `#!/bin/sh
+setsid "$@" </dev/null >/dev/null 2>&1 &
+${until}
+exit ${code}
+`;
+  return [script(vm, "in-background", text), ...foreground(vm)];
+}
+
+const MOMENTS: readonly (readonly [string, (vm: Instance) => string])[] = [
+  ["while there is an ha.pid and nothing else", (vm) => `until [ -s '${vm.path("ha.pid")}' ]; do sleep 0.05; done`],
+  ["once it runs", (vm) => `until grep -q '"running":true' '${vm.path("ha.stdout.log")}'; do sleep 0.05; done`],
+];
+
+for (const [moment, until] of MOMENTS) {
+  for (const code of [0, 1]) {
+    test(
+      `the command ends with ${code} ${moment}, and the agent lives: it is adopted and stopped`,
+      async ({ vm, stranger }) => {
+        vm.pidFile("qemu.pid", stranger.pid);
+        await using guard = run(vm, { command: inBackground(vm, until(vm), code) });
+        await guard.waitForLine(/is adopted; .*--foreground/);
+        const pid = await agentPid(vm);
+        await guard.waitForLine(/: Running after /);
+        const { status, stderr } = await stopRun(guard);
+        assert.equal(status, 0, stderr);
+        assert.ok(!isAlive(pid));
+        assert.equal(vm.guestDisk(), "clean");
+        assert.deepEqual([last(vm, "end").requested, last(vm, "end").stage], [true, "agent"]);
+        assertDown(vm);
+      },
+      { ignore: !LINUX },
+    );
+  }
+}
+
+for (const how of ["SIGKILL", "limactl stop"] as const) {
+  test(`the agent that the command left behind ends (${how}): the status tells how`, async ({ home, vm }) => {
+    await using guard = run(vm, { command: inBackground(vm, MOMENTS[1]![1](vm), 0) });
+    await guard.waitForLine(/is adopted/);
+    await guard.waitForLine(/: Running after /);
+    if (how === "SIGKILL") Deno.kill(await agentPid(vm), "SIGKILL");
+    else assert.equal((await limactl(home, ["stop", "vm"])).status, 0);
+    const { status, stderr } = await guard.result();
+    assert.equal(status, how === "SIGKILL" ? 1 : 0, stderr);
+    assertDown(vm);
+  }, { ignore: !LINUX });
 }
 
 test("the agent ends just as the guard finds it Running: it is noticed all the same", async ({ home, vm }) => {
