@@ -4397,8 +4397,10 @@ async function ownedPlace(run: Run, beganMs: number): Promise<Place | undefined>
     else {
       const holder = "held" in taken ? readLockRecord(taken.held.file.read(), place.dir) : undefined;
       const who = describeHolder(holder);
+      const isSupervised = "held" in taken && holder !== undefined && await supervises(ctx, place, taken.held, holder);
       if ("held" in taken) taken.held.file.close();
-      if (await isDown()) return undefined;
+      if (isSupervised) ctx.say("info", place, `leaves: ${who} supervises it`);
+      if (isSupervised || await isDown()) return undefined;
       if (!said) ctx.say("info", place, `is to be stopped, and waits for ${who}`);
       said = true;
       if (ctx.host.clockMs() < untilMs) continue;
@@ -4408,6 +4410,12 @@ async function ownedPlace(run: Run, beganMs: number): Promise<Place | undefined>
     }
   }
   return place;
+}
+
+/** Whether the holder of the lock is proven to be the `--run` that has this instance: a stop of it is that one's. */
+async function supervises(ctx: Context, place: Place, held: HeldLock, holder: LockRecord): Promise<boolean> {
+  const isItsWork = ["starting", "supervising", "stopping"].includes(holder.phase);
+  return holder.role === "run" && isItsWork && "row" in await proveHolder(ctx, place, held.file, holder);
 }
 
 async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<void> {

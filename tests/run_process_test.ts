@@ -794,6 +794,31 @@ for (const how of ["SIGKILL", "limactl stop"] as const) {
   }, { ignore: !LINUX });
 }
 
+test("a second --run is told to stop while the first one supervises: it leaves at once, with 0 and one line", async ({ vm }) => {
+  await using first = await running(vm);
+  await using second = run(vm, { env: asJob(vm, 60) });
+  await second.waitForLine(/waits up to \d+ s for lima-guard --run, PID/);
+  const { status, stderr, seconds } = await stopRun(second);
+  assert.equal(status, 0, stderr);
+  assert.ok(seconds < 3, `${seconds} s`);
+  assert.match(stderr, new RegExp(`leaves: lima-guard --run, PID ${first.pid} supervises it$`, "m"));
+  assert.ok(isAlive(first.pid) && isAlive(await agentPid(vm)));
+  assert.deepEqual(events(vm), ["start", "running"]);
+  assert.equal((await stopRun(first)).status, 0);
+  assert.equal(vm.guestDisk(), "clean");
+});
+
+test("both are told to stop at once, as at a shutdown: one stop, one set of stages", async ({ vm }) => {
+  await using first = await running(vm);
+  await using second = run(vm, { env: asJob(vm, 60) });
+  await second.waitForLine(/waits up to \d+ s for lima-guard --run, PID/);
+  const ends = await Promise.all([stopRun(first), stopRun(second)]);
+  assert.deepEqual(ends.map(({ status }) => status), [0, 0], ends.map(({ stderr }) => stderr).join("\n"));
+  assert.deepEqual(events(vm), ["start", "running", "stop", "stage", "stage", "end"]);
+  assert.equal(vm.guestDisk(), "clean");
+  assertDown(vm);
+}, { conf: { stop: "slow:700" } });
+
 test("the agent ends just as the guard finds it Running: it is noticed all the same", async ({ home, vm }) => {
   const at = "before append .*jsonl";
   // The first line is the start, the second one `running`.
