@@ -721,6 +721,11 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   if (agent && !(signs && isHung(signs))) {
     const pid = `host agent ${agent.row.pid}`;
     if (signs?.answers && hasDriver(seen)) return plan("running", `${pid} answers and its driver is alive`, seen);
+    if (agent.row.stat.startsWith("T") && !signs?.answers) {
+      const hint = killCommand(seen.place, agent.row.pid, "CONT");
+      const halted = { what: pid, because: `${pid} is stopped by a signal (ps: ${agent.row.stat})`, hint };
+      return plan("unknown", halted.because, { notes: seen.notes, blockers: [halted] });
+    }
     const because = signs?.answers ? `${pid} answers, its driver is not up` : `${pid} is alive and does not answer yet`;
     const blocker = { what: pid, because, hint: `it is left alone; to end it: ${guardCommand(seen.place, "--stop")}` };
     return plan("booting", because, { notes: seen.notes, blockers: [blocker] });
@@ -2704,7 +2709,7 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
     // Somebody lives whom no PID file names.
     if (line === undefined) c.line = openLine(ctx.host, place);
     c.steps.push(...removeAll(ctx, place, urgentRemovals(c.seen)));
-    await journal(ctx, place, "stop", { budgetS, alive: names(left(c)) });
+    await journal(ctx, place, "stop", { budgetS, limits: c.limits, alive: names(left(c)) });
     void holdAgent(c).catch(() => {}); // only a wake-up less: everything is polled then
     for (const stage of ["guest", "agent", "driver", "kill"] as const) {
       if (!await isOver(c, stage)) continue;
@@ -2788,7 +2793,7 @@ async function isOver(c: Climb, stage: "guest" | "agent" | "driver" | "kill"): P
   c.seconds[stage] = seconds;
   c.steps.push({ ...step, outcome });
   ctx.say(stage === "kill" || c.powerCut ? "warn" : "info", place, describeStep({ ...step, outcome }));
-  await journal(ctx, place, "stage", { stage, seconds, outcome });
+  await journal(ctx, place, "stage", { stage, seconds, until: c.limits[stage], outcome });
   return left(c).length === 0;
 }
 
@@ -2939,8 +2944,13 @@ function guestEndMs(c: Climb, asking: Asking, untilMs: number, isBooting: boolea
 /** The guest of a living host agent boots until that agent has reported `running`. */
 function isAgentBooting(c: Climb): boolean {
   if (!left(c).some((p) => p.role === "host agent")) return false;
-  const log = textOf(c.ctx.host, join(c.place.dir, HA_STDOUT));
-  return !log.split("\n").some((l) => (jsonObject(l)?.["status"] as Record<string, unknown> | undefined)?.["running"]);
+  return !hasReportedRunning(c.ctx.host, c.place);
+}
+
+/** Whether the host agent has reported that its guest is up. */
+function hasReportedRunning(host: Host, place: Place): boolean {
+  const log = textOf(host, join(place.dir, HA_STDOUT));
+  return log.split("\n").some((l) => (jsonObject(l)?.["status"] as Record<string, unknown> | undefined)?.["running"]);
 }
 
 /** The power button of a booting QEMU guest: a connection of a moment, while its agent has not been signalled. */
@@ -3829,6 +3839,8 @@ interface Run {
   readonly command: readonly [string, ...string[]];
   readonly events: RunEvent[];
   readonly bell: Bell;
+  /** Rings when the host agent has reported that the guest is up. */
+  readonly bootBell: Bell;
   /** The label launchd gave us, or undefined where somebody else started us. */
   label: string | undefined;
   job?: Job | undefined;
@@ -4053,6 +4065,7 @@ async function superviseRun(ctx: Context, homes: Homes, name: string, command: r
     command,
     events: [],
     bell: new Bell(),
+    bootBell: new Bell(),
     label,
     grantedS: label === undefined ? undefined : LAUNCHD_DEFAULT_S,
     startedMs: ctx.host.clockMs(),
@@ -4238,6 +4251,21 @@ async function becomeRunning(run: Run, place: Place): Promise<void> {
   ctx.say("info", place, `Running after ${seconds.toFixed(1)} s`);
   watchRunning(run, place, agentPid);
   await journal(ctx, place, "running", { seconds });
+  await becomeBooted(run, place);
+}
+
+/** Running is the VM; the guest is there once the host agent has reported it. Then the ready session is made at once. */
+async function becomeBooted(run: Run, place: Place): Promise<void> {
+  const { ctx } = run;
+  while (!hasReportedRunning(ctx.host, place)) {
+    const sinceMs = ctx.host.clockMs() - run.startedMs;
+    if (run.ended !== undefined || run.stopMs !== undefined || sinceMs > BOOT_WINDOW_S * 1000) return;
+    await ctx.host.pause(sinceMs > START_TURN_MS ? FIRST_PAUSE_MS : 500);
+  }
+  const seconds = secondsSince(ctx.host, run.startedMs);
+  run.bootBell.ring();
+  ctx.say("info", place, `the guest is up after ${seconds.toFixed(1)} s`);
+  await journal(ctx, place, "booted", { seconds });
 }
 
 function watchRunning(run: Run, place: Place, agentPid: number | undefined): void {
@@ -4283,7 +4311,8 @@ async function keepLine(run: Run, place: Place): Promise<void> {
       run.ctx.say("debug", place, `the line to the guest broke: ${line.refusal() ?? ""}`);
     }
     if (host.clockMs() - madeMs > LAST_PAUSE_MS) broken = 0;
-    await host.pause(growingPause(broken++));
+    const isUp = run.bootBell.next().then(() => true);
+    if (await Promise.race([isUp, host.pause(growingPause(broken++)).then(() => false)])) broken = 0;
   }
 }
 

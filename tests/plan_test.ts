@@ -248,6 +248,19 @@ pre(
 }
 
 // Booting may take a vz agent 12 minutes in which it is deaf; beyond 15 it must have been silent for a minute.
+{
+  const halted = { ...AGENT, row: { ...AGENT.row, stat: "T" } };
+  const because = "host agent 811 is stopped by a signal (ps: T)";
+  pre(
+    "a host agent that a signal stopped, and that does not answer: unknown, and how to let it run",
+    { claims: [HA_OURS, VZ_OURS], alive: [halted], agent: signs({ answers: false, ageS: 30, silentS: 3 }) },
+    plan("unknown", because, {
+      status: 75,
+      blockers: [{ what: "host agent 811", because, hint: "kill -CONT 811" }],
+    }),
+  );
+}
+
 for (
   const [what, agent] of [
     ["is silent, but young", { answers: false, ageS: 899, silentS: 600 }],

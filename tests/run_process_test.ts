@@ -117,7 +117,7 @@ test("a requested stop: 0, although the vz agent exits with 1; the journal has i
   assert.equal(status, 0, stderr);
   assert.match(stderr, /CanRequestStop/);
   assertDown(vm);
-  const lines = journal(vm);
+  const lines = journal(vm).filter(({ event }) => event !== "booted");
   assert.deepEqual(lines.map(({ event }) => event), ["start", "running", "stop", "stage", "stage", "end"]);
   for (const line of lines) {
     assert.deepEqual([line.dir, line.role], [vm.dir, "run"]);
@@ -955,6 +955,23 @@ test("logs are kept after an unclean end only, and no more than 256 KiB of each"
   assert.ok(kept.endsWith("\nend\n"));
   assert.equal((await stopRun(third)).status, 0);
 });
+
+// ── Running, and booted ──
+
+test(
+  "the VM runs, and later its guest is up: the journal has both, and a session is made at once then",
+  async ({ vm }) => {
+    await using guard = run(vm, { flags: ["-v"] });
+    await guard.waitForLine(/: Running after /);
+    assert.equal(journal(vm).some(({ event }) => event === "booted"), false);
+    await guard.waitForLine(/the guest is up after/);
+    await guard.waitForLine(/line to the guest(?!.*line to the guest)/);
+    await eventually(() => assert.equal(journal(vm).at(-1)!.event, "booted"));
+    assert.ok(last(vm, "booted").seconds - last(vm, "running").seconds > 1);
+    assert.equal((await stopRun(guard)).status, 0);
+  },
+  { conf: { vmtype: "qemu", boot_ms: 4000 } },
+);
 
 // ── one start at a time ──
 

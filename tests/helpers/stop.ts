@@ -119,6 +119,7 @@ export function assertJournal(instance: Instance, told: Told): void {
   const lines = journal(instance);
   const stages = Object.keys(told.seconds).filter((key) => key !== "total");
   assert.deepEqual(lines.map((line) => line.event), ["stop", ...stages.map(() => "stage"), "end"]);
+  for (const line of lines.slice(1, -1)) assert.equal(line.until, lines[0].limits[line.stage]);
   assert.deepEqual(lines.slice(1, -1).map((line) => line.stage), stages);
   for (const line of lines) {
     assert.equal(line.dir, instance.dir);
