@@ -2547,8 +2547,8 @@ const CHANGED = "skipped: the process changed";
  * harms nobody, and the word is said after the proof.
  */
 interface Line {
-  /** Says the word. */
-  say(): void;
+  /** Says the word, and how many seconds the guest has. */
+  say(leftS: number): void;
   /** Whether the guest has said that it does as it is told. */
   accepted(): boolean;
   /** Why the guest will not power off, as far as it is known by now. */
@@ -2557,16 +2557,36 @@ interface Line {
   close(): void;
 }
 
-/** What the guest's shell runs: POSIX sh, as root. sudo's own PATH finds what an ordinary user's does not (measured). */
+/**
+ * What the guest's shell runs: POSIX sh, as root. sudo's own PATH finds what an ordinary user's does not (measured). With
+ * the word comes the number of seconds until the power goes: a unit outside the guest's own shutdown (else a detached
+ * shell) then makes the file systems read-only and switches off, 8 s before. A guest that shuts down in time never gets
+ * there; where nothing powers off it is taken back.
+ */
 const GUEST_SCRIPT = [
   "echo lima-guard: ready",
-  'read -r word && [ "$word" = poweroff ] || exit 9',
+  'read -r word left && [ "$word" = poweroff ] || exit 9',
+  'case "$left" in "" | *[!0-9]*) exit 9 ;; esac',
   "echo lima-guard: accepted",
+  "system=$(uname)",
+  "disarm=:",
+  'if [ "$left" -gt 8 ] && [ "$system" != Darwin ] && [ "$system" != FreeBSD ]; then',
+  '  late="sleep $((left - 8)) && { sync; echo u >/proc/sysrq-trigger; sleep 2; echo o >/proc/sysrq-trigger; }"',
+  "  unit=lima-guard-deadline",
+  "  if command -v systemd-run >/dev/null 2>&1 &&",
+  '    systemd-run -q --collect --unit=$unit -p DefaultDependencies=no sh -c "$late" >/dev/null 2>&1; then',
+  '    disarm="systemctl stop $unit"',
+  "  else",
+  '    (trap "" HUP INT TERM; eval "$late") </dev/null >/dev/null 2>&1 &',
+  '    disarm="kill -9 $!"',
+  "  fi",
+  "fi",
   "sync",
-  "case $(uname) in Darwin) exec shutdown -h now ;; FreeBSD) exec shutdown -p now ;; esac",
+  "case $system in Darwin) exec shutdown -h now ;; FreeBSD) exec shutdown -p now ;; esac",
   'for c in "systemctl poweroff" poweroff "shutdown -h now"; do',
   '  command -v "${c%% *}" >/dev/null 2>&1 && $c && exit 0',
   "done",
+  "$disarm",
   "echo lima-guard: nothing here powers off",
   "exit 1",
 ].join("\n");
@@ -2608,7 +2628,7 @@ function openLine(host: Host, place: Place): Line | string {
   let ended: number | undefined;
   ssh.ok.onLine((line) => accepted ||= line === "lima-guard: accepted");
   return {
-    say: () => void ssh.ok.say("poweroff\n"),
+    say: (leftS) => void ssh.ok.say(`poweroff ${Math.max(0, Math.floor(leftS))}\n`),
     accepted: () => accepted,
     // 255 after the word was accepted is the guest going down; any other end is not.
     refusal: () =>
@@ -2681,7 +2701,7 @@ interface Stopped {
  */
 async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> {
   const { budgetS, ready } = how;
-  ready?.say();
+  ready?.say(graceLeftS(ctx.host, how));
   const line = ready ?? (somebodyMayLive(ctx.host, place) ? openLine(ctx.host, place) : undefined);
   const before: Observation = { ...nothingSeen(place), alive: how.known ?? [] };
   const c: Climb = {
@@ -2721,6 +2741,11 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
     for (const opened of c.opened) opened.close();
     ctx.stage(place, "", 0);
   }
+}
+
+/** How many seconds of grace are left. */
+function graceLeftS(host: Host, { beganMs, budgetS }: Ascent): number {
+  return stageLimits(budgetS).agent - secondsSince(host, beganMs);
 }
 
 /** What the journal last knew of it in this boot: that it was started, or Running, and nothing of an end. */
@@ -2917,7 +2942,7 @@ function sayWord(c: Climb, asking: Asking, line: Line | string, wasSaid: boolean
   }
   if (!wasSaid) {
     asking.openedMs = c.line === line ? c.beganMs : c.ctx.host.clockMs();
-    line.say();
+    line.say(graceLeftS(c.ctx.host, c));
   }
   asking.lines.push(line);
   c.opened.push(line);
