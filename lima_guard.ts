@@ -663,7 +663,25 @@ export interface Step {
   readonly because: string;
   readonly path?: string;
   readonly seen?: Seen;
-  readonly outcome?: string;
+  readonly outcome?: Outcome;
+}
+
+/** What came of a step. */
+export type Outcome =
+  | {
+    readonly kind: "done" | "already gone" | "process changed" | "no end in time" | "skipped by a signal";
+    readonly note?: string;
+  }
+  | { readonly kind: "skipped" | "refused" | "failed" | "alive"; readonly why: string };
+
+const DONE: Outcome = { kind: "done" };
+
+/** An outcome as it is printed, in the log, the journal and the JSON document. */
+export function outcomeWords(outcome: Outcome): string {
+  if (outcome.kind === "process changed") return "skipped: the process changed";
+  if (outcome.kind === "alive") return `failed: ${outcome.why}`;
+  if ("why" in outcome) return `${outcome.kind}: ${outcome.why}`;
+  return outcome.note === undefined ? outcome.kind : `${outcome.kind}; ${outcome.note}`;
 }
 
 /** What is to be done about an instance, with all reasons. Plain data. */
@@ -1039,7 +1057,7 @@ export function describePlan(p: Plan): string[] {
 
 /** One step in words, with its outcome where there is one. */
 export function describeStep(step: Step): string {
-  const outcome = step.outcome === undefined ? "" : `: ${step.outcome}`;
+  const outcome = step.outcome === undefined ? "" : `: ${outcomeWords(step.outcome)}`;
   return `${step.what} (${step.because})${outcome}`;
 }
 
@@ -2498,13 +2516,13 @@ export class Bell {
 export function removeStep(host: Host, step: Step): Step {
   const path = step.path ?? "";
   const now = lookWithText(host, path);
-  const outcome = (words: string): Step => ({ ...step, outcome: words });
-  if (!now) return outcome("already gone");
-  if (now.look.kind === "directory") return outcome("skipped: it is a directory");
-  if (!step.seen || !looksSame(step.seen, now.seen)) return outcome("skipped: the file changed");
+  const took = (outcome: Outcome): Step => ({ ...step, outcome });
+  if (!now) return took({ kind: "already gone" });
+  if (now.look.kind === "directory") return took({ kind: "skipped", why: "it is a directory" });
+  if (!step.seen || !looksSame(step.seen, now.seen)) return took({ kind: "skipped", why: "the file changed" });
   const removed = host.remove(path);
-  if (removed.trouble === "absent") return outcome("already gone");
-  return outcome(removed.trouble ? `failed: ${removed.why}` : "done");
+  if (removed.trouble === "absent") return took({ kind: "already gone" });
+  return took(removed.trouble ? { kind: "failed", why: removed.why } : DONE);
 }
 
 function looksSame(a: Seen, b: Seen): boolean {
@@ -2512,33 +2530,29 @@ function looksSame(a: Seen, b: Seen): boolean {
   return a.dev === b.dev && a.ino === b.ino && a.size === b.size && a.mtimeMs === b.mtimeMs && sameText;
 }
 
-const STILL_ALIVE = "failed: alive";
-
 /** The worst thing that came of some steps, as an exit status. A stage that failed is made good by the next one. */
 function statusOfSteps(steps: readonly Step[]): number {
   const isBad = ({ kind, outcome }: Step) =>
-    outcome === STILL_ALIVE || (kind === "remove" && outcome?.startsWith("failed"));
+    outcome?.kind === "alive" || (kind === "remove" && outcome?.kind === "failed");
   return steps.some(isBad) ? EXIT.failed : EXIT.done;
 }
 
 /**
  * Sends a signal to a process that was proven to be this instance's, after one more reading of ps: start time and
- * command must be those that were judged. Without an answer of ps nobody is signalled. Returns the outcome in words.
+ * command must be those that were judged. Without an answer of ps no process is signalled.
  */
-export async function signalProven(host: Host, proven: ProcessRow, signal: Signal, psMs: number): Promise<string> {
+export async function signalProven(host: Host, proven: ProcessRow, signal: Signal, psMs: number): Promise<Outcome> {
   const { pid, started, command, uid } = proven;
   const table = await ps(host, [pid], psMs);
-  if (table.trouble) return `skipped: ${table.why}`;
+  if (table.trouble) return { kind: "skipped", why: table.why };
   const now = table.ok.rows.find((r) => r.pid === pid);
-  if (!now && table.ok.unreadable.length > 0) return "skipped: its row in ps cannot be read";
-  if (!now || now.stat.startsWith("Z")) return "already gone";
-  if (now.started !== started || now.command !== command || now.uid !== uid) return CHANGED;
+  if (!now && table.ok.unreadable.length > 0) return { kind: "skipped", why: "its row in ps cannot be read" };
+  if (!now || now.stat.startsWith("Z")) return { kind: "already gone" };
+  if (now.started !== started || now.command !== command || now.uid !== uid) return { kind: "process changed" };
   const sent = isPid(pid) ? host.signal(pid, signal) : undefined;
-  if (sent?.trouble === "absent") return "already gone";
-  return sent?.trouble ? `failed: ${sent.why}` : "done";
+  if (sent?.trouble === "absent") return { kind: "already gone" };
+  return sent?.trouble ? { kind: "failed", why: sent.why } : DONE;
 }
-
-const CHANGED = "skipped: the process changed";
 
 // ───────────────────────────────────────────────────────────────── stopping: the line to the guest ──
 
@@ -2818,14 +2832,14 @@ async function isOver(c: Climb, stage: "guest" | "agent" | "driver" | "kill"): P
   c.seconds[stage] = seconds;
   c.steps.push({ ...step, outcome });
   ctx.say(stage === "kill" || c.powerCut ? "warn" : "info", place, describeStep({ ...step, outcome }));
-  await journal(ctx, place, "stage", { stage, seconds, until: c.limits[stage], outcome });
+  await journal(ctx, place, "stage", { stage, seconds, until: c.limits[stage], outcome: outcomeWords(outcome) });
   return left(c).length === 0;
 }
 
 // ──────────────────────────────────────────────────────────────────────────── stopping: the stages ──
 
-/** One stage: acts, waits at most until the given moment or the skip, and says in words what came of it. */
-type StageWork = (c: Climb, untilMs: number, skipped: () => boolean) => Promise<string>;
+/** One stage: acts, waits at most until the given moment or the skip, and says what came of it. */
+type StageWork = (c: Climb, untilMs: number, skipped: () => boolean) => Promise<Outcome>;
 
 const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
   guest: askGuest,
@@ -2835,26 +2849,28 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
     const sent = await signalAll(c, agents, "SIGTERM", untilMs, skipped);
     if (!await waitDown(c, untilMs, skipped, () => false)) return sent ?? late(skipped);
     c.cut = readCut(tailOf(c.ctx.host, join(c.place.dir, "ha.stderr.log")));
-    return c.cut === undefined ? endOf(c) : `done; but the guest was cut off: ${c.cut}`;
+    return c.cut === undefined ? endOf(c) : { kind: "done", note: `but the guest was cut off: ${c.cut}` };
   },
   driver: async (c, untilMs, skipped) => {
-    if (left(c).some((p) => p.role === "host agent")) return "skipped: a host agent is still alive";
+    if (left(c).some((p) => p.role === "host agent")) {
+      return { kind: "skipped", why: "a host agent is still alive" };
+    }
     const drivers = () => driversOf(c.seen);
     const leftMs = untilMs - c.ctx.host.clockMs();
     // Most of the time is for the guest; the rest is for a QEMU that must at least write out its image.
     const isQemu = drivers().some((p) => p.role === "QEMU");
-    if (isQemu && await goneByButton(c, drivers(), untilMs - leftMs / 5, skipped)) return "done";
+    if (isQemu && await goneByButton(c, drivers(), untilMs - leftMs / 5, skipped)) return DONE;
     const sent = await signalAll(c, drivers, "SIGTERM", untilMs, skipped);
     const gone = await waitGone(c, drivers(), untilMs, skipped);
     c.powerCut = isQemu && gone && sent === undefined;
-    if (c.powerCut) return "done; SIGTERM to QEMU cut the guest's power";
-    return gone ? "done" : sent ?? late(skipped);
+    if (c.powerCut) return { kind: "done", note: "SIGTERM to QEMU cut the guest's power" };
+    return gone ? DONE : sent ?? late(skipped);
   },
   kill: async (c, untilMs) => {
     const sent = await signalAll(c, () => left(c), "SIGKILL", untilMs, () => false);
     const gone = await waitGone(c, left(c), untilMs, () => false);
-    if (!gone) return sent ?? "failed: still alive after SIGKILL";
-    return await diskReleased(c, untilMs) ? "done" : "done; but somebody still has the disk open";
+    if (!gone) return sent ?? { kind: "failed", why: "still alive after SIGKILL" };
+    return await diskReleased(c, untilMs) ? DONE : { kind: "done", note: "but a process still has the disk open" };
   },
 };
 
@@ -2903,7 +2919,7 @@ interface Asking {
  * time; one that has acknowledged has all of grace. A running guest that refuses ends the stage at once. For a booting
  * one no refusal is final.
  */
-async function askGuest(c: Climb, untilMs: number, skipped: () => boolean): Promise<string> {
+async function askGuest(c: Climb, untilMs: number, skipped: () => boolean): Promise<Outcome> {
   const { host } = c.ctx;
   const asking: Asking = { lines: [], none: undefined, openedMs: c.beganMs, pressedMs: -Infinity };
   sayWord(c, asking, c.line, c.ready !== undefined);
@@ -2914,7 +2930,7 @@ async function askGuest(c: Climb, untilMs: number, skipped: () => boolean): Prom
     const endMs = guestEndMs(c, asking, untilMs, isBooting);
     const isOver = host.clockMs() >= endMs;
     if (refusal !== undefined && (isOver || !isBooting)) {
-      return asking.lines.length === 0 ? `skipped: ${refusal}` : `refused: ${refusal}`;
+      return { kind: asking.lines.length === 0 ? "skipped" : "refused", why: refusal };
     }
     if (isOver) return late(skipped);
     if (isBooting && !acknowledged) await pressButton(c, asking, endMs);
@@ -2986,8 +3002,8 @@ async function pressButton(c: Climb, asking: Asking, untilMs: number): Promise<v
   await powerdown(c, untilMs - now);
 }
 
-function late(skipped: () => boolean): string {
-  return skipped() ? "skipped by a signal" : "no end in time";
+function late(skipped: () => boolean): Outcome {
+  return { kind: skipped() ? "skipped by a signal" : "no end in time" };
 }
 
 function sshFile(host: Host, place: Place, seen: Observation) {
@@ -3002,7 +3018,7 @@ function sshFile(host: Host, place: Place, seen: Observation) {
 /**
  * Signals some proven processes, each once. One that changed between judging and signalling is looked at again, once: a
  * stepped clock changes a start time too. Where ps has no proof to give it is asked again, for most of the stage: one
- * fork that fails must not cost the guest its grace. Returns what went wrong, in words, or undefined.
+ * fork that fails must not cost the guest its grace. Returns what went wrong, or undefined.
  */
 async function signalAll(
   c: Climb,
@@ -3010,28 +3026,29 @@ async function signalAll(
   signal: Signal,
   untilMs: number,
   giveUp: () => boolean,
-): Promise<string | undefined> {
+): Promise<Outcome | undefined> {
   const { host } = c.ctx;
   const lastTryMs = untilMs - (untilMs - host.clockMs()) / 4;
   const signalled = new Set<number>();
   for (let changes = 0;;) {
-    let wrong: string | undefined;
+    let wrong: Outcome | undefined;
     for (const proven of which().filter((p) => !signalled.has(p.row.pid))) {
       const outcome = await signalOne(c, proven, signal);
-      if (outcome === "done" || outcome === "already gone") signalled.add(proven.row.pid);
+      if (outcome.kind === "done" || outcome.kind === "already gone") signalled.add(proven.row.pid);
       else wrong ??= outcome;
     }
-    if (!wrong?.startsWith("skipped") || (wrong === CHANGED && ++changes > 1)) return wrong;
+    const isChanged = wrong?.kind === "process changed";
+    if ((!isChanged && wrong?.kind !== "skipped") || (isChanged && ++changes > 1)) return wrong;
     if (giveUp() || host.clockMs() >= lastTryMs) return wrong;
-    if (wrong !== CHANGED) await Promise.race([host.pause(PS_POLL_MS / 2), c.ctx.skips.bell.next()]);
+    if (!isChanged) await Promise.race([host.pause(PS_POLL_MS / 2), c.ctx.skips.bell.next()]);
     await lookAgain(c);
   }
 }
 
-async function signalOne(c: Climb, proven: Proven, signal: Signal): Promise<string> {
+async function signalOne(c: Climb, proven: Proven, signal: Signal): Promise<Outcome> {
   if (proven.row.pid !== c.child?.pid) return await signalProven(c.ctx.host, proven.row, signal, paceOf(c).psMs);
   c.child.kill(signal);
-  return "done";
+  return DONE;
 }
 
 /** Holds a connection to the host agent's socket: its end wakes the waiting at once, without polling. */
@@ -3090,8 +3107,8 @@ async function waitDown(c: Climb, untilMs: number, skipped: () => boolean, isNew
   return await waitGone(c, agents(), killMs, () => false);
 }
 
-function endOf(c: Climb): string {
-  return c.isAgentHung ? `done; ${HUNG_AGENT}` : "done";
+function endOf(c: Climb): Outcome {
+  return c.isAgentHung ? { kind: "done", note: HUNG_AGENT } : DONE;
 }
 
 async function stillThere(c: Climb, whom: readonly Proven[]): Promise<readonly Proven[]> {
@@ -3152,7 +3169,7 @@ export interface Report {
   /** Which stage ended a stop, or null. */
   readonly stage: StopEnd | null;
   readonly seconds: Readonly<Record<string, number>>;
-  readonly steps: readonly Pick<Step, "kind" | "what" | "because" | "outcome">[];
+  readonly steps: readonly (Pick<Step, "kind" | "what" | "because"> & { readonly outcome: string })[];
   readonly blockers: readonly Remark[];
   readonly notes: readonly Remark[];
   /** The result in one line, for people. */
@@ -3172,7 +3189,7 @@ function reportPlan(place: Place, p: Plan, steps = p.steps): Report {
 }
 
 function bare({ kind, what, because, outcome }: Step): Report["steps"][number] {
-  return { kind, what, because, outcome: outcome ?? "planned" };
+  return { kind, what, because, outcome: outcome === undefined ? "planned" : outcomeWords(outcome) };
 }
 
 /** How often `--pre` looks again after it did something; a world that changes faster is left to the next try. */
@@ -3217,7 +3234,7 @@ async function heal(ctx: Context, place: Place): Promise<Report> {
 function healed(place: Place, first: Plan, last: Plan, steps: readonly Step[], status: number): Report {
   const base = reportPlan(place, last, steps);
   if (steps.length === 0) return { ...base, status };
-  const done = steps.filter((s) => s.outcome === "done").length;
+  const done = steps.filter((s) => s.outcome?.kind === "done" && s.outcome.note === undefined).length;
   const now = status === EXIT.done ? "ready to start" : last.state;
   return { ...base, state: first.state, status, summary: `${first.state}: ${first.because}: ${done} done, ${now}` };
 }
@@ -3229,13 +3246,13 @@ async function actOn(ctx: Context, place: Place, p: Plan, beganMs: number): Prom
   const stop = await climb(ctx, place, { budgetS: ctx.budgetS, beganMs, because: p.because });
   if (stop.left.length === 0) return [...stop.steps];
   const what = `end ${names(stop.left)}`;
-  return [...stop.steps, { kind: "kill", what, because: p.because, outcome: STILL_ALIVE }];
+  return [...stop.steps, { kind: "kill", what, because: p.because, outcome: { kind: "alive", why: "alive" } }];
 }
 
 function removeAll(ctx: Context, place: Place, steps: readonly Step[]): Step[] {
   return steps.filter((s) => s.kind === "remove").map((step) => {
     const taken = removeStep(ctx.host, step);
-    ctx.say(taken.outcome?.startsWith("failed") ? "error" : "info", place, describeStep(taken));
+    ctx.say(taken.outcome?.kind === "failed" ? "error" : "info", place, describeStep(taken));
     return taken;
   });
 }
@@ -3399,7 +3416,7 @@ async function lockFor(ctx: Context, place: Place, patienceMs: number, waited?: 
   }
   const isStop = ctx.role === "stop" && !ctx.dryRun;
   const asked = isStop && holder?.role === "run" ? await askToStop(ctx, place, held, holder) : undefined;
-  const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked === "done");
+  const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked?.kind === "done");
   const graceMs = stageLimits(patienceMs / 1000).agent * 1000;
   const waitMs = isStop && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : patienceMs;
   const who = describeHolder(holder);
@@ -3407,9 +3424,9 @@ async function lockFor(ctx: Context, place: Place, patienceMs: number, waited?: 
   const freed = await freedWithin(ctx, held, waitMs);
   if (freed === true) {
     const lock = heldLock(ctx, place, open);
-    return asked === "done" && holder ? { lock, supervisor: holder } : { lock };
+    return asked?.kind === "done" && holder ? { lock, supervisor: holder } : { lock };
   }
-  const more = [asked === "done" ? undefined : asked, freed === false ? undefined : freed].filter(Boolean);
+  const more = [asked && askedInVain(asked), freed === false ? undefined : freed].filter(Boolean);
   return { report: noLock(ctx, place, [`${who} holds its lock`, ...more].join("; "), holder), held: open };
 }
 
@@ -3430,14 +3447,19 @@ async function freedWithin({ skips }: Context, held: Lockable, ms: number): Prom
   return await Promise.race([held.lockWithin(ms), interrupted]);
 }
 
+function askedInVain(asked: Outcome): string | undefined {
+  if (asked.kind === "done") return undefined;
+  return "why" in asked ? asked.why : outcomeWords(asked);
+}
+
 /** Sends one SIGTERM to the `--run` that holds the lock, and is proven to. */
-async function askToStop(ctx: Context, place: Place, held: Lockable, holder: LockRecord): Promise<string> {
-  if (holder.phase === "stopping") return "done";
+async function askToStop(ctx: Context, place: Place, held: Lockable, holder: LockRecord): Promise<Outcome> {
+  if (holder.phase === "stopping") return DONE;
   const proof = await proveHolder(ctx, place, held, holder);
-  if ("why" in proof) return proof.why;
+  if ("why" in proof) return { kind: "failed", why: proof.why };
   const sent = await signalProven(ctx.host, proof.row, "SIGTERM", PS_LIMIT_MS);
-  ctx.say("info", place, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${sent}`);
-  return sent === "already gone" ? "done" : sent;
+  ctx.say("info", place, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${outcomeWords(sent)}`);
+  return sent.kind === "already gone" ? DONE : sent;
 }
 
 /**

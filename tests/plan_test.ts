@@ -834,7 +834,7 @@ Deno.test("describePlan() tells what and why, step by step, then what is in the 
     status: 75,
     steps: [
       { kind: "remove", what: "remove /x/vz.pid", because: "PID 789 is dead" },
-      { kind: "kill", what: "SIGKILL to QEMU 812", because: "it is alive", outcome: "done" },
+      { kind: "kill", what: "SIGKILL to QEMU 812", because: "it is alive", outcome: { kind: "done" } },
     ],
     blockers: [{ what: "port 60022", because: "it is taken", hint: "lsof -i", status: 77 }, {
       what: "/x",
@@ -852,7 +852,7 @@ Deno.test("describePlan() tells what and why, step by step, then what is in the 
   ]);
   assert.deepEqual(describePlan(CLEAR), ["clear: nothing claims to be running"]);
   assert.equal(
-    describeStep({ kind: "remove", what: "remove /x", because: "y", outcome: "failed: z" }),
+    describeStep({ kind: "remove", what: "remove /x", because: "y", outcome: { kind: "failed", why: "z" } }),
     "remove /x (y): failed: z",
   );
 });
