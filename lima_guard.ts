@@ -663,7 +663,25 @@ export interface Step {
   readonly because: string;
   readonly path?: string;
   readonly seen?: Seen;
-  readonly outcome?: string;
+  readonly outcome?: Outcome;
+}
+
+/** What came of a step. */
+export type Outcome =
+  | {
+    readonly kind: "done" | "already gone" | "process changed" | "no end in time" | "skipped by a signal";
+    readonly note?: string;
+  }
+  | { readonly kind: "skipped" | "refused" | "failed" | "alive"; readonly why: string };
+
+const DONE: Outcome = { kind: "done" };
+
+/** An outcome as it is printed, in the log, the journal and the JSON document. */
+export function outcomeWords(outcome: Outcome): string {
+  if (outcome.kind === "process changed") return "skipped: the process changed";
+  if (outcome.kind === "alive") return `failed: ${outcome.why}`;
+  if ("why" in outcome) return `${outcome.kind}: ${outcome.why}`;
+  return outcome.note === undefined ? outcome.kind : `${outcome.kind}; ${outcome.note}`;
 }
 
 /** What is to be done about an instance, with all reasons. Plain data. */
@@ -721,6 +739,11 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   if (agent && !(signs && isHung(signs))) {
     const pid = `host agent ${agent.row.pid}`;
     if (signs?.answers && hasDriver(seen)) return plan("running", `${pid} answers and its driver is alive`, seen);
+    if (agent.row.stat.startsWith("T") && !signs?.answers) {
+      const hint = killCommand(seen.place, agent.row.pid, "CONT");
+      const halted = { what: pid, because: `${pid} is stopped by a signal (ps: ${agent.row.stat})`, hint };
+      return plan("unknown", halted.because, { notes: seen.notes, blockers: [halted] });
+    }
     const because = signs?.answers ? `${pid} answers, its driver is not up` : `${pid} is alive and does not answer yet`;
     const blocker = { what: pid, because, hint: `it is left alone; to end it: ${guardCommand(seen.place, "--stop")}` };
     return plan("booting", because, { notes: seen.notes, blockers: [blocker] });
@@ -1007,14 +1030,17 @@ export function isOwnPort(
   return agent && file.haPidMtimeMs !== undefined && file.mtimeMs >= file.haPidMtimeMs;
 }
 
-/** How a stop is to be told, in one line. `cut` is what the host agent said where it could not stop its guest. */
-export function describeStop(end: StopEnd, seconds: number, cut?: string): string {
+const HUNG_AGENT = "the hung host agent was killed";
+
+/** The result of a stop in one line. `cut` is what the host agent said where it could not stop its guest. */
+export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgentHung = false): string {
   const took = `in ${seconds.toFixed(1)} s`;
   if (end === "agent" && cut !== undefined) return `stopped by the host agent ${took}, which cut the guest off: ${cut}`;
   if (end === "already stopped") return "already stopped";
   if (end === "gone before the request") return "gone before the request: the VM was no longer there";
   if (end === "killed") return `stopped hard (killed) ${took}`;
-  return `stopped gracefully by the ${end === "agent" ? "host agent" : end} ${took}`;
+  const hung = isAgentHung ? `; ${HUNG_AGENT}` : "";
+  return `stopped gracefully by the ${end === "agent" ? "host agent" : end} ${took}${hung}`;
 }
 
 /**
@@ -1031,7 +1057,7 @@ export function describePlan(p: Plan): string[] {
 
 /** One step in words, with its outcome where there is one. */
 export function describeStep(step: Step): string {
-  const outcome = step.outcome === undefined ? "" : `: ${step.outcome}`;
+  const outcome = step.outcome === undefined ? "" : `: ${outcomeWords(step.outcome)}`;
   return `${step.what} (${step.because})${outcome}`;
 }
 
@@ -2491,13 +2517,13 @@ export class Bell {
 export function removeStep(host: Host, step: Step): Step {
   const path = step.path ?? "";
   const now = lookWithText(host, path);
-  const outcome = (words: string): Step => ({ ...step, outcome: words });
-  if (!now) return outcome("already gone");
-  if (now.look.kind === "directory") return outcome("skipped: it is a directory");
-  if (!step.seen || !looksSame(step.seen, now.seen)) return outcome("skipped: the file changed");
+  const took = (outcome: Outcome): Step => ({ ...step, outcome });
+  if (!now) return took({ kind: "already gone" });
+  if (now.look.kind === "directory") return took({ kind: "skipped", why: "it is a directory" });
+  if (!step.seen || !looksSame(step.seen, now.seen)) return took({ kind: "skipped", why: "the file changed" });
   const removed = host.remove(path);
-  if (removed.trouble === "absent") return outcome("already gone");
-  return outcome(removed.trouble ? `failed: ${removed.why}` : "done");
+  if (removed.trouble === "absent") return took({ kind: "already gone" });
+  return took(removed.trouble ? { kind: "failed", why: removed.why } : DONE);
 }
 
 function looksSame(a: Seen, b: Seen): boolean {
@@ -2505,33 +2531,29 @@ function looksSame(a: Seen, b: Seen): boolean {
   return a.dev === b.dev && a.ino === b.ino && a.size === b.size && a.mtimeMs === b.mtimeMs && sameText;
 }
 
-const STILL_ALIVE = "failed: alive";
-
 /** The worst thing that came of some steps, as an exit status. A stage that failed is made good by the next one. */
 function statusOfSteps(steps: readonly Step[]): number {
   const isBad = ({ kind, outcome }: Step) =>
-    outcome === STILL_ALIVE || (kind === "remove" && outcome?.startsWith("failed"));
+    outcome?.kind === "alive" || (kind === "remove" && outcome?.kind === "failed");
   return steps.some(isBad) ? EXIT.failed : EXIT.done;
 }
 
 /**
  * Sends a signal to a process that was proven to be this instance's, after one more reading of ps: start time and
- * command must be those that were judged. Without an answer of ps nobody is signalled. Returns the outcome in words.
+ * command must be those that were judged. Without an answer of ps no process is signalled.
  */
-export async function signalProven(host: Host, proven: ProcessRow, signal: Signal, psMs: number): Promise<string> {
+export async function signalProven(host: Host, proven: ProcessRow, signal: Signal, psMs: number): Promise<Outcome> {
   const { pid, started, command, uid } = proven;
   const table = await ps(host, [pid], psMs);
-  if (table.trouble) return `skipped: ${table.why}`;
+  if (table.trouble) return { kind: "skipped", why: table.why };
   const now = table.ok.rows.find((r) => r.pid === pid);
-  if (!now && table.ok.unreadable.length > 0) return "skipped: its row in ps cannot be read";
-  if (!now || now.stat.startsWith("Z")) return "already gone";
-  if (now.started !== started || now.command !== command || now.uid !== uid) return CHANGED;
+  if (!now && table.ok.unreadable.length > 0) return { kind: "skipped", why: "its row in ps cannot be read" };
+  if (!now || now.stat.startsWith("Z")) return { kind: "already gone" };
+  if (now.started !== started || now.command !== command || now.uid !== uid) return { kind: "process changed" };
   const sent = isPid(pid) ? host.signal(pid, signal) : undefined;
-  if (sent?.trouble === "absent") return "already gone";
-  return sent?.trouble ? `failed: ${sent.why}` : "done";
+  if (sent?.trouble === "absent") return { kind: "already gone" };
+  return sent?.trouble ? { kind: "failed", why: sent.why } : DONE;
 }
-
-const CHANGED = "skipped: the process changed";
 
 // ───────────────────────────────────────────────────────────────── stopping: the line to the guest ──
 
@@ -2540,8 +2562,8 @@ const CHANGED = "skipped: the process changed";
  * harms nobody, and the word is said after the proof.
  */
 interface Line {
-  /** Says the word. */
-  say(): void;
+  /** Says the word, and how many seconds the guest has. */
+  say(leftS: number): void;
   /** Whether the guest has said that it does as it is told. */
   accepted(): boolean;
   /** Why the guest will not power off, as far as it is known by now. */
@@ -2550,16 +2572,36 @@ interface Line {
   close(): void;
 }
 
-/** What the guest's shell runs: POSIX sh, as root. sudo's own PATH finds what an ordinary user's does not (measured). */
+/**
+ * What the guest's shell runs: POSIX sh, as root. sudo's own PATH finds what an ordinary user's does not (measured). With
+ * the word comes the number of seconds until the power goes: a unit outside the guest's own shutdown (else a detached
+ * shell) then makes the file systems read-only and switches off, 8 s before. A guest that shuts down in time never gets
+ * there; where nothing powers off it is taken back.
+ */
 const GUEST_SCRIPT = [
   "echo lima-guard: ready",
-  'read -r word && [ "$word" = poweroff ] || exit 9',
+  'read -r word left && [ "$word" = poweroff ] || exit 9',
+  'case "$left" in "" | *[!0-9]*) exit 9 ;; esac',
   "echo lima-guard: accepted",
+  "system=$(uname)",
+  "disarm=:",
+  'if [ "$left" -gt 8 ] && [ "$system" != Darwin ] && [ "$system" != FreeBSD ]; then',
+  '  late="sleep $((left - 8)) && { sync; echo u >/proc/sysrq-trigger; sleep 2; echo o >/proc/sysrq-trigger; }"',
+  "  unit=lima-guard-deadline",
+  "  if command -v systemd-run >/dev/null 2>&1 &&",
+  '    systemd-run -q --collect --unit=$unit -p DefaultDependencies=no sh -c "$late" >/dev/null 2>&1; then',
+  '    disarm="systemctl stop $unit"',
+  "  else",
+  '    (trap "" HUP INT TERM; eval "$late") </dev/null >/dev/null 2>&1 &',
+  '    disarm="kill -9 $!"',
+  "  fi",
+  "fi",
   "sync",
-  "case $(uname) in Darwin) exec shutdown -h now ;; FreeBSD) exec shutdown -p now ;; esac",
+  "case $system in Darwin) exec shutdown -h now ;; FreeBSD) exec shutdown -p now ;; esac",
   'for c in "systemctl poweroff" poweroff "shutdown -h now"; do',
   '  command -v "${c%% *}" >/dev/null 2>&1 && $c && exit 0',
   "done",
+  "$disarm",
   "echo lima-guard: nothing here powers off",
   "exit 1",
 ].join("\n");
@@ -2601,7 +2643,7 @@ function openLine(host: Host, place: Place): Line | string {
   let ended: number | undefined;
   ssh.ok.onLine((line) => accepted ||= line === "lima-guard: accepted");
   return {
-    say: () => void ssh.ok.say("poweroff\n"),
+    say: (leftS) => void ssh.ok.say(`poweroff ${Math.max(0, Math.floor(leftS))}\n`),
     accepted: () => accepted,
     // 255 after the word was accepted is the guest going down; any other end is not.
     refusal: () =>
@@ -2640,6 +2682,8 @@ interface Climb extends Ascent {
   readonly opened: Line[];
   /** Whether QEMU was ended with SIGTERM, which is the guest's power cut. */
   powerCut: boolean;
+  /** Whether the host agent was killed after the VM was off: no hard stop of the VM. */
+  isAgentHung: boolean;
   /** Rings when something may have ended. */
   readonly bell: Bell;
   seen: Observation;
@@ -2660,6 +2704,7 @@ interface Stopped {
   readonly steps: readonly Step[];
   readonly left: readonly Proven[];
   readonly cut?: string;
+  readonly isAgentHung: boolean;
   readonly blockers: readonly Remark[];
   /** All processes had to be searched: the clean-up does it too. */
   readonly searched: boolean;
@@ -2671,7 +2716,7 @@ interface Stopped {
  */
 async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> {
   const { budgetS, ready } = how;
-  ready?.say();
+  ready?.say(graceLeftS(ctx.host, how));
   const line = ready ?? (somebodyMayLive(ctx.host, place) ? openLine(ctx.host, place) : undefined);
   const before: Observation = { ...nothingSeen(place), alive: how.known ?? [] };
   const c: Climb = {
@@ -2682,6 +2727,7 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
     line: line ?? "nothing is alive",
     opened: [],
     powerCut: false,
+    isAgentHung: false,
     bell: new Bell(),
     seen: before,
     steps: [],
@@ -2698,7 +2744,7 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
     // Somebody lives whom no PID file names.
     if (line === undefined) c.line = openLine(ctx.host, place);
     c.steps.push(...removeAll(ctx, place, urgentRemovals(c.seen)));
-    await journal(ctx, place, "stop", { budgetS, alive: names(left(c)) });
+    await journal(ctx, place, "stop", { budgetS, limits: c.limits, alive: names(left(c)) });
     void holdAgent(c).catch(() => {}); // only a wake-up less: everything is polled then
     for (const stage of ["guest", "agent", "driver", "kill"] as const) {
       if (!await isOver(c, stage)) continue;
@@ -2712,6 +2758,11 @@ async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> 
   }
 }
 
+/** How many seconds of grace are left. */
+function graceLeftS(host: Host, { beganMs, budgetS }: Ascent): number {
+  return stageLimits(budgetS).agent - secondsSince(host, beganMs);
+}
+
 /** What the journal last knew of it in this boot: that it was started, or Running, and nothing of an end. */
 async function lastKnown(ctx: Context, place: Place): Promise<"start" | "running" | undefined> {
   const last = journalOf(ctx.host, place).filter((l) => ["start", "running", "end"].includes(l.event)).at(-1);
@@ -2722,9 +2773,9 @@ async function lastKnown(ctx: Context, place: Place): Promise<"start" | "running
 function stopped(c: Climb, end: StopEnd): Stopped {
   const total = secondsSince(c.ctx.host, c.beganMs);
   const cut = c.cut === undefined ? {} : { cut: c.cut };
-  const { steps, seen } = c;
-  const searched = seen.searched === true;
-  return { end, ...cut, seconds: { ...c.seconds, total }, steps, left: left(c), blockers: doubtsOf(seen), searched };
+  const { steps, seen, isAgentHung } = c;
+  const more = { left: left(c), blockers: doubtsOf(seen), searched: seen.searched === true };
+  return { end, ...cut, isAgentHung, seconds: { ...c.seconds, total }, steps, ...more };
 }
 
 /** Seconds, to the millisecond, since a moment of the host's clock. */
@@ -2762,11 +2813,16 @@ function left(c: Climb): Proven[] {
   return c.seen.alive.filter((p) => p.role !== "usernet");
 }
 
+/** How much of the time for the kill a stage gets that begins when grace is over. */
+const LAST_MOMENT_SHARE = 1 / 3;
+
 /** Takes one stage, and tells whether nothing is left after it. */
 async function isOver(c: Climb, stage: "guest" | "agent" | "driver" | "kill"): Promise<boolean> {
   const { ctx, place } = c;
   const begin = ctx.host.clockMs();
-  const untilMs = c.beganMs + c.limits[stage] * 1000;
+  // A guest that acknowledged may have used all of grace: Lima gets its signal and a moment all the same.
+  const momentMs = stage === "kill" ? 0 : (c.limits.kill - c.limits.agent) * LAST_MOMENT_SHARE * 1000;
+  const untilMs = Math.max(c.beganMs + c.limits[stage] * 1000, begin + momentMs);
   const step = ladderSteps(c.seen, c.because ?? aliveWords(left(c)), c.budgetS).find((s) => s.kind === stage);
   if (!step) return false;
   ctx.stage(place, stage, untilMs);
@@ -2777,14 +2833,14 @@ async function isOver(c: Climb, stage: "guest" | "agent" | "driver" | "kill"): P
   c.seconds[stage] = seconds;
   c.steps.push({ ...step, outcome });
   ctx.say(stage === "kill" || c.powerCut ? "warn" : "info", place, describeStep({ ...step, outcome }));
-  await journal(ctx, place, "stage", { stage, seconds, outcome });
+  await journal(ctx, place, "stage", { stage, seconds, until: c.limits[stage], outcome: outcomeWords(outcome) });
   return left(c).length === 0;
 }
 
 // ──────────────────────────────────────────────────────────────────────────── stopping: the stages ──
 
-/** One stage: acts, waits at most until the given moment or the skip, and says in words what came of it. */
-type StageWork = (c: Climb, untilMs: number, skipped: () => boolean) => Promise<string>;
+/** One stage: acts, waits at most until the given moment or the skip, and says what came of it. */
+type StageWork = (c: Climb, untilMs: number, skipped: () => boolean) => Promise<Outcome>;
 
 const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
   guest: askGuest,
@@ -2792,28 +2848,30 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
     const agents = () => left(c).filter((p) => p.role === "host agent");
     for (const risk of passedOn(c.seen)) c.ctx.say("warn", c.place, describeRemark("note")(risk));
     const sent = await signalAll(c, agents, "SIGTERM", untilMs, skipped);
-    const gone = await waitGone(c, agents(), untilMs, skipped);
-    if (gone) c.cut = readCut(tailOf(c.ctx.host, join(c.place.dir, "ha.stderr.log")));
-    return gone ? c.cut === undefined ? "done" : `done; but the guest was cut off: ${c.cut}` : sent ?? late(skipped);
+    if (!await waitDown(c, untilMs, skipped, () => false)) return sent ?? late(skipped);
+    c.cut = readCut(tailOf(c.ctx.host, join(c.place.dir, "ha.stderr.log")));
+    return c.cut === undefined ? endOf(c) : { kind: "done", note: `but the guest was cut off: ${c.cut}` };
   },
   driver: async (c, untilMs, skipped) => {
-    if (left(c).some((p) => p.role === "host agent")) return "skipped: a host agent is still alive";
+    if (left(c).some((p) => p.role === "host agent")) {
+      return { kind: "skipped", why: "a host agent is still alive" };
+    }
     const drivers = () => driversOf(c.seen);
     const leftMs = untilMs - c.ctx.host.clockMs();
     // Most of the time is for the guest; the rest is for a QEMU that must at least write out its image.
     const isQemu = drivers().some((p) => p.role === "QEMU");
-    if (isQemu && await goneByButton(c, drivers(), untilMs - leftMs / 5, skipped)) return "done";
+    if (isQemu && await goneByButton(c, drivers(), untilMs - leftMs / 5, skipped)) return DONE;
     const sent = await signalAll(c, drivers, "SIGTERM", untilMs, skipped);
     const gone = await waitGone(c, drivers(), untilMs, skipped);
     c.powerCut = isQemu && gone && sent === undefined;
-    if (c.powerCut) return "done; SIGTERM to QEMU cut the guest's power";
-    return gone ? "done" : sent ?? late(skipped);
+    if (c.powerCut) return { kind: "done", note: "SIGTERM to QEMU cut the guest's power" };
+    return gone ? DONE : sent ?? late(skipped);
   },
   kill: async (c, untilMs) => {
     const sent = await signalAll(c, () => left(c), "SIGKILL", untilMs, () => false);
     const gone = await waitGone(c, left(c), untilMs, () => false);
-    if (!gone) return sent ?? "failed: still alive after SIGKILL";
-    return await diskReleased(c, untilMs) ? "done" : "done; but somebody still has the disk open";
+    if (!gone) return sent ?? { kind: "failed", why: "still alive after SIGKILL" };
+    return await diskReleased(c, untilMs) ? DONE : { kind: "done", note: "but a process still has the disk open" };
   },
 };
 
@@ -2862,27 +2920,28 @@ interface Asking {
  * time; one that has acknowledged has all of grace. A running guest that refuses ends the stage at once. For a booting
  * one no refusal is final.
  */
-async function askGuest(c: Climb, untilMs: number, skipped: () => boolean): Promise<string> {
+async function askGuest(c: Climb, untilMs: number, skipped: () => boolean): Promise<Outcome> {
   const { host } = c.ctx;
   const asking: Asking = { lines: [], none: undefined, openedMs: c.beganMs, pressedMs: -Infinity };
   sayWord(c, asking, c.line, c.ready !== undefined);
   for (;;) {
     const isBooting = isAgentBooting(c);
     const acknowledged = hasAcknowledged(asking);
-    const endMs = guestEndMs(c, asking, untilMs, isBooting);
-    const isNews = () => hasAcknowledged(asking) !== acknowledged || (!isBooting && refusalOf(asking) !== undefined);
-    if (isBooting && !acknowledged) await pressButton(c, asking, endMs);
-    const turnMs = acknowledged ? endMs : Math.min(endMs, host.clockMs() + ASK_AGAIN_MS);
-    if (await waitGone(c, left(c), turnMs, () => skipped() || isNews())) return "done";
-    if (skipped()) return late(skipped);
     const refusal = refusalOf(asking);
-    if (host.clockMs() >= endMs || (refusal !== undefined && !isBooting)) {
-      if (refusal === undefined) return late(skipped);
-      return asking.lines.length === 0 ? `skipped: ${refusal}` : `refused: ${refusal}`;
+    const endMs = guestEndMs(c, asking, untilMs, isBooting);
+    const isOver = host.clockMs() >= endMs;
+    if (refusal !== undefined && (isOver || !isBooting)) {
+      return { kind: asking.lines.length === 0 ? "skipped" : "refused", why: refusal };
     }
+    if (isOver) return late(skipped);
+    if (isBooting && !acknowledged) await pressButton(c, asking, endMs);
+    const isNews = () => hasAcknowledged(asking) !== acknowledged || (!isBooting && refusalOf(asking) !== undefined);
+    const turnMs = acknowledged ? endMs : Math.min(endMs, host.clockMs() + ASK_AGAIN_MS);
+    if (await waitDown(c, turnMs, skipped, isNews)) return endOf(c);
+    if (skipped()) return late(skipped);
     const isSilent = c.ready !== undefined && asking.lines.length === 1 && !hasAcknowledged(asking) &&
       host.clockMs() >= c.beganMs + SILENT_MS;
-    if (isSilent || refusal !== undefined) {
+    if (isSilent || (isBooting && refusalOf(asking) !== undefined)) {
       if (isBooting) await lookAgain(c);
       sayWord(c, asking, openLine(host, c.place), false);
     }
@@ -2900,7 +2959,7 @@ function sayWord(c: Climb, asking: Asking, line: Line | string, wasSaid: boolean
   }
   if (!wasSaid) {
     asking.openedMs = c.line === line ? c.beganMs : c.ctx.host.clockMs();
-    line.say();
+    line.say(graceLeftS(c.ctx.host, c));
   }
   asking.lines.push(line);
   c.opened.push(line);
@@ -2927,8 +2986,13 @@ function guestEndMs(c: Climb, asking: Asking, untilMs: number, isBooting: boolea
 /** The guest of a living host agent boots until that agent has reported `running`. */
 function isAgentBooting(c: Climb): boolean {
   if (!left(c).some((p) => p.role === "host agent")) return false;
-  const log = textOf(c.ctx.host, join(c.place.dir, HA_STDOUT));
-  return !log.split("\n").some((l) => (jsonObject(l)?.["status"] as Record<string, unknown> | undefined)?.["running"]);
+  return !hasReportedRunning(c.ctx.host, c.place);
+}
+
+/** Whether the host agent has reported that its guest is up. */
+function hasReportedRunning(host: Host, place: Place): boolean {
+  const log = textOf(host, join(place.dir, HA_STDOUT));
+  return log.split("\n").some((l) => (jsonObject(l)?.["status"] as Record<string, unknown> | undefined)?.["running"]);
 }
 
 /** The power button of a booting QEMU guest: a connection of a moment, while its agent has not been signalled. */
@@ -2939,8 +3003,8 @@ async function pressButton(c: Climb, asking: Asking, untilMs: number): Promise<v
   await powerdown(c, untilMs - now);
 }
 
-function late(skipped: () => boolean): string {
-  return skipped() ? "skipped by a signal" : "no end in time";
+function late(skipped: () => boolean): Outcome {
+  return { kind: skipped() ? "skipped by a signal" : "no end in time" };
 }
 
 function sshFile(host: Host, place: Place, seen: Observation) {
@@ -2955,7 +3019,7 @@ function sshFile(host: Host, place: Place, seen: Observation) {
 /**
  * Signals some proven processes, each once. One that changed between judging and signalling is looked at again, once: a
  * stepped clock changes a start time too. Where ps has no proof to give it is asked again, for most of the stage: one
- * fork that fails must not cost the guest its grace. Returns what went wrong, in words, or undefined.
+ * fork that fails must not cost the guest its grace. Returns what went wrong, or undefined.
  */
 async function signalAll(
   c: Climb,
@@ -2963,28 +3027,29 @@ async function signalAll(
   signal: Signal,
   untilMs: number,
   giveUp: () => boolean,
-): Promise<string | undefined> {
+): Promise<Outcome | undefined> {
   const { host } = c.ctx;
   const lastTryMs = untilMs - (untilMs - host.clockMs()) / 4;
   const signalled = new Set<number>();
   for (let changes = 0;;) {
-    let wrong: string | undefined;
+    let wrong: Outcome | undefined;
     for (const proven of which().filter((p) => !signalled.has(p.row.pid))) {
       const outcome = await signalOne(c, proven, signal);
-      if (outcome === "done" || outcome === "already gone") signalled.add(proven.row.pid);
+      if (outcome.kind === "done" || outcome.kind === "already gone") signalled.add(proven.row.pid);
       else wrong ??= outcome;
     }
-    if (!wrong?.startsWith("skipped") || (wrong === CHANGED && ++changes > 1)) return wrong;
+    const isChanged = wrong?.kind === "process changed";
+    if ((!isChanged && wrong?.kind !== "skipped") || (isChanged && ++changes > 1)) return wrong;
     if (giveUp() || host.clockMs() >= lastTryMs) return wrong;
-    if (wrong !== CHANGED) await Promise.race([host.pause(PS_POLL_MS / 2), c.ctx.skips.bell.next()]);
+    if (!isChanged) await Promise.race([host.pause(PS_POLL_MS / 2), c.ctx.skips.bell.next()]);
     await lookAgain(c);
   }
 }
 
-async function signalOne(c: Climb, proven: Proven, signal: Signal): Promise<string> {
+async function signalOne(c: Climb, proven: Proven, signal: Signal): Promise<Outcome> {
   if (proven.row.pid !== c.child?.pid) return await signalProven(c.ctx.host, proven.row, signal, paceOf(c).psMs);
   c.child.kill(signal);
-  return "done";
+  return DONE;
 }
 
 /** Holds a connection to the host agent's socket: its end wakes the waiting at once, without polling. */
@@ -3020,6 +3085,31 @@ async function waitGone(c: Climb, whom: readonly Proven[], untilMs: number, give
     const pause = host.pause(Math.min(leftMs, c.agentHeld ? PS_POLL_MS / 2 : POLL_MS));
     await Promise.race([pause, c.bell.next(), skips.bell.next()]);
   }
+}
+
+/** How long a host agent may take to end once its driver has ended. */
+const ALONE_MS = 5_000;
+
+/**
+ * Waits until nothing is left. Once no driver is left the VM is off, and only its host agent is waited for, briefly; one
+ * that hangs is killed then, which takes nothing from the guest. On vz the agent is the VM.
+ */
+async function waitDown(c: Climb, untilMs: number, skipped: () => boolean, isNews: () => boolean): Promise<boolean> {
+  const giveUp = () => skipped() || isNews();
+  const drivers = driversOf(c.seen);
+  const agents = () => left(c).filter((p) => p.role === "host agent");
+  if (drivers.length === 0 || agents().length === 0) return await waitGone(c, left(c), untilMs, giveUp);
+  if (!await waitGone(c, drivers, untilMs, giveUp)) return false;
+  const { host } = c.ctx;
+  const killMs = c.beganMs + c.limits.kill * 1000;
+  if (await waitGone(c, agents(), Math.min(killMs, host.clockMs() + ALONE_MS), skipped)) return true;
+  c.isAgentHung = true;
+  await signalAll(c, agents, "SIGKILL", killMs, () => false);
+  return await waitGone(c, agents(), killMs, () => false);
+}
+
+function endOf(c: Climb): Outcome {
+  return c.isAgentHung ? { kind: "done", note: HUNG_AGENT } : DONE;
 }
 
 async function stillThere(c: Climb, whom: readonly Proven[]): Promise<readonly Proven[]> {
@@ -3080,7 +3170,7 @@ export interface Report {
   /** Which stage ended a stop, or null. */
   readonly stage: StopEnd | null;
   readonly seconds: Readonly<Record<string, number>>;
-  readonly steps: readonly Pick<Step, "kind" | "what" | "because" | "outcome">[];
+  readonly steps: readonly (Pick<Step, "kind" | "what" | "because"> & { readonly outcome: string })[];
   readonly blockers: readonly Remark[];
   readonly notes: readonly Remark[];
   /** The result in one line, for people. */
@@ -3100,7 +3190,7 @@ function reportPlan(place: Place, p: Plan, steps = p.steps): Report {
 }
 
 function bare({ kind, what, because, outcome }: Step): Report["steps"][number] {
-  return { kind, what, because, outcome: outcome ?? "planned" };
+  return { kind, what, because, outcome: outcome === undefined ? "planned" : outcomeWords(outcome) };
 }
 
 /** How often `--pre` looks again after it did something; a world that changes faster is left to the next try. */
@@ -3145,7 +3235,7 @@ async function heal(ctx: Context, place: Place): Promise<Report> {
 function healed(place: Place, first: Plan, last: Plan, steps: readonly Step[], status: number): Report {
   const base = reportPlan(place, last, steps);
   if (steps.length === 0) return { ...base, status };
-  const done = steps.filter((s) => s.outcome === "done").length;
+  const done = steps.filter((s) => s.outcome?.kind === "done" && s.outcome.note === undefined).length;
   const now = status === EXIT.done ? "ready to start" : last.state;
   return { ...base, state: first.state, status, summary: `${first.state}: ${first.because}: ${done} done, ${now}` };
 }
@@ -3157,13 +3247,13 @@ async function actOn(ctx: Context, place: Place, p: Plan, beganMs: number): Prom
   const stop = await climb(ctx, place, { budgetS: ctx.budgetS, beganMs, because: p.because });
   if (stop.left.length === 0) return [...stop.steps];
   const what = `end ${names(stop.left)}`;
-  return [...stop.steps, { kind: "kill", what, because: p.because, outcome: STILL_ALIVE }];
+  return [...stop.steps, { kind: "kill", what, because: p.because, outcome: { kind: "alive", why: "alive" } }];
 }
 
 function removeAll(ctx: Context, place: Place, steps: readonly Step[]): Step[] {
   return steps.filter((s) => s.kind === "remove").map((step) => {
     const taken = removeStep(ctx.host, step);
-    ctx.say(taken.outcome?.startsWith("failed") ? "error" : "info", place, describeStep(taken));
+    ctx.say(taken.outcome?.kind === "failed" ? "error" : "info", place, describeStep(taken));
     return taken;
   });
 }
@@ -3258,7 +3348,9 @@ async function stopLocked(ctx: Context, place: Place, lock: Lock, askedMs: numbe
     await journal(ctx, place, "end", { stage: end, cut, seconds, status });
   }
   const state = alive ? "running" : went.blockers.length > 0 ? "unknown" : "stopped";
-  const words = alive ? `not stopped: ${names(went.left)} did not end` : describeStop(end, seconds["total"] ?? 0, cut);
+  const words = alive
+    ? `not stopped: ${names(went.left)} did not end`
+    : describeStop(end, seconds["total"] ?? 0, cut, went.isAgentHung);
   const summary = state === "unknown" ? state : words;
   return report(place.name, state, status, summary, {
     stage: isUnknown ? null : end,
@@ -3325,7 +3417,7 @@ async function lockFor(ctx: Context, place: Place, patienceMs: number, waited?: 
   }
   const isStop = ctx.role === "stop" && !ctx.dryRun;
   const asked = isStop && holder?.role === "run" ? await askToStop(ctx, place, held, holder) : undefined;
-  const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked === "done");
+  const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked?.kind === "done");
   const graceMs = stageLimits(patienceMs / 1000).agent * 1000;
   const waitMs = isStop && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : patienceMs;
   const who = describeHolder(holder);
@@ -3333,9 +3425,9 @@ async function lockFor(ctx: Context, place: Place, patienceMs: number, waited?: 
   const freed = await freedWithin(ctx, held, waitMs);
   if (freed === true) {
     const lock = heldLock(ctx, place, open);
-    return asked === "done" && holder ? { lock, supervisor: holder } : { lock };
+    return asked?.kind === "done" && holder ? { lock, supervisor: holder } : { lock };
   }
-  const more = [asked === "done" ? undefined : asked, freed === false ? undefined : freed].filter(Boolean);
+  const more = [asked && askedInVain(asked), freed === false ? undefined : freed].filter(Boolean);
   return { report: noLock(ctx, place, [`${who} holds its lock`, ...more].join("; "), holder), held: open };
 }
 
@@ -3356,14 +3448,19 @@ async function freedWithin({ skips }: Context, held: Lockable, ms: number): Prom
   return await Promise.race([held.lockWithin(ms), interrupted]);
 }
 
+function askedInVain(asked: Outcome): string | undefined {
+  if (asked.kind === "done") return undefined;
+  return "why" in asked ? asked.why : outcomeWords(asked);
+}
+
 /** Sends one SIGTERM to the `--run` that holds the lock, and is proven to. */
-async function askToStop(ctx: Context, place: Place, held: Lockable, holder: LockRecord): Promise<string> {
-  if (holder.phase === "stopping") return "done";
+async function askToStop(ctx: Context, place: Place, held: Lockable, holder: LockRecord): Promise<Outcome> {
+  if (holder.phase === "stopping") return DONE;
   const proof = await proveHolder(ctx, place, held, holder);
-  if ("why" in proof) return proof.why;
+  if ("why" in proof) return { kind: "failed", why: proof.why };
   const sent = await signalProven(ctx.host, proof.row, "SIGTERM", PS_LIMIT_MS);
-  ctx.say("info", place, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${sent}`);
-  return sent === "already gone" ? "done" : sent;
+  ctx.say("info", place, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${outcomeWords(sent)}`);
+  return sent.kind === "already gone" ? DONE : sent;
 }
 
 /**
@@ -3790,6 +3887,8 @@ interface Run {
   readonly command: readonly [string, ...string[]];
   readonly events: RunEvent[];
   readonly bell: Bell;
+  /** Rings when the host agent has reported that the guest is up. */
+  readonly bootBell: Bell;
   /** The label launchd gave us, or undefined where somebody else started us. */
   label: string | undefined;
   job?: Job | undefined;
@@ -3798,10 +3897,12 @@ interface Run {
   place?: Place;
   lock?: Lock;
   startLock?: Lockable | undefined;
-  child?: Child;
+  child?: Child | undefined;
   line?: Line | undefined;
   /** The host agent where it is not the child. */
   agent?: Proven | undefined;
+  /** The PID whose end is waited for, where it is not the child. */
+  watchedPid?: number;
   startedMs: number;
   ended?: { code: number; signal: string | undefined };
   stopMs?: number;
@@ -4012,6 +4113,7 @@ async function superviseRun(ctx: Context, homes: Homes, name: string, command: r
     command,
     events: [],
     bell: new Bell(),
+    bootBell: new Bell(),
     label,
     grantedS: label === undefined ? undefined : LAUNCHD_DEFAULT_S,
     startedMs: ctx.host.clockMs(),
@@ -4098,8 +4200,8 @@ async function startCommand(run: Run): Promise<void> {
   const child = started.ok;
   run.child = child;
   run.lock?.note("starting");
-  void child.ended.then((ended) => {
-    run.ended = ended;
+  void child.ended.then((ended) => commandEnded(run, place, child, ended)).catch((error) => {
+    fault(run, "looking for the host agent", error);
     post(run, "ended");
   });
   ctx.say("info", place, `started ${run.command[0]}, PID ${child.pid}`);
@@ -4109,6 +4211,46 @@ async function startCommand(run: Run): Promise<void> {
     command: run.command,
     job: run.job?.target ?? run.label ?? null,
   });
+}
+
+/** How long a host agent that is about to appear is waited for after the end of the command. */
+const APPEARS_MS = 10_000;
+
+/**
+ * The end of the command is not the end of the instance: `limactl start` without `--foreground` leaves a host agent
+ * behind. That one is supervised as an adopted one is.
+ */
+async function commandEnded(run: Run, place: Place, child: Child, ended: NonNullable<Run["ended"]>): Promise<void> {
+  const { ctx } = run;
+  const { host } = ctx;
+  const untilMs = host.clockMs() + APPEARS_MS;
+  let agent: Proven | undefined;
+  while (run.stopMs === undefined && run.ended === undefined) {
+    const seen = await observeProcesses(host, place, HURRIED, true);
+    agent = seen.alive.find((p) => p.role === "host agent" && p.row.pid !== child.pid);
+    if (agent || !isAgentAppearing(host, place) || host.clockMs() >= untilMs) break;
+    await host.pause(ASK_AGAIN_MS / 4);
+  }
+  if (!agent || run.stopMs !== undefined || run.ended !== undefined) {
+    run.ended ??= ended;
+    return post(run, "ended");
+  }
+  const { pid } = agent.row;
+  const how = ended.signal ?? `status ${ended.code}`;
+  const advice = "the command in the plist should have --foreground";
+  ctx.say("warn", place, `${run.command[0]} ended with ${how}, and host agent ${pid} lives: it is adopted; ${advice}`);
+  run.child = undefined;
+  run.agent = agent;
+  run.lock?.note("supervising");
+  void watchAgent(run, place, pid).catch((error) => fault(run, "watching the agent", error));
+  await journal(ctx, place, "adopted", { pid, code: ended.code, signal: ended.signal ?? null });
+}
+
+/** Whether files say that a host agent starts: its PID file is empty or names a living process, or its socket is there first. */
+function isAgentAppearing(host: Host, place: Place): boolean {
+  const text = lookWithText(host, join(place.dir, HA_PID))?.seen.text;
+  if (text === undefined) return host.look(join(place.dir, HA_SOCK)).ok?.kind === "socket";
+  return text.trim() === "" || pidIn(host, join(place.dir, HA_PID)) !== undefined;
 }
 
 /** What limactl needs and launchd may not give: HOME (it panics without), a PATH that finds QEMU, its own label. */
@@ -4157,6 +4299,21 @@ async function becomeRunning(run: Run, place: Place): Promise<void> {
   ctx.say("info", place, `Running after ${seconds.toFixed(1)} s`);
   watchRunning(run, place, agentPid);
   await journal(ctx, place, "running", { seconds });
+  await becomeBooted(run, place);
+}
+
+/** Running is the VM; the guest is there once the host agent has reported it. Then the ready session is made at once. */
+async function becomeBooted(run: Run, place: Place): Promise<void> {
+  const { ctx } = run;
+  while (!hasReportedRunning(ctx.host, place)) {
+    const sinceMs = ctx.host.clockMs() - run.startedMs;
+    if (run.ended !== undefined || run.stopMs !== undefined || sinceMs > BOOT_WINDOW_S * 1000) return;
+    await ctx.host.pause(sinceMs > START_TURN_MS ? FIRST_PAUSE_MS : 500);
+  }
+  const seconds = secondsSince(ctx.host, run.startedMs);
+  run.bootBell.ring();
+  ctx.say("info", place, `the guest is up after ${seconds.toFixed(1)} s`);
+  await journal(ctx, place, "booted", { seconds });
 }
 
 function watchRunning(run: Run, place: Place, agentPid: number | undefined): void {
@@ -4202,7 +4359,8 @@ async function keepLine(run: Run, place: Place): Promise<void> {
       run.ctx.say("debug", place, `the line to the guest broke: ${line.refusal() ?? ""}`);
     }
     if (host.clockMs() - madeMs > LAST_PAUSE_MS) broken = 0;
-    await host.pause(growingPause(broken++));
+    const isUp = run.bootBell.next().then(() => true);
+    if (await Promise.race([isUp, host.pause(growingPause(broken++)).then(() => false)])) broken = 0;
   }
 }
 
@@ -4215,7 +4373,8 @@ const ADOPTED_POLL_MS = 2_000;
  */
 async function watchAgent(run: Run, place: Place, pid: number | undefined): Promise<void> {
   const { ctx } = run;
-  if (run.child && pid === run.child.pid) return;
+  if ((run.child && pid === run.child.pid) || (pid !== undefined && pid === run.watchedPid)) return;
+  if (pid !== undefined) run.watchedPid = pid;
   if (pid !== undefined) await untilAgentEnds(run, place, pid);
   if (run.ended !== undefined || run.stopMs !== undefined) return;
   ctx.say("warn", place, `host agent ${pid ?? ""} has ended`);
@@ -4315,17 +4474,25 @@ async function ownedPlace(run: Run, beganMs: number): Promise<Place | undefined>
     else {
       const holder = "held" in taken ? readLockRecord(taken.held.file.read(), place.dir) : undefined;
       const who = describeHolder(holder);
+      const isSupervised = "held" in taken && holder !== undefined && await supervises(ctx, place, taken.held, holder);
       if ("held" in taken) taken.held.file.close();
-      if (await isDown()) return undefined;
+      if (isSupervised) ctx.say("info", place, `leaves: ${who} supervises it`);
+      if (isSupervised || await isDown()) return undefined;
       if (!said) ctx.say("info", place, `is to be stopped, and waits for ${who}`);
       said = true;
       if (ctx.host.clockMs() < untilMs) continue;
-      const because = `${who} is at work on it and holds its lock`;
+      const because = `${who} holds its lock`;
       const blocker = { what: join(place.dir, LOCK_FILE), because, hint: `lima-guard --stop ${place.name}` };
       return refuse(report(run.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }));
     }
   }
   return place;
+}
+
+/** Whether the holder of the lock is proven to be the `--run` that has this instance: a stop of it is that one's. */
+async function supervises(ctx: Context, place: Place, held: HeldLock, holder: LockRecord): Promise<boolean> {
+  const isItsWork = ["starting", "supervising", "stopping"].includes(holder.phase);
+  return holder.role === "run" && isItsWork && "row" in await proveHolder(ctx, place, held.file, holder);
 }
 
 async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<void> {
@@ -4345,7 +4512,7 @@ async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<
   const alive = went.left.filter((p) => p.row.pid !== child?.pid);
   run.status = alive.length > 0 ? EXIT.failed : cleaned.isDown ? EXIT.done : EXIT.tryAgain;
   const seconds = { ...went.seconds, total: secondsSince(ctx.host, beganMs) };
-  const words = describeStop(went.end, seconds.total, went.cut);
+  const words = describeStop(went.end, seconds.total, went.cut, went.isAgentHung);
   ctx.say("info", place, alive.length > 0 ? `not stopped: ${names(alive)} did not end` : words);
   for (const b of eachOnce(cleaned.isDown ? cleaned.blockers : [...went.blockers, ...cleaned.blockers])) {
     ctx.say("warn", place, describeRemark("unknown")(b));
@@ -4399,6 +4566,10 @@ async function clearAfter(run: Run, place: Place, ended: { code: number; signal:
   await endChild(run, ctx.host.clockMs(), DEFAULT_BUDGET_S);
   const healed = await heal(ctx, place);
   if (healed.status !== EXIT.done) tellBlocked(ctx, place, healed, 0);
+  // Something of it may have come up meanwhile: that is no clean end.
+  if (healed.state === "running") ctx.say("warn", place, `it is left running, unsupervised: ${healed.summary}`);
+  if (run.status === EXIT.done && healed.state === "running") run.status = EXIT.failed;
+  if (run.status === EXIT.done) run.status = healed.status;
   const { code, signal } = ended;
   ctx.say("info", place, `${run.child ? run.command[0] : "the host agent"} ended with ${signal ?? `status ${code}`}`);
   await journal(ctx, place, "end", {

@@ -5,17 +5,22 @@
  */
 
 import assert from "node:assert/strict";
-import { runGuard, startAgent, tempLimaHome } from "./helpers/mod.ts";
+import { eventually, runGuard, startAgent, tempLimaHome } from "./helpers/mod.ts";
 
 /** What ssh is told to run in the guest, and what is said to it then: taken from a real stop. */
-const { remote: REMOTE, word: WORD } = await sentToTheGuest();
+const { argv: ARGV, remote: REMOTE, word: WORD } = await sentToTheGuest();
 
-async function sentToTheGuest(): Promise<{ remote: string; word: string }> {
+async function sentToTheGuest(): Promise<{ argv: string[]; remote: string; word: string }> {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
   await using _ = await startAgent(k3s);
-  const [remote, word] = [`${home.root}/remote`, `${home.root}/word`];
+  const [argv, remote, word] = ["argv", "remote", "word"].map((name) => `${home.root}/${name}`) as [
+    string,
+    string,
+    string,
+  ];
   const script = `#!/bin/sh
+printf '%s\\n' "$@" >'${argv}'
 for last; do :; done
 printf %s "$last" >'${remote}'
 read -r word
@@ -24,7 +29,8 @@ exit 1
 `;
   Deno.writeTextFileSync(`${home.bin}/ssh`, script, { mode: 0o755 });
   await runGuard(home, ["--stop", "k3s"]);
-  return { remote: Deno.readTextFileSync(remote), word: Deno.readTextFileSync(word) };
+  const read = (path: string) => Deno.readTextFileSync(path);
+  return { argv: read(argv).split("\n"), remote: read(remote), word: read(word) };
 }
 
 /** What PATH leads to, each a stand-in that notes its name and arguments; the value is its exit status. */
@@ -49,21 +55,25 @@ interface Outcome {
   readonly stdout: string;
   /** The commands that were called, in order. */
   readonly called: string[];
+  /** What reached the kernel's sysrq, a file of the test's own. */
+  readonly sysrq: string;
 }
 
 async function run(
   shell: Shell,
   commands: Commands,
-  { says = WORD, system = "Linux" }: { says?: string; system?: string } = {},
+  { says = WORD, system = "Linux", untilSysrq = "" }: { says?: string; system?: string; untilSysrq?: string } = {},
 ): Promise<Outcome> {
   harmless();
   const root = Deno.makeTempDirSync({ dir: "/tmp", prefix: "lg-script-" });
   try {
     Deno.chmodSync(root, 0o755);
-    const [bin, log] = [`${root}/bin`, `${root}/log`];
+    const [bin, log, sysrq] = [`${root}/bin`, `${root}/log`, `${root}/sysrq`];
     Deno.mkdirSync(bin);
-    Deno.writeTextFileSync(log, "");
-    Deno.chmodSync(log, 0o666);
+    for (const file of [log, sysrq]) {
+      Deno.writeTextFileSync(file, "");
+      Deno.chmodSync(file, 0o666);
+    }
     const command = (name: string, text: string) => {
       Deno.writeTextFileSync(`${bin}/${name}`, `#!/bin/sh\n${text}\n`);
       Deno.chmodSync(`${bin}/${name}`, 0o755);
@@ -76,7 +86,7 @@ async function run(
       command(name, `echo "${name}\${1:+ $*}" >>'${log}'\nexit ${status}`);
     }
     const child = new Deno.Command(path, {
-      args: [...shell.argv.slice(1), "-c", REMOTE],
+      args: [...shell.argv.slice(1), "-c", REMOTE.replaceAll(">/proc/sysrq-trigger", `>>${sysrq}`)],
       clearEnv: true,
       env: { PATH: bin },
       cwd: root,
@@ -90,9 +100,10 @@ async function run(
     await writer.write(new TextEncoder().encode(says)).catch(() => {});
     await writer.close().catch(() => {});
     const { code, stdout } = await child.output();
+    await eventually(() => assert.equal(Deno.readTextFileSync(sysrq), untilSysrq));
     const called = Deno.readTextFileSync(log).split("\n").filter((line) => line !== "");
     assert.equal(called.shift(), "sudo", "it did not go through `sudo -n`");
-    return { code, stdout: new TextDecoder().decode(stdout), called };
+    return { code, stdout: new TextDecoder().decode(stdout), called, sysrq: Deno.readTextFileSync(sysrq) };
   } finally {
     Deno.removeSync(root, { recursive: true });
   }
@@ -162,25 +173,42 @@ const OTHER_WORDS = [
   "",
   "\n",
   "poweroff",
+  "poweroff\n",
+  "poweroff 51",
   "power",
   "halt\n",
+  "halt 51\n",
   "poweroff now\n",
+  "poweroff -1\n",
+  "poweroff 5 1\n",
+  "poweroff 5x\n",
   "POWEROFF\n",
   "poweroff\r\n",
   "*\n",
   "$x\n",
 ];
 
+const SYSRQ = "/proc/sysrq-trigger";
+
 /** The script without what goes around it; throws where it is anything that must not be run here. */
 function harmless(): string {
   const script = /^sudo -n sh -c '([^']*)'$/.exec(REMOTE)?.[1];
   assert.ok(script, REMOTE);
-  assert.deepEqual(script.match(/(?<![\w.])\/[\w/.-]*/g)?.filter((path) => path !== "/dev/null") ?? [], []);
+  assert.deepEqual(
+    script.match(/(?<![\w.])\/[\w/.-]*/g)?.filter((path) => path !== "/dev/null" && path !== SYSRQ) ?? [],
+    [],
+  );
   return script;
 }
 
 Deno.test("what is sent is one command of sudo's, which never asks for a password, and names no program by its path", () => {
   assert.notEqual(harmless(), "");
+});
+
+Deno.test("ssh asks no ssh-agent, which may hang at a shutdown, and is not led through another session", () => {
+  for (const option of ["IdentityAgent=none", "ControlMaster=no", "ControlPath=none", "BatchMode=yes"]) {
+    assert.equal(ARGV[ARGV.indexOf(option) - 1], "-o", option);
+  }
 });
 
 for (const shell of SHELLS) {
@@ -199,6 +227,48 @@ function tryIn(shell: Shell): void {
       if (!works) assert.match(outcome.stdout, /nothing .*powers off/);
     });
   }
+
+  const late = `sleep 43 && { sync; echo u >`;
+  const armed = (called: string[]) => called.filter((line) => /^(systemd-run|sleep)/.test(line));
+
+  Deno.test(`${shell.name}: a unit outside the shutdown switches off 8 s before the power goes`, async () => {
+    const { called, code } = await run(shell, { ...ALL, "systemd-run": 0, sleep: 0 }, { says: "poweroff 51\n" });
+    assert.equal(code, 0);
+    assert.equal(armed(called).length, 1);
+    const begin = "systemd-run -q --collect --unit=lima-guard-deadline -p DefaultDependencies=no sh -c ";
+    assert.ok(called[0]!.startsWith(begin + late), called[0]);
+    assert.deepEqual(called.slice(1), ["sync", "systemctl poweroff"]);
+  });
+
+  for (
+    const [what, commands] of [["without systemd-run", {}], ["whose systemd-run fails", { "systemd-run": 1 }]] as const
+  ) {
+    Deno.test(`${shell.name}: a guest ${what} has a detached shell that remounts read-only, then switches off`, async () => {
+      const all = { ...ALL, sleep: 0, ...commands };
+      const { called } = await run(shell, all, { says: "poweroff 51\n", untilSysrq: "u\no\n" });
+      assert.deepEqual(called.filter((line) => line.startsWith("sleep")), ["sleep 43", "sleep 2"]);
+    });
+  }
+
+  Deno.test(`${shell.name}: where sleep fails nothing is switched off early`, async () => {
+    const { sysrq } = await run(shell, { ...ALL, sleep: 1 }, { says: "poweroff 51\n" });
+    assert.equal(sysrq, "");
+  });
+
+  Deno.test(`${shell.name}: too little time, or another system: nothing is armed`, async () => {
+    for (
+      const [says, system] of [["poweroff 8\n", "Linux"], ["poweroff 51\n", "Darwin"], ["poweroff 51\n", "FreeBSD"]]
+    ) {
+      const { called } = await run(shell, { ...ALL, "systemd-run": 0, sleep: 0 }, { says: says!, system: system! });
+      assert.deepEqual(armed(called), []);
+    }
+  });
+
+  Deno.test(`${shell.name}: where nothing powers off, nothing stays armed`, async () => {
+    const commands = { sync: 0, systemctl: 1, "systemd-run": 0 };
+    const { called } = await run(shell, commands, { says: "poweroff 51\n" });
+    assert.deepEqual(called.slice(1), ["sync", "systemctl poweroff", "systemctl stop lima-guard-deadline"]);
+  });
 
   Deno.test(`${shell.name}: a guest without uname is taken for a Linux`, async () => {
     const { called } = await run(shell, ALL, { system: "; exit 127" });

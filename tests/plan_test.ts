@@ -248,6 +248,19 @@ pre(
 }
 
 // Booting may take a vz agent 12 minutes in which it is deaf; beyond 15 it must have been silent for a minute.
+{
+  const halted = { ...AGENT, row: { ...AGENT.row, stat: "T" } };
+  const because = "host agent 811 is stopped by a signal (ps: T)";
+  pre(
+    "a host agent that a signal stopped, and that does not answer: unknown, and how to let it run",
+    { claims: [HA_OURS, VZ_OURS], alive: [halted], agent: signs({ answers: false, ageS: 30, silentS: 3 }) },
+    plan("unknown", because, {
+      status: 75,
+      blockers: [{ what: "host agent 811", because, hint: "kill -CONT 811" }],
+    }),
+  );
+}
+
 for (
   const [what, agent] of [
     ["is silent, but young", { answers: false, ageS: 899, silentS: 600 }],
@@ -821,7 +834,7 @@ Deno.test("describePlan() tells what and why, step by step, then what is in the 
     status: 75,
     steps: [
       { kind: "remove", what: "remove /x/vz.pid", because: "PID 789 is dead" },
-      { kind: "kill", what: "SIGKILL to QEMU 812", because: "it is alive", outcome: "done" },
+      { kind: "kill", what: "SIGKILL to QEMU 812", because: "it is alive", outcome: { kind: "done" } },
     ],
     blockers: [{ what: "port 60022", because: "it is taken", hint: "lsof -i", status: 77 }, {
       what: "/x",
@@ -839,7 +852,7 @@ Deno.test("describePlan() tells what and why, step by step, then what is in the 
   ]);
   assert.deepEqual(describePlan(CLEAR), ["clear: nothing claims to be running"]);
   assert.equal(
-    describeStep({ kind: "remove", what: "remove /x", because: "y", outcome: "failed: z" }),
+    describeStep({ kind: "remove", what: "remove /x", because: "y", outcome: { kind: "failed", why: "z" } }),
     "remove /x (y): failed: z",
   );
 });

@@ -117,7 +117,7 @@ test("a requested stop: 0, although the vz agent exits with 1; the journal has i
   assert.equal(status, 0, stderr);
   assert.match(stderr, /CanRequestStop/);
   assertDown(vm);
-  const lines = journal(vm);
+  const lines = journal(vm).filter(({ event }) => event !== "booted");
   assert.deepEqual(lines.map(({ event }) => event), ["start", "running", "stop", "stage", "stage", "end"]);
   for (const line of lines) {
     assert.deepEqual([line.dir, line.role], [vm.dir, "run"]);
@@ -432,7 +432,10 @@ test("stopped while another guard has the lock, and has had it for longer than o
   using _lock = hold(vm.path("lima-guard.lock"));
   const { script, env } = guardWith({ lockMs: 200 });
   await using guard = run(vm, { script: script!, env: { ...env, ...asJob(vm, 6) } });
-  await stopsWaiting(vm, guard, /waits up to 10 s for/);
+  await guard.waitForLine(/waits up to 5 s for/);
+  const began = performance.now();
+  await eventually(() => assert.ok(performance.now() - began > 700));
+  await stopsWaiting(vm, guard, /waits up to 5 s for/);
 });
 
 test("stopped while another guard has the lock and does nothing, and the machine runs: that is no success", async ({ vm }) => {
@@ -442,7 +445,7 @@ test("stopped while another guard has the lock and does nothing, and the machine
   await guard.waitForLine(/waits up to \d+ s for/);
   const { status, stderr, seconds } = await stopRun(guard);
   assert.equal(status, 75, stderr);
-  assert.match(stderr, /not stopped: .*lima-guard\.lock: another guard is at work on it and holds its lock/);
+  assert.match(stderr, /not stopped: .*lima-guard\.lock: another guard holds its lock/);
   assert.ok(seconds < 6, `${seconds} s`);
   assert.ok(agent.isAlive());
 });
@@ -728,17 +731,93 @@ test(
 );
 
 for (const how of ["SIGKILL", "limactl stop"] as const) {
-  test(`the command waits for ever, its agent ends (${how}): the command is stopped, and the guard leaves with 1`, async ({ home, vm }) => {
+  test(`the command waits for ever, its agent ends (${how}): the command is stopped, and the status tells how the agent ended`, async ({ home, vm }) => {
     await using guard = await running(vm, { command: colima(vm) });
     if (how === "SIGKILL") Deno.kill(await agentPid(vm), "SIGKILL");
     else assert.equal((await limactl(home, ["stop", "vm"])).status, 0);
     const { status, stderr } = await guard.result();
-    assert.equal(status, 1, stderr);
+    const expected = how === "SIGKILL" ? 1 : 0;
+    assert.equal(status, expected, stderr);
     assert.match(stderr, /colima ends/);
-    assert.deepEqual([last(vm, "end").requested, last(vm, "end").status], [false, 1]);
+    assert.deepEqual([last(vm, "end").requested, last(vm, "end").status], [false, expected]);
     assertDown(vm);
   });
 }
+
+/** Starts the host agent in a session of its own, as `limactl start` without `--foreground` does, and ends. */
+function inBackground(vm: Instance, until: string, code: number): string[] {
+  const text = `#!/bin/sh
+setsid "$@" </dev/null >/dev/null 2>&1 &
+${until}
+exit ${code}
+`;
+  return [script(vm, "in-background", text), ...foreground(vm)];
+}
+
+const MOMENTS: readonly (readonly [string, (vm: Instance) => string])[] = [
+  ["while there is an ha.pid and nothing else", (vm) => `until [ -s '${vm.path("ha.pid")}' ]; do sleep 0.05; done`],
+  ["once it runs", (vm) => `until grep -q '"running":true' '${vm.path("ha.stdout.log")}'; do sleep 0.05; done`],
+];
+
+for (const [moment, until] of MOMENTS) {
+  for (const code of [0, 1]) {
+    test(
+      `the command ends with ${code} ${moment}, and the agent lives: it is adopted and stopped`,
+      async ({ vm, stranger }) => {
+        vm.pidFile("qemu.pid", stranger.pid);
+        await using guard = run(vm, { command: inBackground(vm, until(vm), code) });
+        await guard.waitForLine(/is adopted; .*--foreground/);
+        const pid = await agentPid(vm);
+        await guard.waitForLine(/: Running after /);
+        const { status, stderr } = await stopRun(guard);
+        assert.equal(status, 0, stderr);
+        assert.ok(!isAlive(pid));
+        assert.equal(vm.guestDisk(), "clean");
+        assert.deepEqual([last(vm, "end").requested, last(vm, "end").stage], [true, "agent"]);
+        assertDown(vm);
+      },
+      { ignore: !LINUX },
+    );
+  }
+}
+
+for (const how of ["SIGKILL", "limactl stop"] as const) {
+  test(`the agent that the command left behind ends (${how}): the status tells how`, async ({ home, vm }) => {
+    await using guard = run(vm, { command: inBackground(vm, MOMENTS[1]![1](vm), 0) });
+    await guard.waitForLine(/is adopted/);
+    await guard.waitForLine(/: Running after /);
+    if (how === "SIGKILL") Deno.kill(await agentPid(vm), "SIGKILL");
+    else assert.equal((await limactl(home, ["stop", "vm"])).status, 0);
+    const { status, stderr } = await guard.result();
+    assert.equal(status, how === "SIGKILL" ? 1 : 0, stderr);
+    assertDown(vm);
+  }, { ignore: !LINUX });
+}
+
+test("a second --run is told to stop while the first one supervises: it leaves at once, with 0 and one line", async ({ vm }) => {
+  await using first = await running(vm);
+  await using second = run(vm, { env: asJob(vm, 60) });
+  await second.waitForLine(/waits up to \d+ s for lima-guard --run, PID/);
+  const { status, stderr, seconds } = await stopRun(second);
+  assert.equal(status, 0, stderr);
+  assert.ok(seconds < 3, `${seconds} s`);
+  assert.match(stderr, new RegExp(`leaves: lima-guard --run, PID ${first.pid} supervises it$`, "m"));
+  assert.ok(isAlive(first.pid) && isAlive(await agentPid(vm)));
+  assert.deepEqual(events(vm), ["start", "running"]);
+  assert.equal((await stopRun(first)).status, 0);
+  assert.equal(vm.guestDisk(), "clean");
+});
+
+test("both are told to stop at once, as at a shutdown: one stop, one set of stages", async ({ vm }) => {
+  await using first = await running(vm);
+  await using second = run(vm, { env: asJob(vm, 60) });
+  await second.waitForLine(/waits up to \d+ s for lima-guard --run, PID/);
+  const ends = await Promise.all([stopRun(first), stopRun(second)]);
+  assert.deepEqual(ends.map(({ status }) => status), [0, 0], ends.map(({ stderr }) => stderr).join("\n"));
+  assert.deepEqual(events(vm), ["start", "running", "stop", "stage", "stage", "end"]);
+  assert.equal(vm.guestDisk(), "clean");
+  assertDown(vm);
+}, { conf: { stop: "slow:700" } });
 
 test("the agent ends just as the guard finds it Running: it is noticed all the same", async ({ home, vm }) => {
   const at = "before append .*jsonl";
@@ -876,6 +955,23 @@ test("logs are kept after an unclean end only, and no more than 256 KiB of each"
   assert.ok(kept.endsWith("\nend\n"));
   assert.equal((await stopRun(third)).status, 0);
 });
+
+// ── Running, and booted ──
+
+test(
+  "the VM runs, and later its guest is up: the journal has both, and a session is made at once then",
+  async ({ vm }) => {
+    await using guard = run(vm, { flags: ["-v"] });
+    await guard.waitForLine(/: Running after /);
+    assert.equal(journal(vm).some(({ event }) => event === "booted"), false);
+    await guard.waitForLine(/the guest is up after/);
+    await guard.waitForLine(/line to the guest(?!.*line to the guest)/);
+    await eventually(() => assert.equal(journal(vm).at(-1)!.event, "booted"));
+    assert.ok(last(vm, "booted").seconds - last(vm, "running").seconds > 1);
+    assert.equal((await stopRun(guard)).status, 0);
+  },
+  { conf: { vmtype: "qemu", boot_ms: 4000 } },
+);
 
 // ── one start at a time ──
 

@@ -498,7 +498,7 @@ Deno.test({
     const [told] = readDocument(result);
     assert.deepEqual([told!.stage, result.status], ["agent", 0], result.stderr);
     assert.deepEqual(rungs(told!).map(([kind]) => kind), ["guest", "agent"]);
-    assert.ok(told!.seconds.guest! >= 2.5 && told!.seconds.total! < 9, "the stages went by the clock on the wall");
+    assert.ok(told!.seconds.guest! >= 1.2 && told!.seconds.total! < 9, "the stages went by the clock on the wall");
     const years = journal(k3s).map(({ time }) => Number(time.slice(0, 4)));
     assert.ok(new Set(years).size > 1, `the clock did not jump: ${years}`);
     assert.deepEqual(stale(k3s), []);

@@ -181,7 +181,7 @@ const nobodyWasSignalled: Row["also"] = (_, __, instance) => {
   assert.deepEqual(instance.log().filter((line) => line.startsWith("Received SIG")), []);
 };
 
-table("the guest powers off when it is asked over ssh", "guest", 20, [
+table("the guest powers off when it is asked over ssh", "guest", 60, [
   {
     what: "vz, whose host agent then ends with status 1",
     make: running({}, "normal"),
@@ -225,6 +225,14 @@ table("the guest powers off when it is asked over ssh", "guest", 20, [
     make: orphaned("qemu", {}, "normal"),
     rungs: [["guest", DONE]],
     disk: "clean",
+  },
+  {
+    what: "QEMU whose host agent hangs: it is killed once the VM is off, and that is no hard stop",
+    make: running({ vmtype: "qemu" }, "normal"),
+    lastly: (instance) => Deno.kill(instance.pid("ha.pid")!, "SIGSTOP"),
+    rungs: [["guest", /^done; the hung host agent was killed$/]],
+    disk: "clean",
+    also: (_, told) => assert.ok(told.seconds.total! < 18, `${told.seconds.total} s`),
   },
   {
     what: "QEMU whose PID files were deleted",
@@ -336,25 +344,42 @@ table("the host agent stops it where the guest lets its time run out", "agent", 
     disk: "clean",
   },
   {
-    what: "the guest accepts and never powers off",
-    make: running({}, "ignore"),
-    rungs: [["guest", LATE], ["agent", DONE]],
-    disk: "clean",
-    also: ({ guest }) => assert.ok(wasAsked(guest!)),
-  },
-  {
-    what: "the guest says that it powers off and does not",
-    make: running({}, "lying"),
-    rungs: [["guest", LATE], ["agent", DONE]],
-    disk: "clean",
-  },
-  {
     what: "the guest hangs before it is ready to listen",
     make: running({}, "hang-before-ready"),
     rungs: [["guest", LATE], ["agent", DONE]],
     disk: "clean",
   },
 ]);
+
+/** It has had all of grace, and Lima's signal came after that. */
+const hadAllOfGrace: Row["also"] = ({ guest }, told, instance) => {
+  assert.ok(wasAsked(guest!));
+  const { agent } = limitsOf(24);
+  assert.ok(told.seconds.guest! > agent - 1, `${told.seconds.guest} s of ${agent}`);
+  assert.equal(instance.log().filter((line) => line.startsWith("Received SIGTERM")).length, 1);
+};
+
+table(
+  "a guest that acknowledged and does not end has all of grace; the host agent gets SIGTERM before the kill",
+  "killed",
+  24,
+  [
+    {
+      what: "the guest accepts and never powers off",
+      make: running({ stop: "ignore" }, "ignore"),
+      rungs: [["guest", LATE], ["agent", LATE], ["kill", DONE]],
+      disk: "dirty",
+      also: hadAllOfGrace,
+    },
+    {
+      what: "the guest says that it powers off and does not",
+      make: running({ stop: "ignore" }, "lying"),
+      rungs: [["guest", LATE], ["agent", LATE], ["kill", DONE]],
+      disk: "dirty",
+      also: hadAllOfGrace,
+    },
+  ],
+);
 
 const NOT_ASKED = /^(refused|skipped): /;
 
@@ -372,28 +397,33 @@ table("a driver without a host agent is stopped directly", "driver", 8, [
     rungs: [["guest", NOT_ASKED], ["driver", DONE]],
     disk: "clean",
   },
+  { what: "krunkit", make: orphaned("krunkit"), rungs: [["guest", NOT_ASKED], ["driver", DONE]], disk: "clean" },
+  { what: "an external driver", make: orphaned("x"), rungs: [["guest", NOT_ASKED], ["driver", DONE]], disk: "clean" },
+]);
+
+const POWER_CUT = /^done; SIGTERM to QEMU cut the guest's power$/;
+
+table("a QEMU whose guest does not hear the power button is killed: SIGTERM is a power cut", "killed", 8, [
   {
-    what: "QEMU that accepts on QMP and never greets: SIGTERM, which lets it write out its image",
+    what: "QEMU that accepts on QMP and never greets",
     make: orphaned("qemu", { qmp: "silent" }),
-    rungs: [["guest", NOT_ASKED], ["driver", DONE]],
+    rungs: [["guest", NOT_ASKED], ["driver", POWER_CUT]],
     disk: "dirty",
     also: (_, __, instance) => assert.ok(!instance.has("qmp.sock"), "it was not SIGTERM that ended it"),
   },
   {
     what: "QEMU that refuses the power button",
     make: orphaned("qemu", { qmp: "refuse-powerdown" }),
-    rungs: [["guest", NOT_ASKED], ["driver", DONE]],
+    rungs: [["guest", NOT_ASKED], ["driver", POWER_CUT]],
     disk: "dirty",
     also: (_, __, instance) => assert.ok(!instance.has("qmp.sock"), "it was not SIGTERM that ended it"),
   },
   {
     what: "QEMU whose guest ignores the power button",
     make: orphaned("qemu", { stop: "ignore" }),
-    rungs: [["guest", NOT_ASKED], ["driver", DONE]],
+    rungs: [["guest", NOT_ASKED], ["driver", POWER_CUT]],
     disk: "dirty",
   },
-  { what: "krunkit", make: orphaned("krunkit"), rungs: [["guest", NOT_ASKED], ["driver", DONE]], disk: "clean" },
-  { what: "an external driver", make: orphaned("x"), rungs: [["guest", NOT_ASKED], ["driver", DONE]], disk: "clean" },
 ]);
 
 table("whatever ignores everything is killed", "killed", 8, [
@@ -485,7 +515,7 @@ Deno.test({
     stray.pidFile("vz.pid", "garbled");
 
     const all = [booting, orphan, portless, recycled, stray];
-    const result = await stop(home, all.map(({ name }) => name), { budgetS: 4 });
+    const result = await stop(home, all.map(({ name }) => name), { budgetS: 12 });
     assert.equal(result.status, 0, result.stdout + result.stderr);
     assert.deepEqual(result.told.map(({ stage }) => stage), [
       "killed",
@@ -799,7 +829,7 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
     assert.ok(agent.isAlive(), "it has waited for the end");
     const [told] = readDocument(result);
     assert.deepEqual([result.status, told!.state, told!.stage, told!.steps], [75, "unknown", null, []]);
-    const because = `lima-guard --stop, PID ${first.pid} is at work on it and holds its lock; `;
+    const because = `lima-guard --stop, PID ${first.pid} holds its lock; `;
     assert.equal(told!.blockers[0]!.because, `${because}the waiting was interrupted by a signal`);
     assert.equal(readDocument(await first.result())[0]!.stage, "killed");
   });
@@ -1089,8 +1119,8 @@ Deno.test("without a terminal each stage has its line on stderr, and stdout has 
   const { status, stdout, stderr } = await runGuard(home, ["--stop", "k3s"]);
   assert.equal(status, 0);
   assert.match(stdout, /^k3s: stopped gracefully by the host agent in \d+\.\d s\n$/);
-  assert.match(stderr, /^lima-guard: stop k3s: stage guest, (30|29) s left$/m);
-  assert.match(stderr, /^lima-guard: stop k3s: stage agent, 4[3-5] s left$/m);
+  assert.match(stderr, /^lima-guard: stop k3s: stage guest, (21|20) s left$/m);
+  assert.match(stderr, /^lima-guard: stop k3s: stage agent, (51|50|49) s left$/m);
   assert.ok(!stderr.includes("\r") && !stderr.includes(CLEAR));
 });
 
@@ -1127,7 +1157,7 @@ Deno.test({
     assert.match(text, /\rk3s: stopped gracefully by the host agent|\nk3s: stopped gracefully by the host agent/);
     assert.doesNotMatch(text, /stage agent/, "a line for each stage is for those without a terminal");
     const lines = screenOf(text);
-    const written = text.split(`\r${CLEAR}`).filter((part) => /^k3s: agent, 4\d s left/.test(part));
+    const written = text.split(`\r${CLEAR}`).filter((part) => /^k3s: agent, [45]\d s left/.test(part));
     assert.ok(written.length > 1, JSON.stringify(text));
     assert.ok(!lines.some((line) => line.includes("s left")), `the progress stays: ${JSON.stringify(lines)}`);
   },

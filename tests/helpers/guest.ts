@@ -1,7 +1,7 @@
 /** The guest's side of ssh: a real sshd on loopback whose only command is standin/guest-shell. */
 
 import assert from "node:assert/strict";
-import type { Instance } from "./home.ts";
+import type { Home, Instance } from "./home.ts";
 import { userName } from "./home.ts";
 import { standin } from "./paths.ts";
 import { eventually, killChild, waitForExit } from "./processes.ts";
@@ -27,6 +27,10 @@ export interface Guest extends AsyncDisposable {
   powerOff(): void;
   /** Ends sshd: from now on the port refuses. */
   stop(): Promise<void>;
+  /** sshd listens on the same port again. */
+  listen(): Promise<void>;
+  /** Whether sshd accepts the key. */
+  accept(key: boolean): void;
 }
 
 /** Commands of the guest that an ordinary user finds, and those that only root's PATH has. */
@@ -73,6 +77,27 @@ export async function sshGuest(instance: Instance, mode: GuestMode = "normal"): 
 
   const port = freePort();
   Deno.writeTextFileSync(`${dir}/sshd_config`, sshdConfig(dir, port, `${standin("guest-shell")} '${instance.dir}'`));
+  let sshd = await startSshd(home, dir);
+  instance.conf({ ssh_port: port, ssh_user: userName() });
+  instance.sshConfig({ port });
+
+  const stop = async () => await sshd.stop();
+  return {
+    port,
+    mode: setMode,
+    log: () => instance.guestLog(),
+    powerOff: () => Deno.writeTextFileSync(`${guest}/poweroff`, ""),
+    stop,
+    listen: async () => void (sshd = await startSshd(home, dir)),
+    accept: (key) => {
+      if (key) Deno.copyFileSync(`${identity}.pub`, `${dir}/authorized_keys`);
+      else Deno.writeTextFileSync(`${dir}/authorized_keys`, "");
+    },
+    [Symbol.asyncDispose]: stop,
+  };
+}
+
+async function startSshd(home: Home, dir: string): Promise<{ stop(): Promise<void> }> {
   const child = new Deno.Command(SSHD, {
     args: ["-D", "-e", "-f", `${dir}/sshd_config`],
     env: home.mark,
@@ -91,10 +116,6 @@ export async function sshGuest(instance: Instance, mode: GuestMode = "normal"): 
     if (!ended) assert.match(log.join(""), /Server listening on/, "sshd is not ready");
   });
   if (ended) throw new Error(`sshd ended: ${log.join("")}`);
-
-  instance.conf({ ssh_port: port, ssh_user: userName() });
-  instance.sshConfig({ port });
-
   const stop = async () => {
     if (!ended) {
       const sessions = descendants(child.pid);
@@ -112,14 +133,7 @@ export async function sshGuest(instance: Instance, mode: GuestMode = "normal"): 
     }
     await reading;
   };
-  return {
-    port,
-    mode: setMode,
-    log: () => instance.guestLog(),
-    powerOff: () => Deno.writeTextFileSync(`${guest}/poweroff`, ""),
-    stop,
-    [Symbol.asyncDispose]: stop,
-  };
+  return { stop };
 }
 
 /** Everyone may write in it: the guest's commands run as nobody where sshd is root. */

@@ -80,11 +80,11 @@ export function readDocument(result: GuardResult): Told[] {
   return document.instances;
 }
 
-/** When each stage must have ended, in seconds after the request. */
+/** When each stage must have ended, in seconds after the request; `guest` is for one that has not acknowledged. */
 export function limitsOf(budgetS: number): Record<"guest" | "agent" | "driver" | "kill", number> {
-  const tail = Math.min(15, budgetS / 2);
+  const tail = Math.min(9, budgetS / 2);
   const grace = budgetS - tail;
-  return { guest: (2 / 3) * grace, agent: grace, driver: grace, kill: grace + tail / 3 };
+  return { guest: Math.min(120, Math.max(grace / 3, grace - 30)), agent: grace, driver: grace, kill: grace + tail / 3 };
 }
 
 /** The rungs that were taken and what came of each, in order; removed files are no rungs. */
@@ -117,6 +117,7 @@ export function assertJournal(instance: Instance, told: Told): void {
   const lines = journal(instance);
   const stages = Object.keys(told.seconds).filter((key) => key !== "total");
   assert.deepEqual(lines.map((line) => line.event), ["stop", ...stages.map(() => "stage"), "end"]);
+  for (const line of lines.slice(1, -1)) assert.equal(line.until, lines[0].limits[line.stage]);
   assert.deepEqual(lines.slice(1, -1).map((line) => line.stage), stages);
   for (const line of lines) {
     assert.equal(line.dir, instance.dir);

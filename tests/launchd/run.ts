@@ -65,8 +65,9 @@ export function journal(instance: Instance): JournalEntry[] {
     .map((line) => JSON.parse(line));
 }
 
+/** The events but `booted`, which comes when the guest is up, in the midst of anything else. */
 export function events(instance: Instance): string[] {
-  return journal(instance).map(({ event }) => event);
+  return journal(instance).map(({ event }) => event).filter((event) => event !== "booted");
 }
 
 /** The last line of that event. */

@@ -203,7 +203,7 @@ sub wait_until {
 # `vm.lock` says that the machine is on: the kernel drops it however the process ends. The file `poweroff` is the
 # guest's wish to be switched off; `mode` may say how long this takes (`slow:MS`).
 
-my ($GUEST, $VM_LOCK, $DISK, $OFF_AT, $BOOTED_AT, $GUEST_OFF_MS, $POWER_BUTTON);
+my ($GUEST, $VM_LOCK, $DISK, $OFF_AT, $BOOTED_AT, $HEARS_AT, $GUEST_OFF_MS, $POWER_BUTTON);
 
 sub vm_on {
     my ($dir, $conf) = @_;
@@ -211,6 +211,7 @@ sub vm_on {
     mkdir $GUEST;
     unlink "$GUEST/poweroff";
     $BOOTED_AT    = now_ms() + ($conf->{boot_ms}      // 0);
+    $HEARS_AT     = now_ms() + ($conf->{deaf_ms}      // 0);
     $GUEST_OFF_MS = $conf->{guest_off_ms}             // 0;
     $GUEST_OFF_MS = $1 if ($conf->{stop} // '') =~ /^slow:(\d+)$/;
     $POWER_BUTTON = ($conf->{stop} // '') ne 'ignore';
@@ -224,8 +225,8 @@ sub vm_on {
     open our $disk_image, '+<', "$dir/disk";
 }
 
-# The power button. A guest that is still booting reacts when it is up.
-sub vm_ask_off { ask_off($GUEST_OFF_MS) if $POWER_BUTTON }
+# The power button. A guest that is still booting reacts when it is up; a press before `deaf_ms` is lost.
+sub vm_ask_off { ask_off($GUEST_OFF_MS) if $POWER_BUTTON && now_ms() >= $HEARS_AT }
 
 sub ask_off {
     my ($ms) = @_;
