@@ -1434,6 +1434,8 @@ export interface Command {
   readonly argv: readonly [string, ...string[]];
   readonly env?: Readonly<Record<string, string>>;
   readonly unset?: readonly string[];
+  /** It is for another user: nothing of our environment, and `/` as its working directory. */
+  readonly apart?: true;
   /** The command that `--run` supervises: it has the guard's stdout and stderr, and its process group. */
   readonly supervised?: boolean;
 }
@@ -1479,6 +1481,8 @@ export interface Host {
   readonly os: "darwin" | "linux";
   readonly uid: number;
   readonly pid: number;
+  /** This program: the compiled binary, or Deno and the script that it runs. */
+  readonly self: { readonly program: string; readonly script?: string };
   env(name: string): string | undefined;
   /** Milliseconds since 1970, for comparing with file times only. */
   wallMs(): number;
@@ -3073,6 +3077,9 @@ async function diskReleased(c: Climb, untilMs: number): Promise<boolean> {
 /** What became of one instance: the document that `--json` prints, field by field. */
 export interface Report {
   readonly name: string;
+  /** Where several users' homes are served (root's `--all`): whose instance it is, and its LIMA_HOME. */
+  readonly owner?: string;
+  readonly home?: string;
   /** What the guard found it to be; `stopped` after a stop. */
   readonly state: State;
   readonly status: number;
@@ -3547,7 +3554,7 @@ async function everyInstance(
   const trouble = homeTrouble(host, first);
   if (trouble && (homes.isExplicit || trouble.status !== EXIT.noInstance)) return trouble;
   const table = homes.isExplicit ? undefined : await ps(host, "all", PS_LIMIT_MS);
-  const agents = agentHomes((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid)).map(({ home }) => home);
+  const agents = livingOf((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid)).map(({ home }) => home);
   const all = [...new Set([...homes.paths, ...agents].map((path) => realHome(host, path)))];
   const wanted = all.flatMap((home): Wanted[] =>
     (allInstances(host, home).ok ?? []).map((name) => ({ name, homes: { isExplicit: true, paths: [home] } }))
@@ -3556,29 +3563,216 @@ async function everyInstance(
   return { ok: wanted };
 }
 
-/** As root: what lives of other users, which root must not touch; it keeps `--all` from answering 0. */
+// ────────────────────────────────────────────────────────────────────────────────────────── root: the whole machine ──
+
+/** How long a lima-guard of another user may need beyond the budget before it is ended. */
+const OWNER_RESERVE_MS = 3_000;
+
+/** The directory of a living process of Lima's, and whose it is. */
+interface Living {
+  readonly pid: number;
+  readonly uid: number;
+  readonly home: string;
+  readonly name: string;
+  readonly dir: string;
+}
+
+/** The instance directory that a command of Lima's names: a host agent's, or that of a driver, which may be alone. */
+function dirNamed(command: string): string | undefined {
+  const agent = / hostagent (?:.* )?--pidfile[ =](\/.*?)\/ha\.pid(?= |$)/.exec(command)?.[1];
+  if (agent !== undefined || limaProgram(command) === undefined) return agent;
+  const driver = [
+    / -pidfile (\/.*?)\/qemu\.pid(?= |$)/,
+    /[ ,]path=(\/[^,]*?)\/(?:disk|diffdisk)(?=$|[ ,])/,
+    / --inst-dir (\/.*?)(?=$| -)/,
+  ];
+  return driver.map((shape) => shape.exec(command)?.[1]).find((dir) => dir !== undefined);
+}
+
+/** The instances of living host agents and drivers, by the paths in their commands. */
+function livingOf(rows: readonly ProcessRow[]): Living[] {
+  const found = rows.filter((row) => !row.stat.startsWith("Z")).flatMap(({ pid, uid, command }) => {
+    const dir = dirNamed(command);
+    return dir === undefined ? [] : [{ pid, uid, home: dirname(dir), name: basename(dir), dir }];
+  });
+  return found.filter((one, i) => found.findIndex((o) => o.uid === one.uid && o.dir === one.dir) === i);
+}
+
+/** As root, for `--pre`: what lives of other users, which root must not touch; it keeps `--all` from answering 0. */
 async function ofOtherUsers(ctx: Context): Promise<Report[]> {
   const { host, role } = ctx;
   const table = await ps(host, "all", PS_LIMIT_MS);
-  if (table.trouble) {
-    return [report("*", "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what: "ps", because: table.why }] })];
-  }
-  const others = table.ok.rows.filter((row) => row.uid !== host.uid);
-  const found = others.flatMap((row) => agentHomes([row]).map((at) => ({ ...at, owner: row.uid })));
-  return await Promise.all(found.map(async ({ home, name, owner, dir }) => {
-    const place = { name, home, dir, owner, address: { sudoUser: await userName(host, owner) } };
+  if (table.trouble) return [notListed(table.why)];
+  const others = livingOf(table.ok.rows).filter(({ uid }) => uid !== host.uid);
+  return await Promise.all(others.map(async ({ home, name, uid, dir }) => {
+    const place = { name, home, dir, owner: uid, address: { sudoUser: await userName(host, uid) } };
     const because = `it runs and belongs to ${place.address.sudoUser}; root does not touch it`;
     const blockers = [{ what: dir, because, hint: guardCommand(place, `--${role}`) }];
     return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
   }));
 }
 
-/** The instances of living host agents, by the `--pidfile DIR/ha.pid` of their commands. */
-function agentHomes(rows: readonly ProcessRow[]): { home: string; name: string; dir: string }[] {
-  return rows.flatMap(({ command }) => {
-    const dir = / hostagent (?:.* )?--pidfile[ =](\/.*?)\/ha\.pid(?: |$)/.exec(command)?.[1];
-    return dir === undefined ? [] : [{ home: dirname(dir), name: basename(dir), dir }];
+function notListed(because: string): Report {
+  const blockers = [{ what: "ps", because, hint: shellWords(["ps", "-A", "-ww", "-o", "pid,user,command"]) }];
+  return report("*", "unknown", EXIT.tryAgain, "unknown", { blockers });
+}
+
+/** A Lima home of one user, to be served by that user's own lima-guard. */
+interface OwnedHome {
+  readonly user: { readonly name: string; readonly home: string; readonly uid: number; readonly gid: number };
+  readonly home: string;
+}
+
+/** The homes of the LaunchDaemons that run lima-guard, limactl or colima for a user. */
+async function daemonHomes(host: Host): Promise<OwnedHome[]> {
+  const folder = "/Library/LaunchDaemons";
+  const files = (host.list(folder).ok ?? []).filter((file) => file.endsWith(".plist")).sort();
+  const found = await Promise.all(files.map(async (file): Promise<OwnedHome[]> => {
+    const plist = textOf(host, join(folder, file));
+    const args = unwaited(readProgramArguments(plist));
+    const owner = readPlistString(plist, "UserName");
+    if (owner === undefined || !/^(lima-guard.*|limactl(\..*)?|colima)$/.test(basename(args[0] ?? ""))) return [];
+    const user = await userEntry(host, owner);
+    if (user === undefined || user.uid === host.uid) return [];
+    const userHome = readPlistString(plist, "HOME") ?? user.home;
+    const colima = readPlistString(plist, "COLIMA_HOME") ?? join(userHome, ".colima");
+    const named = readPlistString(plist, "LIMA_HOME") ?? optionOf(args, "--lima-home");
+    const isColimas = args.some((word) => basename(word) === "colima");
+    return [{ user, home: named ?? (isColimas ? join(colima, "_lima") : join(userHome, ".lima")) }];
+  }));
+  return found.flat();
+}
+
+/**
+ * As root: every home in which something of another user lives or is to live, each served by that user's own
+ * lima-guard, all at once and inside one budget. Root itself makes no file there and signals nothing.
+ */
+async function wholeMachine(ctx: Context): Promise<Report[]> {
+  const { host } = ctx;
+  const untilMs = host.clockMs() + ctx.budgetS * 1000;
+  const table = await ps(host, "all", PS_LIMIT_MS);
+  const living = livingOf(table.ok?.rows ?? []).filter(({ uid }) => uid !== host.uid);
+  const entries = new Map<number, OwnedHome["user"] | undefined>();
+  for (const uid of new Set(living.map((one) => one.uid))) entries.set(uid, await userEntry(host, String(uid)));
+  const served: OwnedHome[] = living.flatMap(({ uid, home }) => {
+    const user = entries.get(uid);
+    return user === undefined ? [] : [{ user, home }];
   });
+  const homes = [...served, ...await daemonHomes(host)];
+  const same = (a: OwnedHome, b: OwnedHome) => a.user.uid === b.user.uid && isSameDirectory(host, a.home, b.home);
+  const once = homes.filter((one, i) => homes.findIndex((o) => same(o, one)) === i);
+  const self = await ownCommand(host);
+  const told = (await Promise.all(once.map((one) => serveHome(ctx, one, self, untilMs)))).flat();
+  const unserved = living.filter(({ uid }) => entries.get(uid) === undefined).map(withoutEntry);
+  return [...told, ...unserved, ...table.trouble ? [notListed(table.why)] : []];
+}
+
+function isSameDirectory(host: Host, a: string, b: string): boolean {
+  return realHome(host, a) === realHome(host, b) || sameDirectoryOn(host)(a, b) === "same";
+}
+
+function withoutEntry({ name, home, dir, uid, pid }: Living): Report {
+  const because = `uid ${uid} has no entry in the user database: lima-guard cannot be run for it`;
+  const hint = shellWords(["ps", "-ww", "-p", String(pid)]);
+  return report(name, "unknown", EXIT.tryAgain, "unknown", { home, blockers: [{ what: dir, because, hint }] });
+}
+
+/** This program again: the compiled binary, or Deno with the options that it was started with. */
+async function ownCommand(host: Host): Promise<string[]> {
+  const { program, script } = host.self;
+  if (script === undefined) return [program];
+  const words = (await ps(host, [host.pid], PS_LIMIT_MS)).ok?.rows[0]?.command.split(" ") ?? [];
+  const end = words.findIndex((word) => word.endsWith(basename(script)) || /^(jsr|npm|https?):/.test(word));
+  return [program, ...end < 0 ? ["run", "-A"] : words.slice(1, end), script];
+}
+
+/**
+ * A command run as another user, with that user's groups and home, and nothing of ours: no environment, directory or
+ * open file. Linux: setpriv, which needs no policy and no session while the host goes down; sudo where it is missing.
+ * macOS: sudo, which root may always use. sudo closes all files itself.
+ */
+function asUser(host: Host, user: OwnedHome["user"], words: readonly string[]): Command {
+  const path = "/usr/bin:/bin:/usr/sbin:/sbin:/opt/homebrew/bin:/usr/local/bin";
+  // Deno from source finds its packages where we find them.
+  const cache = host.self.script === undefined ? undefined : host.env("DENO_DIR");
+  const env = { HOME: user.home, USER: user.name, LOGNAME: user.name, PATH: path, ...cache ? { DENO_DIR: cache } : {} };
+  const clean = ["/usr/bin/env", "-i", ...Object.entries(env).map(([name, value]) => `${name}=${value}`), ...words];
+  const setpriv = host.os === "linux" && host.look("/usr/bin/setpriv", "follow links").ok !== undefined;
+  const ids = [`--reuid=${user.uid}`, `--regid=${user.gid}`, "--init-groups"];
+  const shut = `${[3, 4, 5, 6, 7, 8, 9].map((n) => `${n}>&-`).join(" ")}`;
+  const argv: Command["argv"] = setpriv
+    ? ["/usr/bin/setpriv", ...ids, "/bin/sh", "-c", `exec ${shut}; exec "$@"`, "sh", ...clean]
+    : ["/usr/bin/sudo", "-n", "-H", "-u", `#${user.uid}`, "--", ...clean];
+  return { argv, env, apart: true };
+}
+
+/** One home, served by its owner's lima-guard. What that did not answer in time is unknown. */
+async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], untilMs: number): Promise<Report[]> {
+  const { host, role } = ctx;
+  const leftMs = untilMs - host.clockMs();
+  const timeout = String(Math.max(1, Math.floor(leftMs / 100) / 10));
+  const asked = role === "stop" ? ["--stop", "--all", "--timeout", timeout] : ["--status"];
+  const words = [...self, ...asked, "--json", "--lima-home", at.home, ...ctx.dryRun ? ["--dry-run"] : []];
+  const answer = await host.run(asUser(host, at.user, words), leftMs + OWNER_RESERVE_MS);
+  const address = { owner: at.user.name, home: at.home };
+  const told = answer.ok ? reportsIn(answer.ok.stdout) : [];
+  const status = answer.ok?.signal === undefined ? answer.ok?.code : undefined;
+  // No such home, or nothing in it: what lives all the same is found at the end.
+  if (status === EXIT.noInstance && told.length === 0) return [];
+  const isWhole = status !== undefined && worst(told.map((r) => r.status)) === status;
+  const reports = told.map((r) => ({ ...r, ...address, summary: `of ${address.owner}, in ${at.home}: ${wordsOf(r)}` }));
+  if (isWhole) return reports;
+  const last = answer.ok?.stderr.trim().split("\n").at(-1) || `it ended with status ${status}`;
+  const because = `the lima-guard of ${address.owner} gave no whole answer: ${answer.trouble ? answer.why : last}`;
+  const hint = shellWords([
+    "sudo",
+    "-H",
+    "-u",
+    address.owner,
+    "lima-guard",
+    ...asked.slice(0, 2),
+    "--lima-home",
+    at.home,
+  ]);
+  const blockers = [{ what: at.home, because, hint }];
+  return [...reports, report("*", "unknown", EXIT.tryAgain, "unknown", { ...address, blockers })];
+}
+
+/** The instances of a document that a lima-guard of the same version printed. */
+function reportsIn(text: string): Report[] {
+  const instances = jsonObject(text)?.["instances"];
+  const isReport = (r: Report) =>
+    typeof r?.name === "string" && typeof r.status === "number" && Array.isArray(r.blockers);
+  return Array.isArray(instances) ? instances.filter(isReport) : [];
+}
+
+function wordsOf({ stage, seconds, state }: Report): string {
+  return stage === null ? state : describeStop(stage, seconds["total"] ?? 0, undefined);
+}
+
+/** What lives at the end although no report says so: only when nothing does, root's `--all` answers 0. */
+async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Report[]> {
+  const { host, role } = ctx;
+  const table = await ps(host, "all", PS_LIMIT_MS);
+  if (table.trouble) return [notListed(table.why)];
+  const isTold = (one: Living) =>
+    reports.some((r) =>
+      r.name === one.name && (r.home === undefined || isSameDirectory(host, r.home, one.home)) &&
+      (role === "status" || ctx.dryRun || r.status !== EXIT.done)
+    );
+  return await Promise.all(
+    livingOf(table.ok.rows).filter((one) => !isTold(one)).map(async (one) => {
+      const user = await userName(host, one.uid);
+      const place = { ...one, owner: one.uid, address: one.uid === host.uid ? {} : { sudoUser: user } };
+      const because = `PID ${one.pid} of ${user} still lives`;
+      const blockers = [{ what: one.dir, because, hint: guardCommand(place, `--${role}`) }];
+      const address = { owner: user, home: one.home };
+      return report(one.name, "running", EXIT.failed, `of ${user}, in ${one.home}: still lives`, {
+        ...address,
+        blockers,
+      });
+    }),
+  );
 }
 
 // ─────────────────────────────────────────────────────────────────────────────── the role --status ──
@@ -4126,13 +4320,13 @@ async function environmentOf(host: Host, place: Place, program: string, label: s
   };
 }
 
-/** Our user's name and home from the user database. */
-async function userEntry(host: Host): Promise<{ name: string; home: string } | undefined> {
-  const command = host.os === "darwin" ? ["/usr/bin/id", "-P"] : ["/usr/bin/getent", "passwd", String(host.uid)];
+/** A user of the user database, by uid or name; our own where none is given. */
+async function userEntry(host: Host, who = String(host.uid)) {
+  const command = host.os === "darwin" ? ["/usr/bin/id", "-P", who] : ["/usr/bin/getent", "passwd", who];
   const answer = await host.run({ argv: command as [string, ...string[]] }, PS_LIMIT_MS);
   const fields = (answer.ok?.code === 0 ? answer.ok.stdout.trim() : "").split(":");
-  const [name, home] = [fields[0], fields.at(-2)];
-  return name && home?.startsWith("/") ? { name, home } : undefined;
+  const [name, home, uid, gid] = [fields[0], fields.at(-2), Number(fields[2]), Number(fields[3])];
+  return name && home?.startsWith("/") ? { name, home, uid, gid } : undefined;
 }
 
 // ─────────────────────────────────────────────────────────────────────────────── running: watching ──
@@ -4418,6 +4612,7 @@ export function realHost(): Host {
     os,
     uid: Deno.uid() ?? -1,
     pid: Deno.pid,
+    self: { program: Deno.execPath(), ...Deno.build.standalone ? {} : { script: Deno.mainModule } },
     env: (name) => Deno.env.get(name),
     wallMs: () => Date.now(),
     clockMs: () => performance.now(),
@@ -4553,7 +4748,7 @@ async function within<T>(promise: Promise<T>, ms: number, otherwise: T): Promise
 // ──────────────────────────────────────────────────────────── the real host: processes and sockets ──
 
 function environmentFor(command: Command): Record<string, string> {
-  const env = { ...Deno.env.toObject(), ...command.env };
+  const env = { ...command.apart ? {} : Deno.env.toObject(), ...command.env };
   for (const name of command.unset ?? []) delete env[name];
   return env;
 }
@@ -4570,6 +4765,7 @@ async function runToEnd(command: Command, limitMs: number): Promise<Tried<Ended>
     stdout: "piped",
     stderr: "piped",
     detached: true,
+    ...command.apart ? { cwd: "/" } : {},
   } as const;
   const child = attempt(() => new Deno.Command(program, options).spawn());
   if (child.trouble) return child;
@@ -4785,7 +4981,7 @@ function invocationOf(
   const names = [...new Set(parsed._.map(literal))];
   const all = parsed["all"] === true;
   const [home, timeout] = [parsed["lima-home"], parsed["timeout"]].map((v) => v === undefined ? v : literal(v));
-  if (all && role !== "stop") return { usage: "--all goes with --stop" };
+  if (all && role === "run") return { usage: "--all goes with --pre, --stop and --status" };
   if (all && names.length > 0) return { usage: "Cannot take --all and instance names at once" };
   if (!all && names.length === 0 && role !== "status") return { usage: "No instance is named" };
   if (role === "run" && names.length > 1) {
@@ -4821,17 +5017,24 @@ export async function main(args: readonly string[], host: Host): Promise<number>
     return EXIT.usage;
   }
   if ("install" in invocation) return await install(invocation.install, host);
-  const homes = limaHomes(host, invocation.limaHome);
+  const { role, all } = invocation;
+  const found = limaHomes(host, invocation.limaHome);
+  // A hook of root's may have no HOME; then only the users' homes are served.
+  const isMachine = host.uid === 0 && all && (role === "stop" || role === "status") &&
+    ("why" in found || !found.isExplicit);
+  const homes = isMachine && "why" in found ? { isExplicit: false, paths: [] } : found;
   if ("why" in homes) {
     host.stderr(`lima-guard: ${homes.why} (hint: lima-guard --lima-home DIR …)\n`);
     return EXIT.tryAgain;
   }
   const ctx = contextFor(host, invocation);
-  const others = host.uid === 0 && invocation.all && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
+  if (role === "stop") hearSkips(ctx);
+  const machine = isMachine ? wholeMachine(ctx) : Promise.resolve([]);
+  const others = host.uid === 0 && all && role === "pre" && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
   const listed = invocation.all || invocation.names.length === 0
     ? await everyInstance(host, homes)
     : { ok: invocation.names.map((name) => ({ name, homes })) };
-  const wanted = "because" in listed && others.length > 0 ? { ok: [] } : listed;
+  const wanted = "because" in listed && (isMachine || others.length > 0) ? { ok: [] } : listed;
   if ("because" in wanted) {
     const where = homes.paths[0];
     host.stderr(`lima-guard: Cannot list the instances of ${where}: ${wanted.because} (hint: --lima-home DIR)\n`);
@@ -4841,14 +5044,12 @@ export async function main(args: readonly string[], host: Host): Promise<number>
   if (program !== undefined && !invocation.dryRun) {
     return await superviseRun(ctx, homes, invocation.names[0] ?? "", [program, ...rest]);
   }
-  if (invocation.role === "stop") hearSkips(ctx);
   const own = await Promise.all(wanted.ok.map((one) => serve(ctx, one, invocation.command)));
-  const reports = [...own, ...others];
+  const told = [...own, ...others, ...await machine];
+  const reports = isMachine ? [...told, ...await stillLiving(ctx, told)] : told;
   const status = worst(reports.map((r) => r.status));
-  const told = invocation.role === "status"
-    ? tellStatus(reports, invocation.verbose)
-    : tellAll(reports, invocation.dryRun);
-  host.stdout(invocation.json ? documentOf(invocation.role, reports) : told);
+  const text = role === "status" ? tellStatus(reports, invocation.verbose) : tellAll(reports, invocation.dryRun);
+  host.stdout(invocation.json ? documentOf(role, reports) : text);
   return status;
 }
 

@@ -43,6 +43,8 @@ const STEP = { kind: text, what: text, because: text, outcome: text };
 /** `summary` is for people and not printed. */
 const REPORT: Readonly<Record<Exclude<keyof Report, "summary">, unknown>> = {
   name: text,
+  owner: text,
+  home: text,
   state: { enum: names(STATES) },
   status: { enum: [0, 1, 64, 66, 75, 77] },
   stage: { enum: [...names(STAGES), null] },
@@ -72,7 +74,9 @@ export const SCHEMA = {
   ...object(["version", "role", "instances"], {
     version: { const: 1 },
     role: { enum: ["pre", "stop", "run", "status"] },
-    instances: list(object(Object.keys(REPORT), { ...REPORT, ...STATUS })),
+    instances: list(
+      object(Object.keys(REPORT).filter((field) => !["owner", "home"].includes(field)), { ...REPORT, ...STATUS }),
+    ),
   }),
 };
 
