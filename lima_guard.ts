@@ -713,6 +713,12 @@ function statusOfBlockers(blockers: readonly Remark[]): number {
   return blockers.every((b) => b.status === EXIT.denied) ? EXIT.denied : EXIT.tryAgain;
 }
 
+/** Whether a PID file of a driver names a process that is dead: an agent that boots has not written one yet. */
+function hasDeadDriver(seen: Observation): boolean {
+  const isDrivers = (path: string) => rolesOf(basename(path)).some((role) => role === "QEMU" || role === "krunkit");
+  return seen.claims.some((c) => c.scope === "instance" && c.verdict.kind === "dead" && isDrivers(c.path));
+}
+
 /** R2: what to do about processes that are proven to be this instance's; undefined where there are none. */
 function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   const agent = seen.alive.find((p) => p.role === "host agent");
@@ -721,7 +727,8 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   if (agent && !(signs && isHung(signs))) {
     const pid = `host agent ${agent.row.pid}`;
     if (signs?.answers && hasDriver(seen)) return plan("running", `${pid} answers and its driver is alive`, seen);
-    const because = signs?.answers ? `${pid} answers, its driver is not up` : `${pid} is alive and does not answer yet`;
+    const driver = hasDeadDriver(seen) ? "its driver has died" : "its driver is not up";
+    const because = signs?.answers ? `${pid} answers, ${driver}` : `${pid} is alive and does not answer yet`;
     const blocker = { what: pid, because, hint: `it is left alone; to end it: ${guardCommand(seen.place, "--stop")}` };
     return plan("booting", because, { notes: seen.notes, blockers: [blocker] });
   }
@@ -1363,6 +1370,88 @@ export function lastStopFields(lines: readonly JournalLine[], alive: boolean) {
   };
   const isRecorded = last?.event === "end" && !Number.isNaN(Date.parse(last.time));
   return { lastStopKind: kind(), lastStopAt: isRecorded ? new Date(last.time).toISOString() : null };
+}
+
+/** A stop under way: who does it, since when, in which stage, and when its budget ends. */
+export interface Stopping {
+  readonly pid: number;
+  readonly role: string;
+  readonly since: string | null;
+  readonly stage: string | null;
+  readonly until: string | null;
+}
+
+/** The stop that the holder of the lock does now. `stages` are those that what lives needs, in their order. */
+export function stopUnderWay(
+  holder: LockRecord | undefined,
+  lines: readonly JournalLine[],
+  stages: readonly string[],
+): Stopping | null {
+  if (holder === undefined || holder.phase !== "stopping") return null;
+  const began = lines.findLastIndex((l) => l.event === "stop");
+  const since = lines.slice(began).some((l) => l.event === "end") ? undefined : lines[began];
+  const sinceMs = since === undefined ? NaN : Date.parse(since.time);
+  const { pid, role } = holder;
+  if (since === undefined || Number.isNaN(sinceMs)) return { pid, role, since: null, stage: null, until: null };
+  const order = ["guest", "agent", "driver", "kill"];
+  const done = Math.max(
+    -1,
+    ...lines.slice(began).filter((l) => l.event === "stage").map((l) => order.indexOf(`${l["stage"]}`)),
+  );
+  const stage = order.slice(done + 1).find((name) => stages.includes(name)) ?? "clean up";
+  const budgetS = typeof since["budgetS"] === "number" ? since["budgetS"] : undefined;
+  const until = budgetS === undefined ? null : new Date(sinceMs + budgetS * 1000).toISOString();
+  return { pid, role, since: new Date(sinceMs).toISOString(), stage, until };
+}
+
+/** Whether the guest was ready, by the events of its host agent; null where there are none to read. */
+export interface Readiness {
+  readonly ready: boolean | null;
+  readonly errors: readonly string[];
+  /** What the host agent waits for. */
+  readonly waits?: string;
+}
+
+/** Reads ha.stdout.log (events) and ha.stderr.log of a living host agent. */
+export function readReadiness(events: string, log: string): Readiness {
+  const seen = events.split("\n").flatMap((line) => {
+    const status = jsonObject(line)?.["status"];
+    return typeof status === "object" && status !== null ? [status as Record<string, unknown>] : [];
+  });
+  if (seen.length === 0 && log === "") return { ready: null, errors: [] };
+  const ready = seen.some((status) => status["running"] === true);
+  const last = seen.findLast((status) => status["running"] === true || status["degraded"] === true);
+  const given = last?.["degraded"] === true ? last["errors"] : undefined;
+  const errors = Array.isArray(given) ? given.map(String) : last?.["degraded"] === true ? ["no error is given"] : [];
+  if (ready) return { ready, errors };
+  const lines = log.split("\n").map(jsonObject);
+  const shape = /^(Waiting for the .*requirement \d+ of \d+: .+|The .*requirement \d+ of \d+ is satisfied)$/;
+  const asked = lines.findLast((line) => shape.test(String(line?.["msg"])));
+  const [, number, of, what] = /requirement (\d+) of (\d+): (.+)$/.exec(String(asked?.["msg"])) ?? [];
+  if (what === undefined) return { ready, errors };
+  return { ready, errors, waits: `${what.trim()}, requirement ${number} of ${of}, since ${asked?.["time"]}` };
+}
+
+/** A line of the journal in words, in the time of the place. */
+export function journalWords(line: JournalLine): string {
+  const time = new Date(line.time);
+  const when = Number.isNaN(time.getTime()) ? line.time : time.toLocaleString("sv-SE");
+  const words: Record<string, string> = {
+    start: line["adopted"] ? `host agent ${line["pid"]} adopted` : `started, PID ${line["pid"]}`,
+    running: "running",
+    signal: `${line["signal"]} received`,
+    stop: `stop began, budget ${line["budgetS"]} s, alive: ${line["alive"]}`,
+    stage: `stage ${line["stage"]}: ${line["outcome"]}`,
+    pre: `${line["state"]} found, status ${line["status"]}`,
+    end: typeof line["stage"] === "string"
+      ? describeStop(
+        line["stage"] as StopEnd,
+        isSeconds(line["seconds"]) ? line["seconds"]["total"] ?? 0 : 0,
+        cutIn(line),
+      )
+      : `ended by itself with ${line["signal"] ?? `status ${line["status"]}`}`,
+  };
+  return `${when}  --${line.role}: ${words[line.event] ?? line.event}`;
 }
 
 /** What about an instance's jobs needs a person, and what is only worth a word. */
@@ -3788,6 +3877,13 @@ interface Details {
   readonly lastStopAt: string | null;
   readonly lastRepair: string | null;
   readonly lastRepairAt: string | null;
+  /** Whether the guest was ever ready since its host agent started; null where that is not known, or none lives. */
+  readonly ready: boolean | null;
+  readonly stopping: Stopping | null;
+  /** The version of the lima-guard that supervises it. */
+  readonly guardVersion: string | null;
+  /** The last lines of the journal in words, for people only. */
+  readonly recent: readonly string[];
   /** How often a guard started it since the host did, and for how long the brake still holds. */
   readonly starts: number | null;
   readonly brakeSeconds: number | null;
@@ -3851,7 +3947,10 @@ async function status(ctx: Context, homes: Homes, name: string): Promise<Report 
   const lines = journalOf(host, place);
   const boot = await bootId(host);
   const jobs = await jobsOf(host, place);
-  const { troubles, notes } = judgeJobs(jobs, name, p.state, supervised);
+  const stages = ladderSteps(seen, "", ctx.budgetS).map((step) => step.kind);
+  const stopping = stopUnderWay(holder, lines, stages);
+  const { troubles, notes } = judgeJobs(jobs, name, p.state, supervised || stopping !== null);
+  const readiness = readinessOf(host, place, seen);
   const repair = lines.filter((l) => l.event === "pre").at(-1);
   const details: Details = {
     evidence: seen.claims.map(({ path, seen, verdict }) => ({
@@ -3863,6 +3962,10 @@ async function status(ctx: Context, homes: Homes, name: string): Promise<Report 
     limactlStart: limaWouldSay(seen, await sockOf(host, place)),
     jobs,
     supervisor: supervised ? holder.pid : null,
+    ready: readiness.ready,
+    stopping,
+    guardVersion: supervised ? versionIn(lines) : null,
+    recent: lines.slice(-10).map(journalWords),
     lastStop: lastStop(lines, boot, seen.alive.length > 0),
     ...lastStopFields(lines, seen.alive.length > 0),
     lastRepair: repair ? `${repair.time}: ${repair["state"]}` : null,
@@ -3871,14 +3974,31 @@ async function status(ctx: Context, homes: Homes, name: string): Promise<Report 
     brakeSeconds: Math.ceil(brakeMs(lines, host.wallMs()) / 1000),
     ...unreadJournal(host, place),
   };
-  const needed = needsPerson(p.state) || troubles.length > 0;
+  const degraded = readiness.errors.map((error) => ({
+    what: join(place.dir, HA_STDOUT),
+    because: `the host agent says that the instance is degraded: ${error}`,
+    hint: shellWords(["tail", join(place.dir, "ha.stderr.log")]),
+  }));
+  const needed = needsPerson(p.state) || troubles.length > 0 || degraded.length > 0;
   const told = reportPlan(place, p);
   const state = p.state === "clear" ? "stopped" : p.state;
-  const blockers = [...p.blockers, ...troubles];
+  const blockers = [...p.blockers, ...troubles, ...degraded];
   const fatal = seen.alive.length === 0 ? lastFatal(host, place) : [];
   const allNotes = [...p.notes, ...notes, ...ownerNotes(place), ...besideNotes(host, place), ...fatal];
   const result = { ...told, state, status: needed ? EXIT.failed : EXIT.done, blockers, notes: allNotes };
-  return { ...result, summary: `${state}: ${p.because}`, ...details };
+  const waits = readiness.waits === undefined ? "" : `, the guest is not ready: it waits for ${readiness.waits}`;
+  return { ...result, summary: `${state}: ${p.because}${waits}`, ...details };
+}
+
+/** Nothing is asked of logs that no living host agent writes: they are of the run before. */
+function readinessOf(host: Host, place: Place, seen: Observation): Readiness {
+  if (!seen.alive.some((p) => p.role === "host agent")) return { ready: null, errors: [] };
+  return readReadiness(textOf(host, join(place.dir, HA_STDOUT)), textOf(host, join(place.dir, "ha.stderr.log")));
+}
+
+function versionIn(lines: readonly JournalLine[]): string | null {
+  const version = lines.findLast((l) => l.event === "start")?.["version"];
+  return typeof version === "string" ? version : null;
 }
 
 async function sockOf(host: Host, place: Place): Promise<"answers" | "there" | "absent"> {
@@ -3946,22 +4066,42 @@ function tellStatus(reports: readonly (Report & Partial<Details>)[], verbose: bo
   });
   const head = ["NAME".padEnd(width), "STATE".padEnd(8), "JOB".padEnd(11), "LAST STOP"].join("  ");
   const told = reports.filter((r) => verbose || reports.length === 1 || r.status !== EXIT.done);
-  return [head, ...rows, ...told.flatMap((r) => ["", ...tellDetails(r)])].join("\n") + "\n";
+  return [head, ...rows, ...told.flatMap((r) => ["", ...tellDetails(r, verbose)])].join("\n") + "\n";
 }
 
-function tellDetails(r: Report & Partial<Details>): string[] {
+function tellDetails(r: Report & Partial<Details>, verbose: boolean): string[] {
+  const told: string[] = [r.summary];
+  // A reason that stands above already is not printed again.
+  const once = (before: string, because: string, after = "") => {
+    const isKnown = told.some((text) => text.includes(because));
+    told.push(because);
+    return isKnown ? "" : `${before}${because}${after}`;
+  };
+  const remark = (word: string) => ({ what, because, hint }: Remark) =>
+    `  ${word}: ${what}${once(": ", because)}${hint === undefined ? "" : ` (hint: ${hint})`}`;
+  const s = r.stopping;
   return [
     `${r.name}: ${r.summary}`,
-    ...r.evidence?.map((e) => `  ${basename(e.file)}${e.holds ? ` (${e.holds})` : ""}: ${e.because}`) ?? [],
+    ...s ? [`  lima-guard --${s.role}, PID ${s.pid}, is stopping it${stoppingWords(s)}`] : [],
+    ...r.evidence?.map((e) => `  ${basename(e.file)}${e.holds ? ` (${e.holds})` : ""}${once(": ", e.because)}`) ?? [],
     ...r.limactlStart === undefined ? [] : [`  limactl start: ${r.limactlStart}`],
-    ...r.steps.map(({ kind, what, because }) => `  --pre would ${describeStep({ kind, what, because })}`),
-    ...r.supervisor ? [`  supervised by lima-guard --run, PID ${r.supervisor}`] : [],
+    ...r.steps.map(({ what, because }) => `  --pre would ${what}${once(" (", because, ")")}`),
+    ...r.supervisor
+      ? [`  supervised by lima-guard --run ${r.guardVersion ?? ""}, PID ${r.supervisor}`.replace(" ,", ",")]
+      : [],
     ...r.jobs?.map((j) => `  job ${j.label}: ${j.wrapped ? "guarded" : "not guarded"}, loaded: ${j.loaded}`) ?? [],
     ...r.lastRepair ? [`  last repair: ${r.lastRepair}`] : [],
     ...r.brakeSeconds ? [`  the brake holds for ${r.brakeSeconds} s after ${r.starts} starts`] : [],
-    ...r.blockers.map((b) => `  ${describeRemark("look")(b)}`),
-    ...r.notes.map((n) => `  ${describeRemark("note")(n)}`),
+    ...r.blockers.map(remark("look")),
+    ...r.notes.map(remark("note")),
+    ...verbose ? (r.recent ?? []).map((line) => `  ${line}`) : [],
   ];
+}
+
+function stoppingWords({ since, stage, until }: Stopping): string {
+  const local = (time: string) => new Date(time).toLocaleTimeString("sv-SE");
+  if (since === null) return "";
+  return ` since ${local(since)}, stage ${stage}${until === null ? "" : `, until ${local(until)} at the latest`}`;
 }
 
 // ────────────────────────────────────────────────────────────────────────────── running: preparing ──
@@ -4298,6 +4438,7 @@ async function startCommand(run: Run): Promise<void> {
   ctx.say("info", place, `started ${run.command[0]}, PID ${child.pid}`);
   void becomeRunning(run, place).catch((error) => fault(run, "watching the boot", error));
   await journal(ctx, place, "start", {
+    version: VERSION,
     pid: child.pid,
     command: run.command,
     job: run.job?.target ?? run.label ?? null,
@@ -4457,7 +4598,8 @@ async function adoptAgent(run: Run): Promise<void> {
   ctx.say("warn", place, `is running already: host agent ${pid} is adopted, ${run.command[0]} is not started`);
   run.lock?.note("supervising");
   run.startedMs = ctx.host.clockMs();
-  await journal(ctx, place, "start", { pid: pid ?? null, adopted: true, job: run.job?.target ?? run.label ?? null });
+  const job = run.job?.target ?? run.label ?? null;
+  await journal(ctx, place, "start", { version: VERSION, pid: pid ?? null, adopted: true, job });
   watchRunning(run, place, pid);
 }
 
@@ -5151,7 +5293,7 @@ function secondsLeft(host: Host, untilMs: number): number {
 
 /** The JSON document of a run; the field names are stable. */
 function documentOf(role: string, reports: readonly Report[]): string {
-  const instances = reports.map(({ summary: _, ...fields }) => fields);
+  const instances = reports.map(({ summary: _, ...fields }) => ({ ...fields, recent: undefined }));
   return `${JSON.stringify({ version: 1, role, instances }, null, 2)}\n`;
 }
 

@@ -58,14 +58,17 @@ const STATUS = {
   evidence: { type: "array", items: { type: "object" } },
   limactlStart: text,
   jobs: { type: "array", items: { type: "object" } },
-  supervisor: { type: ["object", "null"] },
+  supervisor: { type: ["number", "null"] },
   lastStop: text,
   lastStopKind: { enum: LAST_STOP_KINDS },
   lastStopAt: textOrNull,
   lastRepair: textOrNull,
   lastRepairAt: textOrNull,
-  starts: count,
-  brakeSeconds: count,
+  ready: { type: ["boolean", "null"] },
+  stopping: { type: ["object", "null"] },
+  guardVersion: textOrNull,
+  starts: { type: ["number", "null"], minimum: 0 },
+  brakeSeconds: { type: ["number", "null"], minimum: 0 },
 };
 
 export const SCHEMA = {
