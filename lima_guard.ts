@@ -1455,16 +1455,17 @@ export function journalWords(line: JournalLine): string {
 }
 
 /** What about an instance's jobs needs a person, and what is only worth a word. */
-export function judgeJobs(jobs: readonly JobSeen[], name: string, state: State, supervised: boolean) {
+export function judgeJobs(jobs: readonly JobSeen[], place: Place, state: State, supervised: boolean) {
+  const { name } = place;
   const troubles: Remark[] = [];
   const notes: Remark[] = [];
   if (jobs.length === 0) notes.push({ what: name, because: "no launchd job found" });
   if (jobs.length > 1) {
     const because = "it is registered twice, at login and at boot";
-    troubles.push({ what: name, because, hint: `keep one: limactl autostart disable ${name}` });
+    troubles.push({ what: name, because, hint: `keep one: ${limactlCommand(place, "autostart", "disable", name)}` });
   }
   for (const job of jobs) {
-    const wrap = `lima-guard --install ${name}`;
+    const wrap = guardCommand(place, "--install");
     if (!job.wrapped) notes.push({ what: job.label, because: "lima-guard does not run it", hint: wrap });
     const short = job.wrapped && job.exitTimeoutS !== 0 && job.exitTimeoutS < DEFAULT_BUDGET_S;
     const because =
@@ -1482,7 +1483,7 @@ export function judgeJobs(jobs: readonly JobSeen[], name: string, state: State, 
     troubles.push({
       what: name,
       because,
-      hint: `lima-guard --stop ${name}; then launchctl kickstart ${jobs[0]?.target}`,
+      hint: `${guardCommand(place, "--stop")}; then launchctl kickstart ${jobs[0]?.target}`,
     });
   }
   return { troubles, notes };
@@ -3634,25 +3635,43 @@ interface Wanted {
   readonly homes: Homes;
 }
 
+/** What `--all` and a bare `--status` serve; `unknown` where it could not be found out whether that is all. */
+type Listed = { ok: Wanted[]; unknown?: Report } | { because: string; status: number };
+
 /** All instances of these homes, and of those that this user's living host agents name: one ps. */
-async function everyInstance(
-  host: Host,
-  homes: Homes,
-): Promise<{ ok: Wanted[] } | { because: string; status: number }> {
-  const first = homes.paths[0] ?? "";
-  const trouble = homeTrouble(host, first);
+async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
+  const { host } = ctx;
+  const trouble = homeTrouble(host, homes.paths[0] ?? "");
   if (trouble && (homes.isExplicit || trouble.status !== EXIT.noInstance)) return trouble;
   const table = homes.isExplicit ? undefined : await ps(host, "all", PS_LIMIT_MS);
   const agents = livingOf((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid)).map(({ home }) => home);
-  const all = [...new Set([...homes.paths, ...agents].map((path) => realHome(host, path)))];
-  const wanted = all.flatMap((home): Wanted[] =>
+  const all = [...homes.paths, ...agents].map((path) => realHome(host, path));
+  // Two spellings of one directory are one home: macOS does not tell upper case from lower.
+  const once = all.filter((home, i) => all.findIndex((other) => isSameDirectory(host, home, other)) === i);
+  const wanted = once.flatMap((home): Wanted[] =>
     (allInstances(host, home).ok ?? []).map((name) => ({ name, homes: { isExplicit: true, paths: [home] } }))
   );
-  if (wanted.length === 0 && trouble) return trouble;
-  return { ok: wanted };
+  for (const { name, dir } of once.flatMap((home) => linkedInstances(host, home))) {
+    ctx.say("info", { name }, `${dir} is a link, which --all and Lima's own list leave out`);
+  }
+  const unknown = table?.trouble ? { unknown: notListed(table.why) } : {};
+  if (wanted.length > 0 || homes.isExplicit || table?.trouble) return { ok: wanted, ...unknown };
+  if (trouble && host.linkTarget(homes.paths[0] ?? "").ok !== undefined) return trouble;
+  const there = trouble ? trouble.because : "no instance is there";
+  const because = `${there}, nor is one in ${homes.paths.slice(1).join(", ")}; and no host agent of this user lives`;
+  return { because, status: EXIT.noInstance };
 }
 
-// ────────────────────────────────────────────────────────────────────────────────────────── root: the whole machine ──
+/** Links to instance directories: `--all` leaves them out, as Lima does. */
+function linkedInstances(host: Host, home: string): { name: string; dir: string }[] {
+  const named = (host.list(home).ok ?? []).map((name) => ({ name, dir: join(home, name) }));
+  return named.filter(({ name, dir }) =>
+    nameTrouble(name) === undefined && host.look(dir).ok?.kind === "link" &&
+    host.look(join(dir, LIMA_YAML), "follow links").ok !== undefined
+  );
+}
+
+// ───────────────────────────────────────────────────────────────────────── root: the whole machine ──
 
 /** How long a lima-guard of another user may need beyond the budget before it is ended. */
 const OWNER_RESERVE_MS = 3_000;
@@ -3949,7 +3968,7 @@ async function status(ctx: Context, homes: Homes, name: string): Promise<Report 
   const jobs = await jobsOf(host, place);
   const stages = ladderSteps(seen, "", ctx.budgetS).map((step) => step.kind);
   const stopping = stopUnderWay(holder, lines, stages);
-  const { troubles, notes } = judgeJobs(jobs, name, p.state, supervised || stopping !== null);
+  const { troubles, notes } = judgeJobs(jobs, place, p.state, supervised || stopping !== null);
   const readiness = readinessOf(host, place, seen);
   const repair = lines.filter((l) => l.event === "pre").at(-1);
   const details: Details = {
@@ -5174,7 +5193,7 @@ export async function main(args: readonly string[], host: Host): Promise<number>
   const machine = isMachine ? wholeMachine(ctx) : Promise.resolve([]);
   const others = host.uid === 0 && all && role === "pre" && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
   const listed = invocation.all || invocation.names.length === 0
-    ? await everyInstance(host, homes)
+    ? await everyInstance(ctx, homes)
     : { ok: invocation.names.map((name) => ({ name, homes })) };
   const wanted = "because" in listed && (isMachine || others.length > 0) ? { ok: [] } : listed;
   if ("because" in wanted) {
@@ -5187,7 +5206,8 @@ export async function main(args: readonly string[], host: Host): Promise<number>
     return await superviseRun(ctx, homes, invocation.names[0] ?? "", [program, ...rest]);
   }
   const own = await Promise.all(wanted.ok.map((one) => serve(ctx, one, invocation.command)));
-  const told = [...own, ...others, ...await machine];
+  const unlisted = "unknown" in wanted && wanted.unknown ? [wanted.unknown] : [];
+  const told = [...own, ...others, ...await machine, ...unlisted];
   const reports = isMachine ? [...told, ...await stillLiving(ctx, told)] : told;
   const status = worst(reports.map((r) => r.status));
   const text = role === "status" ? tellStatus(reports, invocation.verbose) : tellAll(reports, invocation.dryRun);

@@ -76,3 +76,28 @@ Deno.test("a ~/.lima that is a link to nowhere says where it points", async () =
     assert.match(stdout + stderr, /a link to .*\/VOL, which is not there/);
   }
 });
+
+Deno.test("no instance anywhere is 66, and says where was looked", async () => {
+  await using home = await tempLimaHome();
+  Deno.mkdirSync(`${home.user}/.lima/_config`, { recursive: true });
+  const env = { ...BARE, HOME: home.user };
+  for (const args of [["--status"], ["--pre", "--all"]]) {
+    const { status, stderr } = await runGuard(home, args, { env });
+    assert.equal(status, 66, args.join(" "));
+    for (const where of [".lima", ".config/colima/_lima", "rancher-desktop/lima"]) {
+      assert.ok(stderr.includes(where), stderr);
+    }
+  }
+  assert.equal((await runGuard(home, ["--status", "--lima-home", "~/.lima"], { env })).status, 0, "the home is there");
+});
+
+Deno.test("one home under two names is served once, and a link to an instance is named for --all", async () => {
+  await using home = await tempLimaHome();
+  const dir = instanceIn(home, `${home.user}/.lima`, "k3s");
+  Deno.symlinkSync(dir, `${home.user}/.lima/other`);
+  Deno.mkdirSync(`${home.user}/.colima`);
+  Deno.symlinkSync(`${home.user}/.lima`, `${home.user}/.colima/_lima`);
+  const { status, json, stderr } = await runGuard(home, ["--status", "--json"], { env: BARE });
+  assert.deepEqual([status, json().instances.map((i: { name: string }) => i.name)], [0, ["k3s"]]);
+  assert.match(stderr, /other: .*\/\.lima\/other is a link, which --all and Lima's own list leave out/);
+});

@@ -159,6 +159,7 @@ for (
 
 // ── what needs a person ──
 
+const PLACE = { name: "k3s", home: "/Users/zoe/.lima", dir: DIR, owner: 501, address: { isDefaultHome: true } };
 const JOB: JobSeen = {
   label: "io.lima-vm.daemon.k3s",
   plist: "/Library/LaunchDaemons/io.lima-vm.daemon.k3s.plist",
@@ -182,7 +183,7 @@ for (
   ] as const
 ) {
   Deno.test(`jobs: ${name}`, () => {
-    const told = judgeJobs(jobs, "k3s", state, supervised);
+    const told = judgeJobs(jobs, PLACE, state, supervised);
     assert.equal(told.troubles.length, troubles.length);
     troubles.forEach((pattern, i) => assert.match(told.troubles[i]!.because, pattern));
     for (const remark of told.troubles) assert.ok(remark.hint, "the next command to type");
@@ -190,9 +191,11 @@ for (
 }
 
 Deno.test("jobs: one without the guard, and one with too little time, are told the command that mends them", () => {
-  const short = judgeJobs([{ ...JOB, exitTimeoutS: 5 }], "k3s", "stopped", false);
-  const bare = judgeJobs([{ ...JOB, wrapped: false }], "k3s", "stopped", false);
+  const short = judgeJobs([{ ...JOB, exitTimeoutS: 5 }], PLACE, "stopped", false);
+  const bare = judgeJobs([{ ...JOB, wrapped: false }], PLACE, "stopped", false);
   assert.deepEqual([...short.troubles, ...bare.notes].map((r) => r.hint), Array(2).fill("lima-guard --install k3s"));
+  const elsewhere = judgeJobs([{ ...JOB, wrapped: false }], { ...PLACE, address: {} }, "stopped", false);
+  assert.equal(elsewhere.notes[0]!.hint, "lima-guard --install --lima-home /Users/zoe/.lima k3s");
 });
 
 Deno.test("running, stopped, clear and booting need nobody, all else does", () => {
