@@ -219,6 +219,8 @@ export interface Remark {
   readonly hint?: string;
   /** 75 unless only a permission is missing. */
   readonly status?: 75 | 77;
+  /** It may come by itself while the machine starts: under launchd it is waited for. */
+  readonly waitsFor?: "volume";
 }
 
 /** What the host agent showed of itself. Seconds. */
@@ -2032,7 +2034,8 @@ function yamlObstacles(host: Host, place: Place, yaml: string): Remark[] {
     const dir = join(place.home, "_disks", disk);
     if (host.look(dir, "follow links").trouble !== "absent") return [];
     const because = `additional disk ${disk} is not there (its volume may not be mounted)`;
-    return [{ what: dir, because, hint: shellWords(["ls", "-la", join(place.home, "_disks")]) }];
+    const hint = shellWords(["ls", "-la", join(place.home, "_disks")]);
+    return [{ what: dir, because, hint, waitsFor: "volume" as const }];
   });
 }
 
@@ -4189,6 +4192,12 @@ async function prepare(run: Run): Promise<RunEvent> {
   for (let blocked = 0;;) {
     const healed = await heal(ctx, place);
     if (healed.state === "running") return "healthy";
+    // Only launchd starts it before all volumes are mounted.
+    if (run.label === undefined && healed.blockers.some((b) => b.waitsFor === "volume")) {
+      run.status = healed.status;
+      ctx.host.stderr(tellAll([healed], false));
+      return "refused";
+    }
     if (healed.status !== EXIT.done) {
       tellBlocked(ctx, place, healed, growingPause(blocked));
       await ctx.host.pause(growingPause(blocked++));

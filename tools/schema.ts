@@ -38,7 +38,7 @@ const object = (required: readonly string[], properties: Readonly<Record<string,
   { type: "object", required, properties }
 );
 
-const REMARK = object(["what", "because"], { what: text, because: text, hint: text });
+const REMARK = object(["what", "because"], { what: text, because: text, hint: text, waitsFor: { const: "volume" } });
 const STEP = { kind: text, what: text, because: text, outcome: text };
 /** `summary` is for people and not printed. */
 const REPORT: Readonly<Record<Exclude<keyof Report, "summary">, unknown>> = {
