@@ -219,6 +219,8 @@ export interface Remark {
   readonly hint?: string;
   /** 75 unless only a permission is missing. */
   readonly status?: 75 | 77;
+  /** It may come by itself while the machine starts: under launchd it is waited for. */
+  readonly waitsFor?: "volume";
 }
 
 /** What the host agent showed of itself. Seconds. */
@@ -731,6 +733,12 @@ function statusOfBlockers(blockers: readonly Remark[]): number {
   return blockers.every((b) => b.status === EXIT.denied) ? EXIT.denied : EXIT.tryAgain;
 }
 
+/** Whether a PID file of a driver names a process that is dead: an agent that boots has not written one yet. */
+function hasDeadDriver(seen: Observation): boolean {
+  const isDrivers = (path: string) => rolesOf(basename(path)).some((role) => role === "QEMU" || role === "krunkit");
+  return seen.claims.some((c) => c.scope === "instance" && c.verdict.kind === "dead" && isDrivers(c.path));
+}
+
 /** R2: what to do about processes that are proven to be this instance's; undefined where there are none. */
 function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   const agent = seen.alive.find((p) => p.role === "host agent");
@@ -744,7 +752,8 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
       const halted = { what: pid, because: `${pid} is stopped by a signal (ps: ${agent.row.stat})`, hint };
       return plan("unknown", halted.because, { notes: seen.notes, blockers: [halted] });
     }
-    const because = signs?.answers ? `${pid} answers, its driver is not up` : `${pid} is alive and does not answer yet`;
+    const driver = hasDeadDriver(seen) ? "its driver has died" : "its driver is not up";
+    const because = signs?.answers ? `${pid} answers, ${driver}` : `${pid} is alive and does not answer yet`;
     const blocker = { what: pid, because, hint: `it is left alone; to end it: ${guardCommand(seen.place, "--stop")}` };
     return plan("booting", because, { notes: seen.notes, blockers: [blocker] });
   }
@@ -1392,17 +1401,100 @@ export function lastStopFields(lines: readonly JournalLine[], alive: boolean) {
   return { lastStopKind: kind(), lastStopAt: isRecorded ? last.time : null };
 }
 
+/** A stop under way: who does it, since when, in which stage, and when its budget ends. */
+export interface Stopping {
+  readonly pid: number;
+  readonly role: string;
+  readonly since: string | null;
+  readonly stage: string | null;
+  readonly until: string | null;
+}
+
+/** The stop that the holder of the lock does now. `stages` are those that what lives needs, in their order. */
+export function stopUnderWay(
+  holder: LockRecord | undefined,
+  lines: readonly JournalLine[],
+  stages: readonly string[],
+): Stopping | null {
+  if (holder === undefined || holder.phase !== "stopping") return null;
+  const began = lines.findLastIndex((l) => l.event === "stop");
+  const since = lines.slice(began).some((l) => l.event === "end") ? undefined : lines[began];
+  const sinceMs = since === undefined ? NaN : Date.parse(since.time);
+  const { pid, role } = holder;
+  if (since === undefined || Number.isNaN(sinceMs)) return { pid, role, since: null, stage: null, until: null };
+  const order = ["guest", "agent", "driver", "kill"];
+  const done = Math.max(
+    -1,
+    ...lines.slice(began).filter((l) => l.event === "stage").map((l) => order.indexOf(`${l["stage"]}`)),
+  );
+  const stage = order.slice(done + 1).find((name) => stages.includes(name)) ?? "clean up";
+  const budgetS = typeof since["budgetS"] === "number" ? since["budgetS"] : undefined;
+  const until = budgetS === undefined ? null : new Date(sinceMs + budgetS * 1000).toISOString();
+  return { pid, role, since: new Date(sinceMs).toISOString(), stage, until };
+}
+
+/** Whether the guest was ready, by the events of its host agent; null where there are none to read. */
+export interface Readiness {
+  readonly ready: boolean | null;
+  readonly errors: readonly string[];
+  /** What the host agent waits for. */
+  readonly waits?: string;
+}
+
+/** Reads ha.stdout.log (events) and ha.stderr.log of a living host agent. */
+export function readReadiness(events: string, log: string): Readiness {
+  const seen = events.split("\n").flatMap((line) => {
+    const status = jsonObject(line)?.["status"];
+    return typeof status === "object" && status !== null ? [status as Record<string, unknown>] : [];
+  });
+  if (seen.length === 0 && log === "") return { ready: null, errors: [] };
+  const ready = seen.some((status) => status["running"] === true);
+  const last = seen.findLast((status) => status["running"] === true || status["degraded"] === true);
+  const given = last?.["degraded"] === true ? last["errors"] : undefined;
+  const errors = Array.isArray(given) ? given.map(String) : last?.["degraded"] === true ? ["no error is given"] : [];
+  if (ready) return { ready, errors };
+  const lines = log.split("\n").map(jsonObject);
+  const shape = /^(Waiting for the .*requirement \d+ of \d+: .+|The .*requirement \d+ of \d+ is satisfied)$/;
+  const asked = lines.findLast((line) => shape.test(String(line?.["msg"])));
+  const [, number, of, what] = /requirement (\d+) of (\d+): (.+)$/.exec(String(asked?.["msg"])) ?? [];
+  if (what === undefined) return { ready, errors };
+  return { ready, errors, waits: `${what.trim()}, requirement ${number} of ${of}, since ${asked?.["time"]}` };
+}
+
+/** A line of the journal in words, in the time of the place. */
+export function journalWords(line: JournalLine): string {
+  const time = new Date(line.time);
+  const when = Number.isNaN(time.getTime()) ? line.time : time.toLocaleString("sv-SE");
+  const words: Record<string, string> = {
+    start: line["adopted"] ? `host agent ${line["pid"]} adopted` : `started, PID ${line["pid"]}`,
+    running: "running",
+    signal: `${line["signal"]} received`,
+    stop: `stop began, budget ${line["budgetS"]} s, alive: ${line["alive"]}`,
+    stage: `stage ${line["stage"]}: ${line["outcome"]}`,
+    pre: `${line["state"]} found, status ${line["status"]}`,
+    end: typeof line["stage"] === "string"
+      ? describeStop(
+        line["stage"] as StopEnd,
+        isSeconds(line["seconds"]) ? line["seconds"]["total"] ?? 0 : 0,
+        cutIn(line),
+      )
+      : `ended by itself with ${line["signal"] ?? `status ${line["status"]}`}`,
+  };
+  return `${when}  --${line.role}: ${words[line.event] ?? line.event}`;
+}
+
 /** What about an instance's jobs needs a person, and what is only worth a word. */
-export function judgeJobs(jobs: readonly JobSeen[], name: string, state: State, supervised: boolean) {
+export function judgeJobs(jobs: readonly JobSeen[], place: Place, state: State, supervised: boolean) {
+  const { name } = place;
   const troubles: Remark[] = [];
   const notes: Remark[] = [];
   if (jobs.length === 0) notes.push({ what: name, because: "no launchd job found" });
   if (jobs.length > 1) {
     const because = "it is registered twice, at login and at boot";
-    troubles.push({ what: name, because, hint: `keep one: limactl autostart disable ${name}` });
+    troubles.push({ what: name, because, hint: `keep one: ${limactlCommand(place, "autostart", "disable", name)}` });
   }
   for (const job of jobs) {
-    const wrap = `lima-guard --install ${name}`;
+    const wrap = guardCommand(place, "--install");
     if (!job.wrapped) notes.push({ what: job.label, because: "lima-guard does not run it", hint: wrap });
     const short = job.wrapped && job.exitTimeoutS !== 0 && job.exitTimeoutS < DEFAULT_BUDGET_S;
     const because =
@@ -1420,7 +1512,7 @@ export function judgeJobs(jobs: readonly JobSeen[], name: string, state: State, 
     troubles.push({
       what: name,
       because,
-      hint: `lima-guard --stop ${name}; then launchctl kickstart ${jobs[0]?.target}`,
+      hint: `${guardCommand(place, "--stop")}; then launchctl kickstart ${jobs[0]?.target}`,
     });
   }
   return { troubles, notes };
@@ -1461,6 +1553,8 @@ export interface Command {
   readonly argv: readonly [string, ...string[]];
   readonly env?: Readonly<Record<string, string>>;
   readonly unset?: readonly string[];
+  /** It is for another user: nothing of our environment, and `/` as its working directory. */
+  readonly apart?: true;
   /** The command that `--run` supervises: it has the guard's stdout and stderr, and its process group. */
   readonly supervised?: boolean;
 }
@@ -1506,6 +1600,8 @@ export interface Host {
   readonly os: "darwin" | "linux";
   readonly uid: number;
   readonly pid: number;
+  /** This program: the compiled binary, or Deno and the script that it runs. */
+  readonly self: { readonly program: string; readonly script?: string };
   env(name: string): string | undefined;
   /** Milliseconds since 1970, for comparing with file times only. */
   wallMs(): number;
@@ -1965,7 +2061,8 @@ function yamlObstacles(host: Host, place: Place, yaml: string): Remark[] {
     const dir = join(place.home, "_disks", disk);
     if (host.look(dir, "follow links").trouble !== "absent") return [];
     const because = `additional disk ${disk} is not there (its volume may not be mounted)`;
-    return [{ what: dir, because, hint: shellWords(["ls", "-la", join(place.home, "_disks")]) }];
+    const hint = shellWords(["ls", "-la", join(place.home, "_disks")]);
+    return [{ what: dir, because, hint, waitsFor: "volume" as const }];
   });
 }
 
@@ -3164,6 +3261,9 @@ async function diskReleased(c: Climb, untilMs: number): Promise<boolean> {
 /** What became of one instance: the document that `--json` prints, field by field. */
 export interface Report {
   readonly name: string;
+  /** Where several users' homes are served (root's `--all`): whose instance it is, and its LIMA_HOME. */
+  readonly owner?: string;
+  readonly home?: string;
   /** What the guard found it to be; `stopped` after a stop. */
   readonly state: State;
   readonly status: number;
@@ -3636,47 +3736,252 @@ interface Wanted {
   readonly homes: Homes;
 }
 
+/** What `--all` and a bare `--status` serve; `unknown` where it could not be found out whether that is all. */
+type Listed = { ok: Wanted[]; unknown?: Report } | { because: string; status: number };
+
 /** All instances of these homes, and of those that this user's living host agents name: one ps. */
-async function everyInstance(
-  host: Host,
-  homes: Homes,
-): Promise<{ ok: Wanted[] } | { because: string; status: number }> {
-  const first = homes.paths[0] ?? "";
-  const trouble = homeTrouble(host, first);
+async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
+  const { host } = ctx;
+  const trouble = homeTrouble(host, homes.paths[0] ?? "");
   if (trouble && (homes.isExplicit || trouble.status !== EXIT.noInstance)) return trouble;
   const table = homes.isExplicit ? undefined : await ps(host, "all", PS_LIMIT_MS);
-  const agents = agentHomes((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid)).map(({ home }) => home);
-  const all = [...new Set([...homes.paths, ...agents].map((path) => realHome(host, path)))];
-  const wanted = all.flatMap((home): Wanted[] =>
+  const agents = livingOf((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid)).map(({ home }) => home);
+  const all = [...homes.paths, ...agents].map((path) => realHome(host, path));
+  // Two spellings of one directory are one home: macOS does not tell upper case from lower.
+  const once = all.filter((home, i) => all.findIndex((other) => isSameDirectory(host, home, other)) === i);
+  const wanted = once.flatMap((home): Wanted[] =>
     (allInstances(host, home).ok ?? []).map((name) => ({ name, homes: { isExplicit: true, paths: [home] } }))
   );
-  if (wanted.length === 0 && trouble) return trouble;
-  return { ok: wanted };
+  for (const { name, dir } of once.flatMap((home) => linkedInstances(host, home))) {
+    ctx.say("info", { name }, `${dir} is a link, which --all and Lima's own list leave out`);
+  }
+  const unknown = table?.trouble ? { unknown: notListed(table.why) } : {};
+  if (wanted.length > 0 || homes.isExplicit || table?.trouble) return { ok: wanted, ...unknown };
+  if (trouble && host.linkTarget(homes.paths[0] ?? "").ok !== undefined) return trouble;
+  const there = trouble ? trouble.because : "no instance is there";
+  const because = `${there}, nor is one in ${homes.paths.slice(1).join(", ")}; and no host agent of this user lives`;
+  return { because, status: EXIT.noInstance };
 }
 
-/** As root: what lives of other users, which root must not touch; it keeps `--all` from answering 0. */
+/** Links to instance directories: `--all` leaves them out, as Lima does. */
+function linkedInstances(host: Host, home: string): { name: string; dir: string }[] {
+  const named = (host.list(home).ok ?? []).map((name) => ({ name, dir: join(home, name) }));
+  return named.filter(({ name, dir }) =>
+    nameTrouble(name) === undefined && host.look(dir).ok?.kind === "link" &&
+    host.look(join(dir, LIMA_YAML), "follow links").ok !== undefined
+  );
+}
+
+// ───────────────────────────────────────────────────────────────────────── root: the whole machine ──
+
+/** How long a lima-guard of another user may need beyond the budget before it is ended. */
+const OWNER_RESERVE_MS = 3_000;
+
+/** The directory of a living process of Lima's, and whose it is. */
+interface Living {
+  readonly pid: number;
+  readonly uid: number;
+  readonly home: string;
+  readonly name: string;
+  readonly dir: string;
+}
+
+/** The instance directory that a command of Lima's names: a host agent's, or that of a driver, which may be alone. */
+function dirNamed(command: string): string | undefined {
+  const agent = / hostagent (?:.* )?--pidfile[ =](\/.*?)\/ha\.pid(?= |$)/.exec(command)?.[1];
+  if (agent !== undefined || limaProgram(command) === undefined) return agent;
+  const driver = [
+    / -pidfile (\/.*?)\/qemu\.pid(?= |$)/,
+    /[ ,]path=(\/[^,]*?)\/(?:disk|diffdisk)(?=$|[ ,])/,
+    / --inst-dir (\/.*?)(?=$| -)/,
+  ];
+  return driver.map((shape) => shape.exec(command)?.[1]).find((dir) => dir !== undefined);
+}
+
+/** The instances of living host agents and drivers, by the paths in their commands. */
+function livingOf(rows: readonly ProcessRow[]): Living[] {
+  const found = rows.filter((row) => !row.stat.startsWith("Z")).flatMap(({ pid, uid, command }) => {
+    const dir = dirNamed(command);
+    return dir === undefined ? [] : [{ pid, uid, home: dirname(dir), name: basename(dir), dir }];
+  });
+  return found.filter((one, i) => found.findIndex((o) => o.uid === one.uid && o.dir === one.dir) === i);
+}
+
+/** As root, for `--pre`: what lives of other users, which root must not touch; it keeps `--all` from answering 0. */
 async function ofOtherUsers(ctx: Context): Promise<Report[]> {
   const { host, role } = ctx;
   const table = await ps(host, "all", PS_LIMIT_MS);
-  if (table.trouble) {
-    return [report("*", "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what: "ps", because: table.why }] })];
-  }
-  const others = table.ok.rows.filter((row) => row.uid !== host.uid);
-  const found = others.flatMap((row) => agentHomes([row]).map((at) => ({ ...at, owner: row.uid })));
-  return await Promise.all(found.map(async ({ home, name, owner, dir }) => {
-    const place = { name, home, dir, owner, address: { sudoUser: await userName(host, owner) } };
+  if (table.trouble) return [notListed(table.why)];
+  const others = livingOf(table.ok.rows).filter(({ uid }) => uid !== host.uid);
+  return await Promise.all(others.map(async ({ home, name, uid, dir }) => {
+    const place = { name, home, dir, owner: uid, address: { sudoUser: await userName(host, uid) } };
     const because = `it runs and belongs to ${place.address.sudoUser}; root does not touch it`;
     const blockers = [{ what: dir, because, hint: guardCommand(place, `--${role}`) }];
     return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
   }));
 }
 
-/** The instances of living host agents, by the `--pidfile DIR/ha.pid` of their commands. */
-function agentHomes(rows: readonly ProcessRow[]): { home: string; name: string; dir: string }[] {
-  return rows.flatMap(({ command }) => {
-    const dir = / hostagent (?:.* )?--pidfile[ =](\/.*?)\/ha\.pid(?: |$)/.exec(command)?.[1];
-    return dir === undefined ? [] : [{ home: dirname(dir), name: basename(dir), dir }];
+function notListed(because: string): Report {
+  const blockers = [{ what: "ps", because, hint: shellWords(["ps", "-A", "-ww", "-o", "pid,user,command"]) }];
+  return report("*", "unknown", EXIT.tryAgain, "unknown", { blockers });
+}
+
+/** A Lima home of one user, to be served by that user's own lima-guard. */
+interface OwnedHome {
+  readonly user: { readonly name: string; readonly home: string; readonly uid: number; readonly gid: number };
+  readonly home: string;
+}
+
+/** The homes of the LaunchDaemons that run lima-guard, limactl or colima for a user. */
+async function daemonHomes(host: Host): Promise<OwnedHome[]> {
+  const folder = "/Library/LaunchDaemons";
+  const files = (host.list(folder).ok ?? []).filter((file) => file.endsWith(".plist")).sort();
+  const found = await Promise.all(files.map(async (file): Promise<OwnedHome[]> => {
+    const plist = textOf(host, join(folder, file));
+    const args = unwaited(readProgramArguments(plist));
+    const owner = readPlistString(plist, "UserName");
+    if (owner === undefined || !/^(lima-guard.*|limactl(\..*)?|colima)$/.test(basename(args[0] ?? ""))) return [];
+    const user = await userEntry(host, owner);
+    if (user === undefined || user.uid === host.uid) return [];
+    const userHome = readPlistString(plist, "HOME") ?? user.home;
+    const colima = readPlistString(plist, "COLIMA_HOME") ?? join(userHome, ".colima");
+    const named = readPlistString(plist, "LIMA_HOME") ?? optionOf(args, "--lima-home");
+    const isColimas = args.some((word) => basename(word) === "colima");
+    return [{ user, home: named ?? (isColimas ? join(colima, "_lima") : join(userHome, ".lima")) }];
+  }));
+  return found.flat();
+}
+
+/**
+ * As root: every home in which something of another user lives or is to live, each served by that user's own
+ * lima-guard, all at once and inside one budget. Root itself makes no file there and signals nothing.
+ */
+async function wholeMachine(ctx: Context): Promise<Report[]> {
+  const { host } = ctx;
+  const untilMs = host.clockMs() + ctx.budgetS * 1000;
+  const table = await ps(host, "all", PS_LIMIT_MS);
+  const living = livingOf(table.ok?.rows ?? []).filter(({ uid }) => uid !== host.uid);
+  const entries = new Map<number, OwnedHome["user"] | undefined>();
+  for (const uid of new Set(living.map((one) => one.uid))) entries.set(uid, await userEntry(host, String(uid)));
+  const served: OwnedHome[] = living.flatMap(({ uid, home }) => {
+    const user = entries.get(uid);
+    return user === undefined ? [] : [{ user, home }];
   });
+  const homes = [...served, ...await daemonHomes(host)];
+  const same = (a: OwnedHome, b: OwnedHome) => a.user.uid === b.user.uid && isSameDirectory(host, a.home, b.home);
+  const once = homes.filter((one, i) => homes.findIndex((o) => same(o, one)) === i);
+  const self = await ownCommand(host);
+  const told = (await Promise.all(once.map((one) => serveHome(ctx, one, self, untilMs)))).flat();
+  const unserved = living.filter(({ uid }) => entries.get(uid) === undefined).map(withoutEntry);
+  return [...told, ...unserved, ...table.trouble ? [notListed(table.why)] : []];
+}
+
+function isSameDirectory(host: Host, a: string, b: string): boolean {
+  return realHome(host, a) === realHome(host, b) || sameDirectoryOn(host)(a, b) === "same";
+}
+
+function withoutEntry({ name, home, dir, uid, pid }: Living): Report {
+  const because = `uid ${uid} has no entry in the user database: lima-guard cannot be run for it`;
+  const hint = shellWords(["ps", "-ww", "-p", String(pid)]);
+  return report(name, "unknown", EXIT.tryAgain, "unknown", { home, blockers: [{ what: dir, because, hint }] });
+}
+
+/** This program again: the compiled binary, or Deno with the options that it was started with. */
+async function ownCommand(host: Host): Promise<string[]> {
+  const { program, script } = host.self;
+  if (script === undefined) return [program];
+  const words = (await ps(host, [host.pid], PS_LIMIT_MS)).ok?.rows[0]?.command.split(" ") ?? [];
+  const end = words.findIndex((word) => word.endsWith(basename(script)) || /^(jsr|npm|https?):/.test(word));
+  return [program, ...end < 0 ? ["run", "-A"] : words.slice(1, end), script];
+}
+
+/**
+ * A command run as another user, with that user's groups and home, and nothing of ours: no environment, directory or
+ * open file. Linux: setpriv, which needs no policy and no session while the host goes down; sudo where it is missing.
+ * macOS: sudo, which root may always use. sudo closes all files itself.
+ */
+function asUser(host: Host, user: OwnedHome["user"], words: readonly string[]): Command {
+  const path = "/usr/bin:/bin:/usr/sbin:/sbin:/opt/homebrew/bin:/usr/local/bin";
+  // Deno from source finds its packages where we find them.
+  const cache = host.self.script === undefined ? undefined : host.env("DENO_DIR");
+  const env = { HOME: user.home, USER: user.name, LOGNAME: user.name, PATH: path, ...cache ? { DENO_DIR: cache } : {} };
+  const clean = ["/usr/bin/env", "-i", ...Object.entries(env).map(([name, value]) => `${name}=${value}`), ...words];
+  const setpriv = host.os === "linux" && host.look("/usr/bin/setpriv", "follow links").ok !== undefined;
+  const ids = [`--reuid=${user.uid}`, `--regid=${user.gid}`, "--init-groups"];
+  const shut = `${[3, 4, 5, 6, 7, 8, 9].map((n) => `${n}>&-`).join(" ")}`;
+  const argv: Command["argv"] = setpriv
+    ? ["/usr/bin/setpriv", ...ids, "/bin/sh", "-c", `exec ${shut}; exec "$@"`, "sh", ...clean]
+    : ["/usr/bin/sudo", "-n", "-H", "-u", `#${user.uid}`, "--", ...clean];
+  return { argv, env, apart: true };
+}
+
+/** One home, served by its owner's lima-guard. What that did not answer in time is unknown. */
+async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], untilMs: number): Promise<Report[]> {
+  const { host, role } = ctx;
+  const leftMs = untilMs - host.clockMs();
+  const timeout = String(Math.max(1, Math.floor(leftMs / 100) / 10));
+  const asked = role === "stop" ? ["--stop", "--all", "--timeout", timeout] : ["--status"];
+  const words = [...self, ...asked, "--json", "--lima-home", at.home, ...ctx.dryRun ? ["--dry-run"] : []];
+  const answer = await host.run(asUser(host, at.user, words), leftMs + OWNER_RESERVE_MS);
+  const address = { owner: at.user.name, home: at.home };
+  const told = answer.ok ? reportsIn(answer.ok.stdout) : [];
+  const status = answer.ok?.signal === undefined ? answer.ok?.code : undefined;
+  // No such home, or nothing in it: what lives all the same is found at the end.
+  if (status === EXIT.noInstance && told.length === 0) return [];
+  const isWhole = status !== undefined && worst(told.map((r) => r.status)) === status;
+  const reports = told.map((r) => ({ ...r, ...address, summary: `of ${address.owner}, in ${at.home}: ${wordsOf(r)}` }));
+  if (isWhole) return reports;
+  const last = answer.ok?.stderr.trim().split("\n").at(-1) || `it ended with status ${status}`;
+  const because = `the lima-guard of ${address.owner} gave no whole answer: ${answer.trouble ? answer.why : last}`;
+  const hint = shellWords([
+    "sudo",
+    "-H",
+    "-u",
+    address.owner,
+    "lima-guard",
+    ...asked.slice(0, 2),
+    "--lima-home",
+    at.home,
+  ]);
+  const blockers = [{ what: at.home, because, hint }];
+  return [...reports, report("*", "unknown", EXIT.tryAgain, "unknown", { ...address, blockers })];
+}
+
+/** The instances of a document that a lima-guard of the same version printed. */
+function reportsIn(text: string): Report[] {
+  const instances = jsonObject(text)?.["instances"];
+  const isReport = (r: Report) =>
+    typeof r?.name === "string" && typeof r.status === "number" && Array.isArray(r.blockers);
+  return Array.isArray(instances) ? instances.filter(isReport) : [];
+}
+
+function wordsOf({ stage, seconds, state }: Report): string {
+  return stage === null ? state : describeStop(stage, seconds["total"] ?? 0, undefined);
+}
+
+/** What lives at the end although no report says so: only when nothing does, root's `--all` answers 0. */
+async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Report[]> {
+  const { host, role } = ctx;
+  const table = await ps(host, "all", PS_LIMIT_MS);
+  if (table.trouble) return [notListed(table.why)];
+  const isTold = (one: Living) =>
+    reports.some((r) =>
+      r.name === one.name && (r.home === undefined || isSameDirectory(host, r.home, one.home)) &&
+      (role === "status" || ctx.dryRun || r.status !== EXIT.done)
+    );
+  return await Promise.all(
+    livingOf(table.ok.rows).filter((one) => !isTold(one)).map(async (one) => {
+      const user = await userName(host, one.uid);
+      const place = { ...one, owner: one.uid, address: one.uid === host.uid ? {} : { sudoUser: user } };
+      const because = `PID ${one.pid} of ${user} still lives`;
+      const blockers = [{ what: one.dir, because, hint: guardCommand(place, `--${role}`) }];
+      const address = { owner: user, home: one.home };
+      return report(one.name, "running", EXIT.failed, `of ${user}, in ${one.home}: still lives`, {
+        ...address,
+        blockers,
+      });
+    }),
+  );
 }
 
 // ─────────────────────────────────────────────────────────────────────────────── the role --status ──
@@ -3692,6 +3997,13 @@ interface Details {
   readonly lastStopAt: string | null;
   readonly lastRepair: string | null;
   readonly lastRepairAt: string | null;
+  /** Whether the guest was ever ready since its host agent started; null where that is not known, or none lives. */
+  readonly ready: boolean | null;
+  readonly stopping: Stopping | null;
+  /** The version of the lima-guard that supervises it. */
+  readonly guardVersion: string | null;
+  /** The last lines of the journal in words, for people only. */
+  readonly recent: readonly string[];
   /** How often a guard started it since the host did, and for how long the brake still holds. */
   readonly starts: number | null;
   readonly brakeSeconds: number | null;
@@ -3755,7 +4067,10 @@ async function status(ctx: Context, homes: Homes, name: string): Promise<Report 
   const lines = journalOf(host, place);
   const boot = await bootId(host);
   const jobs = await jobsOf(host, place);
-  const { troubles, notes } = judgeJobs(jobs, name, p.state, supervised);
+  const stages = ladderSteps(seen, "", ctx.budgetS).map((step) => step.kind);
+  const stopping = stopUnderWay(holder, lines, stages);
+  const { troubles, notes } = judgeJobs(jobs, place, p.state, supervised || stopping !== null);
+  const readiness = readinessOf(host, place, seen);
   const repair = lines.filter((l) => l.event === "pre").at(-1);
   const details: Details = {
     evidence: seen.claims.map(({ path, seen, verdict }) => ({
@@ -3767,6 +4082,10 @@ async function status(ctx: Context, homes: Homes, name: string): Promise<Report 
     limactlStart: limaWouldSay(seen, await sockOf(host, place)),
     jobs,
     supervisor: supervised ? holder.pid : null,
+    ready: readiness.ready,
+    stopping,
+    guardVersion: supervised ? versionIn(lines) : null,
+    recent: lines.slice(-10).map(journalWords),
     lastStop: lastStop(lines, boot, seen.alive.length > 0),
     ...lastStopFields(lines, seen.alive.length > 0),
     lastRepair: repair ? `${repair.time}: ${repair["state"]}` : null,
@@ -3775,14 +4094,31 @@ async function status(ctx: Context, homes: Homes, name: string): Promise<Report 
     brakeSeconds: Math.ceil(brakeMs(lines, host.wallMs()) / 1000),
     ...unreadJournal(host, place),
   };
-  const needed = needsPerson(p.state) || troubles.length > 0;
+  const degraded = readiness.errors.map((error) => ({
+    what: join(place.dir, HA_STDOUT),
+    because: `the host agent says that the instance is degraded: ${error}`,
+    hint: shellWords(["tail", join(place.dir, "ha.stderr.log")]),
+  }));
+  const needed = needsPerson(p.state) || troubles.length > 0 || degraded.length > 0;
   const told = reportPlan(place, p);
   const state = p.state === "clear" ? "stopped" : p.state;
-  const blockers = [...p.blockers, ...troubles];
+  const blockers = [...p.blockers, ...troubles, ...degraded];
   const fatal = seen.alive.length === 0 ? lastFatal(host, place) : [];
   const allNotes = [...p.notes, ...notes, ...ownerNotes(place), ...besideNotes(host, place), ...fatal];
   const result = { ...told, state, status: needed ? EXIT.failed : EXIT.done, blockers, notes: allNotes };
-  return { ...result, summary: `${state}: ${p.because}`, ...details };
+  const waits = readiness.waits === undefined ? "" : `, the guest is not ready: it waits for ${readiness.waits}`;
+  return { ...result, summary: `${state}: ${p.because}${waits}`, ...details };
+}
+
+/** Nothing is asked of logs that no living host agent writes: they are of the run before. */
+function readinessOf(host: Host, place: Place, seen: Observation): Readiness {
+  if (!seen.alive.some((p) => p.role === "host agent")) return { ready: null, errors: [] };
+  return readReadiness(textOf(host, join(place.dir, HA_STDOUT)), textOf(host, join(place.dir, "ha.stderr.log")));
+}
+
+function versionIn(lines: readonly JournalLine[]): string | null {
+  const version = lines.findLast((l) => l.event === "start")?.["version"];
+  return typeof version === "string" ? version : null;
 }
 
 async function sockOf(host: Host, place: Place): Promise<"answers" | "there" | "absent"> {
@@ -3850,22 +4186,42 @@ function tellStatus(reports: readonly (Report & Partial<Details>)[], verbose: bo
   });
   const head = ["NAME".padEnd(width), "STATE".padEnd(8), "JOB".padEnd(11), "LAST STOP"].join("  ");
   const told = reports.filter((r) => verbose || reports.length === 1 || r.status !== EXIT.done);
-  return [head, ...rows, ...told.flatMap((r) => ["", ...tellDetails(r)])].join("\n") + "\n";
+  return [head, ...rows, ...told.flatMap((r) => ["", ...tellDetails(r, verbose)])].join("\n") + "\n";
 }
 
-function tellDetails(r: Report & Partial<Details>): string[] {
+function tellDetails(r: Report & Partial<Details>, verbose: boolean): string[] {
+  const told: string[] = [r.summary];
+  // A reason that stands above already is not printed again.
+  const once = (before: string, because: string, after = "") => {
+    const isKnown = told.some((text) => text.includes(because));
+    told.push(because);
+    return isKnown ? "" : `${before}${because}${after}`;
+  };
+  const remark = (word: string) => ({ what, because, hint }: Remark) =>
+    `  ${word}: ${what}${once(": ", because)}${hint === undefined ? "" : ` (hint: ${hint})`}`;
+  const s = r.stopping;
   return [
     `${r.name}: ${r.summary}`,
-    ...r.evidence?.map((e) => `  ${basename(e.file)}${e.holds ? ` (${e.holds})` : ""}: ${e.because}`) ?? [],
+    ...s ? [`  lima-guard --${s.role}, PID ${s.pid}, is stopping it${stoppingWords(s)}`] : [],
+    ...r.evidence?.map((e) => `  ${basename(e.file)}${e.holds ? ` (${e.holds})` : ""}${once(": ", e.because)}`) ?? [],
     ...r.limactlStart === undefined ? [] : [`  limactl start: ${r.limactlStart}`],
-    ...r.steps.map(({ kind, what, because }) => `  --pre would ${describeStep({ kind, what, because })}`),
-    ...r.supervisor ? [`  supervised by lima-guard --run, PID ${r.supervisor}`] : [],
+    ...r.steps.map(({ what, because }) => `  --pre would ${what}${once(" (", because, ")")}`),
+    ...r.supervisor
+      ? [`  supervised by lima-guard --run ${r.guardVersion ?? ""}, PID ${r.supervisor}`.replace(" ,", ",")]
+      : [],
     ...r.jobs?.map((j) => `  job ${j.label}: ${j.wrapped ? "guarded" : "not guarded"}, loaded: ${j.loaded}`) ?? [],
     ...r.lastRepair ? [`  last repair: ${r.lastRepair}`] : [],
     ...r.brakeSeconds ? [`  the brake holds for ${r.brakeSeconds} s after ${r.starts} starts`] : [],
-    ...r.blockers.map((b) => `  ${describeRemark("look")(b)}`),
-    ...r.notes.map((n) => `  ${describeRemark("note")(n)}`),
+    ...r.blockers.map(remark("look")),
+    ...r.notes.map(remark("note")),
+    ...verbose ? (r.recent ?? []).map((line) => `  ${line}`) : [],
   ];
+}
+
+function stoppingWords({ since, stage, until }: Stopping): string {
+  const local = (time: string) => new Date(time).toLocaleTimeString("sv-SE");
+  if (since === null) return "";
+  return ` since ${local(since)}, stage ${stage}${until === null ? "" : `, until ${local(until)} at the latest`}`;
 }
 
 // ────────────────────────────────────────────────────────────────────────────── running: preparing ──
@@ -3938,6 +4294,12 @@ async function prepare(run: Run): Promise<RunEvent> {
   for (let blocked = 0;;) {
     const healed = await heal(ctx, place);
     if (healed.state === "running") return "healthy";
+    // Only launchd starts it before all volumes are mounted.
+    if (run.label === undefined && healed.blockers.some((b) => b.waitsFor === "volume")) {
+      run.status = healed.status;
+      ctx.host.stderr(tellAll([healed], false));
+      return "refused";
+    }
     if (healed.status !== EXIT.done) {
       tellBlocked(ctx, place, healed, growingPause(blocked));
       await ctx.host.pause(growingPause(blocked++));
@@ -4207,6 +4569,7 @@ async function startCommand(run: Run): Promise<void> {
   ctx.say("info", place, `started ${run.command[0]}, PID ${child.pid}`);
   void becomeRunning(run, place).catch((error) => fault(run, "watching the boot", error));
   await journal(ctx, place, "start", {
+    version: VERSION,
     pid: child.pid,
     command: run.command,
     job: run.job?.target ?? run.label ?? null,
@@ -4269,13 +4632,13 @@ async function environmentOf(host: Host, place: Place, program: string, label: s
   };
 }
 
-/** Our user's name and home from the user database. */
-async function userEntry(host: Host): Promise<{ name: string; home: string } | undefined> {
-  const command = host.os === "darwin" ? ["/usr/bin/id", "-P"] : ["/usr/bin/getent", "passwd", String(host.uid)];
+/** A user of the user database, by uid or name; our own where none is given. */
+async function userEntry(host: Host, who = String(host.uid)) {
+  const command = host.os === "darwin" ? ["/usr/bin/id", "-P", who] : ["/usr/bin/getent", "passwd", who];
   const answer = await host.run({ argv: command as [string, ...string[]] }, PS_LIMIT_MS);
   const fields = (answer.ok?.code === 0 ? answer.ok.stdout.trim() : "").split(":");
-  const [name, home] = [fields[0], fields.at(-2)];
-  return name && home?.startsWith("/") ? { name, home } : undefined;
+  const [name, home, uid, gid] = [fields[0], fields.at(-2), Number(fields[2]), Number(fields[3])];
+  return name && home?.startsWith("/") ? { name, home, uid, gid } : undefined;
 }
 
 // ─────────────────────────────────────────────────────────────────────────────── running: watching ──
@@ -4423,7 +4786,8 @@ async function adoptAgent(run: Run): Promise<void> {
   ctx.say("warn", place, `is running already: host agent ${pid} is adopted, ${run.command[0]} is not started`);
   run.lock?.note("supervising");
   run.startedMs = ctx.host.clockMs();
-  await journal(ctx, place, "start", { pid: pid ?? null, adopted: true, job: run.job?.target ?? run.label ?? null });
+  const job = run.job?.target ?? run.label ?? null;
+  await journal(ctx, place, "start", { version: VERSION, pid: pid ?? null, adopted: true, job });
   watchRunning(run, place, pid);
 }
 
@@ -4590,6 +4954,7 @@ export function realHost(): Host {
     os,
     uid: Deno.uid() ?? -1,
     pid: Deno.pid,
+    self: { program: Deno.execPath(), ...Deno.build.standalone ? {} : { script: Deno.mainModule } },
     env: (name) => Deno.env.get(name),
     wallMs: () => Date.now(),
     clockMs: () => performance.now(),
@@ -4725,7 +5090,7 @@ async function within<T>(promise: Promise<T>, ms: number, otherwise: T): Promise
 // ──────────────────────────────────────────────────────────── the real host: processes and sockets ──
 
 function environmentFor(command: Command): Record<string, string> {
-  const env = { ...Deno.env.toObject(), ...command.env };
+  const env = { ...command.apart ? {} : Deno.env.toObject(), ...command.env };
   for (const name of command.unset ?? []) delete env[name];
   return env;
 }
@@ -4742,6 +5107,7 @@ async function runToEnd(command: Command, limitMs: number): Promise<Tried<Ended>
     stdout: "piped",
     stderr: "piped",
     detached: true,
+    ...command.apart ? { cwd: "/" } : {},
   } as const;
   const child = attempt(() => new Deno.Command(program, options).spawn());
   if (child.trouble) return child;
@@ -4957,7 +5323,7 @@ function invocationOf(
   const names = [...new Set(parsed._.map(literal))];
   const all = parsed["all"] === true;
   const [home, timeout] = [parsed["lima-home"], parsed["timeout"]].map((v) => v === undefined ? v : literal(v));
-  if (all && role !== "stop") return { usage: "--all goes with --stop" };
+  if (all && role === "run") return { usage: "--all goes with --pre, --stop and --status" };
   if (all && names.length > 0) return { usage: "Cannot take --all and instance names at once" };
   if (!all && names.length === 0 && role !== "status") return { usage: "No instance is named" };
   if (role === "run" && names.length > 1) {
@@ -4993,17 +5359,24 @@ export async function main(args: readonly string[], host: Host): Promise<number>
     return EXIT.usage;
   }
   if ("install" in invocation) return await install(invocation.install, host);
-  const homes = limaHomes(host, invocation.limaHome);
+  const { role, all } = invocation;
+  const found = limaHomes(host, invocation.limaHome);
+  // A hook of root's may have no HOME; then only the users' homes are served.
+  const isMachine = host.uid === 0 && all && (role === "stop" || role === "status") &&
+    ("why" in found || !found.isExplicit);
+  const homes = isMachine && "why" in found ? { isExplicit: false, paths: [] } : found;
   if ("why" in homes) {
     host.stderr(`lima-guard: ${homes.why} (hint: lima-guard --lima-home DIR …)\n`);
     return EXIT.tryAgain;
   }
   const ctx = contextFor(host, invocation);
-  const others = host.uid === 0 && invocation.all && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
+  if (role === "stop") hearSkips(ctx);
+  const machine = isMachine ? wholeMachine(ctx) : Promise.resolve([]);
+  const others = host.uid === 0 && all && role === "pre" && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
   const listed = invocation.all || invocation.names.length === 0
-    ? await everyInstance(host, homes)
+    ? await everyInstance(ctx, homes)
     : { ok: invocation.names.map((name) => ({ name, homes })) };
-  const wanted = "because" in listed && others.length > 0 ? { ok: [] } : listed;
+  const wanted = "because" in listed && (isMachine || others.length > 0) ? { ok: [] } : listed;
   if ("because" in wanted) {
     const where = homes.paths[0];
     host.stderr(`lima-guard: Cannot list the instances of ${where}: ${wanted.because} (hint: --lima-home DIR)\n`);
@@ -5013,14 +5386,13 @@ export async function main(args: readonly string[], host: Host): Promise<number>
   if (program !== undefined && !invocation.dryRun) {
     return await superviseRun(ctx, homes, invocation.names[0] ?? "", [program, ...rest]);
   }
-  if (invocation.role === "stop") hearSkips(ctx);
   const own = await Promise.all(wanted.ok.map((one) => serve(ctx, one, invocation.command)));
-  const reports = [...own, ...others];
+  const unlisted = "unknown" in wanted && wanted.unknown ? [wanted.unknown] : [];
+  const told = [...own, ...others, ...await machine, ...unlisted];
+  const reports = isMachine ? [...told, ...await stillLiving(ctx, told)] : told;
   const status = worst(reports.map((r) => r.status));
-  const told = invocation.role === "status"
-    ? tellStatus(reports, invocation.verbose)
-    : tellAll(reports, invocation.dryRun);
-  host.stdout(invocation.json ? documentOf(invocation.role, reports) : told);
+  const text = role === "status" ? tellStatus(reports, invocation.verbose) : tellAll(reports, invocation.dryRun);
+  host.stdout(invocation.json ? documentOf(role, reports) : text);
   return status;
 }
 
@@ -5122,7 +5494,7 @@ function secondsLeft(host: Host, untilMs: number): number {
 
 /** The JSON document of a run; the field names are stable. */
 function documentOf(role: string, reports: readonly Report[]): string {
-  const instances = reports.map(({ summary: _, ...fields }) => fields);
+  const instances = reports.map(({ summary: _, ...fields }) => ({ ...fields, recent: undefined }));
   return `${JSON.stringify({ version: 1, role, instances }, null, 2)}\n`;
 }
 

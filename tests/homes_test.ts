@@ -1,7 +1,7 @@
 /** Where instances are found: the home that was named, ~/.lima, and the homes of other programs. */
 
 import assert from "node:assert/strict";
-import { runGuard, tempLimaHome } from "./helpers/mod.ts";
+import { eventually, runGuard, spawnGuard, tempLimaHome } from "./helpers/mod.ts";
 import type { Home } from "./helpers/mod.ts";
 
 /** An instance in another home of the same user. */
@@ -75,4 +75,66 @@ Deno.test("a ~/.lima that is a link to nowhere says where it points", async () =
     assert.equal(status, 66);
     assert.match(stdout + stderr, /a link to .*\/VOL, which is not there/);
   }
+});
+
+Deno.test("no instance anywhere is 66, and says where was looked", async () => {
+  await using home = await tempLimaHome();
+  Deno.mkdirSync(`${home.user}/.lima/_config`, { recursive: true });
+  const env = { ...BARE, HOME: home.user };
+  for (const args of [["--status"], ["--pre", "--all"]]) {
+    const { status, stderr } = await runGuard(home, args, { env });
+    assert.equal(status, 66, args.join(" "));
+    for (const where of [".lima", ".config/colima/_lima", "rancher-desktop/lima"]) {
+      assert.ok(stderr.includes(where), stderr);
+    }
+  }
+  assert.equal((await runGuard(home, ["--status", "--lima-home", "~/.lima"], { env })).status, 0, "the home is there");
+});
+
+Deno.test("one home under two names is served once, and a link to an instance is named for --all", async () => {
+  await using home = await tempLimaHome();
+  const dir = instanceIn(home, `${home.user}/.lima`, "k3s");
+  Deno.symlinkSync(dir, `${home.user}/.lima/other`);
+  Deno.mkdirSync(`${home.user}/.colima`);
+  Deno.symlinkSync(`${home.user}/.lima`, `${home.user}/.colima/_lima`);
+  const { status, json, stderr } = await runGuard(home, ["--status", "--json"], { env: BARE });
+  assert.deepEqual([status, json().instances.map((i: { name: string }) => i.name)], [0, ["k3s"]]);
+  assert.match(stderr, /other: .*\/\.lima\/other is a link, which --all and Lima's own list leave out/);
+});
+
+const LABEL = { XPC_SERVICE_NAME: "io.lima-vm.daemon.k3s" };
+
+Deno.test("a volume behind ~/.lima that comes late: lock and journal have the real directory, and --stop stops it", async () => {
+  await using home = await tempLimaHome();
+  const volume = `${home.root}/VOL`;
+  Deno.symlinkSync(volume, `${home.user}/.lima`);
+  const env = { ...BARE, ...LABEL };
+  await using guard = spawnGuard(home, ["--run", "k3s", "--", "sleep", "60"], { env });
+  await guard.waitForLine(/looks again in 5 s/);
+  const dir = instanceIn(home, volume, "k3s");
+  await guard.waitForLine(/started sleep/);
+  const first = (file: string) => JSON.parse(Deno.readTextFileSync(`${dir}/${file}`).split("\n", 1)[0]!);
+  await eventually(() =>
+    assert.deepEqual([first("lima-guard.jsonl").event, first("lima-guard.jsonl").dir], ["start", dir])
+  );
+  assert.deepEqual([first("lima-guard.lock").dir, first("lima-guard.lock").pid], [dir, guard.pid]);
+  const shown = (await runGuard(home, ["--status", "--json", "k3s"], { env: BARE })).json().instances[0];
+  assert.equal(shown.supervisor, guard.pid);
+  const stopped = await runGuard(home, ["--stop", "k3s"], { env: BARE });
+  assert.equal(stopped.status, 0, stopped.stderr);
+  assert.equal((await guard.result()).status, 0);
+});
+
+Deno.test("an additional disk whose volume is missing is waited for under launchd; elsewhere it is 75", async () => {
+  await using home = await tempLimaHome();
+  home.instance("k3s", { yaml: "additionalDisks:\n- name: data\n" });
+  const args = ["--run", "k3s", "--", "true"];
+  const elsewhere = await runGuard(home, args);
+  assert.equal(elsewhere.status, 75, elsewhere.stderr);
+  assert.match(elsewhere.stderr, /additional disk data is not there/);
+  await using waiting = spawnGuard(home, args, { env: LABEL });
+  await waiting.waitForLine(/looks again in 5 s/);
+  home.disk("data");
+  assert.equal((await waiting.result()).status, 0);
+  assert.match(waiting.stderr, /started true/);
 });

@@ -1,28 +1,190 @@
-/** What root may do about the instances of other users: say whose they are and what to type, and touch nothing. */
+/** Root: `--stop --all` and `--status --all` serve the whole machine as its users; other roles touch nothing of theirs. */
 
 import assert from "node:assert/strict";
-import { bystander, NO_ORDINARY_USER, ordinaryUser, runGuard, tempLimaHome } from "./helpers/mod.ts";
+import {
+  type Agent,
+  bystander,
+  eventually,
+  type Home,
+  isAlive,
+  NO_ORDINARY_USER,
+  type OrdinaryUser,
+  ordinaryUser,
+  runGuard,
+  spawnGuard,
+  startAgent,
+  tempLimaHome,
+} from "./helpers/mod.ts";
 
-const user = ordinaryUser();
-const title = "root's --all does not answer 0 while another user's host agent lives, and touches nothing";
+const zoe = ordinaryUser();
+const yan = ordinaryUser("lgtest2");
 
-Deno.test({
-  name: user === null ? `${title} (${NO_ORDINARY_USER})` : title,
-  ignore: user === null,
-  fn: async () => {
-    await using home = await tempLimaHome();
-    Deno.chmodSync(home.root, 0o755);
-    const dir = `${home.root}/a home nobody names/k3s`;
-    const command = ["limactl", "hostagent", "--pidfile", `${dir}/ha.pid`, "--socket", `${dir}/ha.sock`, "k3s"];
-    const options = { env: { LIMA_HOME: "" } };
-    await using agent = await bystander(home, { command, uid: user!.uid, gid: user!.gid });
-    for (const role of ["--stop"]) {
-      const { status, json } = await runGuard(home, [role, "--all", "--json"], options);
-      const [told] = json().instances;
-      assert.deepEqual([status, told.name, told.status], [77, "k3s", 77], role);
-      const typed = `sudo -H -u ${user!.name} lima-guard ${role} --lima-home '${home.root}/a home nobody names' k3s`;
-      assert.equal(told.blockers[0].hint, typed);
+function asRoot(name: string, fn: () => Promise<void>): void {
+  Deno.test({ name: zoe === null ? `${name} (${NO_ORDINARY_USER})` : name, ignore: zoe === null, fn });
+}
+
+/** Where the lima-guard of every user finds its packages. */
+function everyonesEnv(home: Home): Record<string, string> {
+  Deno.chmodSync(home.root, 0o755);
+  const dir = `${home.root}/deno-dir`;
+  Deno.mkdirSync(dir, { recursive: true });
+  Deno.chmodSync(dir, 0o777);
+  return { LIMA_HOME: "", DENO_DIR: dir };
+}
+
+/** A running instance of a user, in a home that nothing but its host agent names. */
+async function agentOf(home: Home, user: OrdinaryUser, name: string): Promise<Agent> {
+  const instance = home.instance(name);
+  home.giveTo(user);
+  return await startAgent(instance, { uid: user.uid, gid: user.gid });
+}
+
+interface Told {
+  name: string;
+  status: number;
+  state: string;
+  home?: string;
+  owner?: string;
+  blockers: { what: string; because: string; hint?: string }[];
+}
+
+asRoot("root's --stop --all stops the instances of two users, and --status --all shows them", async () => {
+  await using one = await tempLimaHome();
+  await using two = await tempLimaHome();
+  await using root = await tempLimaHome();
+  await using zoes = await agentOf(one, zoe!, "k3s");
+  await using yans = await agentOf(two, yan!, "k3s");
+  for (const home of [one, two]) Deno.chmodSync(home.root, 0o755);
+  const env = everyonesEnv(root);
+  const shown: Told[] = (await runGuard(root, ["--status", "--all", "--json"], { env })).json().instances;
+  const owners = (told: Told[]) => told.map((t) => [t.owner, t.home, t.name].join(" ")).sort();
+  const expected = [`${zoe!.name} ${one.lima} k3s`, `${yan!.name} ${two.lima} k3s`].sort();
+  assert.deepEqual(owners(shown), expected);
+  assert.deepEqual(shown.map((t) => t.state), ["running", "running"]);
+  const { status, json, stderr } = await runGuard(root, ["--stop", "--all", "--json", "--timeout", "20"], { env });
+  assert.deepEqual([status, owners(json().instances)], [0, expected], stderr);
+  assert.deepEqual([zoes.isAlive(), yans.isAlive()], [false, false]);
+  for (const [home, user] of [[one, zoe], [two, yan]] as const) {
+    const info = Deno.statSync(`${home.lima}/k3s/lima-guard.jsonl`);
+    assert.deepEqual([info.uid, info.gid], [user!.uid, user!.gid], "its files stay its owner's");
+  }
+  const text = await runGuard(root, ["--stop", "--all"], { env });
+  assert.deepEqual(
+    [text.status, text.stdout],
+    [0, "no instance\n"],
+    "nothing lives any more, and no home is left to name",
+  );
+});
+
+asRoot("root's --stop --all has a name for a home in the summary", async () => {
+  await using one = await tempLimaHome();
+  await using root = await tempLimaHome();
+  await using agent = await agentOf(one, zoe!, "k3s");
+  Deno.chmodSync(one.root, 0o755);
+  const { status, stdout } = await runGuard(root, ["--stop", "--all", "--timeout", "20"], { env: everyonesEnv(root) });
+  assert.equal(status, 0, stdout);
+  assert.match(stdout, new RegExp(`^k3s: of ${zoe!.name}, in ${one.lima}: stopped `));
+  assert.equal(agent.isAlive(), false);
+});
+
+asRoot("a lima-guard that hangs is ended with the budget, and its home is unknown", async () => {
+  await using one = await tempLimaHome();
+  await using root = await tempLimaHome();
+  await using agent = await agentOf(one, zoe!, "k3s");
+  Deno.chmodSync(one.root, 0o755);
+  await using guard = spawnGuard(root, ["--stop", "--all", "--json", "--timeout", "3"], { env: everyonesEnv(root) });
+  const child = await eventually(() => {
+    const { stdout } = new Deno.Command("ps", { args: ["-u", String(zoe!.uid), "-ww", "-o", "pid=,args="] })
+      .outputSync();
+    const lines = new TextDecoder().decode(stdout).split("\n");
+    const row = lines.find((line) => / --stop --all /.test(line) && line.includes(one.lima) && !/\/bin\/sh/.test(line));
+    assert.ok(row, lines.join("\n"));
+    return Number(row.trim().split(" ", 1)[0]);
+  });
+  Deno.kill(child, "SIGSTOP");
+  const result = await guard.result({ timeoutMs: 20_000 });
+  assert.equal(isAlive(child), false);
+  const told: Told[] = result.json().instances;
+  assert.ok(told.some((t) => t.home === one.lima && t.state === "unknown" && t.status === 75), result.stdout);
+  assert.ok(told.some((t) => t.name === "k3s" && t.status === 1 && /still lives/.test(t.blockers[0]!.because)));
+  assert.equal(result.status, 1);
+  assert.ok(agent.isAlive());
+});
+
+asRoot("a user without an entry in the user database is no reason to answer 0", async () => {
+  await using home = await tempLimaHome();
+  const dir = `${home.root}/VM/k3s`;
+  const command = ["limactl", "hostagent", "--pidfile", `${dir}/ha.pid`, "--socket", `${dir}/ha.sock`, "k3s"];
+  const env = everyonesEnv(home);
+  await using agent = await bystander(home, { command, uid: 54_321, gid: 54_321 });
+  const { status, json } = await runGuard(home, ["--stop", "--all", "--json"], { env });
+  const [told] = json().instances as Told[];
+  assert.deepEqual([status, told!.name, told!.status], [75, "k3s", 75]);
+  assert.match(told!.blockers[0]!.because, /uid 54321 has no entry in the user database/);
+  agent.assertAlive();
+});
+
+asRoot(
+  "a driver that lost its host agent, in a home that is not there, keeps --stop --all from answering 0",
+  async () => {
+    for (
+      const tail of [
+        ["qemu-system-x86_64", "-m", "1", "-pidfile", "DIR/qemu.pid"],
+        ["krunkit", "--device", "virtio-blk,path=DIR/diffdisk"],
+        ["lima-driver-x", "--inst-dir", "DIR"],
+      ]
+    ) {
+      await using home = await tempLimaHome();
+      const lima = `${home.root}/a home nobody names`;
+      const command = tail.map((word) => word.replace("DIR", `${lima}/k3s`));
+      const env = everyonesEnv(home);
+      await using driver = await bystander(home, { command, uid: zoe!.uid, gid: zoe!.gid });
+      const { status, json } = await runGuard(home, ["--stop", "--all", "--json"], { env });
+      const told = (json().instances as Told[]).find((t) => t.name === "k3s");
+      assert.deepEqual([status, told?.status], [1, 1], command.join(" "));
+      assert.match(told!.blockers[0]!.hint!, /sudo -H -u lgtest lima-guard --stop --lima-home '.*nobody names' k3s$/);
+      driver.assertAlive();
     }
-    agent.assertAlive();
   },
+);
+
+asRoot("a home of a LaunchDaemon is served where no host agent lives yet", async () => {
+  await using one = await tempLimaHome();
+  await using root = await tempLimaHome();
+  one.instance("k3s");
+  one.giveTo(zoe!);
+  Deno.chmodSync(one.root, 0o755);
+  const folder = "/Library/LaunchDaemons";
+  const plist = `${folder}/io.lima-guard.test.plist`;
+  Deno.mkdirSync(folder, { recursive: true });
+  Deno.writeTextFileSync(
+    plist,
+    `<plist><dict><key>UserName</key><string>${zoe!.name}</string><key>EnvironmentVariables</key><dict>
+<key>LIMA_HOME</key><string>${one.lima}</string></dict><key>ProgramArguments</key><array><string>/x/lima-guard</string>
+<string>--run</string><string>k3s</string><string>--</string><string>limactl</string></array></dict></plist>`,
+  );
+  try {
+    const { status, json, stderr } = await runGuard(root, ["--stop", "--all", "--json"], { env: everyonesEnv(root) });
+    const [told] = json().instances as Told[];
+    assert.deepEqual([status, told?.name, told?.home, told?.state], [0, "k3s", one.lima, "stopped"], stderr);
+  } finally {
+    Deno.removeSync(plist);
+  }
+});
+
+asRoot("the other roles of root touch nothing of another user, and say what to type", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  home.giveTo(zoe!);
+  Deno.chmodSync(home.root, 0o755);
+  for (const [role, ...rest] of [["--pre"], ["--stop"], ["--run", "--", "true"]] as const) {
+    const before = k3s.files();
+    const ran = await runGuard(home, [role, "k3s", ...rest]);
+    assert.equal(ran.status, 77, role);
+    assert.match(
+      ran.stdout + ran.stderr,
+      new RegExp(`sudo -H -u ${zoe!.name} lima-guard ${role} --lima-home \\S+ k3s`),
+    );
+    assert.deepEqual(k3s.files(), before);
+  }
 });

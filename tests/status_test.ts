@@ -12,7 +12,10 @@ import {
   needsPerson,
   type Observation,
   readProgramArguments,
+  readReadiness,
   runsInstance,
+  stopUnderWay,
+  VERSION,
 } from "../lima_guard.ts";
 import { bystander, isAlive, ordinaryUser, runGuard, spawnGuard, startAgent, tempLimaHome } from "./helpers/mod.ts";
 import { claim, observation } from "./observations.ts";
@@ -156,6 +159,7 @@ for (
 
 // ── what needs a person ──
 
+const PLACE = { name: "k3s", home: "/Users/zoe/.lima", dir: DIR, owner: 501, address: { isDefaultHome: true } };
 const JOB: JobSeen = {
   label: "io.lima-vm.daemon.k3s",
   plist: "/Library/LaunchDaemons/io.lima-vm.daemon.k3s.plist",
@@ -179,7 +183,7 @@ for (
   ] as const
 ) {
   Deno.test(`jobs: ${name}`, () => {
-    const told = judgeJobs(jobs, "k3s", state, supervised);
+    const told = judgeJobs(jobs, PLACE, state, supervised);
     assert.equal(told.troubles.length, troubles.length);
     troubles.forEach((pattern, i) => assert.match(told.troubles[i]!.because, pattern));
     for (const remark of told.troubles) assert.ok(remark.hint, "the next command to type");
@@ -187,9 +191,11 @@ for (
 }
 
 Deno.test("jobs: one without the guard, and one with too little time, are told the command that mends them", () => {
-  const short = judgeJobs([{ ...JOB, exitTimeoutS: 5 }], "k3s", "stopped", false);
-  const bare = judgeJobs([{ ...JOB, wrapped: false }], "k3s", "stopped", false);
+  const short = judgeJobs([{ ...JOB, exitTimeoutS: 5 }], PLACE, "stopped", false);
+  const bare = judgeJobs([{ ...JOB, wrapped: false }], PLACE, "stopped", false);
   assert.deepEqual([...short.troubles, ...bare.notes].map((r) => r.hint), Array(2).fill("lima-guard --install k3s"));
+  const elsewhere = judgeJobs([{ ...JOB, wrapped: false }], { ...PLACE, address: {} }, "stopped", false);
+  assert.equal(elsewhere.notes[0]!.hint, "lima-guard --install --lima-home /Users/zoe/.lima k3s");
 });
 
 Deno.test("running, stopped, clear and booting need nobody, all else does", () => {
@@ -205,7 +211,11 @@ Deno.test("running, stopped, clear and booting need nobody, all else does", () =
 const claims = (...files: [string, string][]): Partial<Observation> => ({
   claims: files.map(([file, why]) => ({
     path: `${DIR}/${file}`,
-    verdict: { kind: why.startsWith("PID 7 is dead") ? "dead" : "not ours", why },
+    verdict: {
+      kind: why.startsWith("PID 7 is dead") ? "dead" : "not ours",
+      why,
+      ...(why.includes("zombie") ? { reason: "zombie" } : {}),
+    },
     seen: { dev: 1, ino: 1, size: 4, mtimeMs: 0, text: why.startsWith("it is not a PID") ? "" : "789\n" },
     scope: "instance",
     companions: [],
@@ -406,4 +416,133 @@ Deno.test({
     assert.deepEqual([status, json().instances[0].state, stderr], [0, "stopped", ""]);
     assert.deepEqual(k3s.files(), before);
   },
+});
+
+// ── ready, failed, a stop under way ──
+
+const EVENTS = (...status: string[]) => status.map((s) => `{"time":"2026-11-22T23:24:00Z","status":{${s}}}\n`).join("");
+const LOGGED = (...msgs: string[]) =>
+  msgs.map((msg) => `${JSON.stringify({ level: "info", msg, time: "2026-11-22T23:23:44Z" })}\n`).join("");
+const WAITING = "Waiting for the essential requirement 1 of 2: `ssh`";
+
+for (
+  const [name, events, log, expected] of [
+    ["nothing to read", "", "", { ready: null, errors: [] }],
+    ["running", EVENTS(`"sshLocalPort":60022`, `"running":true`), "", { ready: true, errors: [] }],
+    ["it waits", EVENTS(`"sshLocalPort":60022`), LOGGED("booting", WAITING), {
+      ready: false,
+      errors: [],
+      waits: "`ssh`, requirement 1 of 2, since 2026-11-22T23:23:44Z",
+    }],
+    [
+      "between two requirements it waits for none",
+      EVENTS(`"sshLocalPort":60022`),
+      LOGGED(WAITING, "The essential requirement 1 of 2 is satisfied"),
+      { ready: false, errors: [] },
+    ],
+    [
+      "degraded",
+      EVENTS(`"running":true,"degraded":true,"errors":["guest agent is dead","no DNS"]`),
+      "",
+      { ready: true, errors: ["guest agent is dead", "no DNS"] },
+    ],
+    [
+      "degraded, and well again",
+      EVENTS(`"running":true,"degraded":true,"errors":["x"]`, `"running":true`),
+      "",
+      { ready: true, errors: [] },
+    ],
+  ] as const
+) {
+  Deno.test(`ready by the host agent's own logs: ${name}`, () =>
+    assert.deepEqual(readReadiness(events, log), expected));
+}
+
+const HOLDER = { pid: 77, started: "", dir: DIR, role: "stop", phase: "stopping" };
+const BEGAN = line("stop", { budgetS: 60 });
+const SINCE = { pid: 77, role: "stop", since: "2026-11-22T23:16:54.000Z", until: "2026-11-22T23:17:54.000Z" };
+for (
+  const [name, holder, lines, stages, expected] of [
+    ["none holds the lock", undefined, [BEGAN], ["agent"], null],
+    ["a supervisor holds it", { ...HOLDER, role: "run", phase: "supervising" }, [BEGAN], ["agent"], null],
+    ["just begun", HOLDER, [line("start"), END], [], { pid: 77, role: "stop", since: null, stage: null, until: null }],
+    ["in its first stage", HOLDER, [END, BEGAN], ["guest", "agent", "kill"], { ...SINCE, stage: "guest" }],
+    [
+      "after two stages, and no driver to stop",
+      HOLDER,
+      [BEGAN, line("stage", { stage: "guest" }), line("stage", { stage: "agent" })],
+      ["guest", "agent", "kill"],
+      { ...SINCE, stage: "kill" },
+    ],
+    [
+      "nothing lives any more",
+      HOLDER,
+      [BEGAN, line("stage", { stage: "guest" })],
+      [],
+      { ...SINCE, stage: "clean up" },
+    ],
+  ] as const
+) {
+  Deno.test(`a stop under way: ${name}`, () => assert.deepEqual(stopUnderWay(holder, lines, stages), expected));
+}
+
+Deno.test("an agent whose guest is not ready is running, and --status says what it waits for", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using _agent = await startAgent(k3s);
+  k3s.write("ha.stdout.log", EVENTS(`"sshLocalPort":60022`));
+  k3s.write("ha.stderr.log", LOGGED(WAITING));
+  const { status, stdout } = await runGuard(home, ["--status", "k3s"]);
+  assert.equal(status, 0);
+  assert.match(stdout, /k3s: running: .*not ready: it waits for `ssh`, requirement 1 of 2, since 2026-/);
+  k3s.write("ha.stdout.log", EVENTS(`"running":true,"degraded":true,"errors":["no DNS"]`));
+  const degraded = await runGuard(home, ["--status", "--json", "k3s"]);
+  const [told] = degraded.json().instances;
+  assert.deepEqual([degraded.status, told.state, told.ready], [1, "running", true]);
+  assert.match(told.blockers[0].because, /degraded: no DNS$/);
+});
+
+Deno.test("the fatal line of a start that failed is shown where nothing lives", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  k3s.write("ha.stderr.log", `${JSON.stringify({ level: "fatal", msg: "disk `d` in use by instance `b`" })}\n`);
+  const { status, stdout } = await runGuard(home, ["--status", "k3s"]);
+  assert.equal(status, 0);
+  assert.match(stdout, /last words: disk `d` in use by instance `b`/);
+});
+
+Deno.test("an agent that answers and has lost its driver says that the driver has died", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using _agent = await startAgent(k3s);
+  Deno.removeSync(k3s.path("vz.pid"));
+  k3s.pidFile("qemu.pid", 999_999);
+  const { stdout } = await runGuard(home, ["--status", "k3s"]);
+  assert.equal(stdout.match(/answers, its driver has died/g)?.length, 1, stdout);
+});
+
+Deno.test("--status shows a stop under way, the supervisor's version, and with -v the journal in words", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s", { conf: { stop: "never" } });
+  await using guard = spawnGuard(home, ["--run", "k3s", "--", home.limactl, "start", "k3s", "--foreground"]);
+  await guard.waitForLine(/Running after/);
+  const shown = async (...more: string[]) => await runGuard(home, ["--status", ...more, "k3s"]);
+  assert.equal((await shown("--json")).json().instances[0].guardVersion, VERSION);
+  Deno.kill(k3s.pid("ha.pid")!, "SIGSTOP");
+  guard.signal("SIGTERM");
+  await guard.waitForLine(/stage agent/);
+  const [told] = (await shown("--json")).json().instances;
+  assert.deepEqual([told.stopping.pid, told.stopping.role, told.stopping.stage], [guard.pid, "run", "agent"]);
+  assert.ok(Date.parse(told.stopping.since) < Date.parse(told.stopping.until));
+  const { stdout } = await shown("-v");
+  assert.match(
+    stdout,
+    new RegExp(`lima-guard --run, PID ${guard.pid}, is stopping it since \\d+:\\d+:\\d+, stage agent`),
+  );
+  assert.match(
+    stdout,
+    /^ {2}\d{4}-\d\d-\d\d \d\d:\d\d:\d\d {2}--run: stop began, budget 60 s, alive: host agent \d+$/m,
+  );
+  assert.equal("recent" in told, false);
+  Deno.kill(k3s.pid("ha.pid")!, "SIGCONT");
 });

@@ -38,11 +38,13 @@ const object = (required: readonly string[], properties: Readonly<Record<string,
   { type: "object", required, properties }
 );
 
-const REMARK = object(["what", "because"], { what: text, because: text, hint: text });
+const REMARK = object(["what", "because"], { what: text, because: text, hint: text, waitsFor: { const: "volume" } });
 const STEP = { kind: text, what: text, because: text, outcome: text };
 /** `summary` is for people and not printed. */
 const REPORT: Readonly<Record<Exclude<keyof Report, "summary">, unknown>> = {
   name: text,
+  owner: text,
+  home: text,
   state: { enum: names(STATES) },
   status: { enum: [0, 1, 64, 66, 75, 77] },
   stage: { enum: [...names(STAGES), null] },
@@ -56,14 +58,17 @@ const STATUS = {
   evidence: { type: "array", items: { type: "object" } },
   limactlStart: text,
   jobs: { type: "array", items: { type: "object" } },
-  supervisor: { type: ["object", "null"] },
+  supervisor: { type: ["number", "null"] },
   lastStop: text,
   lastStopKind: { enum: LAST_STOP_KINDS },
   lastStopAt: textOrNull,
   lastRepair: textOrNull,
   lastRepairAt: textOrNull,
-  starts: count,
-  brakeSeconds: count,
+  ready: { type: ["boolean", "null"] },
+  stopping: { type: ["object", "null"] },
+  guardVersion: textOrNull,
+  starts: { type: ["number", "null"], minimum: 0 },
+  brakeSeconds: { type: ["number", "null"], minimum: 0 },
 };
 
 export const SCHEMA = {
@@ -72,7 +77,9 @@ export const SCHEMA = {
   ...object(["version", "role", "instances"], {
     version: { const: 1 },
     role: { enum: ["pre", "stop", "run", "status"] },
-    instances: list(object(Object.keys(REPORT), { ...REPORT, ...STATUS })),
+    instances: list(
+      object(Object.keys(REPORT).filter((field) => !["owner", "home"].includes(field)), { ...REPORT, ...STATUS }),
+    ),
   }),
 };
 

@@ -16,24 +16,24 @@ export interface OrdinaryUser {
 export const NO_ORDINARY_USER = "needs root, Linux and useradd, to run something as another user";
 
 /** Where the tests run as root, a user without a login, made where it is missing; else null. */
-export function ordinaryUser(): OrdinaryUser | null {
+export function ordinaryUser(name = NAME): OrdinaryUser | null {
   if (Deno.uid() !== 0 || Deno.build.os !== "linux") return null;
-  if (id("-u") === undefined) {
+  if (id("-u", name) === undefined) {
     try {
-      run("useradd", ["--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", NAME]);
+      run("useradd", ["--no-create-home", "--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin", name]);
     } catch {
       // Made meanwhile by another test file that runs beside this one; or there is no useradd. The next lines tell.
     }
   }
-  const [uid, gid] = [id("-u"), id("-g")];
+  const [uid, gid] = [id("-u", name), id("-g", name)];
   if (uid === undefined || gid === undefined) return null;
   const runAs: OrdinaryUser["runAs"] = (command, args, env = {}) =>
     new Deno.Command(command, { args, env, clearEnv: true, cwd: "/", stdin: "null", uid, gid }).output();
-  return { name: NAME, uid, gid, runAs };
+  return { name, uid, gid, runAs };
 }
 
-function id(which: "-u" | "-g"): number | undefined {
-  const { success, stdout } = new Deno.Command("id", { args: [which, NAME], stderr: "null" }).outputSync();
+function id(which: "-u" | "-g", name: string): number | undefined {
+  const { success, stdout } = new Deno.Command("id", { args: [which, name], stderr: "null" }).outputSync();
   return success ? Number(new TextDecoder().decode(stdout)) : undefined;
 }
 
