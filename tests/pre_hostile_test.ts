@@ -227,7 +227,7 @@ test("everything else that is read may be a FIFO, a link to one, or a directory"
   }
 }, { yaml: "additionalDisks:\n- data\n" });
 
-test("the lock is a FIFO, a link out of the directory, or a directory", async ({ home, k3s, stranger }) => {
+test("the lock is a FIFO, a link out of the directory, or a directory: nothing is done, and no waiting", async ({ home, k3s, stranger }) => {
   Deno.writeTextFileSync(`${home.root}/outside`, "keep\n");
   for (
     const make of [
@@ -240,8 +240,9 @@ test("the lock is a FIFO, a link out of the directory, or a directory", async ({
     make(k3s.path(LOCK));
     k3s.pidFile("vz.pid", stranger.pid);
     const { status, told } = await pre(k3s, { timeoutMs: 10_000 });
-    assert.equal(status, 0);
-    assert.equal(told.steps.length, 1);
+    assert.deepEqual([status, told.state, told.steps], [75, "unknown", []]);
+    assert.match(remark(told.blockers[0]!), /lima-guard\.lock: it cannot be locked: .*ls -l/);
+    assert.equal(k3s.pid("vz.pid"), stranger.pid);
     k3s.remove(LOCK);
   }
   assert.equal(Deno.readTextFileSync(`${home.root}/outside`), "keep\n");

@@ -453,10 +453,13 @@ interface OrphanCase {
   readonly args?: string[];
   /** The stage that ends it, and how its guest's file system is left. */
   readonly by: "guest" | "driver" | "kill";
+  readonly outcome?: string;
   readonly disk: "clean" | "dirty";
   /** The guard's own removals besides those of the stranger's files; the driver takes away its own files itself. */
   readonly removes: readonly string[];
 }
+
+const CUT = "done; SIGTERM to QEMU cut the guest's power";
 
 const ORPHANS: OrphanCase[] = [
   {
@@ -479,6 +482,7 @@ const ORPHANS: OrphanCase[] = [
     vmtype: "qemu",
     conf: { qmp: "refuse-powerdown" },
     by: "driver",
+    outcome: CUT,
     disk: "dirty",
     removes: ["ha.pid", "ha.sock"],
   },
@@ -488,6 +492,7 @@ const ORPHANS: OrphanCase[] = [
     conf: { qmp: "silent" },
     args: ["--timeout", "8"],
     by: "driver",
+    outcome: CUT,
     disk: "dirty",
     removes: ["ha.pid", "ha.sock"],
   },
@@ -495,7 +500,7 @@ const ORPHANS: OrphanCase[] = [
     title: "QEMU whose guest ignores the button, and that ignores SIGTERM: by SIGKILL",
     vmtype: "qemu",
     conf: { stop: "ignore", ignore_term: 1 },
-    args: ["--timeout", "2"],
+    args: ["--timeout", "4"],
     by: "kill",
     disk: "dirty",
     removes: ["ha.pid", "ha.sock", "qemu.pid"],
@@ -525,7 +530,8 @@ const ORPHANS: OrphanCase[] = [
   },
 ];
 
-for (const { title, vmtype, conf = {}, ssh = false, args = [], by, disk, removes } of ORPHANS) {
+for (const each of ORPHANS) {
+  const { title, vmtype, conf = {}, ssh = false, args = [], by, outcome = "done", disk, removes } = each;
   row(14, `${title}; strangers' PIDs beside it`, async ({ home, k3s, stranger }) => {
     await using guest = ssh ? await sshGuest(k3s) : undefined;
     await using orphan = await startOrphan(k3s, vmtype, conf);
@@ -535,7 +541,7 @@ for (const { title, vmtype, conf = {}, ssh = false, args = [], by, disk, removes
     const strewn = strew(k3s, stranger.pid).filter((file) => !own.includes(file));
     const done = await stops(k3s, orphan, { removes: [...removes, ...strewn], gone: own }, { args });
     assert.equal(done.told.steps.filter((s) => s.kind !== "remove").at(-1)?.kind, by, done.stdout);
-    assert.deepEqual(outcomes(done, by), ["done"], done.stdout);
+    assert.deepEqual(outcomes(done, by), [outcome], done.stdout);
     if (guest) assert.ok(guest.log().some((line) => /poweroff/.test(line)), guest.log().join("\n"));
     assert.equal(k3s.guestDisk(), disk);
     assert.deepEqual(home.processes().filter((line) => line.includes(`${k3s.dir}/`) && !line.includes("sshd")), []);
@@ -802,7 +808,12 @@ row(25, "lima.yaml cannot be read", async ({ home, k3s }) => {
   const user = ordinaryUser();
   if (user) home.giveTo(user);
   Deno.chmodSync(k3s.path("lima.yaml"), 0o000);
-  await refusesMissing(home, "k3s", { user });
+  for (const args of [["--dry-run"], []]) {
+    const result = await runGuard(home, ["--pre", "k3s", "--json", ...args], { user });
+    const [told] = result.json().instances;
+    assert.deepEqual([result.status, told.state, told.steps], [77, "blocked", []], result.stdout);
+    assert.match(remark(told.blockers[0]), /lima\.yaml cannot be read: .*ls -l/);
+  }
 }, { ignore: Deno.uid() === 0 && !ordinaryUser() ? NO_ORDINARY_USER : false });
 
 row(
