@@ -877,6 +877,11 @@ export function guardCommand(place: Place, ...options: string[]): string {
   return shellWords([...asOwner(place), "lima-guard", ...options, ...home, place.name]);
 }
 
+/** A `lima-guard` command that names no instance that exists. */
+function guardLine(...words: string[]): string {
+  return shellWords(["lima-guard", ...words]);
+}
+
 /** The `limactl` command for one instance: `limactlCommand(place, "start", place.name)`. */
 export function limactlCommand(place: Place, ...words: string[]): string {
   const home = place.address?.isDefaultHome ? "" : `LIMA_HOME=${quote(place.home)} `;
@@ -3477,7 +3482,7 @@ async function findPlace(ctx: Context, homes: Homes, name: string): Promise<{ pl
     const because = look.trouble === "absent"
       ? "no such instance"
       : `no such instance: ${look.trouble ? look.why : "no directory"}`;
-    return refuse("missing", EXIT.noInstance, because, `ls ${quote(home)}; --lima-home DIR names another LIMA_HOME`);
+    return refuse("missing", EXIT.noInstance, because, nameHint(ctx, home, name));
   }
   const entries = host.list(home).ok ?? [name];
   const onDisk = entries.find((e) => e.toLowerCase() === name.toLowerCase());
@@ -3487,6 +3492,16 @@ async function findPlace(ctx: Context, homes: Homes, name: string): Promise<{ pl
     return refuse("missing", EXIT.noInstance, because, hint);
   }
   return await permitted(ctx, { name, home, dir, owner: look.ok.uid }, refuse);
+}
+
+/** What to type where a home has no instance of this name: the name that was probably meant, and a look at the home. */
+function nameHint({ host, role }: Context, home: string, name: string): string {
+  const look = `ls ${quote(home)}; --lima-home DIR names another LIMA_HOME`;
+  const meant = nearest(name, allInstances(host, home).ok ?? []);
+  if (meant === undefined) return look;
+  const address = { isDefaultHome: isDefaultHome(host, home) };
+  const other = { name: meant, home, dir: join(home, meant), owner: host.uid, address };
+  return `did you mean ${meant}? ${guardCommand(other, `--${role}`)}; ${look}`;
 }
 
 type Refuse = (state: State, status: number, because: string, hint: string) => { report: Report };
@@ -4693,14 +4708,14 @@ export const OPTIONS = [
   { flag: "install", argument: "INSTANCE…", text: "let launchd run the guard (these three: --install --help)" },
   { flag: "check", argument: "INSTANCE…", text: "is the job, in its file and as loaded, still run by the guard?" },
   { flag: "uninstall", argument: "INSTANCE…", text: "give launchd the plist as it was before" },
-  { flag: "all", text: "with --stop: every instance of LIMA_HOME" },
+  { flag: "all", text: "with --pre, --stop, --status: every instance of LIMA_HOME" },
   { flag: "lima-home", argument: "DIR", text: "where the instances are (default: $LIMA_HOME, else ~/.lima)" },
   { flag: "timeout", argument: "SECONDS", text: `the whole budget of a stop (default: ${DEFAULT_BUDGET_S})` },
-  { flag: "dry-run", text: "observe, plan, print, leave; exit as the real run would" },
+  { flag: "dry-run", short: "n", text: "observe, plan, print, leave; exit as the real run would" },
   { flag: "json", text: "one JSON document on stdout" },
   { flag: "verbose", short: "v", text: "say more on stderr" },
   { flag: "help", short: "h", text: "print this and exit" },
-  { flag: "version", text: "print the version and exit" },
+  { flag: "version", short: "V", text: "print the version and exit" },
 ] as const;
 
 const ROLES = ["pre", "stop", "run", "status"] as const;
@@ -4723,6 +4738,13 @@ export interface Invocation {
   readonly verbose: boolean;
 }
 
+const USAGE = `usage: lima-guard --pre INSTANCE… | --pre --all
+       lima-guard --stop INSTANCE… | --stop --all
+       lima-guard --run INSTANCE -- limactl start INSTANCE --foreground
+       lima-guard --status [INSTANCE…]
+       lima-guard --install | --check | --uninstall INSTANCE…
+`;
+
 /** The text of `--help`. */
 export function helpText(): string {
   const rows = OPTIONS.map((o) => {
@@ -4730,18 +4752,13 @@ export function helpText(): string {
     const flag = `${short}--${o.flag}${"argument" in o ? ` ${o.argument}` : ""}`;
     return `  ${flag.padEnd(32)}  ${o.text}`;
   });
-  return `lima-guard ${VERSION}: start and stop Lima instances without harm to anybody else
+  return `lima-guard ${VERSION}: start Lima instances cleanly, and stop them safely
 
-usage: lima-guard --pre INSTANCE…
-       lima-guard --stop INSTANCE… | --stop --all
-       lima-guard --run INSTANCE -- limactl start INSTANCE --foreground
-       lima-guard --status [INSTANCE…]
-       lima-guard --install | --check | --uninstall INSTANCE…
-
+${USAGE}
 ${rows.join("\n")}
 
 Exit statuses: 0 done, or nothing to do; 1 a step failed; 64 usage; 66 no such instance;
-75 could not find out, or another guard is at work: try again; 77 not permitted.
+75 could not find out, or another lima-guard is at work: try again; 77 not permitted.
 
 Try: lima-guard --pre --dry-run default
 `;
@@ -4749,8 +4766,48 @@ Try: lima-guard --pre --dry-run default
 
 const LITERAL = "\0";
 
+/** A command line that is refused before anything is touched: why, and what to type instead. */
+interface Refused {
+  readonly usage: string;
+  readonly hint?: string;
+}
+
 /** What the arguments ask for: a role of ours, one of install.ts, a text to print, or nothing that can be done. */
-export type Asked = Invocation | { install: readonly string[] } | { print: string } | { usage: string };
+export type Asked = Invocation | { install: readonly string[] } | { print: string } | Refused;
+
+/** How many letters differ; two that changed places count as two. */
+function distance(a: string, b: string): number {
+  let above = Array.from({ length: b.length + 1 }, (_, i) => i);
+  for (const [i, letter] of [...a].entries()) {
+    const row = [i + 1];
+    for (const [j, other] of [...b].entries()) {
+      row.push(Math.min((row[j] ?? 0) + 1, (above[j + 1] ?? 0) + 1, (above[j] ?? 0) + (letter === other ? 0 : 1)));
+    }
+    above = row;
+  }
+  return above[b.length] ?? Infinity;
+}
+
+/** The word of a list that was probably meant: at most two letters differ, and most are the same. */
+export function nearest(word: string, known: readonly string[]): string | undefined {
+  if (word.length > 2 * NAME_LIMIT) return undefined;
+  const [best] = known.map((k) => ({ k, d: distance(word.toLowerCase(), k.toLowerCase()) })).sort((a, b) => a.d - b.d);
+  return best && best.d <= 2 && best.d * 2 < word.length ? best.k : undefined;
+}
+
+/** An option that is not understood, with the one that was probably meant. */
+function misspelt(arg: string): Refused {
+  const usage = `Cannot understand ${JSON.stringify(arg)}`;
+  const [, word = "", value] = /^-+([^=]*)(?:=(.*))?$/s.exec(arg) ?? [];
+  const option = OPTIONS.find((o) => o.flag === nearest(word, OPTIONS.map(({ flag }) => flag)));
+  if (option === undefined) return { usage };
+  if (value === undefined) return { usage, hint: `did you mean --${option.flag}?` };
+  if (!("argument" in option)) return { usage, hint: `--${option.flag} takes no value` };
+  if (!option.argument.includes("INSTANCE")) return { usage, hint: `did you mean --${option.flag}=${value}?` };
+  const hint = `--${option.flag} takes names as separate words`;
+  const name = nameTrouble(value) === undefined ? `: ${guardLine(`--${option.flag}`, value)}` : "";
+  return { usage, hint: hint + name };
+}
 
 /** Reads the arguments. Touches nothing. */
 export function parseCommandLine(args: readonly string[]): Asked {
@@ -4758,20 +4815,27 @@ export function parseCommandLine(args: readonly string[]): Asked {
   const end = args.indexOf("--");
   const ours = end < 0 ? args : args.slice(0, end);
   if (ours.some((a) => INSTALL_ROLES.includes(a))) return { install: args };
-  const known = new RegExp(`^(--(${switches.join("|")})|-[vh]+|--(lima-home|timeout)(=.*)?)$`, "s");
+  const letters = OPTIONS.map((o) => "short" in o ? o.short : "").join("");
+  const known = new RegExp(`^(--(${switches.join("|")})|-[${letters}]+|--(lima-home|timeout)(=.*)?)$`, "s");
   const unknown = ours.find((a) => a.startsWith("-") && !known.test(a));
-  if (unknown !== undefined) return { usage: `Cannot understand ${JSON.stringify(unknown)}` };
+  if (unknown !== undefined) return misspelt(unknown);
   // parseArgs takes `true` after a switch for its value; an instance may be called so.
-  const parsed = parseArgs(ours.map((a) => /^(true|false)$/.test(a) ? `${LITERAL}${a}` : a), {
-    boolean: switches,
-    string: ["_", "lima-home", "timeout"],
-    alias: { v: "verbose", h: "help" },
-  });
+  const parsed: Record<string, unknown> & { _: unknown[] } = parseArgs(
+    ours.map((a) => /^(true|false)$/.test(a) ? `${LITERAL}${a}` : a),
+    {
+      boolean: switches,
+      string: ["_", "lima-home", "timeout"],
+      alias: { n: "dry-run", v: "verbose", h: "help", V: "version" },
+    },
+  );
   if (parsed["help"]) return { print: helpText() };
   if (parsed["version"]) return { print: `lima-guard ${VERSION}\n` };
   const roles = ROLES.filter((role) => parsed[role]);
   const [role] = roles;
-  if (role === undefined) return { usage: "No role is given" };
+  if (role === undefined) {
+    const meant = nearest(String(parsed._[0] ?? ""), OPTIONS.map(({ flag }) => flag));
+    return { usage: "No command is given", ...meant === undefined ? {} : { hint: `did you mean --${meant}?` } };
+  }
   if (roles.length > 1) return { usage: `Cannot do --${roles.join(" and --")} at once` };
   return invocationOf(role, parsed, end < 0 ? undefined : args.slice(end + 1));
 }
@@ -4780,12 +4844,12 @@ function invocationOf(
   role: Invocation["role"],
   parsed: Record<string, unknown> & { _: unknown[] },
   command: readonly string[] | undefined,
-): Invocation | { usage: string } {
+): Invocation | Refused {
   const literal = (text: unknown) => String(text).replace(LITERAL, "");
   const names = [...new Set(parsed._.map(literal))];
   const all = parsed["all"] === true;
   const [home, timeout] = [parsed["lima-home"], parsed["timeout"]].map((v) => v === undefined ? v : literal(v));
-  if (all && role !== "stop") return { usage: "--all goes with --stop" };
+  if (all && role === "run") return { usage: "--run takes one instance, --all goes with --pre, --stop and --status" };
   if (all && names.length > 0) return { usage: "Cannot take --all and instance names at once" };
   if (!all && names.length === 0 && role !== "status") return { usage: "No instance is named" };
   if (role === "run" && names.length > 1) {
@@ -4809,23 +4873,54 @@ function invocationOf(
 
 // ──────────────────────────────────────────────────────────────────────────────────────────── main ──
 
-/** Runs the guard with these arguments on this host. Returns the exit status. */
+/** Runs lima-guard with these arguments on this host. Returns the exit status. */
 export async function main(args: readonly string[], host: Host): Promise<number> {
+  try {
+    return await carryOut(args, host);
+  } catch (error) {
+    const what = `internal error: ${error instanceof Error ? error.stack ?? error.message : String(error)}`;
+    return refuse(host, args, EXIT.failed, what);
+  }
+}
+
+/** Leaves without a report of any instance: one line on stderr, and with `--json` a document on stdout. */
+function refuse(host: Host, args: readonly string[], status: number, what: string, hint?: string): number {
+  host.stderr(`lima-guard: ${what}${hint === undefined ? "" : ` (hint: ${hint})`}\n`);
+  if (wantsJson(args)) host.stdout(documentOf(roleOf(args), [], { status, error: { what, hint: hint ?? null } }));
+  return status;
+}
+
+function ownOptions(args: readonly string[]): readonly string[] {
+  return args.includes("--") ? args.slice(0, args.indexOf("--")) : args;
+}
+
+function wantsJson(args: readonly string[]): boolean {
+  return ownOptions(args).includes("--json");
+}
+
+/** The role of a command line that is refused, where exactly one is named. */
+function roleOf(args: readonly string[]): string | null {
+  const roles = ROLES.filter((role) => ownOptions(args).includes(`--${role}`));
+  return roles.length === 1 ? roles[0] ?? null : null;
+}
+
+async function carryOut(args: readonly string[], host: Host): Promise<number> {
   const invocation = parseCommandLine(args);
   if ("print" in invocation) {
-    host.stdout(invocation.print);
+    const text = invocation.print;
+    host.stdout(wantsJson(args) ? documentOf(null, [], { status: EXIT.done, text }) : text);
     return EXIT.done;
   }
   if ("usage" in invocation) {
-    host.stderr(`lima-guard: ${invocation.usage} (hint: lima-guard --help)\n`);
-    return EXIT.usage;
+    const help = guardLine("--help");
+    const hint = invocation.hint === undefined ? help : `${invocation.hint} ${help}`;
+    const status = refuse(host, args, EXIT.usage, invocation.usage, hint);
+    if (args.length === 0) host.stderr(USAGE);
+    return status;
   }
   if ("install" in invocation) return await install(invocation.install, host);
   const homes = limaHomes(host, invocation.limaHome);
-  if ("why" in homes) {
-    host.stderr(`lima-guard: ${homes.why} (hint: lima-guard --lima-home DIR …)\n`);
-    return EXIT.tryAgain;
-  }
+  if ("why" in homes) return refuse(host, args, EXIT.tryAgain, homes.why, "--lima-home DIR names it");
   const ctx = contextFor(host, invocation);
   const others = host.uid === 0 && invocation.all && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
   const listed = invocation.all || invocation.names.length === 0
@@ -4833,9 +4928,8 @@ export async function main(args: readonly string[], host: Host): Promise<number>
     : { ok: invocation.names.map((name) => ({ name, homes })) };
   const wanted = "because" in listed && others.length > 0 ? { ok: [] } : listed;
   if ("because" in wanted) {
-    const where = homes.paths[0];
-    host.stderr(`lima-guard: Cannot list the instances of ${where}: ${wanted.because} (hint: --lima-home DIR)\n`);
-    return wanted.status;
+    const what = `Cannot list the instances of ${homes.paths[0]}: ${wanted.because}`;
+    return refuse(host, args, wanted.status, what, "--lima-home DIR names another LIMA_HOME");
   }
   const [program, ...rest] = invocation.command;
   if (program !== undefined && !invocation.dryRun) {
@@ -4860,8 +4954,7 @@ async function install(args: readonly string[], host: Host): Promise<number> {
   } catch (error) {
     if (!(error instanceof Error && "code" in error && error.code === "ERR_MODULE_NOT_FOUND")) throw error;
     const hint = "use the compiled lima-guard, or put install.ts beside lima_guard.ts";
-    host.stderr(`lima-guard: Cannot do this here: install.ts is not part of this copy (hint: ${hint})\n`);
-    return EXIT.failed;
+    return refuse(host, args, EXIT.failed, "Cannot do this here: install.ts is not part of this copy", hint);
   }
 }
 
@@ -4949,9 +5042,9 @@ function secondsLeft(host: Host, untilMs: number): number {
 }
 
 /** The JSON document of a run; the field names are stable. */
-function documentOf(role: string, reports: readonly Report[]): string {
+function documentOf(role: string | null, reports: readonly Report[], more: Record<string, unknown> = {}): string {
   const instances = reports.map(({ summary: _, ...fields }) => fields);
-  return `${JSON.stringify({ version: 1, role, instances }, null, 2)}\n`;
+  return `${JSON.stringify({ version: 1, role, ...more, instances }, null, 2)}\n`;
 }
 
 /** The results for people: a line each, with what is in the way below it. */
