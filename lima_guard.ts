@@ -1037,11 +1037,14 @@ export function describePlan(p: Plan): string[] {
 /** One step in words, with its outcome where there is one. */
 export function describeStep(step: Step): string {
   const outcome = step.outcome === undefined ? "" : `: ${step.outcome}`;
-  return `${step.what} (${step.because})${outcome}`;
+  return `${step.what}${step.because === "" ? "" : ` (${step.because})`}${outcome}`;
 }
 
 function describeRemark(word: string): (r: Remark) => string {
-  return (r) => `${word}: ${r.what}: ${r.because}${r.hint === undefined ? "" : ` (hint: ${r.hint})`}`;
+  return (r) =>
+    `${word}: ${[r.what, r.because].filter((w) => w !== "").join(": ")}${
+      r.hint === undefined ? "" : ` (hint: ${r.hint})`
+    }`;
 }
 
 /**
@@ -1351,6 +1354,15 @@ export function lastStop(lines: readonly JournalLine[], boot: string, alive: boo
   return `ended by itself with ${last["signal"] ?? `status ${last["status"]}`}`;
 }
 
+/** A recorded time for people: their own, to the minute. What is no time is shown as it was written. */
+export function localTime(recorded: string): string {
+  const time = new Date(recorded);
+  if (Number.isNaN(time.getTime())) return recorded;
+  const two = (n: number) => String(n).padStart(2, "0");
+  const date = [time.getFullYear(), two(time.getMonth() + 1), two(time.getDate())].join("-");
+  return `${date} ${two(time.getHours())}:${two(time.getMinutes())}`;
+}
+
 /** How the last stop ended, for a monitor. */
 export type LastStopKind = "none" | "graceful" | "cut by agent" | "killed" | "cut off" | "by itself" | "unknown";
 
@@ -1521,6 +1533,8 @@ export interface Host {
   onSignal(signal: Signal, take: () => void): void;
 
   readonly isTerminal: boolean;
+  /** How wide the terminal is now. */
+  columns(): number;
   stdout(text: string): void;
   stderr(text: string): void;
 }
@@ -3149,9 +3163,13 @@ async function heal(ctx: Context, place: Place): Promise<Report> {
 function healed(place: Place, first: Plan, last: Plan, steps: readonly Step[], status: number): Report {
   const base = reportPlan(place, last, steps);
   if (steps.length === 0) return { ...base, status };
-  const done = steps.filter((s) => s.outcome === "done").length;
+  const done = steps.filter((s) => s.outcome === "done");
+  const files = done.filter((s) => s.kind === "remove").length;
+  const ended = done.length > files ? ["ended it"] : [];
+  const did = files === 0 ? ended : [...ended, `removed ${files} stale ${files === 1 ? "file" : "files"}`];
   const now = status === EXIT.done ? "ready to start" : last.state;
-  return { ...base, state: first.state, status, summary: `${first.state}: ${first.because}: ${done} done, ${now}` };
+  const summary = `${first.state}: ${first.because}: ${[...did, now].join(", ")}`;
+  return { ...base, state: first.state, status, summary };
 }
 
 /** Acts on a plan of `--pre`: the ladder where somebody lives (its files are judged anew after it), else removals. */
@@ -3599,7 +3617,7 @@ function agentHomes(rows: readonly ProcessRow[]): { home: string; name: string; 
 // ─────────────────────────────────────────────────────────────────────────────── the role --status ──
 
 /** What `--status` adds to a report. */
-interface Details {
+export interface Details {
   readonly evidence: readonly { file: string; holds: string | null; verdict: Verdict["kind"]; because: string }[];
   readonly limactlStart: string;
   readonly jobs: readonly JobSeen[];
@@ -3686,7 +3704,7 @@ async function status(ctx: Context, homes: Homes, name: string): Promise<Report 
     supervisor: supervised ? holder.pid : null,
     lastStop: lastStop(lines, boot, seen.alive.length > 0),
     ...lastStopFields(lines, seen.alive.length > 0),
-    lastRepair: repair ? `${repair.time}: ${repair["state"]}` : null,
+    lastRepair: repair ? `${localTime(repair.time)}: ${repair["state"]}` : null,
     lastRepairAt: repair && !Number.isNaN(Date.parse(repair.time)) ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
     brakeSeconds: Math.ceil(brakeMs(lines, host.wallMs()) / 1000),
@@ -3770,18 +3788,30 @@ function tellStatus(reports: readonly (Report & Partial<Details>)[], verbose: bo
   return [head, ...rows, ...told.flatMap((r) => ["", ...tellDetails(r)])].join("\n") + "\n";
 }
 
-function tellDetails(r: Report & Partial<Details>): string[] {
+/** Everything known of one instance; a reason that stands above already is not printed again. */
+export function tellDetails(r: Report & Partial<Details>): string[] {
+  const printed = [r.summary];
+  const isNew = (because: string) => !printed.some((text) => text.includes(because)) && printed.push(because) > 0;
+  const short = (remark: Remark) => isNew(remark.because) ? remark : { ...remark, because: "" };
+  const evidence = r.evidence?.map((e) => {
+    const what = `${basename(e.file)}${e.holds ? ` (${e.holds})` : ""}`;
+    return `  ${what}: ${isNew(e.because) ? e.because : e.verdict}`;
+  });
+  const steps = r.steps.map(({ kind, what, because }) => {
+    const step = { kind, what, because };
+    return `  --pre would ${isNew(because) ? describeStep(step) : describeStep({ ...step, because: "" })}`;
+  });
   return [
     `${r.name}: ${r.summary}`,
-    ...r.evidence?.map((e) => `  ${basename(e.file)}${e.holds ? ` (${e.holds})` : ""}: ${e.because}`) ?? [],
+    ...evidence ?? [],
     ...r.limactlStart === undefined ? [] : [`  limactl start: ${r.limactlStart}`],
-    ...r.steps.map(({ kind, what, because }) => `  --pre would ${describeStep({ kind, what, because })}`),
+    ...steps,
     ...r.supervisor ? [`  supervised by lima-guard --run, PID ${r.supervisor}`] : [],
     ...r.jobs?.map((j) => `  job ${j.label}: ${j.wrapped ? "guarded" : "not guarded"}, loaded: ${j.loaded}`) ?? [],
     ...r.lastRepair ? [`  last repair: ${r.lastRepair}`] : [],
     ...r.brakeSeconds ? [`  the brake holds for ${r.brakeSeconds} s after ${r.starts} starts`] : [],
-    ...r.blockers.map((b) => `  ${describeRemark("look")(b)}`),
-    ...r.notes.map((n) => `  ${describeRemark("note")(n)}`),
+    ...r.blockers.map((b) => `  ${describeRemark("look")(short(b))}`),
+    ...r.notes.map((n) => `  ${describeRemark("note")(short(n))}`),
   ];
 }
 
@@ -4467,6 +4497,7 @@ export function realHost(): Host {
     connect: dial,
     onSignal: (signal, take) => Deno.addSignalListener(signal, take),
     isTerminal: Deno.stderr.isTerminal(),
+    columns: () => attempt(() => Deno.consoleSize().columns).ok || 80,
     stdout: (text) => writeAll(Deno.stdout, text),
     stderr: (text) => writeAll(Deno.stderr, text),
   };
@@ -5001,13 +5032,32 @@ function hearSkips(ctx: Context): void {
 /** The log: one line to stderr, written through. std's console handler writes to stdout, its file handler loses lines. */
 class StderrHandler extends BaseHandler {
   constructor(readonly write: (text: string) => void) {
-    super("DEBUG", {
-      formatter: ({ levelName, msg }) => `lima-guard: ${levelName === "INFO" ? "" : `${levelName}: `}${msg}`,
-    });
+    super("DEBUG", { formatter: ({ levelName, msg }) => `${levelName === "INFO" ? "" : `${levelName}: `}${msg}` });
   }
   override log(msg: string): void {
-    this.write(`${msg}\n`);
+    this.write(msg);
   }
+}
+
+/** A line for stderr: with date and time where it goes to a file, as launchd's logs do. */
+export function logLine(host: Pick<Host, "isTerminal" | "wallMs">, text: string): string {
+  const time = host.isTerminal ? "" : `${new Date(host.wallMs()).toISOString()} `;
+  return `${time}lima-guard: ${text}\n`;
+}
+
+/** The line of a wait, cut to the columns of the terminal: what wraps could not be cleared. */
+export function progressLine(
+  waits: readonly { name: string; stage: string; leftS: number }[],
+  columns: number,
+): string {
+  const long = waits.map(({ name, stage, leftS }) => `${name}: ${stage}, ${leftS} s left`).join(" · ");
+  const stages = [...new Set(waits.map(({ stage }) => stage))];
+  const counts = stages.map((stage) => `${waits.filter((w) => w.stage === stage).length} in ${stage}`).join(", ");
+  const leftS = Math.max(...waits.map((w) => w.leftS));
+  const text = long.length < columns || waits.length === 1
+    ? long
+    : `${waits.length} instances: ${counts}, ${leftS} s left`;
+  return text.slice(0, Math.max(0, columns - 1));
 }
 
 function contextFor(host: Host, { role, dryRun, budgetS, limitS, verbose }: Invocation): Context {
@@ -5016,14 +5066,14 @@ function contextFor(host: Host, { role, dryRun, budgetS, limitS, verbose }: Invo
   const clear = () => show && stages.size > 0 ? host.stderr("\r\x1b[K") : undefined;
   const write = (text: string) => {
     clear();
-    host.stderr(text);
+    host.stderr(logLine(host, text));
   };
   const log = new Logger("lima-guard", verbose ? "DEBUG" : "INFO", { handlers: [new StderrHandler(write)] });
   const say: Context["say"] = (level, place, text) => log[level](`${role} ${place.name}: ${text}`);
   const tell = async () => {
     for (; stages.size > 0; await host.pause(1000)) {
-      const words = [...stages].map(([name, s]) => `${name}: ${s.stage}, ${secondsLeft(host, s.untilMs)} s left`);
-      host.stderr(`\r\x1b[K${words.join(" · ")}`);
+      const waits = [...stages].map(([name, s]) => ({ name, stage: s.stage, leftS: secondsLeft(host, s.untilMs) }));
+      host.stderr(`\r\x1b[K${progressLine(waits, host.columns())}`);
     }
   };
   const stage: Context["stage"] = (place, name, untilMs) => {
