@@ -210,6 +210,8 @@ export interface Claim {
   readonly companions: readonly Companion[];
   /** Why the file could not be removed, where that is known beforehand. */
   readonly fixed?: string;
+  /** What of its directory forbids the removal. */
+  readonly cure?: "mode" | "owner";
 }
 
 /** Something to be told to a person: the thing, the reason, the next command to type. */
@@ -762,14 +764,17 @@ function hasDriver(seen: Observation): boolean {
 /** What about this instance's processes could not be found out: R3's reasons. */
 function doubtsOf(seen: Observation): Remark[] {
   const claims = seen.claims.filter((c) => c.scope === "instance" && c.verdict.kind === "unknown");
-  return [...claims.map(doubt), ...seen.unknowns];
+  return [...claims.map(doubt(seen.place)), ...seen.unknowns];
 }
 
-function doubt(claim: Claim): Remark {
-  return {
-    what: claim.path,
-    because: claim.verdict.why,
-    hint: `look: ls -l ${quote(claim.path)}; then run this again`,
+/** A claim that is unknown, with what settles it: the process ends, or the file is no witness any more. */
+function doubt(place: Place): (claim: Claim) => Remark {
+  return ({ path, verdict, seen }) => {
+    const pid = readPid(seen.text ?? "");
+    const hint = "pid" in pid
+      ? `${psCommand(pid.pid)}; if it is a process of this VM: ${killCommand(place, pid.pid)}`
+      : `${lookCommand(path)}; if this VM does not run: move it out of the folder`;
+    return { what: path, because: verdict.why, hint };
   };
 }
 
@@ -780,7 +785,7 @@ function planClaims(seen: Observation): Plan {
     return plan("blocked", blockers[0]?.because ?? "", { blockers, notes: seen.notes }, EXIT.tryAgain);
   }
   const steps = removals(seen);
-  const shared = seen.claims.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown").map(doubt);
+  const shared = seen.claims.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown").map(doubt(seen.place));
   const blockers = [...fixedFiles(seen), ...shared, ...seen.obstacles];
   const notes = seen.notes;
   if (blockers.length > 0) return plan("blocked", blockers[0]?.because ?? "", { steps, blockers, notes });
@@ -793,7 +798,7 @@ function fixedFiles(seen: Observation): Remark[] {
   return seen.claims.filter((c) => isVoid(c) && c.fixed !== undefined).map((c) => ({
     what: c.path,
     because: `it is stale (${c.verdict.why}) and cannot be removed: ${c.fixed}`,
-    hint: `ls -ld ${quote(dirname(c.path))} ${quote(c.path)}`,
+    hint: fixCommand(c),
     status: EXIT.denied,
   }));
 }
@@ -852,6 +857,13 @@ function names(processes: readonly Proven[]): string {
   return processes.map((p) => `${p.role} ${p.row.pid}`).join(" and ");
 }
 
+/** What makes a file removable, where that is known. */
+function fixCommand({ path, cure }: Claim): string {
+  if (cure === "mode") return writableCommand(dirname(path));
+  if (cure === "owner") return ownCommand(dirname(path));
+  return lookCommand(dirname(path), path);
+}
+
 /** A path as a POSIX shell takes it, for commands that a person is to type. */
 export function quote(text: string): string {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
@@ -889,6 +901,76 @@ export function limactlCommand(place: Place, ...words: string[]): string {
   return sudo.length === 0
     ? home + shellWords(["limactl", ...words])
     : `${shellWords(sudo)} ${home}${shellWords(["limactl", ...words])}`;
+}
+
+/** Stops the instance of another directory; a home that is not this one's is always named. */
+function stopOther(place: Place, dir: string): string {
+  const home = dirname(dir);
+  const { sudoUser } = place.address ?? {};
+  const address = home === place.home ? place.address : sudoUser === undefined ? undefined : { sudoUser };
+  const other = { name: basename(dir), home, dir, owner: place.owner };
+  return guardCommand(address === undefined ? other : { ...other, address }, "--stop");
+}
+
+/** Looks at files: `lookCommand(path)`. Paths are whole, so that it works from any folder. */
+function lookCommand(...paths: string[]): string {
+  return shellWords(["ls", "-ld", ...paths]);
+}
+
+/** Lists a folder, hidden entries too. */
+function listCommand(dir: string): string {
+  return shellWords(["ls", "-la", dir]);
+}
+
+/** Shows whole command lines: of these processes, or of all. */
+function psCommand(...pids: readonly number[]): string {
+  const which = pids.length === 0 ? ["-A", "-o", "pid,command"] : ["-p", pids.join(",")];
+  return shellWords(["ps", "-ww", ...which]);
+}
+
+/** Shows which processes have these files or sockets open. */
+function lsofCommand(...paths: string[]): string {
+  return shellWords(["lsof", "--", ...paths]);
+}
+
+/** Shows which process listens on a port. */
+function listenerCommand(port: number): string {
+  return shellWords(["lsof", "-nP", `-iTCP:${port}`, "-sTCP:LISTEN"]);
+}
+
+/** Removes a file of root's. */
+function removeCommand(path: string): string {
+  return shellWords(["sudo", "rm", path]);
+}
+
+/** Lets the owner of a folder change what is in it. */
+function writableCommand(dir: string): string {
+  return shellWords(["chmod", "u+rwx", dir]);
+}
+
+/** Gives a folder and all in it to a user; without one the person puts a name there. */
+function ownCommand(dir: string, user = "USER"): string {
+  return shellWords(["sudo", "chown", "-R", user, dir]);
+}
+
+/** A `launchctl` line; only root changes what is in the system domain. */
+function launchctl(target: string, ...words: string[]): string {
+  return shellWords([...target.startsWith("system/") ? ["sudo"] : [], "launchctl", ...words]);
+}
+
+/** What starts a job, from what is known of it: a job that is not loaded has nothing to kick. */
+export function startJobCommand(job: Pick<JobSeen, "target" | "plist" | "loaded" | "disabled">): string {
+  const domain = dirname(job.target);
+  const enable = job.disabled ? [launchctl(job.target, "enable", job.target)] : [];
+  const start = job.loaded === "no"
+    ? launchctl(job.target, "bootstrap", domain, job.plist)
+    : launchctl(job.target, "kickstart", job.target);
+  return [...enable, start].join(" && ");
+}
+
+/** What takes a job out of launchd until the next boot or login. */
+function bootoutCommand(target: string): string {
+  return launchctl(target, "bootout", target);
 }
 
 /** The `kill` line for a process that only a person may judge. */
@@ -1200,6 +1282,8 @@ export interface JobSeen {
   /** Seconds from SIGTERM to SIGKILL: what launchd has in force, else what the plist will bring. 0 is for ever. */
   readonly exitTimeoutS: number;
   readonly target: string;
+  /** launchctl's 125: the domain of the screen's user is not there, since no user is logged in. */
+  readonly noLogin?: true;
   /** `KeepAlive {SuccessfulExit: true}`: started again after a good stop, and never after a failure. */
   readonly restartsAfterSuccess?: boolean;
 }
@@ -1324,7 +1408,7 @@ export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "a
   const [obstacle] = [
     ...seen.held,
     ...seen.obstacles,
-    ...seen.claims.filter((c) => c.verdict.kind !== "dead").map(doubt),
+    ...seen.claims.filter((c) => c.verdict.kind !== "dead").map(doubt(seen.place)),
   ];
   return obstacle ? `may refuse, because of ${obstacle.what}` : NOTHING_SEEN;
 }
@@ -1354,15 +1438,6 @@ export function lastStop(lines: readonly JournalLine[], boot: string, alive: boo
   return `ended by itself with ${last["signal"] ?? `status ${last["status"]}`}`;
 }
 
-/** A recorded time for people: their own, to the minute. What is no time is shown as it was written. */
-export function localTime(recorded: string): string {
-  const time = new Date(recorded);
-  if (Number.isNaN(time.getTime())) return recorded;
-  const two = (n: number) => String(n).padStart(2, "0");
-  const date = [time.getFullYear(), two(time.getMonth() + 1), two(time.getDate())].join("-");
-  return `${date} ${two(time.getHours())}:${two(time.getMinutes())}`;
-}
-
 /** How the last stop ended, for a monitor. */
 export type LastStopKind = "none" | "graceful" | "cut by agent" | "killed" | "cut off" | "by itself" | "unknown";
 
@@ -1383,16 +1458,17 @@ export function lastStopFields(lines: readonly JournalLine[], alive: boolean) {
 }
 
 /** What about an instance's jobs needs a person, and what is only worth a word. */
-export function judgeJobs(jobs: readonly JobSeen[], name: string, state: State, supervised: boolean) {
+export function judgeJobs(jobs: readonly JobSeen[], place: Place, state: State, supervised: boolean) {
+  const { name } = place;
   const troubles: Remark[] = [];
   const notes: Remark[] = [];
   if (jobs.length === 0) notes.push({ what: name, because: "no launchd job found" });
   if (jobs.length > 1) {
     const because = "it is registered twice, at login and at boot";
-    troubles.push({ what: name, because, hint: `keep one: limactl autostart disable ${name}` });
+    troubles.push({ what: name, because, hint: limactlCommand(place, "autostart", "disable", name) });
   }
   for (const job of jobs) {
-    const wrap = `lima-guard --install ${name}`;
+    const wrap = guardCommand(place, "--install");
     if (!job.wrapped) notes.push({ what: job.label, because: "lima-guard does not run it", hint: wrap });
     const short = job.wrapped && job.exitTimeoutS !== 0 && job.exitTimeoutS < DEFAULT_BUDGET_S;
     const because =
@@ -1402,16 +1478,22 @@ export function judgeJobs(jobs: readonly JobSeen[], name: string, state: State, 
       const because = "its KeepAlive {SuccessfulExit: true} starts it again after a good stop, and not after a failure";
       troubles.push({ what: job.label, because, hint: `set SuccessfulExit to false in ${quote(job.plist)}` });
     }
-    const enable = `launchctl enable ${job.target}`;
-    if (job.disabled) troubles.push({ what: job.label, because: "it is disabled and will not start", hint: enable });
+    const hint = startJobCommand(job);
+    if (job.disabled) troubles.push({ what: job.label, because: "it is disabled and will not start", hint });
+    else if (job.loaded === "no" && state !== "running") {
+      notes.push({ what: job.label, because: "it is not loaded: launchd does not start it", hint });
+    }
+    if (job.noLogin) {
+      const because =
+        "no user is logged in at the screen, and a login agent runs only then: a headless Mac wants a daemon";
+      notes.push({ what: job.label, because });
+    }
   }
   if (jobs.some((j) => j.wrapped) && state === "running" && !supervised) {
     const because = "it runs without its job (started by hand): it will be cut off at the next shutdown";
-    troubles.push({
-      what: name,
-      because,
-      hint: `lima-guard --stop ${name}; then launchctl kickstart ${jobs[0]?.target}`,
-    });
+    const job = jobs.find((j) => j.wrapped && !j.noLogin);
+    const start = job === undefined ? [] : [startJobCommand(job)];
+    troubles.push({ what: name, because, hint: [guardCommand(place, "--stop"), ...start].join(" && ") });
   }
   return { troubles, notes };
 }
@@ -1586,7 +1668,7 @@ export async function observeProcesses(
 ): Promise<Processes> {
   const listed = host.list(place.dir);
   if (listed.trouble) {
-    const hint = shellWords(["ls", "-ld", place.dir]);
+    const hint = lookCommand(place.dir);
     return { claims: [], alive: [], unknowns: [{ what: place.dir, because: listed.why, hint }] };
   }
   const marks = await readMarks(host, place, listed.ok, pace.youngMs);
@@ -1754,8 +1836,8 @@ async function claimOf(host: Host, place: Place, mark: Mark, judged: Judged): Pr
   const socket = scope === "shared" ? companions.find((c) => c.path.endsWith("_ep.sock"))?.path : undefined;
   const answer = first.kind !== "ours" && socket !== undefined && await answers(host, socket);
   const verdict = answer ? { kind: "unknown" as const, why: `${first.why}; but ${socket} ${answer}` } : first;
-  const fixed = verdict.kind === "ours" ? undefined : whyFixed(host, path);
-  return { path, scope, seen, verdict, companions, ...(fixed ? { fixed } : {}) };
+  const fixed = verdict.kind === "ours" ? {} : whyFixed(host, path);
+  return { path, scope, seen, verdict, companions, ...fixed };
 }
 
 function verdictOf(file: string, pid: number, judged: Judged): Verdict {
@@ -1784,13 +1866,16 @@ function companionsOf(host: Host, place: Place, path: string): Companion[] {
 }
 
 /** Why a file could not be removed, as far as that can be seen without trying. */
-function whyFixed(host: Host, path: string): string | undefined {
+function whyFixed(host: Host, path: string): Pick<Claim, "fixed" | "cure"> {
   const dir = host.look(dirname(path), "follow links");
-  if (dir.trouble) return dir.why;
+  if (dir.trouble) return { fixed: dir.why };
   if (host.uid !== 0 && (dir.ok.uid !== host.uid || (dir.ok.mode & 0o300) !== 0o300)) {
-    return `its directory belongs to uid ${dir.ok.uid} and has mode ${dir.ok.mode.toString(8).padStart(4, "0")}`;
+    const mode = dir.ok.mode.toString(8).padStart(4, "0");
+    const fixed = `its directory belongs to uid ${dir.ok.uid} and has mode ${mode}`;
+    return { fixed, cure: dir.ok.uid === host.uid ? "mode" : "owner" };
   }
-  return host.writeTrouble(path);
+  const fixed = host.writeTrouble(path);
+  return fixed === undefined ? {} : { fixed };
 }
 
 /** A socket that took a connection although no proven process owns it, and what it did. */
@@ -1843,7 +1928,7 @@ async function scan(
   const table = await ps(host, "all", psMs);
   const because = table.trouble ? table.why : whyUnbelievable(table.ok, host.pid);
   if (table.trouble || because !== undefined) {
-    const unknowns = [{ what, because: because ?? "", hint: shellWords(["ps", "-A", "-ww", "-o", "pid,command"]) }];
+    const unknowns = [{ what, because: because ?? "", hint: psCommand() }];
     return { alive: [], unknowns: [...unknowns, ...answering.map((a) => unownedSocket(a, []))] };
   }
   const alive: Proven[] = [];
@@ -1868,7 +1953,7 @@ async function scan(
 }
 
 function doubtfulProcess(place: Place, row: ProcessRow, because: string): Remark {
-  const look = shellWords(["ps", "-ww", "-p", String(row.pid)]);
+  const look = psCommand(row.pid);
   return { what: `PID ${row.pid}`, because, hint: `${look}; to end it: ${killCommand(place, row.pid)}` };
 }
 
@@ -1876,8 +1961,8 @@ function unownedSocket({ path, answer }: Answering, naming: readonly ProcessRow[
   const who = naming.map((r) => `PID ${r.pid} (${programWords(r.command)})`).join(", ");
   const because = `it ${answer}, and no process was found that is proven to own it` +
     (who === "" ? "" : `; these name the instance's files: ${who}`);
-  const look = naming.map((r) => `; ${shellWords(["ps", "-ww", "-p", String(r.pid)])}`).join("");
-  return { what: path, because, hint: `${shellWords(["lsof", path])}${look}` };
+  const look = naming.length === 0 ? "" : `; ${psCommand(...naming.map((r) => r.pid))}`;
+  return { what: path, because, hint: `${lsofCommand(path)}${look}` };
 }
 
 /** A list of all processes shows the one that asks, with its command, and no row that cannot be read. */
@@ -1951,13 +2036,13 @@ function yamlObstacles(host: Host, place: Place, yaml: string): Remark[] {
   const path = join(place.dir, LIMA_YAML);
   if (host.look(path, "follow links").ok?.size === 0) {
     const because = "it is empty (a full disk, or an edit that was cut off)";
-    return [{ what: path, because, hint: `restore it from a backup; ls -l ${quote(path)}` }];
+    return [{ what: path, because, hint: `restore it from a backup: ${lookCommand(path)}` }];
   }
   return readDiskNames(yaml).flatMap((disk) => {
     const dir = join(place.home, "_disks", disk);
     if (host.look(dir, "follow links").trouble !== "absent") return [];
     const because = `additional disk ${disk} is not there (its volume may not be mounted)`;
-    return [{ what: dir, because, hint: shellWords(["ls", "-la", join(place.home, "_disks")]) }];
+    return [{ what: dir, because, hint: listCommand(join(place.home, "_disks")) }];
   });
 }
 
@@ -1966,7 +2051,7 @@ function lostDisk(host: Host, place: Place): Remark[] {
   const isThere = (file: string) => host.look(join(place.dir, file)).trouble !== "absent";
   if (!["serial.log", "vz-identifier"].some(isThere) || ["disk", "diffdisk", "basedisk"].some(isThere)) return [];
   const because = "it has run, and its disk is gone: limactl start would begin with an empty disk";
-  return [{ what: place.dir, because, hint: `ls -l ${quote(place.dir)}` }];
+  return [{ what: place.dir, because, hint: listCommand(place.dir) }];
 }
 
 /** `networks: socket: PATH` of which nobody answers. */
@@ -2002,7 +2087,7 @@ function whyMissing(host: Host, dir: string): Unseen | undefined {
   const failed = look.trouble ? look : host.read(path, 1);
   if (!failed.trouble) return undefined;
   const because = `${LIMA_YAML} cannot be read: ${failed.why}`;
-  const ls = `ls -l ${quote(path)}`;
+  const ls = lookCommand(path);
   if (failed.trouble !== "denied") return { state: "unknown", status: EXIT.tryAgain, because, hint: ls };
   const settings = "System Settings, Privacy & Security: give lima-guard Full Disk Access";
   const hint = host.os === "darwin" ? `${ls}; where the mode permits it: ${settings}` : ls;
@@ -2073,7 +2158,10 @@ function foreignEntries(host: Host, home: string): Foreign {
     if (host.look(path).ok?.kind !== "directory") continue;
     if (!NAME_RULE.test(entry) || entry.length > NAME_LIMIT) {
       const because = "its name is no instance name, and `limactl start` refuses to work beside it";
-      obstacles.push({ what: path, because, hint: `move it out of ${home}, or let its name begin with a dot` });
+      const hint = entry === "lost+found"
+        ? "the top of a volume cannot be LIMA_HOME: move the instances into a folder of it, and name that one"
+        : `move it out of ${home}, or let its name begin with a dot`;
+      obstacles.push({ what: path, because, hint });
     } else if (host.look(join(path, LIMA_YAML)).trouble === "absent") {
       const because = "it holds no lima.yaml; Lima up to 2.1 refuses to start any instance beside it";
       notes.push({ what: path, because, hint: `move it out of ${home}` });
@@ -2098,7 +2186,7 @@ async function takenPort(host: Host, yaml: string): Promise<Remark[]> {
   line.ok?.close();
   if (line.trouble) return [];
   const because = "ssh.localPort of lima.yaml, and somebody listens there already";
-  return [{ what: `port ${port}`, because, hint: `lsof -nP -iTCP:${port} -sTCP:LISTEN` }];
+  return [{ what: `port ${port}`, because, hint: listenerCommand(port) }];
 }
 
 function sshConfigDirectory(host: Host, place: Place): Remark[] {
@@ -2107,7 +2195,7 @@ function sshConfigDirectory(host: Host, place: Place): Remark[] {
   return [{
     what: path,
     because: "it is a directory, which Lima can neither read nor replace",
-    hint: `ls -la ${quote(path)}`,
+    hint: `move it out of the folder; ${listCommand(path)}`,
   }];
 }
 
@@ -2122,7 +2210,7 @@ function sshConfigClaim(host: Host, place: Place): Claim[] {
   const verdict = { kind: "stale" as const, why: "it is cut short: no port in it, and Lima refuses to read it" };
   const seen = { dev, ino, size, mtimeMs, text: undefined };
   const fixed = whyFixed(host, path);
-  return [{ path, verdict, seen, scope: "instance", companions: [], ...(fixed ? { fixed } : {}) }];
+  return [{ path, verdict, seen, scope: "instance", companions: [], ...fixed }];
 }
 
 // ───────────────────────────────────────────────────────────────────────────── observing: networks ──
@@ -2140,7 +2228,7 @@ async function observeNetworks(host: Host, place: Place, claims: readonly Claim[
   const [first] = unnamed;
   const because = "a usernet answers that no PID file names; Lima starts another beside it" +
     (unnamed.length > 1 ? ` (${unnamed.length} of them)` : "");
-  const notes: Remark[] = first === undefined ? [] : [{ what: first, because, hint: shellWords(["lsof", ...unnamed]) }];
+  const notes: Remark[] = first === undefined ? [] : [{ what: first, because, hint: lsofCommand(...unnamed) }];
   return { notes, obstacles: await observeSocketVmnet(host, place) };
 }
 
@@ -2159,7 +2247,7 @@ async function observeSocketVmnet(host: Host, place: Place): Promise<Remark[]> {
     if (!row || /(^|\/)socket_vmnet /.test(row.command) && row.command.includes(`--pidfile=${m.path}`)) return [];
     const because = `PID ${pid} is ${JSON.stringify(firstWord(row.command))}, not socket_vmnet; ` +
       "Lima would take it for the running network, or signal it as root";
-    return [{ what: m.path, because, hint: `sudo rm ${quote(m.path)}`, status: EXIT.denied }];
+    return [{ what: m.path, because, hint: removeCommand(m.path), status: EXIT.denied }];
   });
 }
 
@@ -2196,7 +2284,7 @@ async function observeDisks(host: Host, place: Place, yaml: string, claims: read
   const foreign = locks.filter((l) => l.whose === "another's").map((l) => ({
     what: l.path,
     because: `disk ${l.disk} is in use by ${l.target}`,
-    hint: `limactl stop ${quote(basename(l.target))}, or take the disk out of lima.yaml`,
+    hint: `${stopOther(place, l.target)}, or take the disk out of lima.yaml`,
   }));
   const ownVm = host.os === "darwin" && hasStaleVzAgent(host, place, claims);
   const voidLocks = locks.filter((l) => l.whose !== "another's");
@@ -2211,7 +2299,7 @@ async function observeDisks(host: Host, place: Place, yaml: string, claims: read
     ? [{
       what: images.join(" "),
       because: `whether a process has it open is unknown: ${holders.why}`,
-      hint: shellWords(["lsof", "--", ...images]),
+      hint: lsofCommand(...images),
     }]
     : holders.ok.map(holderRemark(place));
   return { claims: voidLocks.map((l) => diskClaim(host, l)), obstacles: foreign, held };
@@ -2246,13 +2334,13 @@ function diskClaim(host: Host, lock: DiskLock): Claim {
     ? { kind: "unknown", why: `it says ${target}, which cannot be looked at` }
     : { kind: "stale", why: reason };
   const fixed = whyFixed(host, path);
-  return { path, seen, verdict, scope: "shared", companions: [], ...(fixed ? { fixed } : {}) };
+  return { path, seen, verdict, scope: "shared", companions: [], ...fixed };
 }
 
 function holderRemark(place: Place): (h: Holder) => Remark {
   return ({ pid, command, path }) => {
     const because = `PID ${pid} (${command}) has it open for writing, and did not close it`;
-    const look = shellWords(["ps", "-ww", "-p", String(pid)]);
+    const look = psCommand(pid);
     return { what: path, because, hint: `${look}; if it is a VM that is not needed: ${killCommand(place, pid)}` };
   };
 }
@@ -3241,13 +3329,15 @@ async function afterJob(ctx: Context, place: Place, told: Report, stopped: LockR
   if (typeof job !== "string") return told;
   await ctx.host.pause(RESTART_LOOK_MS);
   const now = holderOf(ctx, place);
-  const target = job.includes("/") ? job : `DOMAIN/${job}`;
+  const seen = job.includes("/") ? undefined : (await jobsOf(ctx.host, place)).find((j) => j.label === job);
+  const target = seen?.target ?? (job.includes("/") ? job : `system/${job}`);
   if (now?.role !== "run" || now.pid === stopped.pid) {
-    const note = { what: target, because: "its job is stopped", hint: `to start it: launchctl kickstart ${target}` };
+    const start = startJobCommand(seen ?? { target, plist: "", loaded: "yes", disabled: false });
+    const note = { what: target, because: "its job is stopped", hint: `to start it: ${start}` };
     return { ...told, notes: [...told.notes, note] };
   }
   const because = `launchd started it again (KeepAlive), as PID ${now.pid}`;
-  const blocker = { what: target, because, hint: `to keep it down: launchctl bootout ${target}` };
+  const blocker = { what: target, because, hint: `to keep it down: ${bootoutCommand(target)}` };
   const summary = "stopped, and started again by launchd";
   return { ...told, state: "running", status: EXIT.failed, blockers: [...told.blockers, blocker], summary };
 }
@@ -3363,8 +3453,8 @@ async function lockFor(ctx: Context, place: Place, patienceMs: number, waited?: 
 
 function noLock(ctx: Context, place: Place, because: string, holder?: LockRecord): Report {
   const what = join(place.dir, LOCK_FILE);
-  const look = holder ? shellWords(["ps", "-ww", "-p", String(holder.pid)]) : shellWords(["lsof", what]);
-  const hint = `${look}; ls -l ${quote(what)}; then ${guardCommand(place, `--${ctx.role}`)}`;
+  const look = holder ? psCommand(holder.pid) : lsofCommand(what);
+  const hint = [look, lookCommand(what), guardCommand(place, `--${ctx.role}`)].join("; ");
   return report(place.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what, because, hint }] });
 }
 
@@ -3492,10 +3582,10 @@ async function findPlace(ctx: Context, homes: Homes, name: string): Promise<{ pl
     report: report(name, state, status, state, { blockers: [{ what, because, hint }] }),
   });
   const look = host.look(dir, "follow links");
-  if (look.trouble === "denied") return refuse("blocked", EXIT.denied, look.why, `ls -ld ${quote(home)}`);
+  if (look.trouble === "denied") return refuse("blocked", EXIT.denied, look.why, lookCommand(home));
   if (look.trouble || look.ok.kind !== "directory") {
     const trouble = homeTrouble(host, homes.paths[0] ?? home);
-    const hint = `ls ${quote(dirname(home))}; --lima-home DIR names another LIMA_HOME`;
+    const hint = `${listCommand(dirname(home))}; --lima-home DIR names another LIMA_HOME`;
     if (trouble) return refuse("missing", EXIT.noInstance, `no such instance: ${trouble.because}`, hint, home);
     const because = look.trouble === "absent"
       ? "no such instance"
@@ -3514,7 +3604,7 @@ async function findPlace(ctx: Context, homes: Homes, name: string): Promise<{ pl
 
 /** What to type where a home has no instance of this name: the name that was probably meant, and a look at the home. */
 function nameHint({ host, role }: Context, home: string, name: string): string {
-  const look = `ls ${quote(home)}; --lima-home DIR names another LIMA_HOME`;
+  const look = `${listCommand(home)}; --lima-home DIR names another LIMA_HOME`;
   const meant = nearest(name, allInstances(host, home).ok ?? []);
   if (meant === undefined) return look;
   const address = { isDefaultHome: isDefaultHome(host, home) };
@@ -3537,6 +3627,12 @@ async function permitted(ctx: Context, at: Place, refuse: Refuse): Promise<{ pla
   const user = await userName(host, owner);
   const place = { ...at, address: { sudoUser: user } };
   if (role === "status") return { place };
+  if (user.startsWith("#")) {
+    const because = `no user here has uid ${owner}: is it a copied home?`;
+    const isHomeToo = host.look(at.home, "follow links").ok?.uid === owner;
+    const me = host.uid === 0 ? undefined : await userName(host, host.uid);
+    return refuse("blocked", EXIT.denied, because, ownCommand(isHomeToo ? at.home : dir, me));
+  }
   const because = `it belongs to ${user}, and files of another user in it would lock its own lima-guard out`;
   const hint = guardCommand(place, `--${role}`) + (role === "run" ? " -- COMMAND" : "");
   return refuse("blocked", EXIT.denied, because, hint);
@@ -3690,7 +3786,7 @@ async function status(ctx: Context, homes: Homes, name: string): Promise<Report 
   const lines = journalOf(host, place);
   const boot = await bootId(host);
   const jobs = await jobsOf(host, place);
-  const { troubles, notes } = judgeJobs(jobs, name, p.state, supervised);
+  const { troubles, notes } = judgeJobs(jobs, place, p.state, supervised);
   const repair = lines.filter((l) => l.event === "pre").at(-1);
   const details: Details = {
     evidence: seen.claims.map(({ path, seen, verdict }) => ({
@@ -3772,7 +3868,17 @@ async function jobSeen(host: Host, name: string, label: string, plist: string, t
     exitTimeoutS: loaded?.printed.exitTimeoutS ?? readExitTimeout(text),
     restartsAfterSuccess: restartsAfterSuccess(text),
     target: `${loaded?.domain ?? domains[0]}/${label}`,
+    ...!loaded && answers[0]?.code === 125 ? { noLogin: true as const } : {},
   };
+}
+
+/** A recorded time for people: their own, to the minute. What is no time is shown as it was written. */
+export function localTime(recorded: string): string {
+  const time = new Date(recorded);
+  if (Number.isNaN(time.getTime())) return recorded;
+  const two = (n: number) => String(n).padStart(2, "0");
+  const date = [time.getFullYear(), two(time.getMonth() + 1), two(time.getDate())].join("-");
+  return `${date} ${two(time.getHours())}:${two(time.getMinutes())}`;
 }
 
 /** The status for people: a line each, and for what needs a person, or was asked for by name, everything known. */
@@ -4040,7 +4146,7 @@ function adviseBudget(run: Run, place: Place): void {
   if (granted === undefined || granted === 0 || granted >= DEFAULT_BUDGET_S) return;
   const graceS = Math.floor(stageLimits(granted).agent);
   const text = `launchd grants ${granted} s for a stop, which leaves the guest ${graceS} s ` +
-    `(hint: lima-guard --install ${place.name})`;
+    `(hint: ${guardCommand(place, "--install")})`;
   run.ctx.say("warn", place, text);
 }
 
@@ -4365,7 +4471,7 @@ async function ownedPlace(run: Run, beganMs: number): Promise<Place | undefined>
       said = true;
       if (ctx.host.clockMs() < untilMs) continue;
       const because = `${who} is at work on it and holds its lock`;
-      const blocker = { what: join(place.dir, LOCK_FILE), because, hint: `lima-guard --stop ${place.name}` };
+      const blocker = { what: join(place.dir, LOCK_FILE), because, hint: guardCommand(place, "--stop") };
       return refuse(report(run.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }));
     }
   }

@@ -156,6 +156,8 @@ for (
 
 // ── what needs a person ──
 
+const PLACE = { name: "k3s", home: "/h", dir: "/h/k3s", owner: 501, address: { isDefaultHome: true } };
+
 const JOB: JobSeen = {
   label: "io.lima-vm.daemon.k3s",
   plist: "/Library/LaunchDaemons/io.lima-vm.daemon.k3s.plist",
@@ -179,16 +181,50 @@ for (
   ] as const
 ) {
   Deno.test(`jobs: ${name}`, () => {
-    const told = judgeJobs(jobs, "k3s", state, supervised);
+    const told = judgeJobs(jobs, PLACE, state, supervised);
     assert.equal(told.troubles.length, troubles.length);
     troubles.forEach((pattern, i) => assert.match(told.troubles[i]!.because, pattern));
     for (const remark of told.troubles) assert.ok(remark.hint, "the next command to type");
   });
 }
 
+for (
+  const [name, job, state, hints] of [
+    ["loaded and running by hand", {}, "running", [`lima-guard --stop k3s && sudo launchctl kickstart ${JOB.target}`]],
+    ["not loaded and running by hand", { loaded: "no" }, "running", [
+      `lima-guard --stop k3s && sudo launchctl bootstrap system ${JOB.plist}`,
+    ]],
+    ["not loaded and stopped", { loaded: "no" }, "stopped", [`sudo launchctl bootstrap system ${JOB.plist}`]],
+    ["not loaded and disabled", { loaded: "no", disabled: true }, "stopped", [
+      `sudo launchctl enable ${JOB.target} && sudo launchctl bootstrap system ${JOB.plist}`,
+    ]],
+    [
+      "a login agent",
+      { loaded: "no", target: "gui/501/x", plist: "/Users/zoe/Library/LaunchAgents/x.plist" },
+      "stopped",
+      [
+        "launchctl bootstrap gui/501 /Users/zoe/Library/LaunchAgents/x.plist",
+      ],
+    ],
+    ["loaded and stopped", {}, "stopped", []],
+  ] as const
+) {
+  Deno.test(`jobs: what to type where a job is ${name}`, () => {
+    const { troubles, notes } = judgeJobs([{ ...JOB, ...job }], PLACE, state, false);
+    assert.deepEqual([...troubles, ...notes].map((r) => r.hint), hints);
+  });
+}
+
+Deno.test("jobs: a login agent without a user at the screen gets words, and no command that must fail", () => {
+  const job = { ...JOB, loaded: "unknown" as const, target: "gui/501/x", noLogin: true as const };
+  const { troubles, notes } = judgeJobs([job], PLACE, "running", false);
+  assert.deepEqual(troubles.map((r) => r.hint), ["lima-guard --stop k3s"]);
+  assert.match(notes[0]?.because ?? "", /a headless Mac wants a daemon/);
+});
+
 Deno.test("jobs: one without the guard, and one with too little time, are told the command that mends them", () => {
-  const short = judgeJobs([{ ...JOB, exitTimeoutS: 5 }], "k3s", "stopped", false);
-  const bare = judgeJobs([{ ...JOB, wrapped: false }], "k3s", "stopped", false);
+  const short = judgeJobs([{ ...JOB, exitTimeoutS: 5 }], PLACE, "stopped", false);
+  const bare = judgeJobs([{ ...JOB, wrapped: false }], PLACE, "stopped", false);
   assert.deepEqual([...short.troubles, ...bare.notes].map((r) => r.hint), Array(2).fill("lima-guard --install k3s"));
 });
 

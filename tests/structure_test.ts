@@ -76,3 +76,12 @@ for (
     assert.deepEqual(messages.filter((text) => new RegExp(`\\b(?:${words})\\b`, "i").test(text)), []);
   });
 }
+
+Deno.test("commands to type are made in one chapter", () => {
+  const program =
+    /[`"](?:[^`"]*[ ;:(])?(?:lima-guard|limactl|launchctl|sudo|chmod|chown|kill|rm|ls|ps|lsof) (?:-|\$\{)/;
+  const made = new Set(["commands to type", "command line", "stopping: the line to the guest"]);
+  // These name a process by its role.
+  const isProcess = (line: string) => /lima-guard --(?:run(?: \$\{holder\.pid|, PID)|\$\{holder\.role)/.test(line);
+  assert.deepEqual(offences(program, (at, line) => made.has(TITLES[sectionOf(at)] ?? "") || isProcess(line)), []);
+});
