@@ -210,6 +210,8 @@ export interface Claim {
   readonly companions: readonly Companion[];
   /** Why the file could not be removed, where that is known beforehand. */
   readonly fixed?: string;
+  /** What of its directory forbids the removal. */
+  readonly cure?: "mode" | "owner";
 }
 
 /** Something to be told to a person: the thing, the reason, the next command to type. */
@@ -794,14 +796,17 @@ function hasDriver(seen: Observation): boolean {
 /** What about this instance's processes could not be found out: R3's reasons. */
 function doubtsOf(seen: Observation): Remark[] {
   const claims = seen.claims.filter((c) => c.scope === "instance" && c.verdict.kind === "unknown");
-  return [...claims.map(doubt), ...seen.unknowns];
+  return [...claims.map(doubt(seen.place)), ...seen.unknowns];
 }
 
-function doubt(claim: Claim): Remark {
-  return {
-    what: claim.path,
-    because: claim.verdict.why,
-    hint: `look: ls -l ${quote(claim.path)}; then run this again`,
+/** A claim that is unknown, with what settles it: the process ends, or the file is no witness any more. */
+function doubt(place: Place): (claim: Claim) => Remark {
+  return ({ path, verdict, seen }) => {
+    const pid = readPid(seen.text ?? "");
+    const hint = "pid" in pid
+      ? `${psCommand(pid.pid)}; if it is a process of this VM: ${killCommand(place, pid.pid)}`
+      : `${lookCommand(path)}; if this VM does not run: move it out of the folder`;
+    return { what: path, because: verdict.why, hint };
   };
 }
 
@@ -812,7 +817,7 @@ function planClaims(seen: Observation): Plan {
     return plan("blocked", blockers[0]?.because ?? "", { blockers, notes: seen.notes }, EXIT.tryAgain);
   }
   const steps = removals(seen);
-  const shared = seen.claims.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown").map(doubt);
+  const shared = seen.claims.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown").map(doubt(seen.place));
   const blockers = [...fixedFiles(seen), ...shared, ...seen.obstacles];
   const notes = seen.notes;
   if (blockers.length > 0) return plan("blocked", blockers[0]?.because ?? "", { steps, blockers, notes });
@@ -825,7 +830,7 @@ function fixedFiles(seen: Observation): Remark[] {
   return seen.claims.filter((c) => isVoid(c) && c.fixed !== undefined).map((c) => ({
     what: c.path,
     because: `it is stale (${c.verdict.why}) and cannot be removed: ${c.fixed}`,
-    hint: `ls -ld ${quote(dirname(c.path))} ${quote(c.path)}`,
+    hint: fixCommand(c),
     status: EXIT.denied,
   }));
 }
@@ -884,6 +889,13 @@ function names(processes: readonly Proven[]): string {
   return processes.map((p) => `${p.role} ${p.row.pid}`).join(" and ");
 }
 
+/** What makes a file removable, where that is known. */
+function fixCommand({ path, cure }: Claim): string {
+  if (cure === "mode") return writableCommand(dirname(path));
+  if (cure === "owner") return chownCommand(dirname(path));
+  return lookCommand(dirname(path), path);
+}
+
 /** A path as a POSIX shell takes it, for commands that a person is to type. */
 export function quote(text: string): string {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
@@ -909,6 +921,11 @@ export function guardCommand(place: Place, ...options: string[]): string {
   return shellWords([...asOwner(place), "lima-guard", ...options, ...home, place.name]);
 }
 
+/** A `lima-guard` command that names no instance that exists. */
+function guardLine(...words: string[]): string {
+  return shellWords(["lima-guard", ...words]);
+}
+
 /** The `limactl` command for one instance: `limactlCommand(place, "start", place.name)`. */
 export function limactlCommand(place: Place, ...words: string[]): string {
   const home = place.address?.isDefaultHome ? "" : `LIMA_HOME=${quote(place.home)} `;
@@ -916,6 +933,76 @@ export function limactlCommand(place: Place, ...words: string[]): string {
   return sudo.length === 0
     ? home + shellWords(["limactl", ...words])
     : `${shellWords(sudo)} ${home}${shellWords(["limactl", ...words])}`;
+}
+
+/** Stops the instance of another directory; a home that is not this one's is always named. */
+function stopOther(place: Place, dir: string): string {
+  const home = dirname(dir);
+  const { sudoUser } = place.address ?? {};
+  const address = home === place.home ? place.address : sudoUser === undefined ? undefined : { sudoUser };
+  const other = { name: basename(dir), home, dir, owner: place.owner };
+  return guardCommand(address === undefined ? other : { ...other, address }, "--stop");
+}
+
+/** Looks at files: `lookCommand(path)`. Paths are whole, so that it works from any folder. */
+function lookCommand(...paths: string[]): string {
+  return shellWords(["ls", "-ld", ...paths]);
+}
+
+/** Lists a folder, hidden entries too. */
+function listCommand(dir: string): string {
+  return shellWords(["ls", "-la", dir]);
+}
+
+/** Shows whole command lines: of these processes, or of all. */
+function psCommand(...pids: readonly number[]): string {
+  const which = pids.length === 0 ? ["-A", "-o", "pid,command"] : ["-p", pids.join(",")];
+  return shellWords(["ps", "-ww", ...which]);
+}
+
+/** Shows which processes have these files or sockets open. */
+function lsofCommand(...paths: string[]): string {
+  return shellWords(["lsof", "--", ...paths]);
+}
+
+/** Shows which process listens on a port. */
+function listenerCommand(port: number): string {
+  return shellWords(["lsof", "-nP", `-iTCP:${port}`, "-sTCP:LISTEN"]);
+}
+
+/** Removes a file of root's. */
+function removeCommand(path: string): string {
+  return shellWords(["sudo", "rm", path]);
+}
+
+/** Lets the owner of a folder change what is in it. */
+function writableCommand(dir: string): string {
+  return shellWords(["chmod", "u+rwx", dir]);
+}
+
+/** Gives a folder and all in it to a user; without one the person puts a name there. */
+function chownCommand(dir: string, user = "USER"): string {
+  return shellWords(["sudo", "chown", "-R", user, dir]);
+}
+
+/** A `launchctl` line; only root changes what is in the system domain. */
+function launchctl(target: string, ...words: string[]): string {
+  return shellWords([...target.startsWith("system/") ? ["sudo"] : [], "launchctl", ...words]);
+}
+
+/** What starts a job, from what is known of it: a job that is not loaded has nothing to kick. */
+export function startJobCommand(job: Pick<JobSeen, "target" | "plist" | "loaded" | "disabled">): string {
+  const domain = dirname(job.target);
+  const enable = job.disabled ? [launchctl(job.target, "enable", job.target)] : [];
+  const start = job.loaded === "no"
+    ? launchctl(job.target, "bootstrap", domain, job.plist)
+    : launchctl(job.target, "kickstart", job.target);
+  return [...enable, start].join(" && ");
+}
+
+/** What takes a job out of launchd until the next boot or login. */
+function bootoutCommand(target: string): string {
+  return launchctl(target, "bootout", target);
 }
 
 /** The `kill` line for a process that only a person may judge. */
@@ -1067,11 +1154,14 @@ export function describePlan(p: Plan): string[] {
 /** One step in words, with its outcome where there is one. */
 export function describeStep(step: Step): string {
   const outcome = step.outcome === undefined ? "" : `: ${outcomeWords(step.outcome)}`;
-  return `${step.what} (${step.because})${outcome}`;
+  return `${step.what}${step.because === "" ? "" : ` (${step.because})`}${outcome}`;
 }
 
 function describeRemark(word: string): (r: Remark) => string {
-  return (r) => `${word}: ${r.what}: ${r.because}${r.hint === undefined ? "" : ` (hint: ${r.hint})`}`;
+  return (r) =>
+    `${word}: ${[r.what, r.because].filter((w) => w !== "").join(": ")}${
+      r.hint === undefined ? "" : ` (hint: ${r.hint})`
+    }`;
 }
 
 /**
@@ -1227,6 +1317,8 @@ export interface JobSeen {
   /** Seconds from SIGTERM to SIGKILL: what launchd has in force, else what the plist will bring. 0 is for ever. */
   readonly exitTimeoutS: number;
   readonly target: string;
+  /** launchctl's 125: the domain of the screen's user is not there, since no user is logged in. */
+  readonly noLogin?: true;
   /** `KeepAlive {SuccessfulExit: true}`: started again after a good stop, and never after a failure. */
   readonly restartsAfterSuccess?: boolean;
 }
@@ -1351,7 +1443,7 @@ export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "a
   const [obstacle] = [
     ...seen.held,
     ...seen.obstacles,
-    ...seen.claims.filter((c) => c.verdict.kind !== "dead").map(doubt),
+    ...seen.claims.filter((c) => c.verdict.kind !== "dead").map(doubt(seen.place)),
   ];
   return obstacle ? `may refuse, because of ${obstacle.what}` : NOTHING_SEEN;
 }
@@ -1491,7 +1583,7 @@ export function judgeJobs(jobs: readonly JobSeen[], place: Place, state: State, 
   if (jobs.length === 0) notes.push({ what: name, because: "no launchd job found" });
   if (jobs.length > 1) {
     const because = "it is registered twice, at login and at boot";
-    troubles.push({ what: name, because, hint: `keep one: ${limactlCommand(place, "autostart", "disable", name)}` });
+    troubles.push({ what: name, because, hint: limactlCommand(place, "autostart", "disable", name) });
   }
   for (const job of jobs) {
     const wrap = guardCommand(place, "--install");
@@ -1504,16 +1596,22 @@ export function judgeJobs(jobs: readonly JobSeen[], place: Place, state: State, 
       const because = "its KeepAlive {SuccessfulExit: true} starts it again after a good stop, and not after a failure";
       troubles.push({ what: job.label, because, hint: `set SuccessfulExit to false in ${quote(job.plist)}` });
     }
-    const enable = `launchctl enable ${job.target}`;
-    if (job.disabled) troubles.push({ what: job.label, because: "it is disabled and will not start", hint: enable });
+    const hint = startJobCommand(job);
+    if (job.disabled) troubles.push({ what: job.label, because: "it is disabled and will not start", hint });
+    else if (job.loaded === "no" && state !== "running") {
+      notes.push({ what: job.label, because: "it is not loaded: launchd does not start it", hint });
+    }
+    if (job.noLogin) {
+      const because =
+        "no user is logged in at the screen, and a login agent runs only then: a headless Mac wants a daemon";
+      notes.push({ what: job.label, because });
+    }
   }
   if (jobs.some((j) => j.wrapped) && state === "running" && !supervised) {
     const because = "it runs without its job (started by hand): it will be cut off at the next shutdown";
-    troubles.push({
-      what: name,
-      because,
-      hint: `${guardCommand(place, "--stop")}; then launchctl kickstart ${jobs[0]?.target}`,
-    });
+    const job = jobs.find((j) => j.wrapped && !j.noLogin);
+    const start = job === undefined ? [] : [startJobCommand(job)];
+    troubles.push({ what: name, because, hint: [guardCommand(place, "--stop"), ...start].join(" && ") });
   }
   return { troubles, notes };
 }
@@ -1639,6 +1737,8 @@ export interface Host {
   onSignal(signal: Signal, take: () => void): void;
 
   readonly isTerminal: boolean;
+  /** How wide the terminal is now. */
+  columns(): number;
   stdout(text: string): void;
   stderr(text: string): void;
 }
@@ -1690,7 +1790,7 @@ export async function observeProcesses(
 ): Promise<Processes> {
   const listed = host.list(place.dir);
   if (listed.trouble) {
-    const hint = shellWords(["ls", "-ld", place.dir]);
+    const hint = lookCommand(place.dir);
     return { claims: [], alive: [], unknowns: [{ what: place.dir, because: listed.why, hint }] };
   }
   const marks = await readMarks(host, place, listed.ok, pace.youngMs);
@@ -1858,8 +1958,8 @@ async function claimOf(host: Host, place: Place, mark: Mark, judged: Judged): Pr
   const socket = scope === "shared" ? companions.find((c) => c.path.endsWith("_ep.sock"))?.path : undefined;
   const answer = first.kind !== "ours" && socket !== undefined && await answers(host, socket);
   const verdict = answer ? { kind: "unknown" as const, why: `${first.why}; but ${socket} ${answer}` } : first;
-  const fixed = verdict.kind === "ours" ? undefined : whyFixed(host, path);
-  return { path, scope, seen, verdict, companions, ...(fixed ? { fixed } : {}) };
+  const fixed = verdict.kind === "ours" ? {} : whyFixed(host, path);
+  return { path, scope, seen, verdict, companions, ...fixed };
 }
 
 function verdictOf(file: string, pid: number, judged: Judged): Verdict {
@@ -1888,13 +1988,16 @@ function companionsOf(host: Host, place: Place, path: string): Companion[] {
 }
 
 /** Why a file could not be removed, as far as that can be seen without trying. */
-function whyFixed(host: Host, path: string): string | undefined {
+function whyFixed(host: Host, path: string): Pick<Claim, "fixed" | "cure"> {
   const dir = host.look(dirname(path), "follow links");
-  if (dir.trouble) return dir.why;
+  if (dir.trouble) return { fixed: dir.why };
   if (host.uid !== 0 && (dir.ok.uid !== host.uid || (dir.ok.mode & 0o300) !== 0o300)) {
-    return `its directory belongs to uid ${dir.ok.uid} and has mode ${dir.ok.mode.toString(8).padStart(4, "0")}`;
+    const mode = dir.ok.mode.toString(8).padStart(4, "0");
+    const fixed = `its directory belongs to uid ${dir.ok.uid} and has mode ${mode}`;
+    return { fixed, cure: dir.ok.uid === host.uid ? "mode" : "owner" };
   }
-  return host.writeTrouble(path);
+  const fixed = host.writeTrouble(path);
+  return fixed === undefined ? {} : { fixed };
 }
 
 /** A socket that took a connection although no proven process owns it, and what it did. */
@@ -1947,7 +2050,7 @@ async function scan(
   const table = await ps(host, "all", psMs);
   const because = table.trouble ? table.why : whyUnbelievable(table.ok, host.pid);
   if (table.trouble || because !== undefined) {
-    const unknowns = [{ what, because: because ?? "", hint: shellWords(["ps", "-A", "-ww", "-o", "pid,command"]) }];
+    const unknowns = [{ what, because: because ?? "", hint: psCommand() }];
     return { alive: [], unknowns: [...unknowns, ...answering.map((a) => unownedSocket(a, []))] };
   }
   const alive: Proven[] = [];
@@ -1972,7 +2075,7 @@ async function scan(
 }
 
 function doubtfulProcess(place: Place, row: ProcessRow, because: string): Remark {
-  const look = shellWords(["ps", "-ww", "-p", String(row.pid)]);
+  const look = psCommand(row.pid);
   return { what: `PID ${row.pid}`, because, hint: `${look}; to end it: ${killCommand(place, row.pid)}` };
 }
 
@@ -1980,8 +2083,8 @@ function unownedSocket({ path, answer }: Answering, naming: readonly ProcessRow[
   const who = naming.map((r) => `PID ${r.pid} (${programWords(r.command)})`).join(", ");
   const because = `it ${answer}, and no process was found that is proven to own it` +
     (who === "" ? "" : `; these name the instance's files: ${who}`);
-  const look = naming.map((r) => `; ${shellWords(["ps", "-ww", "-p", String(r.pid)])}`).join("");
-  return { what: path, because, hint: `${shellWords(["lsof", path])}${look}` };
+  const look = naming.length === 0 ? "" : `; ${psCommand(...naming.map((r) => r.pid))}`;
+  return { what: path, because, hint: `${lsofCommand(path)}${look}` };
 }
 
 /** A list of all processes shows the one that asks, with its command, and no row that cannot be read. */
@@ -2055,14 +2158,13 @@ function yamlObstacles(host: Host, place: Place, yaml: string): Remark[] {
   const path = join(place.dir, LIMA_YAML);
   if (host.look(path, "follow links").ok?.size === 0) {
     const because = "it is empty (a full disk, or an edit that was cut off)";
-    return [{ what: path, because, hint: `restore it from a backup; ls -l ${quote(path)}` }];
+    return [{ what: path, because, hint: `restore it from a backup: ${lookCommand(path)}` }];
   }
   return readDiskNames(yaml).flatMap((disk) => {
     const dir = join(place.home, "_disks", disk);
     if (host.look(dir, "follow links").trouble !== "absent") return [];
     const because = `additional disk ${disk} is not there (its volume may not be mounted)`;
-    const hint = shellWords(["ls", "-la", join(place.home, "_disks")]);
-    return [{ what: dir, because, hint, waitsFor: "volume" as const }];
+    return [{ what: dir, because, hint: listCommand(join(place.home, "_disks")), waitsFor: "volume" as const }];
   });
 }
 
@@ -2071,7 +2173,7 @@ function lostDisk(host: Host, place: Place): Remark[] {
   const isThere = (file: string) => host.look(join(place.dir, file)).trouble !== "absent";
   if (!["serial.log", "vz-identifier"].some(isThere) || ["disk", "diffdisk", "basedisk"].some(isThere)) return [];
   const because = "it has run, and its disk is gone: limactl start would begin with an empty disk";
-  return [{ what: place.dir, because, hint: `ls -l ${quote(place.dir)}` }];
+  return [{ what: place.dir, because, hint: listCommand(place.dir) }];
 }
 
 /** `networks: socket: PATH` of which nobody answers. */
@@ -2107,7 +2209,7 @@ function whyMissing(host: Host, dir: string): Unseen | undefined {
   const failed = look.trouble ? look : host.read(path, 1);
   if (!failed.trouble) return undefined;
   const because = `${LIMA_YAML} cannot be read: ${failed.why}`;
-  const ls = `ls -l ${quote(path)}`;
+  const ls = lookCommand(path);
   if (failed.trouble !== "denied") return { state: "unknown", status: EXIT.tryAgain, because, hint: ls };
   const settings = "System Settings, Privacy & Security: give lima-guard Full Disk Access";
   const hint = host.os === "darwin" ? `${ls}; where the mode permits it: ${settings}` : ls;
@@ -2178,7 +2280,10 @@ function foreignEntries(host: Host, home: string): Foreign {
     if (host.look(path).ok?.kind !== "directory") continue;
     if (!NAME_RULE.test(entry) || entry.length > NAME_LIMIT) {
       const because = "its name is no instance name, and `limactl start` refuses to work beside it";
-      obstacles.push({ what: path, because, hint: `move it out of ${home}, or let its name begin with a dot` });
+      const hint = entry === "lost+found"
+        ? "the top of a volume cannot be LIMA_HOME: move the instances into a folder of it, and name that one"
+        : `move it out of ${home}, or let its name begin with a dot`;
+      obstacles.push({ what: path, because, hint });
     } else if (host.look(join(path, LIMA_YAML)).trouble === "absent") {
       const because = "it holds no lima.yaml; Lima up to 2.1 refuses to start any instance beside it";
       notes.push({ what: path, because, hint: `move it out of ${home}` });
@@ -2203,7 +2308,7 @@ async function takenPort(host: Host, yaml: string): Promise<Remark[]> {
   line.ok?.close();
   if (line.trouble) return [];
   const because = "ssh.localPort of lima.yaml, and somebody listens there already";
-  return [{ what: `port ${port}`, because, hint: `lsof -nP -iTCP:${port} -sTCP:LISTEN` }];
+  return [{ what: `port ${port}`, because, hint: listenerCommand(port) }];
 }
 
 function sshConfigDirectory(host: Host, place: Place): Remark[] {
@@ -2212,7 +2317,7 @@ function sshConfigDirectory(host: Host, place: Place): Remark[] {
   return [{
     what: path,
     because: "it is a directory, which Lima can neither read nor replace",
-    hint: `ls -la ${quote(path)}`,
+    hint: `move it out of the folder; ${listCommand(path)}`,
   }];
 }
 
@@ -2227,7 +2332,7 @@ function sshConfigClaim(host: Host, place: Place): Claim[] {
   const verdict = { kind: "stale" as const, why: "it is cut short: no port in it, and Lima refuses to read it" };
   const seen = { dev, ino, size, mtimeMs, text: undefined };
   const fixed = whyFixed(host, path);
-  return [{ path, verdict, seen, scope: "instance", companions: [], ...(fixed ? { fixed } : {}) }];
+  return [{ path, verdict, seen, scope: "instance", companions: [], ...fixed }];
 }
 
 // ───────────────────────────────────────────────────────────────────────────── observing: networks ──
@@ -2245,7 +2350,7 @@ async function observeNetworks(host: Host, place: Place, claims: readonly Claim[
   const [first] = unnamed;
   const because = "a usernet answers that no PID file names; Lima starts another beside it" +
     (unnamed.length > 1 ? ` (${unnamed.length} of them)` : "");
-  const notes: Remark[] = first === undefined ? [] : [{ what: first, because, hint: shellWords(["lsof", ...unnamed]) }];
+  const notes: Remark[] = first === undefined ? [] : [{ what: first, because, hint: lsofCommand(...unnamed) }];
   return { notes, obstacles: await observeSocketVmnet(host, place) };
 }
 
@@ -2264,7 +2369,7 @@ async function observeSocketVmnet(host: Host, place: Place): Promise<Remark[]> {
     if (!row || /(^|\/)socket_vmnet /.test(row.command) && row.command.includes(`--pidfile=${m.path}`)) return [];
     const because = `PID ${pid} is ${JSON.stringify(firstWord(row.command))}, not socket_vmnet; ` +
       "Lima would take it for the running network, or signal it as root";
-    return [{ what: m.path, because, hint: `sudo rm ${quote(m.path)}`, status: EXIT.denied }];
+    return [{ what: m.path, because, hint: removeCommand(m.path), status: EXIT.denied }];
   });
 }
 
@@ -2301,7 +2406,7 @@ async function observeDisks(host: Host, place: Place, yaml: string, claims: read
   const foreign = locks.filter((l) => l.whose === "another's").map((l) => ({
     what: l.path,
     because: `disk ${l.disk} is in use by ${l.target}`,
-    hint: `limactl stop ${quote(basename(l.target))}, or take the disk out of lima.yaml`,
+    hint: `${stopOther(place, l.target)}, or take the disk out of lima.yaml`,
   }));
   const ownVm = host.os === "darwin" && hasStaleVzAgent(host, place, claims);
   const voidLocks = locks.filter((l) => l.whose !== "another's");
@@ -2316,7 +2421,7 @@ async function observeDisks(host: Host, place: Place, yaml: string, claims: read
     ? [{
       what: images.join(" "),
       because: `whether a process has it open is unknown: ${holders.why}`,
-      hint: shellWords(["lsof", "--", ...images]),
+      hint: lsofCommand(...images),
     }]
     : holders.ok.map(holderRemark(place));
   return { claims: voidLocks.map((l) => diskClaim(host, l)), obstacles: foreign, held };
@@ -2351,13 +2456,13 @@ function diskClaim(host: Host, lock: DiskLock): Claim {
     ? { kind: "unknown", why: `it says ${target}, which cannot be looked at` }
     : { kind: "stale", why: reason };
   const fixed = whyFixed(host, path);
-  return { path, seen, verdict, scope: "shared", companions: [], ...(fixed ? { fixed } : {}) };
+  return { path, seen, verdict, scope: "shared", companions: [], ...fixed };
 }
 
 function holderRemark(place: Place): (h: Holder) => Remark {
   return ({ pid, command, path }) => {
     const because = `PID ${pid} (${command}) has it open for writing, and did not close it`;
-    const look = shellWords(["ps", "-ww", "-p", String(pid)]);
+    const look = psCommand(pid);
     return { what: path, because, hint: `${look}; if it is a VM that is not needed: ${killCommand(place, pid)}` };
   };
 }
@@ -3335,9 +3440,13 @@ async function heal(ctx: Context, place: Place): Promise<Report> {
 function healed(place: Place, first: Plan, last: Plan, steps: readonly Step[], status: number): Report {
   const base = reportPlan(place, last, steps);
   if (steps.length === 0) return { ...base, status };
-  const done = steps.filter((s) => s.outcome?.kind === "done" && s.outcome.note === undefined).length;
+  const done = steps.filter((s) => s.outcome?.kind === "done" && s.outcome.note === undefined);
+  const files = done.filter((s) => s.kind === "remove").length;
+  const ended = done.length > files ? ["ended it"] : [];
+  const did = files === 0 ? ended : [...ended, `removed ${files} stale ${files === 1 ? "file" : "files"}`];
   const now = status === EXIT.done ? "ready to start" : last.state;
-  return { ...base, state: first.state, status, summary: `${first.state}: ${first.because}: ${done} done, ${now}` };
+  const summary = `${first.state}: ${first.because}: ${[...did, now].join(", ")}`;
+  return { ...base, state: first.state, status, summary };
 }
 
 /** Acts on a plan of `--pre`: the ladder where somebody lives (its files are judged anew after it), else removals. */
@@ -3409,13 +3518,15 @@ async function afterJob(ctx: Context, place: Place, told: Report, stopped: LockR
   if (typeof job !== "string") return told;
   await ctx.host.pause(RESTART_LOOK_MS);
   const now = holderOf(ctx, place);
-  const target = job.includes("/") ? job : `DOMAIN/${job}`;
+  const seen = job.includes("/") ? undefined : (await jobsOf(ctx.host, place)).find((j) => j.label === job);
+  const target = seen?.target ?? (job.includes("/") ? job : `system/${job}`);
   if (now?.role !== "run" || now.pid === stopped.pid) {
-    const note = { what: target, because: "its job is stopped", hint: `to start it: launchctl kickstart ${target}` };
+    const start = startJobCommand(seen ?? { target, plist: "", loaded: "yes", disabled: false });
+    const note = { what: target, because: "its job is stopped", hint: `to start it: ${start}` };
     return { ...told, notes: [...told.notes, note] };
   }
   const because = `launchd started it again (KeepAlive), as PID ${now.pid}`;
-  const blocker = { what: target, because, hint: `to keep it down: launchctl bootout ${target}` };
+  const blocker = { what: target, because, hint: `to keep it down: ${bootoutCommand(target)}` };
   const summary = "stopped, and started again by launchd";
   return { ...told, state: "running", status: EXIT.failed, blockers: [...told.blockers, blocker], summary };
 }
@@ -3533,8 +3644,8 @@ async function lockFor(ctx: Context, place: Place, patienceMs: number, waited?: 
 
 function noLock(ctx: Context, place: Place, because: string, holder?: LockRecord): Report {
   const what = join(place.dir, LOCK_FILE);
-  const look = holder ? shellWords(["ps", "-ww", "-p", String(holder.pid)]) : shellWords(["lsof", what]);
-  const hint = `${look}; ls -l ${quote(what)}; then ${guardCommand(place, `--${ctx.role}`)}`;
+  const look = holder ? psCommand(holder.pid) : lsofCommand(what);
+  const hint = [look, lookCommand(what), guardCommand(place, `--${ctx.role}`)].join("; ");
   return report(place.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what, because, hint }] });
 }
 
@@ -3667,15 +3778,15 @@ async function findPlace(ctx: Context, homes: Homes, name: string): Promise<{ pl
     report: report(name, state, status, state, { blockers: [{ what, because, hint }] }),
   });
   const look = host.look(dir, "follow links");
-  if (look.trouble === "denied") return refuse("blocked", EXIT.denied, look.why, `ls -ld ${quote(home)}`);
+  if (look.trouble === "denied") return refuse("blocked", EXIT.denied, look.why, lookCommand(home));
   if (look.trouble || look.ok.kind !== "directory") {
     const trouble = homeTrouble(host, homes.paths[0] ?? home);
-    const hint = `ls ${quote(dirname(home))}; --lima-home DIR names another LIMA_HOME`;
+    const hint = `${listCommand(dirname(home))}; --lima-home DIR names another LIMA_HOME`;
     if (trouble) return refuse("missing", EXIT.noInstance, `no such instance: ${trouble.because}`, hint, home);
     const because = look.trouble === "absent"
       ? "no such instance"
       : `no such instance: ${look.trouble ? look.why : "no directory"}`;
-    return refuse("missing", EXIT.noInstance, because, `ls ${quote(home)}; --lima-home DIR names another LIMA_HOME`);
+    return refuse("missing", EXIT.noInstance, because, nameHint(ctx, home, name));
   }
   const entries = host.list(home).ok ?? [name];
   const onDisk = entries.find((e) => e.toLowerCase() === name.toLowerCase());
@@ -3685,6 +3796,16 @@ async function findPlace(ctx: Context, homes: Homes, name: string): Promise<{ pl
     return refuse("missing", EXIT.noInstance, because, hint);
   }
   return await permitted(ctx, { name, home, dir, owner: look.ok.uid }, refuse);
+}
+
+/** What to type where a home has no instance of this name: the name that was probably meant, and a look at the home. */
+function nameHint({ host, role }: Context, home: string, name: string): string {
+  const look = `${listCommand(home)}; --lima-home DIR names another LIMA_HOME`;
+  const meant = nearest(name, allInstances(host, home).ok ?? []);
+  if (meant === undefined) return look;
+  const address = { isDefaultHome: isDefaultHome(host, home) };
+  const other = { name: meant, home, dir: join(home, meant), owner: host.uid, address };
+  return `did you mean ${meant}? ${guardCommand(other, `--${role}`)}; ${look}`;
 }
 
 type Refuse = (state: State, status: number, because: string, hint: string) => { report: Report };
@@ -3702,6 +3823,12 @@ async function permitted(ctx: Context, at: Place, refuse: Refuse): Promise<{ pla
   const user = await userName(host, owner);
   const place = { ...at, address: { sudoUser: user } };
   if (role === "status") return { place };
+  if (user.startsWith("#")) {
+    const because = `no user here has uid ${owner}: is it a copied home?`;
+    const isHomeToo = host.look(at.home, "follow links").ok?.uid === owner;
+    const me = host.uid === 0 ? undefined : await userName(host, host.uid);
+    return refuse("blocked", EXIT.denied, because, chownCommand(isHomeToo ? at.home : dir, me));
+  }
   const because = `it belongs to ${user}, and files of another user in it would lock its own lima-guard out`;
   const hint = guardCommand(place, `--${role}`) + (role === "run" ? " -- COMMAND" : "");
   return refuse("blocked", EXIT.denied, because, hint);
@@ -3987,7 +4114,7 @@ async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Re
 // ─────────────────────────────────────────────────────────────────────────────── the role --status ──
 
 /** What `--status` adds to a report. */
-interface Details {
+export interface Details {
   readonly evidence: readonly { file: string; holds: string | null; verdict: Verdict["kind"]; because: string }[];
   readonly limactlStart: string;
   readonly jobs: readonly JobSeen[];
@@ -4088,7 +4215,7 @@ async function status(ctx: Context, homes: Homes, name: string): Promise<Report 
     recent: lines.slice(-10).map(journalWords),
     lastStop: lastStop(lines, boot, seen.alive.length > 0),
     ...lastStopFields(lines, seen.alive.length > 0),
-    lastRepair: repair ? `${repair.time}: ${repair["state"]}` : null,
+    lastRepair: repair ? `${localTime(repair.time)}: ${repair["state"]}` : null,
     lastRepairAt: repair && !Number.isNaN(Date.parse(repair.time)) ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
     brakeSeconds: Math.ceil(brakeMs(lines, host.wallMs()) / 1000),
@@ -4173,7 +4300,17 @@ async function jobSeen(host: Host, name: string, label: string, plist: string, t
     exitTimeoutS: loaded?.printed.exitTimeoutS ?? readExitTimeout(text),
     restartsAfterSuccess: restartsAfterSuccess(text),
     target: `${loaded?.domain ?? domains[0]}/${label}`,
+    ...!loaded && answers[0]?.code === 125 ? { noLogin: true as const } : {},
   };
+}
+
+/** A recorded time for people: their own, to the minute. What is no time is shown as it was written. */
+export function localTime(recorded: string): string {
+  const time = new Date(recorded);
+  if (Number.isNaN(time.getTime())) return recorded;
+  const two = (n: number) => String(n).padStart(2, "0");
+  const date = [time.getFullYear(), two(time.getMonth() + 1), two(time.getDate())].join("-");
+  return `${date} ${two(time.getHours())}:${two(time.getMinutes())}`;
 }
 
 /** The status for people: a line each, and for what needs a person, or was asked for by name, everything known. */
@@ -4189,7 +4326,7 @@ function tellStatus(reports: readonly (Report & Partial<Details>)[], verbose: bo
   return [head, ...rows, ...told.flatMap((r) => ["", ...tellDetails(r, verbose)])].join("\n") + "\n";
 }
 
-function tellDetails(r: Report & Partial<Details>, verbose: boolean): string[] {
+export function tellDetails(r: Report & Partial<Details>, verbose = false): string[] {
   const told: string[] = [r.summary];
   // A reason that stands above already is not printed again.
   const once = (before: string, because: string, after = "") => {
@@ -4459,7 +4596,7 @@ function adviseBudget(run: Run, place: Place): void {
   if (granted === undefined || granted === 0 || granted >= DEFAULT_BUDGET_S) return;
   const graceS = Math.floor(stageLimits(granted).agent);
   const text = `launchd grants ${granted} s for a stop, which leaves the guest ${graceS} s ` +
-    `(hint: lima-guard --install ${place.name})`;
+    `(hint: ${guardCommand(place, "--install")})`;
   run.ctx.say("warn", place, text);
 }
 
@@ -4846,7 +4983,7 @@ async function ownedPlace(run: Run, beganMs: number): Promise<Place | undefined>
       said = true;
       if (ctx.host.clockMs() < untilMs) continue;
       const because = `${who} holds its lock`;
-      const blocker = { what: join(place.dir, LOCK_FILE), because, hint: `lima-guard --stop ${place.name}` };
+      const blocker = { what: join(place.dir, LOCK_FILE), because, hint: guardCommand(place, "--stop") };
       return refuse(report(run.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }));
     }
   }
@@ -4989,6 +5126,7 @@ export function realHost(): Host {
     connect: dial,
     onSignal: (signal, take) => Deno.addSignalListener(signal, take),
     isTerminal: Deno.stderr.isTerminal(),
+    columns: () => attempt(() => Deno.consoleSize().columns).ok || 80,
     stdout: (text) => writeAll(Deno.stdout, text),
     stderr: (text) => writeAll(Deno.stderr, text),
   };
@@ -5231,14 +5369,14 @@ export const OPTIONS = [
   { flag: "install", argument: "INSTANCE…", text: "let launchd run the guard (these three: --install --help)" },
   { flag: "check", argument: "INSTANCE…", text: "is the job, in its file and as loaded, still run by the guard?" },
   { flag: "uninstall", argument: "INSTANCE…", text: "give launchd the plist as it was before" },
-  { flag: "all", text: "with --stop: every instance of LIMA_HOME" },
+  { flag: "all", text: "with --pre, --stop, --status: every instance of LIMA_HOME" },
   { flag: "lima-home", argument: "DIR", text: "where the instances are (default: $LIMA_HOME, else ~/.lima)" },
   { flag: "timeout", argument: "SECONDS", text: `the whole budget of a stop (default: ${DEFAULT_BUDGET_S})` },
-  { flag: "dry-run", text: "observe, plan, print, leave; exit as the real run would" },
+  { flag: "dry-run", short: "n", text: "observe, plan, print, leave; exit as the real run would" },
   { flag: "json", text: "one JSON document on stdout" },
   { flag: "verbose", short: "v", text: "say more on stderr" },
   { flag: "help", short: "h", text: "print this and exit" },
-  { flag: "version", text: "print the version and exit" },
+  { flag: "version", short: "V", text: "print the version and exit" },
 ] as const;
 
 const ROLES = ["pre", "stop", "run", "status"] as const;
@@ -5261,6 +5399,13 @@ export interface Invocation {
   readonly verbose: boolean;
 }
 
+const USAGE = `usage: lima-guard --pre INSTANCE… | --pre --all
+       lima-guard --stop INSTANCE… | --stop --all
+       lima-guard --run INSTANCE -- limactl start INSTANCE --foreground
+       lima-guard --status [INSTANCE…]
+       lima-guard --install | --check | --uninstall INSTANCE…
+`;
+
 /** The text of `--help`. */
 export function helpText(): string {
   const rows = OPTIONS.map((o) => {
@@ -5268,18 +5413,13 @@ export function helpText(): string {
     const flag = `${short}--${o.flag}${"argument" in o ? ` ${o.argument}` : ""}`;
     return `  ${flag.padEnd(32)}  ${o.text}`;
   });
-  return `lima-guard ${VERSION}: start and stop Lima instances without harm to anybody else
+  return `lima-guard ${VERSION}: start Lima instances cleanly, and stop them safely
 
-usage: lima-guard --pre INSTANCE…
-       lima-guard --stop INSTANCE… | --stop --all
-       lima-guard --run INSTANCE -- limactl start INSTANCE --foreground
-       lima-guard --status [INSTANCE…]
-       lima-guard --install | --check | --uninstall INSTANCE…
-
+${USAGE}
 ${rows.join("\n")}
 
 Exit statuses: 0 done, or nothing to do; 1 a step failed; 64 usage; 66 no such instance;
-75 could not find out, or another guard is at work: try again; 77 not permitted.
+75 could not find out, or another lima-guard is at work: try again; 77 not permitted.
 
 Try: lima-guard --pre --dry-run default
 `;
@@ -5287,8 +5427,48 @@ Try: lima-guard --pre --dry-run default
 
 const LITERAL = "\0";
 
+/** A command line that is refused before anything is touched: why, and what to type instead. */
+interface Refused {
+  readonly usage: string;
+  readonly hint?: string;
+}
+
 /** What the arguments ask for: a role of ours, one of install.ts, a text to print, or nothing that can be done. */
-export type Asked = Invocation | { install: readonly string[] } | { print: string } | { usage: string };
+export type Asked = Invocation | { install: readonly string[] } | { print: string } | Refused;
+
+/** How many letters differ; two that changed places count as two. */
+function distance(a: string, b: string): number {
+  let above = Array.from({ length: b.length + 1 }, (_, i) => i);
+  for (const [i, letter] of [...a].entries()) {
+    const row = [i + 1];
+    for (const [j, other] of [...b].entries()) {
+      row.push(Math.min((row[j] ?? 0) + 1, (above[j + 1] ?? 0) + 1, (above[j] ?? 0) + (letter === other ? 0 : 1)));
+    }
+    above = row;
+  }
+  return above[b.length] ?? Infinity;
+}
+
+/** The word of a list that was probably meant: at most two letters differ, and most are the same. */
+export function nearest(word: string, known: readonly string[]): string | undefined {
+  if (word.length > 2 * NAME_LIMIT) return undefined;
+  const [best] = known.map((k) => ({ k, d: distance(word.toLowerCase(), k.toLowerCase()) })).sort((a, b) => a.d - b.d);
+  return best && best.d <= 2 && best.d * 2 < word.length ? best.k : undefined;
+}
+
+/** An option that is not understood, with the one that was probably meant. */
+function misspelt(arg: string): Refused {
+  const usage = `Cannot understand ${JSON.stringify(arg)}`;
+  const [, word = "", value] = /^-+([^=]*)(?:=(.*))?$/s.exec(arg) ?? [];
+  const option = OPTIONS.find((o) => o.flag === nearest(word, OPTIONS.map(({ flag }) => flag)));
+  if (option === undefined) return { usage };
+  if (value === undefined) return { usage, hint: `did you mean --${option.flag}?` };
+  if (!("argument" in option)) return { usage, hint: `--${option.flag} takes no value` };
+  if (!option.argument.includes("INSTANCE")) return { usage, hint: `did you mean --${option.flag}=${value}?` };
+  const hint = `--${option.flag} takes names as separate words`;
+  const name = nameTrouble(value) === undefined ? `: ${guardLine(`--${option.flag}`, value)}` : "";
+  return { usage, hint: hint + name };
+}
 
 /** Reads the arguments. Touches nothing. */
 export function parseCommandLine(args: readonly string[]): Asked {
@@ -5296,20 +5476,27 @@ export function parseCommandLine(args: readonly string[]): Asked {
   const end = args.indexOf("--");
   const ours = end < 0 ? args : args.slice(0, end);
   if (ours.some((a) => INSTALL_ROLES.includes(a))) return { install: args };
-  const known = new RegExp(`^(--(${switches.join("|")})|-[vh]+|--(lima-home|timeout)(=.*)?)$`, "s");
+  const letters = OPTIONS.map((o) => "short" in o ? o.short : "").join("");
+  const known = new RegExp(`^(--(${switches.join("|")})|-[${letters}]+|--(lima-home|timeout)(=.*)?)$`, "s");
   const unknown = ours.find((a) => a.startsWith("-") && !known.test(a));
-  if (unknown !== undefined) return { usage: `Cannot understand ${JSON.stringify(unknown)}` };
+  if (unknown !== undefined) return misspelt(unknown);
   // parseArgs takes `true` after a switch for its value; an instance may be called so.
-  const parsed = parseArgs(ours.map((a) => /^(true|false)$/.test(a) ? `${LITERAL}${a}` : a), {
-    boolean: switches,
-    string: ["_", "lima-home", "timeout"],
-    alias: { v: "verbose", h: "help" },
-  });
+  const parsed: Record<string, unknown> & { _: unknown[] } = parseArgs(
+    ours.map((a) => /^(true|false)$/.test(a) ? `${LITERAL}${a}` : a),
+    {
+      boolean: switches,
+      string: ["_", "lima-home", "timeout"],
+      alias: { n: "dry-run", v: "verbose", h: "help", V: "version" },
+    },
+  );
   if (parsed["help"]) return { print: helpText() };
   if (parsed["version"]) return { print: `lima-guard ${VERSION}\n` };
   const roles = ROLES.filter((role) => parsed[role]);
   const [role] = roles;
-  if (role === undefined) return { usage: "No role is given" };
+  if (role === undefined) {
+    const meant = nearest(String(parsed._[0] ?? ""), OPTIONS.map(({ flag }) => flag));
+    return { usage: "No command is given", ...meant === undefined ? {} : { hint: `did you mean --${meant}?` } };
+  }
   if (roles.length > 1) return { usage: `Cannot do --${roles.join(" and --")} at once` };
   return invocationOf(role, parsed, end < 0 ? undefined : args.slice(end + 1));
 }
@@ -5318,12 +5505,12 @@ function invocationOf(
   role: Invocation["role"],
   parsed: Record<string, unknown> & { _: unknown[] },
   command: readonly string[] | undefined,
-): Invocation | { usage: string } {
+): Invocation | Refused {
   const literal = (text: unknown) => String(text).replace(LITERAL, "");
   const names = [...new Set(parsed._.map(literal))];
   const all = parsed["all"] === true;
   const [home, timeout] = [parsed["lima-home"], parsed["timeout"]].map((v) => v === undefined ? v : literal(v));
-  if (all && role === "run") return { usage: "--all goes with --pre, --stop and --status" };
+  if (all && role === "run") return { usage: "--run takes one instance, --all goes with --pre, --stop and --status" };
   if (all && names.length > 0) return { usage: "Cannot take --all and instance names at once" };
   if (!all && names.length === 0 && role !== "status") return { usage: "No instance is named" };
   if (role === "run" && names.length > 1) {
@@ -5347,16 +5534,50 @@ function invocationOf(
 
 // ──────────────────────────────────────────────────────────────────────────────────────────── main ──
 
-/** Runs the guard with these arguments on this host. Returns the exit status. */
+/** Runs lima-guard with these arguments on this host. Returns the exit status. */
 export async function main(args: readonly string[], host: Host): Promise<number> {
+  try {
+    return await carryOut(args, host);
+  } catch (error) {
+    const what = `internal error: ${error instanceof Error ? error.stack ?? error.message : String(error)}`;
+    return refuse(host, args, EXIT.failed, what);
+  }
+}
+
+/** Leaves without a report of any instance: one line on stderr, and with `--json` a document on stdout. */
+function refuse(host: Host, args: readonly string[], status: number, what: string, hint?: string): number {
+  host.stderr(`lima-guard: ${what}${hint === undefined ? "" : ` (hint: ${hint})`}\n`);
+  if (wantsJson(args)) host.stdout(documentOf(roleOf(args), [], { status, error: { what, hint: hint ?? null } }));
+  return status;
+}
+
+function ownOptions(args: readonly string[]): readonly string[] {
+  return args.includes("--") ? args.slice(0, args.indexOf("--")) : args;
+}
+
+function wantsJson(args: readonly string[]): boolean {
+  return ownOptions(args).includes("--json");
+}
+
+/** The role of a command line that is refused, where exactly one is named. */
+function roleOf(args: readonly string[]): string | null {
+  const roles = ROLES.filter((role) => ownOptions(args).includes(`--${role}`));
+  return roles.length === 1 ? roles[0] ?? null : null;
+}
+
+async function carryOut(args: readonly string[], host: Host): Promise<number> {
   const invocation = parseCommandLine(args);
   if ("print" in invocation) {
-    host.stdout(invocation.print);
+    const text = invocation.print;
+    host.stdout(wantsJson(args) ? documentOf(null, [], { status: EXIT.done, text }) : text);
     return EXIT.done;
   }
   if ("usage" in invocation) {
-    host.stderr(`lima-guard: ${invocation.usage} (hint: lima-guard --help)\n`);
-    return EXIT.usage;
+    const help = guardLine("--help");
+    const hint = invocation.hint === undefined ? help : `${invocation.hint} ${help}`;
+    const status = refuse(host, args, EXIT.usage, invocation.usage, hint);
+    if (args.length === 0) host.stderr(USAGE);
+    return status;
   }
   if ("install" in invocation) return await install(invocation.install, host);
   const { role, all } = invocation;
@@ -5365,10 +5586,7 @@ export async function main(args: readonly string[], host: Host): Promise<number>
   const isMachine = host.uid === 0 && all && (role === "stop" || role === "status") &&
     ("why" in found || !found.isExplicit);
   const homes = isMachine && "why" in found ? { isExplicit: false, paths: [] } : found;
-  if ("why" in homes) {
-    host.stderr(`lima-guard: ${homes.why} (hint: lima-guard --lima-home DIR …)\n`);
-    return EXIT.tryAgain;
-  }
+  if ("why" in homes) return refuse(host, args, EXIT.tryAgain, homes.why, "--lima-home DIR names it");
   const ctx = contextFor(host, invocation);
   if (role === "stop") hearSkips(ctx);
   const machine = isMachine ? wholeMachine(ctx) : Promise.resolve([]);
@@ -5378,9 +5596,8 @@ export async function main(args: readonly string[], host: Host): Promise<number>
     : { ok: invocation.names.map((name) => ({ name, homes })) };
   const wanted = "because" in listed && (isMachine || others.length > 0) ? { ok: [] } : listed;
   if ("because" in wanted) {
-    const where = homes.paths[0];
-    host.stderr(`lima-guard: Cannot list the instances of ${where}: ${wanted.because} (hint: --lima-home DIR)\n`);
-    return wanted.status;
+    const what = `Cannot list the instances of ${homes.paths[0]}: ${wanted.because}`;
+    return refuse(host, args, wanted.status, what, "--lima-home DIR names another LIMA_HOME");
   }
   const [program, ...rest] = invocation.command;
   if (program !== undefined && !invocation.dryRun) {
@@ -5404,8 +5621,7 @@ async function install(args: readonly string[], host: Host): Promise<number> {
   } catch (error) {
     if (!(error instanceof Error && "code" in error && error.code === "ERR_MODULE_NOT_FOUND")) throw error;
     const hint = "use the compiled lima-guard, or put install.ts beside lima_guard.ts";
-    host.stderr(`lima-guard: Cannot do this here: install.ts is not part of this copy (hint: ${hint})\n`);
-    return EXIT.failed;
+    return refuse(host, args, EXIT.failed, "Cannot do this here: install.ts is not part of this copy", hint);
   }
 }
 
@@ -5452,13 +5668,32 @@ function hearSkips(ctx: Context): void {
 /** The log: one line to stderr, written through. std's console handler writes to stdout, its file handler loses lines. */
 class StderrHandler extends BaseHandler {
   constructor(readonly write: (text: string) => void) {
-    super("DEBUG", {
-      formatter: ({ levelName, msg }) => `lima-guard: ${levelName === "INFO" ? "" : `${levelName}: `}${msg}`,
-    });
+    super("DEBUG", { formatter: ({ levelName, msg }) => `${levelName === "INFO" ? "" : `${levelName}: `}${msg}` });
   }
   override log(msg: string): void {
-    this.write(`${msg}\n`);
+    this.write(msg);
   }
+}
+
+/** A line for stderr: with date and time where it goes to a file, as launchd's logs do. */
+export function logLine(host: Pick<Host, "isTerminal" | "wallMs">, text: string): string {
+  const time = host.isTerminal ? "" : `${new Date(host.wallMs()).toISOString()} `;
+  return `${time}lima-guard: ${text}\n`;
+}
+
+/** The line of a wait, cut to the columns of the terminal: what wraps could not be cleared. */
+export function progressLine(
+  waits: readonly { name: string; stage: string; leftS: number }[],
+  columns: number,
+): string {
+  const long = waits.map(({ name, stage, leftS }) => `${name}: ${stage}, ${leftS} s left`).join(" · ");
+  const stages = [...new Set(waits.map(({ stage }) => stage))];
+  const counts = stages.map((stage) => `${waits.filter((w) => w.stage === stage).length} in ${stage}`).join(", ");
+  const leftS = Math.max(...waits.map((w) => w.leftS));
+  const text = long.length < columns || waits.length === 1
+    ? long
+    : `${waits.length} instances: ${counts}, ${leftS} s left`;
+  return text.slice(0, Math.max(0, columns - 1));
 }
 
 function contextFor(host: Host, { role, dryRun, budgetS, limitS, verbose }: Invocation): Context {
@@ -5467,14 +5702,14 @@ function contextFor(host: Host, { role, dryRun, budgetS, limitS, verbose }: Invo
   const clear = () => show && stages.size > 0 ? host.stderr("\r\x1b[K") : undefined;
   const write = (text: string) => {
     clear();
-    host.stderr(text);
+    host.stderr(logLine(host, text));
   };
   const log = new Logger("lima-guard", verbose ? "DEBUG" : "INFO", { handlers: [new StderrHandler(write)] });
   const say: Context["say"] = (level, place, text) => log[level](`${role} ${place.name}: ${text}`);
   const tell = async () => {
     for (; stages.size > 0; await host.pause(1000)) {
-      const words = [...stages].map(([name, s]) => `${name}: ${s.stage}, ${secondsLeft(host, s.untilMs)} s left`);
-      host.stderr(`\r\x1b[K${words.join(" · ")}`);
+      const waits = [...stages].map(([name, s]) => ({ name, stage: s.stage, leftS: secondsLeft(host, s.untilMs) }));
+      host.stderr(`\r\x1b[K${progressLine(waits, host.columns())}`);
     }
   };
   const stage: Context["stage"] = (place, name, untilMs) => {
@@ -5493,9 +5728,9 @@ function secondsLeft(host: Host, untilMs: number): number {
 }
 
 /** The JSON document of a run; the field names are stable. */
-function documentOf(role: string, reports: readonly Report[]): string {
+function documentOf(role: string | null, reports: readonly Report[], more: Record<string, unknown> = {}): string {
   const instances = reports.map(({ summary: _, ...fields }) => ({ ...fields, recent: undefined }));
-  return `${JSON.stringify({ version: 1, role, instances }, null, 2)}\n`;
+  return `${JSON.stringify({ version: 1, role, ...more, instances }, null, 2)}\n`;
 }
 
 /** The results for people: a line each, with what is in the way below it. */

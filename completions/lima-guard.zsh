@@ -49,14 +49,14 @@ _lima_guard() {
       '(--pre --stop --run --status --install --check --uninstall)--install[let launchd run the guard (these three\: --install --help)]' \
       '(--pre --stop --run --status --install --check --uninstall)--check[is the job, in its file and as loaded, still run by the guard?]' \
       '(--pre --stop --run --status --install --check --uninstall)--uninstall[give launchd the plist as it was before]' \
-      '--all[with --stop\: every instance of LIMA_HOME]' \
+      '--all[with --pre, --stop, --status\: every instance of LIMA_HOME]' \
       '--lima-home=[where the instances are (default\: $LIMA_HOME, else ~/.lima)]:DIR:_files -/' \
       '--timeout=[the whole budget of a stop (default\: 60)]:SECONDS: ' \
-      '--dry-run[observe, plan, print, leave; exit as the real run would]' \
+      '(-n --dry-run)'{-n,--dry-run}'[observe, plan, print, leave; exit as the real run would]' \
       '--json[one JSON document on stdout]' \
       '(-v --verbose)'{-v,--verbose}'[say more on stderr]' \
       '(-h --help)'{-h,--help}'[print this and exit]' \
-      '--version[print the version and exit]' \
+      '(-V --version)'{-V,--version}'[print the version and exit]' \
       '*:instance:_lima_guard_instances'
   fi
 }

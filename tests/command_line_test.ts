@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { helpText, type Invocation, parseCommandLine, VERSION } from "../lima_guard.ts";
+import { helpText, type Host, type Invocation, main, parseCommandLine, VERSION } from "../lima_guard.ts";
 
 /** Arguments, split at blanks where that says it all. */
 function argv(args: string | readonly string[]): readonly string[] {
@@ -38,6 +38,10 @@ for (
     ["--stop k3s docker", invocation("stop", ["k3s", "docker"])],
     ["--stop --all", invocation("stop", [], { all: true })],
     ["--all --stop --timeout 5", invocation("stop", [], { all: true, budgetS: 5 })],
+    ["--pre --all", invocation("pre", [], { all: true })],
+    ["--status --all", invocation("status", [], { all: true })],
+    ["-n --pre k3s", invocation("pre", ["k3s"], { dryRun: true })],
+    ["--pre -nv k3s", invocation("pre", ["k3s"], { dryRun: true, verbose: true })],
     ["--status", invocation("status", [])],
     ["--status k3s k3s --json", invocation("status", ["k3s"], { json: true })],
     ["--pre k3s --dry-run", invocation("pre", ["k3s"], { dryRun: true })],
@@ -110,19 +114,17 @@ function refused(args: string | readonly string[], about: string): void {
 
 for (
   const [args, about] of [
-    ["", "role"],
-    ["k3s", "role"],
-    ["--dry-run k3s", "role"],
-    ["-- --pre k3s", "role"],
-    ["--all", "role"],
+    ["", "command is given"],
+    ["k3s", "command is given"],
+    ["--dry-run k3s", "command is given"],
+    ["-- --pre k3s", "command is given"],
+    ["--all", "command is given"],
     ["--pre --stop k3s", "--pre and --stop"],
     ["--stop --run k3s -- x", "--stop and --run"],
     ["--pre", "No instance"],
     ["--stop", "No instance"],
     ["--stop --dry-run", "No instance"],
-    ["--pre --all", "--all"],
     ["--run --all -- x", "--all"],
-    ["--status --all", "--all"],
     ["--status --pre k3s", "--pre and --status"],
     ["--status -- k3s", "`--`"],
     ["--stop --all k3s", "--all"],
@@ -219,6 +221,100 @@ refused("--stop k3s --timeout", "--timeout");
 refused("--stop --timeout --all", "--timeout");
 refused(["--stop", "k3s", "--timeout="], "--timeout");
 
+for (
+  const [args, hint] of [
+    ["status", "did you mean --status?"],
+    ["help", "did you mean --help?"],
+    ["stop k3s", "did you mean --stop?"],
+    ["--verison", "did you mean --version?"],
+    ["--verbos --pre k3s", "did you mean --verbose?"],
+    ["--pre k3s --dryrun", "did you mean --dry-run?"],
+    ["--pre k3s --Dry-run", "did you mean --dry-run?"],
+    ["-version", "did you mean --version?"],
+    ["--instal k3s", "did you mean --install?"],
+    ["--stop k3s --timeot=5", "did you mean --timeout=5?"],
+    ["--pre=default", "--pre takes names as separate words: lima-guard --pre default"],
+    ["--pre=a/b", "--pre takes names as separate words"],
+    ["--pre k3s --dry-run=no", "--dry-run takes no value"],
+    ["", undefined],
+    ["k3s", undefined],
+    ["--pre k3s --force", undefined],
+    ["-x", undefined],
+  ] as [string, string | undefined][]
+) {
+  Deno.test(`hint for ${JSON.stringify(args)}: ${hint}`, () => {
+    const parsed = parseCommandLine(argv(args));
+    assert.ok("usage" in parsed, `taken for ${JSON.stringify(parsed)}`);
+    assert.equal(parsed.hint, hint);
+  });
+}
+
+/** A host that has no effects but output: whatever else is asked for fails the test. */
+function textHost(env: Record<string, string>) {
+  const out = { stdout: "", stderr: "" };
+  const host = new Proxy({} as Host, {
+    get: (_, member) => {
+      if (member === "env") return (name: string) => env[name];
+      if (member === "stdout" || member === "stderr") return (text: string) => void (out[member] += text);
+      if (member === "uid") return 501;
+      if (member === "isTerminal") return false;
+      if (member === "realPath" || member === "list") return () => ({ trouble: "absent", why: "No such file" });
+      if (member === "linkTarget" || member === "look") return () => ({ trouble: "absent", why: "No such file" });
+      if (member === "onSignal") return () => {};
+      if (member === "run") return () => Promise.resolve({ trouble: "absent", why: "No such file" });
+      throw new Error(`host.${String(member)} is used`);
+    },
+  });
+  return { host, out };
+}
+
+Deno.test("with --json every command line that starts nothing gets exactly one document", async () => {
+  const arg = fc.oneof(
+    fc.constantFrom("--pre", "--stop", "--status", "--all", "-v", "-n", "--help", "-V", "--bogus", "--timeout", "5"),
+    fc.constantFrom("k3s", "a b", "--lima-home", "/not/there", "--pre=k3s", "--json", "--run"),
+  );
+  await fc.assert(
+    fc.asyncProperty(fc.array(arg, { maxLength: 6 }), fc.boolean(), async (args, hasHome) => {
+      const { host, out } = textHost(hasHome ? { HOME: "/home/x" } : {});
+      const status = await main(["--json", ...args], host);
+      const told = JSON.parse(out.stdout);
+      assert.equal(told.version, 1);
+      assert.ok([null, "pre", "stop", "run", "status"].includes(told.role));
+      assert.ok(Array.isArray(told.instances));
+      if (told.status !== undefined) assert.equal(told.status, status);
+      if (told.error) assert.ok(told.error.what && out.stderr.includes(told.error.what), out.stderr);
+      if (status === 64 && told.instances.length === 0) assert.ok(told.error.hint.includes("lima-guard --help"));
+      assert.doesNotMatch(out.stderr, /internal error/);
+    }),
+    { numRuns: 1000 },
+  );
+});
+
+for (
+  const [args, status, about] of [
+    [["--json", "--bogus"], 64, "--bogus"],
+    [["--json", "--pre"], 64, "No instance"],
+    [["--json", "--status", "--lima-home", "/not/there"], 66, "/not/there"],
+    [["--json"], 64, "No command"],
+  ] as const
+) {
+  Deno.test(`one document: ${args.join(" ")}`, async () => {
+    const { host, out } = textHost({ HOME: "/home/x" });
+    assert.equal(await main(args, host), status);
+    const { error, ...rest } = JSON.parse(out.stdout);
+    const role = args.includes("--pre" as never) ? "pre" : args.includes("--status" as never) ? "status" : null;
+    assert.deepEqual(rest, { version: 1, role, status, instances: [] });
+    assert.ok(error.what.includes(about), error.what);
+  });
+}
+
+Deno.test("lima-guard alone prints what can be typed", async () => {
+  const { host, out } = textHost({ HOME: "/home/x" });
+  assert.equal(await main([], host), 64);
+  assert.equal(out.stdout, "");
+  assert.match(out.stderr, /^lima-guard: No command is given \(hint: lima-guard --help\)\nusage: lima-guard --pre /);
+});
+
 Deno.test("any arguments are understood or refused, and no name gets in that Lima would not take", () => {
   const arg = fc.oneof(
     fc.string({ maxLength: 12 }),
@@ -242,7 +338,7 @@ Deno.test("any arguments are understood or refused, and no name gets in that Lim
       const parsed = parseCommandLine(args);
       if ("usage" in parsed) return assert.notEqual(parsed.usage, "");
       if ("install" in parsed) return assert.ok(args.some((a) => /^--(un)?install$|^--check$/.test(a)));
-      if ("print" in parsed) return assert.ok(args.some((a) => /^-[-a-z]*[hv]/.test(a)), parsed.print);
+      if ("print" in parsed) return assert.ok(args.some((a) => /^-[-a-z]*[hvV]/.test(a)), parsed.print);
       assert.ok(parsed.names.every((name) => /^[A-Za-z0-9]+([._-][A-Za-z0-9]+)*$/.test(name) && args.includes(name)));
       if (parsed.role !== "status") assert.equal(parsed.names.length === 0, parsed.all);
       assert.ok(parsed.budgetS >= 1 && parsed.budgetS <= 3600);
@@ -273,6 +369,10 @@ for (const args of ["--help", "-h", "--pre --help", "--help k3s --stop"]) {
     assert.equal(helpText(), HELP);
   });
 }
+
+Deno.test("lima-guard -V is --version", () => {
+  assert.deepEqual(parseCommandLine(["-V"]), { print: `lima-guard ${VERSION}\n` });
+});
 
 Deno.test("lima-guard --version prints what an installer looks for", () => {
   assert.deepEqual(parseCommandLine(["--version"]), { print: `lima-guard ${VERSION}\n` });

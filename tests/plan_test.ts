@@ -444,7 +444,11 @@ pre(
 {
   const why = "PID 815 is unknown: ps gave no answer: no end within 5000 ms";
   const ha = claim("ha.pid", dead(789), HA_SOCK);
-  const blocker = { what: at(USERNET), because: why, hint: `look: ls -l ${at(USERNET)}; then run this again` };
+  const blocker = {
+    what: at(USERNET),
+    because: why,
+    hint: "ps -ww -p 789; if it is a process of this VM: kill 789",
+  };
   pre(
     "row 21: what usernet's PID is cannot be found out: only that network is left alone",
     { claims: [ha, claim(USERNET, unknown(why), sockets("user-v2"))], bootMarker: SEEN },
@@ -563,7 +567,7 @@ const UNREADABLE = unknown("it cannot be read: Permission denied (os error 13)")
 const DOUBT: Remark = {
   what: at("vz.pid"),
   because: UNREADABLE.why,
-  hint: `look: ls -l ${at("vz.pid")}; then run this again`,
+  hint: "ps -ww -p 789; if it is a process of this VM: kill 789",
 };
 const PS_FAILED: Remark = { what: "all processes", because: "ps gave no answer", hint: "run this again" };
 const UNKNOWN = "nothing is touched while this is unknown";
@@ -602,13 +606,19 @@ pre(
 );
 pre(
   "unknown: a path with a blank is quoted in what to type",
-  { claims: [{ ...claim("vz.pid", UNREADABLE), path: "/Volumes/My VMs/k3s/vz.pid" }] },
+  {
+    claims: [{
+      ...claim("vz.pid", UNREADABLE),
+      path: "/Volumes/My VMs/k3s/vz.pid",
+      seen: { ...SEEN, text: undefined },
+    }],
+  },
   plan("unknown", UNKNOWN, {
     status: 75,
     blockers: [{
       what: "/Volumes/My VMs/k3s/vz.pid",
       because: UNREADABLE.why,
-      hint: "look: ls -l '/Volumes/My VMs/k3s/vz.pid'; then run this again",
+      hint: "ls -ld '/Volumes/My VMs/k3s/vz.pid'; if this VM does not run: move it out of the folder",
     }],
   }),
 );

@@ -190,6 +190,40 @@ for (
   });
 }
 
+for (
+  const [name, job, state, hints] of [
+    ["loaded and running by hand", {}, "running", [`lima-guard --stop k3s && sudo launchctl kickstart ${JOB.target}`]],
+    ["not loaded and running by hand", { loaded: "no" }, "running", [
+      `lima-guard --stop k3s && sudo launchctl bootstrap system ${JOB.plist}`,
+    ]],
+    ["not loaded and stopped", { loaded: "no" }, "stopped", [`sudo launchctl bootstrap system ${JOB.plist}`]],
+    ["not loaded and disabled", { loaded: "no", disabled: true }, "stopped", [
+      `sudo launchctl enable ${JOB.target} && sudo launchctl bootstrap system ${JOB.plist}`,
+    ]],
+    [
+      "a login agent",
+      { loaded: "no", target: "gui/501/x", plist: "/Users/zoe/Library/LaunchAgents/x.plist" },
+      "stopped",
+      [
+        "launchctl bootstrap gui/501 /Users/zoe/Library/LaunchAgents/x.plist",
+      ],
+    ],
+    ["loaded and stopped", {}, "stopped", []],
+  ] as const
+) {
+  Deno.test(`jobs: what to type where a job is ${name}`, () => {
+    const { troubles, notes } = judgeJobs([{ ...JOB, ...job }], PLACE, state, false);
+    assert.deepEqual([...troubles, ...notes].map((r) => r.hint), hints);
+  });
+}
+
+Deno.test("jobs: a login agent without a user at the screen gets words, and no command that must fail", () => {
+  const job = { ...JOB, loaded: "unknown" as const, target: "gui/501/x", noLogin: true as const };
+  const { troubles, notes } = judgeJobs([job], PLACE, "running", false);
+  assert.deepEqual(troubles.map((r) => r.hint), ["lima-guard --stop k3s"]);
+  assert.match(notes[0]?.because ?? "", /a headless Mac wants a daemon/);
+});
+
 Deno.test("jobs: one without the guard, and one with too little time, are told the command that mends them", () => {
   const short = judgeJobs([{ ...JOB, exitTimeoutS: 5 }], PLACE, "stopped", false);
   const bare = judgeJobs([{ ...JOB, wrapped: false }], PLACE, "stopped", false);

@@ -133,3 +133,13 @@ Deno.test("the measures find what they look for", () => {
   assert.deepEqual(sample.longFunctions(), ["9: 43 lines"]);
   assert.equal(sample.linesBeforeTheHost(), 3);
 });
+
+Deno.test("commands to type are made in one chapter", async () => {
+  const source = new Source(await Deno.readTextFile(`${project}/lima_guard.ts`));
+  const program =
+    /[`"](?:[^`"]*[ ;:(])?(?:lima-guard|limactl|launchctl|sudo|chmod|chown|kill|rm|ls|ps|lsof) (?:-|\$\{)/;
+  const made = new Set(["commands to type", "command line", "stopping: the line to the guest"]);
+  // These name a process by its role.
+  const isProcess = (line: string) => /lima-guard --(?:run(?: \$\{holder\.pid|, PID)|\$\{holder\.role)/.test(line);
+  assert.deepEqual(source.offences(program, (title, line) => made.has(title) || isProcess(line)), []);
+});
