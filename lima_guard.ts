@@ -2790,7 +2790,9 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
   agent: async (c, untilMs, skipped) => {
     const agents = () => left(c).filter((p) => p.role === "host agent");
     for (const risk of passedOn(c.seen)) c.ctx.say("warn", c.place, describeRemark("note")(risk));
+    const isBooting = isAgentBooting(c);
     const sent = await signalAll(c, agents, "SIGTERM", untilMs, skipped);
+    if (isBooting) await askMeanwhile(c, agents(), untilMs, skipped);
     const gone = await waitGone(c, agents(), untilMs, skipped);
     if (gone) c.cut = readCut(tailOf(c.ctx.host, join(c.place.dir, "ha.stderr.log")));
     return gone ? c.cut === undefined ? "done" : `done; but the guest was cut off: ${c.cut}` : sent ?? late(skipped);
@@ -2886,6 +2888,17 @@ async function askGuest(c: Climb, untilMs: number, skipped: () => boolean): Prom
       sayWord(c, asking, openLine(host, c.place), false);
     }
   }
+}
+
+/** A guest that boots loses the one press of Lima's own stop: it is asked over ssh until it has acknowledged. */
+async function askMeanwhile(c: Climb, agents: Proven[], untilMs: number, skipped: () => boolean): Promise<void> {
+  const { host } = c.ctx;
+  const asking: Asking = { lines: [], none: "not asked yet", openedMs: host.clockMs(), pressedMs: Infinity };
+  do {
+    if (refusalOf(asking) !== undefined) sayWord(c, asking, openLine(host, c.place), false);
+    const turnMs = Math.min(untilMs, host.clockMs() + ASK_AGAIN_MS);
+    if (await waitGone(c, agents, turnMs, skipped)) return;
+  } while (!skipped() && host.clockMs() < untilMs && !hasAcknowledged(asking));
 }
 
 /** Says the word in a session, where its port is proven: a ready session has had its proof, and its word. */
