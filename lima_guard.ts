@@ -3049,7 +3049,9 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
   agent: async (c, untilMs, skipped) => {
     const agents = () => left(c).filter((p) => p.role === "host agent");
     for (const risk of passedOn(c.seen)) c.ctx.say("warn", c.place, describeRemark("note")(risk));
+    const isBooting = isAgentBooting(c);
     const sent = await signalAll(c, agents, "SIGTERM", untilMs, skipped);
+    if (isBooting) await askMeanwhile(c, agents(), untilMs, skipped);
     if (!await waitDown(c, untilMs, skipped, () => false)) return sent ?? late(skipped);
     c.cut = readCut(tailOf(c.ctx.host, join(c.place.dir, "ha.stderr.log")));
     return c.cut === undefined ? endOf(c) : { kind: "done", note: `but the guest was cut off: ${c.cut}` };
@@ -3059,10 +3061,9 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
       return { kind: "skipped", why: "a host agent is still alive" };
     }
     const drivers = () => driversOf(c.seen);
-    const leftMs = untilMs - c.ctx.host.clockMs();
-    // Most of the time is for the guest; the rest is for a QEMU that must at least write out its image.
+    const nowMs = c.ctx.host.clockMs();
     const isQemu = drivers().some((p) => p.role === "QEMU");
-    if (isQemu && await goneByButton(c, drivers(), untilMs - leftMs / 5, skipped)) return DONE;
+    if (isQemu && await goneByButton(c, drivers(), buttonEndMs(nowMs, untilMs), skipped)) return DONE;
     const sent = await signalAll(c, drivers, "SIGTERM", untilMs, skipped);
     const gone = await waitGone(c, drivers(), untilMs, skipped);
     c.powerCut = isQemu && gone && sent === undefined;
@@ -3076,6 +3077,14 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
     return await diskReleased(c, untilMs) ? DONE : { kind: "done", note: "but a process still has the disk open" };
   },
 };
+
+/** What a QEMU needs at most to write out its image and end after SIGTERM; 0.7 s on a busy machine. */
+const QEMU_END_MS = 3_000;
+
+/** Until when a guest without a host agent has time: the rest is for a QEMU that must at least write out its image. */
+export function buttonEndMs(nowMs: number, untilMs: number): number {
+  return untilMs - Math.min((untilMs - nowMs) / 5, QEMU_END_MS);
+}
 
 /** Presses the power button again and again until the guest is down, or the time or the button is gone. */
 async function goneByButton(
@@ -3148,6 +3157,17 @@ async function askGuest(c: Climb, untilMs: number, skipped: () => boolean): Prom
       sayWord(c, asking, openLine(host, c.place), false);
     }
   }
+}
+
+/** A guest that boots loses the one press of Lima's own stop: it is asked over ssh until it has acknowledged. */
+async function askMeanwhile(c: Climb, agents: Proven[], untilMs: number, skipped: () => boolean): Promise<void> {
+  const { host } = c.ctx;
+  const asking: Asking = { lines: [], none: "not asked yet", openedMs: host.clockMs(), pressedMs: Infinity };
+  do {
+    if (refusalOf(asking) !== undefined) sayWord(c, asking, openLine(host, c.place), false);
+    const turnMs = Math.min(untilMs, host.clockMs() + ASK_AGAIN_MS);
+    if (await waitGone(c, agents, turnMs, skipped)) return;
+  } while (!skipped() && host.clockMs() < untilMs && !hasAcknowledged(asking));
 }
 
 /** Says the word in a session, where its port is proven: a ready session has had its proof, and its word. */

@@ -7,6 +7,7 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import {
+  buttonEndMs,
   type Claim,
   describePlan,
   describeStep,
@@ -760,6 +761,12 @@ for (
     assert.equal(Object.keys(limits).length, 5);
   });
 }
+
+Deno.test("buttonEndMs() leaves a QEMU a fifth of the time to end, and never more than 3 s", () => {
+  assert.equal(buttonEndMs(5_000, 51_000), 48_000);
+  assert.equal(buttonEndMs(1_000, 6_000), 5_000);
+  assert.equal(buttonEndMs(6_000, 6_000), 6_000);
+});
 
 Deno.test("stageLimits() leaves every stage time, and some reserve, whatever the budget", () => {
   fc.assert(

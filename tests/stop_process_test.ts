@@ -479,6 +479,26 @@ table("whatever ignores everything is killed", "killed", 8, [
   },
 ]);
 
+Deno.test({
+  name: "a guest that boots for longer than the guest stage is asked while Lima's own stop waits",
+  ignore: NO_SSHD !== undefined,
+  async fn() {
+    await using home = await tempLimaHome();
+    const k3s = home.instance("k3s");
+    await using guest = await sshGuest(k3s, "no-sudo");
+    // The one press of the power button is lost, as on a guest whose init system is not up.
+    const conf = { vmtype: "qemu", boot_ms: 15_000, stop: "ignore" };
+    await using _agent = await startAgent(k3s, { conf, until: "driver" });
+    const stopping = stopOne(k3s, { budgetS: 30 });
+    const isSignalled = () => assert.ok(k3s.log().some((line) => line.startsWith("Received SIGTERM")), "not signalled");
+    await eventually(isSignalled, { withinMs: 20_000 });
+    assert.ok(!wasAsked(guest));
+    guest.mode("normal");
+    const { told, status } = await stopping;
+    assert.deepEqual([status, told.stage, k3s.guestDisk()], [0, "agent", "clean"], JSON.stringify(told));
+  },
+});
+
 // --- whom it never touches -------------------------------------------------------------------------------------------
 
 Deno.test({
