@@ -1,79 +1,73 @@
 #!/usr/bin/env -S deno run -P
 // deno-lint-ignore-file no-import-prefix -- one file that runs alone needs its versions inline
 /**
- * Lets launchd run lima-guard instead of limactl: rewrites the plist that Lima made, and gives it back.
+ * Lets launchd run lima-guard instead of limactl: rewrites the plist of a launchd job, and undoes it.
  *
- *   deno run -P install.ts INSTANCE              rewrite the job's plist and load it again
- *   deno run -P install.ts --check INSTANCE      is the job, in its file and as loaded, still run by the guard?
- *   deno run -P install.ts --uninstall INSTANCE  the plist as it was before
- *   lima-guard --install | --check | --uninstall INSTANCE      the same from the binary, without Deno
+ *   lima-guard --install INSTANCE      rewrite the job's plist and load it again
+ *   lima-guard --check INSTANCE        is the job, in its file and as loaded, run by lima-guard, and will it start?
+ *   lima-guard --uninstall INSTANCE    the plist as it was before
+ *   deno run -P install.ts [--check | --uninstall] INSTANCE      the same from a checkout
  *
- * The loop of lima_guard.ts in small: observe (the plist, the guard, launchd) → plan (pure: facts in, steps with
- * reasons out) → act (one step after the other, its effect looked at). `--dry-run` prints the plan and leaves.
+ * The loop of lima_guard.ts in small: look (the plist, the guard, launchd), plan (pure: facts in, steps with reasons
+ * out), act (one step after the other, its effect looked at). `--dry-run` prints the plan and leaves.
  *
- * Three rules:
- *   1. At no moment is there no plist: a file is written beside and renamed over, and every failing step puts the old
- *      file and the old job back.
- *   2. Every byte that need not change stays. What is not understood in full is refused, with what to do about it.
- *   3. A plain user must not be able to change what a job of somebody else runs: neither the guard, nor a folder on the
- *      way to it, nor a link. Files in somebody's folder are written as that somebody, never as root.
+ * Four rules:
+ *   1. One process, one identity. A daemon's job is changed only by root, an agent's only by its owner. Another caller
+ *      hands the whole command over once. What is the user's is done by one child that is that user.
+ *   2. Root writes only in folders that only root can change, judged component by component.
+ *   3. At no moment is there no plist, and every failing step puts the old guard, file and job back, each only where
+ *      our own text is still in place.
+ *   4. Every byte that need not change stays. What is not understood in full is refused, with what to do about it.
  *
  * Exit statuses: 0 done, or nothing to do · 1 refused, rolled back, or (--check) not guarded · 64 usage · 66 no plist ·
  * 75 could not find out: try again · 77 not permitted.
  *
- * Sections: names and numbers · what we saw · reading: XML · reading: the plist · reading: the job · reading: command
- * lines · reading: launchctl · deciding: the new text · deciding: the layout · deciding: the old text · deciding: who
- * may write · deciding: the steps · deciding: steps for files · deciding: steps for launchd · deciding: the way back ·
- * deciding: the check · words · the host · observing: the job · observing: its user, its volume, launchd · observing:
- * the guard · acting · acting: the way back · acting: launchd · the roles · the role --check · carrying out · the real
- * host · the real host: files · command line · main.
+ * Part I decides: names, numbers and facts · the text of a plist · the job in a plist · the new text · who can change what
+ * · the plan and the check · words. Part II looks and acts: the host · looking · acting · the commands. Part III, the
+ * edges: the real host, the command line, main.
  *
  * Exports exist for lima_guard.ts (`installMain`) and for the tests.
  * @module
  */
 
+import * as fs from "node:fs";
 import { parseArgs } from "jsr:@std/cli@1.0.29/parse-args";
 import { basename } from "jsr:@std/path@1.1.4/posix/basename";
 import { dirname } from "jsr:@std/path@1.1.4/posix/dirname";
 import { join } from "jsr:@std/path@1.1.4/posix/join";
-import { parse as parsePlist } from "npm:plist@5.0.0";
-import {
-  DEFAULT_BUDGET_S,
-  EXIT,
-  type Host,
-  LAUNCHD_DEFAULT_S,
-  nameTrouble,
-  quote,
-  readPrint,
-  realHost as guardHost,
-  VERSION,
-  worst,
-} from "./lima_guard.ts";
+import { DEFAULT_BUDGET_S, EXIT, LAUNCHD_DEFAULT_S, nameTrouble, quote, readPrint, VERSION } from "./lima_guard.ts";
 
-// ────────────────────────────────────────────────────────────────────────────── names and numbers ──
+// ────────────────────────────────────────────────────────────────────── names, numbers and facts ──
 
 /** Lima's labels (`pkg/autostart/launchd`); the file is the label and `.plist`. */
 const DAEMON_LABEL = "io.lima-vm.daemon.";
 const AGENT_LABEL = "io.lima-vm.autostart.";
 
-/** Never a name that ends in `.plist`: launchd reads every one of them in its folders. */
+/** Beside the plist. Never a name that ends in `.plist`: launchd reads every one of them in its folders. */
 export const BACKUP_SUFFIX = ".before-lima-guard";
-export const BESIDE_SUFFIX = ".new-by-lima-guard";
+/** What the last install was asked for, and which job it has booted out: survives a plist that Lima writes again. */
+export const MEMORY_SUFFIX = ".lima-guard.json";
+/** Files that are not in place yet: this and eight random digits. */
+export const TEMPORARY_SUFFIX = ".lima-guard-new-";
+const GUARD_NAME = "lima-guard";
+const PREVIOUS_SUFFIX = ".previous";
 
 /** Lima's plists have 800 bytes; 10 MB of them are an attack, or a mistake. */
 export const PLIST_LIMIT_BYTES = 1024 * 1024;
 /** A launchd plist nests four deep. */
 const DEPTH_LIMIT = 32;
+/** A compiled guard has some 90 MB; what has more is something else. */
+const GUARD_LIMIT_BYTES = 512 * 1024 * 1024;
 
 /** What a stop needs (see lima_guard.ts), and the most that launchd grants agents on macOS 26 and later. */
 export const EXIT_TIMEOUT_S = DEFAULT_BUDGET_S;
 
-/** Files in /Library/LaunchDaemons: anything looser, and launchd refuses them (122). */
-const PLIST_MODE = 0o644;
 const GUARD_MODE = 0o755;
 /** The groups of macOS whose members may become root anyway. */
 const ADMIN_GID = 80;
 const WHEEL_GID = 0;
+/** Emptied at boot, or by a timer: what lies there is gone when it is needed. */
+const EMPTIED = ["/tmp", "/private/tmp", "/private/var/folders", "/var/folders", "/private/var/run", "/var/run"];
 
 /** launchctl's codes that mean something to us (`launchctl error N`). */
 const NO_PROCESS = 3;
@@ -81,7 +75,7 @@ const IO_ERROR = 5;
 const IN_PROGRESS = 36;
 const ALREADY = 37;
 const NO_SERVICE = 113;
-/** No such domain, and a domain that does not do this: nobody is logged in there. */
+/** No such domain, and a domain that does not do this: no user is logged in there. */
 const NO_SESSION: readonly number[] = [112, 125];
 
 const LAUNCHCTL_WORDS: Readonly<Record<number, string>> = {
@@ -98,7 +92,7 @@ const LAUNCHCTL_WORDS: Readonly<Record<number, string>> = {
   119: "the job is disabled",
   122: "the plist has a bad owner or mode",
   124: "the domain is being taken down",
-  125: "the domain does not do this: nobody is logged in at the screen",
+  125: "the domain does not do this: no user is logged in at the screen",
   127: "the command was not found",
   134: "the job cannot be loaded in this session",
   139: "launchd has put the job aside after it could not be started",
@@ -107,12 +101,33 @@ const LAUNCHCTL_WORDS: Readonly<Record<number, string>> = {
   161: "switched off in System Settings > General > Login Items & Extensions",
 };
 
-/** How long things may take. launchctl can block while launchd is busy; tests shorten all of them. */
-export interface Pace {
+/** Apple's tools by absolute path: what the PATH says must never decide what root runs. */
+export const TOOL_PATHS = {
+  codesign: "/usr/bin/codesign",
+  head: "/usr/bin/head",
+  id: "/usr/bin/id",
+  launchctl: "/bin/launchctl",
+  ls: "/bin/ls",
+  mkdir: "/bin/mkdir",
+  plutil: "/usr/bin/plutil",
+  rm: "/bin/rm",
+  sudo: "/usr/bin/sudo",
+  sysctl: "/usr/sbin/sysctl",
+  xattr: "/usr/bin/xattr",
+} as const;
+export type Tool = keyof typeof TOOL_PATHS;
+
+/** The PATH of every process that changes something. */
+export const OWN_PATH = "/usr/bin:/bin:/usr/sbin:/sbin";
+
+/** How long things may take, in milliseconds. launchctl can block while launchd is busy; tests shorten all of them. */
+export interface InstallLimits {
   readonly commandMs: number;
-  /** The guard's ladder: its budget, a lock that it waits for, its clean-up. */
+  /** macOS scans a new program of 90 MB at its first start. */
+  readonly handshakeMs: number;
+  /** The guard's stop: its time limit, a lock that it waits for, its clean-up. */
   readonly stopMs: number;
-  /** Until launchd has taken notice of a process that ended. */
+  /** Until launchd has noticed that a process has ended. */
   readonly reapMs: number;
   /** From bootout until the job is gone, beyond the exit timeout in force. */
   readonly goneMs: number;
@@ -125,8 +140,9 @@ export interface Pace {
   readonly compileMs: number;
 }
 
-export const PACE: Pace = {
+export const INSTALL_LIMITS: InstallLimits = {
   commandMs: 10_000,
+  handshakeMs: 60_000,
   stopMs: 180_000,
   reapMs: 5_000,
   goneMs: 15_000,
@@ -144,14 +160,12 @@ export class Refusal extends Error {
   }
 }
 
-// ──────────────────────────────────────────────────────────────────────────────────── what we saw ──
-
 /** A value of a plist. */
 export type Value = string | number | boolean | Date | Uint8Array | Value[] | Dict;
 export type Dict = { [key: string]: Value };
 
-/** An element of the XML text, and where it stands. */
-export interface Node {
+/** An element of the XML text, and where it is. */
+export interface PlistNode {
   readonly tag: string;
   /** The whole element, and its content. */
   readonly start: number;
@@ -159,37 +173,43 @@ export interface Node {
   readonly innerStart: number;
   innerEnd: number;
   readonly isEmptyTag: boolean;
-  /** The text of a leaf, decoded. */
+  /** The raw text of a leaf. */
   text: string;
   /** The elements in it; in a dict keys and values in turn. */
-  readonly children: Node[];
+  readonly children: PlistNode[];
 }
 
-/** A plist as text, as elements, and as the value that both readers agree on. */
+/** The plist package's reader: the one reader of values. */
+export type PlistReader = (text: string) => unknown;
+
+/** A plist as text, as elements, and as value. */
 export interface Plist {
   readonly text: string;
-  readonly root: Node;
+  readonly root: PlistNode;
   readonly value: Dict;
+  readonly parse: PlistReader;
 }
 
 /** The job of a plist, as far as it concerns us. */
-export interface Job {
+export interface LaunchdJob {
   readonly label: string;
   readonly args: readonly string[];
-  readonly program?: string;
+  readonly program: string | undefined;
   /** The command without the guard. */
   readonly command: readonly string[];
-  /** The guard that runs it, and the guard's options between the instance and `--`. */
-  readonly guard?: string;
+  /** The guard that runs it, and its options except `--run NAME`. */
+  readonly guard: string | undefined;
   readonly guardOptions: readonly string[];
+  /** Behind `/bin/sh -c "/bin/wait4path … && exec …"`, as Nix writes it: read, never edited. */
+  readonly isBehindShell: boolean;
   readonly tool: "limactl" | "colima";
-  readonly userName?: string;
+  readonly userName: string | undefined;
   readonly environment: Readonly<Record<string, string>>;
-  readonly workingDirectory?: string;
-  readonly stdoutPath?: string;
-  readonly stderrPath?: string;
-  readonly exitTimeOut?: number;
-  readonly keepAlive?: Value;
+  readonly workingDirectory: string | undefined;
+  readonly stdoutPath: string | undefined;
+  readonly stderrPath: string | undefined;
+  readonly exitTimeOut: number | undefined;
+  readonly keepAlive: Value | undefined;
   readonly startsByItself: boolean;
   readonly remarks: readonly string[];
 }
@@ -210,7 +230,15 @@ export interface FileLook {
   readonly gid: number;
   readonly mode: number;
   readonly dev: number;
+  readonly ino: number;
   readonly size: number;
+}
+
+/** `denied`: a folder above does not let us look. */
+export type Looked = FileLook | "absent" | "denied";
+
+export function isThere(look: Looked): look is FileLook {
+  return typeof look === "object";
 }
 
 /**
@@ -221,63 +249,89 @@ export type Loaded =
   | {
     readonly kind: "loaded";
     readonly args: readonly string[];
-    readonly pid?: number;
+    readonly path: string | undefined;
+    readonly pid: number | undefined;
     readonly isEnding: boolean;
-    readonly exitTimeoutS?: number;
+    readonly exitTimeoutS: number | undefined;
   }
   | { readonly kind: "absent" }
   | { readonly kind: "no session" }
   | { readonly kind: "unknown"; readonly why: string };
 
-/** Where a job lives: `file` as it is called, `target` where a link leads. */
-export interface Place {
+/** A job's plist: `file` as it is called, `target` where a link leads. `file` kind: launchd does not read it there. */
+export interface JobPlace {
   readonly name: string;
-  readonly kind: "daemon" | "agent";
+  readonly kind: "daemon" | "agent" | "file";
   readonly file: string;
   readonly target: string;
 }
 
+/** What the last install was asked for; and the job that it had booted out when it was interrupted. */
+export interface Memory {
+  readonly guard?: string;
+  /** The guard was put there by an install, and an upgrade replaces it. */
+  readonly isPlaced?: boolean;
+  readonly options?: readonly string[];
+  readonly keepAlive?: boolean;
+  readonly bootedOut?: { readonly boot: string; readonly wasRunning: boolean };
+}
+
 /** Everything known of one job before anything is decided. */
-export interface Seen {
-  readonly place: Place;
+export interface JobFacts {
+  readonly place: JobPlace;
   readonly look: FileLook;
+  readonly bytes: Uint8Array;
   readonly plist: Plist;
-  readonly job: Job;
+  readonly job: LaunchdJob;
   readonly user: User;
-  readonly backup?: { readonly text: string; readonly plist?: Plist };
+  readonly backup: { readonly bytes: Uint8Array; readonly plist: Plist; readonly look: FileLook } | undefined;
+  /** A backup that is there and cannot be believed: why. */
+  readonly badBackup: string | undefined;
+  readonly memory: Memory;
   readonly limaHome: string;
-  readonly defaultLimaHome: string;
+  readonly writesLimaHome: boolean;
   readonly otherVolume: boolean;
+  readonly instance: "there" | "gone" | "volume missing" | "hidden";
   readonly domain: string;
   readonly loaded: Loaded;
+  /** Every domain that has the job. */
+  readonly domains: readonly string[];
   /** Undefined where launchctl did not say. */
   readonly disabled: boolean | undefined;
   readonly notes: readonly string[];
 }
 
-/** The guard that the job shall run, and how it gets there. */
-export interface GuardSeen {
+/** The guard that the job is to run, and how it gets there. */
+export interface GuardFacts {
   readonly path: string;
-  /** The bytes to put there; undefined where it stands already. */
-  readonly bytes?: Uint8Array;
-  /** Another one stands there, which other jobs may run: it stays until the new one has answered. */
-  readonly replaces: boolean;
-  /** The folders that are missing, and whose folder the first existing one is. */
-  readonly missing?: string;
-  readonly owner: number;
-  readonly sign?: string;
-  readonly verify: boolean;
+  /** The bytes to put there; undefined where it is in place already. */
+  readonly bytes: Uint8Array | undefined;
+  /** The version that will be in place, as far as known, and the one that is now. */
+  readonly version: string | undefined;
+  readonly previous: string | undefined;
+  /** Folders that are missing, the highest first. */
+  readonly missing: readonly string[];
+  readonly isPlaced: boolean;
   readonly warnings: readonly string[];
 }
 
 /** What became of a key. */
-export interface Change {
+export interface KeyChange {
   readonly key: string;
   readonly before?: Value;
   readonly after?: Value;
 }
 
-// ─────────────────────────────────────────────────────────────────────────────────── reading: XML ──
+/** The answer of a command. `late`: it was ended at its limit, and what it did is not known. */
+export interface Answer {
+  readonly argv: readonly string[];
+  readonly code: number;
+  readonly stdout: string;
+  readonly stderr: string;
+  readonly late: boolean;
+}
+
+// ──────────────────────────────────────────────────────────────────────────── the text of a plist ──
 
 const LEAVES = ["key", "string", "integer", "real", "date", "data", "true", "false"];
 const ELEMENTS = ["plist", "dict", "array", ...LEAVES];
@@ -287,85 +341,99 @@ const DOCTYPE =
   /<!DOCTYPE\s+plist(?:\s+PUBLIC\s+"-\/\/Apple(?: Computer)?\/\/DTD PLIST 1\.0\/\/EN"\s+"(?:https?:\/\/www\.apple\.com\/DTDs\/PropertyList-1\.0\.dtd|file:\/\/localhost\/System\/Library\/DTDs\/PropertyList\.dtd)")?\s*>/y;
 const DECLARATION =
   /^<\?xml\s+version\s*=\s*["']1\.[01]["'](?:\s+encoding\s*=\s*["']([A-Za-z][\w.-]*)["'])?(?:\s+standalone\s*=\s*["'](?:yes|no)["'])?\s*\?>$/;
-const ENTITIES: Readonly<Record<string, string>> = { lt: "<", gt: ">", amp: "&", apos: "'", quot: '"' };
 
 /**
  * Reads the XML of a plist into elements with their places. Refuses whatever Apple's reader refuses, and all that could
  * cost more than its length: an internal DTD, entities beyond XML's five, depth.
  */
-export function readXml(text: string): Node {
-  const open: Node[] = [];
-  let root: Node | undefined;
-  let at = text.startsWith("\uFEFF") ? 1 : 0;
-  while (at < text.length) {
-    const parent = open.at(-1);
-    if (text[at] !== "<") {
-      const end = text.indexOf("<", at) < 0 ? text.length : text.indexOf("<", at);
-      takeText(text.slice(at, end), parent, at, text);
-      at = end;
-    } else if (text.startsWith("<!--", at)) at = after(text, "-->", at + 4, "a comment");
-    else if (text.startsWith("<![CDATA[", at)) {
-      const end = after(text, "]]>", at + 9, "a CDATA section");
-      const isString = parent?.tag === "string" || parent?.tag === "key";
-      if (!parent || !isString) throw trouble(text, at, "a CDATA section stands outside a string");
-      parent.text += plain(text.slice(at + 9, end - 3), at, text);
-      at = end;
-    } else if (text.startsWith("<?", at)) {
-      const end = after(text, "?>", at + 2, "a processing instruction");
-      if (parent) throw trouble(text, at, "a processing instruction stands in it", "remove it");
-      refuseEncoding(text.slice(at, end), at, text);
-      at = end;
-    } else if (text.startsWith("<!", at)) at = takeDoctype(text, at, root ?? parent);
-    else {
+export function readXml(text: string): PlistNode {
+  const open: PlistNode[] = [];
+  let root: PlistNode | undefined;
+  for (let at = text.startsWith("\uFEFF") ? 1 : 0; at < text.length;) {
+    if (text.startsWith("<", at) && !/^<[!?]/.test(text.slice(at, at + 2))) {
       const found = takeTag(text, at, open, root);
       root ??= found.root;
       at = found.end;
-    }
+    } else at = takeOther(text, at, open.at(-1), root);
   }
-  if (open.length > 0) throw trouble(text, text.length, `<${open.at(-1)?.tag}> is never closed: the file is cut short`);
-  if (!root) throw trouble(text, 0, "there is no <plist>");
+  if (open.length > 0) {
+    throw parseError(text, text.length, `<${open.at(-1)?.tag}> is never closed: the file is cut short`);
+  }
+  if (!root) throw parseError(text, 0, "there is no <plist>");
   return root;
 }
 
-function takeTag(text: string, at: number, open: Node[], root: Node | undefined): { end: number; root?: Node } {
+/** Text, a comment, a CDATA section, an instruction or the DOCTYPE; returns where it ends. */
+function takeOther(text: string, at: number, parent: PlistNode | undefined, root: PlistNode | undefined): number {
+  if (text[at] !== "<") {
+    const next = text.indexOf("<", at);
+    const end = next < 0 ? text.length : next;
+    takeText(text.slice(at, end), parent, at, text);
+    return end;
+  }
+  if (text.startsWith("<!--", at)) return indexAfter(text, "-->", at + 4, "a comment");
+  if (text.startsWith("<![CDATA[", at)) {
+    const end = indexAfter(text, "]]>", at + 9, "a CDATA section");
+    if (parent?.tag !== "string") throw parseError(text, at, "a CDATA section is outside of a string");
+    refuseControls(text.slice(at + 9, end - 3), at, text);
+    return end;
+  }
+  if (text.startsWith("<?", at)) {
+    const end = indexAfter(text, "?>", at + 2, "a processing instruction");
+    if (parent) throw parseError(text, at, "there is a processing instruction in it", "remove it");
+    refuseEncoding(text.slice(at, end), at, text);
+    return end;
+  }
+  DOCTYPE.lastIndex = at;
+  const found = DOCTYPE.exec(text);
+  if (found && !root && !parent) return at + found[0].length;
+  throw parseError(
+    text,
+    at,
+    "it has declarations of its own (DTD, entities)",
+    "a launchd plist needs none: remove them",
+  );
+}
+
+function takeTag(
+  text: string,
+  at: number,
+  open: PlistNode[],
+  root: PlistNode | undefined,
+): { end: number; root?: PlistNode } {
   TAG.lastIndex = at;
   const found = TAG.exec(text);
   if (!found) {
     const isLima = text.startsWith("<no value>", at);
-    if (isLima) throw trouble(text, at, "Lima's template left `<no value>` in it", "limactl autostart enable again");
-    throw trouble(text, at, `this is no tag: ${JSON.stringify(text.slice(at, at + 20))}`);
+    if (isLima) throw parseError(text, at, "Lima's template left `<no value>` in it", "limactl autostart enable again");
+    throw parseError(text, at, `this is no tag: ${JSON.stringify(text.slice(at, at + 20))}`);
   }
   const [whole, slash, tag = "", attributes, empty] = found;
   const end = at + whole.length;
   const parent = open.at(-1);
   if (slash) {
     const node = open.pop();
-    if (node?.tag !== tag || attributes || empty) throw trouble(text, at, `</${tag}> does not close <${node?.tag}>`);
+    if (node?.tag !== tag || attributes || empty) throw parseError(text, at, `</${tag}> does not close <${node?.tag}>`);
     [node.innerEnd, node.end] = [at, end];
+    refuseValue(node, text);
     return { end };
   }
-  if (!ELEMENTS.includes(tag)) throw trouble(text, at, `<${tag}> is no element of a plist`);
-  if (attributes && tag !== "plist") throw trouble(text, at, `<${tag}> has an attribute`, "remove it");
-  if (parent ? !mayHold(parent, tag) : tag !== "plist" || root) throw trouble(text, at, `<${tag}> cannot stand here`);
-  if (open.length >= DEPTH_LIMIT) throw trouble(text, at, `it nests deeper than ${DEPTH_LIMIT} elements`);
-  const innerStart = empty ? at : end;
-  const node = {
-    tag,
-    start: at,
-    end,
-    innerStart,
-    innerEnd: innerStart,
-    isEmptyTag: empty !== "",
-    text: "",
-    children: [],
-  };
+  if (!ELEMENTS.includes(tag)) throw parseError(text, at, `<${tag}> is no element of a plist`);
+  if (attributes && tag !== "plist") throw parseError(text, at, `<${tag}> has an attribute`, "remove it");
+  if (parent ? !mayHold(parent, tag) : tag !== "plist" || root) {
+    throw parseError(text, at, `<${tag}> cannot be here`);
+  }
+  if (open.length >= DEPTH_LIMIT) throw parseError(text, at, `it nests deeper than ${DEPTH_LIMIT} elements`);
+  const [innerStart, isEmptyTag] = [empty ? at : end, empty !== ""];
+  const node = { tag, start: at, end, innerStart, innerEnd: innerStart, isEmptyTag, text: "", children: [] };
   parent?.children.push(node);
-  if (!empty) open.push(node);
+  if (empty) refuseValue(node, text);
+  else open.push(node);
   return { end, ...parent ? {} : { root: node } };
 }
 
 /** A dict holds keys and values in turn, a plist one value, a leaf nothing. */
-function mayHold(parent: Node, tag: string): boolean {
+function mayHold(parent: PlistNode, tag: string): boolean {
   const n = parent.children.length;
   if (tag === "plist") return false;
   if (parent.tag === "plist") return n === 0 && tag !== "key";
@@ -373,72 +441,100 @@ function mayHold(parent: Node, tag: string): boolean {
   return parent.tag === "array" && tag !== "key";
 }
 
-function takeText(raw: string, parent: Node | undefined, at: number, text: string): void {
-  if (!parent || !LEAVES.includes(parent.tag)) {
-    if (!/^[ \t\r\n]*$/.test(raw)) {
-      throw trouble(text, at, `text stands outside a value: ${JSON.stringify(raw.slice(0, 20))}`);
+/** Values that the package would read as another value than Apple's reader, without a word. */
+function refuseValue(node: PlistNode, text: string): void {
+  const wrong = (why: string, hint?: string) => parseError(text, node.start, why, hint);
+  const raw = node.text;
+  const value = raw.trim();
+  if (node.tag === "dict") refuseKeys(node, text);
+  if (node.tag === "integer") {
+    if (/^[+-]?0x/i.test(value)) throw wrong("a hexadecimal integer", "write it as a decimal number");
+    if (!/^[+-]?\d+$/.test(value) || !Number.isSafeInteger(Number(value))) {
+      throw wrong(`${JSON.stringify(raw)} is no integer`);
     }
-    return;
+  }
+  if (node.tag === "real" && !/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(value)) {
+    throw wrong(`${JSON.stringify(raw)} is no number`);
+  }
+  if ((node.tag === "true" || node.tag === "false") && value !== "") throw wrong(`<${node.tag}> has content`);
+  if (node.tag === "date") {
+    const isDate = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/.test(value) && !Number.isNaN(new Date(value).getTime());
+    if (!isDate) throw wrong("no date");
+  }
+  if (node.tag === "data") {
+    const base64 = raw.replaceAll(/\s+/g, "");
+    if (base64.length % 4 !== 0 || !/^[A-Za-z0-9+/]*={0,2}$/.test(base64)) throw wrong("<data> is no base64");
+  }
+}
+
+function refuseKeys(dict: PlistNode, text: string): void {
+  const known = new Set<string>();
+  for (const [key, value] of entriesOf(dict)) {
+    const name = JSON.stringify(key.text);
+    if (!value) throw parseError(text, key.start, `the key ${name} has no value`);
+    if (known.has(key.text)) throw parseError(text, key.start, `the key ${name} is there twice`, "remove one");
+    if (key.text === "__proto__" || key.text === "") {
+      throw parseError(text, key.start, `the key ${name} cannot be meant`);
+    }
+    known.add(key.text);
+  }
+}
+
+const ENTITIES: Readonly<Record<string, string>> = { lt: "<", gt: ">", amp: "&", apos: "'", quot: '"' };
+
+/** The text of a leaf: raw, but of a key decoded, so that two spellings of one key are noticed. */
+function takeText(raw: string, parent: PlistNode | undefined, at: number, text: string): void {
+  if (!parent || !LEAVES.includes(parent.tag)) {
+    if (/^[ \t\r\n]*$/.test(raw)) return;
+    throw parseError(text, at, `text outside of a value: ${JSON.stringify(raw.slice(0, 20))}`);
   }
   const decoded = raw.replaceAll(/&([^;&\s]{0,12});?/g, (whole, name: string) => {
-    if (whole.endsWith(";")) {
-      if (ENTITIES[name] !== undefined) return ENTITIES[name];
-      const code = /^#\d+$/.test(name)
-        ? Number(name.slice(1))
-        : /^#x[\da-f]+$/i.test(name)
-        ? Number(`0${name.slice(1)}`)
-        : -1;
-      if (code >= 0 && code <= 0x10FFFF && !(code >= 0xD800 && code <= 0xDFFF)) return String.fromCodePoint(code);
-    }
-    throw trouble(text, at, `${JSON.stringify(whole)} is no entity of a plist`, "write & as &amp;");
+    const code = /^#\d+$/.test(name)
+      ? Number(name.slice(1))
+      : /^#x[\da-f]+$/i.test(name)
+      ? Number(`0${name.slice(1)}`)
+      : -1;
+    // A return that is written as a number is read as another character by some readers.
+    const isCharacter = code >= 0 && code !== 13 && code <= 0x10FFFF && !(code >= 0xD800 && code <= 0xDFFF);
+    const one = ENTITIES[name] ?? (isCharacter ? String.fromCodePoint(code) : undefined);
+    if (whole.endsWith(";") && one !== undefined) return one;
+    throw parseError(text, at, `${JSON.stringify(whole)} is no entity of a plist`, "write & as &amp;");
   });
-  parent.text += plain(decoded, at, text);
+  refuseControls(decoded, at, text);
+  parent.text += parent.tag === "key" ? decoded.replaceAll(/\r\n?/g, "\n") : raw;
 }
 
-/** XML reads every line end as one LF, and has no control characters. */
-function plain(raw: string, at: number, text: string): string {
+function refuseControls(decoded: string, at: number, text: string): void {
   // deno-lint-ignore no-control-regex -- they are what is looked for
-  if (/[\0-\x08\x0B\x0C\x0E-\x1F\uFFFE\uFFFF]/.test(raw)) throw trouble(text, at, "it has a control character");
-  return raw.replaceAll(/\r\n?/g, "\n");
-}
-
-function takeDoctype(text: string, at: number, begun: Node | undefined): number {
-  DOCTYPE.lastIndex = at;
-  const found = DOCTYPE.exec(text);
-  if (found && !begun) return at + found[0].length;
-  throw trouble(text, at, "it has declarations of its own (DTD, entities)", "a launchd plist needs none: remove them");
+  if (/[\0-\x08\x0B\x0C\x0E-\x1F\uFFFE\uFFFF]/.test(decoded)) throw parseError(text, at, "it has a control character");
 }
 
 /** The declaration as XML 1.0 has it, at the very beginning; other instructions only need a name. */
 function refuseEncoding(instruction: string, at: number, text: string): void {
   if (!/^<\?xml(\s|\?)/i.test(instruction)) {
-    if (!/^<\?[A-Za-z_][\w.-]*(\s|\?>$)/.test(instruction)) {
-      throw trouble(text, at, "a processing instruction has no name");
-    }
-    return;
+    if (/^<\?[A-Za-z_][\w.-]*(\s|\?>$)/.test(instruction)) return;
+    throw parseError(text, at, "a processing instruction has no name");
   }
   const found = DECLARATION.exec(instruction);
   if (!found || at > (text.startsWith("\uFEFF") ? 1 : 0)) {
-    throw trouble(text, at, "its XML declaration is not well-formed");
+    throw parseError(text, at, "its XML declaration is not well-formed");
   }
   const encoding = found[1] ?? "UTF-8";
   if (!/^(utf-?8|us-ascii)$/i.test(encoding)) {
-    throw trouble(text, at, `its encoding is ${encoding}`, "save it as UTF-8");
+    throw parseError(text, at, `its encoding is ${encoding}`, "save it as UTF-8");
   }
 }
 
-function after(text: string, mark: string, from: number, what: string): number {
+function indexAfter(text: string, mark: string, from: number, what: string): number {
   const found = text.indexOf(mark, from);
-  if (found < 0) throw trouble(text, from, `${what} is never closed: the file is cut short`);
+  if (found < 0) throw parseError(text, from, `${what} is never closed: the file is cut short`);
   return found + mark.length;
 }
 
-function trouble(text: string, at: number, why: string, hint?: string): Refusal {
+function parseError(text: string, at: number, why: string, hint?: string): Refusal {
   const line = text.slice(0, at).split("\n").length;
   return new Refusal(`Cannot read the plist: line ${line}: ${why}`, hint ?? "plutil -lint FILE");
 }
-
-// ───────────────────────────────────────────────────────────────────────────── reading: the plist ──
 
 /** The bytes of a plist file as text; a binary plist is refused with the command that converts it. */
 export function decodePlist(bytes: Uint8Array, file: string): string {
@@ -461,87 +557,37 @@ export function decodePlist(bytes: Uint8Array, file: string): string {
   throw new Refusal("Cannot read the plist: it is no XML", `plutil -convert xml1 ${quote(file)}`);
 }
 
-/** Reads a plist twice, with our own reader and with the package, and refuses it where they do not agree. */
-export function readPlist(text: string): Plist {
+/** Reads a plist: our scanner says where the elements are and refuses, the package says what they mean. */
+export function readPlist(text: string, parse: PlistReader): Plist {
   const plist = readXml(text);
   const [root] = plist.children;
-  if (root?.tag !== "dict") throw trouble(text, 0, "its root is no dict");
-  const value = valueOf(root, text) as Dict;
-  let other: unknown;
+  if (root?.tag !== "dict") throw parseError(text, 0, "its root is no dict");
   try {
-    other = parsePlist(text.replace(/^\uFEFF/, ""));
+    const value = parse(text.replace(/^\uFEFF/, ""));
+    if (isDict(value)) return { text, root, value, parse };
   } catch (error) {
     if (!(error instanceof Error)) throw error;
-    throw trouble(text, 0, error.message);
+    throw parseError(text, 0, error.message);
   }
-  if (!isEqual(value, other)) {
-    throw trouble(text, 0, "two readers read different things in it", "plutil -convert xml1 FILE");
-  }
-  return { text, root, value };
+  throw parseError(text, 0, "its root is no dict");
 }
 
-function valueOf(node: Node, text: string): Value {
-  const wrong = (why: string, hint?: string) => trouble(text, node.start, why, hint);
-  switch (node.tag) {
-    case "dict":
-      return dictOf(node, text);
-    case "array":
-      return node.children.map((child) => valueOf(child, text));
-    case "string":
-      return node.text;
-    case "integer":
-      if (/^\s*[+-]?0x/i.test(node.text)) throw wrong("a hexadecimal integer", "write it as a decimal number");
-      if (!/^\s*[+-]?\d+\s*$/.test(node.text) || !Number.isSafeInteger(Number(node.text))) {
-        throw wrong(`${JSON.stringify(node.text)} is no integer`);
-      }
-      return Number(node.text);
-    case "real":
-      if (!/^\s*[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?\s*$/i.test(node.text)) {
-        throw wrong(`${JSON.stringify(node.text)} is no number`);
-      }
-      return Number(node.text);
-    case "true":
-    case "false":
-      if (node.text.trim() !== "") throw wrong(`<${node.tag}> has content`);
-      return node.tag === "true";
-    case "date": {
-      const date = new Date(node.text.trim());
-      if (!/^\s*\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ\s*$/.test(node.text) || Number.isNaN(date.getTime())) {
-        throw wrong("no date");
-      }
-      return date;
-    }
-    case "data": {
-      const base64 = node.text.replaceAll(/\s+/g, "");
-      if (base64.length % 4 !== 0 || !/^[A-Za-z0-9+/]*={0,2}$/.test(base64)) throw wrong("<data> is no base64");
-      return Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-    }
-    default:
-      throw wrong(`<${node.tag}> is no value`);
-  }
-}
-
-function dictOf(node: Node, text: string): Dict {
-  const dict: Dict = {};
-  for (const [key, value] of entriesOf(node)) {
-    const name = JSON.stringify(key.text);
-    if (!value) throw trouble(text, key.start, `the key ${name} has no value`);
-    if (Object.hasOwn(dict, key.text)) {
-      throw trouble(text, key.start, `the key ${name} stands there twice`, "remove one");
-    }
-    if (key.text === "__proto__" || key.text === "") throw trouble(text, key.start, `the key ${name} cannot be meant`);
-    dict[key.text] = valueOf(value, text);
-  }
-  return dict;
+function isDict(value: unknown): value is Dict {
+  return typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Date) &&
+    !(value instanceof Uint8Array);
 }
 
 /** Keys and values of a dict, in the order of the text. */
-function entriesOf(dict: Node): (readonly [Node, Node | undefined])[] {
+function entriesOf(dict: PlistNode): (readonly [PlistNode, PlistNode | undefined])[] {
   return dict.children.flatMap((key, i) => i % 2 === 0 ? [[key, dict.children[i + 1]] as const] : []);
 }
 
-/** A loop of its own: a callback for each of a guard's 90 million bytes takes a second. */
-function isSameBytes(a: Uint8Array, b: Uint8Array): boolean {
+function nodeOf(dict: PlistNode, key: string): PlistNode | undefined {
+  return entriesOf(dict).find(([k]) => k.text === key)?.[1];
+}
+
+/** A plain loop: `every()` takes a second on a 90 MB binary. */
+export function isSameBytes(a: Uint8Array, b: Uint8Array): boolean {
   if (a.length !== b.length) return false;
   for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
   return true;
@@ -560,10 +606,10 @@ export function isEqual(a: unknown, b: unknown): boolean {
   return keysA.length === keysB.length && keysA.every(has);
 }
 
-// ─────────────────────────────────────────────────────────────────────────────── reading: the job ──
+// ───────────────────────────────────────────────────────────────────────────── the job in a plist ──
 
-/** A job of launchd that starts this instance, bare or wrapped. Everything else is refused, with what to do about it. */
-export function readJob({ value }: Plist, name: string): Job {
+/** A job of launchd that starts this instance, bare or wrapped. All else is refused, with what to do about it. */
+export function readJob({ value }: Plist, name: string): LaunchdJob {
   const label = value["Label"];
   if (typeof label !== "string" || label === "") throw new Refusal("Cannot tell the job: it has no Label");
   for (const prefix of [DAEMON_LABEL, AGENT_LABEL]) {
@@ -572,56 +618,60 @@ export function readJob({ value }: Plist, name: string): Job {
       throw new Refusal(`Cannot take the job for ${name}: its Label is ${JSON.stringify(label)}`, hint);
     }
   }
-  const args = value["ProgramArguments"];
-  const isList = Array.isArray(args) && args.every((a) => typeof a === "string") && args.length > 0;
-  if (!isList) throw new Refusal("Cannot tell the command: ProgramArguments is no list of strings", "plutil -p FILE");
-  const program = value["Program"];
+  const args = argumentsOf(value);
+  const program = textAt(value, "Program");
   if (program !== undefined && program !== args[0]) {
     const why = `Program is ${JSON.stringify(program)}, the first of ProgramArguments ${JSON.stringify(args[0])}`;
     throw new Refusal(`Cannot tell what the job runs: ${why}`, "make them equal, or remove Program");
   }
-  const { guard, guardOptions, command } = unwrapped(args as string[], name);
-  const environment = environmentOf(value);
-  const tool = readCommand(command, name, environment["COLIMA_PROFILE"]);
-  const text = (key: string) => {
-    const v = value[key];
-    if (v === undefined || typeof v === "string") return v;
-    throw new Refusal(`Cannot read ${key}: it is no string`, "plutil -p FILE");
-  };
-  const exitTimeOut = value["ExitTimeOut"];
-  if (exitTimeOut !== undefined && !(typeof exitTimeOut === "number" && Number.isInteger(exitTimeOut))) {
-    throw new Refusal("Cannot read ExitTimeOut: it is no integer, and launchd ignores it", "remove it, or make it 60");
-  }
+  const behind = lookThroughShell(args);
+  const { guard, guardOptions, command } = splitWrapped(behind ?? args, name);
+  const environment = jobEnvironment(value);
   const keepAlive = value["KeepAlive"];
-  const optional = {
-    program: text("Program"),
-    userName: text("UserName"),
-    workingDirectory: text("WorkingDirectory"),
-    stdoutPath: text("StandardOutPath"),
-    stderrPath: text("StandardErrorPath"),
-    guard,
-    exitTimeOut,
-    keepAlive,
-  };
   return {
     label,
-    args: args as string[],
+    args,
     command,
+    guard,
     guardOptions,
-    tool,
+    isBehindShell: behind !== undefined,
+    tool: readCommand(command, name, environment),
     environment,
     startsByItself: value["RunAtLoad"] === true || (keepAlive !== undefined && keepAlive !== false),
     remarks: remarksOn(value, label),
-    ...Object.fromEntries(Object.entries(optional).filter(([, v]) => v !== undefined)),
+    program,
+    userName: textAt(value, "UserName"),
+    workingDirectory: textAt(value, "WorkingDirectory"),
+    stdoutPath: textAt(value, "StandardOutPath"),
+    stderrPath: textAt(value, "StandardErrorPath"),
+    exitTimeOut: timeoutAt(value),
+    keepAlive,
   };
 }
 
-function environmentOf(value: Dict): Record<string, string> {
+function timeoutAt(value: Dict): number | undefined {
+  const seconds = value["ExitTimeOut"];
+  if (seconds === undefined || (typeof seconds === "number" && Number.isInteger(seconds))) return seconds;
+  throw new Refusal("Cannot read ExitTimeOut: it is no integer, and launchd ignores it", "remove it, or make it 60");
+}
+
+function argumentsOf(value: Dict): string[] {
+  const args = value["ProgramArguments"];
+  const isList = Array.isArray(args) && args.every((a) => typeof a === "string") && args.length > 0;
+  if (!isList) throw new Refusal("Cannot tell the command: ProgramArguments is no list of strings", "plutil -p FILE");
+  return args as string[];
+}
+
+function textAt(value: Dict, key: string): string | undefined {
+  const v = value[key];
+  if (v === undefined || typeof v === "string") return v;
+  throw new Refusal(`Cannot read ${key}: it is no string`, "plutil -p FILE");
+}
+
+function jobEnvironment(value: Dict): Record<string, string> {
   const dict = value["EnvironmentVariables"];
   if (dict === undefined) return {};
-  const isDict = typeof dict === "object" && !Array.isArray(dict) && !(dict instanceof Date) &&
-    !(dict instanceof Uint8Array);
-  if (!isDict) throw new Refusal("Cannot read EnvironmentVariables: it is no dict", "plutil -p FILE");
+  if (!isDict(dict)) throw new Refusal("Cannot read EnvironmentVariables: it is no dict", "plutil -p FILE");
   // launchd ignores values that are no strings.
   return Object.fromEntries(Object.entries(dict).flatMap(([k, v]) => typeof v === "string" ? [[k, v]] : []));
 }
@@ -633,84 +683,174 @@ function remarksOn(value: Dict, label: string): string[] {
     if (value[key] === true) words.push(`${key}: launchd may kill the job at once instead of stopping it: remove it`);
   }
   if (value["AbandonProcessGroup"] === true) {
-    words.push("AbandonProcessGroup: should the guard ever be killed, launchd leaves limactl behind: remove it");
+    words.push("AbandonProcessGroup: should lima-guard be killed, launchd leaves limactl behind: remove it");
   }
   if (value["Disabled"] === true) words.push("Disabled: launchd starts it only after `launchctl enable`");
+  const keep = value["KeepAlive"];
+  if (keep === true) {
+    words.push("KeepAlive is true: launchd starts the instance again after every stop, asked for or not");
+  }
+  if (isDict(keep) && keep["Crashed"] !== undefined) {
+    words.push("KeepAlive has Crashed: lima-guard ends with a status, not by a signal, so launchd sees no crash");
+  }
+  const path = jobEnvironment(value)["PATH"] ?? "";
+  if (/\$(HOME|\{)|~/.test(path)) words.push("PATH has $HOME or ~ in it, which launchd does not expand");
   if (label.startsWith("homebrew.mxcl.")) {
-    words.push(`Homebrew's services manage it: \`brew services start|restart\` writes the plist anew; check after it`);
+    words.push(`Homebrew's services manage it: \`brew services start|restart\` writes the plist again; check after it`);
+  } else if (/^(org\.nix-community|org\.nixos)\./.test(label)) {
+    words.push("Nix manages it: the next switch writes the plist again; declare the change there");
   }
   return words;
 }
 
-/** Takes a wrapped command apart: GUARD --run NAME [options] -- COMMAND. */
-function unwrapped(args: readonly string[], name: string) {
-  if (!isGuard(args)) return { command: args, guardOptions: [] };
+/** The command behind Nix's `/bin/sh -c "/bin/wait4path DIR && exec …"`: exactly that, and words without shell characters. */
+export function lookThroughShell(args: readonly string[]): string[] | undefined {
+  if (args.length !== 3 || args[0] !== "/bin/sh" || args[1] !== "-c") return undefined;
+  const found = /^\/bin\/wait4path \/[\w@%+=:,./-]* && exec ([\w@%+=:,./-]+(?: [\w@%+=:,./-]+)*)$/.exec(args[2] ?? "");
+  return found?.[1]?.split(" ");
+}
+
+/** Options of lima-guard that take a value, as a wrapped command may have them. */
+const GUARD_VALUES = ["--timeout", "--on-event", "--lima-home"];
+
+/** Takes a wrapped command apart: GUARD [options] --run NAME [options] -- COMMAND. */
+function splitWrapped(args: readonly string[], name: string) {
+  if (!isGuard(args)) return { command: args, guard: undefined, guardOptions: [] };
   const end = args.indexOf("--");
-  if (args[2] !== name) {
-    const why = `it is wrapped for ${JSON.stringify(args[2])}`;
-    throw new Refusal(`Cannot take the job for ${name}: ${why}`, `lima-guard --uninstall ${args[2]}`);
-  }
   if (end < 0) throw new Refusal("Cannot tell the command: there is no `--` after lima-guard --run", "plutil -p FILE");
-  return { guard: args[0] ?? "", guardOptions: args.slice(3, end), command: args.slice(end + 1) };
+  const guardOptions: string[] = [];
+  const names: string[] = [];
+  for (let i = 1; i < end; i++) {
+    const arg = args[i] ?? "";
+    if (arg === "--run") continue;
+    if (!arg.startsWith("-")) names.push(arg);
+    else guardOptions.push(arg, ...GUARD_VALUES.includes(arg) ? [args[++i] ?? ""] : []);
+  }
+  if (names.length === 1 && names[0] === name) {
+    return { guard: args[0] ?? "", guardOptions, command: args.slice(end + 1) };
+  }
+  const why = `it is wrapped for ${names.map((n) => JSON.stringify(n)).join(" and ")}`;
+  throw new Refusal(`Cannot take the job for ${name}: ${why}`, `lima-guard --uninstall ${names[0] ?? "NAME"}`);
 }
 
 /** Whether a command is the guard's `--run`. */
 export function isGuard(args: readonly string[]): boolean {
-  return /^lima-guard/.test(basename(args[0] ?? "")) && args[1] === "--run";
+  const end = args.indexOf("--");
+  return /^lima-guard/.test(basename(args[0] ?? "")) && args.slice(0, end < 0 ? args.length : end).includes("--run");
 }
 
-// ───────────────────────────────────────────────────────────────────────── reading: command lines ──
+/** The seconds of `--timeout` among the guard's options. */
+function timeoutIn(options: readonly string[]): number | undefined {
+  const at = options.indexOf("--timeout");
+  const text = at >= 0 ? options[at + 1] : options.find((o) => o.startsWith("--timeout="))?.slice("--timeout=".length);
+  return text === undefined || !/^\d+$/.test(text) ? undefined : Number(text);
+}
 
-/** Flags of `limactl` and `limactl start` that take their value from the next argument (Lima 1.0 to 2.3). */
-const LIMACTL_VALUES = (
-  "--log-level --log-format --timeout --name --arch --containerd --cpus --disk --dns --memory --mount --mount-only " +
-  "--mount-type --network --param --port-forward --set --vm-type"
-).split(" ");
+/** The options with one of them set to a value, in its old place. */
+function withOption(options: readonly string[], flag: string, value: string | undefined): string[] {
+  if (value === undefined) return [...options];
+  const at = options.indexOf(flag);
+  if (at >= 0) return options.toSpliced(at + 1, 1, value);
+  return [...options.filter((o) => !o.startsWith(`${flag}=`)), flag, value];
+}
+
+/** Flags of `limactl` and `limactl start` (Lima 1.0 to 2.3): those with a value in the next argument, and those without. */
+const LIMACTL_FLAGS = {
+  valued: ("--log-level --log-format --timeout --name --arch --arch-variant --audio-device --audio-interface " +
+    "--containerd --cpus --disk --dns --image-variant --memory --mount --mount-only --mount-type --network --param " +
+    "--port-forward --set --shell --ssh-port --vm-type").split(" "),
+  plain: ("--debug --tty --yes -y --help -h --foreground --progress --list-drivers --list-templates --mount-inotify " +
+    "--mount-none --mount-writable --nested-virt --plain --rosetta --video").split(" "),
+};
 /** The same of `colima start`. */
-const COLIMA_VALUES = (
-  "--profile -p --arch -a --cpu --cpus -c --cpu-type --memory -m --disk -d --root-disk --disk-image --runtime -r " +
-  "--kubernetes-version --k3s-arg --mount -V --mount-type --vm-type -t --dns -n --dns-host --env --activate-runtime " +
-  "--editor --hostname --gateway-address --network-interface --network-mode --ssh-port --port-forwarder"
-).split(" ");
+const COLIMA_FLAGS = {
+  valued: ("--profile -p --arch -a --cpu --cpus -c --cpu-type --memory -m --disk -d --root-disk --disk-image -i " +
+    "--disk-image-mirror --runtime -r --kubernetes-version --kubernetes-disable --k3s-arg --k3s-listen-port --mount -V " +
+    "--mount-type --vm-type -t --dns -n --dns-host --env --editor --hostname --gateway-address --network-interface " +
+    "--network-mode --ssh-port --port-forwarder --model-runner --registry-mirror --downloader").split(" "),
+  plain: ("--foreground -f --activate --force-disk-image --template --network-address --network-host-addresses " +
+    "--network-preferred-route --vz-rosetta --nested-virtualization -z --binfmt --edit -e --save-config " +
+    "--mount-inotify --ssh-agent -s --ssh-config --kubernetes -k --with-kubernetes --verbose -v --very-verbose " +
+    "--help -h").split(" "),
+};
 
 /** Which tool a command starts the instance with, in the foreground. */
-export function readCommand(command: readonly string[], name: string, profile = ""): "limactl" | "colima" {
+export function readCommand(
+  command: readonly string[],
+  name: string,
+  environment: Readonly<Record<string, string>> = {},
+): "limactl" | "colima" {
   const tool = basename(command[0] ?? "");
-  const shown = JSON.stringify(command.join(" "));
+  const cannot = `Cannot wrap ${JSON.stringify(command.join(" "))}:`;
   if (tool !== "limactl" && tool !== "colima") {
-    const hint = "let ProgramArguments run limactl itself, without a shell, sudo or caffeinate";
-    throw new Refusal(`Cannot wrap ${shown}: the program is ${JSON.stringify(tool)}, not limactl`, hint);
+    throw new Refusal(`${cannot} the program is ${JSON.stringify(tool)}, not limactl`, otherProgramHint(command));
   }
-  const { positionals, flags } = takeApart(command.slice(1), tool === "limactl" ? LIMACTL_VALUES : COLIMA_VALUES);
+  if (/\.app\//.test(command[0] ?? "")) {
+    const why = "an application owns this instance, and starts and stops it itself";
+    throw new Refusal(`${cannot} ${why}`, `leave it to the application; lima-guard --pre ${name} before it starts`);
+  }
+  const { positionals, flags, unknown } = splitFlags(command.slice(1), tool);
+  if (unknown !== undefined) {
+    const why = `${unknown} is not known, so the next word may be its value or an instance`;
+    throw new Refusal(`${cannot} ${why}`, `write it with its value in one word: ${unknown}=VALUE`);
+  }
   const [verb, ...names] = positionals;
-  if (verb !== "start") throw new Refusal(`Cannot wrap ${shown}: it does not start an instance`, `${tool} start`);
+  if (verb !== "start") throw new Refusal(`${cannot} it does not start an instance`, `${tool} start`);
+  const started = tool === "limactl" ? names : [startedByColima(names, flags, environment)];
   const foreground = flags.get("--foreground") ?? (tool === "colima" ? flags.get("-f") : undefined);
-  if (foreground === undefined || !/^(true|1|t|)$/i.test(foreground)) {
-    throw new Refusal(`Cannot wrap ${shown}: without --foreground launchd does not watch it`, "add --foreground");
-  }
-  const started = tool === "limactl"
-    ? names
-    : [colimaInstance(names[0] ?? flags.get("--profile") ?? flags.get("-p") ?? profile)];
+  const isForeground = foreground !== undefined && /^(true|1|t|)$/i.test(foreground);
   if (names.length > 1 || started.length !== 1) {
-    throw new Refusal(`Cannot wrap ${shown}: it names ${started.length} instances`, `name just ${name} in it`);
+    const also = isForeground ? "" : ", and launchd does not watch it without --foreground";
+    const hint = `one job for each instance: limactl autostart enable ${name} --condition=boot`;
+    throw new Refusal(`${cannot} it names ${names.length} instances${also}`, hint);
   }
   if (started[0] !== name) {
     throw new Refusal(`Cannot take the job for ${name}: it starts ${JSON.stringify(started[0])}`, `name that one`);
   }
+  if (!isForeground) {
+    const hint = tool === "colima"
+      ? "add -f to its ProgramArguments"
+      : `limactl autostart enable ${name} --condition=boot, then remove this job`;
+    throw new Refusal(`${cannot} without --foreground launchd does not watch it`, hint);
+  }
   return tool;
 }
 
-function takeApart(args: readonly string[], valued: readonly string[]) {
+/** The shortest way to a job that can be wrapped. */
+function otherProgramHint(command: readonly string[]): string {
+  const tool = basename(command[0] ?? "");
+  if (/^(rdctl|finch|limactl\..*|rancher.*)$/.test(tool)) {
+    return "the application owns this instance: leave its start to it, and make no second owner";
+  }
+  if (command.some((word) => word.includes("wait4path"))) {
+    return "declare in Nix: lima-guard --run NAME -- before the command, behind wait4path";
+  }
+  if (tool === "su" || tool === "sudo" || tool === "doas") {
+    return "UserName in the plist, and limactl itself as the program";
+  }
+  if (tool === "env") return "EnvironmentVariables in the plist, and limactl itself as the program";
+  return "let ProgramArguments run limactl itself, without a shell, sudo or caffeinate";
+}
+
+function splitFlags(args: readonly string[], tool: "limactl" | "colima") {
+  const { valued, plain } = tool === "limactl" ? LIMACTL_FLAGS : COLIMA_FLAGS;
   const positionals: string[] = [];
   const flags = new Map<string, string>();
+  let unknown: string | undefined;
   for (let i = 0; i < args.length; i++) {
     const arg = args[i] ?? "";
-    if (arg === "--") return { positionals: [...positionals, ...args.slice(i + 1)], flags };
+    if (arg === "--") {
+      positionals.push(...args.slice(i + 1));
+      break;
+    }
     const [flag = "", value] = /^(-[^=]*)=(.*)$/s.exec(arg)?.slice(1) ?? [arg];
     if (!arg.startsWith("-") || arg === "-") positionals.push(arg);
-    else flags.set(flag, value ?? (valued.includes(flag) ? args[++i] ?? "" : ""));
+    else {
+      if (value === undefined && !valued.includes(flag) && !plain.includes(flag)) unknown ??= flag;
+      flags.set(flag, value ?? (valued.includes(flag) ? args[++i] ?? "" : ""));
+    }
   }
-  return { positionals, flags };
+  return { positionals, flags, unknown };
 }
 
 /** The Lima instance of a Colima profile. */
@@ -719,7 +859,32 @@ export function colimaInstance(profile: string): string {
   return ["", "colima", "default"].includes(short) ? "colima" : `colima-${short}`;
 }
 
-// ───────────────────────────────────────────────────────────────────────────── reading: launchctl ──
+/** Colima: `--profile` beats the argument, which beats COLIMA_PROFILE. */
+function startedByColima(
+  names: readonly string[],
+  flags: ReadonlyMap<string, string>,
+  environment: Readonly<Record<string, string>>,
+): string {
+  return colimaInstance(flags.get("--profile") ?? flags.get("-p") ?? names[0] ?? environment["COLIMA_PROFILE"] ?? "");
+}
+
+/** The instance that the plist of some job starts; undefined where it has nothing to do with Lima. */
+export function instanceOf(value: Dict): string | undefined {
+  const list = value["ProgramArguments"];
+  if (!Array.isArray(list) || !list.every((a) => typeof a === "string")) return undefined;
+  const args = list as string[];
+  const bare = lookThroughShell(args) ?? args;
+  if (isGuard(bare)) {
+    const end = bare.indexOf("--") < 0 ? bare.length : bare.indexOf("--");
+    const at = bare.slice(1, end).findIndex((a, i) => !a.startsWith("-") && !GUARD_VALUES.includes(bare[i] ?? ""));
+    return at < 0 ? undefined : bare[at + 1];
+  }
+  const tool = basename(bare[0] ?? "");
+  if (tool !== "limactl" && tool !== "colima") return undefined;
+  const { positionals: [verb, ...names], flags } = splitFlags(bare.slice(1), tool);
+  if (verb !== "start") return undefined;
+  return tool === "limactl" ? names[0] : startedByColima(names, flags, jobEnvironment(value));
+}
 
 /** What the answer of `launchctl print DOMAIN/LABEL` says. A killed launchctl shows as status 0 with half an answer. */
 export function readLoaded(answer: Answer): Loaded {
@@ -730,21 +895,21 @@ export function readLoaded(answer: Answer): Loaded {
   const lines = answer.stdout.split("\n");
   const first = lines.indexOf("\targuments = {");
   const end = lines.indexOf("\t}", first);
-  const { pid, exitTimeoutS, program, state } = readPrint(answer.stdout);
+  const { pid, exitTimeoutS, program, state, path } = readPrint(answer.stdout);
   const args = first < 0 ? [program ?? ""] : lines.slice(first + 1, end).map((line) => line.replace(/^\t\t/, ""));
   if (args[0] === "" || (first >= 0 && end < 0)) return { kind: "unknown", why: "launchctl print gave half an answer" };
-  return {
-    kind: "loaded",
-    args,
-    isEnding: /^SIG(TERM|KILL)ed$/.test(state ?? ""),
-    ...pid === undefined ? {} : { pid },
-    ...exitTimeoutS === undefined ? {} : { exitTimeoutS },
-  };
+  const isEnding = /^(SIG(TERM|KILL)ed|languishing)$/.test(state ?? "");
+  return { kind: "loaded", args, isEnding, path, pid, exitTimeoutS };
 }
 
 /** Whether `launchctl print-disabled DOMAIN` names the label as switched off; absent means enabled. */
 export function readDisabled(text: string, label: string): boolean {
   return text.split("\n").some((line) => line.trim().startsWith(`"${label}" =>`) && /=> (disabled|true)\b/.test(line));
+}
+
+/** Lima's labels among the services that `launchctl print DOMAIN` lists. */
+export function readLimaLabels(text: string): string[] {
+  return [...new Set([...text.matchAll(/\bio\.lima-vm\.(?:daemon|autostart)\.[\w.-]+/g)].map(([label]) => label))];
 }
 
 /** A user of `id -P`: ten fields, the home is the last but one. */
@@ -756,28 +921,56 @@ export function readUser(line: string): User | undefined {
   return { name, uid: Number(uid), gid: Number(gid), home };
 }
 
+/** `lima-guard X.Y.Z`, from a command that ended well. */
+export function readVersion(answer: Answer): string | undefined {
+  return answer.code === 0 && !answer.late ? /^lima-guard (\d+\.\d+\.\d+\S*)\n?$/.exec(answer.stdout)?.[1] : undefined;
+}
+
+/** Negative where `a` is older than `b`; a version with a suffix is older than the one without. */
+export function compareVersions(a: string, b: string): number {
+  const parts = (v: string) => v.split(/[-+]/, 1)[0]?.split(".").map(Number) ?? [];
+  const [x, y] = [parts(a), parts(b)];
+  for (let i = 0; i < 3; i++) if (x[i] !== y[i]) return (x[i] ?? 0) - (y[i] ?? 0);
+  return Number(b.includes("-")) - Number(a.includes("-"));
+}
+
 /** How a command ended, for people: launchctl's codes have words. */
 export function inWords(answer: Answer): string {
   if (answer.late) return "it did not end in time";
-  const words = answer.argv.includes("launchctl") ? LAUNCHCTL_WORDS[answer.code] : undefined;
+  const isLaunchctl = answer.argv.some((word) => basename(word) === "launchctl");
+  const words = isLaunchctl ? LAUNCHCTL_WORDS[answer.code] : undefined;
   const said = answer.stderr.trim().split("\n").at(-1) ?? "";
   return [`status ${answer.code}`, ...words ? [words] : [], ...said ? [said] : []].join(": ");
 }
 
-/** The answer of a command. `late`: it was ended at its limit, and what it did is not known. */
-export interface Answer {
-  readonly argv: readonly string[];
-  readonly code: number;
-  readonly stdout: string;
-  readonly stderr: string;
-  readonly late: boolean;
+/** What the last run has noted beside the plist; anything that is not of that shape is left out. */
+export function readMemory(text: string): Memory {
+  let noted: unknown;
+  try {
+    noted = JSON.parse(text);
+  } catch (error) {
+    if (!(error instanceof SyntaxError)) throw error;
+    return {};
+  }
+  const { guard, isPlaced, options, keepAlive, bootedOut } = (noted ?? {}) as Record<string, unknown>;
+  const isTexts = Array.isArray(options) && options.every((o) => typeof o === "string" && !/^--run$|^--$/.test(o));
+  const out = bootedOut as Memory["bootedOut"];
+  const isOut = typeof out?.boot === "string" && typeof out.wasRunning === "boolean";
+  return {
+    ...typeof guard === "string" && guard.startsWith("/") ? { guard } : {},
+    ...typeof isPlaced === "boolean" ? { isPlaced } : {},
+    ...isTexts ? { options: options as string[] } : {},
+    ...typeof keepAlive === "boolean" ? { keepAlive } : {},
+    ...isOut ? { bootedOut: { boot: out.boot, wasRunning: out.wasRunning } } : {},
+  };
 }
 
-// ───────────────────────────────────────────────────────────────────────── deciding: the new text ──
+// ─────────────────────────────────────────────────────────────────────────────────── the new text ──
 
 /** What install wants of a plist. Keys that are undefined stay as they are. */
 export interface Wanted {
   readonly guard: string;
+  readonly guardOptions?: readonly string[];
   readonly exitTimeoutS?: number;
   readonly keepAlive?: boolean;
   readonly limaHome?: string;
@@ -789,10 +982,10 @@ export interface Wanted {
 /** A new text of the plist, and what is different in it. No changes: the text is as wanted already. */
 export interface Rewritten {
   readonly text: string;
-  readonly changes: readonly Change[];
+  readonly changes: readonly KeyChange[];
 }
 
-interface Edit {
+interface TextEdit {
   readonly at: number;
   readonly until: number;
   readonly text: string;
@@ -801,97 +994,110 @@ interface Edit {
 const OWNED = ["ProgramArguments", "Program", "ExitTimeOut", "KeepAlive", "EnvironmentVariables"];
 const MOVED = ["WorkingDirectory", "StandardOutPath", "StandardErrorPath"];
 
-/** Rewrites the text in place: every byte outside the keys that are to change stays as it is. */
-export function wrapText(plist: Plist, job: Job, wanted: Wanted): Rewritten {
+/** Rewrites the text in place: every byte outside of the keys that are to change stays as it is. */
+export function wrapText(plist: Plist, job: LaunchdJob, wanted: Wanted): Rewritten {
   const { root, text } = plist;
   const layout = layoutOf(plist);
-  const edits: Edit[] = [];
+  const edits = guardEdits(plist, job, wanted);
   const added: string[] = [];
   const set = (key: string, element: string) => {
-    const value = nodeOf(root, key);
-    if (value) edits.push({ at: value.start, until: value.end, text: element });
+    const node = nodeOf(root, key);
+    if (node) edits.push({ at: node.start, until: node.end, text: element });
+    else if (Object.hasOwn(plist.value, key)) throw new Refusal(`Cannot find ${key} in the text`, "plutil -p FILE");
     else added.push(`${layout.key}<key>${key}</key>${layout.value}${element}`);
   };
-  edits.push(...guardEdits(plist, job, wanted.guard));
-  if (job.program !== undefined && job.program !== wanted.guard) set("Program", string(wanted.guard));
-  const { exitTimeoutS, limaHome } = wanted;
+  if (job.program !== undefined && job.program !== wanted.guard) set("Program", stringElement(wanted.guard));
+  const { exitTimeoutS } = wanted;
   if (exitTimeoutS !== undefined && exitTimeoutS !== job.exitTimeOut) {
     set("ExitTimeOut", `<integer>${exitTimeoutS}</integer>`);
   }
-  if (wanted.keepAlive && job.keepAlive === undefined) {
-    set("KeepAlive", dictXml(layout, "SuccessfulExit", "<false/>"));
-  }
-  if (limaHome !== undefined && job.environment["LIMA_HOME"] === undefined) {
-    const environment = nodeOf(root, "EnvironmentVariables");
-    if (!environment || environment.isEmptyTag) {
-      set("EnvironmentVariables", dictXml(layout, "LIMA_HOME", string(limaHome)));
-    } else edits.push(insertInto(environment, layout, text, "LIMA_HOME", string(limaHome)));
-  }
-  const moved = {
-    WorkingDirectory: wanted.workingDirectory,
-    StandardOutPath: wanted.stdoutPath,
-    StandardErrorPath: wanted.stderrPath,
-  };
-  for (const [key, path] of Object.entries(moved)) {
-    if (path !== undefined && plist.value[key] !== path && nodeOf(root, key)) set(key, string(path));
-  }
+  edits.push(...keepAliveEdits(plist, job, wanted, (element) => set("KeepAlive", element)));
+  edits.push(...limaHomeEdits(plist, job, wanted, (element) => set("EnvironmentVariables", element)));
+  const moved = [wanted.workingDirectory, wanted.stdoutPath, wanted.stderrPath];
+  MOVED.forEach((key, i) => {
+    const path = moved[i];
+    if (path !== undefined && plist.value[key] !== path && nodeOf(root, key)) set(key, stringElement(path));
+  });
   if (added.length > 0) {
     const at = endOfLine(text, layout.list.end);
     edits.push({ at, until: at, text: added.join("") });
   }
-  const changed = checked(plist, applied(text, edits), [...OWNED, ...MOVED]);
-  const wrappedJob = readJob(changed.plist, nameIn(job));
-  const isAsWanted = wrappedJob.guard === wanted.guard && isEqual(wrappedJob.command, job.command) &&
-    (exitTimeoutS === undefined || wrappedJob.exitTimeOut === exitTimeoutS) &&
-    (job.program === undefined || wrappedJob.program === wanted.guard);
+  const changed = checkedText(plist, applyEdits(text, edits), [...OWNED, ...MOVED]);
+  const now = readJob(changed.plist, startedIn(job));
+  const isAsWanted = now.guard === wanted.guard && isEqual(now.command, job.command) &&
+    (exitTimeoutS === undefined || now.exitTimeOut === exitTimeoutS) &&
+    (job.program === undefined || now.program === wanted.guard);
   if (!isAsWanted) {
-    throw new Refusal("Cannot rewrite the plist: what came out is not what was wanted (a fault of ours)");
+    throw new Refusal("Cannot rewrite the plist: internal error: another job came out: please report it");
   }
   return changed;
 }
 
-/** The instance that a job starts, from its own command. */
-function nameIn(job: Job): string {
-  const { positionals, flags } = takeApart(
-    job.command.slice(1),
-    job.tool === "limactl" ? LIMACTL_VALUES : COLIMA_VALUES,
-  );
-  return job.tool === "limactl" ? positionals[1] ?? "" : colimaInstance(
-    positionals[1] ?? flags.get("--profile") ?? flags.get("-p") ?? job.environment["COLIMA_PROFILE"] ?? "",
-  );
+/** KeepAlive where it is wanted and missing; and `SuccessfulExit: true` turned round, which starts a stopped job again. */
+function keepAliveEdits(plist: Plist, job: LaunchdJob, wanted: Wanted, set: (element: string) => void): TextEdit[] {
+  if (job.keepAlive === undefined) {
+    if (wanted.keepAlive) set(dictElement(layoutOf(plist), "SuccessfulExit", "<false/>"));
+    return [];
+  }
+  const node = nodeOf(plist.root, "KeepAlive");
+  const exit = node && nodeOf(node, "SuccessfulExit");
+  return exit && restartsOnSuccess(job.keepAlive) ? [{ at: exit.start, until: exit.end, text: "<false/>" }] : [];
 }
 
-/** GUARD --run NAME -- before the old command, each on a line like the old ones; or another guard's path in its place. */
-function guardEdits(plist: Plist, job: Job, guard: string): Edit[] {
+/** Whether this KeepAlive starts a job again after status 0 and leaves it down after another: the wrong way round. */
+export function restartsOnSuccess(keepAlive: Value | undefined): boolean {
+  return isDict(keepAlive) && keepAlive["SuccessfulExit"] === true;
+}
+
+function limaHomeEdits(plist: Plist, job: LaunchdJob, wanted: Wanted, set: (element: string) => void): TextEdit[] {
+  const { limaHome } = wanted;
+  if (limaHome === undefined || job.environment["LIMA_HOME"] !== undefined) return [];
+  const layout = layoutOf(plist);
+  const environment = nodeOf(plist.root, "EnvironmentVariables");
+  if (environment && !environment.isEmptyTag) {
+    return [insertInto(environment, layout, plist.text, "LIMA_HOME", stringElement(limaHome))];
+  }
+  set(dictElement(layout, "LIMA_HOME", stringElement(limaHome)));
+  return [];
+}
+
+/** The instance that a job starts, from its own command. */
+function startedIn(job: LaunchdJob): string {
+  const { positionals, flags } = splitFlags(job.command.slice(1), job.tool);
+  return job.tool === "limactl" ? positionals[1] ?? "" : startedByColima(positionals.slice(1), flags, job.environment);
+}
+
+/** GUARD --run NAME [options] -- before the old command, each on a line like the old ones. */
+function guardEdits(plist: Plist, job: LaunchdJob, { guard, guardOptions }: Wanted): TextEdit[] {
   const { list, item } = layoutOf(plist);
   const [first] = list.children;
-  if (!first || job.guard === guard) return [];
-  if (job.guard !== undefined) return [{ at: first.start, until: first.end, text: string(guard) }];
-  const prefix = [guard, "--run", nameIn(job), "--"].map((arg) => `${string(arg)}${item}`).join("");
-  return [{ at: first.start, until: first.start, text: prefix }];
+  const command = list.children[job.args.length - job.command.length];
+  if (!first || !command) return [];
+  const options = guardOptions ?? job.guardOptions;
+  const isSameHead = job.guard !== undefined && isEqual(options, job.guardOptions);
+  if (isSameHead && job.guard === guard) return [];
+  if (isSameHead) return [{ at: first.start, until: first.end, text: stringElement(guard) }];
+  const words = [guard, "--run", startedIn(job), ...options, "--"];
+  const prefix = words.map((arg) => `${stringElement(arg)}${item}`).join("");
+  return [{ at: first.start, until: command.start, text: prefix }];
 }
 
-// ─────────────────────────────────────────────────────────────────────────── deciding: the layout ──
-
 /** The white space that this text puts before a key, between key and value, before an item, and its indentation. */
-interface Layout {
-  readonly list: Node;
+interface TextLayout {
+  readonly list: PlistNode;
   readonly key: string;
   readonly value: string;
   readonly item: string;
   readonly indent: string;
 }
 
-function layoutOf({ root, text }: Plist): Layout {
+function layoutOf({ root, text }: Plist): TextLayout {
   const [key, list] = entriesOf(root).find(([key]) => key.text === "ProgramArguments") ?? [];
-  if (!key || !list) throw new Refusal("Cannot find ProgramArguments in the text (a fault of ours)");
+  if (!key || !list) throw new Refusal("Cannot find ProgramArguments in the text", "plutil -p FILE");
   const between = text.slice(key.end, list.start);
   const [before, item] = [blankBefore(text, key.start), blankBefore(text, list.children[0]?.start ?? list.innerStart)];
-  const indent = item.startsWith(before) && before.includes("\n")
-    ? item.slice(before.length)
-    : before.includes("\n")
-    ? "\t"
-    : "";
+  const isNested = item.startsWith(before) && before.includes("\n");
+  const indent = isNested ? item.slice(before.length) : before.includes("\n") ? "\t" : "";
   return { list, key: before, value: /^\s*$/.test(between) ? between : before, item, indent };
 }
 
@@ -908,20 +1114,16 @@ function blankBefore(text: string, at: number): string {
   return text.slice(from, at);
 }
 
-function nodeOf(dict: Node, key: string): Node | undefined {
-  return entriesOf(dict).find(([k]) => k.text === key)?.[1];
-}
-
-function string(text: string): string {
+function stringElement(text: string): string {
   return `<string>${text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;")}</string>`;
 }
 
-function dictXml({ key, value, indent }: Layout, name: string, element: string): string {
+function dictElement({ key, value, indent }: TextLayout, name: string, element: string): string {
   return `<dict>${key}${indent}<key>${name}</key>${value === key ? key + indent : value}${element}${key}</dict>`;
 }
 
 /** Another entry at the end of a dict: laid out like the last one there is. */
-function insertInto(dict: Node, layout: Layout, text: string, name: string, element: string): Edit {
+function insertInto(dict: PlistNode, layout: TextLayout, text: string, name: string, element: string): TextEdit {
   const [key, value] = entriesOf(dict).at(-1) ?? [];
   if (!key || !value) {
     const words = `${layout.key}${layout.indent}<key>${name}</key>${layout.value}${element}`;
@@ -933,26 +1135,28 @@ function insertInto(dict: Node, layout: Layout, text: string, name: string, elem
   return { at: value.end, until: value.end, text: words };
 }
 
-function applied(text: string, edits: readonly Edit[]): string {
+function applyEdits(text: string, edits: readonly TextEdit[]): string {
   const sorted = edits.toSorted((a, b) => a.at - b.at);
   let [done, at] = ["", 0];
   for (const edit of sorted) {
-    if (edit.at < at) throw new Refusal("Cannot rewrite the plist: two edits overlap (a fault of ours)");
+    if (edit.at < at) {
+      throw new Refusal("Cannot rewrite the plist: internal error: two edits overlap: please report it");
+    }
     done += text.slice(at, edit.at) + edit.text;
     at = edit.until;
   }
   return done + text.slice(at);
 }
 
-/** Reads the new text again: but for the named keys it must say exactly what the old one said. */
-function checked(old: Plist, text: string, keys: readonly string[]): Rewritten & { plist: Plist } {
-  const plist = readPlist(text);
+/** Reads the new text again: except for the named keys it must say exactly what the old one said. */
+function checkedText(old: Plist, text: string, keys: readonly string[]): Rewritten & { plist: Plist } {
+  const plist = readPlist(text, old.parse);
   const rest = (value: Dict) => Object.fromEntries(Object.entries(value).filter(([key]) => !keys.includes(key)));
   const env = (value: Dict) => ({ ...value["EnvironmentVariables"] as Dict | undefined, LIMA_HOME: "" });
   if (!isEqual(rest(old.value), rest(plist.value)) || !isEqual(env(old.value), env(plist.value))) {
-    throw new Refusal("Cannot rewrite the plist: more than the named keys would change (a fault of ours)");
+    throw new Refusal("Cannot rewrite the plist: internal error: other keys would change: please report it");
   }
-  const changes = keys.flatMap((key): Change[] => {
+  const changes = keys.flatMap((key): KeyChange[] => {
     const [before, after] = [old.value[key], plist.value[key]];
     if (isEqual(before, after)) return [];
     return [{ key, ...before === undefined ? {} : { before }, ...after === undefined ? {} : { after } }];
@@ -960,52 +1164,64 @@ function checked(old: Plist, text: string, keys: readonly string[]): Rewritten &
   return { plist, text, changes };
 }
 
-// ───────────────────────────────────────────────────────────────────────── deciding: the old text ──
-
 /**
  * Takes the guard out of the text again, in place. The backup knows what our keys said before; where nothing else was
  * changed since, what comes out are the backup's very bytes. Without a backup only the command goes back.
  */
-export function unwrapText(plist: Plist, job: Job, backup: Plist | undefined): Rewritten {
+export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefined): Rewritten {
   const { root, text } = plist;
   const { list } = layoutOf(plist);
   const command = list.children[job.args.length - job.command.length];
   const first = list.children[0];
   if (job.guard === undefined || !first || !command) return { text, changes: [] };
-  const edits: Edit[] = [{ at: first.start, until: command.start, text: "" }];
+  const edits: TextEdit[] = [{ at: first.start, until: command.start, text: "" }];
   const restore = (key: string, isOurs: (now: Value, before: Value | undefined) => boolean) => {
     const [now, before] = [nodeOf(root, key), backup && nodeOf(backup.root, key)];
     if (!now || !backup || !isOurs(plist.value[key] ?? "", backup.value[key])) return;
     if (before) edits.push({ at: now.start, until: now.end, text: backup.text.slice(before.start, before.end) });
-    else edits.push(removal(root, key, text));
+    else edits.push(removalEdit(root, key, text));
   };
-  const program = job.command[0] ?? "";
-  if (job.program !== undefined) {
-    const raw = backup && backup.value["Program"] === program ? nodeOf(backup.root, "Program") : undefined;
-    const now = nodeOf(root, "Program");
-    const element = raw && backup ? backup.text.slice(raw.start, raw.end) : string(program);
-    if (now) edits.push({ at: now.start, until: now.end, text: element });
+  const program = nodeOf(root, "Program");
+  if (program) {
+    const raw = backup && backup.value["Program"] === job.command[0] ? nodeOf(backup.root, "Program") : undefined;
+    const element = raw && backup ? backup.text.slice(raw.start, raw.end) : stringElement(job.command[0] ?? "");
+    edits.push({ at: program.start, until: program.end, text: element });
   }
-  restore("ExitTimeOut", (now, before) => now !== before);
-  restore("KeepAlive", (now, before) => before === undefined && isEqual(now, { SuccessfulExit: false }));
-  restore("WorkingDirectory", (now, before) => now === "/" && before !== undefined);
-  restore("StandardOutPath", (now, before) => isOurLog(now) && before !== undefined);
-  restore("StandardErrorPath", (now, before) => isOurLog(now) && before !== undefined);
+  restore("ExitTimeOut", (now, before) => now !== before && (before === undefined || isTimeout(before)));
+  restore("KeepAlive", (now, before) => isKeepAliveOfOurs(now, before));
+  restore("WorkingDirectory", (now, before) => now === "/" && isPath(before));
+  restore("StandardOutPath", (now, before) => isOurLog(now) && isPath(before));
+  restore("StandardErrorPath", (now, before) => isOurLog(now) && isPath(before));
   edits.push(...environmentEdits(plist, backup));
-  return checked(plist, applied(text, edits), [...OWNED, ...MOVED]);
+  return checkedText(plist, applyEdits(text, edits), [...OWNED, ...MOVED]);
 }
 
-function environmentEdits({ root, text, value }: Plist, backup: Plist | undefined): Edit[] {
+/** What install has made of a KeepAlive: one where there was none, or `SuccessfulExit: true` turned round. */
+function isKeepAliveOfOurs(now: Value, before: Value | undefined): boolean {
+  if (before === undefined) return isEqual(now, { SuccessfulExit: false });
+  return isDict(before) && restartsOnSuccess(before) && isEqual(now, { ...before, SuccessfulExit: false });
+}
+
+/** 0 would let launchd wait without end: as good as none, but it was there before us. */
+function isTimeout(value: Value): boolean {
+  return typeof value === "number" && Number.isInteger(value) && value >= 0;
+}
+
+function isPath(value: Value | undefined): boolean {
+  return typeof value === "string";
+}
+
+function environmentEdits({ root, text, value }: Plist, backup: Plist | undefined): TextEdit[] {
   const now = nodeOf(root, "EnvironmentVariables");
   const wasThere = (backup?.value["EnvironmentVariables"] as Dict | undefined)?.["LIMA_HOME"] !== undefined;
   if (!now || !backup || wasThere || !nodeOf(now, "LIMA_HOME")) return [];
   const before = nodeOf(backup.root, "EnvironmentVariables");
   const isAlone = Object.keys(value["EnvironmentVariables"] as Dict).length === 1;
-  if (isAlone && !before) return [removal(root, "EnvironmentVariables", text)];
+  if (isAlone && !before) return [removalEdit(root, "EnvironmentVariables", text)];
   if (isAlone && before?.isEmptyTag) {
     return [{ at: now.start, until: now.end, text: backup.text.slice(before.start, before.end) }];
   }
-  return [removal(now, "LIMA_HOME", text)];
+  return [removalEdit(now, "LIMA_HOME", text)];
 }
 
 function isOurLog(path: Value): boolean {
@@ -1013,155 +1229,81 @@ function isOurLog(path: Value): boolean {
 }
 
 /** Takes a key out, with its value and the white space before it. */
-function removal(dict: Node, key: string, text: string): Edit {
+function removalEdit(dict: PlistNode, key: string, text: string): TextEdit {
   const [node, value] = entriesOf(dict).find(([k]) => k.text === key) ?? [];
-  if (!node || !value) throw new Refusal(`Cannot find ${key} in the text (a fault of ours)`);
+  if (!node || !value) throw new Refusal(`Cannot find ${key} in the text`, "plutil -p FILE");
   return { at: node.start - blankBefore(text, node.start).length, until: value.end, text: "" };
 }
 
-/** What install wants of this job, with these options; refused where it contradicts what stands there. */
-export function wantedOf(seen: Seen, guard: string, options: Options, logs: string): Wanted {
-  const { job, limaHome, place } = seen;
-  const there = job.environment["LIMA_HOME"];
-  if (options.limaHome !== undefined && there !== undefined && there !== options.limaHome) {
-    const why = `EnvironmentVariables has LIMA_HOME ${JSON.stringify(there)}, not ${JSON.stringify(options.limaHome)}`;
-    throw new Refusal(`Cannot tell where the instance lives: ${why}`, `limactl autostart enable ${place.name}`);
+// ──────────────────────────────────────────────────────────────────────────── who can change what ──
+
+/** Who may be able to change a path. `place`: something is to be made there; `run`: what is there is to be run or read. */
+export interface Trust {
+  readonly uids: readonly number[];
+  readonly admins: "may" | "may not";
+  readonly purpose: "place" | "run";
+}
+
+export const ONLY_ROOT: Trust = { uids: [0], admins: "may not", purpose: "place" };
+
+/** For the files of one user: what he and root can change. */
+export function trustOf(uid: number, purpose: Trust["purpose"]): Trust {
+  return uid === 0 ? { ...ONLY_ROOT, purpose } : { uids: [0, uid], admins: "may", purpose };
+}
+
+/** What is wrong with a path, and what is only a warning. */
+export interface PathVerdict {
+  readonly why: string | undefined;
+  readonly hint: string | undefined;
+  readonly warnings: readonly string[];
+}
+
+/**
+ * Who can change the file behind a path: its file, every folder on the way, and every link with its folder. A sticky
+ * folder protects what lies in it, but another user may be the first to make what is to lie there.
+ */
+export function checkPathOwners(way: readonly FileLook[], trust: Trust): PathVerdict {
+  const warnings: string[] = [];
+  for (const look of way) {
+    const hint = `ls -led ${quote(look.path)}`;
+    const bad = (why: string) => ({ why: `${look.path} ${why}`, hint, warnings });
+    if (!trust.uids.includes(look.uid)) return bad(`belongs to user ${look.uid}, who could change it`);
+    // A link has no mode of its own: its folder decides.
+    if (look.kind === "link") continue;
+    const isProtected = look.kind === "directory" && (look.mode & 0o1000) !== 0 && trust.purpose === "run";
+    if ((look.mode & 0o002) !== 0 && !isProtected) return bad("can be written by every user");
+    if ((look.mode & 0o020) === 0 || isProtected) continue;
+    const isAdmin = look.gid === ADMIN_GID || look.gid === WHEEL_GID;
+    if (!isAdmin || trust.admins === "may not") return bad(`can be written by group ${look.gid}`);
+    warnings.push(`${look.path} can be written by group ${look.gid === ADMIN_GID ? "admin" : "wheel"}`);
   }
-  const now = job.exitTimeOut ?? 0;
-  const exitTimeoutS = options.exitTimeoutS ?? (now < EXIT_TIMEOUT_S ? EXIT_TIMEOUT_S : now);
-  const log = (path: string | undefined, kind: string) =>
-    path === undefined || (path.startsWith("/") && !isUnder(path, limaHome) && !path.startsWith("/Volumes/"))
-      ? {}
-      : { [kind === "stdout" ? "stdoutPath" : "stderrPath"]: join(logs, `${place.name}.${kind}.log`) };
-  const moved = seen.otherVolume
-    ? {
-      ...job.workingDirectory === undefined ? {} : { workingDirectory: "/" },
-      ...log(job.stdoutPath, "stdout"),
-      ...log(job.stderrPath, "stderr"),
-    }
-    : {};
-  return {
-    guard,
-    exitTimeoutS,
-    keepAlive: options.keepAlive,
-    ...limaHome === seen.defaultLimaHome ? {} : { limaHome },
-    ...moved,
-  };
+  return { why: undefined, hint: undefined, warnings };
+}
+
+const ACL_RIGHTS = /\b(write|append|add_file|add_subdirectory|delete|delete_child|writesecurity|chown)\b/;
+
+/** The first entry of `ls -lde` that lets another user change something; these names may. */
+export function readAcl(text: string, names: readonly string[]): string | undefined {
+  for (const line of text.split("\n")) {
+    const [, who, rights] = /^ *\d+: (\S+) (?:inherited )?allow (.*)$/.exec(line) ?? [];
+    if (who !== undefined && ACL_RIGHTS.test(rights ?? "") && !names.includes(who)) return line.trim();
+  }
+  return undefined;
 }
 
 function isUnder(path: string, folder: string): boolean {
   return path === folder || path.startsWith(`${folder}/`);
 }
 
-// ──────────────────────────────────────────────────────────────────────── deciding: who may write ──
-
-/** What is wrong with a path that a job shall run, or be read from; and what is only worth a warning. */
-export interface Judgement {
-  readonly trouble?: string;
-  readonly hint?: string;
-  readonly warnings: readonly string[];
+/** Who must change this plist: root for a daemon and for a file of root's, else its owner. */
+export function changerOf(place: Pick<JobPlace, "kind">, look: { readonly uid: number }): number {
+  return place.kind === "daemon" ? 0 : look.uid;
 }
 
-/**
- * Who could change what stands at the end of a path: its file, every folder on the way, and every link with its folder.
- * Only root, the job's user, and those who may become root anyway (group admin) may; for a job of root, root alone.
- * A sticky folder protects what lies in it, as long as that belongs to one of them.
- */
-export function judgeWay(
-  way: readonly FileLook[],
-  user: { readonly uid: number; readonly name: string },
-  admins: "may" | "may not" = user.uid === 0 ? "may not" : "may",
-): Judgement {
-  const warnings: string[] = [];
-  for (const link of way) {
-    const hint = `ls -ld ${quote(link.path)}; sudo chown root:wheel ${quote(link.path)}; sudo chmod go-w ${
-      quote(link.path)
-    }`;
-    if (link.uid !== 0 && link.uid !== user.uid) {
-      return {
-        trouble: `${link.path} belongs to user ${link.uid}, who could change what ${user.name} runs`,
-        hint,
-        warnings,
-      };
-    }
-    // A link has no mode of its own: its folder decides.
-    if (link.kind === "link") continue;
-    const isSticky = link.kind === "directory" && (link.mode & 0o1000) !== 0;
-    if ((link.mode & 0o002) !== 0 && !isSticky) {
-      return { trouble: `${link.path} can be written by everybody`, hint, warnings };
-    }
-    if ((link.mode & 0o020) === 0 || isSticky) continue;
-    const isAdmin = link.gid === ADMIN_GID || link.gid === WHEEL_GID;
-    if (!isAdmin || admins === "may not") {
-      return { trouble: `${link.path} can be written by group ${link.gid}`, hint, warnings };
-    }
-    warnings.push(`${link.path} can be written by group ${link.gid === ADMIN_GID ? "admin" : "wheel"}`);
-  }
-  return { warnings };
-}
+// ──────────────────────────────────────────────────────────────────────── the plan and the check ──
 
-/** A sticky folder like /tmp: it keeps what lies in it, but others may be the first to make what shall lie there. */
-function isOpen({ mode, gid }: FileLook): boolean {
-  return (mode & 0o002) !== 0 || ((mode & 0o020) !== 0 && gid !== ADMIN_GID && gid !== WHEEL_GID);
-}
-
-/** How a command or a file is made for this user: as ourselves, through sudo, or not at all. */
-export interface Actor {
-  readonly uid: number;
-  readonly canAsk: boolean;
-}
-
-/** `sudo` as it can be used here: without a terminal it must not ask. */
-function sudo(actor: Actor): string[] {
-  return actor.canAsk ? ["sudo"] : ["sudo", "-n"];
-}
-
-/** What comes before a command that shall run as this user; files are written by their owner, never by root for others. */
-export function prefixFor(actor: Actor, uid: number, kind: "daemon" | "agent"): readonly string[] {
-  if (uid === actor.uid) return [];
-  if (actor.uid === 0) return ["sudo", "-n", "-H", "-u", `#${uid}`];
-  if (uid === 0 && kind === "daemon") return sudo(actor);
-  if (kind === "daemon") return [...sudo(actor), "-H", "-u", `#${uid}`];
-  throw new Refusal(
-    `Cannot act for user ${uid}: you are user ${actor.uid}`,
-    `sudo -u '#${uid}' lima-guard …`,
-    EXIT.denied,
-  );
-}
-
-// ──────────────────────────────────────────────────────────────────────────── deciding: the steps ──
-
-/** A step of a plan: plain data. `what` is what is printed, in a dry run and before it is done: for a command, itself. */
-export interface Step {
-  readonly kind:
-    | "write"
-    | "rename"
-    | "remove"
-    | "run"
-    | "handshake"
-    | "stop"
-    | "bootout"
-    | "wait"
-    | "bootstrap"
-    | "verify";
-  readonly what: string;
-  readonly because: string;
-  readonly argv?: readonly [string, ...string[]];
-  /** The bytes to write, or to hand to the command. */
-  readonly bytes?: Uint8Array;
-  /** What is written, by us or by the command: read again afterwards. */
-  readonly path?: string;
-  readonly to?: string;
-  /** What must stand there after a rename. */
-  readonly becomes?: { readonly bytes: Uint8Array; readonly mode: number; readonly uid: number };
-  readonly mode?: number;
-  readonly gid?: number;
-  readonly expect?: Expected;
-  readonly user?: string;
-  /** The job's process: gone when a stop has succeeded. */
-  readonly pid?: number;
-  readonly outcome?: string;
-}
+/** A command with its arguments; the first is an absolute path. */
+export type Argv = readonly [string, ...string[]];
 
 /** What `launchctl print` must say at the end. */
 export interface Expected {
@@ -1170,230 +1312,207 @@ export interface Expected {
   readonly isRunning: boolean;
 }
 
-/** What is to be reached: the text of the file, the guard in its place, and whether launchd shall know. */
+/** A step of a plan: plain data. `what` is what is printed, in a dry run and before it is done. */
+export type InstallStep =
+  & { readonly what: string; readonly because: string; readonly outcome?: string }
+  & (
+    | { readonly kind: "folder"; readonly path: string }
+    | { readonly kind: "place"; readonly path: string; readonly bytes: Uint8Array; readonly sign: string | undefined }
+    | { readonly kind: "handshake"; readonly argv: Argv }
+    | { readonly kind: "write"; readonly path: string; readonly bytes: Uint8Array; readonly isPlist: boolean }
+    | { readonly kind: "remove"; readonly path: string }
+    | { readonly kind: "run" | "logs" | "bootout"; readonly argv: Argv }
+    | { readonly kind: "stop"; readonly argv: Argv; readonly pid: number }
+    | { readonly kind: "wait" }
+    | { readonly kind: "bootstrap"; readonly argv: Argv; readonly expect: Expected }
+    | { readonly kind: "verify"; readonly expect: Expected }
+  );
+
+/** What is to be reached: the text of the file, the guard in its place, and whether launchd is to know. */
 export interface Target {
   readonly role: "install" | "uninstall";
-  readonly seen: Seen;
+  readonly facts: JobFacts;
   readonly rewritten: Rewritten;
-  readonly job: Job;
-  readonly guard?: GuardSeen;
+  /** The job of the new text. */
+  readonly job: LaunchdJob;
+  readonly guard: GuardFacts | undefined;
+  readonly sign: string | undefined;
+  readonly verifies: boolean;
   readonly reload: boolean;
+  readonly enables: boolean;
   /** The guard that stops the instance; undefined where there is none, and launchd must do. */
-  readonly stopWith?: string;
-  /** Log files to make, for a job whose own folder is not always there. */
-  readonly logs: readonly string[];
+  readonly stopWith: string | undefined;
+  /** The folder of the logs, to be made by the job's user. */
+  readonly logFolder: string | undefined;
+  readonly memory: Memory | undefined;
+  /** Uninstall of a job whose instance is gone: the plist goes too. */
+  readonly removesJob: boolean;
+  /** Files that go with the last job. */
+  readonly purged: readonly string[];
   readonly onMac: boolean;
 }
 
-function command(kind: Step["kind"], argv: readonly string[], because: string, more: Partial<Step> = {}): Step {
-  const [program = "", ...rest] = argv;
-  const redirect = more.bytes ? " >/dev/null" : "";
-  return { kind, what: argv.map(quote).join(" ") + redirect, because, argv: [program, ...rest], ...more };
+/** Who carries the plan out, and where the tools are. */
+export interface Actor {
+  readonly uid: number;
+  readonly boot: string;
+  tool(name: Tool): string;
+}
+
+/** A command as this user: as ourselves, or as one child of root that is he. */
+export function asUser(actor: Pick<Actor, "uid" | "tool">, uid: number, argv: Argv): Argv | undefined {
+  if (uid === actor.uid) return argv;
+  return actor.uid === 0 ? [actor.tool("sudo"), "-n", "-H", "-u", `#${uid}`, ...argv] : undefined;
+}
+
+function runStep<K extends "run" | "logs" | "bootout" | "handshake">(kind: K, argv: Argv, because: string) {
+  return { kind, argv, what: argv.map(quote).join(" "), because };
 }
 
 /** The whole plan of an install or uninstall; empty where all is as wanted. */
-export function planSteps(target: Target, actor: Actor): Step[] {
-  const { seen, rewritten, role } = target;
-  const { place } = seen;
+export function planSteps(target: Target, actor: Actor): InstallStep[] {
+  const { facts, rewritten, role } = target;
+  const { target: plist } = facts.place;
+  const backup = plist + BACKUP_SUFFIX;
   const isFileNew = rewritten.changes.length > 0;
-  const steps = [
-    ...target.guard ? guardSteps(target.guard, seen, actor) : [],
-    ...target.logs.flatMap((log) => logSteps(log, seen, actor)),
-    ...isFileNew && seen.job.guard === undefined ? backupSteps(seen, actor) : [],
-    ...isFileNew ? plistSteps(target, actor) : [],
-    ...target.reload ? reloadSteps(target, actor) : [],
+  const loads = target.reload ? loadSteps(target, actor) : [];
+  const marks = loads.some((s) => s.kind === "bootout") && !target.removesJob;
+  // Removed only if it was read: the one copy of the original must not be lost.
+  const isUsed = role === "uninstall" && facts.backup !== undefined && (isFileNew || target.removesJob);
+  const text = new TextEncoder().encode(rewritten.text);
+  return [
+    ...guardSteps(target, actor),
+    ...logSteps(target, actor),
+    ...role === "install" && isFileNew && facts.job.guard === undefined
+      ? [write(backup, facts.bytes, "the plist as it is now")]
+      : [],
+    ...isFileNew ? [write(plist, text, "at once: there is always a plist", true)] : [],
+    ...marks ? [markStep(target, actor.boot)] : [],
+    ...loads,
+    ...target.removesJob ? [remove(plist, "its instance is gone")] : [],
+    ...isUsed ? [remove(backup, "the plist is as it was before")] : [],
+    ...memorySteps(target, isFileNew, marks),
+    ...target.purged.map((path) => remove(path, "--purge: no job needs it")),
   ];
-  const backup = place.target + BACKUP_SUFFIX;
-  if (role === "uninstall" && seen.backup && (isFileNew || seen.backup.text === seen.plist.text)) {
-    const prefix = prefixFor(actor, seen.look.uid, place.kind);
-    const because = "the plist is as it was before";
-    steps.push(
-      prefix.length === 0
-        ? { kind: "remove", what: `remove ${backup}`, because, path: backup }
-        : command("remove", [...prefix, "rm", "-f", backup], because, { path: backup }),
-    );
+}
+
+function write(path: string, bytes: Uint8Array, because: string, isPlist = false): InstallStep {
+  return { kind: "write", path, bytes, isPlist, what: `write ${path}`, because };
+}
+
+function remove(path: string, because: string): InstallStep {
+  return { kind: "remove", path, what: `remove ${path}`, because };
+}
+
+/** Before bootout: that this job is to be loaded again, if this run is interrupted, and in this boot. */
+function markStep({ facts, memory }: Target, boot: string): InstallStep {
+  const wasRunning = facts.loaded.kind === "loaded" && facts.loaded.pid !== undefined;
+  const text = `${JSON.stringify({ ...memory ?? facts.memory, bootedOut: { boot, wasRunning } })}\n`;
+  const because = "a run that is interrupted loads it again";
+  return write(facts.place.target + MEMORY_SUFFIX, new TextEncoder().encode(text), because);
+}
+
+/** What the job was installed with; nothing after an uninstall. */
+function memorySteps({ facts, memory, role, removesJob }: Target, isFileNew: boolean, marks: boolean): InstallStep[] {
+  const path = facts.place.target + MEMORY_SUFFIX;
+  const isKnown = Object.keys(facts.memory).length > 0;
+  if (role === "uninstall") {
+    return marks || (isKnown && (isFileNew || removesJob)) ? [remove(path, "no job needs it")] : [];
   }
-  // The ticket first: a password must not be asked for in the middle, with the job half-way.
-  const needsSudo = actor.uid !== 0 && steps.some((s) => s.argv?.[0] === "sudo");
-  const ticket = actor.canAsk ? ["sudo", "-v"] : ["sudo", "-n", "true"];
-  return needsSudo ? [command("run", ticket, "the daemon belongs to root"), ...steps] : steps;
+  if (!marks && (isEqual(memory, facts.memory) || (!isFileNew && !isKnown))) return [];
+  const text = `${JSON.stringify(memory ?? {})}\n`;
+  return [write(path, new TextEncoder().encode(text), "what this job was installed with")];
 }
 
-// ────────────────────────────────────────────────────────────────────── deciding: steps for files ──
-
-/** Writes a file beside its place, as its owner, so that a rename can put it there in one go. */
-function writeBeside(
-  path: string,
-  bytes: Uint8Array,
-  mode: number,
-  look: { uid: number; gid: number },
-  prefix: readonly string[],
-  because: string,
-) {
-  const beside = path + BESIDE_SUFFIX;
-  // root:wheel, as launchd wants its daemons.
-  const gid = look.uid === 0 ? WHEEL_GID : look.gid;
-  if (prefix.length === 0) {
-    const words = `write ${beside}`;
-    return [{ kind: "write", what: words, because, path: beside, bytes, mode, gid }] satisfies Step[];
-  }
-  return [
-    command("run", [...prefix, "tee", beside], because, { bytes, path: beside }),
-    ...look.uid === 0 ? [command("run", [...prefix, "chown", `0:${gid}`, beside], "the owner it must have")] : [],
-    command("run", [...prefix, "chmod", mode.toString(8).padStart(4, "0"), beside], "the mode it must have"),
-  ];
-}
-
-function rename(
-  path: string,
-  becomes: Required<Step>["becomes"] | undefined,
-  prefix: readonly string[],
-  because: string,
-): Step {
-  const beside = path + BESIDE_SUFFIX;
-  const more = { to: path, ...becomes ? { becomes } : {} };
-  if (prefix.length > 0) return command("run", [...prefix, "mv", "-f", beside, path], because, more);
-  return { kind: "rename", what: `rename it to ${path}`, because, path: beside, ...more };
-}
-
-function backupSteps({ place, look, plist }: Seen, actor: Actor): Step[] {
-  const prefix = prefixFor(actor, look.uid, place.kind);
-  const backup = place.target + BACKUP_SUFFIX;
-  const bytes = new TextEncoder().encode(plist.text);
-  const mode = look.mode & 0o777 & (place.kind === "daemon" ? PLIST_MODE : 0o777);
-  return [
-    ...writeBeside(backup, bytes, mode, look, prefix, "the plist as it is now"),
-    rename(backup, { bytes, mode, uid: look.uid }, prefix, "the backup"),
-  ];
-}
-
-function plistSteps({ seen, rewritten, role, onMac }: Target, actor: Actor): Step[] {
-  const { place, look } = seen;
-  const prefix = prefixFor(actor, look.uid, place.kind);
-  const bytes = new TextEncoder().encode(rewritten.text);
-  const mode = place.kind === "daemon" ? PLIST_MODE : look.mode & 0o777;
-  const because = role === "install" ? "the plist with the guard" : "the plist without the guard";
-  const lint = command("run", ["plutil", "-lint", place.target + BESIDE_SUFFIX], "Apple's own reader must take it");
-  return [
-    ...writeBeside(place.target, bytes, mode, look, prefix, because),
-    ...onMac ? [lint] : [],
-    rename(place.target, { bytes, mode, uid: look.uid }, prefix, "at once: there is always a plist"),
-  ];
-}
-
-function guardSteps(guard: GuardSeen, { place, user }: Seen, actor: Actor): Step[] {
-  const steps: Step[] = [];
+function guardSteps({ guard, facts, sign, verifies }: Target, actor: Actor): InstallStep[] {
+  if (!guard) return [];
+  const steps: InstallStep[] = guard.missing.map((path) => ({
+    kind: "folder",
+    path,
+    what: `make ${path}`,
+    because: "the guard's folder",
+  }));
   if (guard.bytes) {
-    const prefix = prefixFor(actor, guard.owner, place.kind);
-    const beside = guard.path + BESIDE_SUFFIX;
-    if (guard.missing !== undefined) {
-      steps.push(command("run", [...prefix, "mkdir", "-p", guard.missing], "the guard's folder"));
-    }
-    const gid = guard.owner === 0 ? WHEEL_GID : user.gid;
-    const look = { uid: guard.owner, gid };
-    // Signing changes the bytes.
-    const becomes = guard.sign === undefined ? { bytes: guard.bytes, mode: GUARD_MODE, uid: guard.owner } : undefined;
-    steps.push(...writeBeside(guard.path, guard.bytes, GUARD_MODE, look, prefix, "the guard, its bytes written anew"));
-    if (guard.sign !== undefined) {
-      const because = guard.sign === "-"
-        ? "its signature is not valid, and Apple silicon runs nothing unsigned"
-        : "--sign";
-      steps.push(command("run", [...prefix, "codesign", "--force", "--sign", guard.sign, beside], because));
-    }
-    if (guard.replaces) {
-      const argv = [...prefixFor(actor, user.uid, place.kind), beside, "--version"];
-      steps.push(
-        command("handshake", argv, "the one that is there stays if this one does not run", { user: user.name }),
-      );
-    }
-    steps.push(rename(guard.path, becomes, prefix, "at once: a guard that runs keeps its own"));
+    const size = `${(guard.bytes.length / 1e6).toFixed(1)} MB`;
+    const because = guard.previous === undefined
+      ? size
+      : `${size}; the one in place is kept as ${GUARD_NAME}${PREVIOUS_SUFFIX}`;
+    steps.push({ kind: "place", path: guard.path, bytes: guard.bytes, sign, what: `write ${guard.path}`, because });
   }
-  if (guard.verify) steps.push(command("run", ["codesign", "--verify", guard.path], "its signature"));
-  const argv = [...prefixFor(actor, user.uid, place.kind), guard.path, "--version"];
-  steps.push(command("handshake", argv, `it must answer to ${user.name}, where it stands`, { user: user.name }));
+  const codesign: Argv = [actor.tool("codesign"), "--verify", guard.path];
+  if (verifies) steps.push(runStep("run", codesign, "its signature"));
+  const argv = asUser(actor, facts.user.uid, [guard.path, "--version"]);
+  if (argv) steps.push(runStep("handshake", argv, `it must answer to ${facts.user.name}, in its place`));
   return steps;
 }
 
-function logSteps(path: string, { place, user }: Seen, actor: Actor): Step[] {
-  const because = "the job's log must not wait for the volume";
-  if (place.kind === "agent") {
-    const prefix = prefixFor(actor, user.uid, place.kind);
-    return [command("run", [...prefix, "mkdir", "-p", dirname(path)], because)];
-  }
-  const prefix = prefixFor(actor, 0, place.kind);
-  return [
-    command("run", [...prefix, "mkdir", "-p", dirname(path)], because),
-    command("run", [...prefix, "touch", path], because),
-    command("run", [...prefix, "chown", `${user.uid}:${user.gid}`, path], `it is ${user.name}'s`),
-  ];
+function logSteps({ logFolder, facts }: Target, actor: Actor): InstallStep[] {
+  if (logFolder === undefined) return [];
+  const argv = asUser(actor, facts.user.uid, [actor.tool("mkdir"), "-p", logFolder]);
+  return argv ? [runStep("logs", argv, "the job's log must not wait for the volume")] : [];
 }
 
-// ──────────────────────────────────────────────────────────────────── deciding: steps for launchd ──
-
-function reloadSteps(target: Target, actor: Actor): Step[] {
-  const { seen, job } = target;
-  const { domain, loaded } = seen;
+/** Stop, unload, load, look; only what the job's state asks for. */
+function loadSteps(target: Target, actor: Actor): InstallStep[] {
+  const { facts, job, removesJob } = target;
+  const { loaded, domain, disabled } = facts;
   const service = `${domain}/${job.label}`;
-  const prefix = launchctlPrefix(seen, actor);
-  const steps: Step[] = [];
-  const isRunning = loaded.kind === "loaded" && loaded.pid !== undefined;
-  if (isRunning) steps.push(...stopSteps(target, loaded.pid, actor));
-  if (loaded.kind === "loaded") {
-    steps.push(
-      command("bootout", [...prefix, "launchctl", "bootout", service], "launchd keeps the old job until then"),
-    );
-    steps.push({ kind: "wait", what: `wait until ${service} is gone`, because: "launchd takes no new job before" });
+  const wasRunning = loaded.kind === "loaded" ? loaded.pid !== undefined : facts.memory.bootedOut?.wasRunning === true;
+  const steps = loaded.kind === "loaded" ? unloadSteps(target, loaded, service, actor) : [];
+  if (removesJob) return steps;
+  const isOff = disabled === true;
+  if (isOff) {
+    steps.push(runStep("run", [actor.tool("launchctl"), "enable", service], "a disabled job cannot be loaded"));
   }
-  steps.push(...loadSteps(seen, job, prefix, isRunning));
+  steps.push(...bootstrapSteps(facts, job, wasRunning, actor));
+  if (isOff && !target.enables) {
+    steps.push(runStep("run", [actor.tool("launchctl"), "disable", service], "it was disabled"));
+  }
   return steps;
 }
 
-/** The guard's ladder on the process that the job has now. */
-function stopSteps({ seen, stopWith }: Target, pid: number | undefined, actor: Actor): Step[] {
-  const { place, user } = seen;
-  if (stopWith === undefined || pid === undefined) return [];
-  const prefix = prefixFor(actor, user.uid, place.kind);
-  const argv = [...prefix, stopWith, "--stop", place.name, "--lima-home", seen.limaHome];
-  return [command("stop", argv, "launchd's own stop would cut the guest off", { pid })];
+function unloadSteps(
+  target: Target,
+  loaded: Loaded & { kind: "loaded" },
+  service: string,
+  actor: Actor,
+): InstallStep[] {
+  const { facts, stopWith } = target;
+  const steps: InstallStep[] = [];
+  const stop = stopWith === undefined
+    ? undefined
+    : asUser(actor, facts.user.uid, [stopWith, "--stop", "--json", "--lima-home", facts.limaHome, facts.place.name]);
+  if (stop && loaded.pid !== undefined) {
+    const because = "launchd's own stop would cut the guest off";
+    steps.push({ kind: "stop", argv: stop, pid: loaded.pid, what: stop.map(quote).join(" "), because });
+  }
+  const bootout: Argv = [actor.tool("launchctl"), "bootout", service];
+  steps.push(runStep("bootout", bootout, "launchd keeps the old job until then"));
+  steps.push({ kind: "wait", what: `wait until ${service} is gone`, because: "launchd takes no new job before" });
+  return steps;
 }
 
-function loadSteps({ place, domain }: Seen, job: Job, prefix: readonly string[], isRunning: boolean): Step[] {
-  const target = `${domain}/${job.label}`;
-  const kickstart = command(
-    "run",
-    [...prefix, "launchctl", "kickstart", target],
-    "it ran before, and does not start by itself",
-  );
+function bootstrapSteps({ place, domain }: JobFacts, job: LaunchdJob, isRunning: boolean, actor: Actor): InstallStep[] {
+  const service = `${domain}/${job.label}`;
+  const argv: Argv = [actor.tool("launchctl"), "bootstrap", domain, place.file];
   const expect = { args: job.args, exitTimeoutS: job.exitTimeOut ?? LAUNCHD_DEFAULT_S, isRunning };
+  const kickstart: Argv = [actor.tool("launchctl"), "kickstart", service];
   return [
-    command("run", [...prefix, "launchctl", "enable", target], "a leftover `disable` would refuse it"),
-    command("bootstrap", [...prefix, "launchctl", "bootstrap", domain, place.file], "launchd reads the plist", {
-      expect,
-    }),
-    ...isRunning && !job.startsByItself ? [kickstart] : [],
-    { kind: "verify", what: `look at launchctl print ${target}`, because: "a status alone proves nothing", expect },
+    { kind: "bootstrap", argv, expect, what: argv.map(quote).join(" "), because: "launchd reads the plist" },
+    ...isRunning && !job.startsByItself
+      ? [runStep("run", kickstart, "it ran before, and does not start by itself")]
+      : [],
+    { kind: "verify", expect, what: `look at launchctl print ${service}`, because: "a status alone proves nothing" },
   ];
-}
-
-function launchctlPrefix({ domain }: Seen, actor: Actor): readonly string[] {
-  return domain === "system" && actor.uid !== 0 ? sudo(actor) : [];
-}
-
-// ───────────────────────────────────────────────────────────────────────── deciding: the way back ──
-
-/** What there is after a step has failed. */
-export interface Now {
-  readonly text: string | undefined;
-  readonly loaded: Loaded;
 }
 
 /** Loaded with these arguments, and not about to be gone. */
-function isLoadedAs(loaded: Loaded, args: readonly string[] | undefined): boolean {
+export function isLoadedAs(loaded: Loaded, args: readonly string[] | undefined): boolean {
   return loaded.kind === "loaded" && !loaded.isEnding && isEqual(loaded.args, args);
 }
 
 /** Whether a plan that was made for what launchd had then is still one for what it has now. */
-function isStillThat(then: Loaded, now: Loaded): boolean {
+export function isUnchanged(then: Loaded, now: Loaded): boolean {
   if (then.kind !== "loaded") return then.kind === now.kind;
   if (now.kind !== "loaded") return then.isEnding && now.kind === "absent";
   // Another process of the same job is stopped like the first one.
@@ -1401,685 +1520,1153 @@ function isStillThat(then: Loaded, now: Loaded): boolean {
   return isEqual(then.args, now.args) && then.isEnding === now.isEnding && isRunning === (then.pid !== undefined);
 }
 
-/** Back to the old file and the old job, from wherever a failure has left them. Empty where nothing has changed. */
-export function planBack(goal: Target, now: Now, actor: Actor): Step[] {
-  const { seen, reload } = goal;
-  const { place, look, plist, loaded: before, domain, job } = seen;
-  const steps: Step[] = [];
-  if (now.text !== plist.text) {
-    const prefix = prefixFor(actor, look.uid, place.kind);
-    const bytes = new TextEncoder().encode(plist.text);
-    const mode = place.kind === "daemon" ? PLIST_MODE : look.mode & 0o777;
-    steps.push(...writeBeside(place.target, bytes, mode, look, prefix, "the plist as it was"));
-    steps.push(rename(place.target, { bytes, mode, uid: look.uid }, prefix, "the old plist again"));
-  }
-  if (!reload || now.loaded.kind === "no session") return steps;
-  const target = `${domain}/${job.label}`;
-  const prefix = launchctlPrefix(seen, actor);
-  const isSame = before.kind === "loaded" && isLoadedAs(now.loaded, before.args);
+/** The steps of launchd in a rollback: first what unloads a job that is not the old one, then, after the files, the old one. */
+export function planRollback(
+  target: Target,
+  now: Loaded,
+  hasBootedOut: boolean,
+  actor: Actor,
+): { unload: InstallStep[]; load: InstallStep[] } {
+  const { facts } = target;
+  const { loaded: before, domain, job } = facts;
+  const service = `${domain}/${job.label}`;
   const wasRunning = before.kind === "loaded" && before.pid !== undefined;
-  if (isSame) {
-    const runs = now.loaded.kind === "loaded" && now.loaded.pid !== undefined;
-    const expect = { args: now.loaded.kind === "loaded" ? now.loaded.args : [], exitTimeoutS: 0, isRunning: true };
-    if (!wasRunning || runs) return steps;
-    steps.push(command("run", [...prefix, "launchctl", "kickstart", target], "it ran before"));
-    return [...steps, { kind: "verify", what: `look at launchctl print ${target}`, because: "it ran before", expect }];
+  if (!hasBootedOut) {
+    const isIdle = now.kind === "loaded" && now.pid === undefined && wasRunning;
+    const expect = { args: now.kind === "loaded" ? now.args : [], exitTimeoutS: 0, isRunning: true };
+    const kickstart = runStep("run", [actor.tool("launchctl"), "kickstart", service], "it ran before");
+    const verify = {
+      kind: "verify",
+      expect,
+      what: `look at launchctl print ${service}`,
+      because: "it ran before",
+    } as const;
+    return { unload: [], load: isIdle ? [kickstart, verify] : [] };
   }
-  if (now.loaded.kind !== "absent") {
-    // A guard ends its instance gracefully by itself; a bare limactl would be cut off.
-    const isBare = now.loaded.kind === "loaded" && !isGuard(now.loaded.args);
-    if (isBare) steps.push(...stopSteps(goal, now.loaded.pid, actor));
-    steps.push(command("bootout", [...prefix, "launchctl", "bootout", target], "this is not the old job"));
-    steps.push({ kind: "wait", what: `wait until ${target} is gone`, because: "launchd takes no new job before" });
-  }
-  if (before.kind === "loaded") steps.push(...loadSteps(seen, job, prefix, wasRunning));
-  if (seen.disabled) steps.push(command("run", [...prefix, "launchctl", "disable", target], "it was disabled"));
-  return steps;
+  // lima-guard ends its instance gracefully by itself; a bare limactl would be cut off.
+  const stopWith = now.kind === "loaded" && !isGuard(now.args) ? target.stopWith : undefined;
+  const unload = now.kind === "loaded" ? unloadSteps({ ...target, stopWith }, now, service, actor) : [];
+  if (before.kind !== "loaded") return { unload, load: [] };
+  const enable = runStep("run", [actor.tool("launchctl"), "enable", service], "a disabled job cannot be loaded");
+  const disable = runStep("run", [actor.tool("launchctl"), "disable", service], "it was disabled");
+  const load = bootstrapSteps(facts, job, wasRunning, actor);
+  return { unload, load: facts.disabled ? [enable, ...load, disable] : load };
 }
 
-// ──────────────────────────────────────────────────────────────────────────── deciding: the check ──
+/** What install wants of this job, with these options and what is remembered; refused where it contradicts the plist. */
+export function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Wanted {
+  const { job, limaHome, place, memory, user } = facts;
+  const there = job.environment["LIMA_HOME"];
+  if (options.limaHome !== undefined && there !== undefined && there !== options.limaHome) {
+    const why = `EnvironmentVariables has LIMA_HOME ${JSON.stringify(there)}, not ${JSON.stringify(options.limaHome)}`;
+    throw new Refusal(`Cannot tell where the instance is: ${why}`, `limactl autostart enable ${place.name}`);
+  }
+  const kept = job.guard === undefined ? memory.options ?? [] : job.guardOptions;
+  const timeout = options.exitTimeoutS ?? timeoutIn(kept);
+  const now = job.exitTimeOut ?? 0;
+  const isAskedFor = timeout !== undefined &&
+    (options.exitTimeoutS !== undefined || job.guard === undefined || now === timeout);
+  const exitTimeoutS = isAskedFor ? timeout : Math.max(now, EXIT_TIMEOUT_S);
+  const stop = options.exitTimeoutS === undefined ? kept : withOption(kept, "--timeout", String(options.exitTimeoutS));
+  const logs = join(user.home, "Library/Logs/lima-guard");
+  const mustMove = (path: string | undefined) =>
+    path !== undefined && !(path.startsWith("/") && !isUnder(path, limaHome) && !path.startsWith("/Volumes/"));
+  const { otherVolume } = facts;
+  return {
+    guard,
+    guardOptions: withOption(stop, "--on-event", options.onEvent),
+    exitTimeoutS,
+    keepAlive: options.keepAlive || (job.guard === undefined && memory.keepAlive === true),
+    ...facts.writesLimaHome ? { limaHome } : {},
+    ...otherVolume && job.workingDirectory !== undefined ? { workingDirectory: "/" } : {},
+    ...otherVolume && mustMove(job.stdoutPath) ? { stdoutPath: join(logs, `${place.name}.stdout.log`) } : {},
+    ...otherVolume && mustMove(job.stderrPath) ? { stderrPath: join(logs, `${place.name}.stderr.log`) } : {},
+  };
+}
 
-/** A job as `--check` judges it: what is wrong, and what is worth a word. `guard`: what the guard answered. */
-export function judgeCheck(
-  seen: Seen,
-  guard: { readonly trouble?: string; readonly version?: string } | undefined,
-  options: Pick<Options, "exitTimeoutS">,
-): { troubles: string[]; notes: string[]; unknown: string[] } {
-  const { job, loaded } = seen;
+/** What of the world keeps the job from starting the instance: install refuses it, `--check` names it. */
+export interface WorldFacts {
+  /** The program of the command is there and can be run; else where another one is. */
+  readonly tool: "there" | "gone" | "hidden";
+  readonly otherTool: string | undefined;
+  readonly eventProgram: PathVerdict | undefined;
+}
+
+/** What is wrong with a job in the world, for every user who looks. */
+export function judgeWorld(facts: JobFacts, world: WorldFacts): { troubles: string[]; unknown: string[] } {
+  const { job, place, limaHome, instance } = facts;
   const troubles: string[] = [];
-  const notes = [...seen.notes, ...job.remarks];
   const unknown: string[] = [];
-  const needed = options.exitTimeoutS ?? EXIT_TIMEOUT_S;
+  const dir = join(limaHome, place.name);
+  if (instance === "gone") troubles.push(`the instance is gone: there is no ${dir}/lima.yaml`);
+  if (instance === "volume missing") unknown.push(`${dir} is on a volume that is not mounted now`);
+  if (instance === "hidden") unknown.push(`${dir} may not be looked at by this user`);
+  const other = world.otherTool === undefined ? "" : `; there is one at ${world.otherTool}`;
+  if (world.tool === "gone") troubles.push(`the program ${job.command[0]} is gone${other}`);
+  if (world.tool === "hidden") unknown.push(`the program ${job.command[0]} may not be looked at by this user`);
+  if (world.eventProgram?.why !== undefined) troubles.push(`--on-event: ${world.eventProgram.why}`);
+  if (facts.domains.length > 1) troubles.push(`the job is loaded twice: in ${facts.domains.join(" and in ")}`);
+  return { troubles, unknown };
+}
+
+/** What asking the guard has brought. */
+export type GuardAnswer =
+  | { readonly kind: "version"; readonly version: string }
+  | { readonly kind: "proven by its job" | "not asked" }
+  | { readonly kind: "trouble"; readonly why: string };
+
+/** A job as `--check` judges it: what is wrong, what could not be found out, and what is only a note. */
+export function judgeCheck(
+  facts: JobFacts,
+  guard: GuardAnswer | undefined,
+  world: WorldFacts,
+  wantedS: number | undefined,
+) {
+  const { job, loaded } = facts;
+  const { troubles, unknown } = judgeWorld(facts, world);
+  const notes = [...facts.notes, ...job.remarks];
+  const timeout = timeoutIn(job.guardOptions);
   const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
-  if (job.guard === undefined) {
-    troubles.push("the plist does not run lima-guard (Lima writes it anew at `autostart enable`)");
-  } else if (guard?.trouble !== undefined) troubles.push(guard.trouble);
-  else if (guard?.version !== undefined && guard.version !== VERSION) {
-    notes.push(`the guard is version ${guard.version}, this is ${VERSION}`);
+  const isAskedFor = timeout !== undefined && timeout === inFile;
+  const needed = wantedS ?? (isAskedFor ? Math.min(inFile, EXIT_TIMEOUT_S) : EXIT_TIMEOUT_S);
+  if (job.guard === undefined) troubles.push(`the plist does not run lima-guard (${writerOf(job)})`);
+  else if (guard?.kind === "trouble") troubles.push(guard.why);
+  else if (guard?.kind === "not asked") {
+    unknown.push(`${job.guard} was not asked: only the job's user and root may run it`);
+  } else if (guard?.kind === "version" && guard.version !== VERSION) {
+    notes.push(`${job.guard} is version ${guard.version}, this is ${VERSION}`);
   }
+  judgeTimeouts(job, { needed, isAskedFor }, troubles, notes);
+  if (job.guard !== undefined && restartsOnSuccess(job.keepAlive)) {
+    troubles.push(
+      "KeepAlive {SuccessfulExit: true} starts the instance again after a requested stop, and not after a crash",
+    );
+  }
+  if (!job.startsByItself) notes.push("nothing starts it at boot or login: it has neither RunAtLoad nor KeepAlive");
+  if (facts.place.kind === "agent" && facts.look.uid !== facts.user.uid || (facts.look.mode & 0o022) !== 0) {
+    troubles.push(`${facts.place.file} has an owner or a mode that lets another user change it`);
+  }
+  judgeLoaded(facts, needed, { troubles, unknown, notes });
+  if (facts.otherVolume && job.workingDirectory !== undefined && job.workingDirectory !== "/") {
+    troubles.push("it is on another volume: launchd cannot start lima-guard before that is mounted");
+  }
+  const isOff = job.guard !== undefined && (facts.disabled === true || loaded.kind === "absent");
+  return { troubles, unknown, notes, isOff };
+}
+
+function judgeTimeouts(
+  job: LaunchdJob,
+  { needed, isAskedFor }: { needed: number; isAskedFor: boolean },
+  troubles: string[],
+  notes: string[],
+): void {
+  const timeout = timeoutIn(job.guardOptions);
+  const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
   if (inFile < needed) troubles.push(`the plist grants ${inFile} s for a stop, of ${needed} s`);
-  if (loaded.kind === "unknown") unknown.push(loaded.why);
-  if (loaded.kind === "absent") troubles.push("the job is not loaded");
+  if (isAskedFor && inFile < EXIT_TIMEOUT_S) {
+    notes.push(`a stop has ${inFile} s, as asked for; a guest may need ${EXIT_TIMEOUT_S}`);
+  }
+  if (timeout !== undefined && !isAskedFor && timeout < needed) {
+    troubles.push(`--timeout ${timeout} in the plist leaves a stop ${timeout} s, of ${needed} s`);
+  }
+}
+
+function judgeLoaded(facts: JobFacts, needed: number, out: Record<"troubles" | "unknown" | "notes", string[]>): void {
+  const { job, loaded } = facts;
+  const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
+  if (loaded.kind === "unknown") out.unknown.push(loaded.why);
+  if (loaded.kind === "absent") {
+    if (job.guard === undefined) out.troubles.push("the job is not loaded");
+    else {out.notes.push(
+        `the job is not loaded: ${facts.disabled ? "nothing starts it" : "it starts at the next boot or login"}`,
+      );}
+  }
   if (loaded.kind === "no session") {
-    notes.push("nobody is logged in at the screen: the job is loaded at the next login");
+    out.notes.push("no user is logged in at the screen: the job is loaded at the next login");
   }
-  if (seen.disabled) troubles.push("the job is disabled: launchd does not start it");
-  if (seen.disabled === undefined) unknown.push("launchctl print-disabled did not say whether the job is disabled");
-  if (loaded.kind === "loaded") {
-    if (!isGuard(loaded.args)) troubles.push("the loaded job does not run lima-guard");
-    else if (!isEqual(loaded.args, job.args)) troubles.push("the loaded job is not the one in the plist");
-    if (loaded.exitTimeoutS !== undefined && loaded.exitTimeoutS < Math.min(needed, inFile)) {
-      troubles.push(`launchd has an exit timeout of ${loaded.exitTimeoutS} s in force, of ${needed} s`);
-    }
-    if (loaded.isEnding) troubles.push("the job is ending, and will not be loaded then");
-    if (loaded.pid === undefined) notes.push("the job does not run now");
+  if (facts.disabled === true) out.notes.push("the job is disabled: launchd does not start it");
+  if (facts.disabled === undefined) {
+    out.unknown.push("launchctl print-disabled did not say whether the job is disabled");
   }
-  if (seen.otherVolume && job.workingDirectory !== undefined && job.workingDirectory !== "/") {
-    troubles.push("it is on another volume: launchd cannot start the guard before that is mounted");
+  if (loaded.kind !== "loaded") return;
+  if (!isGuard(lookThroughShell(loaded.args) ?? loaded.args)) {
+    out.troubles.push("the loaded job does not run lima-guard");
+  } else if (!isEqual(loaded.args, job.args)) out.troubles.push("the loaded job is not the one in the plist");
+  else if (loaded.exitTimeoutS !== undefined && loaded.exitTimeoutS < Math.min(needed, inFile)) {
+    out.troubles.push(`launchd has an exit timeout of ${loaded.exitTimeoutS} s in force, of ${needed} s`);
+  } else if (loaded.exitTimeoutS !== undefined && loaded.exitTimeoutS > inFile) {
+    out.troubles.push(`launchd has an exit timeout of ${loaded.exitTimeoutS} s in force: the plist was changed since`);
   }
-  return { troubles, notes, unknown };
+  if (loaded.path !== undefined && loaded.path !== facts.place.file && loaded.path !== facts.place.target) {
+    out.troubles.push(`launchd has loaded the job from ${loaded.path}`);
+  }
+  if (loaded.isEnding) out.troubles.push("the job is ending, and will not be loaded then");
+  if (loaded.pid === undefined) out.notes.push("the job does not run now");
+}
+
+function writerOf({ label, tool }: LaunchdJob): string {
+  if (label.startsWith("homebrew.mxcl.")) return "`brew services start|restart` writes it again";
+  if (/^org\.(nix-community|nixos)\./.test(label)) return "Nix writes it again at each switch";
+  return tool === "limactl" ? "`limactl autostart enable` writes it again" : "another program has written it";
 }
 
 // ────────────────────────────────────────────────────────────────────────────────────────── words ──
 
-/** The lines that differ, with three around them, as `diff -u` shows them. */
-export function diff(before: string, after: string): string[] {
-  const [a, b] = [before.split("\n"), after.split("\n")];
-  let [head, tail] = [0, 0];
-  const most = Math.min(a.length, b.length);
-  while (head < most && a[head] === b[head]) head++;
-  while (tail < most - head && a[a.length - 1 - tail] === b[b.length - 1 - tail]) tail++;
-  if (head === a.length && head === b.length) return [];
-  const middle = pairLines(a.slice(head, a.length - tail), b.slice(head, b.length - tail));
-  const [first, last] = [Math.max(0, head - 3), a.length - tail];
-  const shown = [
-    ...a.slice(first, head).map((l) => ` ${l}`),
-    ...middle,
-    ...a.slice(last, last + 3).map((l) => ` ${l}`),
-  ];
-  return [`@@ -${first + 1} +${first + 1} @@`, ...shown.map((line) => line.replace(/\r$/, ""))];
-}
-
-/** The longest common subsequence of a few lines; of very many, all old ones and all new ones. */
-function pairLines(a: readonly string[], b: readonly string[]): string[] {
-  if (a.length * b.length > 250_000) return [...a.map((l) => `-${l}`), ...b.map((l) => `+${l}`)];
-  const width = b.length + 1;
-  const longest = new Uint32Array((a.length + 1) * width);
-  const at = (i: number, j: number) => longest[i * width + j] ?? 0;
-  for (let i = a.length - 1; i >= 0; i--) {
-    for (let j = b.length - 1; j >= 0; j--) {
-      longest[i * width + j] = a[i] === b[j] ? at(i + 1, j + 1) + 1 : Math.max(at(i + 1, j), at(i, j + 1));
-    }
-  }
-  const lines: string[] = [];
-  let [i, j] = [0, 0];
-  while (i < a.length || j < b.length) {
-    if (i < a.length && j < b.length && a[i] === b[j]) [lines.push(` ${a[i++]}`), j++];
-    else if (i < a.length && (j === b.length || at(i + 1, j) >= at(i, j + 1))) lines.push(`-${a[i++]}`);
-    else lines.push(`+${b[j++]}`);
-  }
-  return lines;
-}
-
 /** What became of one job: the document that `--json` prints, field by field. */
-export interface Report {
+export interface JobReport {
   readonly name: string;
-  readonly state: "guarded" | "not guarded" | "refused" | "rolled back" | "broken" | "unknown" | "missing";
+  readonly state:
+    | "guarded"
+    | "guarded, off"
+    | "not guarded"
+    | "not asked"
+    | "not tried"
+    | "refused"
+    | "rolled back"
+    | "broken"
+    | "unknown"
+    | "missing";
   readonly status: number;
+  readonly changed: boolean;
   readonly stage: null;
   readonly seconds: Readonly<Record<string, number>>;
-  readonly steps: readonly Pick<Step, "kind" | "what" | "because" | "outcome">[];
+  readonly steps: readonly Pick<InstallStep, "kind" | "what" | "because" | "outcome">[];
   readonly blockers: readonly { readonly what: string; readonly because: string; readonly hint?: string }[];
   readonly notes: readonly { readonly what: string; readonly because: string }[];
-  readonly changes: readonly Change[];
+  readonly changes: readonly KeyChange[];
   readonly plist: string | null;
+  /** The guard of the job: its version as far as it was asked, and the one that was in place before this run. */
+  readonly guard: { readonly path: string; readonly version: string | null; readonly previous: string | null } | null;
   /** The result in one line, and the diff, for people. */
   readonly summary: string;
-  readonly diff: readonly string[];
+  readonly diff: string;
 }
 
-function report(
+export function jobReport(
   name: string,
-  state: Report["state"],
+  state: JobReport["state"],
   status: number,
   summary: string,
-  more: Partial<Report> = {},
-): Report {
-  const empty = { steps: [], blockers: [], notes: [], changes: [], plist: null, diff: [], seconds: {} };
-  return { name, state, status, stage: null, summary, ...empty, ...more };
+  more: Partial<JobReport> = {},
+): JobReport {
+  const empty = { steps: [], blockers: [], notes: [], changes: [], plist: null, guard: null, diff: "", seconds: {} };
+  return { name, state, status, changed: false, stage: null, summary, ...empty, ...more };
+}
+
+/** A refusal as report. An error that is none is reported for this job; the other jobs are served all the same. */
+export function refusedReport(name: string, error: unknown): JobReport {
+  if (!(error instanceof Refusal)) {
+    const because = `internal error: please report it: ${error instanceof Error ? error.stack : error}`;
+    return jobReport(name, "unknown", EXIT.failed, "unknown", { blockers: [{ what: name, because }] });
+  }
+  const { message, hint, status } = error;
+  const state = status === EXIT.noInstance ? "missing" : status === EXIT.tryAgain ? "unknown" : "refused";
+  const blocker = { what: name, because: message, ...hint === undefined ? {} : { hint } };
+  return jobReport(name, state, status, state, { blockers: [blocker] });
 }
 
 /** The results for people. */
-export function tellReports(reports: readonly Report[], isDry: boolean): string {
-  if (reports.length === 0) return "no Lima job\n";
-  return reports.flatMap((r) => [
-    `${r.name}: ${r.summary}`,
-    ...isDry && r.diff.length > 0 ? [`--- ${r.plist}`, `+++ ${r.plist}`, ...r.diff] : [],
-    ...isDry ? r.steps.map((s) => `  would ${describeStep(s)}`) : [],
-    ...r.blockers.map((b) => `  ${b.what}: ${b.because}${b.hint === undefined ? "" : ` (hint: ${b.hint})`}`),
-    ...r.notes.map((n) => `  note: ${n.because}`),
-  ]).join("\n") + "\n";
+export function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
+  return reports.map((r) =>
+    [
+      `${r.name}: ${r.summary}\n`,
+      isDry ? r.diff : "",
+      ...isDry ? r.steps.map((s) => `  would ${stepInWords(s)}\n`) : [],
+      ...r.blockers.map((b) => `  ${b.what}: ${b.because}${b.hint === undefined ? "" : ` (hint: ${b.hint})`}\n`),
+      ...r.notes.map((n) => `  note: ${n.because}\n`),
+    ].join("")
+  ).join("");
+}
+
+/** The one document of a run. `blockers` holds what is wrong with the run itself: its arguments, its folders. */
+export function jobsToJson(role: string, reports: readonly JobReport[], blockers: JobReport["blockers"] = []): string {
+  const instances = reports.map(({ summary: _, diff: __, ...fields }) => fields);
+  const changed = reports.some((r) => r.changed);
+  return `${
+    JSON.stringify({ version: 1, role, changed, instances, ...blockers.length > 0 ? { blockers } : {} }, null, 2)
+  }\n`;
 }
 
 /** A step in words: what a dry run shows, and what is said before it is done. */
-export function describeStep({ what, because, outcome }: Pick<Step, "what" | "because" | "outcome">): string {
+export function stepInWords({ what, because, outcome }: Pick<InstallStep, "what" | "because" | "outcome">): string {
   return `${what}  (${because})${outcome === undefined ? "" : `: ${outcome}`}`;
+}
+
+/** 1, 77, 66, 75, 0: the worst status of several jobs. */
+export function worstOf(statuses: readonly number[]): number {
+  const order = [EXIT.failed, EXIT.denied, EXIT.noInstance, EXIT.tryAgain, EXIT.done];
+  return order.find((status) => statuses.includes(status)) ?? EXIT.done;
+}
+
+/** Our own command line for these jobs, as it is typed or handed over. Paths are absolute already. */
+export function commandWords(options: InstallOptions, names: readonly string[], program: readonly string[]): string[] {
+  const words = INSTALL_OPTIONS.flatMap((o) => {
+    const value = options[o.key as keyof InstallOptions];
+    if (o.key === "role" || value === undefined || value === false) return [];
+    return "argument" in o ? [`--${o.flag}`, String(value)] : value === true ? [`--${o.flag}`] : [];
+  });
+  return [...program, `--${options.role}`, ...words, ...options.all ? [] : names];
 }
 
 // ─────────────────────────────────────────────────────────────────────────────────────── the host ──
 
-/** Everything that touches the world: what the guard's own host can do, and a dozen things more. */
-export interface InstallHost extends
-  Pick<
-    Host,
-    | "os"
-    | "uid"
-    | "env"
-    | "clockMs"
-    | "pause"
-    | "realPath"
-    | "list"
-    | "remove"
-    | "rename"
-    | "alive"
-    | "stdout"
-    | "stderr"
-  > {
+/** Everything that touches the world. */
+export interface InstallHost {
+  readonly os: "darwin" | "linux";
   readonly arch: string;
+  readonly uid: number;
   /** There is a person who can be asked. */
   readonly canAsk: boolean;
-  readonly pace: Pace;
+  readonly limits: InstallLimits;
   readonly folders: {
     readonly daemons: string;
-    readonly logs: string;
-    readonly guards: string;
+    /** Where root puts guards: the first that only root can change. */
+    readonly guards: readonly string[];
+    /** A folder on each of the boot volumes. */
     readonly boot: readonly string[];
+    /** Root's own, for its lock and for what is signed. */
+    readonly own: string;
+    /** Where another limactl may be. */
+    readonly programs: readonly string[];
   };
   /** This program, where it is a compiled one; else the folder of the script. */
   readonly self: { readonly binary?: string; readonly folder?: string };
-  /** The first four bytes of what counts as a compiled program here; the stand-ins of the tests are scripts. */
-  readonly programs?: readonly string[];
+  /** The first four bytes of what counts as a compiled program here. */
+  readonly magic: readonly string[];
+  /** The identity of this boot: what was noted in another one does not count. */
+  boot(): Promise<string>;
+  tool(name: Tool): string;
+  /** The caller's environment, as it was before our own was set. */
+  env(name: string): string | undefined;
+  clockMs(): number;
+  pause(ms: number): Promise<void>;
+  /** Sets umask, working directory and environment: first thing in every process. */
+  settle(): void;
+  absolute(path: string): string;
+
   /** lstat(2). */
-  lookAt(path: string): FileLook | undefined;
-  linkTarget(path: string): string | undefined;
-  /** A regular file's bytes, at most so many; undefined where it may not be read. */
-  bytes(path: string, most: number): Uint8Array | undefined;
-  /** Makes a file that must not be there yet, with its bytes on the disk when this returns. */
-  writeNew(path: string, bytes: Uint8Array, mode: number, gid: number): void;
-  /** Waits until what a folder or file holds is on the disk. */
-  sync(path: string): void;
+  stat(path: string): Looked;
+  linkTarget(path: string): string;
+  /** The path with its links resolved, as far as it exists. */
+  real(path: string): string | undefined;
+  /** The names in a folder; `undefined` where it is not there. Throws a refusal where it cannot be read. */
+  list(folder: string): string[] | undefined;
+  /** A regular file's bytes, at most so many; undefined where it is none, or may not be read. Never waits. */
+  read(path: string, most: number): Uint8Array | undefined;
+  /** Why a file could not be changed although its mode permits it: its volume is read-only. */
   isReadOnly(path: string): boolean;
-  /** A lock on a folder, or undefined where somebody has it. */
-  lock(folder: string): { close(): void } | undefined;
-  run(argv: readonly [string, ...string[]], options: RunOptions): Promise<Answer>;
+  /** Makes a file that must not be there yet: mode and group come with the descriptor; on the disk when this returns. */
+  create(path: string, bytes: Uint8Array, mode: number, gid: number): void;
+  rename(from: string, to: string): void;
+  link(from: string, to: string): void;
+  remove(path: string): void;
+  makeFolder(path: string, mode: number): void;
+  /** Waits until what a folder holds is on the disk. */
+  sync(folder: string): void;
+  /** The lock of all installs of this user; or the PID that has it. */
+  lock(): { close(): void } | { pid: string };
+  random(): string;
+
+  alive(pid: number): boolean;
+  /** Runs a command to its end, or kills it and its children at the limit. `words`: printed before. */
+  run(argv: Argv, options: { readonly limitMs: number; readonly words?: string }): Promise<Answer>;
+  /** Runs a command with the terminal; its stdout is passed on as it comes, or only returned. */
+  handOver(argv: Argv, passesOn: boolean): Promise<{ code: number; stdout: string }>;
   confirm(question: string): Promise<boolean>;
   progress(text: string): { finish(): void };
-  compile(folder: string, limitMs: number): Promise<string | Answer>;
+  compile(folder: string): Promise<string | Answer>;
   onSignal(take: () => void): () => void;
+  plistReader(): Promise<PlistReader>;
+  unifiedDiff(path: string, before: string, after: string): Promise<string>;
+  stdout(text: string): void;
+  stderr(text: string): void;
 }
 
-export interface RunOptions {
-  readonly limitMs: number;
-  readonly input?: Uint8Array;
-  /** Printed before it runs: the words of the plan, for what changes something. */
-  readonly words?: string;
+/** What one run looks at once: the host, its options, and what has been placed already. */
+export interface InstallRun {
+  readonly host: InstallHost;
+  readonly options: InstallOptions;
+  readonly actor: Actor;
+  /** The guards that this run has put in place and heard, by path and user. */
+  readonly placed: Set<string>;
+  readonly sources: Map<string, Uint8Array>;
 }
 
-// ───────────────────────────────────────────────────────────────────────────── observing: the job ──
-
-/** Finds the plist of an instance: Lima's own, or the one that is named. */
-function findPlace(host: InstallHost, name: string, options: Options): Place {
-  const bad = nameTrouble(name);
-  if (bad !== undefined) {
-    throw new Refusal(`Cannot take ${JSON.stringify(name)} as instance name: ${bad}`, undefined, EXIT.usage);
-  }
-  const home = host.env("HOME");
-  const daemon = join(host.folders.daemons, `${DAEMON_LABEL}${name}.plist`);
-  const agent = home ? join(home, "Library/LaunchAgents", `${AGENT_LABEL}${name}.plist`) : undefined;
-  const isThere = (path: string | undefined): path is string => path !== undefined && host.lookAt(path) !== undefined;
-  if (options.plist !== undefined) return placeOf(host, name, options.plist, options);
-  if (isThere(daemon) && isThere(agent)) {
-    const hint = `limactl autostart disable ${name} removes the agent; or --plist FILE decides`;
-    throw new Refusal(`Cannot choose: ${name} starts at boot (${daemon}) and at login (${agent})`, hint);
-  }
-  const found = [daemon, agent].find(isThere);
-  if (found !== undefined) return placeOf(host, name, found, options);
-  const where = `${daemon}${agent === undefined ? "" : ` nor ${agent}`}`;
-  const hint = `limactl autostart enable ${name}; --plist FILE names another one`;
-  throw new Refusal(`Cannot find a job of ${name}: neither ${where}`, hint, EXIT.noInstance);
+function say(run: InstallRun, text: string): void {
+  run.host.stderr(`lima-guard: ${text}\n`);
 }
 
-function placeOf(host: InstallHost, name: string, named: string, options: Options): Place {
-  const file = named.startsWith("/") ? named : join(host.realPath(".").ok ?? "/", named);
-  const target = host.realPath(file);
-  if (target.trouble === "denied") {
-    throw new Refusal(`Cannot read ${file}: ${target.why}`, `sudo lima-guard …`, EXIT.denied);
-  }
-  if (target.trouble) throw new Refusal(`Cannot find ${file}: ${target.why}`, "ls -l FILE", EXIT.noInstance);
-  const isDaemon = dirname(file) === host.folders.daemons;
-  const isAgent = /\/Library\/LaunchAgents$/.test(dirname(file));
-  if (!isDaemon && !isAgent && !options.noReload && !options.dryRun && options.role !== "check") {
-    throw new Refusal(
-      `Cannot load ${file}: launchd does not read jobs from its folder`,
-      "--no-reload changes the file only",
-    );
-  }
-  return { name, kind: isDaemon ? "daemon" : "agent", file, target: target.ok };
+// ──────────────────────────────────────────────────────────────────────────────────────── looking ──
+
+/** A plist that may be the job's, and how it was found. */
+interface Candidate {
+  readonly file: string;
+  readonly isDaemon: boolean;
 }
 
-/** Every Lima job that can be seen from here: for `--all`. */
-function allNames(host: InstallHost): string[] {
-  const home = host.env("HOME");
-  const names = (folder: string, prefix: string) => {
-    const listed = host.list(folder);
-    if (listed.trouble !== undefined && listed.trouble !== "absent") {
-      const status = listed.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
-      throw new Refusal(`Cannot list ${folder}: ${listed.why}`, `ls -ld ${quote(folder)}`, status);
-    }
-    return (listed.ok ?? []).filter((n) => n.startsWith(prefix) && n.endsWith(".plist"))
-      .map((n) => n.slice(prefix.length, -".plist".length)).filter((n) => nameTrouble(n) === undefined);
-  };
-  const agents = home ? names(join(home, "Library/LaunchAgents"), AGENT_LABEL) : [];
-  return [...new Set([...names(host.folders.daemons, DAEMON_LABEL), ...agents])].sort();
+/** The file of an instance's job: the one that is named, else the one in launchd's folders that starts the instance. */
+async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
+  const { host, options } = run;
+  if (options.plist !== undefined) return jobPlaceOf(run, name, options.plist);
+  const found = (await candidates(run)).filter((c) => c.instance === name);
+  const [daemon, agent] = [found.filter((c) => c.isDaemon), found.filter((c) => !c.isDaemon)];
+  if (found.length > 1) {
+    const hint = daemon.length > 0 && agent.some((a) => basename(a.file).startsWith(AGENT_LABEL))
+      ? `limactl autostart disable ${name} removes the login agent; or --plist FILE decides`
+      : "remove one of them; or --plist FILE decides";
+    const starts = agent.length > 0 && daemon.length > 0 ? " at boot and at login" : " twice";
+    throw new Refusal(`Cannot choose: ${name} starts${starts}: ${found.map((c) => c.file).join(" and ")}`, hint);
+  }
+  if (found[0]) return jobPlaceOf(run, name, found[0].file);
+  const limas = [join(host.folders.daemons, `${DAEMON_LABEL}${name}.plist`)];
+  const there = limas.find((file) => isThere(host.stat(file)));
+  if (there !== undefined) return jobPlaceOf(run, name, there);
+  const left = await loadedWithoutFile(run, name);
+  const hint = left === undefined
+    ? host.uid === 0
+      ? `sudo -H -u USER lima-guard --${options.role} ${name} for a login agent; --plist FILE names another one`
+      : `limactl autostart enable ${name}; --plist FILE names another one`
+    : `${host.uid === 0 || left.startsWith("gui") ? "" : "sudo "}launchctl bootout ${left}`;
+  const why = left === undefined ? `no plist runs it` : `${left} is loaded, and its plist is gone`;
+  throw new Refusal(`Cannot find a job of ${name}: ${why}`, hint, left === undefined ? EXIT.noInstance : EXIT.failed);
 }
 
-function readFileOf(host: InstallHost, path: string): { look: FileLook; text: string } {
-  const look = host.lookAt(path);
-  if (look?.kind !== "file") throw new Refusal(`Cannot read ${path}: it is no file`, `ls -l ${quote(path)}`);
-  if (look.size > PLIST_LIMIT_BYTES) {
-    throw new Refusal(
-      `Cannot read the plist: it has ${look.size} bytes, more than ${PLIST_LIMIT_BYTES}`,
-      `ls -l ${quote(path)}`,
-    );
+/** A job under Lima's labels that launchd has and no file is left of. */
+async function loadedWithoutFile(run: InstallRun, name: string): Promise<string | undefined> {
+  if (run.host.os !== "darwin") return undefined;
+  for (const service of [`system/${DAEMON_LABEL}${name}`, `gui/${run.host.uid}/${AGENT_LABEL}${name}`]) {
+    if ((await askLoaded(run, service)).kind === "loaded") return service;
   }
-  const bytes = host.bytes(path, PLIST_LIMIT_BYTES + 1);
-  if (!bytes) {
-    throw new Refusal(`Cannot read ${path}: its mode does not permit it`, `ls -l ${quote(path)}`, EXIT.denied);
-  }
-  return { look, text: decodePlist(bytes, path) };
+  return undefined;
 }
 
-/** Everything about a job, before anything is decided. Changes nothing. */
-async function observe(host: InstallHost, name: string, options: Options): Promise<Seen> {
-  const place = findPlace(host, name, options);
-  const { look, text } = readFileOf(host, place.target);
-  const plist = readPlist(text);
-  const job = readJob(plist, name);
-  const isLimas = job.label === DAEMON_LABEL + name || job.label === AGENT_LABEL + name;
-  if (options.plist === undefined && `${job.label}.plist` !== basename(place.file)) {
-    throw new Refusal(
-      `Cannot take ${place.file}: its Label is ${JSON.stringify(job.label)}`,
-      `limactl autostart enable ${name}`,
-    );
-  }
-  if (job.tool === "colima" && options.plist === undefined) {
-    throw new Refusal("Cannot take a Colima job without --plist FILE");
-  }
-  const user = await jobUser(host, place, look, job);
-  const defaultLimaHome = join(user.home, ".lima");
-  const limaHome = limaHomeOf(host, job, user, name, options);
-  const label = job.label;
-  const domain = place.kind === "daemon" ? "system" : `gui/${user.uid}`;
-  const launchd = await observeLaunchd(host, domain, label, user.uid);
-  const backup = backupOf(host, place, name);
-  const otherVolume = isOtherVolume(host, join(limaHome, name));
-  const notes = [
-    ...isLimas && job.label.startsWith(AGENT_LABEL)
-      ? ["a login agent ends at logout; a headless Mac wants a daemon"]
-      : [],
-    ...launchd.disabled ? [`the job is disabled: install enables it`] : [],
-  ];
-  return {
-    place,
-    look,
-    plist,
-    job,
-    user,
-    limaHome,
-    defaultLimaHome,
-    otherVolume,
-    notes,
-    ...backup ? { backup } : {},
-    ...launchd,
-  };
+/** Every plist in launchd's folders that starts some instance. Root sees the daemons; the agents of a user are his. */
+async function candidates(run: InstallRun): Promise<(Candidate & { instance: string })[]> {
+  const { host } = run;
+  const folders = [{ folder: host.folders.daemons, isDaemon: true }];
+  const me = host.os === "darwin" && host.uid !== 0 ? await userOf(run, String(host.uid)) : undefined;
+  if (me) folders.push({ folder: join(me.home, "Library/LaunchAgents"), isDaemon: false });
+  const parse = await host.plistReader();
+  return folders.flatMap(({ folder, isDaemon }) =>
+    (host.list(folder) ?? []).filter((n) => n.endsWith(".plist")).sort().flatMap((n) => {
+      const file = join(folder, n);
+      const instance = instanceIn(run, file, parse);
+      return instance === undefined ? [] : [{ file, isDaemon, instance }];
+    })
+  );
 }
 
-// ─────────────────────────────────────────────────────── observing: its user, its volume, launchd ──
-
-/** The user the job runs as. Lima refuses to run as root, so no job may. */
-async function jobUser(host: InstallHost, place: Place, look: FileLook, job: Job): Promise<User> {
-  const onMac = host.os === "darwin";
-  // launchd reads UserName in a daemon's plist; one that lies elsewhere is to become one.
-  const isAgent = place.kind === "agent" && (job.userName === undefined || /\/LaunchAgents$/.test(dirname(place.file)));
-  const who = isAgent ? String(look.uid) : job.userName;
-  if (!isAgent && (who === undefined || who === "root" || who === "0")) {
-    const hint = `limactl autostart enable ${place.name} --condition=boot writes one with UserName`;
-    throw new Refusal(`Cannot wrap ${place.file}: it would run as root (no UserName), and Lima refuses that`, hint);
-  }
-  if (isAgent && look.uid === 0 && onMac) {
-    throw new Refusal(
-      `Cannot wrap ${place.file}: it belongs to root, and launchd loads an agent of its own user only`,
-      `sudo chown USER ${quote(place.file)}`,
-    );
-  }
-  // Off a Mac the Mac's users are not known; their homes have a fixed place.
-  if (!onMac) {
-    const home = isAgent ? /^\/Users\/[^/]+/.exec(job.workingDirectory ?? "")?.[0] : undefined;
-    return { name: who ?? "", uid: look.uid, gid: look.gid, home: home ?? `/Users/${who}` };
-  }
-  const answer = await host.run(["id", "-P", who ?? ""], { limitMs: host.pace.commandMs });
-  const user = answer.code === 0 && !answer.late ? readUser(answer.stdout) : undefined;
-  if (user) return user;
-  throw new Refusal(`Cannot find user ${who}: ${inWords(answer)}`, `id -P ${who}`, EXIT.tryAgain);
-}
-
-/** Where the instance lives: as told, as the plist says, or as the tool itself would find it. */
-function limaHomeOf(host: InstallHost, job: Job, user: User, name: string, options: Options): string {
-  const there = options.limaHome ?? job.environment["LIMA_HOME"];
-  if (there !== undefined) return there;
-  if (job.tool === "colima") return join(colimaHome(host, job, user), "_lima");
-  const folder = job.workingDirectory;
-  const isInstance = folder !== undefined && basename(folder) === name && folder.startsWith("/");
-  return isInstance ? dirname(folder) : join(user.home, ".lima");
-}
-
-function colimaHome(host: InstallHost, job: Job, user: User): string {
-  const told = job.environment["COLIMA_HOME"];
-  if (told !== undefined) return told;
-  const [old, xdg] = [join(user.home, ".colima"), join(user.home, ".config/colima")];
-  return !host.lookAt(old) && host.lookAt(xdg) ? xdg : old;
-}
-
-/** macOS has two boot volumes, one for the system and one for the rest; whatever is on neither is mounted later. */
-function isOtherVolume(host: InstallHost, dir: string): boolean {
-  const real = host.realPath(dir).ok;
-  const look = real === undefined ? undefined : host.lookAt(real);
-  if (!look) return dir.startsWith("/Volumes/");
-  return !host.folders.boot.some((folder) => host.lookAt(folder)?.dev === look.dev);
-}
-
-function backupOf(host: InstallHost, place: Place, name: string): Seen["backup"] {
-  const path = place.target + BACKUP_SUFFIX;
-  if (!host.lookAt(path)) return undefined;
+/** The instance that a plist starts. What cannot be read is no job of Lima's, unless its name says so. */
+function instanceIn(run: InstallRun, file: string, parse: PlistReader): string | undefined {
+  const { host } = run;
+  const own = [DAEMON_LABEL, AGENT_LABEL].find((p) => basename(file).startsWith(p));
+  const named = own && basename(file).slice(own.length, -".plist".length);
+  const target = host.real(file) ?? file;
+  // Root opens nothing that another user could have changed.
+  if (host.uid === 0 && checkPathOwners(wayTo(host, target).way, ONLY_ROOT).why !== undefined) return named;
+  const bytes = host.read(target, PLIST_LIMIT_BYTES + 1);
+  if (!bytes) return named;
+  const text = new TextDecoder().decode(bytes);
+  if (!/limactl|colima|lima-guard/.test(text)) return named;
   try {
-    const { text } = readFileOf(host, path);
-    const plist = readPlist(text);
-    // A backup of something else knows nothing of this job.
-    return readJob(plist, name).guard === undefined ? { text, plist } : { text };
+    return instanceOf(readPlist(decodePlist(bytes, file), parse).value) ?? named;
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    return { text: "" };
+    return named;
   }
 }
 
-/** What launchd has of a job, and in which domain: an agent that was loaded over ssh is in user/UID. */
-async function observeLaunchd(host: InstallHost, domain: string, label: string, uid: number) {
-  if (host.os !== "darwin") return { domain, loaded: { kind: "absent" } as Loaded, disabled: false };
-  const limit = { limitMs: host.pace.commandMs };
-  const ask = async (domain: string) => readLoaded(await host.run(["launchctl", "print", `${domain}/${label}`], limit));
-  let loaded = await ask(domain);
-  if (domain !== "system" && loaded.kind !== "loaded") {
-    const other = await ask(`user/${uid}`);
-    if (other.kind === "loaded") [domain, loaded] = [`user/${uid}`, other];
-    else if (loaded.kind === "absent") {
-      const session = await host.run(["launchctl", "print", domain], limit);
-      if (session.code === NO_SERVICE || NO_SESSION.includes(session.code)) loaded = { kind: "no session" };
-    }
+function jobPlaceOf(run: InstallRun, name: string, named: string): JobPlace {
+  const { host, options } = run;
+  const target = host.real(named);
+  if (target === undefined) {
+    const isDenied = host.stat(named) === "denied";
+    const status = isDenied ? EXIT.denied : EXIT.noInstance;
+    throw new Refusal(`Cannot find ${named}`, `ls -l ${quote(named)}`, status);
   }
-  const off = await host.run(["launchctl", "print-disabled", domain], limit);
-  const isTold = off.code === 0 && !off.late && off.stdout.includes("}");
-  const disabled = isTold ? readDisabled(off.stdout, label) : loaded.kind === "no session" ? false : undefined;
-  return { domain, loaded, disabled };
+  // The resolved folder decides, never the name as it was typed.
+  const folder = host.real(dirname(named)) ?? dirname(named);
+  const isDaemon = [folder, dirname(target)].includes(host.real(host.folders.daemons) ?? host.folders.daemons);
+  const isAgent = /\/Library\/LaunchAgents$/.test(folder);
+  const kind = isDaemon ? "daemon" : isAgent ? "agent" : "file";
+  const isReading = options.noReload || options.dryRun || options.print || options.role === "check";
+  if (kind === "file" && !isReading) {
+    const hint = "--no-reload changes the file only";
+    throw new Refusal(`Cannot load ${named}: launchd does not read jobs from its folder`, hint);
+  }
+  return { name, kind, file: join(folder, basename(named)), target };
 }
 
-// ─────────────────────────────────────────────────────────────────────────── observing: the guard ──
-
-/** A compiled guard has some 90 MB; what has more is something else. */
-const GUARD_LIMIT_BYTES = 512 * 1024 * 1024;
-const GUARD_NAME = "lima-guard";
-
-/** Every file, folder and link on the way to a path, as far as it exists. */
-export function wayTo(host: Pick<InstallHost, "lookAt" | "linkTarget">, path: string): FileLook[] {
+/** Every file, folder and link on the way to a path, as far as it can be seen. */
+export function wayTo(host: Pick<InstallHost, "stat" | "linkTarget">, path: string) {
   const way: FileLook[] = [];
   let todo = path.split("/").filter((part) => part !== "");
   let at = "/";
-  const root = host.lookAt("/");
-  if (root) way.push(root);
+  const root = host.stat("/");
+  if (isThere(root)) way.push(root);
   for (let links = 0; todo.length > 0;) {
     const [part = "", ...rest] = todo;
     todo = rest;
     if (part === ".") continue;
     const next = part === ".." ? dirname(at) : join(at, part);
-    const look = host.lookAt(next);
-    if (!look) return way;
+    const look = host.stat(next);
+    if (!isThere(look)) {
+      return {
+        way,
+        missing: [next, ...todo.map((_, i) => join(next, ...todo.slice(0, i + 1)))],
+        look,
+      };
+    }
     way.push(look);
     if (look.kind !== "link") {
       at = next;
       continue;
     }
     if (++links > 40) throw new Refusal(`Cannot follow ${path}: too many links`, `ls -l ${quote(path)}`);
-    const to = host.linkTarget(next) ?? "";
+    const to = host.linkTarget(next);
     if (to.startsWith("/")) at = "/";
     todo = [...to.split("/").filter((p) => p !== ""), ...todo];
   }
-  return way;
+  return { way, missing: [], look: way.at(-1) ?? "absent" as const };
 }
 
-/** The guard that the job is to run, and what must be done to have it there. Changes nothing but `dist`, by compiling. */
-async function observeGuard(host: InstallHost, seen: Seen, options: Options): Promise<GuardSeen> {
-  const path = options.guard ?? join(options.guardDir ?? host.folders.guards, GUARD_NAME);
-  if (!path.startsWith("/")) {
-    throw new Refusal(`Cannot take ${path} as guard: launchd wants an absolute path`, "--guard /…");
+/** Judges the whole way to a path: owners, modes, access control lists, and its volume. */
+async function judgePath(run: InstallRun, path: string, trust: Trust, name = "root"): Promise<PathVerdict> {
+  const { host } = run;
+  const { way, look } = wayTo(host, path);
+  const verdict = checkPathOwners(way, trust);
+  if (verdict.why !== undefined) return verdict;
+  const hint = `ls -led ${quote(path)}`;
+  if (look === "denied") return { ...verdict, why: `${path} may not be looked at by this user`, hint };
+  if (host.os !== "darwin") return verdict;
+  const boot = host.folders.boot.flatMap((folder) => {
+    const top = host.stat(folder);
+    return isThere(top) ? [top.dev] : [];
+  });
+  const away = way.find((l) => l.kind !== "link" && !boot.includes(l.dev));
+  if (away) {
+    return {
+      ...verdict,
+      why: `${away.path} is not on the boot volume: it is not there at boot, and its owners may not count`,
+      hint,
+    };
   }
-  const source = options.guard === undefined ? await guardSource(host, path, options) : undefined;
-  const there = host.realPath(path).ok;
-  const isSame = source === undefined ||
-    (there !== undefined && options.sign === undefined && source.bytes !== undefined &&
-      isEqual(bytesOf(host, there), source.bytes));
-  const way = wayTo(host, isSame ? path : dirname(path));
-  const deepest = way.findLast((look) => look.kind === "directory");
-  const judged = judgeWay(way, seen.user);
-  if (judged.trouble !== undefined) throw new Refusal(`Cannot let the job run ${path}: ${judged.trouble}`, judged.hint);
-  const warnings = judged.warnings.map((w) => `${w}: only trust it as far as you trust them`);
-  const owner = deepest?.uid ?? 0;
-  if (isSame) {
-    refuseScript(host, path, there);
-    const signed = await isSigned(host, path);
-    if (!signed && host.arch === "aarch64") {
-      throw new Refusal(`Cannot use ${path}: its signature is not valid`, `codesign --force --sign - ${quote(path)}`);
+  const emptied = EMPTIED.find((folder) => isUnder(path, folder));
+  if (emptied !== undefined) return { ...verdict, why: `${emptied} is emptied at boot`, hint };
+  const folders = [...new Set(way.filter((l) => l.kind !== "link").map((l) => l.path))];
+  const listed = await host.run([host.tool("ls"), "-lde", ...folders], { limitMs: host.limits.commandMs });
+  const names = ["user:root", `user:${name}`, ...trust.admins === "may" ? ["group:admin", "group:wheel"] : []];
+  if (listed.late || listed.code !== 0) {
+    throw new Refusal(`Cannot look at the access control lists of ${path}: ${inWords(listed)}`, hint, EXIT.tryAgain);
+  }
+  const entry = readAcl(listed.stdout, names);
+  return entry === undefined ? verdict : { ...verdict, why: `${path} has an access control list: ${entry}`, hint };
+}
+
+async function userOf(run: InstallRun, who: string): Promise<User> {
+  const answer = await run.host.run([run.host.tool("id"), "-P", who], { limitMs: run.host.limits.commandMs });
+  const user = answer.code === 0 && !answer.late ? readUser(answer.stdout) : undefined;
+  if (user) return user;
+  throw new Refusal(`Cannot find user ${who}: ${inWords(answer)}`, `id -P ${who}`, EXIT.tryAgain);
+}
+
+/** The user the job runs as. Lima refuses to run as root, so no job may. */
+async function jobUser(run: InstallRun, place: JobPlace, look: FileLook, job: LaunchdJob): Promise<User> {
+  const { host } = run;
+  // launchd reads UserName in a daemon's plist; one that lies elsewhere is to become one.
+  const isAgent = place.kind === "agent" || (place.kind === "file" && job.userName === undefined);
+  const who = isAgent ? String(look.uid) : job.userName;
+  if (!isAgent && (who === undefined || who === "root" || who === "0")) {
+    const hint = `limactl autostart enable ${place.name} --condition=boot writes one with UserName`;
+    throw new Refusal(`Cannot wrap ${place.file}: it would run as root (no UserName), and Lima refuses that`, hint);
+  }
+  if (place.kind === "agent" && look.uid === 0) {
+    const why = "it belongs to root, and launchd loads an agent of its own user only";
+    throw new Refusal(`Cannot wrap ${place.file}: ${why}`, `sudo chown USER ${quote(place.file)}`);
+  }
+  if (host.os === "darwin") return await userOf(run, who ?? "");
+  // Off a Mac the Mac's users are not known; their homes have a fixed place.
+  const home = isAgent ? /^\/Users\/[^/]+/.exec(job.workingDirectory ?? "")?.[0] : undefined;
+  return { name: who ?? "", uid: look.uid, gid: look.gid, home: home ?? `/Users/${who}` };
+}
+
+/** The plist's bytes; refused where others than its owner could change them. */
+async function readJobFile(run: InstallRun, place: JobPlace): Promise<{ look: FileLook; bytes: Uint8Array }> {
+  const { host, options } = run;
+  const look = host.stat(place.target);
+  const hint = `ls -l ${quote(place.target)}`;
+  if (!isThere(look) || look.kind !== "file") throw new Refusal(`Cannot read ${place.target}: it is no file`, hint);
+  if (look.size > PLIST_LIMIT_BYTES) {
+    throw new Refusal(`Cannot read the plist: it has ${look.size} bytes, more than ${PLIST_LIMIT_BYTES}`, hint);
+  }
+  const changer = changerOf(place, look);
+  if (host.os === "darwin" && (options.role !== "check" || host.uid === 0 || changer === 0)) {
+    const verdict = await judgePath(run, place.file, trustOf(changer, "run"));
+    const isLoose = look.uid !== changer || (look.mode & 0o022) !== 0;
+    const fix = `sudo chown root:wheel ${quote(place.target)}; sudo chmod 0644 ${quote(place.target)}`;
+    const why = verdict.why ?? (isLoose ? "another user can write it, and launchd refuses it (122)" : undefined);
+    if (why !== undefined) {
+      throw new Refusal(
+        `Cannot take ${place.file}: ${why}`,
+        verdict.hint ?? (changer === 0 ? fix : `chmod go-w ${quote(place.target)}`),
+      );
     }
-    return { path, owner, replaces: false, verify: signed, warnings };
   }
-  if (options.guard === undefined && owner === 0 && host.uid !== 0 && seen.place.kind === "agent") {
-    const hint = `sudo mkdir -p ${quote(dirname(path))} and run this as root; or --guard-dir ~/.local/libexec`;
-    throw new Refusal(`Cannot put the guard into ${dirname(path)}: it belongs to root`, hint, EXIT.denied);
+  const bytes = host.read(place.target, PLIST_LIMIT_BYTES + 1);
+  if (!bytes) throw new Refusal(`Cannot read ${place.target}: its mode does not permit it`, hint, EXIT.denied);
+  return { look, bytes };
+}
+
+/** All about a job, before anything is decided. Changes nothing. */
+async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
+  const { host, options } = run;
+  const { look, bytes } = await readJobFile(run, place);
+  const plist = readPlist(decodePlist(bytes, place.file), await host.plistReader());
+  const job = readJob(plist, place.name);
+  if (
+    options.plist === undefined && job.label.startsWith("io.lima-vm.") && `${job.label}.plist` !== basename(place.file)
+  ) {
+    const hint = `limactl autostart enable ${place.name}`;
+    throw new Refusal(`Cannot take ${place.file}: its Label is ${JSON.stringify(job.label)}`, hint);
   }
-  if (deepest && isOpen(deepest)) {
-    const why = `everybody can make files in ${deepest.path}, and may have this one open before it is in place`;
-    throw new Refusal(`Cannot put the guard at ${path}: ${why}`, "--guard-dir DIR");
-  }
-  const look = host.lookAt(path);
-  if (look && look.kind !== "file") {
-    throw new Refusal(`Cannot put the guard at ${path}: there is a ${look.kind}`, `ls -ld ${quote(path)}`);
-  }
-  if (!source.bytes) warnings.push(`the guard would be compiled now: ${source.from}`);
-  const signed = !source.bytes || await isSigned(host, source.from);
-  const missing = deepest && host.lookAt(dirname(path)) === undefined ? { missing: dirname(path) } : {};
-  const sign = options.sign ?? (signed || host.arch !== "aarch64" || host.os !== "darwin" ? undefined : "-");
-  const verify = host.os === "darwin" && (signed || sign !== undefined);
-  const replaces = look !== undefined;
+  const user = await jobUser(run, place, look, job);
+  const home = limaHomeOf(host, job, user, place.name, options);
+  const launchd = await lookAtLaunchd(run, place, job.label, user.uid);
+  if (options.plist === undefined) await refuseSecondOwner(run, place, user);
+  const isAgent = job.label.startsWith(AGENT_LABEL);
+  const dir = join(home.path, place.name);
   return {
-    path,
-    bytes: source.bytes ?? new Uint8Array(),
-    owner,
-    replaces,
-    verify,
-    warnings,
-    ...missing,
-    ...sign === undefined ? {} : { sign },
+    place,
+    look,
+    bytes,
+    plist,
+    job,
+    user,
+    ...lookAtBackup(run, place, look, plist.parse),
+    memory: lookAtMemory(run, place, look),
+    limaHome: home.path,
+    writesLimaHome: home.writes,
+    otherVolume: isOtherVolume(host, dir),
+    instance: lookAtInstance(host, home.path, dir),
+    notes: isAgent ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
+    ...launchd,
   };
 }
 
-async function isSigned(host: InstallHost, path: string): Promise<boolean> {
+/** An agent of the job's user that starts the same instance: root sees it through one child that is the user. */
+async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): Promise<void> {
+  const { host } = run;
+  if (host.os !== "darwin" || place.kind !== "daemon" || host.uid !== 0) return;
+  const folder = join(user.home, "Library/LaunchAgents");
+  const child = async (...argv: [Tool, ...string[]]) => {
+    const [tool, ...rest] = argv;
+    const whole = asUser(run.actor, user.uid, [host.tool(tool), ...rest]) ?? [host.tool(tool)];
+    const answer = await host.run(whole, { limitMs: host.limits.commandMs });
+    if (answer.late) {
+      throw new Refusal(`Cannot look into ${folder}: ${inWords(answer)}`, "run this again", EXIT.tryAgain);
+    }
+    return answer.code === 0 ? answer.stdout : "";
+  };
+  const names = (await child("ls", "-1", folder)).split("\n").filter((n) => /^[^/]+\.plist$/.test(n));
+  for (const name of names) {
+    const text = await child("head", "-c", String(PLIST_LIMIT_BYTES), join(folder, name));
+    if (!/limactl|colima|lima-guard/.test(text)) continue;
+    if (instanceInText(text, await host.plistReader()) !== place.name) continue;
+    const hint =
+      `limactl autostart disable ${place.name} as ${user.name} removes the login agent; or --plist FILE decides`;
+    throw new Refusal(
+      `Cannot choose: ${place.name} starts at boot and at login: ${place.file} and ${join(folder, name)}`,
+      hint,
+    );
+  }
+}
+
+function instanceInText(text: string, parse: PlistReader): string | undefined {
+  try {
+    return instanceOf(readPlist(text, parse).value);
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    return undefined;
+  }
+}
+
+/** Where the instance is: as asked, as the plist says, or as the tool itself would find it; and whether to write it down. */
+function limaHomeOf(host: InstallHost, job: LaunchdJob, user: User, name: string, options: InstallOptions) {
+  const there = job.environment["LIMA_HOME"];
+  if (options.limaHome !== undefined) return { path: options.limaHome, writes: there === undefined };
+  if (there !== undefined) return { path: there, writes: false };
+  const defaultHome = join(user.home, ".lima");
+  const folder = job.workingDirectory;
+  const isInstance = folder !== undefined && basename(folder) === name && folder.startsWith("/");
+  if (job.tool === "limactl") {
+    const path = isInstance ? dirname(folder) : defaultHome;
+    return { path, writes: path !== defaultHome };
+  }
+  const colima = colimaHome(host, job, user);
+  return { path: join(colima.path, "_lima"), writes: colima.isSure };
+}
+
+/** Colima's own order (`config/files.go`). What depends on a folder that cannot be seen is not written down. */
+export function colimaHome(
+  host: Pick<InstallHost, "stat">,
+  job: Pick<LaunchdJob, "environment">,
+  user: Pick<User, "home">,
+) {
+  const { COLIMA_HOME: own, XDG_CONFIG_HOME: xdg } = job.environment;
+  const steps: [path: string, isTaken: (look: Looked) => boolean][] = [
+    ...own ? [[own, (l: Looked) => l !== "absent"] as [string, (l: Looked) => boolean]] : [],
+    [join(user.home, ".colima"), (l) => l !== "absent"],
+    ...xdg ? [[join(xdg, "colima"), () => true] as [string, () => boolean]] : [],
+    [join(user.home, ".config/colima"), (l) => l !== "absent"],
+  ];
+  for (const [path, isTaken] of steps) {
+    const look = host.stat(path);
+    if (isTaken(look)) return { path, isSure: look !== "denied" };
+  }
+  return { path: join(user.home, ".colima"), isSure: true };
+}
+
+/** macOS has two boot volumes, one for the system and one for the rest; whatever is on neither is mounted later. */
+function isOtherVolume(host: InstallHost, dir: string): boolean {
+  const real = host.real(dir);
+  const look = real === undefined ? "absent" : host.stat(real);
+  if (!isThere(look)) return dir.startsWith("/Volumes/");
+  return !host.folders.boot.some((folder) => {
+    const top = host.stat(folder);
+    return isThere(top) && top.dev === look.dev;
+  });
+}
+
+function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFacts["instance"] {
+  const { look } = wayTo(host, join(dir, "lima.yaml"));
+  if (look === "denied") return "hidden";
+  if (look !== "absent") return "there";
+  const home = wayTo(host, limaHome).look;
+  return isThere(home) ? "gone" : "volume missing";
+}
+
+/** Only where the same users could have written it as the plist: else it is no backup, and it is kept. */
+function lookAtBackup(
+  run: InstallRun,
+  place: JobPlace,
+  plist: FileLook,
+  parse: PlistReader,
+): Pick<JobFacts, "backup" | "badBackup"> {
+  const { host } = run;
+  const path = place.target + BACKUP_SUFFIX;
+  const look = host.stat(path);
+  if (look === "absent") return { backup: undefined, badBackup: undefined };
+  const bad = (why: string) => ({ backup: undefined, badBackup: `${path} is not used: ${why}` });
+  if (!isThere(look) || look.kind !== "file") return bad("it is no file that can be read");
+  if (look.uid !== plist.uid || (look.mode & 0o022) !== 0) return bad("another user could have written it");
+  const bytes = host.read(path, PLIST_LIMIT_BYTES + 1);
+  if (!bytes) return bad("its mode does not permit to read it");
+  try {
+    const read = readPlist(decodePlist(bytes, path), parse);
+    // A backup of something else knows nothing of this job.
+    if (readJob(read, place.name).guard === undefined) {
+      return { backup: { bytes, plist: read, look }, badBackup: undefined };
+    }
+    return bad("it runs lima-guard itself");
+  } catch (error) {
+    if (!(error instanceof Refusal)) throw error;
+    return bad(error.message);
+  }
+}
+
+function lookAtMemory(run: InstallRun, place: JobPlace, plist: FileLook): Memory {
+  const path = place.target + MEMORY_SUFFIX;
+  const look = run.host.stat(path);
+  const isOurs = isThere(look) && look.kind === "file" && look.uid === plist.uid && (look.mode & 0o022) === 0;
+  const bytes = isOurs ? run.host.read(path, PLIST_LIMIT_BYTES) : undefined;
+  return bytes ? readMemory(new TextDecoder().decode(bytes)) : {};
+}
+
+async function askLoaded(run: InstallRun, service: string): Promise<Loaded> {
+  const { host } = run;
+  const argv: Argv = [host.tool("launchctl"), "print", service];
+  return readLoaded(await host.run(argv, { limitMs: host.limits.commandMs }));
+}
+
+/** What launchd has of a job, and in which domains: an agent that was loaded over ssh is in user/UID. */
+async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, uid: number) {
+  const { host } = run;
+  if (host.os !== "darwin" || place.kind === "file") {
+    return {
+      domain: place.kind === "agent" ? `gui/${uid}` : "system",
+      loaded: { kind: "absent" } as Loaded,
+      disabled: false,
+      domains: [],
+    };
+  }
+  const names = place.kind === "daemon" ? ["system"] : [`gui/${uid}`, `user/${uid}`];
+  const asked = [];
+  for (const domain of names) asked.push({ domain, loaded: await askLoaded(run, `${domain}/${label}`) });
+  const found = asked.filter((a) => a.loaded.kind === "loaded");
+  let { domain, loaded } = found[0] ?? asked[0] ?? { domain: "system", loaded: { kind: "absent" } as Loaded };
+  const limit = { limitMs: host.limits.commandMs };
+  if (loaded.kind === "absent" && domain !== "system") {
+    const session = await host.run([host.tool("launchctl"), "print", domain], limit);
+    if (session.code === NO_SERVICE || NO_SESSION.includes(session.code)) loaded = { kind: "no session" };
+  }
+  const off = await host.run([host.tool("launchctl"), "print-disabled", domain], limit);
+  const isAnswer = off.code === 0 && !off.late && off.stdout.includes("}");
+  const disabled = isAnswer ? readDisabled(off.stdout, label) : loaded.kind === "no session" ? false : undefined;
+  return { domain, loaded, disabled, domains: found.map((a) => a.domain) };
+}
+
+/** The program of the job's command, and what else must be there at the next start. */
+async function lookAtWorld(run: InstallRun, { job, user }: JobFacts): Promise<WorldFacts> {
+  const { host } = run;
+  if (host.os !== "darwin") return { tool: "there", otherTool: undefined, eventProgram: undefined };
+  const program = job.command[0] ?? "";
+  const { look } = wayTo(host, program);
+  const isProgramThere = isThere(look) && look.kind === "file" && (look.mode & 0o111) !== 0;
+  const tool = look === "denied" ? "hidden" : isProgramThere || !program.startsWith("/") ? "there" : "gone";
+  const others = host.folders.programs.map((folder) => join(folder, basename(program)));
+  const at = job.guardOptions.indexOf("--on-event");
+  const event = run.options.onEvent ?? (at < 0 ? undefined : job.guardOptions[at + 1]);
+  const missing = { why: `${event} is not there`, hint: undefined, warnings: [] };
+  const isEventThere = event !== undefined && isThere(wayTo(host, event).look);
+  return {
+    tool,
+    otherTool: tool === "gone" ? others.find((path) => isThere(wayTo(host, path).look)) : undefined,
+    eventProgram: event === undefined
+      ? undefined
+      : isEventThere
+      ? await judgePath(run, event, trustOf(user.uid, "run"), user.name)
+      : missing,
+  };
+}
+
+// The guard.
+
+/** The guard that the job is to run, and what must be done to have it there. */
+async function lookAtGuard(
+  run: InstallRun,
+  facts: JobFacts,
+): Promise<GuardFacts & { sign: string | undefined; isSigned: boolean }> {
+  const { host, options } = run;
+  const chosen = await chooseGuard(run, facts);
+  const { path } = chosen;
+  const changer = changerOf(facts.place, facts.look);
+  const source = chosen.isPlaced && !run.placed.has(path) ? await guardSource(run, path) : undefined;
+  const inPlace = source && bytesOf(run, host.real(path));
+  const isSame = !source || (source.bytes !== undefined && inPlace !== undefined && isSameBytes(inPlace, source.bytes));
+  const trust = isSame ? trustOf(facts.user.uid, "run") : trustOf(changer, "place");
+  const { way, missing } = wayTo(host, isSame ? path : dirname(path));
+  const verdict = await judgePath(run, isSame ? path : dirname(path), trust, facts.user.name);
+  if (verdict.why !== undefined) throw new Refusal(`Cannot let the job run ${path}: ${verdict.why}`, verdict.hint);
+  const warnings = verdict.warnings.map((w) => `${w}: only trust it as far as you trust them`);
+  if (isSame) return await guardInPlace(run, chosen, warnings);
+  refuseOccupied(host, path, way, changer);
+  const there = host.stat(path);
+  const previous = isThere(there) ? await versionInPlace(run, path, facts.user) : undefined;
+  if (previous !== undefined && compareVersions(VERSION, previous) < 0 && !options.downgrade) {
+    throw new Refusal(`Cannot replace ${path}: it is version ${previous}, this is ${VERSION}`, "--downgrade");
+  }
+  if (!source.bytes) warnings.push(`the guard would be compiled now: ${source.from}`);
+  const isSigned = !source.bytes || await hasSignature(run, source.from);
+  const sign = isSigned || host.arch !== "aarch64" || host.os !== "darwin" ? undefined : "-";
+  return {
+    path,
+    bytes: source.bytes ?? new Uint8Array(),
+    version: VERSION,
+    previous,
+    missing,
+    isPlaced: true,
+    warnings,
+    sign,
+    isSigned: isSigned || sign !== undefined,
+  };
+}
+
+/** A user writes only in what is his, root only in what is root's; and only a file is replaced. */
+function refuseOccupied(host: InstallHost, path: string, way: readonly FileLook[], changer: number): void {
+  const deepest = way.findLast((look) => look.kind === "directory");
+  if (deepest && deepest.uid !== changer) {
+    const why = `Cannot put the guard into ${dirname(path)}: ${deepest.path} belongs to user ${deepest.uid}`;
+    throw new Refusal(why, "--guard-dir ~/.local/libexec", EXIT.denied);
+  }
+  const there = host.stat(path);
+  if (isThere(there) && there.kind !== "file") {
+    throw new Refusal(`Cannot put the guard at ${path}: there is a ${there.kind}`, `ls -ld ${quote(path)}`);
+  }
+}
+
+async function guardInPlace(run: InstallRun, chosen: { path: string; isPlaced: boolean }, warnings: readonly string[]) {
+  const { host } = run;
+  const { path } = chosen;
+  await refuseScript(run, path);
+  const isSigned = await hasSignature(run, path);
+  if (!isSigned && host.arch === "aarch64") {
+    throw new Refusal(`Cannot use ${path}: its signature is not valid`, `codesign --force --sign - ${quote(path)}`);
+  }
+  return {
+    path,
+    bytes: undefined,
+    version: undefined,
+    previous: undefined,
+    missing: [],
+    isPlaced: chosen.isPlaced,
+    warnings,
+    sign: undefined,
+    isSigned,
+  };
+}
+
+/** Where the guard is to be: as asked, as the job has it, as it was before Lima wrote the plist again, or by default. */
+async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: string; isPlaced: boolean }> {
+  const { host, options } = run;
+  if (options.guard !== undefined) return { path: options.guard, isPlaced: false };
+  if (options.guardDir !== undefined) return { path: join(options.guardDir, GUARD_NAME), isPlaced: true };
+  const kept = facts.job.guard ?? facts.memory.guard;
+  const changer = changerOf(facts.place, facts.look);
+  const own = join(facts.user.home, ".local/libexec");
+  if (kept !== undefined) {
+    const isPlaced = basename(kept) === GUARD_NAME && [...host.folders.guards, own].includes(dirname(kept));
+    return { path: kept, isPlaced: facts.memory.guard === kept ? facts.memory.isPlaced === true : isPlaced };
+  }
+  if (changer !== 0) {
+    for (const folder of host.folders.guards) {
+      const path = join(folder, GUARD_NAME);
+      if (isThere(host.stat(path)) && await versionInPlace(run, path, facts.user) === VERSION) {
+        return { path, isPlaced: false };
+      }
+    }
+    return { path: join(own, GUARD_NAME), isPlaced: true };
+  }
+  let first: PathVerdict | undefined;
+  for (const folder of host.folders.guards) {
+    const verdict = await judgePath(run, folder, ONLY_ROOT);
+    if (verdict.why === undefined) return { path: join(folder, GUARD_NAME), isPlaced: true };
+    first ??= verdict;
+  }
+  throw new Refusal(`Cannot put the guard into ${host.folders.guards.join(" or ")}: ${first?.why}`, "--guard-dir DIR");
+}
+
+/** The version of what is in place, if it is judged to be safe to run, asked as the job's user. */
+async function versionInPlace(run: InstallRun, path: string, user: User): Promise<string | undefined> {
+  const { host } = run;
+  const argv = asUser(run.actor, user.uid, [path, "--version"]);
+  if (!argv || (await judgePath(run, path, trustOf(user.uid, "run"), user.name)).why !== undefined) return undefined;
+  return readVersion(await host.run(argv, { limitMs: host.limits.handshakeMs }));
+}
+
+async function hasSignature({ host }: InstallRun, path: string): Promise<boolean> {
   if (host.os !== "darwin") return false;
-  const answer = await host.run(["codesign", "--verify", path], { limitMs: host.pace.commandMs });
+  const answer = await host.run([host.tool("codesign"), "--verify", path], { limitMs: host.limits.commandMs });
   if (answer.late || answer.code === 127) {
     throw new Refusal(`Cannot verify ${path}: ${inWords(answer)}`, "codesign --verify", EXIT.tryAgain);
   }
   return answer.code === 0;
 }
 
-function bytesOf(host: InstallHost, path: string): Uint8Array | undefined {
-  const look = host.lookAt(path);
-  return look?.kind === "file" && look.size <= GUARD_LIMIT_BYTES ? host.bytes(path, GUARD_LIMIT_BYTES) : undefined;
+function bytesOf({ host }: Pick<InstallRun, "host">, path: string | undefined): Uint8Array | undefined {
+  const look = path === undefined ? "absent" : host.stat(path);
+  if (path === undefined || !isThere(look) || look.kind !== "file" || look.size > GUARD_LIMIT_BYTES) return undefined;
+  return host.read(path, GUARD_LIMIT_BYTES);
 }
 
-/** A boot-time job must not depend on Deno's cache, which macOS may purge, or on the network. */
-function refuseScript(host: InstallHost, path: string, real: string | undefined): void {
-  const bytes = real === undefined ? undefined : bytesOf(host, real);
-  if (!bytes) throw new Refusal(`Cannot use ${path} as guard: there is no such file that can be read`, "--guard PATH");
-  if ((host.lookAt(real ?? "")?.mode ?? 0) & 0o111) {
-    if (isProgram(host, bytes)) return;
+/** A job at boot must not depend on Deno's cache, which macOS may purge, or on the network. */
+async function refuseScript(run: InstallRun, path: string): Promise<void> {
+  const { host } = run;
+  const real = host.real(path);
+  const bytes = bytesOf(run, real);
+  if (!bytes || real === undefined) {
+    throw new Refusal(`Cannot use ${path} as guard: there is no such file that can be read`, "--guard PATH");
+  }
+  const look = host.stat(real);
+  if (!isThere(look) || (look.mode & 0o111) === 0) {
+    throw new Refusal(`Cannot use ${path} as guard: it is not executable`, `chmod 0755 ${quote(path)}`);
+  }
+  if (!isProgram(host, bytes)) {
     const why = "it is no compiled program, and a job at boot cannot wait for Deno's cache or the network";
     throw new Refusal(`Cannot use ${path} as guard: ${why}`, "deno task compile; --guard dist/lima-guard-…");
   }
-  throw new Refusal(`Cannot use ${path} as guard: it is not executable`, `chmod 0755 ${quote(path)}`);
+  if (host.os !== "darwin") return;
+  const argv: Argv = [host.tool("xattr"), "-p", "com.apple.quarantine", real];
+  const quarantine = await host.run(argv, { limitMs: host.limits.commandMs });
+  if (quarantine.code === 0 && !quarantine.late) {
+    throw new Refusal(`Cannot use ${path} as guard: it is quarantined`, `xattr -d com.apple.quarantine ${quote(real)}`);
+  }
 }
 
 /** Mach-O, thin or universal; ELF where this is tried out on Linux. */
 function isProgram(host: InstallHost, bytes: Uint8Array): boolean {
-  const magic = [...bytes.subarray(0, 4)].map((n) => n.toString(16).padStart(2, "0")).join("");
-  return (host.programs ?? ["cffaedfe", "cafebabe", "7f454c46"]).includes(magic);
+  return host.magic.includes([...bytes.subarray(0, 4)].map((n) => n.toString(16).padStart(2, "0")).join(""));
 }
 
-const alreadyRead = new WeakMap<InstallHost, Map<string, Uint8Array>>();
+/** A compiled guard: this very program, one in `dist`, the one that is in place (undefined), or one compiled now. */
+async function guardSource(
+  run: InstallRun,
+  place: string,
+): Promise<{ from: string; bytes: Uint8Array | undefined } | undefined> {
+  const { host, options } = run;
+  const { binary, folder } = host.self;
+  const target = `${host.arch}-${host.os === "darwin" ? "apple-darwin" : "unknown-linux-gnu"}`;
+  const dist = folder === undefined ? [] : [`dist/lima-guard-${target}`, "dist/lima-guard"].map((f) => join(folder, f));
+  for (const from of [...binary === undefined ? [] : [binary], ...dist, place]) {
+    const bytes = await sourceBytes(run, from);
+    if (bytes) return from === place ? undefined : { from, bytes };
+  }
+  const hint =
+    `where https://dl.deno.land can be reached: deno task compile; then copy dist/lima-guard-${target} here ` +
+    `and run it: lima-guard --install …`;
+  if (folder === undefined || host.uid === 0) throw new Refusal("Cannot find a compiled guard", hint);
+  const from = join(folder, "dist", `lima-guard-${target}`);
+  if (options.dryRun || options.print) return { from, bytes: undefined };
+  say(run, "compiles the guard: this downloads Deno's runtime the first time");
+  const progress = host.progress("compiles the guard");
+  const compiled = await host.compile(folder);
+  progress.finish();
+  if (typeof compiled !== "string") throw new Refusal(`Cannot compile the guard here: ${inWords(compiled)}`, hint);
+  const bytes = await sourceBytes(run, compiled);
+  if (bytes) return { from: compiled, bytes };
+  throw new Refusal("Cannot compile the guard here: what came out is no program", hint);
+}
 
-/** The bytes of a program that many jobs of one run are given. */
-function readOnce(host: InstallHost, path: string): Uint8Array | undefined {
-  const known = alreadyRead.get(host) ?? new Map<string, Uint8Array>();
-  const bytes = known.get(path) ?? bytesOf(host, path);
-  if (bytes) alreadyRead.set(host, known.set(path, bytes));
+/** The bytes of a source, once for many jobs. It is judged as strictly as the place: for root also by who called sudo. */
+async function sourceBytes(run: InstallRun, from: string): Promise<Uint8Array | undefined> {
+  const { host } = run;
+  const real = host.real(from);
+  const known = real === undefined ? undefined : run.sources.get(real);
+  const bytes = known ?? bytesOf(run, real);
+  if (real === undefined || !bytes || !isProgram(host, bytes)) return undefined;
+  if (!known) refuseSource(run, from);
+  run.sources.set(real, bytes);
   return bytes;
 }
 
-/** A compiled guard: this very program, one in `dist`, the one that is in place, or one compiled now. */
-async function guardSource(
-  host: InstallHost,
-  place: string,
-  options: Options,
-): Promise<{ from: string; bytes: Uint8Array | undefined } | undefined> {
-  const { binary, folder } = host.self;
-  const os = host.os === "darwin" ? "apple-darwin" : "unknown-linux-gnu";
-  const target = `${host.arch}-${os}`;
-  const dist = folder === undefined
-    ? []
-    : [join(folder, "dist", `lima-guard-${target}`), join(folder, "dist", "lima-guard")];
-  const take = (from: string) => {
-    const real = host.realPath(from).ok;
-    const bytes = real === undefined ? undefined : from === place ? bytesOf(host, real) : readOnce(host, real);
-    return bytes && isProgram(host, bytes) ? { from, bytes } : undefined;
-  };
-  for (const from of [...binary === undefined ? [] : [binary], ...dist, place]) {
-    const taken = take(from);
-    if (taken) return from === place ? undefined : taken;
-  }
-  const hint =
-    `where https://dl.deno.land can be reached: deno task compile; then copy dist/lima-guard-${target} here and ` +
-    `run it: lima-guard --install …`;
-  if (folder === undefined) throw new Refusal("Cannot find a compiled guard", hint);
-  if (options.dryRun) return { from: join(folder, "dist", `lima-guard-${target}`), bytes: undefined };
-  const compiled = await host.compile(folder, host.pace.compileMs);
-  if (typeof compiled !== "string") throw new Refusal(`Cannot compile the guard here: ${inWords(compiled)}`, hint);
-  const taken = take(compiled);
-  if (!taken) throw new Refusal("Cannot compile the guard here: what came out is no program", hint);
-  return taken;
+function refuseSource(run: InstallRun, from: string): void {
+  const { host } = run;
+  if (host.os !== "darwin") return;
+  const caller = host.uid === 0 ? Number(host.env("SUDO_UID") ?? 0) : host.uid;
+  const trust: Trust = { uids: [0, caller], admins: "may not", purpose: "place" };
+  const verdict = checkPathOwners(wayTo(host, from).way, trust);
+  if (verdict.why === undefined) return;
+  throw new Refusal(`Cannot copy ${from}: ${verdict.why}`, verdict.hint ?? "copy it into your home folder, mode 0700");
 }
 
 /** What macOS may have granted to limactl and will not grant to the guard by itself. */
-function consentNotes(seen: Seen, guard: string): string[] {
-  const { place, job, limaHome, user } = seen;
+function consentNotes({ place, job, limaHome, user, otherVolume }: JobFacts, guard: string): string[] {
   const personal = ["Desktop", "Documents", "Downloads"].map((folder) => join(user.home, folder));
-  const isGuarded = seen.otherVolume || limaHome.startsWith("/Volumes/") || personal.some((f) => isUnder(limaHome, f));
+  const isJudged = otherVolume || limaHome.startsWith("/Volumes/") || personal.some((f) => isUnder(limaHome, f));
   const full = `macOS judges access to ${limaHome} by the program that launchd starts: ` +
     `System Settings > Privacy & Security > Full Disk Access: add ${guard}`;
   const local =
     `if the guest talks to the local network: System Settings > Privacy & Security > Local Network: allow ${guard}`;
-  const isAgent = place.kind === "agent" && !job.label.startsWith(DAEMON_LABEL);
-  return [...isGuarded ? [full] : [], ...isAgent ? [local] : []];
+  const isAgent = place.kind !== "daemon" && !job.label.startsWith(DAEMON_LABEL);
+  return [...isJudged ? [full] : [], ...isAgent ? [local] : []];
 }
 
 // ───────────────────────────────────────────────────────────────────────────────────────── acting ──
 
-/** A step that did not do what it is for. */
-class Failure extends Error {}
+/** A step that did not do what it is for. `changed`: another program has changed what was looked at. */
+class StepFailure extends Error {
+  constructor(why: string, readonly reason: "failed" | "changed" | "interrupted" = "failed") {
+    super(why);
+  }
+}
 
 /** What acting needs to know, and what it finds out. */
 interface Acting {
-  readonly host: InstallHost;
+  readonly run: InstallRun;
   readonly target: Target;
-  readonly done: Step[];
+  readonly done: InstallStep[];
   readonly notes: string[];
-  readonly say: (text: string) => void;
-  /** The guard's ladder, which still cleans up while launchd is told already. */
-  stopping?: Promise<Answer>;
+  /** What puts the files back, in the order in which they were changed. */
+  readonly undo: (() => void)[];
+  /** What is no longer needed once all has gone well, or has been put back. */
+  readonly kept: string[];
+  /** Newer files of other programs that a rollback has left alone. */
+  readonly leftAlone: string[];
+  /** The guard's stop, which still cleans up when `bootout` is sent. */
+  stopping: Promise<Answer> | undefined;
+  version: string | undefined;
   hasTouchedLaunchd: boolean;
+  hasBootedOut: boolean;
   isInterrupted: boolean;
 }
 
-/** Does the steps in order. Whatever goes wrong, the old file and the old job are put back. */
-async function act(
-  host: InstallHost,
-  target: Target,
-  steps: readonly Step[],
-  say: (text: string) => void,
-): Promise<Acting & { failure?: string; isBack?: boolean }> {
-  const a: Acting = { host, target, done: [], notes: [], say, hasTouchedLaunchd: false, isInterrupted: false };
-  const silence = host.onSignal(() => a.isInterrupted = true);
+/** How a plan has ended. */
+interface Acted {
+  readonly acting: Acting;
+  readonly failure: StepFailure | undefined;
+  readonly isBack: boolean;
+}
+
+/** Does the steps in order. Whatever goes wrong, the old guard, file and job are put back. */
+async function act(run: InstallRun, target: Target, steps: readonly InstallStep[]): Promise<Acted> {
+  const acting: Acting = {
+    run,
+    target,
+    done: [],
+    notes: [],
+    undo: [],
+    kept: [],
+    leftAlone: [],
+    stopping: undefined,
+    version: undefined,
+    hasTouchedLaunchd: false,
+    hasBootedOut: false,
+    isInterrupted: false,
+  };
+  const silence = run.host.onSignal(() => acting.isInterrupted = true);
   try {
     for (const step of steps) {
-      if (a.isInterrupted) throw new Failure("interrupted");
-      await actStep(a, step);
+      if (acting.isInterrupted) throw new StepFailure("interrupted", "interrupted");
+      await actStep(acting, step);
     }
-    return a;
+    clearKept(acting);
+    return { acting, failure: undefined, isBack: true };
   } catch (error) {
-    // A fault of ours must not leave a job half-way either.
-    const failure = error instanceof Failure
-      ? error.message
-      : `a fault of ours: ${error instanceof Error ? error.stack : error}`;
-    say(`failed: ${failure}: going back`);
-    return { ...a, failure, isBack: await goBack(a) };
+    // An internal error must not leave a job half-way either.
+    const failure = error instanceof StepFailure
+      ? error
+      : new StepFailure(`internal error: please report it: ${error instanceof Error ? error.stack : error}`);
+    say(run, `failed: ${failure.message}: rolls back`);
+    return { acting, failure, isBack: await rollBack(acting) };
   } finally {
     silence();
-    await a.stopping;
+    await acting.stopping;
   }
 }
 
-async function actStep(a: Acting, step: Step): Promise<void> {
+async function actStep(a: Acting, step: InstallStep): Promise<void> {
   // Commands that change something are printed by the runner, just as they are run.
-  if (step.argv === undefined) a.say(describeStep(step));
+  if (!("argv" in step)) say(a.run, stepInWords(step));
   try {
-    const outcome = await doStep(a, step);
-    a.done.push({ ...step, outcome: outcome ?? "done" });
+    a.done.push({ ...step, outcome: await doStep(a, step) ?? "done" });
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
     a.done.push({ ...step, outcome: why });
-    throw error instanceof Failure ? new Failure(`${step.what}: ${why}`) : error;
+    throw error instanceof StepFailure ? new StepFailure(`${step.what}: ${why}`, error.reason) : error;
   }
 }
 
-async function doStep(a: Acting, step: Step): Promise<string | void> {
+async function doStep(a: Acting, step: InstallStep): Promise<string | void> {
+  const { host } = a.run;
   switch (step.kind) {
+    case "folder":
+      return makeFolder(a, step.path);
+    case "place":
+      return await placeGuard(a, step);
     case "write":
-      return writeStep(a.host, step);
-    case "rename":
-    case "run":
-      return await runStep(a, step);
+      return await writeFile(a, step);
     case "remove":
-      return await removeStep(a, step);
+      return removeFile(a, step.path);
     case "handshake":
-      return await handshake(a, step);
+      return await handshake(a, step.argv);
+    case "run":
+    case "logs": {
+      if (step.kind === "run") a.hasTouchedLaunchd ||= step.argv[0] === host.tool("launchctl");
+      const answer = await host.run(step.argv, { limitMs: host.limits.commandMs, words: step.what });
+      if (answer.late || answer.code !== 0) throw new StepFailure(inWords(answer));
+      return;
+    }
     case "stop":
-      return await stopStep(a, step);
+      return await stopInstance(a, step);
     case "bootout":
       return await bootout(a, step);
     case "wait":
@@ -2087,230 +2674,336 @@ async function doStep(a: Acting, step: Step): Promise<string | void> {
     case "bootstrap":
       return await bootstrap(a, step);
     case "verify":
-      return await verify(a, step);
-    default: {
-      const never: never = step.kind;
-      throw new Failure(`an unknown step ${never}`);
-    }
+      return await verifyLoaded(a, step.expect);
   }
 }
 
-/** Beside the file, and never through what somebody has put there in the meantime. */
-function writeStep(host: InstallHost, { path = "", bytes = new Uint8Array(), mode = 0o600, gid = -1 }: Step): void {
-  const old = host.lookAt(path);
-  if (old?.kind === "directory") throw new Failure("there is a directory");
-  if (old) succeed(host.remove(path));
+/** System errors become failures of a step; all else is a bug. */
+function attemptEffect<T>(effect: () => T): T {
   try {
-    host.writeNew(path, bytes, mode, gid);
+    return effect();
   } catch (error) {
-    if (!(error instanceof Error)) throw error;
-    host.remove(path);
-    throw new Failure(error.message);
-  }
-  if (!isEqual(host.bytes(path, bytes.length + 1), bytes)) throw new Failure("it did not get the bytes");
-}
-
-async function runStep({ host }: Acting, step: Step): Promise<void> {
-  const { argv, path, to, bytes, becomes, what } = step;
-  if (argv) {
-    const answer = await host.run(argv, {
-      limitMs: host.pace.commandMs,
-      words: what,
-      ...bytes ? { input: bytes } : {},
-    });
-    if (answer.late || answer.code !== 0) throw new Failure(inWords(answer));
-  } else succeed(host.rename(path ?? "", to ?? ""));
-  // A command that was killed looks like one that went well: its effect decides.
-  if (bytes && !isEqual(bytesOf(host, path ?? ""), bytes)) throw new Failure("it did not get the bytes");
-  if (bytes) host.sync(path ?? "");
-  if (becomes && to !== undefined) {
-    host.sync(dirname(to));
-    const look = host.lookAt(to);
-    const isRight = look?.kind === "file" && (look.mode & 0o777) === becomes.mode && look.uid === becomes.uid;
-    if (!isRight || !isEqual(bytesOf(host, to), becomes.bytes)) throw new Failure(`${to} is not what it should be`);
+    if (!(error instanceof Error && "code" in error)) throw error;
+    throw new StepFailure(error.message);
   }
 }
 
-/** A backup that is left over does no harm: no reason to go back. */
-async function removeStep({ host }: Acting, { argv, path = "", what }: Step): Promise<string | void> {
-  if (!argv) host.remove(path);
-  else await host.run(argv, { limitMs: host.pace.commandMs, words: what });
-  return host.lookAt(path) ? "it is still there, and does no harm" : undefined;
+function makeFolder(a: Acting, path: string): void {
+  const { host } = a.run;
+  attemptEffect(() => host.makeFolder(path, 0o755));
+  a.undo.push(() => host.remove(path));
 }
 
-function succeed(tried: { trouble?: unknown; why?: string }): void {
-  if (tried.trouble !== undefined) throw new Failure(tried.why ?? "it failed");
+/** Whether a file is still the one that was looked at: its inode and its bytes. */
+function isStill(host: InstallHost, path: string, look: Looked, bytes: Uint8Array | undefined): boolean {
+  const now = host.stat(path);
+  if (!isThere(look) || !isThere(now)) return isThere(look) === isThere(now) && now !== "denied";
+  const read = bytes && host.read(path, bytes.length + 1);
+  return now.ino === look.ino && now.dev === look.dev &&
+    (bytes === undefined || (read !== undefined && isSameBytes(read, bytes)));
 }
 
-async function handshake(a: Acting, { argv = [""], user, what }: Step): Promise<string> {
-  const { guard, seen } = a.target;
-  const judged = judgeWay(wayTo(a.host, guard?.path ?? "/"), seen.user);
-  if (judged.trouble !== undefined) throw new Failure(judged.trouble);
-  const answer = await a.host.run(argv, { limitMs: a.host.pace.commandMs, words: what });
-  const version = versionIn(answer);
+/**
+ * Puts a new file in the place of one that was looked at: made beside it with its final mode, compared once more,
+ * renamed over. Between the comparison and the rename there is no wait. The old file keeps a name until all is well, so
+ * that the rollback is a rename and needs no space.
+ */
+function replaceFile(
+  a: Acting,
+  path: string,
+  old: Looked,
+  oldBytes: Uint8Array | undefined,
+  make: string | ((beside: string) => void),
+): void {
+  const { host } = a.run;
+  const kept = path + TEMPORARY_SUFFIX + host.random();
+  const beside = typeof make === "string" ? make : path + TEMPORARY_SUFFIX + host.random();
+  try {
+    if (typeof make !== "string") attemptEffect(() => make(beside));
+    if (!isStill(host, path, old, oldBytes)) throw new StepFailure(`${path} has changed in the meantime`, "changed");
+    attemptEffect(() => isThere(old) && host.link(path, kept));
+    attemptEffect(() => host.rename(beside, path));
+  } catch (error) {
+    for (const file of [beside, kept]) if (isThere(host.stat(file))) host.remove(file);
+    throw error;
+  }
+  host.sync(dirname(path));
+  const [mine, bytes] = [host.stat(path), bytesOf(a.run, path)];
+  a.kept.push(kept);
+  a.undo.push(() => {
+    if (!isStill(host, path, mine, bytes)) a.leftAlone.push(path);
+    else if (isThere(old)) host.rename(kept, path);
+    else host.remove(path);
+    host.sync(dirname(path));
+  });
+  if (!bytes) throw new StepFailure(`${path} did not get its name`);
+}
+
+async function writeFile(a: Acting, { path, bytes, isPlist }: InstallStep & { kind: "write" }): Promise<void> {
+  const { run, target: { facts, onMac } } = a;
+  const { host } = run;
+  const old = isPlist ? facts.look : host.stat(path);
+  const oldBytes = isPlist ? facts.bytes : bytesOf(run, path);
+  const make = (beside: string) => host.create(beside, bytes, facts.look.mode & 0o777, facts.look.gid);
+  if (!isPlist || !onMac) return replaceFile(a, path, old, oldBytes, make);
+  // Apple's own reader must take it before it gets its name.
+  const beside = path + TEMPORARY_SUFFIX + host.random();
+  attemptEffect(() => make(beside));
+  const argv: Argv = [host.tool("plutil"), "-lint", beside];
+  const answer = await host.run(argv, { limitMs: host.limits.commandMs });
+  const isBad = answer.late || answer.code !== 0;
+  if (isBad) host.remove(beside);
+  if (isBad) throw new StepFailure(`plutil -lint: ${inWords(answer)}`);
+  replaceFile(a, path, old, oldBytes, beside);
+}
+
+/** Removed only if nothing has changed it since it was looked at; it comes back in a rollback. */
+function removeFile(a: Acting, path: string): string | void {
+  const { host } = a.run;
+  const look = host.stat(path);
+  if (!isThere(look)) return "it is gone already";
+  const kept = path + TEMPORARY_SUFFIX + host.random();
+  attemptEffect(() => host.rename(path, kept));
+  host.sync(dirname(path));
+  a.kept.push(kept);
+  a.undo.push(() => {
+    if (host.stat(path) === "absent") host.rename(kept, path);
+    else a.leftAlone.push(path);
+  });
+}
+
+/** The previous guard is kept beside the new one, and comes back with a rollback. */
+async function placeGuard(a: Acting, { path, bytes, sign }: InstallStep & { kind: "place" }): Promise<void> {
+  const { host } = a.run;
+  const { way } = wayTo(host, dirname(path));
+  const changer = changerOf(a.target.facts.place, a.target.facts.look);
+  const verdict = checkPathOwners(way, trustOf(changer, "place"));
+  if (verdict.why !== undefined) throw new StepFailure(verdict.why);
+  const signed = sign === undefined ? bytes : await signedCopy(a.run, bytes, sign);
+  const old = host.stat(path);
+  const previous = path + PREVIOUS_SUFFIX;
+  if (isThere(old)) {
+    replaceFile(a, previous, host.stat(previous), undefined, (beside) => host.link(path, beside));
+  }
+  const gid = a.target.facts.user.gid;
+  replaceFile(
+    a,
+    path,
+    old,
+    undefined,
+    (beside) => host.create(beside, signed, GUARD_MODE, changer === 0 ? WHEEL_GID : gid),
+  );
+}
+
+/** Signs in a private folder, as the caller and with his keychain; the identifier is the one of every release. */
+async function signedCopy(run: InstallRun, bytes: Uint8Array, identity: string): Promise<Uint8Array> {
+  const { host } = run;
+  const folder = join(host.folders.own, `lima-guard-${host.random()}`);
+  const file = join(folder, GUARD_NAME);
+  attemptEffect(() => host.makeFolder(folder, 0o700));
+  try {
+    attemptEffect(() => host.create(file, bytes, 0o700, -1));
+    const argv: Argv = [host.tool("codesign"), "--force", "--sign", identity, "--identifier", "org.lima-guard", file];
+    const answer = await host.run(argv, { limitMs: host.limits.handshakeMs, words: argv.map(quote).join(" ") });
+    const signed = host.read(file, GUARD_LIMIT_BYTES);
+    if (answer.late || answer.code !== 0 || !signed) throw new StepFailure(inWords(answer));
+    return signed;
+  } finally {
+    for (const path of [file, folder]) if (isThere(host.stat(path))) host.remove(path);
+  }
+}
+
+async function handshake(a: Acting, argv: Argv): Promise<string> {
+  const { run, target } = a;
+  const { user } = target.facts;
+  const path = target.guard?.path ?? "";
+  const verdict = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
+  if (verdict.why !== undefined) throw new StepFailure(verdict.why);
+  const { limits } = run.host;
+  const progress = run.host.progress("asks the guard for its version: macOS scans a new program the first time");
+  const answer = await run.host.run(argv, { limitMs: limits.handshakeMs, words: argv.map(quote).join(" ") });
+  progress.finish();
+  const version = readVersion(answer);
   if (version === undefined) {
-    throw new Failure(`it did not say its version to ${user}: ${answer.stdout.trim().slice(0, 80) || inWords(answer)}`);
+    const said = answer.stdout.trim().slice(0, 80) || inWords(answer);
+    throw new StepFailure(`it did not say its version to ${user.name}: ${said}`);
   }
   if (version !== VERSION) a.notes.push(`the guard is version ${version}, this is ${VERSION}`);
+  a.version = version;
   return `lima-guard ${version}`;
 }
 
-function versionIn(answer: Answer): string | undefined {
-  return answer.code === 0 && !answer.late ? /^lima-guard (\d+\.\d+\.\d+\S*)\n?$/.exec(answer.stdout)?.[1] : undefined;
-}
-
-// ─────────────────────────────────────────────────────────────────────────── acting: the way back ──
-
 /** Back to where it was, from what is seen now. Every step is tried, even if one before it failed. */
-async function goBack(a: Acting): Promise<boolean> {
-  const { host, target } = a;
-  const { seen } = target;
-  // What the ladder still does belongs to the instance; the job is ours.
+async function rollBack(a: Acting): Promise<boolean> {
+  const { run, target } = a;
+  // What the stop still does belongs to the instance; the job is ours.
   await a.stopping;
-  const now = { text: textNow(host, seen.place.target), loaded: a.hasTouchedLaunchd ? await lookHard(a) : seen.loaded };
-  const actor = { uid: host.uid, canAsk: host.canAsk };
+  const now = a.hasTouchedLaunchd ? await pollUntilKnown(a) : target.facts.loaded;
+  const { unload, load } = planRollback(target, now, a.hasBootedOut, run.actor);
   let isBack = true;
-  for (const step of planBack({ ...target, reload: a.hasTouchedLaunchd }, now, actor)) {
+  const attemptAll = async (steps: readonly InstallStep[]) => {
+    for (const step of steps) {
+      try {
+        await actStep(a, step);
+      } catch (error) {
+        say(run, `the rollback has failed: ${error instanceof Error ? error.message : error}`);
+        isBack = false;
+      }
+    }
+  };
+  if (a.hasTouchedLaunchd) await attemptAll(unload);
+  for (const undo of a.undo.toReversed()) {
     try {
-      await actStep(a, step);
+      undo();
     } catch (error) {
-      a.say(`failed on the way back: ${error instanceof Error ? error.message : error}`);
+      say(run, `the rollback has failed: ${error instanceof Error ? error.message : error}`);
       isBack = false;
     }
   }
-  await clearBeside(a);
-  return isBack && textNow(host, seen.place.target) === seen.plist.text;
+  const { target: plist } = target.facts.place;
+  const isOurs = !a.leftAlone.includes(plist) && isThere(run.host.stat(plist));
+  const expectAny = load.map((step) => isOurs ? step : { ...step, expect: undefined });
+  if (a.hasTouchedLaunchd && isThere(run.host.stat(plist))) await attemptAll(expectAny as InstallStep[]);
+  clearKept(a);
+  return isBack;
 }
 
-/** What was written beside its place and did not get there. It does no harm: no reason to fail. */
-async function clearBeside({ host, target }: Acting): Promise<void> {
-  const { place } = target.seen;
-  const guard = target.guard?.bytes ? [target.guard.path] : [];
-  for (const path of [place.target, place.target + BACKUP_SUFFIX, ...guard].map((p) => p + BESIDE_SUFFIX)) {
-    const owner = host.lookAt(path)?.uid;
-    if (owner === undefined) continue;
-    if (owner === host.uid) host.remove(path);
-    else if (place.kind === "daemon" || host.uid === 0) {
-      const argv = [...prefixFor({ uid: host.uid, canAsk: host.canAsk }, owner, place.kind), "rm", "-f", path];
-      const [program = "", ...rest] = argv;
-      await host.run([program, ...rest], { limitMs: host.pace.commandMs, words: argv.map(quote).join(" ") });
-    }
-  }
+function clearKept({ run: { host }, kept }: Acting): void {
+  for (const path of kept) if (isThere(host.stat(path))) host.remove(path);
 }
 
-function textNow(host: InstallHost, path: string): string | undefined {
-  const bytes = bytesOf(host, path);
-  return bytes && new TextDecoder("utf-8", { ignoreBOM: true }).decode(bytes);
-}
-
-// ──────────────────────────────────────────────────────────────────────────────── acting: launchd ──
-
-async function loadedNow({ host, target }: Pick<Acting, "host" | "target">): Promise<Loaded> {
-  const { domain, job } = target.seen;
-  return readLoaded(await host.run(["launchctl", "print", `${domain}/${job.label}`], { limitMs: host.pace.commandMs }));
+async function loadedNow({ run, target }: Pick<Acting, "run" | "target">): Promise<Loaded> {
+  return await askLoaded(run, `${target.facts.domain}/${target.job.label}`);
 }
 
 /** Looks until there is an answer: what is not known must not be taken for gone. */
-async function lookHard(a: Acting): Promise<Loaded> {
-  const { value } = await poll(a, a.host.pace.runningMs, (loaded) => loaded.kind !== "unknown");
-  return value;
+async function pollUntilKnown(a: Acting): Promise<Loaded> {
+  return (await poll(a, a.run.host.limits.runningMs, (loaded) => loaded.kind !== "unknown")).value;
 }
 
 /** How often launchctl is asked at least before it counts as silent. */
 const LOOKS = 3;
 
-async function poll(
-  a: Acting,
-  limitMs: number,
-  isEnough: (loaded: Loaded) => boolean,
-): Promise<{ isEnough: boolean; value: Loaded }> {
-  const end = a.host.clockMs() + limitMs;
+async function poll(a: Acting, limitMs: number, isEnough: (loaded: Loaded) => boolean) {
+  const { host } = a.run;
+  const end = host.clockMs() + limitMs;
   for (let looks = 1;; looks++) {
     const value = await loadedNow(a);
     if (isEnough(value)) return { isEnough: true, value };
     // One launchctl that hangs may use up all the time: that is no reason to give up.
     const isTried = value.kind !== "unknown" || looks >= LOOKS;
-    if (isTried && a.host.clockMs() >= end) return { isEnough: false, value };
-    await a.host.pause(a.host.pace.pollMs);
+    if (isTried && host.clockMs() >= end) return { isEnough: false, value };
+    await host.pause(host.limits.pollMs);
   }
 }
 
-/** The guard's ladder, until the job's own process has ended: launchd may be starting it again the next moment. */
-async function stopStep(a: Acting, { argv = [""], what, pid: planned }: Step): Promise<string> {
-  const { host, target } = a;
+/**
+ * The guard's stop, until the job's own process has ended: launchd may be starting it again the next moment. Where the
+ * guard says that nothing of the instance lives, a process that is no host agent yet holds no VM: `bootout` ends it.
+ */
+async function stopInstance(a: Acting, { argv, what, pid: planned }: InstallStep & { kind: "stop" }): Promise<string> {
+  const { run: { host }, target: { facts, removesJob } } = a;
   a.hasTouchedLaunchd = true;
   // KeepAlive may have started another process since the plan was made.
   const now = await loadedNow(a);
   if (now.kind === "loaded" && now.pid === undefined) return "its process has ended";
-  const pid = now.kind === "loaded" ? now.pid : planned;
-  const progress = host.progress(`${target.seen.place.name} stops`);
+  const pid = now.kind === "loaded" && now.pid !== undefined ? now.pid : planned;
+  const progress = host.progress(`${facts.place.name} stops`);
   let ended: Answer | undefined;
-  a.stopping = host.run(argv, { limitMs: host.pace.stopMs, words: what }).then((answer) => ended = answer);
-  while (ended === undefined && pid !== undefined && host.alive(pid) !== "no") {
-    await Promise.race([a.stopping, host.pause(host.pace.pollMs / 5)]);
-  }
+  a.stopping = host.run(argv, { limitMs: host.limits.stopMs, words: what }).then((answer) => ended = answer);
+  while (ended === undefined && host.alive(pid)) await Promise.race([a.stopping, host.pause(host.limits.pollMs / 5)]);
   progress.finish();
-  if (pid === undefined || host.alive(pid) === "no" || ended === undefined) return "its process has ended";
-  const { code, late, stdout } = ended as Answer;
-  // `colima start -f` does not notice that its instance has stopped; limactl ends with it. A ladder that was killed
-  // looks like one that went well, but has said nothing.
-  const isStopped = code === 0 && !late && stdout.includes(`${target.seen.place.name}: `);
-  if (isStopped && target.seen.job.tool === "colima") return "stopped";
-  // The ladder calls a process gone that launchd has yet to reap.
-  const end = host.clockMs() + host.pace.reapMs;
-  while (isStopped && host.alive(pid) !== "no" && host.clockMs() < end) await host.pause(host.pace.pollMs);
-  if (host.alive(pid) === "no") return "its process has ended";
-  throw new Failure(isStopped ? `PID ${pid} of the job still lives` : stdout.trim() || inWords(ended));
+  if (ended === undefined || !host.alive(pid)) return "its process has ended";
+  const answer = ended as Answer;
+  // A stop that was killed looks like one that went well, but has said nothing.
+  const isStopped = !answer.late &&
+    (stopStatus(answer) === EXIT.done || (removesJob && answer.code === EXIT.noInstance));
+  if (!isStopped) throw new StepFailure(stopWhy(answer));
+  const end = host.clockMs() + host.limits.reapMs;
+  while (host.alive(pid) && host.clockMs() < end) await host.pause(host.limits.pollMs);
+  return host.alive(pid) ? "nothing of the instance lives; bootout ends its process" : "its process has ended";
 }
 
-async function bootout(a: Acting, { argv = [""], what }: Step): Promise<string | void> {
-  a.hasTouchedLaunchd = true;
-  const answer = await a.host.run(argv, { limitMs: a.host.pace.commandMs, words: what });
+/** The status in the one document of `--stop --json`; undefined where there is none. */
+function stopStatus({ code, stdout }: Answer): number | undefined {
+  try {
+    const [first] = JSON.parse(stdout).instances ?? [];
+    return code === EXIT.done && first?.status === EXIT.done ? EXIT.done : undefined;
+  } catch (error) {
+    if (!(error instanceof SyntaxError) && !(error instanceof TypeError)) throw error;
+    return undefined;
+  }
+}
+
+function stopWhy(answer: Answer): string {
+  try {
+    const [first] = JSON.parse(answer.stdout).instances ?? [];
+    return first?.blockers?.[0]?.because ?? `${first?.state ?? "it"} was not stopped: ${inWords(answer)}`;
+  } catch (error) {
+    if (!(error instanceof SyntaxError) && !(error instanceof TypeError)) throw error;
+    return inWords(answer);
+  }
+}
+
+async function bootout(
+  a: Acting,
+  { argv, what }: InstallStep & { kind: "run" | "logs" | "bootout" },
+): Promise<string | void> {
+  const { host } = a.run;
+  a.hasTouchedLaunchd = a.hasBootedOut = true;
+  const answer = await host.run(argv, { limitMs: host.limits.commandMs, words: what });
   if (!answer.late && [0, NO_PROCESS, IN_PROGRESS, NO_SERVICE].includes(answer.code)) return;
-  const loaded = await lookHard(a);
+  const loaded = await pollUntilKnown(a);
   if (loaded.kind === "absent") return "the job is gone";
   if (loaded.kind === "loaded" && loaded.isEnding) return "the job is ending";
-  throw new Failure(inWords(answer));
+  throw new StepFailure(inWords(answer));
 }
 
 async function waitUntilGone(a: Acting): Promise<void> {
-  const { loaded } = a.target.seen;
+  const { run: { host }, target: { facts: { loaded } } } = a;
   const inForce = loaded.kind === "loaded" ? loaded.exitTimeoutS ?? EXIT_TIMEOUT_S : EXIT_TIMEOUT_S;
   const pid = loaded.kind === "loaded" ? loaded.pid : undefined;
-  const limitMs = a.host.pace.goneMs + inForce * a.host.pace.secondMs;
-  const progress = a.host.progress(`waits for launchd, up to ${Math.round(limitMs / 1000)} s`);
-  const isGone = (l: Loaded) => l.kind === "absent" && (pid === undefined || a.host.alive(pid) === "no");
-  const waited = await poll(a, limitMs, isGone);
+  const limitMs = host.limits.goneMs + inForce * host.limits.secondMs;
+  const progress = host.progress(`waits for launchd, up to ${Math.round(limitMs / 1000)} s`);
+  const isGone = (l: Loaded) => l.kind === "absent" && (pid === undefined || !host.alive(pid));
+  const { isEnough, value } = await poll(a, limitMs, isGone);
   progress.finish();
-  if (waited.isEnough) return;
-  const { value } = waited;
-  throw new Failure(
-    value.kind === "unknown" ? value.why : value.kind === "absent" ? `PID ${pid} still lives` : "it is still there",
-  );
+  if (isEnough) return;
+  if (value.kind === "unknown") throw new StepFailure(value.why);
+  throw new StepFailure(value.kind === "absent" ? `PID ${pid} still lives` : "it is still there");
 }
 
-async function bootstrap(a: Acting, { argv = [""], expect, what }: Step): Promise<string | void> {
-  a.hasTouchedLaunchd = true;
-  const end = a.host.clockMs() + a.host.pace.bootstrapMs;
+async function bootstrap(
+  a: Acting,
+  { argv, expect, what }: InstallStep & { kind: "bootstrap" },
+): Promise<string | void> {
+  const { host } = a.run;
+  a.hasTouchedLaunchd = a.hasBootedOut = true;
+  const end = host.clockMs() + host.limits.bootstrapMs;
   for (let tries = 1;; tries++) {
-    const answer = await a.host.run(argv, { limitMs: a.host.pace.commandMs, words: what });
-    const loaded = await lookHard(a);
-    if (isLoadedAs(loaded, expect?.args)) {
-      return tries > 1 ? `done, at try ${tries}` : undefined;
-    }
+    const answer = await host.run(argv, { limitMs: host.limits.commandMs, words: what });
+    const loaded = await pollUntilKnown(a);
+    const isIn = expect === undefined ? loaded.kind === "loaded" && !loaded.isEnding : isLoadedAs(loaded, expect.args);
+    if (isIn) return tries > 1 ? `done, at try ${tries}` : undefined;
     const isTransient = answer.late || [0, IO_ERROR, IN_PROGRESS, ALREADY].includes(answer.code);
-    if (!isTransient || a.host.clockMs() >= end) throw new Failure(inWords(answer));
-    await a.host.pause(a.host.pace.pollMs);
+    if (!isTransient || host.clockMs() >= end) {
+      const dropped =
+        "launchd accepted the job and has not kept it: System Settings > General > Login Items & Extensions";
+      throw new StepFailure(answer.code === 0 && !answer.late ? dropped : inWords(answer));
+    }
+    await host.pause(host.limits.pollMs);
   }
 }
 
-async function verify(a: Acting, { expect }: Step): Promise<string> {
+async function verifyLoaded(a: Acting, expect: Expected | undefined): Promise<string> {
+  const { host } = a.run;
   const isRight = (l: Loaded) =>
-    isLoadedAs(l, expect?.args) && (!expect?.isRunning || (l.kind === "loaded" && l.pid !== undefined));
-  const progress = a.host.progress("looks at the job");
-  const { isEnough, value } = await poll(a, a.host.pace.runningMs, isRight);
+    l.kind === "loaded" && (expect === undefined || isLoadedAs(l, expect.args)) &&
+    (!expect?.isRunning || l.pid !== undefined);
+  const progress = host.progress("looks at the job");
+  const { isEnough, value } = await poll(a, host.limits.runningMs, isRight);
   progress.finish();
-  if (!isEnough) throw new Failure(notAsWanted(value, expect));
+  if (!isEnough) throw new StepFailure(notAsWanted(value, expect));
   if (value.kind !== "loaded") return "as wanted";
   const inForce = value.exitTimeoutS;
   if (inForce !== undefined && inForce < (expect?.exitTimeoutS ?? 0)) {
@@ -2326,416 +3019,866 @@ function notAsWanted(loaded: Loaded, expect: Expected | undefined): string {
   return "the job does not run, and it ran before";
 }
 
-// ────────────────────────────────────────────────────────────────────────────────────── the roles ──
+// ─────────────────────────────────────────────────────────────────────────────────── the commands ──
 
-/** A job that is ready to be changed, or the report where there is nothing to do or to be refused. */
-type Prepared = { readonly report: Report } | {
-  readonly name: string;
-  readonly target: Target;
-  readonly steps: readonly Step[];
-};
+/** A job that is ready to be changed here; one that another user must change; or the report of one that needs nothing. */
+type PreparedJob =
+  | { readonly kind: "report"; readonly report: JobReport }
+  | { readonly kind: "ready"; readonly name: string; readonly target: Target; readonly steps: readonly InstallStep[] }
+  | { readonly kind: "hand over"; readonly name: string; readonly uid: number };
 
-async function prepare(host: InstallHost, name: string, options: Options): Promise<Prepared> {
+async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
+  const { host, options } = run;
   try {
-    if (host.os !== "darwin" && !(options.plist && (options.noReload || options.dryRun || options.role === "check"))) {
-      const hint = "--plist FILE with --no-reload, --dry-run or --check works anywhere";
+    const isFileOnly = options.plist !== undefined &&
+      (options.noReload || options.dryRun || options.print || options.role === "check");
+    if (host.os !== "darwin" && !isFileOnly) {
+      const hint = "--plist FILE with --no-reload, --dry-run, --print or --check works anywhere";
       throw new Refusal("Cannot do this here: launchd is part of macOS", hint);
     }
-    const seen = await observe(host, name, options);
-    if (options.role === "check") return { report: await check(host, seen, options) };
-    refuseReadOnly(host, seen, options);
-    const target = options.role === "install"
-      ? await installTarget(host, seen, options)
-      : uninstallTarget(host, seen, options);
-    const steps = planSteps(target, { uid: host.uid, canAsk: host.canAsk });
-    if (steps.every((step) => step.kind === "handshake" || step.argv?.[0] === "codesign")) {
-      return { report: nothingToDo(target) };
-    }
-    return { name, target, steps };
+    const place = await findJobPlace(run, name);
+    const uid = changerOf(place, requireThere(host, place.target));
+    // What is in a user's folder root leaves to one child that is the user.
+    const isLooking = options.role === "check" || options.dryRun || options.print;
+    if (uid !== 0 && host.uid !== uid && (host.uid === 0 || !isLooking)) return { kind: "hand over", name, uid };
+    const facts = await lookAtJob(run, place);
+    if (options.role === "check") return { kind: "report", report: await checkJob(run, facts) };
+    const target = options.role === "install" ? await installTarget(run, facts) : uninstallTarget(run, facts);
+    const steps = planSteps(target, run.actor);
+    if (options.print) return { kind: "report", report: printed(target) };
+    const isDone = steps.every((step) =>
+      step.kind === "handshake" || (step.kind === "run" && step.argv[0] === host.tool("codesign"))
+    );
+    if (isDone && !target.reload) return { kind: "report", report: await nothingToDo(run, target, steps) };
+    if (host.uid !== uid && !options.dryRun) return { kind: "hand over", name, uid };
+    return { kind: "ready", name, target, steps };
   } catch (error) {
-    return { report: refused(name, error) };
+    return { kind: "report", report: refusedReport(name, error) };
   }
 }
 
-/** Whatever else is thrown than a refusal is no answer: said, and the other jobs are served all the same. */
-function refused(name: string, error: unknown): Report {
-  if (!(error instanceof Refusal)) {
-    const because = `a fault of ours: ${error instanceof Error ? error.stack : error}`;
-    return report(name, "unknown", EXIT.failed, "unknown", { blockers: [{ what: name, because }] });
-  }
-  const { message, hint, status } = error;
-  const state = status === EXIT.noInstance ? "missing" : status === EXIT.tryAgain ? "unknown" : "refused";
-  const blocker = { what: name, because: message, ...hint === undefined ? {} : { hint } };
-  return report(name, state, status, state, { blockers: [blocker] });
+function requireThere(host: InstallHost, path: string): FileLook {
+  const look = host.stat(path);
+  if (isThere(look)) return look;
+  throw new Refusal(`Cannot read ${path}`, `ls -l ${quote(path)}`, look === "denied" ? EXIT.denied : EXIT.noInstance);
 }
 
-async function installTarget(host: InstallHost, seen: Seen, options: Options): Promise<Target> {
+/** What an install refuses is what `--check` names afterwards: the two never disagree. */
+async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
+  refuseManaged(run, facts);
+  if (facts.badBackup !== undefined && facts.job.guard === undefined) {
+    throw new Refusal(
+      `Cannot keep a backup: ${facts.badBackup}`,
+      `move it away: ls -l ${quote(facts.place.target + BACKUP_SUFFIX)}`,
+    );
+  }
+  const world = judgeWorld(facts, await lookAtWorld(run, facts));
+  const [trouble] = world.troubles;
+  if (trouble !== undefined && run.host.os === "darwin") {
+    throw new Refusal(`Cannot install: ${trouble}`, troubleHint(run, facts));
+  }
+}
+
+async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
+  const { host, options } = run;
   const onMac = host.os === "darwin";
-  const path = options.guard ?? join(options.guardDir ?? host.folders.guards, GUARD_NAME);
-  const guard = onMac ? await observeGuard(host, seen, options) : undefined;
-  const logFolder = seen.place.kind === "daemon" ? host.folders.logs : join(seen.user.home, "Library/Logs/lima-guard");
-  const wanted = wantedOf(seen, path, options, logFolder);
-  const rewritten = wrapText(seen.plist, seen.job, wanted);
-  const job = readJob(readPlist(rewritten.text), seen.place.name);
-  const logs = [wanted.stdoutPath, wanted.stderrPath].filter((p) => p !== undefined).filter((p) => !host.lookAt(p));
-  const reload = needsReload(host, seen, job, options, rewritten);
-  const consent = seen.job.guard === path ? [] : consentNotes(seen, path);
-  const keep = options.keepAlive && seen.job.keepAlive !== undefined
-    ? ["KeepAlive is there already, and stays as it is"]
-    : [];
-  const short = wanted.exitTimeoutS !== undefined && wanted.exitTimeoutS < EXIT_TIMEOUT_S
-    ? [`an ExitTimeOut of ${wanted.exitTimeoutS} s is less than the ${EXIT_TIMEOUT_S} s that a guest may need`]
-    : [];
-  const later = seen.loaded.kind === "no session"
-    ? ["nobody is logged in at the screen: it takes effect at the next login"]
-    : [];
-  const volume = seen.otherVolume && seen.place.kind === "daemon"
-    ? [
-      "it is on another volume: macOS mounts it before a login only with AutomountDisksWithoutUserLogin (see the README)",
-    ]
-    : [];
-  const unchecked = onMac ? [] : [`this is no Mac: ${path} was not looked at`];
-  const notes = [
-    ...seen.notes,
-    ...seen.job.remarks,
-    ...guard?.warnings ?? [],
-    ...consent,
-    ...keep,
-    ...short,
-    ...later,
-    ...volume,
-    ...unchecked,
-  ];
-  const target = {
-    role: "install",
-    seen: { ...seen, notes },
-    rewritten,
-    job,
-    reload,
-    stopWith: path,
-    logs,
-    onMac,
-  } as const;
-  return { ...target, ...guard ? { guard } : {} };
-}
-
-function uninstallTarget(host: InstallHost, seen: Seen, options: Options): Target {
-  const rewritten = unwrapText(seen.plist, seen.job, seen.backup?.plist);
-  const job = readJob(readPlist(rewritten.text), seen.place.name);
-  const reload = needsReload(host, seen, job, options, rewritten);
-  const guard = seen.job.guard ?? (seen.loaded.kind === "loaded" ? seen.loaded.args[0] : undefined);
-  const stopWith = guard !== undefined && GUARD_NAME_RULE.test(basename(guard)) && host.lookAt(guard)
-    ? { stopWith: guard }
-    : {};
-  const lost = rewritten.changes.length > 0 && !seen.backup?.plist
-    ? ["there is no backup: only the command goes back, ExitTimeOut and the rest stay as they are"]
-    : [];
-  const notes = [...seen.job.remarks, ...lost];
+  await refuseInstall(run, facts);
+  const guard = onMac ? await lookAtGuard(run, facts) : undefined;
+  const path = guard?.path ?? options.guard ?? join(options.guardDir ?? host.folders.guards[0] ?? "", GUARD_NAME);
+  const wanted = wantedOf(facts, path, options);
+  const rewritten = wrapText(facts.plist, facts.job, wanted);
+  const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
+  const logs = [wanted.stdoutPath, wanted.stderrPath].find((p) => p !== undefined);
+  const reload = needsReload(run, facts, job, rewritten);
+  const notes = [...facts.notes, ...installNotes(run, facts, job, { guard, wanted, reload })];
   return {
-    role: "uninstall",
-    seen: { ...seen, notes },
+    role: "install",
+    facts: { ...facts, notes },
     rewritten,
     job,
+    guard,
+    sign: guard?.sign,
+    verifies: onMac && guard?.isSigned === true,
     reload,
-    logs: [],
-    onMac: host.os === "darwin",
-    ...stopWith,
+    enables: options.start,
+    stopWith: stopWith(run, facts, path),
+    logFolder: onMac && logs !== undefined ? dirname(logs) : undefined,
+    memory: {
+      guard: path,
+      isPlaced: guard?.isPlaced === true,
+      options: wanted.guardOptions ?? [],
+      keepAlive: wanted.keepAlive === true || facts.memory.keepAlive === true,
+    },
+    removesJob: false,
+    purged: [],
+    onMac,
   };
 }
 
-const GUARD_NAME_RULE = /^lima-guard/;
+/** The guard that stops the instance: the one that will be in place, or the old one of the job, if it is there. */
+function stopWith(run: InstallRun, { job, loaded }: JobFacts, path: string | undefined): string | undefined {
+  if (path !== undefined) return path;
+  const old = job.guard ?? (loaded.kind === "loaded" ? loaded.args[0] : undefined);
+  const isGuardThere = old !== undefined && /^lima-guard/.test(basename(old)) && isThere(wayTo(run.host, old).look);
+  return isGuardThere ? old : undefined;
+}
 
-/** Whether launchd has something else than the file will say. What it does not print counts too: it reads a file once. */
-function needsReload(host: InstallHost, seen: Seen, job: Job, options: Options, { changes }: Rewritten): boolean {
-  const { loaded } = seen;
-  if (options.noReload || host.os !== "darwin" || loaded.kind === "no session") return false;
-  if (loaded.kind === "unknown") {
-    throw new Refusal(
-      `Cannot tell what launchd has: ${loaded.why}`,
-      "run this again; --no-reload changes the file only",
-      EXIT.tryAgain,
-    );
+/** What is said beside the plan: a condition, and its words. */
+function installNotes(
+  run: InstallRun,
+  facts: JobFacts,
+  job: LaunchdJob,
+  { guard, wanted, reload }: { guard: GuardFacts | undefined; wanted: Wanted; reload: boolean },
+): string[] {
+  const { options, host } = run;
+  const isOff = facts.loaded.kind === "absent" && !reload && !options.noReload && host.os === "darwin" &&
+    facts.place.kind !== "file";
+  const start = commandFor(run, facts, ["--start"]);
+  const short = (wanted.exitTimeoutS ?? EXIT_TIMEOUT_S) < EXIT_TIMEOUT_S;
+  const table: [boolean, string][] = [
+    [facts.job.guard !== wanted.guard, ""],
+    [options.keepAlive && facts.job.keepAlive !== undefined, "KeepAlive is there already, and stays as it is"],
+    [
+      restartsOnSuccess(facts.job.keepAlive),
+      "KeepAlive {SuccessfulExit: true} would start the instance again after a requested stop: it becomes false, and --uninstall gives it back",
+    ],
+    [short, `an ExitTimeOut of ${wanted.exitTimeoutS} s is less than the ${EXIT_TIMEOUT_S} s that a guest may need`],
+    [facts.loaded.kind === "no session", "no user is logged in at the screen: it takes effect at the next login"],
+    [!job.startsByItself, "nothing starts it at boot or login: it has neither RunAtLoad nor KeepAlive"],
+    [facts.disabled === true && !options.start, `the job is disabled, and stays so (${start} enables and loads it)`],
+    [
+      isOff && facts.disabled !== true,
+      `the job is not loaded, and stays so until the next boot or login (${start} loads it now)`,
+    ],
+    [
+      facts.otherVolume && facts.place.kind === "daemon",
+      "it is on another volume: macOS mounts it before a login only with AutomountDisksWithoutUserLogin (see the README)",
+    ],
+    [host.os !== "darwin", `this is no Mac: ${wanted.guard} was not looked at`],
+  ];
+  const consent = facts.job.guard === wanted.guard ? [] : consentNotes(facts, wanted.guard);
+  return [
+    ...facts.job.remarks,
+    ...guard?.warnings ?? [],
+    ...consent,
+    ...table.filter(([holds, words]) => holds && words !== "").map(([, words]) => words),
+  ];
+}
+
+function uninstallTarget(run: InstallRun, facts: JobFacts): Target {
+  const { host, options } = run;
+  refuseManaged(run, facts);
+  const rewritten = unwrapText(facts.plist, facts.job, facts.backup?.plist);
+  const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
+  const onMac = host.os === "darwin";
+  const removesJob = onMac && facts.instance === "gone" && facts.job.guard !== undefined && !options.noReload;
+  const isLost = rewritten.changes.length > 0 && facts.backup === undefined;
+  const notes = [
+    ...facts.job.remarks,
+    ...facts.badBackup === undefined ? [] : [`${facts.badBackup}; it stays where it is`],
+    ...isLost ? ["there is no backup: only the command goes back, ExitTimeOut and the rest stay as they are"] : [],
+  ];
+  return {
+    role: "uninstall",
+    facts: { ...facts, notes },
+    rewritten: removesJob ? { text: facts.plist.text, changes: [] } : rewritten,
+    job,
+    guard: undefined,
+    sign: undefined,
+    verifies: false,
+    reload: (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten),
+    enables: options.start,
+    stopWith: stopWith(run, facts, undefined),
+    logFolder: undefined,
+    memory: undefined,
+    removesJob,
+    purged: options.purge ? purgedFiles(run, facts, removesJob) : [],
+    onMac,
+  };
+}
+
+/** The guard, if no other plist names it, and what is left beside the plist. */
+function purgedFiles(run: InstallRun, { place, job, loaded, backup, memory }: JobFacts, removesJob: boolean): string[] {
+  const { host } = run;
+  const guard = job.guard ?? memory.guard ??
+    (loaded.kind === "loaded" && isGuard(loaded.args) ? loaded.args[0] : undefined);
+  const folder = dirname(place.file);
+  const others = (host.list(folder) ?? []).filter((n) => n.endsWith(".plist") && join(folder, n) !== place.file);
+  const isNamed = guard === undefined || others.some((n) => {
+    const bytes = host.read(join(folder, n), PLIST_LIMIT_BYTES);
+    return bytes !== undefined && new TextDecoder().decode(bytes).includes(stringElement(guard));
+  });
+  const guards = isNamed || guard === undefined ? [] : [guard, guard + PREVIOUS_SUFFIX];
+  const isBackupLeft = backup !== undefined && job.guard === undefined && !removesJob;
+  const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards];
+  return left.filter((path) => isThere(host.stat(path)));
+}
+
+/** Whether launchd has something else than the file will say. What was off stays off. */
+function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { changes }: Rewritten): boolean {
+  const { host, options } = run;
+  const { loaded, memory } = facts;
+  if (options.noReload || host.os !== "darwin" || facts.place.kind === "file" || loaded.kind === "no session") {
+    return false;
   }
-  // An uninstall that was cut off between bootout and bootstrap has left the old bytes and the backup.
-  if (loaded.kind === "absent") return options.role === "install" || seen.backup?.text === seen.plist.text;
-  if (changes.length > 0) return true;
+  if (loaded.kind === "unknown") {
+    const hint = "run this again; --no-reload changes the file only";
+    throw new Refusal(`Cannot tell what launchd has: ${loaded.why}`, hint, EXIT.tryAgain);
+  }
+  // An interrupted install has booted it out in this boot: that is not off.
+  if (loaded.kind === "absent") return options.start || memory.bootedOut?.boot === run.actor.boot;
+  if (changes.length > 0 || options.restart || (options.start && facts.disabled === true)) return true;
   const wanted = Math.min(job.exitTimeOut ?? 0, EXIT_TIMEOUT_S);
   return loaded.isEnding || !isEqual(loaded.args, job.args) || (loaded.exitTimeoutS ?? wanted) < wanted;
 }
 
-/** A file that somebody else writes: what to declare there. */
-function refuseReadOnly(host: InstallHost, { place, job, look }: Seen, options: Options): void {
+/** A file that another program writes: what to declare there. */
+function refuseManaged(run: InstallRun, { place, job }: JobFacts): void {
+  const { host, options } = run;
   const isStore = place.target.startsWith("/nix/store/");
-  if (isStore || host.isReadOnly(place.target)) {
-    const guard = options.guard ?? join(options.guardDir ?? host.folders.guards, GUARD_NAME);
-    const args = [guard, "--run", place.name, "--", ...job.command];
-    throw new Refusal(
-      `Cannot change ${place.target}: ${isStore ? "Nix made it" : "its volume is read-only"}`,
-      `declare there: ProgramArguments = ${JSON.stringify(args)}, ExitTimeOut = ${EXIT_TIMEOUT_S}`,
-    );
-  }
-  if (place.kind !== "daemon") return;
-  // Whoever can write a daemon's plist is root, as far as launchd is concerned. What group admin may do to the folders
-  // of /Library is Apple's decision, and was another one in every decade.
-  const judged = judgeWay(wayTo(host, place.file), { uid: 0, name: "root" }, "may");
-  const isLoose = look.uid !== 0 || (look.mode & 0o022) !== 0;
-  if (isLoose || judged.trouble !== undefined) {
-    const hint = judged.hint ?? `sudo chown root:wheel ${quote(place.target)}; sudo chmod 0644 ${quote(place.target)}`;
-    throw new Refusal(
-      `Cannot take ${place.file}: ${judged.trouble ?? "others than root can write it, and launchd refuses it (122)"}`,
-      hint,
-    );
-  }
+  if (options.print || (!isStore && !job.isBehindShell && !host.isReadOnly(place.target))) return;
+  const guard = options.guard ?? join(options.guardDir ?? host.folders.guards[0] ?? "", GUARD_NAME);
+  const args = job.guard === undefined ? [guard, "--run", place.name, "--", ...job.command] : job.command;
+  const why = isStore || job.isBehindShell ? "Nix made it" : "its volume is read-only";
+  const words = job.isBehindShell ? `exec ${args.map(quote).join(" ")}` : `ProgramArguments = ${JSON.stringify(args)}`;
+  throw new Refusal(
+    `Cannot change ${place.target}: ${why}`,
+    `declare there: ${words}, ExitTimeOut = ${EXIT_TIMEOUT_S}`,
+  );
 }
 
-function nothingToDo({ role, seen, job }: Target): Report {
-  const words = role === "install" ? `guarded already: ${job.label} runs ${job.guard}` : `not guarded: nothing to do`;
-  return report(seen.place.name, role === "install" ? "guarded" : "not guarded", EXIT.done, words, {
-    plist: seen.place.file,
-    notes: seen.notes.map((because) => ({ what: job.label, because })),
+/** Our own command for this very job, as the person who reads it can type it. */
+function commandFor(
+  run: InstallRun,
+  { place, user, look }: Pick<JobFacts, "place" | "user" | "look">,
+  words: readonly string[],
+  role = "install",
+): string {
+  const { options, host } = run;
+  const changer = changerOf(place, look);
+  const sudo = host.uid === changer ? [] : changer === 0 ? ["sudo"] : ["sudo", "-H", "-u", user.name];
+  const more = options.plist === undefined ? [] : ["--plist", options.plist];
+  const home = options.limaHome === undefined ? [] : ["--lima-home", options.limaHome];
+  return [...sudo, "lima-guard", `--${role}`, ...words, ...more, ...home, place.name].map(quote).join(" ");
+}
+
+function troubleHint(run: InstallRun, facts: JobFacts): string {
+  if (facts.instance === "gone") return commandFor(run, facts, [], "uninstall");
+  if (facts.domains.length > 1) {
+    return facts.domains.slice(1).map((d) => `launchctl bootout ${d}/${facts.job.label}`).join("; ");
+  }
+  return `plutil -p ${quote(facts.place.file)}`;
+}
+
+/** Nothing is to be changed, and the guard has answered. */
+async function nothingToDo(run: InstallRun, target: Target, steps: readonly InstallStep[]): Promise<JobReport> {
+  const { facts, role, job } = target;
+  const { name, file } = facts.place;
+  const acted = run.options.dryRun || role === "uninstall" ? undefined : await act(run, target, steps);
+  if (acted?.failure !== undefined) {
+    const because = acted.failure.message;
+    return jobReport(name, "refused", EXIT.failed, "refused", { plist: file, blockers: [{ what: name, because }] });
+  }
+  const isOff = facts.disabled === true || facts.loaded.kind === "absent";
+  const state = role === "uninstall" ? "not guarded" : isOff && run.host.os === "darwin" ? "guarded, off" : "guarded";
+  const words = role === "install" ? `${state} already: ${job.label} runs ${job.guard}` : `not guarded: nothing to do`;
+  return jobReport(name, state, EXIT.done, words, {
+    plist: file,
+    guard: guardOf(target, acted?.acting.version),
+    notes: facts.notes.map((because) => ({ what: job.label, because })),
   });
 }
 
-// ─────────────────────────────────────────────────────────────────────────────── the role --check ──
+function guardOf({ guard, job }: Target, version: string | undefined): JobReport["guard"] {
+  const path = guard?.path ?? job.guard;
+  if (path === undefined) return null;
+  return { path, version: version ?? guard?.version ?? null, previous: guard?.previous ?? null };
+}
 
-async function check(host: InstallHost, seen: Seen, options: Options): Promise<Report> {
-  const { place, job, user } = seen;
-  let guard: { trouble?: string; version?: string } | undefined;
-  if (job.guard !== undefined && host.os === "darwin") {
-    const judged = judgeWay(wayTo(host, job.guard), user);
-    // Never as root: the guard is for the job's user, who may be able to write it.
-    const prefix = host.uid === 0 ? ["sudo", "-n", "-H", "-u", `#${user.uid}`] : [];
-    const [program = "", ...rest] = [...prefix, job.guard, "--version"];
-    const isThere = host.realPath(job.guard).ok !== undefined;
-    const version = isThere
-      ? versionIn(await host.run([program, ...rest], { limitMs: host.pace.commandMs }))
-      : undefined;
-    if (!isThere) guard = { trouble: `${job.guard} is not there` };
-    else if (judged.trouble !== undefined) guard = { trouble: judged.trouble };
-    else guard = version === undefined ? { trouble: `${job.guard} does not answer to --version` } : { version };
-  }
-  const fileOnly = host.os !== "darwin";
-  const { troubles, notes, unknown } = judgeCheck(
-    fileOnly ? { ...seen, loaded: { kind: "no session" } } : seen,
-    guard,
-    options,
-  );
+async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
+  const { place, job, user, loaded } = facts;
+  const onMac = run.host.os === "darwin";
+  const answer = job.guard !== undefined && onMac ? await askGuard(run, facts, job.guard) : undefined;
+  const seen: JobFacts = onMac
+    ? facts
+    : { ...facts, loaded: { kind: "no session" }, disabled: false, instance: "there" };
+  const judged = judgeCheck(seen, answer, await lookAtWorld(run, seen), run.options.exitTimeoutS);
+  const { troubles, unknown } = judged;
+  const notes = judged.notes.filter((note) => onMac || !note.startsWith("no user is logged in"));
   const status = troubles.length > 0 ? EXIT.failed : unknown.length > 0 ? EXIT.tryAgain : EXIT.done;
+  const open = answer?.kind === "not asked" ? "not asked" : "unknown";
+  const good = judged.isOff && onMac ? "guarded, off" : "guarded";
   const state = job.guard === undefined
     ? "not guarded"
     : troubles.length > 0
     ? "broken"
     : unknown.length > 0
-    ? "unknown"
-    : "guarded";
-  const hint = `lima-guard --install ${place.name}`;
-  const pid = seen.loaded.kind === "loaded" && seen.loaded.pid !== undefined
-    ? `, running (PID ${seen.loaded.pid})`
-    : "";
-  return report(place.name, state, status, `${state}${troubles.length === 0 ? `: ${job.label}${pid}` : ""}`, {
+    ? open
+    : good;
+  const hint = answer?.kind === "not asked" && troubles.length === 0
+    ? `sudo -H -u ${user.name} lima-guard --check ${place.name}`
+    : facts.instance === "gone" || facts.domains.length > 1
+    ? troubleHint(run, facts)
+    : commandFor(run, facts, []);
+  const pid = loaded.kind === "loaded" && loaded.pid !== undefined ? `, running (PID ${loaded.pid})` : "";
+  const version = answer?.kind === "version" ? answer.version : null;
+  return jobReport(place.name, state, status, `${state}${troubles.length === 0 ? `: ${job.label}${pid}` : ""}`, {
     plist: place.file,
+    guard: job.guard === undefined ? null : { path: job.guard, version, previous: null },
     blockers: [...troubles, ...unknown].map((because) => ({ what: job.label, because, hint })),
-    notes: notes.filter((n) => !fileOnly || !n.startsWith("nobody is logged in")).map((because) => ({
-      what: job.label,
-      because,
-    })),
+    notes: notes.map((because) => ({ what: job.label, because })),
   });
 }
 
-// ─────────────────────────────────────────────────────────────────────────────────── carrying out ──
+/** Asks the guard for its version: judged first, and only as the job's user. A job that runs proves that it starts. */
+async function askGuard(run: InstallRun, { user, loaded, job }: JobFacts, path: string): Promise<GuardAnswer> {
+  const { host } = run;
+  const { look } = wayTo(host, path);
+  if (look === "absent") return { kind: "trouble", why: `${path} is not there` };
+  const verdict = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
+  if (verdict.why !== undefined) return { kind: "trouble", why: verdict.why };
+  const argv = asUser(run.actor, user.uid, [path, "--version"]);
+  if (!argv) {
+    const runs = loaded.kind === "loaded" && loaded.pid !== undefined && !loaded.isEnding &&
+      isEqual(loaded.args, job.args);
+    return { kind: runs ? "proven by its job" : "not asked" };
+  }
+  const version = readVersion(await host.run(argv, { limitMs: host.limits.handshakeMs }));
+  return version === undefined
+    ? { kind: "trouble", why: `${path} does not answer to --version` }
+    : { kind: "version", version };
+}
+
+/** `--print`: the finished plist, for those who own it. */
+function printed(target: Target): JobReport {
+  return jobReport(target.facts.place.name, "not guarded", EXIT.done, "printed", {
+    diff: target.rewritten.text,
+    changes: target.rewritten.changes,
+  });
+}
 
 /** What a dry run reports: the plan, the diff, and the status of a real run that goes well. */
-function planned(name: string, target: Target, steps: readonly Step[]): Report {
-  const { seen, rewritten } = target;
-  return report(name, target.role === "install" ? "not guarded" : "guarded", EXIT.done, `would be changed`, {
-    plist: seen.place.file,
+async function planned(
+  run: InstallRun,
+  name: string,
+  target: Target,
+  steps: readonly InstallStep[],
+): Promise<JobReport> {
+  const { facts, rewritten } = target;
+  return jobReport(name, target.role === "install" ? "not guarded" : "guarded", EXIT.done, `would be changed`, {
+    changed: true,
+    plist: facts.place.file,
+    guard: guardOf(target, undefined),
     steps: steps.map(({ kind, what, because }) => ({ kind, what, because })),
     changes: rewritten.changes,
-    diff: diff(seen.plist.text, rewritten.text),
-    notes: seen.notes.map((because) => ({ what: target.job.label, because })),
+    diff: rewritten.changes.length === 0
+      ? ""
+      : await run.host.unifiedDiff(facts.place.target, facts.plist.text, rewritten.text),
+    notes: facts.notes.map((because) => ({ what: target.job.label, because })),
   });
 }
 
-async function carryOut(host: InstallHost, name: string, target: Target, steps: readonly Step[]): Promise<Report> {
-  const { seen, role, job, rewritten } = target;
-  const begun = host.clockMs();
-  const folder = dirname(seen.place.target);
-  const lock = host.lock(folder);
-  if (!lock) {
-    return refused(
-      name,
-      new Refusal(`Cannot start: another install is at work in ${folder}`, "run this again", EXIT.tryAgain),
+async function refuseChanged(run: InstallRun, target: Target): Promise<void> {
+  const { facts, job } = target;
+  // What was planned on may have changed while a person read the question.
+  if (!isStill(run.host, facts.place.target, facts.look, facts.bytes)) {
+    throw new Refusal(
+      `Cannot continue: ${facts.place.file} has changed in the meantime`,
+      "run this again",
+      EXIT.tryAgain,
     );
   }
+  const now = target.reload ? await loadedNow({ run, target }) : facts.loaded;
+  if (!isUnchanged(facts.loaded, now)) {
+    const why = now.kind === "unknown" ? now.why : `what launchd has of ${job.label} has changed in the meantime`;
+    throw new Refusal(`Cannot continue: ${why}`, "run this again", EXIT.tryAgain);
+  }
+}
+
+async function carryOut(
+  run: InstallRun,
+  name: string,
+  target: Target,
+  steps: readonly InstallStep[],
+): Promise<JobReport> {
+  const { host } = run;
+  const { facts, job, rewritten, role } = target;
+  const begun = host.clockMs();
+  await refuseChanged(run, target);
+  const acted = await act(run, target, steps);
+  const { acting, failure } = acted;
+  const more = {
+    plist: facts.place.file,
+    guard: guardOf(target, acting.version),
+    seconds: { total: Math.round(host.clockMs() - begun) / 1000 },
+    steps: acting.done.map(({ kind, what, because, outcome }) => ({ kind, what, because, outcome: outcome ?? "done" })),
+    notes: [
+      ...facts.notes,
+      ...acting.notes,
+      ...acting.leftAlone.map((path) => `${path} was changed by another program in the meantime, and was left alone`),
+    ].map((because) => ({ what: job.label, because })),
+  };
+  if (failure !== undefined) return failedReport(run, target, acted, more);
+  if (target.guard && acting.version !== undefined) run.placed.add(target.guard.path);
+  const isOff = !target.reload && host.os === "darwin" && facts.place.kind !== "file" && facts.loaded.kind === "absent";
+  const state = role === "uninstall" ? "not guarded" : isOff ? "guarded, off" : "guarded";
+  const verified = acting.done.findLast((s) => s.kind === "verify")?.outcome;
+  const where = target.removesJob
+    ? "removed: its instance is gone"
+    : verified ?? (target.reload ? "loaded" : "in the file only");
+  return jobReport(name, state, EXIT.done, `${state}: ${job.label}: ${where}`, {
+    ...more,
+    changed: true,
+    changes: rewritten.changes,
+  });
+}
+
+function failedReport(
+  run: InstallRun,
+  target: Target,
+  { acting, failure, isBack }: Acted,
+  more: Partial<JobReport>,
+): JobReport {
+  const { facts, role, job } = target;
+  const { name, file } = facts.place;
+  const because = failure?.message ?? "";
+  if (isBack) {
+    const status = failure?.reason === "changed" ? EXIT.tryAgain : EXIT.failed;
+    const hint = `${commandFor(run, facts, [], role)}, once that is solved`;
+    const words = acting.leftAlone.length > 0
+      ? "rolled back, except for what another program has changed"
+      : "rolled back: the old plist and the old job are in place";
+    return jobReport(name, "rolled back", status, words, { ...more, blockers: [{ what: name, because, hint }] });
+  }
+  const sudo = facts.domain === "system" && run.host.uid !== 0 ? "sudo " : "";
+  const hint = `launchctl print ${facts.domain}/${job.label}; ${sudo}launchctl bootstrap ${facts.domain} ${
+    quote(file)
+  }`;
+  return jobReport(name, "broken", EXIT.failed, "broken: the rollback has failed too", {
+    ...more,
+    changed: true,
+    blockers: [{ what: name, because, hint }],
+  });
+}
+
+/** The jobs that are ready, one after the other, under one lock; after the first that had to be rolled back no other is tried. */
+async function carryOutAll(run: InstallRun, ready: readonly (PreparedJob & { kind: "ready" })[]): Promise<JobReport[]> {
+  if (ready.length === 0) return [];
+  let lock: ReturnType<InstallHost["lock"]>;
   try {
-    // What was planned on may have changed while a person read the question.
-    if (textNow(host, seen.place.target) !== seen.plist.text) {
-      return refused(
-        name,
-        new Refusal(`Cannot go on: ${seen.place.file} has changed in the meantime`, "run this again", EXIT.tryAgain),
-      );
+    lock = run.host.lock();
+  } catch (error) {
+    return ready.map(({ name }) => refusedReport(name, error));
+  }
+  if ("pid" in lock) {
+    const refusal = new Refusal(
+      `Cannot start: another install (PID ${lock.pid}) is using it`,
+      "run this again",
+      EXIT.tryAgain,
+    );
+    return ready.map(({ name }) => refusedReport(name, refusal));
+  }
+  const reports: JobReport[] = [];
+  try {
+    for (const { name, target, steps } of ready) {
+      const failed = reports.find((r) => r.state === "rolled back" || r.state === "broken");
+      if (failed) {
+        const because = `${failed.name} had to be rolled back`;
+        reports.push(jobReport(name, "not tried", EXIT.tryAgain, "not tried", { blockers: [{ what: name, because }] }));
+        continue;
+      }
+      const path = target.guard?.path;
+      const isPlaced = path !== undefined && run.placed.has(path);
+      const left = isPlaced ? steps.filter((s) => s.kind !== "place" && s.kind !== "folder") : steps;
+      reports.push(await carryOut(run, name, target, left).catch((error: unknown) => refusedReport(name, error)));
     }
-    const now = target.reload ? await loadedNow({ host, target }) : seen.loaded;
-    if (!isStillThat(seen.loaded, now)) {
-      const why = now.kind === "unknown" ? now.why : `what launchd has of ${job.label} has changed in the meantime`;
-      return refused(name, new Refusal(`Cannot go on: ${why}`, "run this again", EXIT.tryAgain));
-    }
-    const a = await act(host, target, steps, (text) => host.stderr(`lima-guard: ${text}\n`));
-    const more = {
-      plist: seen.place.file,
-      seconds: { total: Math.round(host.clockMs() - begun) / 1000 },
-      steps: a.done.map(({ kind, what, because, outcome }) => ({
-        kind,
-        what,
-        because,
-        ...outcome === undefined ? {} : { outcome },
-      })),
-      notes: [...seen.notes, ...a.notes].map((because) => ({ what: job.label, because })),
-    };
-    if (a.failure === undefined) {
-      const state = role === "install" ? "guarded" : "not guarded";
-      const verified = a.done.findLast((s) => s.kind === "verify")?.outcome;
-      const where = verified ?? (target.reload ? "loaded" : "in the file only");
-      return report(name, state, EXIT.done, `${state}: ${job.label}: ${where}`, {
-        ...more,
-        changes: rewritten.changes,
-      });
-    }
-    const because = a.failure;
-    if (a.isBack) {
-      const hint = `lima-guard --${role} ${name}, once that is mended`;
-      return report(name, "rolled back", EXIT.failed, "rolled back: the old plist and the old job are in place", {
-        ...more,
-        blockers: [{ what: name, because, hint }],
-      });
-    }
-    const prefix = seen.domain === "system" ? "sudo " : "";
-    const hint = `launchctl print ${seen.domain}/${job.label}; ${prefix}launchctl bootstrap ${seen.domain} ${
-      quote(seen.place.file)
-    }`;
-    return report(name, "broken", EXIT.failed, "broken: the way back has failed too", {
-      ...more,
-      blockers: [{ what: name, because, hint }],
-    });
   } finally {
     lock.close();
   }
+  return reports;
+}
+
+/** Hands the whole command over, once: to root through sudo, or as root to one child that is the user. */
+async function handOver(
+  run: InstallRun,
+  jobs: readonly (PreparedJob & { kind: "hand over" })[],
+): Promise<JobReport[] | string> {
+  const { host, options } = run;
+  const [first] = jobs;
+  if (!first) return [];
+  const refuse = (why: string, hint: string) =>
+    jobs.map((j) => refusedReport(j.name, new Refusal(why, hint, EXIT.denied)));
+  const names = jobs.map((j) => j.name);
+  const who = first.uid === 0 ? [] : ["-H", "-u", `#${first.uid}`];
+  const typed = ["sudo", ...who, ...commandWords(options, names, ["lima-guard"])].map(quote).join(" ");
+  if (host.uid !== 0 && first.uid !== 0) {
+    return refuse(`Cannot act for user ${first.uid}: you are user ${host.uid}`, typed);
+  }
+  if (host.uid !== 0 && host.env("SUDO_UID") !== undefined) {
+    return refuse(`Cannot change a job of root's: sudo has made this user ${host.uid}, not root`, typed);
+  }
+  const program = await handOverProgram(run);
+  const { sign: _, ...rest } = options;
+  const words = commandWords(program.isSigned ? rest : options, names, [program.path]);
+  const isQuiet = !host.canAsk || first.uid !== 0;
+  const argv: Argv = [host.tool("sudo"), ...isQuiet ? ["-n"] : [], ...who, ...words];
+  say(run, `hands over to ${first.uid === 0 ? "root" : `user ${first.uid}`}: ${argv.map(quote).join(" ")}`);
+  try {
+    const { code, stdout } = await host.handOver(argv, !options.json);
+    // sudo itself prints nothing to stdout; an install always does.
+    if (code !== EXIT.done && stdout === "") return refuse("Cannot go through sudo: it was refused", typed);
+    return options.json ? JSON.parse(stdout).instances : `${code}`;
+  } finally {
+    if (program.isSigned) { for (const path of [program.path, dirname(program.path)]) host.remove(path); }
+  }
+}
+
+/** The compiled guard that another user may be handed: never a script or a cache of a user's. */
+async function handOverProgram(run: InstallRun): Promise<{ path: string; isSigned: boolean }> {
+  const { host, options } = run;
+  const source = await guardSource(run, join(host.folders.guards[0] ?? "", GUARD_NAME));
+  const path = host.self.binary ?? source?.from ?? join(host.folders.guards[0] ?? "", GUARD_NAME);
+  refuseSource(run, path);
+  if (options.sign === undefined || !source?.bytes) return { path, isSigned: false };
+  const folder = join(host.folders.own, `lima-guard-${host.random()}`);
+  const signed = await signedCopy(run, source.bytes, options.sign);
+  host.makeFolder(folder, 0o700);
+  host.create(join(folder, GUARD_NAME), signed, 0o700, -1);
+  return { path: join(folder, GUARD_NAME), isSigned: true };
+}
+
+/** Every instance that has a job here: for `--all`. */
+async function allNames(run: InstallRun): Promise<string[]> {
+  const { host, options } = run;
+  const found = new Set((await candidates(run)).map((c) => c.instance).filter((n) => nameTrouble(n) === undefined));
+  if (options.role !== "install" && host.os === "darwin") {
+    const domains = ["system", ...host.uid === 0 ? [] : [`gui/${host.uid}`]];
+    for (const domain of domains) {
+      const listed = await host.run([host.tool("launchctl"), "print", domain], { limitMs: host.limits.commandMs });
+      for (const label of readLimaLabels(listed.stdout)) found.add(label.split(".").slice(3).join("."));
+    }
+  }
+  if (found.size > 0) return [...found].sort();
+  throw new Refusal(
+    "Cannot find a job: no plist here starts an instance",
+    "limactl autostart enable NAME",
+    EXIT.noInstance,
+  );
+}
+
+/** The one question. No person to be asked is no yes: a job must not be stopped by accident. */
+async function ask(run: InstallRun, prepared: readonly PreparedJob[]): Promise<boolean | Refusal> {
+  const { host } = run;
+  const ready = prepared.filter((p) => p.kind === "ready");
+  const others = prepared.filter((p) => p.kind === "hand over");
+  if (ready.length + others.length === 0) return true;
+  if (!host.canAsk) return new Refusal("Nothing was changed: there is no terminal to ask at", "--yes");
+  if (ready.length === 0) return true;
+  for (const { name, target, steps } of ready) host.stderr(formatJobs([await planned(run, name, target, steps)], true));
+  const stops = ready.filter(({ steps }) => steps.some((s) => s.kind === "stop" || s.kind === "bootout"));
+  const words = stops.length === 0 ? "" : ` This stops ${stops.map((r) => r.name).join(", ")} and starts it again.`;
+  return await host.confirm(`Continue?${words}`);
+}
+
+/** Looks at every job, asks, acts, and hands over what is another user's. Returns the exit status. */
+async function runCommand(run: InstallRun): Promise<number> {
+  const { host, options } = run;
+  const names = options.all ? await allNames(run) : options.names;
+  const prepared: PreparedJob[] = [];
+  for (const name of names) prepared.push(await prepareJob(run, name));
+  const mayAct = options.dryRun || options.yes || options.print || options.role === "check" || await ask(run, prepared);
+  const reports = prepared.flatMap((p) => p.kind === "report" ? [p.report] : []);
+  const ready = prepared.filter((p) => p.kind === "ready");
+  const others = prepared.filter((p) => p.kind === "hand over");
+  let passed: string | undefined;
+  if (mayAct !== true) {
+    const refusal = mayAct === false ? new Refusal("Nothing was changed: the answer was no") : mayAct;
+    reports.push(...[...ready, ...others].map((p) => refusedReport(p.name, refusal)));
+  } else if (options.dryRun) {
+    for (const { name, target, steps } of ready) reports.push(await planned(run, name, target, steps));
+    for (const uid of new Set(others.map((o) => o.uid))) {
+      passed = await passOn(
+        run,
+        others.filter((o) => o.uid === uid),
+        reports,
+      );
+    }
+  } else {
+    reports.push(...await carryOutAll(run, ready));
+    for (const uid of new Set(others.map((o) => o.uid))) {
+      passed = await passOn(
+        run,
+        others.filter((o) => o.uid === uid),
+        reports,
+      );
+    }
+  }
+  reports.sort((a, b) => names.indexOf(a.name) - names.indexOf(b.name));
+  if (options.print && !options.json) host.stdout(reports.map((r) => r.status === EXIT.done ? r.diff : "").join(""));
+  const told = options.print ? reports.filter((r) => r.status !== EXIT.done) : reports;
+  if (options.json) host.stdout(jobsToJson(options.role, reports));
+  else if (options.print) host.stderr(formatJobs(told, false));
+  else host.stdout(formatJobs(told, options.dryRun));
+  return worstOf([...reports.map((r) => r.status), ...passed === undefined ? [] : [Number(passed)]]);
+}
+
+async function passOn(
+  run: InstallRun,
+  jobs: readonly (PreparedJob & { kind: "hand over" })[],
+  reports: JobReport[],
+): Promise<string | undefined> {
+  try {
+    const answer = await handOver(run, jobs);
+    if (typeof answer === "string") return answer;
+    reports.push(...answer);
+  } catch (error) {
+    reports.push(...jobs.map((j) => refusedReport(j.name, error)));
+  }
+  return undefined;
 }
 
 // ────────────────────────────────────────────────────────────────────────────────── the real host ──
 
-/** `env` is added to the environment of every command. */
-export interface HostOptions {
-  readonly canAsk: boolean;
-  readonly isVerbose: boolean;
-  readonly env?: Readonly<Record<string, string>>;
-  readonly print?: (text: string) => void;
-}
-
-/** The machine itself: dax runs the commands, asks and shows progress; it is loaded only here. */
-export async function realHost(options: HostOptions): Promise<InstallHost> {
-  const { $, CommandBuilder } = await import("npm:dax@0.49.0");
-  const guard = guardHost();
+/** The machine itself. dax asks and shows progress; Deno's own commands can end a whole process group, dax's cannot. */
+export function realInstallHost(settings: { readonly canAsk: boolean; readonly isVerbose: boolean }): InstallHost {
+  const os = Deno.build.os === "darwin" ? "darwin" : "linux";
+  const before = Deno.env.toObject();
+  const cwd = Deno.cwd();
   const here = import.meta.dirname;
-  const print = options.print ?? guard.stderr;
-  const builder = () => new CommandBuilder().env(options.env ?? {});
-  return {
-    ...guard,
+  const uid = Deno.uid() ?? -1;
+  const host: InstallHost = {
+    os,
     arch: Deno.build.arch,
-    canAsk: options.canAsk,
-    pace: PACE,
+    uid,
+    canAsk: settings.canAsk,
+    limits: INSTALL_LIMITS,
     folders: {
       daemons: "/Library/LaunchDaemons",
-      logs: "/Library/Logs/lima-guard",
-      guards: "/usr/local/libexec",
+      guards: ["/usr/local/libexec", "/Library/PrivilegedHelperTools"],
       boot: ["/", "/Library"],
+      own: uid !== 0 ? before["HOME"] ?? "/nonexistent" : os === "darwin" ? "/var/db" : "/run",
+      programs: ["/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin"],
     },
     self: Deno.build.standalone ? { binary: Deno.execPath() } : here === undefined ? {} : { folder: here },
-    lookAt,
-    linkTarget: (path) => guard.linkTarget(path).ok,
-    bytes: readSome,
-    writeNew,
-    sync,
-    isReadOnly: (path) => guard.writeTrouble(path) !== undefined,
-    lock,
-    run: (argv, o) =>
-      runCommand(builder(), argv, options.isVerbose ? { words: argv.map(quote).join(" "), ...o } : o, print),
-    confirm: (question) => $.confirm(question, { default: false }),
-    progress: (text) => options.canAsk ? $.progress(text) : { finish: () => {} },
-    compile: (folder, limitMs) =>
-      compile(folder, (argv) => runCommand(builder(), argv, { limitMs, words: argv.map(quote).join(" ") }, print)),
+    magic: ["cffaedfe", "cafebabe", "7f454c46"],
+    boot: () => bootIdentity(host),
+    tool: (name) => TOOL_PATHS[name],
+    env: (name) => before[name],
+    clockMs: () => performance.now(),
+    pause: (ms) => new Promise((resolve) => setTimeout(resolve, Math.max(0, ms))),
+    settle: () => settle(before),
+    absolute: (path) =>
+      path.startsWith("/")
+        ? path
+        : path.startsWith("~/")
+        ? join(before["HOME"] ?? "/", path.slice(2))
+        : join(cwd, path),
+    ...realFiles(),
+    lock: () => lockFile(join(host.folders.own, uid === 0 ? "lima-guard-install.lock" : ".lima-guard-install.lock")),
+    random: () => crypto.getRandomValues(new Uint8Array(4)).toHex(),
+    alive: (pid) => isProcessThere(pid),
+    run: (argv, options) => {
+      const words = options.words ?? (settings.isVerbose ? argv.map(quote).join(" ") : undefined);
+      if (words !== undefined) host.stderr(`$ ${words}\n`);
+      return runToLimit(argv, options.limitMs);
+    },
+    handOver: runWithTerminal,
+    confirm: async (question) => (await import("npm:dax@0.49.0")).$.confirm(question, { default: false }),
+    progress: (text) => {
+      if (!settings.canAsk) return { finish: () => {} };
+      const shown = import("npm:dax@0.49.0").then(({ $ }) => $.progress(text));
+      return { finish: () => void shown.then((progress) => progress.finish()) };
+    },
+    compile: (folder) => compileHere(host, folder, before),
     onSignal: (take) => {
       for (const signal of SIGNALS) Deno.addSignalListener(signal, take);
       return () => SIGNALS.forEach((signal) => Deno.removeSignalListener(signal, take));
     },
+    plistReader: async () => (await import("npm:plist@5.0.0")).parse as PlistReader,
+    unifiedDiff: async (path, a, b) =>
+      (await import("npm:diff@9.0.0")).createTwoFilesPatch(path, path, a, b).replace(/^=+\n/, ""),
+    stdout: (text) => writeAllTo(Deno.stdout, text),
+    stderr: (text) => writeAllTo(Deno.stderr, text),
   };
+  return host;
 }
 
 /** What a person may send in the middle: then the old job is put back before we leave. */
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
-type Builder = InstanceType<typeof import("npm:dax@0.49.0").CommandBuilder>;
+/** umask, working directory and environment of our own: nothing of the caller's decides what is made or run. */
+function settle(before: Readonly<Record<string, string>>): void {
+  Deno.umask(0o022);
+  Deno.chdir("/");
+  const kept = ["TERM", "LANG", "HOME", "NO_COLOR"];
+  for (const name of Object.keys(before)) if (!kept.includes(name)) Deno.env.delete(name);
+  Deno.env.set("PATH", OWN_PATH);
+}
 
-/** dax reports a command that a signal has killed as success: whoever calls this looks at the effect. */
-async function runCommand(
-  builder: Builder,
-  argv: readonly [string, ...string[]],
-  options: RunOptions,
-  print: (text: string) => void,
-): Promise<Answer> {
-  const asks = argv[0] === "sudo" && argv[1] !== "-n";
-  let run = builder.command([...argv]).noThrow().stdout("piped").stderr("piped");
-  // Root's own folder, say: another user could not even look where he is.
-  if (argv[0] === "sudo") run = run.cwd("/");
-  run = options.input ? run.stdin(options.input) : run.stdin(asks ? "inherit" : "null");
-  // The words of the plan, and not dax's own quoting.
-  run.setPrintCommandLogger(() =>
-    print(`$ ${options.words}
-`)
-  );
-  const child = run.printCommand(options.words !== undefined).spawn();
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<undefined>((resolve) =>
-    timer = setTimeout(() => resolve(undefined), asks ? options.limitMs + 60_000 : options.limitMs)
-  );
-  const ended = child.then((result) => result, (error) => ({ code: 127, stdout: "", stderr: String(error) }));
-  const result = await Promise.race([ended, late]);
-  clearTimeout(timer);
-  if (result) return { argv, code: result.code, stdout: result.stdout, stderr: result.stderr, late: false };
+async function bootIdentity(host: InstallHost): Promise<string> {
+  const argv: Argv = [
+    host.tool("sysctl"),
+    "-n",
+    host.os === "darwin" ? "kern.bootsessionuuid" : "kernel.random.boot_id",
+  ];
+  const answer = await host.run(argv, { limitMs: host.limits.commandMs });
+  return answer.code === 0 && !answer.late ? answer.stdout.trim() : "unknown";
+}
+
+/** Started in a process group of its own: at the limit all of it is killed. */
+async function runToLimit(argv: Argv, limitMs: number): Promise<Answer> {
+  const [program, ...args] = argv;
+  const failed = (stderr: string) => ({ argv, code: 127, stdout: "", stderr, late: false });
+  let child: Deno.ChildProcess;
   try {
-    child.kill("SIGKILL");
+    child = new Deno.Command(program, {
+      args,
+      cwd: "/",
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+      detached: true,
+    }).spawn();
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+    return failed(error.message);
+  }
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<undefined>((resolve) => timer = setTimeout(() => resolve(undefined), limitMs));
+  const output = child.output();
+  const ended = await Promise.race([output, late]);
+  clearTimeout(timer);
+  const text = new TextDecoder();
+  if (ended) {
+    const code = ended.signal === null ? ended.code : -1;
+    return { argv, code, stdout: text.decode(ended.stdout), stderr: text.decode(ended.stderr), late: false };
+  }
+  try {
+    Deno.kill(-child.pid, "SIGKILL");
   } catch (error) {
     // Root's processes cannot be killed by us; what they did is looked at all the same.
     if (!(error instanceof Error)) throw error;
   }
+  output.catch(() => {});
+  child.unref();
   return { argv, code: -1, stdout: "", stderr: "", late: true };
 }
 
-// ─────────────────────────────────────────────────────────────────────────── the real host: files ──
+/** With the terminal, for a password and a question; stdout is read, and passed on as it comes. */
+async function runWithTerminal([program, ...args]: Argv, passesOn: boolean): Promise<{ code: number; stdout: string }> {
+  const child = new Deno.Command(program, { args, stdin: "inherit", stdout: "piped", stderr: "inherit" }).spawn();
+  const silent = () => {};
+  for (const signal of SIGNALS) Deno.addSignalListener(signal, silent);
+  let stdout = "";
+  const decoder = new TextDecoder();
+  for await (const bytes of child.stdout) {
+    const text = decoder.decode(bytes, { stream: true });
+    stdout += text;
+    if (passesOn) writeAllTo(Deno.stdout, text);
+  }
+  const { code } = await child.status;
+  for (const signal of SIGNALS) Deno.removeSignalListener(signal, silent);
+  return { code, stdout };
+}
 
-function lookAt(path: string): FileLook | undefined {
+/** A lost terminal or a full disk must not end a run half-way. */
+function writeAllTo(stream: { writeSync(bytes: Uint8Array): number }, text: string): void {
+  const bytes = new TextEncoder().encode(text);
+  try {
+    for (let sent = 0; sent < bytes.length;) sent += stream.writeSync(bytes.subarray(sent));
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+  }
+}
+
+function isProcessThere(pid: number): boolean {
+  if (!Number.isInteger(pid) || pid <= 1 || pid > 4194304) return false;
+  try {
+    Deno.kill(pid, 0 as unknown as Deno.Signal);
+    return true;
+  } catch (error) {
+    return error instanceof Deno.errors.PermissionDenied;
+  }
+}
+
+function realFiles() {
+  return {
+    stat: lookAtPath,
+    linkTarget: (path: string) => Deno.readLinkSync(path),
+    real: (path: string) => undefinedWhereAbsent(() => Deno.realPathSync(path)),
+    list: listFolder,
+    read: readRegular,
+    isReadOnly: (path: string) => {
+      try {
+        if (Deno.lstatSync(path).isFile) Deno.openSync(path, { write: true }).close();
+        return false;
+      } catch (error) {
+        return error instanceof Error &&
+          /EROFS|Read-only file system/.test(`${(error as { code?: string }).code} ${error.message}`);
+      }
+    },
+    create: createFile,
+    rename: (from: string, to: string) => Deno.renameSync(from, to),
+    link: (from: string, to: string) => Deno.linkSync(from, to),
+    remove: (path: string) => Deno.removeSync(path),
+    makeFolder: (path: string, mode: number) => Deno.mkdirSync(path, { mode }),
+    sync: (folder: string) => {
+      using file = Deno.openSync(folder);
+      file.syncSync();
+    },
+  };
+}
+
+function undefinedWhereAbsent<T>(effect: () => T): T | undefined {
+  try {
+    return effect();
+  } catch (error) {
+    const isAbsent = error instanceof Deno.errors.NotFound || error instanceof Deno.errors.PermissionDenied ||
+      (error instanceof Error && "code" in error && (error.code === "ENOTDIR" || error.code === "ELOOP"));
+    if (!isAbsent) throw error;
+    return undefined;
+  }
+}
+
+function lookAtPath(path: string): Looked {
   try {
     const info = Deno.lstatSync(path);
     const kind = info.isSymlink ? "link" : info.isFile ? "file" : info.isDirectory ? "directory" : "other";
+    const { dev, size } = info;
     return {
       path,
       kind,
       uid: info.uid ?? -1,
       gid: info.gid ?? -1,
       mode: (info.mode ?? 0) & 0o7777,
-      dev: info.dev,
-      size: info.size,
+      dev,
+      ino: info.ino ?? 0,
+      size,
     };
   } catch (error) {
-    // What cannot be seen is not there for us; reading it says why.
-    if (error instanceof Deno.errors.NotFound || error instanceof Deno.errors.PermissionDenied) return undefined;
-    if (error instanceof Error && "code" in error && error.code === "ENOTDIR") return undefined;
+    if (error instanceof Deno.errors.PermissionDenied) return "denied";
+    if (
+      error instanceof Deno.errors.NotFound || (error instanceof Error && "code" in error && error.code === "ENOTDIR")
+    ) return "absent";
     throw error;
   }
 }
 
-function readSome(path: string, most: number): Uint8Array | undefined {
+function listFolder(folder: string): string[] | undefined {
   try {
+    return [...Deno.readDirSync(folder)].map((e) => e.name);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    if (!(error instanceof Error)) throw error;
+    const status = error instanceof Deno.errors.PermissionDenied ? EXIT.denied : EXIT.tryAgain;
+    throw new Refusal(`Cannot list ${folder}: ${error.message}`, `ls -ld ${quote(folder)}`, status);
+  }
+}
+
+/** Never a FIFO, which would wait for a writer: what lstat has not called a file is not opened. */
+function readRegular(path: string, most: number): Uint8Array | undefined {
+  try {
+    if (!Deno.lstatSync(path).isFile) return undefined;
     using file = Deno.openSync(path);
     const bytes = new Uint8Array(Math.min(most, file.statSync().size + 1));
     let filled = 0;
@@ -2744,104 +3887,147 @@ function readSome(path: string, most: number): Uint8Array | undefined {
     }
     return bytes.subarray(0, filled);
   } catch (error) {
-    if (!(error instanceof Deno.errors.PermissionDenied)) throw error;
-    return undefined;
-  }
-}
-
-function writeNew(path: string, bytes: Uint8Array, mode: number, gid: number): void {
-  // createNew is O_EXCL: a link that somebody has put there is not followed.
-  using file = Deno.openSync(path, { write: true, createNew: true, mode: 0o600 });
-  for (let sent = 0; sent < bytes.length;) sent += file.writeSync(bytes.subarray(sent));
-  if (Deno.lstatSync(path).gid !== gid && gid >= 0) {
-    try {
-      Deno.chownSync(path, null, gid);
-    } catch (error) {
-      // A group that we are not in: launchd asks for the owner and the mode, not for the group.
-      if (!(error instanceof Deno.errors.PermissionDenied)) throw error;
-    }
-  }
-  Deno.chmodSync(path, mode);
-  file.syncSync();
-}
-
-function sync(path: string): void {
-  try {
-    using file = Deno.openSync(path);
-    file.syncSync();
-  } catch (error) {
-    // A folder that we may not read: its owner's command has written there, and the system will.
-    if (!(error instanceof Error)) throw error;
-  }
-}
-
-function lock(folder: string): { close(): void } | undefined {
-  let file: Deno.FsFile;
-  try {
-    file = Deno.openSync(folder);
-  } catch (error) {
-    if (error instanceof Deno.errors.PermissionDenied) return { close: () => {} };
+    if (error instanceof Deno.errors.PermissionDenied || error instanceof Deno.errors.NotFound) return undefined;
     throw error;
   }
-  if (file.tryLockSync(true)) return { close: () => file.close() };
-  file.close();
-  return undefined;
 }
 
-/** What a compiled guard may do, and that it never asks: the reasons are in tools/compile.ts, which bakes in the same. */
+/** Exclusive, so that no link is followed; mode and group by the descriptor, never by a path. */
+function createFile(path: string, bytes: Uint8Array, mode: number, gid: number): void {
+  const fd = fs.openSync(path, "wx", mode);
+  try {
+    for (let sent = 0; sent < bytes.length;) sent += fs.writeSync(fd, bytes, sent);
+    if (gid >= 0 && fs.fstatSync(fd).gid !== gid) changeGroup(fd, gid);
+    fs.fsyncSync(fd);
+  } catch (error) {
+    Deno.removeSync(path);
+    throw error;
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+function changeGroup(fd: number, gid: number): void {
+  try {
+    fs.fchownSync(fd, Deno.uid() ?? -1, gid);
+  } catch (error) {
+    // A group that we are not in: launchd asks for the owner and the mode, not for the group.
+    if (!(error instanceof Error && "code" in error && error.code === "EPERM")) throw error;
+  }
+}
+
+/** One lock for all installs of one user: in a folder of his own, and not readable for others, who could hold it. */
+export function lockFile(path: string): { close(): void } | { pid: string } {
+  const look = lookAtPath(path);
+  const isOwn = isThere(look) && look.kind === "file" && look.uid === Deno.uid();
+  const hint = `ls -l ${quote(path)}`;
+  if (look !== "absent" && !isOwn) {
+    throw new Refusal(`Cannot take the lock ${path}: it is not a file of this user`, hint);
+  }
+  let file: Deno.FsFile;
+  try {
+    file = Deno.openSync(path, { read: true, write: true, create: true, mode: 0o600 });
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+    throw new Refusal(`Cannot take the lock ${path}: ${error.message}`, hint, EXIT.tryAgain);
+  }
+  if (file.tryLockSync(true)) {
+    file.truncateSync();
+    file.writeSync(new TextEncoder().encode(`${Deno.pid}\n`));
+    return { close: () => file.close() };
+  }
+  const bytes = new Uint8Array(16);
+  const read = file.readSync(bytes) ?? 0;
+  file.close();
+  return { pid: new TextDecoder().decode(bytes.subarray(0, read)).trim() || "unknown" };
+}
+
+/**
+ * What a compiled guard may do, that it never asks, and that it keeps no code cache: one below a temporary folder would
+ * be believed by its public hash. tools/compile.ts bakes in the same, with the reasons.
+ */
 export const BAKED_IN: readonly string[] = [
   "--no-prompt",
-  ...["read", "write", "net", "env", "run", "sys=uid,osUptime"].map((permission) => `--allow-${permission}`),
+  "--no-code-cache",
+  ...["read", "write", "net", "env", "run", "sys"].map((permission) => `--allow-${permission}`),
 ];
 
 /** `deno task compile` in small: this machine's target only. It downloads Deno's runtime the first time. */
-async function compile(
-  folder: string,
-  run: (argv: [string, ...string[]]) => Promise<Answer>,
-): Promise<string | Answer> {
+async function compileHere(host: InstallHost, folder: string, env: Record<string, string>): Promise<string | Answer> {
   const output = join(folder, "dist", `${GUARD_NAME}-${Deno.build.target}`);
-  const answer = await run([
-    Deno.execPath(),
+  const args = [
     "compile",
     "--quiet",
     ...BAKED_IN,
     "--output",
     output,
+    "--include",
+    join(folder, "install.ts"),
     join(folder, "lima_guard.ts"),
-  ]);
+  ];
+  const words = Object.entries(env).filter(([name]) => /^(DENO|DENORT|HTTPS?_PROXY|NPM)/.test(name)).map(([k, v]) =>
+    `${k}=${v}`
+  );
+  const argv: Argv = ["/usr/bin/env", ...words, Deno.execPath(), ...args];
+  const answer = await host.run(argv, { limitMs: host.limits.compileMs, words: argv.map(quote).join(" ") });
   return answer.code === 0 && !answer.late ? output : answer;
 }
 
-// ─────────────────────────────────────────────────────────────────────────────────── command line ──
+// ─────────────────────────────────────────────────────────────────────── the command line, and main ──
 
-/** Every option there is, in the order of the help text. */
+/** Every option there is, in the order of the help text; `key` is its name in InstallOptions. */
 export const INSTALL_OPTIONS = [
-  { flag: "install", text: "let launchd run the guard (this is the default)" },
-  { flag: "check", text: "is it so, in the file and as loaded? 1 where it is not" },
-  { flag: "uninstall", text: "give the old plist back" },
-  { flag: "all", text: "every Lima job that is found" },
-  { flag: "plist", argument: "FILE", text: "this plist; also for a Colima job (INSTANCE is colima or colima-PROFILE)" },
-  { flag: "guard", argument: "PATH", text: "use this compiled guard where it stands" },
-  { flag: "guard-dir", argument: "DIR", text: "where the guard is put (default: /usr/local/libexec)" },
-  { flag: "sign", argument: "IDENTITY", text: "sign the guard that is put there (codesign --sign)" },
-  { flag: "keep-alive", text: "add KeepAlive {SuccessfulExit: false} where there is no KeepAlive" },
+  { flag: "install", key: "role", text: "let launchd run lima-guard (this is the default)" },
+  { flag: "check", key: "role", text: "is it so, in the file and as loaded, and will it start? 1 where not" },
+  { flag: "uninstall", key: "role", text: "give the old plist back; the job of an instance that is gone is removed" },
+  {
+    flag: "all",
+    key: "all",
+    text: "every job that starts an instance: root's daemons, or the user's login agents too",
+  },
+  {
+    flag: "plist",
+    key: "plist",
+    argument: "FILE",
+    text: "this plist (for Colima INSTANCE is colima or colima-PROFILE)",
+  },
+  { flag: "guard", key: "guard", argument: "PATH", text: "use this compiled lima-guard in its place" },
+  {
+    flag: "guard-dir",
+    key: "guardDir",
+    argument: "DIR",
+    text: "where lima-guard is put (default: /usr/local/libexec; login agent: ~/.local/libexec)",
+  },
+  { flag: "sign", key: "sign", argument: "IDENTITY", text: "sign the lima-guard that is put there (codesign --sign)" },
+  { flag: "keep-alive", key: "keepAlive", text: "add KeepAlive {SuccessfulExit: false} where there is no KeepAlive" },
   {
     flag: "exit-timeout",
+    key: "exitTimeoutS",
     argument: "SECONDS",
     text: `set ExitTimeOut to just this (default: at least ${EXIT_TIMEOUT_S})`,
   },
-  { flag: "lima-home", argument: "DIR", text: "where the instance is (default: what the plist says)" },
-  { flag: "no-reload", text: "change the file only; it counts from the next boot or login on" },
-  { flag: "dry-run", text: "print the changes and the commands, write nothing" },
-  { flag: "yes", text: "do not ask" },
-  { flag: "json", text: "one JSON document on stdout" },
-  { flag: "verbose", short: "v", text: "print every command, those that only look too" },
-  { flag: "help", short: "h", text: "print this and exit" },
-  { flag: "version", text: "print the version and exit" },
+  { flag: "on-event", key: "onEvent", argument: "PROGRAM", text: "let the job run this program at each event" },
+  { flag: "lima-home", key: "limaHome", argument: "DIR", text: "where the instance is (default: what the plist says)" },
+  { flag: "start", key: "start", text: "enable and load a job that is off (otherwise it stays off)" },
+  {
+    flag: "restart",
+    key: "restart",
+    text: "stop and load the job again, also where its file is as wanted (after an upgrade)",
+  },
+  { flag: "downgrade", key: "downgrade", text: "replace a newer lima-guard" },
+  { flag: "no-reload", key: "noReload", text: "change the file only; it counts from the next boot or login on" },
+  { flag: "purge", key: "purge", text: "--uninstall: remove lima-guard and what it has left, once no job needs it" },
+  { flag: "print", key: "print", text: "print the finished plist on stdout, write nothing" },
+  { flag: "dry-run", key: "dryRun", text: "print the changes and the commands, write nothing" },
+  { flag: "yes", key: "yes", text: "do not ask" },
+  { flag: "json", key: "json", text: "one JSON document on stdout" },
+  { flag: "verbose", key: "verbose", short: "v", text: "print every command, those that only look too" },
+  { flag: "help", key: "help", short: "h", text: "print this and exit" },
+  { flag: "version", key: "version", text: "print the version and exit" },
 ] as const;
 
 /** What the command line asks for. */
-export interface Options {
+export interface InstallOptions {
   readonly role: "install" | "check" | "uninstall";
   readonly names: readonly string[];
   readonly all: boolean;
@@ -2849,9 +4035,15 @@ export interface Options {
   readonly guard?: string;
   readonly guardDir?: string;
   readonly sign?: string;
+  readonly onEvent?: string;
   readonly keepAlive: boolean;
   readonly exitTimeoutS?: number;
   readonly limaHome?: string;
+  readonly start: boolean;
+  readonly restart: boolean;
+  readonly downgrade: boolean;
+  readonly purge: boolean;
+  readonly print: boolean;
   readonly noReload: boolean;
   readonly dryRun: boolean;
   readonly yes: boolean;
@@ -2860,12 +4052,12 @@ export interface Options {
 }
 
 /** The text of `--help`. */
-export function helpText(): string {
+export function installHelp(): string {
   const rows = INSTALL_OPTIONS.map((o) => {
     const flag = `${"short" in o ? `-${o.short}, ` : ""}--${o.flag}${"argument" in o ? ` ${o.argument}` : ""}`;
     return `  ${flag.padEnd(24)}  ${o.text}`;
   });
-  return `lima-guard ${VERSION}: let launchd run the guard instead of limactl
+  return `lima-guard ${VERSION}: let launchd run lima-guard instead of limactl
 
 usage: lima-guard --install INSTANCE… | --all
        lima-guard --check INSTANCE… | --all
@@ -2878,16 +4070,16 @@ Exit statuses: 0 done, or nothing to do; 1 refused, rolled back, or (--check) no
 66 no plist; 75 could not find out: try again; 77 not permitted.
 
 Under the hood: plutil -lint · launchctl print, print-disabled, bootout, enable, bootstrap, kickstart ·
-codesign --verify · lima-guard --version, --stop · for a daemon, where this is not root: sudo, one command at a time
+codesign --verify · lima-guard --version, --stop · for a daemon, where this is not root: one sudo for the whole command
 
 Try: lima-guard --install --dry-run default
 `;
 }
 
-const LITERAL = "\0";
+const LITERAL_MARK = "\0";
 
 /** Reads the arguments: what to do, a text to print, or what is wrong with them. Touches nothing. */
-export function parseInstallArgs(args: readonly string[]): Options | { print: string } | { usage: string } {
+export function parseInstallArgs(args: readonly string[]): InstallOptions | { print: string } | { usage: string } {
   const valued: string[] = INSTALL_OPTIONS.flatMap((o) => "argument" in o ? [o.flag] : []);
   const switches: string[] = INSTALL_OPTIONS.flatMap((o) => "argument" in o ? [] : [o.flag]);
   const isValued = (a: string | undefined) => a !== undefined && valued.includes(a.slice(2)) && a.startsWith("--");
@@ -2899,15 +4091,15 @@ export function parseInstallArgs(args: readonly string[]): Options | { print: st
   const unknown = joined.find((a) => a.startsWith("-") && !known.test(a));
   if (unknown !== undefined) return { usage: `Cannot understand ${JSON.stringify(unknown)}` };
   const parsed: Record<string, unknown> & { _: unknown[] } = parseArgs(
-    joined.map((a) => /^(true|false)$/.test(a) ? `${LITERAL}${a}` : a),
+    joined.map((a) => /^(true|false)$/.test(a) ? `${LITERAL_MARK}${a}` : a),
     { boolean: switches, string: ["_", ...valued], alias: { v: "verbose", h: "help" } },
   );
-  if (parsed["help"]) return { print: helpText() };
+  if (parsed["help"]) return { print: installHelp() };
   if (parsed["version"]) return { print: `lima-guard ${VERSION}\n` };
   const roles = (["install", "check", "uninstall"] as const).filter((role) => parsed[role]);
   if (roles.length > 1) return { usage: `Cannot do --${roles.join(" and --")} at once` };
-  const text = (flag: string) => parsed[flag] === undefined ? undefined : String(parsed[flag]).replace(LITERAL, "");
-  const folder = (flag: string) => text(flag)?.replace(/(?<=.)\/+$/, "");
+  const text = (flag: string) =>
+    parsed[flag] === undefined ? undefined : String(parsed[flag]).replace(LITERAL_MARK, "");
   const empty = valued.find((flag) => text(flag) === "");
   if (empty !== undefined) return { usage: `--${empty} needs a value` };
   const timeout = text("exit-timeout");
@@ -2916,106 +4108,68 @@ export function parseInstallArgs(args: readonly string[]): Options | { print: st
       usage: `Cannot take ${JSON.stringify(timeout)} as --exit-timeout: it is a whole number of seconds, 1 to 3600`,
     };
   }
-  const names = [...new Set(parsed._.map((name) => String(name).replace(LITERAL, "")))];
-  const optional = {
-    plist: text("plist"),
-    guard: text("guard"),
-    guardDir: folder("guard-dir"),
-    sign: text("sign"),
-    limaHome: folder("lima-home"),
-    exitTimeoutS: timeout === undefined ? undefined : Number(timeout),
-  };
-  const flag = (name: string) => parsed[name] === true;
-  const options: Options = {
-    role: roles[0] ?? "install",
-    names,
-    all: flag("all"),
-    keepAlive: flag("keep-alive"),
-    noReload: flag("no-reload"),
-    dryRun: flag("dry-run"),
-    yes: flag("yes"),
-    json: flag("json"),
-    verbose: flag("verbose"),
-    ...Object.fromEntries(Object.entries(optional).filter(([, v]) => v !== undefined)),
-  };
+  const values = INSTALL_OPTIONS.flatMap((o): [string, unknown][] => {
+    if (o.key === "role" || o.key === "help" || o.key === "version") return [];
+    if (!("argument" in o)) return [[o.key, parsed[o.flag] === true]];
+    const value = text(o.flag)?.replace(/(?<=.)\/+$/, "");
+    return value === undefined ? [] : [[o.key, o.key === "exitTimeoutS" ? Number(value) : value]];
+  });
+  const names = [...new Set(parsed._.map((name) => String(name).replace(LITERAL_MARK, "")))];
+  const options = { role: roles[0] ?? "install", names, ...Object.fromEntries(values) } as unknown as InstallOptions;
   const usage = misuse(options);
   return usage === undefined ? options : { usage };
 }
 
-function misuse(o: Options): string | undefined {
+function misuse(o: InstallOptions): string | undefined {
   if (o.all && o.names.length > 0) return "Cannot take --all and instance names at once";
   if (!o.all && o.names.length === 0) return "No instance is named";
   if (o.plist !== undefined && (o.all || o.names.length !== 1)) return "--plist goes with just one instance";
   if (o.guard !== undefined && (o.guardDir !== undefined || o.sign !== undefined)) {
-    return "--guard is used where it stands: --guard-dir and --sign do not go with it";
+    return "--guard is used in its place: --guard-dir and --sign do not go with it";
   }
+  if (o.purge && o.role !== "uninstall") return "--purge goes with --uninstall";
+  if (o.noReload && (o.start || o.restart)) return "Cannot take --no-reload with --start or --restart";
   const bad = o.names.find((name) => nameTrouble(name) !== undefined);
-  if (bad !== undefined) return `Cannot take ${JSON.stringify(bad)} as instance name: ${nameTrouble(bad)}`;
-  const relative = [o.guard, o.guardDir, o.limaHome].find((path) => path !== undefined && !path.startsWith("/"));
-  return relative === undefined ? undefined : `Cannot take ${JSON.stringify(relative)}: launchd wants absolute paths`;
+  return bad === undefined ? undefined : `Cannot take ${JSON.stringify(bad)} as instance name: ${nameTrouble(bad)}`;
 }
 
-// ─────────────────────────────────────────────────────────────────────────────────────────── main ──
+/** Relative paths and `~/` are the caller's: made absolute before the working directory becomes `/`. */
+function absolutePaths(options: InstallOptions, host: InstallHost): InstallOptions {
+  const keys = ["plist", "guard", "guardDir", "limaHome", "onEvent"] as const;
+  const paths = keys.flatMap((key) => options[key] === undefined ? [] : [[key, host.absolute(options[key])] as const]);
+  return { ...options, ...Object.fromEntries(paths) };
+}
 
 /** Installs, checks or uninstalls, as the arguments say. Returns the exit status. */
 export async function installMain(args: readonly string[], given?: InstallHost): Promise<number> {
-  const options = parseInstallArgs(args);
-  const plain = given ?? guardHost();
-  if ("print" in options) {
-    plain.stdout(options.print);
+  const asked = parseInstallArgs(args);
+  const isJson = args.includes("--json");
+  const canAsk = Deno.stdin.isTerminal() && Deno.stderr.isTerminal();
+  const host = given ?? realInstallHost({ canAsk, isVerbose: "verbose" in asked && asked.verbose });
+  if (!("role" in asked) && "print" in asked) {
+    host.stdout(asked.print);
     return EXIT.done;
   }
-  if ("usage" in options) {
-    plain.stderr(`lima-guard: ${options.usage} (hint: lima-guard --install --help)\n`);
-    return EXIT.usage;
+  const refuse = (because: string, hint: string, status: number, role = "install") => {
+    if (isJson) host.stdout(jobsToJson(role, [], [{ what: "command line", because, hint }]));
+    host.stderr(`lima-guard: ${because} (hint: ${hint})\n`);
+    return status;
+  };
+  if ("usage" in asked) return refuse(asked.usage, "lima-guard --install --help", EXIT.usage);
+  const options = absolutePaths(asked, host);
+  for (const name of ["LIMA_HOME", "COLIMA_HOME", "XDG_CONFIG_HOME"]) {
+    if (host.env(name) !== undefined && options.limaHome === undefined && options.role === "install") {
+      host.stderr(`lima-guard: ${name} of this shell is not used (hint: --lima-home DIR)\n`);
+    }
   }
-  const host = given ?? await realHost({ canAsk: guardHost().isTerminal && !options.json, isVerbose: options.verbose });
-  const names = options.all ? namesOrRefusal(host) : options.names;
-  if (names instanceof Refusal) {
-    host.stderr(`lima-guard: ${names.message} (hint: ${names.hint})\n`);
-    return names.status;
-  }
-  const prepared: Prepared[] = [];
-  for (const name of names) prepared.push(await prepare(host, name, options));
-  const mayAct = options.dryRun || options.yes || await ask(host, prepared);
-  const reports: Report[] = [];
-  for (const ready of prepared) {
-    if ("report" in ready) reports.push(ready.report);
-    else if (options.dryRun) reports.push(planned(ready.name, ready.target, ready.steps));
-    else if (mayAct === true) {
-      const done = carryOut(host, ready.name, ready.target, ready.steps);
-      reports.push(await done.catch((error: unknown) => refused(ready.name, error)));
-    } else {reports.push(
-        refused(ready.name, mayAct === false ? new Refusal("Nothing was changed: the answer was no") : mayAct),
-      );}
-  }
-  const document = reports.map(({ summary: _, diff: __, ...fields }) => fields);
-  host.stdout(
-    options.json
-      ? `${JSON.stringify({ version: 1, role: options.role, instances: document }, null, 2)}\n`
-      : tellReports(reports, options.dryRun),
-  );
-  return worst(reports.map((r) => r.status));
-}
-
-function namesOrRefusal(host: InstallHost): string[] | Refusal {
+  host.settle();
+  const actor = { uid: host.uid, boot: host.os === "darwin" ? await host.boot() : "", tool: host.tool };
   try {
-    return allNames(host);
+    return await runCommand({ host, options, actor, placed: new Set(), sources: new Map() });
   } catch (error) {
-    if (error instanceof Refusal) return error;
-    throw error;
+    if (!(error instanceof Refusal)) throw error;
+    return refuse(error.message, error.hint ?? "lima-guard --install --help", error.status, options.role);
   }
-}
-
-/** The one question. Nobody there to be asked is no yes: a job must not be stopped by accident. */
-async function ask(host: InstallHost, prepared: readonly Prepared[]): Promise<boolean | Refusal> {
-  const ready = prepared.filter((p) => "steps" in p);
-  if (ready.length === 0) return true;
-  if (!host.canAsk) return new Refusal("Nothing was changed: there is nobody to ask", "--yes");
-  for (const { name, target, steps } of ready) host.stderr(tellReports([planned(name, target, steps)], true));
-  const stops = ready.filter(({ steps }) => steps.some((s) => s.kind === "stop" || s.kind === "bootout"));
-  const words = stops.length === 0 ? "" : ` This stops ${stops.map((r) => r.name).join(", ")} and starts it again.`;
-  return await host.confirm(`Go on?${words}`);
 }
 
 /** The permissions that are missing and cannot be asked for. */
@@ -3025,26 +4179,24 @@ async function missingPermissions(): Promise<string[]> {
     const { state } = Deno.stdin.isTerminal()
       ? await Deno.permissions.request({ name })
       : await Deno.permissions.query({ name });
-    const isPartly = state === "granted" ||
-      (name === "sys" && (await Deno.permissions.query({ name, kind: "uid" })).state === "granted");
-    if (!isPartly) missing.push(name);
+    if (state !== "granted") missing.push(name);
   }
   return missing;
 }
 
 if (import.meta.main) {
-  // A fault of ours must not leave a job half-way: said, and survived.
+  // An internal error must not leave a job half-way: reported, and the run continues.
   for (const kind of ["error", "unhandledrejection"] as const) {
     addEventListener(kind, (event) => {
       event.preventDefault();
       const cause = "reason" in event ? event.reason : (event as ErrorEvent).error;
-      guardHost().stderr(`lima-guard: a fault of its own: ${cause?.stack ?? cause}\n`);
+      writeAllTo(Deno.stderr, `lima-guard: internal error: please report it: ${cause?.stack ?? cause}\n`);
     });
   }
   const missing = await missingPermissions();
   const words = `lima-guard: Cannot start without permission for ${
     missing.join(", ")
   } (hint: deno run -P install.ts …)\n`;
-  if (missing.length > 0) Deno.stderr.writeSync(new TextEncoder().encode(words));
+  if (missing.length > 0) writeAllTo(Deno.stderr, words);
   Deno.exit(missing.length > 0 ? EXIT.denied : await installMain(Deno.args));
 }

@@ -18,15 +18,21 @@ _lima_guard() {
       '(--pre --stop --run --status --install --check --uninstall)--install[let launchd run the guard (these three\: --install --help)]' \
       '(--pre --stop --run --status --install --check --uninstall)--check[is the job, in its file and as loaded, still run by the guard?]' \
       '(--pre --stop --run --status --install --check --uninstall)--uninstall[give launchd the plist as it was before]' \
-      '--all[every Lima job that is found]' \
-      '--plist=[this plist; also for a Colima job (INSTANCE is colima or colima-PROFILE)]:FILE:_files' \
-      '--guard=[use this compiled guard where it stands]:PATH:_files' \
-      '--guard-dir=[where the guard is put (default\: /usr/local/libexec)]:DIR:_files -/' \
-      '--sign=[sign the guard that is put there (codesign --sign)]:IDENTITY: ' \
+      '--all[every job that starts an instance\: root'\''s daemons, or the user'\''s login agents too]' \
+      '--plist=[this plist (for Colima INSTANCE is colima or colima-PROFILE)]:FILE:_files' \
+      '--guard=[use this compiled lima-guard in its place]:PATH:_files' \
+      '--guard-dir=[where lima-guard is put (default\: /usr/local/libexec; login agent\: ~/.local/libexec)]:DIR:_files -/' \
+      '--sign=[sign the lima-guard that is put there (codesign --sign)]:IDENTITY: ' \
       '--keep-alive[add KeepAlive {SuccessfulExit\: false} where there is no KeepAlive]' \
       '--exit-timeout=[set ExitTimeOut to just this (default\: at least 60)]:SECONDS: ' \
+      '--on-event=[let the job run this program at each event]:PROGRAM: ' \
       '--lima-home=[where the instance is (default\: what the plist says)]:DIR:_files -/' \
+      '--start[enable and load a job that is off (otherwise it stays off)]' \
+      '--restart[stop and load the job again, also where its file is as wanted (after an upgrade)]' \
+      '--downgrade[replace a newer lima-guard]' \
       '--no-reload[change the file only; it counts from the next boot or login on]' \
+      '--purge[--uninstall\: remove lima-guard and what it has left, once no job needs it]' \
+      '--print[print the finished plist on stdout, write nothing]' \
       '--dry-run[print the changes and the commands, write nothing]' \
       '--yes[do not ask]' \
       '--json[one JSON document on stdout]' \

@@ -4,20 +4,25 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { parse } from "npm:plist@5.0.0";
 import {
+  compareVersions,
   decodePlist,
-  diff,
+  instanceOf,
   isEqual,
-  type Job,
+  type LaunchdJob,
+  lookThroughShell,
   type Plist,
   PLIST_LIMIT_BYTES,
+  type PlistReader,
+  readAcl,
   readJob,
-  readPlist,
+  readPlist as readPlistWith,
   Refusal,
   unwrapText,
   type Wanted,
   wrapText,
 } from "../install.ts";
 
+const readPlist = (text: string) => readPlistWith(text, parse as PlistReader);
 const GUARD = "/usr/local/libexec/lima-guard";
 const folder = new URL("testdata/plists/", import.meta.url);
 const bytesOf = (name: string) => Deno.readFileSync(new URL(name, folder));
@@ -173,7 +178,10 @@ const edit = (from: string | RegExp, to: string) => {
   return text;
 };
 const arg = (...args: string[]) =>
-  edit(/<array>[^]*<\/array>/, `<array>${args.map((a) => `<string>${a}</string>`).join("")}</array>`);
+  edit(
+    /<array>[^]*<\/array>/,
+    `<array>${args.map((a) => `<string>${a.replaceAll("&", "&amp;")}</string>`).join("")}</array>`,
+  );
 
 const JOB_REFUSALS: [what: string, text: string, reason: RegExp, hint?: RegExp][] = [
   [
@@ -297,7 +305,7 @@ const XML_REFUSALS: [what: string, text: string, reason: RegExp][] = [
   ["an external entity", edit(doctype, `<!DOCTYPE plist [<!ENTITY x SYSTEM "file:///etc/passwd">]>`), /declarations/],
   ["an external DTD", edit(doctype, `<!DOCTYPE plist SYSTEM "http://example.com/x.dtd">`), /declarations/],
   ["a DTD in the middle", edit("<dict>", `<!DOCTYPE plist><dict>`), /declarations/],
-  ["an entity that nobody declared", edit("limactl<", "limactl&x;<"), /"&x;" is no entity/],
+  ["an entity that is not declared", edit("limactl<", "limactl&x;<"), /"&x;" is no entity/],
   ["a bare &, as Lima writes it", edit("homebrew/bin", "R&D/bin"), /no entity/],
   ["a number that is no character", edit("limactl<", "limactl&#x110000;<"), /no entity/],
   ["a control character", edit("limactl<", "limactl\x01<"), /control character/],
@@ -313,19 +321,19 @@ const XML_REFUSALS: [what: string, text: string, reason: RegExp][] = [
   [
     "a key twice",
     edit("<key>RunAtLoad", "<key>Label</key><string>x</string><key>RunAtLoad"),
-    /"Label" stands there twice/,
+    /"Label" is there twice/,
   ],
-  ["a key without value", edit("<true/>", ""), /cannot stand here/],
+  ["a key without value", edit("<true/>", ""), /cannot be here/],
   ["a key at the end", edit("</dict>", "<key>x</key></dict>"), /no value/],
   ["__proto__", edit("<key>RunAtLoad", "<key>__proto__</key><dict/><key>RunAtLoad"), /cannot be meant/],
-  ["text between values", edit("<true/>", "<true/>yes"), /outside a value/],
-  ["two roots", `${LIMA}<plist/>`, /cannot stand here/],
+  ["text between values", edit("<true/>", "<true/>yes"), /outside of a value/],
+  ["two roots", `${LIMA}<plist/>`, /cannot be here/],
   ["a root that is no dict", "<plist><array/></plist>", /no dict/],
   ["an empty plist", "<plist/>", /no dict/],
   ["a hexadecimal integer", edit("<true/>", "<integer>0x1A</integer>"), /hexadecimal/],
   ["an integer that is none", edit("<true/>", "<integer>abc</integer>"), /no integer/],
   ["an integer that loses digits", edit("<true/>", "<integer>9007199254740993</integer>"), /no integer/],
-  ["what two readers read differently", edit("limactl<", "limactl&#13;<"), /two readers/],
+  ["a return written as a number", edit("limactl<", "limactl&#13;<"), /no entity/],
   ["another encoding", edit("UTF-8", "ISO-8859-1"), /encoding/],
   ["an instruction in the middle", edit("<true/>", "<?x y?><true/>"), /processing instruction/],
   ["an instruction without name", edit("<dict>", "<?? ?><dict>"), /./],
@@ -531,7 +539,7 @@ const NAMED = [
 ];
 
 /** What the wrapped plist must say, told a second time and in another way. */
-function expected(plist: Plist, job: Job, wanted: Wanted): Record<string, unknown> {
+function expected(plist: Plist, job: LaunchdJob, wanted: Wanted): Record<string, unknown> {
   const { value } = plist;
   const environment = value["EnvironmentVariables"] as Record<string, unknown> | undefined;
   return {
@@ -540,11 +548,16 @@ function expected(plist: Plist, job: Job, wanted: Wanted): Record<string, unknow
     ProgramArguments: [wanted.guard, "--run", "default", "--", ...job.command],
     ...wanted.exitTimeoutS === undefined ? {} : { ExitTimeOut: wanted.exitTimeoutS },
     ...wanted.keepAlive && value["KeepAlive"] === undefined ? { KeepAlive: { SuccessfulExit: false } } : {},
+    ...isTurned(value["KeepAlive"]) ? { KeepAlive: { ...value["KeepAlive"] as object, SuccessfulExit: false } } : {},
     ...wanted.limaHome === undefined ? {} : { EnvironmentVariables: { ...environment, LIMA_HOME: wanted.limaHome } },
     ...wanted.workingDirectory && value["WorkingDirectory"] !== undefined ? { WorkingDirectory: "/" } : {},
     ...wanted.stdoutPath && value["StandardOutPath"] !== undefined ? { StandardOutPath: wanted.stdoutPath } : {},
     ...wanted.stderrPath && value["StandardErrorPath"] !== undefined ? { StandardErrorPath: wanted.stderrPath } : {},
   };
+}
+
+function isTurned(keepAlive: unknown): boolean {
+  return typeof keepAlive === "object" && (keepAlive as Record<string, unknown>)["SuccessfulExit"] === true;
 }
 
 Deno.test("any plist in any formatting: only the named keys change, and every byte comes back", () => {
@@ -568,37 +581,148 @@ Deno.test("any plist in any formatting: only the named keys change, and every by
   assert.ok(tried >= 600);
 });
 
-// ── words ──
+// ── what a job is, and what others write ──
 
-Deno.test("diff() shows the lines that differ, with three around them", () => {
-  const before = ["a", "b", "c", "d", "e", "f", "g", "h"];
-  const after = ["a", "b", "c", "d", "X", "Y", "f", "g", "h"];
-  assert.deepEqual(diff(before.join("\n"), after.join("\n")), [
-    "@@ -2 +2 @@",
-    " b",
-    " c",
-    " d",
-    "-e",
-    "+X",
-    "+Y",
-    " f",
-    " g",
-    " h",
-  ]);
-  assert.deepEqual(diff("a\nb", "a\nb"), []);
-  assert.deepEqual(diff("a\r\nb\r\n", "a\r\nc\r\n").slice(1), [" a", "-b", "+c", " "]);
+Deno.test("KeepAlive {SuccessfulExit: true} is turned round, whatever else is in it, and comes back", () => {
+  for (const more of ["", "<key>Crashed</key><true/>"]) {
+    const dict = `<dict>${more}<key>SuccessfulExit</key><true/></dict>`;
+    const before = edit("<key>RunAtLoad", `<key>KeepAlive</key>${dict}<key>RunAtLoad`);
+    const after = wrapped(before, "default").text;
+    const value = readPlist(after).value["KeepAlive"];
+    assert.deepEqual(value, more === "" ? { SuccessfulExit: false } : { Crashed: true, SuccessfulExit: false });
+    assert.equal(unwrapped(after, "default", before).text, before);
+  }
+  for (const keep of ["<true/>", "<false/>", "<dict><key>SuccessfulExit</key><false/></dict>", "<dict/>"]) {
+    const before = edit("<key>RunAtLoad", `<key>KeepAlive</key>${keep}<key>RunAtLoad`);
+    assert.ok(!wrapped(before, "default").changes.some((c) => c.key === "KeepAlive"), keep);
+  }
 });
 
-Deno.test("diff() of any two texts can be undone", () => {
-  const lines = fc.array(fc.constantFrom("a", "b", "c", ""), { maxLength: 12 });
-  fc.assert(fc.property(lines, lines, (a, b) => {
-    const shown = diff(a.join("\n"), b.join("\n"));
-    if (a.join("\n") === b.join("\n")) return assert.deepEqual(shown, []);
-    const first = Number(/^@@ -(\d+)/.exec(shown[0]!)![1]) - 1;
-    const side = (mark: string) => shown.slice(1).filter((l) => l[0] === " " || l[0] === mark).map((l) => l.slice(1));
-    const [old, young] = [a.join("\n").split("\n"), b.join("\n").split("\n")];
-    assert.deepEqual(side("-"), old.slice(first, first + side("-").length));
-    assert.deepEqual(side("+"), young.slice(first, first + side("+").length));
-    assert.equal(old.length - side("-").length, young.length - side("+").length);
-  }));
+Deno.test("a key that is written with an entity is found, or the plist is refused", () => {
+  const twice = edit("<key>RunAtLoad", "<key>Lab&#101;l</key><string>x</string><key>RunAtLoad");
+  assert.match(refusalOf(() => readPlist(twice)).message, /"Label" is there twice/);
+  const spelt = edit("<key>ProgramArguments", "<key>Program&#65;rguments");
+  assert.deepEqual(unwrapped(wrapped(spelt, "default").text, "default", spelt).text, spelt);
+});
+
+Deno.test("the options of a wrapped job stay, and one that is asked for replaces the old one in its place", () => {
+  const once = wrapped(LIMA, "default", { guardOptions: ["--timeout", "45", "--on-event", "/opt/hook"] }).text;
+  const args = (text: string) => (readPlist(text).value["ProgramArguments"] as string[]).slice(0, 8);
+  assert.deepEqual(args(once), [GUARD, "--run", "default", "--timeout", "45", "--on-event", "/opt/hook", "--"]);
+  assert.deepEqual(args(wrapped(once, "default").text), args(once));
+  const other = wrapped(once, "default", { guardOptions: ["--timeout", "30", "--on-event", "/opt/hook"] }).text;
+  assert.deepEqual(args(other)[4], "30");
+  assert.equal(unwrapped(other, "default", LIMA).text, LIMA);
+});
+
+Deno.test("our own job is known however its options are written", () => {
+  const head = (...words: string[]) =>
+    edit("<array>", `<array>${[GUARD, ...words, "--"].map((w) => `<string>${w}</string>`).join("")}`);
+  for (const words of [["-v", "--run", "default"], ["--run", "--timeout", "9", "default"], ["--run=x", "default"]]) {
+    const read = () => readJob(readPlist(head(...words)), "default");
+    if (words[0] === "--run=x") refusalOf(read);
+    else assert.equal(read().guard, GUARD, words.join(" "));
+  }
+  assert.match(refusalOf(() => readJob(readPlist(head("--run", "k3s")), "default")).message, /wrapped for "k3s"/);
+});
+
+Deno.test("Nix's prefix is looked through: exactly that, and no shell character behind it", () => {
+  const through = (command: string, ...more: string[]) => lookThroughShell(["/bin/sh", "-c", command, ...more]);
+  const exec = "/bin/wait4path /nix/store && exec /nix/store/x/bin/limactl start default --foreground";
+  assert.deepEqual(through(exec), ["/nix/store/x/bin/limactl", "start", "default", "--foreground"]);
+  for (
+    const other of [
+      ` ${exec}`,
+      `${exec} `,
+      `${exec};`,
+      `${exec} $HOME`,
+      `${exec} 'a'`,
+      `${exec} | tee x`,
+      `${exec}\n`,
+      exec
+        .replace("exec ", ""),
+      exec.replace(" && ", " ; "),
+      exec.replace("/nix/store &&", "/nix/store /x &&"),
+    ]
+  ) assert.equal(through(other), undefined, other);
+  assert.equal(through(exec, "more"), undefined);
+  assert.equal(lookThroughShell(["/bin/zsh", "-c", exec]), undefined);
+});
+
+// ── flags: with and without a value, known and unknown ──
+
+const VALUED = {
+  limactl:
+    "--ssh-port --audio-device --audio-interface --image-variant --shell --arch-variant --set --mount-only --vm-type",
+  colima: "-i --disk-image --disk-image-mirror --registry-mirror --downloader --model-runner --k3s-listen-port " +
+    "--kubernetes-disable --root-disk --dns-host",
+};
+for (const [tool, flags] of Object.entries(VALUED)) {
+  Deno.test(`${tool}: the value of a flag is no instance`, () => {
+    for (const flag of flags.split(" ")) {
+      const [name, foreground] = tool === "limactl" ? ["default", "--foreground"] : ["colima", "-f"];
+      const command = (...words: string[]) => arg(`/opt/bin/${tool}`, "start", foreground, ...words);
+      const instance = tool === "limactl" ? ["default"] : [];
+      const label = (text: string) => text.replace("io.lima-vm.daemon.default", "x");
+      for (const words of [[flag, "value"], [`${flag}=value`]]) {
+        assert.equal(readJob(readPlist(label(command(...words, ...instance))), name).tool, tool, words.join(" "));
+      }
+    }
+  });
+}
+
+Deno.test("an unknown flag without a value is named, and never counted; with = it is carried along", () => {
+  const start = (...words: string[]) => readPlist(arg("/opt/bin/limactl", "start", "--foreground", ...words));
+  const refusal = refusalOf(() => readJob(start("--brand-new", "default"), "default"));
+  assert.match(refusal.message, /--brand-new is not known/);
+  assert.match(refusal.hint ?? "", /--brand-new=VALUE/);
+  assert.equal(readJob(start("--brand-new=1", "default"), "default").tool, "limactl");
+});
+
+Deno.test("every program that is not limactl is refused with the shortest way that works", () => {
+  const rows: [words: string[], hint: RegExp][] = [
+    [["/opt/bin/limactl", "start", "default"], /autostart enable default --condition=boot, then remove/],
+    [["/opt/bin/limactl", "start", "default", "two", "--foreground"], /one job for each instance/],
+    [["/usr/bin/su", "-", "zoe", "-c", "limactl start default --foreground"], /UserName/],
+    [["/usr/bin/env", "LIMA_HOME=/x", "limactl", "start", "default", "--foreground"], /EnvironmentVariables/],
+    [["/bin/zsh", "-c", "limactl start default --foreground"], /without a shell/],
+    [["/usr/local/bin/rdctl", "start"], /application owns/],
+    [["/usr/local/bin/finch", "vm", "start"], /application owns/],
+    [
+      ["/Applications/Rancher Desktop.app/x/bin/limactl", "start", "default", "--foreground"],
+      /leave it to the application/,
+    ],
+    [["/bin/sh", "-c", "/bin/wait4path /nix/store && exec a; b"], /declare in Nix/],
+  ];
+  for (const [words, hint] of rows) {
+    const refusal = refusalOf(() => readJob(readPlist(arg(...words)), "default"));
+    assert.match(refusal.hint ?? "", hint, `${words.join(" ")}: ${refusal.message}`);
+  }
+});
+
+Deno.test("instanceOf() knows whose job a plist is, whatever its label", () => {
+  const of = (...words: string[]) => instanceOf(readPlist(arg(...words)).value);
+  assert.equal(of("/opt/bin/limactl", "start", "--vm-type", "vz", "k3s", "--foreground"), "k3s");
+  assert.equal(of("/opt/bin/limactl", "start", "k3s"), "k3s", "without --foreground too");
+  assert.equal(of(GUARD, "--run", "--timeout", "9", "k3s", "--", "/x"), "k3s");
+  assert.equal(of("/opt/bin/colima", "start", "-f", "--profile", "work"), "colima-work");
+  assert.equal(of("/opt/bin/colima", "start", "a", "--profile=work"), "colima-work", "--profile beats the argument");
+  assert.equal(of("/bin/sh", "-c", "/bin/wait4path /nix/store && exec /n/limactl start k3s"), "k3s");
+  for (const words of [["/bin/ls"], ["/opt/bin/limactl", "list"], ["/opt/bin/limactl", "stop", "k3s"]]) {
+    assert.equal(of(...words), undefined, words.join(" "));
+  }
+});
+
+Deno.test("compareVersions() orders versions as people read them", () => {
+  const order = ["0.1.0", "0.2.0-rc.1", "0.2.0", "0.10.0", "1.0.0"];
+  for (let i = 1; i < order.length; i++) assert.ok(compareVersions(order[i - 1]!, order[i]!) < 0, order[i]);
+  assert.equal(compareVersions("0.2.0", "0.2.0"), 0);
+});
+
+Deno.test("readAcl() finds the first entry that lets another user change something", () => {
+  const listed = "drwxr-xr-x+ 5 root  wheel  160 Jan  1 00:00 /opt\n 0: group:everyone deny delete\n";
+  assert.equal(readAcl(listed, ["user:root"]), undefined);
+  assert.equal(readAcl(`${listed} 1: user:eve allow read,execute\n`, []), undefined);
+  assert.match(readAcl(`${listed} 1: user:eve inherited allow read,add_file\n`, ["user:root"]) ?? "", /user:eve/);
+  assert.equal(readAcl(`${listed} 1: user:zoe allow write\n`, ["user:zoe"]), undefined);
 });

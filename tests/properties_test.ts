@@ -6,7 +6,7 @@
 
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { build } from "npm:plist@5.0.0";
+import { build, parse } from "npm:plist@5.0.0";
 import {
   brakeMs,
   lastStop,
@@ -27,10 +27,20 @@ import {
   readVarRun,
   realHost,
 } from "../lima_guard.ts";
-import { decodePlist, isEqual, readDisabled, readLoaded, readPlist, readUser, Refusal } from "../install.ts";
+import {
+  decodePlist,
+  isEqual,
+  type PlistReader,
+  readDisabled,
+  readLoaded,
+  readPlist as readPlistWith,
+  readUser,
+  Refusal,
+} from "../install.ts";
 import { DIR } from "./observations.ts";
 import { tempLimaHome } from "./helpers/mod.ts";
 
+const readPlist = (text: string) => readPlistWith(text, parse as PlistReader);
 const RUNS = { numRuns: 1000 };
 const PLAIN = { noNullPrototype: true } as const;
 const LOWEST = 2;
@@ -261,7 +271,14 @@ Deno.test("launchctl print: what a job is, is read back from what is printed", (
       assert.deepEqual(readPrint(text), { ...numbers, state, program, path });
       const answer = { argv: ["launchctl"], code: 0, stdout: text, stderr: "", late: false };
       const isEnding = state === "SIGTERMed" || state === "SIGKILLed";
-      assert.deepEqual(readLoaded(answer), { kind: "loaded", args, isEnding, ...numbers });
+      assert.deepEqual(readLoaded(answer), {
+        kind: "loaded",
+        args,
+        isEnding,
+        path,
+        pid: pid ?? undefined,
+        exitTimeoutS: exitTimeout ?? undefined,
+      });
       // Cut in the middle of its arguments, the answer says so.
       const half = text.slice(0, text.indexOf("\targuments = {") + 15);
       assert.equal(readLoaded({ ...answer, stdout: half }).kind, "unknown");

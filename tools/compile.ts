@@ -22,10 +22,13 @@ export const PERMISSIONS: readonly { readonly flag: string; readonly why: string
   { flag: "--allow-net", why: "unix sockets below LIMA_HOME: Deno takes whole paths only, and they are not known yet" },
   { flag: "--allow-env", why: "a command gets our environment and a little more" },
   { flag: "--allow-run", why: "Deno.kill of a process that is not our child is refused under a list of programs" },
-  { flag: "--allow-sys=uid,osUptime", why: "whose instances these are, and how long the machine has been awake" },
+  { flag: "--allow-sys", why: "uid, the time awake, and an own umask, for which Deno has no narrower permission" },
 ];
-/** And nothing else, above all no FFI; and never a question. */
-export const BAKED_IN: readonly string[] = ["--no-prompt", ...PERMISSIONS.map(({ flag }) => flag)];
+/**
+ * And nothing else, above all no FFI; never a question; and no code cache, which lies in a temporary folder and is
+ * believed by its public hash.
+ */
+export const BAKED_IN: readonly string[] = ["--no-prompt", "--no-code-cache", ...PERMISSIONS.map(({ flag }) => flag)];
 
 /** How a command ended, and what it printed on both its streams. */
 export interface Ran {

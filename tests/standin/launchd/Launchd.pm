@@ -1,29 +1,31 @@
 package Launchd;
 
-# What the stand-ins for launchd's tools share: a folder of state, a log of every call, and faults at the n-th call.
+# What the stand-ins for Apple's tools share: a folder of state, a log of every call, and faults at the n-th call. A
+# stand-in finds its Mac by where it is itself: the nearest folder above it with `lib/Launchd.pm`. No variable of the
+# environment says so, because sudo and the product drop those.
 #
-#   STANDIN_LAUNCHD_LIB            this folder: modules that search for it cost more than all the rest
-#   STANDIN_LAUNCHD/log            one line per call, as it was typed
-#   STANDIN_LAUNCHD/calls          how many there were
-#   STANDIN_LAUNCHD/conf           key=value lines: see launchctl and guard
-#   STANDIN_LAUNCHD/fault          lines `WHEN HOW`: WHEN is the number of a call, or a word and the how-manyeth call with
-#                                  it (`bootstrap:1`); HOW is
+#   state/log            one line per call: `UID: COMMAND LINE`
+#   state/calls          how many there were
+#   state/conf           key=value lines: see launchctl, sudo and guard
+#   state/fault          lines `WHEN HOW`: WHEN is the number of a call, or a word and the how-manyeth call with it
+#                        (`bootstrap:1`); HOW is
 #        N       fails with status N and does nothing
 #        after:N does it, and fails with status N
 #        hang    does nothing and never ends
 #        late    does it and never ends
 #        killed  does nothing and dies by SIGKILL
-#   STANDIN_LAUNCHD/jobs/DOMAIN,LABEL     a loaded job
-#   STANDIN_LAUNCHD/disabled/DOMAIN,LABEL a disabled override
-#   STANDIN_LAUNCHD/alive/PID             a process that lives, as far as the stand-ins go
-#   STANDIN_LAUNCHD/sessions/UID          somebody is logged in at the screen
+#   state/jobs/DOMAIN,LABEL     a loaded job
+#   state/disabled/DOMAIN,LABEL a disabled override
+#   state/alive/PID             a process that lives, as far as the stand-ins go
+#   state/exit/PID              how it ended, once it is not alive (else 0)
+#   state/sessions/UID          a user is logged in at the screen
 
 use strict;
 use warnings;
 use Exporter 'import';
-our @EXPORT = qw(state_dir conf slurp spit begin finish jobs read_job write_job unescape plist_of new_pid lines_of);
+our @EXPORT = qw(state_dir conf slurp spit begin finish jobs read_job write_job plist_of new_pid lines_of user_of end_process);
 
-sub state_dir { $ENV{STANDIN_LAUNCHD} // die "stand-in: STANDIN_LAUNCHD is not set\n" }
+sub state_dir { "$main::ROOT/state" }
 
 sub slurp {
     my ($path) = @_;
@@ -40,7 +42,7 @@ sub spit {
     rename "$path.$$", $path or die "stand-in: $path: $!\n";
 }
 
-sub lines_of { my ($path) = @_; return split /\n/, slurp($path) // '' }
+sub lines_of { my ($path) = @_; return split /\n/, slurp($path) // "" }
 
 sub conf {
     my ($key, $default) = @_;
@@ -60,9 +62,10 @@ sub hang {
 # Counts and logs the call, and does what a fault of this call wants done before it.
 sub begin {
     my $dir = state_dir();
+    our $umask = umask 0;
     open my $lock, '>', "$dir/lock" or die "stand-in: $!\n";
     flock $lock, 2;
-    my $line = join " ", $0 =~ s{.*/}{}r, @ARGV;
+    my $line = join " ", "$>:", $0 =~ s{.*/}{}r, @ARGV;
     my $n = (slurp("$dir/calls") || 0) + 1;
     spit("$dir/calls", $n);
     open my $log, '>>', "$dir/log" or die "stand-in: $!\n";
@@ -126,6 +129,22 @@ sub unescape {
     return $text;
 }
 
+sub end_process {
+    my ($pid, $status) = @_;
+    spit(state_dir() . "/exit/$pid", $status);
+    unlink state_dir() . "/alive/$pid";
+}
+
+# A user of `state/users`, by name or number: (name, uid, gid, home, groups).
+sub user_of {
+    my ($who) = @_;
+    for (lines_of(state_dir() . '/users')) {
+        my ($name, $groups, $uid, $gid, @rest) = split /:/;
+        return ($name, $uid, $gid, $rest[-2], $groups) if $who eq $name || $who eq $uid;
+    }
+    return ();
+}
+
 # What launchd takes from a plist; undef where the file is not whole.
 sub plist_of {
     my ($path) = @_;
@@ -139,8 +158,11 @@ sub plist_of {
     my %env = ($env // '') =~ m{<key>(.*?)</key>\s*<string>(.*?)</string>}gs;
     $plist{env} = [map { "$_=" . unescape($env{$_}) } sort keys %env];
     $plist{timeout} = $text =~ m{<key>\s*ExitTimeOut\s*</key>\s*<integer>\s*(\d+)}s ? $1 : 5;
+    $plist{user} = $text =~ m{<key>\s*UserName\s*</key>\s*<string>(.*?)</string>}s ? unescape($1) : '';
+    my ($keep) = $text =~ m{<key>\s*KeepAlive\s*</key>\s*(<true/>|<dict>.*?</dict>)}s;
+    $keep //= '';
+    $plist{keeps} = $keep eq '<true/>' ? 'always' : $keep =~ m{SuccessfulExit\s*</key>\s*<(true|false)/>} ? "success-$1" : $keep ? 'always' : '';
     $plist{starts} = $text =~ m{<key>\s*(?:RunAtLoad</key>\s*<true/>|KeepAlive\s*</key>\s*<(?:dict|true))}s ? 1 : 0;
-    $plist{keeps} = $text =~ m{<key>\s*KeepAlive\s*</key>\s*<(?:dict|true)}s ? 1 : 0;
     return \%plist;
 }
 

@@ -1,0 +1,189 @@
+/** `--check` is green only where the job would really come up at the next boot, and never disagrees with install. */
+
+import assert from "node:assert/strict";
+import { ADA, DAEMON, EVE, FakeMac, fixture, guarded, macTest, macWith, ROOT, ZOE } from "./install_mac.ts";
+
+// What is broken in a guarded daemon; what --check says; its status.
+const BROKEN: [what: string, spoil: (mac: FakeMac, file: string) => void, words: RegExp, status?: number][] = [
+  [
+    "the instance is gone",
+    (mac) => Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true }),
+    /the instance is gone/,
+  ],
+  [
+    "its volume is not mounted",
+    (mac) => Deno.removeSync(`${mac.home}/.lima`, { recursive: true }),
+    /not mounted now/,
+    75,
+  ],
+  ["limactl has moved", (mac) => {
+    mac.folder(`${mac.system}/usr/local/bin`);
+    Deno.renameSync(`${mac.root}/opt/homebrew/bin/limactl`, `${mac.system}/usr/local/bin/limactl`);
+  }, /limactl is gone; there is one at .*usr\/local\/bin\/limactl/],
+  ["the guard is gone", (mac) => Deno.removeSync(mac.guard), /lima-guard is not there/],
+  ["the guard does not answer", (mac) => mac.conf("guard_version=nonsense"), /does not answer to --version/],
+  [
+    "the guard is not on the boot volume",
+    (mac) => mac.settings.devices = [{ prefix: mac.guards, dev: 9 }],
+    /boot volume/,
+  ],
+  [
+    "the loaded job is bare",
+    (mac) => reloaded(mac, fixture(mac, "lima-2.2-daemon")),
+    /loaded job does not run lima-guard/,
+  ],
+  [
+    "the loaded job has another exit timeout",
+    (mac, file) => reloaded(mac, Deno.readTextFileSync(file).replace("<integer>60<", "<integer>30<")),
+    /exit timeout of 30 s in force/,
+  ],
+  [
+    "the plist grants too little",
+    (mac, file) => edited(mac, file, "<integer>60<", "<integer>20<"),
+    /grants 20 s for a stop/,
+  ],
+  [
+    "a stop has one second",
+    (mac, file) =>
+      edited(mac, file, "<string>--</string>", "<string>--timeout</string><string>1</string><string>--</string>"),
+    /--timeout 1 in the plist leaves a stop 1 s/,
+  ],
+  [
+    "Lima has written the plist again",
+    (mac, file) => mac.write(file, fixture(mac, "lima-2.2-daemon")),
+    /does not run lima-guard/,
+  ],
+  [
+    "KeepAlive is the wrong way round",
+    (mac, file) =>
+      edited(
+        mac,
+        file,
+        "<key>RunAtLoad",
+        "<key>KeepAlive</key><dict><key>SuccessfulExit</key><true/></dict><key>RunAtLoad",
+      ),
+    /SuccessfulExit: true.*after a requested stop/,
+  ],
+  ["launchd does not answer", (mac) => mac.fault("print:1 1"), /launchctl print: status 1/, 75],
+  ["it is not said whether it is disabled", (mac) => mac.fault("print-disabled:1 5"), /print-disabled did not say/, 75],
+];
+
+function edited(mac: FakeMac, file: string, from: string, to: string): void {
+  const text = Deno.readTextFileSync(file);
+  assert.ok(text.includes(from), text);
+  mac.write(file, text.replace(from, to));
+}
+
+/** launchd has loaded another text than the file has now. */
+function reloaded(mac: FakeMac, text: string): void {
+  const file = `${mac.daemons}/${DAEMON}.plist`;
+  const now = Deno.readTextFileSync(file);
+  for (let n = 0; n < 4; n++) {
+    if (mac.job("system", DAEMON) === undefined) break;
+    if (n === 0) mac.launchctl(["bootout", `system/${DAEMON}`]);
+    else new Deno.Command(`${mac.root}/bin/launchctl`, { args: ["print", `system/${DAEMON}`] }).outputSync();
+  }
+  mac.write(file, text);
+  mac.launchctl(["bootstrap", "system", file]);
+  mac.write(file, now);
+}
+
+for (const [what, spoil, words, status = 1] of BROKEN) {
+  macTest(`--check is ${status} when ${what}, for root and for the owner`, async () => {
+    const { mac, file } = macWith("daemon");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    for (const as of [ROOT, ZOE]) {
+      assert.equal((await mac.run(["--check", "default"], { as })).status, 0);
+    }
+    mac.forget();
+    spoil(mac, file);
+    const faults = mac.exists(`${mac.state}/fault`) ? Deno.readTextFileSync(`${mac.state}/fault`) : undefined;
+    for (const as of [ROOT, ZOE]) {
+      mac.forget();
+      if (faults !== undefined) mac.fault(faults);
+      const run = await mac.run(["--check", "--json", "default"], { as });
+      assert.deepEqual([run.status, JSON.parse(run.stdout).changed], [status, false], run.stdout);
+      assert.match(run.json().blockers.map((b: { because: string }) => b.because).join("\n"), words);
+      assert.ok(run.json().blockers.every((b: { hint?: string }) => b.hint !== undefined), run.stdout);
+    }
+  });
+}
+
+macTest("what --check calls broken in the world install refuses, and does not call done", async () => {
+  for (const spoil of [0, 2, 4].map((i) => BROKEN[i]!)) {
+    const { mac, file } = macWith("daemon");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    spoil[1](mac, file);
+    const run = await mac.run(["--yes", "--json", "default"]);
+    assert.equal(run.status, 1, `${spoil[0]}: ${run.stdout}`);
+  }
+});
+
+macTest("a job that is loaded twice is named with both domains, and refused", async () => {
+  const { mac, file, as } = macWith("agent");
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+  mac.launchctl(["bootstrap", "user/501", file], ZOE);
+  const checked = await mac.run(["--check", "default"], { as });
+  assert.equal(checked.status, 1, checked.stdout);
+  assert.match(checked.stdout, /loaded twice: in gui\/501 and in user\/501 \(hint: launchctl bootout user\/501\//);
+  assert.equal((await mac.run(["--yes", "--restart", "default"], { as })).status, 1);
+});
+
+macTest("what another user may not see is unknown, never gone and never green", async () => {
+  const { mac } = macWith("daemon");
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  Deno.chmodSync(mac.home, 0o700);
+  for (const as of [EVE, ADA]) {
+    const run = await mac.run(["--check", "--json", "default"], { as });
+    assert.deepEqual([run.status, run.json().state], [75, "unknown"], run.stdout);
+    assert.match(run.json().blockers[0].because, /may not be looked at/);
+  }
+  for (const as of [ROOT, ZOE]) assert.equal((await mac.run(["--check", "default"], { as })).status, 0);
+});
+
+macTest("a job under any label is found by what it runs; Nix's is read, and what to declare is said", async () => {
+  await using mac = FakeMac.make();
+  mac.instance("colima", `${mac.home}/.colima/_lima`);
+  mac.folder(`${mac.home}/.colima`, ZOE);
+  const brew = fixture(mac, "homebrew-colima").replace("opt/colima/bin/", "bin/");
+  mac.load("gui/501", mac.write(`${mac.agents}/homebrew.mxcl.colima.plist`, brew, ZOE));
+  const bare = await mac.run(["--check", "--all", "--json"], { as: ZOE });
+  assert.deepEqual([bare.status, bare.json().name, bare.json().state], [1, "colima", "not guarded"], bare.stdout);
+  assert.match(bare.json().blockers[0].because, /brew services/);
+
+  const limactl = `${mac.root}/opt/homebrew/bin/limactl start default --foreground`;
+  const nix = (command: string) =>
+    fixture(mac, "lima-2.2-daemon").replace("io.lima-vm.daemon.default", "org.nixos.lima").replace(
+      /<array>[^]*<\/array>/,
+      `<array><string>/bin/sh</string><string>-c</string><string>/bin/wait4path /nix/store &amp;&amp; exec ${command}</string></array>`,
+    );
+  const file = mac.write(`${mac.daemons}/org.nixos.lima.plist`, nix(limactl));
+  const refused = await mac.run(["--yes", "default"]);
+  assert.equal(refused.status, 1, refused.stdout);
+  assert.match(refused.stdout, /Nix made it \(hint: declare there: exec .*lima-guard --run default -- .*limactl start/);
+  mac.putGuard(mac.guard);
+  mac.write(
+    file,
+    nix(guarded(mac).join(" ")).replace("<key>RunAtLoad", "<key>ExitTimeOut</key><integer>60</integer><key>RunAtLoad"),
+  );
+  mac.load("system", file);
+  const checked = await mac.run(["--check", "--json", "default"]);
+  assert.deepEqual([checked.status, checked.json().state], [0, "guarded"], checked.stdout);
+});
+
+macTest("the hints of --check work as they are typed, and the answer changes", async () => {
+  const { mac } = macWith("daemon");
+  await using _ = mac;
+  const bare = await mac.run(["--check", "--json", "default"], { as: ADA });
+  const hint: string = bare.json().blockers[0].hint;
+  assert.match(hint, /^sudo lima-guard --install default$/);
+  const typed = new Deno.Command("/bin/sh", {
+    args: ["-c", `${mac.root}/bin/${hint.replace("lima-guard", mac.source).replace("--install", "--install --yes")}`],
+  }).outputSync();
+  assert.ok(typed.success, new TextDecoder().decode(typed.stderr));
+  assert.equal((await mac.run(["--check", "default"])).status, 0);
+});

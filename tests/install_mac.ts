@@ -1,0 +1,385 @@
+/**
+ * A pretended Mac for the tests of install.ts: a tree that belongs to root, with the home folders of zoe (who owns the
+ * instance), ada (who may use sudo) and eve (who may nothing). Every run is a process with the real uid and groups, and
+ * whose a file is, and who may write it, the kernel decides.
+ */
+
+import assert from "node:assert/strict";
+import { BACKUP_SUFFIX, BAKED_IN, MEMORY_SUFFIX } from "../install.ts";
+import { VERSION } from "../lima_guard.ts";
+import { denoFlags } from "./helpers/guard.ts";
+import { project } from "./helpers/paths.ts";
+
+export const ROOT = { name: "root", uid: 0, gid: 0, groups: [0] };
+export const ZOE = { name: "zoe", uid: 501, gid: 20, groups: [20] };
+export const ADA = { name: "ada", uid: 502, gid: 20, groups: [20, 80] };
+export const EVE = { name: "eve", uid: 503, gid: 20, groups: [20] };
+export type Person = typeof ROOT;
+const PEOPLE = [ZOE, ADA, EVE];
+
+/** Why there is no such Mac to be had; for the name of a test that is skipped. */
+export const WHY_NO_MAC: string | undefined = Deno.build.os !== "linux"
+  ? "needs Linux, where root may be any user"
+  : Deno.uid() !== 0
+  ? "needs root, to make files of several users"
+  : undefined;
+
+/** A test on a pretended Mac. */
+export function macTest(name: string, fn: () => Promise<void>): void {
+  const ignore = WHY_NO_MAC !== undefined;
+  Deno.test({ name: ignore ? `${name}: skipped: ${WHY_NO_MAC}` : name, ignore, fn });
+}
+
+export interface MacSettings {
+  os?: "darwin" | "linux";
+  arch?: "aarch64" | "x86_64";
+  canAsk?: boolean;
+  answer?: boolean;
+  whileAsked?: string;
+  isBinary?: boolean;
+  /** Files below these are on another device. */
+  devices?: { prefix: string; dev: number }[];
+  limits?: Record<string, number>;
+  freezeAt?: number;
+  failAt?: number;
+  hookAt?: number;
+  hook?: string;
+  trace?: boolean;
+}
+
+const QUICK = {
+  commandMs: 4000,
+  handshakeMs: 4000,
+  stopMs: 4000,
+  reapMs: 30,
+  goneMs: 2000,
+  secondMs: 1,
+  bootstrapMs: 1500,
+  runningMs: 500,
+  pollMs: 5,
+};
+
+export interface RunOptions {
+  as?: Person;
+  /** The program that is run; by default root's own copy. */
+  program?: string;
+  umask?: number;
+  env?: Record<string, string>;
+  cwd?: string;
+  settings?: MacSettings;
+}
+
+export interface MacRun {
+  readonly status: number;
+  readonly stdout: string;
+  readonly stderr: string;
+  /** The first (or only) instance of the document on stdout. */
+  // deno-lint-ignore no-explicit-any
+  json(): any;
+}
+
+/** A loaded job, as the stand-in keeps it. */
+export interface LoadedJob {
+  readonly args: string[];
+  readonly pid: number | undefined;
+  readonly timeout: number;
+  readonly dying: boolean;
+}
+
+let shared: string | undefined;
+
+/** install.ts and a Deno that every user can run; made once for each process of tests. */
+function sharedFolder(): string {
+  if (shared !== undefined) return shared;
+  const dir = Deno.makeTempDirSync({ dir: "/opt", prefix: "lima-guard-tests-" });
+  Deno.chmodSync(dir, 0o755);
+  globalThis.addEventListener("unload", () => Deno.removeSync(dir, { recursive: true }));
+  Deno.copyFileSync(Deno.execPath(), `${dir}/deno`);
+  const args = ["bundle", "-q", ...denoFlags(), "-o", `${dir}/install.js`, `${project}/tests/install_here.ts`];
+  const { success, stderr } = new Deno.Command(Deno.execPath(), { args, cwd: project }).outputSync();
+  assert.ok(success, new TextDecoder().decode(stderr));
+  return shared = dir;
+}
+
+const STANDINS = `${project}/tests/standin/launchd`;
+const SOURCE_TOOLS = ["codesign", "id", "launchctl", "ls", "plutil", "sudo", "sysctl", "xattr"];
+
+export class FakeMac implements AsyncDisposable {
+  readonly state: string;
+  readonly home: string;
+  readonly agents: string;
+  readonly system: string;
+  readonly daemons: string;
+  readonly guards: string;
+  readonly guard: string;
+  readonly source: string;
+
+  constructor(readonly root: string, readonly settings: MacSettings) {
+    this.state = `${root}/state`;
+    this.home = `${root}/home/zoe`;
+    this.agents = `${this.home}/Library/LaunchAgents`;
+    this.system = `${root}/system`;
+    this.daemons = `${this.system}/Library/LaunchDaemons`;
+    this.guards = `${this.system}/usr/local/libexec`;
+    this.guard = `${this.guards}/lima-guard`;
+    this.source = `${root}/src/lima-guard`;
+  }
+
+  static make(settings: MacSettings = {}): FakeMac {
+    const folder = sharedFolder();
+    const mac = new FakeMac(Deno.makeTempDirSync({ dir: "/opt", prefix: "mac-" }), settings);
+    const { root, system } = mac;
+    Deno.chmodSync(root, 0o755);
+    for (const name of ["jobs", "disabled", "alive", "exit", "sessions"]) {
+      mac.folder(`${mac.state}/${name}`, ROOT, 0o777);
+    }
+    Deno.chmodSync(mac.state, 0o777);
+    for (const dir of ["bin", "lib", "src/dist", "opt/homebrew/bin"]) mac.folder(`${root}/${dir}`);
+    for (const dir of ["Library/LaunchDaemons", "usr/local", "var/root", "var/db"]) mac.folder(`${system}/${dir}`);
+    for (const person of PEOPLE) {
+      mac.folder(`${root}/home/${person.name}`, person, 0o755);
+      mac.folder(`${root}/home/${person.name}/Library`, person, 0o755);
+      mac.folder(`${root}/home/${person.name}/Library/LaunchAgents`, person, 0o755);
+    }
+    for (const tool of SOURCE_TOOLS) Deno.copyFileSync(`${STANDINS}/${tool}`, `${root}/bin/${tool}`);
+    for (const tool of ["head", "mkdir", "rm"]) Deno.copyFileSync(`${STANDINS}/real_tool`, `${root}/bin/${tool}`);
+    Deno.copyFileSync(`${STANDINS}/Launchd.pm`, `${root}/lib/Launchd.pm`);
+    Deno.copyFileSync("/usr/bin/setpriv", `${root}/lib/setpriv-root`);
+    Deno.chmodSync(`${root}/lib/setpriv-root`, 0o4755);
+    mac.write(`${root}/lib/run`, runScript(folder, root), ROOT, 0o755);
+    mac.write(`${mac.state}/version`, VERSION);
+    mac.write(`${mac.state}/boot`, "BOOT-1\n");
+    const users = PEOPLE.map((p) =>
+      `${p.name}:${p.groups}:${p.uid}:${p.gid}::0:0:User:${root}/home/${p.name}:/bin/zsh`
+    );
+    mac.write(`${mac.state}/users`, users.join("\n"));
+    mac.write(`${mac.state}/sessions/501`, "");
+    mac.write(`${root}/opt/homebrew/bin/limactl`, "#!/bin/sh\n", ROOT, 0o755);
+    mac.write(`${root}/opt/homebrew/bin/colima`, "#!/bin/sh\n", ROOT, 0o755);
+    mac.instance("default");
+    mac.putGuard(mac.source);
+    return mac;
+  }
+
+  folder(path: string, owner: Person = ROOT, mode = 0o755): void {
+    Deno.mkdirSync(path, { recursive: true });
+    this.own(path, owner, mode);
+  }
+
+  own(path: string, owner: Person, mode?: number): void {
+    Deno.chownSync(path, owner.uid, owner.gid);
+    if (mode !== undefined) Deno.chmodSync(path, mode);
+  }
+
+  write(path: string, text: string, owner: Person = ROOT, mode = 0o644): string {
+    Deno.writeTextFileSync(path, text);
+    this.own(path, owner, mode);
+    return path;
+  }
+
+  /** An instance of zoe's. */
+  instance(name: string, home = `${this.home}/.lima`): void {
+    this.folder(home, ZOE);
+    this.folder(`${home}/${name}`, ZOE);
+    this.write(`${home}/${name}/lima.yaml`, "", ZOE);
+  }
+
+  /** A compiled guard, as far as the stand-ins go. */
+  putGuard(path: string, more = "", owner: Person = ROOT): string {
+    this.folder(path.replace(/\/[^/]*$/, ""), owner);
+    return this.write(path, Deno.readTextFileSync(`${STANDINS}/guard`) + more, owner, 0o755);
+  }
+
+  agent(name: string, text: string): string {
+    return this.write(`${this.agents}/io.lima-vm.autostart.${name}.plist`, text, ZOE);
+  }
+
+  daemon(name: string, text: string): string {
+    return this.write(`${this.daemons}/io.lima-vm.daemon.${name}.plist`, text);
+  }
+
+  /** launchctl as a person, before or between the runs. */
+  launchctl(args: string[], as: Person = ROOT): void {
+    const { success, stderr } = this.#spawn(`${this.root}/bin/launchctl`, args, { as });
+    assert.ok(success, new TextDecoder().decode(stderr));
+  }
+
+  load(domain: string, file: string): void {
+    this.launchctl(["bootstrap", domain, file]);
+    this.forget();
+  }
+
+  /** Calls are counted and logged from here on. */
+  forget(): void {
+    for (const file of ["log", "calls", "fault", "guard_uids", "effects"]) {
+      if (this.exists(`${this.state}/${file}`)) Deno.removeSync(`${this.state}/${file}`);
+    }
+  }
+
+  conf(...lines: string[]): void {
+    this.write(`${this.state}/conf`, lines.join("\n") + "\n");
+  }
+
+  fault(...lines: string[]): void {
+    this.write(`${this.state}/fault`, lines.join("\n") + "\n");
+  }
+
+  #lines(name: string): string[] {
+    const path = `${this.state}/${name}`;
+    return this.exists(path) ? Deno.readTextFileSync(path).trim().split("\n") : [];
+  }
+
+  /** The calls of the tools: `UID: COMMAND LINE`. */
+  log(): string[] {
+    return this.#lines("log");
+  }
+
+  effects(): string[] {
+    return this.#lines("effects");
+  }
+
+  /** Who has run a guard. */
+  guardUids(): number[] {
+    return [...new Set(this.#lines("guard_uids").map(Number))].sort();
+  }
+
+  job(domain: string, label: string): LoadedJob | undefined {
+    const lines = this.#lines(`jobs/${domain.replace("/", "_")},${label}`);
+    if (lines.length === 0) return undefined;
+    const value = (key: string) => lines.find((l) => l.startsWith(`${key} `))?.slice(key.length + 1);
+    const pid = Number(value("pid") ?? 0);
+    return {
+      args: lines.filter((l) => l.startsWith("arg ")).map((l) => l.slice(4)),
+      pid: pid && this.exists(`${this.state}/alive/${pid}`) ? pid : undefined,
+      timeout: Number(value("timeout")),
+      dying: value("dying") !== undefined,
+    };
+  }
+
+  exists(path: string): boolean {
+    try {
+      Deno.lstatSync(path);
+      return true;
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+      return false;
+    }
+  }
+
+  isDisabled(domain: string, label: string): boolean {
+    return this.exists(`${this.state}/disabled/${domain.replace("/", "_")},${label}`);
+  }
+
+  /** Every file with its owner, mode and text, but for the stand-ins' state and the locks. */
+  tree(): string[] {
+    const rows: string[] = [];
+    const walk = (dir: string) => {
+      for (const { name, isDirectory, isSymlink, isFile } of Deno.readDirSync(dir)) {
+        const path = `${dir}/${name}`;
+        if (path === this.state || name.endsWith("-install.lock")) continue;
+        const { uid, gid, mode } = Deno.lstatSync(path);
+        const text = isSymlink ? Deno.readLinkSync(path) : isFile ? Deno.readTextFileSync(path).slice(0, 20_000) : "";
+        rows.push(`${path.slice(this.root.length)} ${uid}:${gid} ${((mode ?? 0) & 0o7777).toString(8)} ${text}`);
+        if (isDirectory) walk(path);
+      }
+    };
+    walk(this.root);
+    return rows.sort();
+  }
+
+  #command(program: string, args: string[], { as = ROOT, umask = 0o022, env = {}, cwd = "/" }: RunOptions) {
+    const home = as.uid === 0 ? `${this.system}/var/root` : `${this.root}/home/${as.name}`;
+    const words = ["--reuid", String(as.uid), "--regid", String(as.gid), "--groups", as.groups.join(","), "--"];
+    const shell = ["/bin/sh", "-c", `umask ${umask.toString(8)}; exec "$@"`, "sh", program, ...args];
+    return {
+      args: [...words, ...shell],
+      cwd,
+      clearEnv: true,
+      env: { PATH: "/usr/bin:/bin:/usr/sbin:/sbin", HOME: home, ...env },
+      stdin: "null" as const,
+    };
+  }
+
+  #spawn(program: string, args: string[], options: RunOptions): Deno.CommandOutput {
+    return new Deno.Command("setpriv", this.#command(program, args, options)).outputSync();
+  }
+
+  /** Starts lima-guard --install and so on, to be killed. */
+  start(args: string[], options: RunOptions = {}): Deno.ChildProcess {
+    this.#prepare(options);
+    const command = this.#command(options.program ?? this.source, ["--install", ...args], options);
+    return new Deno.Command("setpriv", { ...command, stdout: "piped", stderr: "piped" }).spawn();
+  }
+
+  #prepare({ settings }: RunOptions): void {
+    const { limits, ...all } = { ...this.settings, ...settings };
+    this.write(`${this.state}/settings.json`, JSON.stringify({ ...all, limits: { ...QUICK, ...limits } }));
+  }
+
+  /** Runs lima-guard with these arguments; without a role among them it is an install. */
+  async run(args: string[], options: RunOptions = {}): Promise<MacRun> {
+    this.#prepare(options);
+    const role = args.some((a) => /^--(install|check|uninstall)$/.test(a)) ? [] : ["--install"];
+    const command = this.#command(options.program ?? this.source, [...role, ...args], options);
+    const { code, stdout, stderr } = await new Deno.Command("setpriv", command).output();
+    const out = { stdout: new TextDecoder().decode(stdout), stderr: new TextDecoder().decode(stderr) };
+    const json = () => {
+      const document = JSON.parse(out.stdout);
+      assert.equal(document.version, 1);
+      assert.equal(typeof document.changed, "boolean");
+      return document.instances[0];
+    };
+    return { status: code, ...out, json };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await Deno.remove(this.root, { recursive: true });
+  }
+}
+
+/** The guard's `--install` on this Mac: a process that runs the product. */
+function runScript(folder: string, root: string): string {
+  const flags = `run -q --no-check --no-config --no-lock ${BAKED_IN.join(" ")}`;
+  const env = `DENO_DIR=${root}/state/deno-$(/usr/bin/id -u) DENO_NO_UPDATE_CHECK=1 NO_COLOR=1`;
+  return `#!/bin/sh\nexec /usr/bin/env ${env} ${folder}/deno ${flags} ${folder}/install.js ${root} "$@"\n`;
+}
+
+// ── a Mac with one job ──
+
+export const DAEMON = "io.lima-vm.daemon.default";
+export const AGENT = "io.lima-vm.autostart.default";
+export const PLISTS = new URL("./testdata/plists/", import.meta.url);
+
+export function limactl(mac: FakeMac, name = "default"): string[] {
+  return [`${mac.root}/opt/homebrew/bin/limactl`, "start", name, "--foreground"];
+}
+
+/** A plist of the test data, for the pretended zoe. */
+export function fixture(mac: FakeMac, name: string): string {
+  const text = Deno.readTextFileSync(new URL(`${name}.plist`, PLISTS));
+  return text.replaceAll("/Users/zoe", mac.home).replaceAll("/opt/homebrew", `${mac.root}/opt/homebrew`);
+}
+
+/** A Mac with a running daemon (or agent) as Lima makes it, and the person who may change it. */
+export function macWith(kind: "daemon" | "agent", settings: MacSettings = {}, name = `lima-2.2-${kind}`) {
+  const mac = FakeMac.make(settings);
+  const text = fixture(mac, name);
+  const file = kind === "daemon" ? mac.daemon("default", text) : mac.agent("default", text);
+  const domain = kind === "daemon" ? "system" : "gui/501";
+  mac.load(domain, file);
+  const label = kind === "daemon" ? DAEMON : AGENT;
+  const as = kind === "daemon" ? ROOT : ZOE;
+  const guard = kind === "daemon" ? mac.guard : `${mac.home}/.local/libexec/lima-guard`;
+  return { mac, file, text, domain, label, as, guard, job: () => mac.job(domain, label) };
+}
+
+/** The job's arguments under the guard. */
+export function guarded(mac: FakeMac, guard = mac.guard, ...options: string[]): string[] {
+  return [guard, "--run", "default", ...options, "--", ...limactl(mac)];
+}
+
+export function listed(dir: string): string[] {
+  return [...Deno.readDirSync(dir)].map((e) => e.name).sort();
+}
+
+export const BESIDE = [BACKUP_SUFFIX, MEMORY_SUFFIX];

@@ -1,0 +1,260 @@
+/**
+ * Whatever fails, is killed, or is changed by another program in the middle of a run: the old plist, guard and job are
+ * in force, or the new ones, never a mixture; nothing is left lying about; and no other program's text is lost.
+ */
+
+import assert from "node:assert/strict";
+import { TEMPORARY_SUFFIX } from "../install.ts";
+import {
+  type FakeMac,
+  guarded,
+  limactl,
+  type MacSettings,
+  macTest,
+  macWith,
+  ROOT,
+  type RunOptions,
+} from "./install_mac.ts";
+
+type Kind = "daemon" | "agent";
+interface Scenario {
+  /** Each of these starts a process for every effect of a run: the daemon's install has all, the others what is theirs. */
+  readonly trials: readonly ("fails" | "killed" | "works, and says it failed" | "disk" | "kill" | "change")[];
+  readonly kind: Kind;
+  readonly role: "install" | "uninstall";
+  /** An older guard is in its place, and has an older one beside it. */
+  readonly upgrades?: boolean;
+}
+const SCENARIOS: Record<string, Scenario> = {
+  "a daemon's install": {
+    trials: ["fails", "killed", "works, and says it failed", "disk", "kill", "change"],
+    kind: "daemon",
+    role: "install",
+    upgrades: true,
+  },
+  "an agent's install": { trials: ["fails"], kind: "agent", role: "install" },
+  "a daemon's uninstall": { trials: ["fails", "kill"], kind: "daemon", role: "uninstall" },
+};
+
+/** A Mac right before the run that is tried. */
+async function worldOf({ kind, role, upgrades }: Scenario, settings: MacSettings = {}) {
+  const world = macWith(kind, settings);
+  const { mac, as } = world;
+  if (upgrades) {
+    mac.putGuard(mac.guard, "\n# the old one\n");
+    mac.putGuard(`${mac.guard}.previous`, "\n# the oldest one\n");
+  }
+  if (role === "uninstall") {
+    const first = await mac.run(["--yes", "default"], { as, settings: { failAt: 0, freezeAt: 0, hookAt: 0 } });
+    assert.equal(first.status, 0, first.stdout);
+  }
+  mac.forget();
+  return { ...world, args: [`--${role}`, "--yes", "--json", "default"], options: { as } as RunOptions };
+}
+type World = Awaited<ReturnType<typeof worldOf>>;
+
+/** What launchd has, in one word: the old job or the new one, running or not. */
+function jobIn(world: World): string {
+  const job = world.job();
+  if (!job) return "none";
+  const isWrapped = job.args.includes("--run");
+  assert.deepEqual(job.args, isWrapped ? guarded(world.mac, world.guard) : limactl(world.mac));
+  return `${isWrapped ? "guarded" : "bare"}${job.pid === undefined ? ", not running" : ""}${
+    job.dying ? ", ending" : ""
+  }`;
+}
+
+function withoutLitter(tree: string[]): string[] {
+  return tree.filter((row) => !row.includes(TEMPORARY_SUFFIX));
+}
+
+/** The end states of a run without any fault: before and after. */
+async function bothEnds(scenario: Scenario) {
+  const world = await worldOf(scenario, { trace: true });
+  await using _ = world.mac;
+  const before = { tree: withRoot(world.mac), job: jobIn(world) };
+  const run = await world.mac.run(world.args, world.options);
+  assert.equal(run.status, 0, run.stdout + run.stderr);
+  const after = { tree: withRoot(world.mac), job: jobIn(world) };
+  return { before, after, effects: world.mac.effects().length, calls: world.mac.log().length };
+}
+
+function withRoot(mac: FakeMac): string[] {
+  return mac.tree().map((row) => row.replaceAll(mac.root, "ROOT"));
+}
+
+function assertOneEnd(world: World, ends: Awaited<ReturnType<typeof bothEnds>>, words: string): "old" | "new" {
+  const tree = withRoot(world.mac);
+  const job = jobIn(world);
+  const isOld = JSON.stringify(tree) === JSON.stringify(ends.before.tree);
+  const isNew = JSON.stringify(tree) === JSON.stringify(ends.after.tree);
+  if (!isOld && !isNew) assert.deepEqual(tree, ends.before.tree, `${words}: neither the old files nor the new ones`);
+  assert.equal(job, isNew ? ends.after.job : ends.before.job, words);
+  assert.ok(!world.mac.exists(`${world.mac.state}/cut_off`), `${words}: the guest was cut off`);
+  return isNew ? "new" : "old";
+}
+
+async function inTurn(count: number, attempt: (n: number) => Promise<void>): Promise<void> {
+  let next = 1;
+  const worker = async () => {
+    while (next <= count) await attempt(next++);
+  };
+  await Promise.all([worker(), worker(), worker()]);
+}
+
+for (const [title, scenario] of Object.entries(SCENARIOS)) {
+  const test = (trial: Scenario["trials"][number], words: string, fn: () => Promise<void>) => {
+    if (scenario.trials.includes(trial)) macTest(`${title}: ${words}`, fn);
+  };
+  for (
+    const [trial, fault] of [["fails", "5"], ["killed", "killed"], ["works, and says it failed", "after:5"]] as const
+  ) {
+    test(
+      trial,
+      `whichever command ${trial}, one of the two ends is in force`,
+      async () => {
+        const ends = await bothEnds(scenario);
+        assert.ok(ends.calls > 10);
+        const seen = new Set<string>();
+        await inTurn(ends.calls, async (n) => {
+          const world = await worldOf(scenario);
+          await using _ = world.mac;
+          world.mac.fault(`${n} ${fault}`);
+          const run = await world.mac.run(world.args, world.options);
+          const words = `call ${n} ${fault} (${world.mac.log()[n - 1]})\n${run.stdout}\n${run.stderr}`;
+          const end = assertOneEnd(world, ends, words);
+          const report = run.json();
+          assert.equal(run.status === 0, end === "new", words);
+          assert.equal(JSON.parse(run.stdout).changed, end === "new", words);
+          if (end === "old") assert.ok(["rolled back", "refused", "unknown"].includes(report.state), words);
+          seen.add(end);
+        });
+        assert.ok(seen.has("old"), "no fault has ever mattered");
+      },
+    );
+  }
+
+  test(
+    "disk",
+    `the disk is full at any file: the old files and the old job, and nothing is left lying about`,
+    async () => {
+      const ends = await bothEnds(scenario);
+      await inTurn(ends.effects, async (n) => {
+        const world = await worldOf(scenario);
+        await using _ = world.mac;
+        const run = await world.mac.run(world.args, { ...world.options, settings: { failAt: n } });
+        const end = assertOneEnd(world, ends, `effect ${n}\n${run.stdout}\n${run.stderr}`);
+        assert.equal(run.status === 0, end === "new", run.stdout);
+      });
+    },
+  );
+
+  test("kill", `killed before any effect, the next run finishes it, and loads the job that was loaded`, async () => {
+    const ends = await bothEnds(scenario);
+    await inTurn(ends.effects, async (n) => {
+      const world = await worldOf(scenario);
+      await using _ = world.mac;
+      const { mac, args, options } = world;
+      const child = mac.start(args.filter((a) => a !== "--install"), { ...options, settings: { freezeAt: n } });
+      const reader = child.stderr.getReader();
+      for (let text = ""; !text.includes("frozen");) {
+        const { value, done } = await reader.read();
+        assert.ok(!done, text);
+        text += new TextDecoder().decode(value);
+      }
+      child.kill("SIGKILL");
+      await Promise.all([child.status, reader.cancel(), child.stdout.cancel()]);
+      assert.ok(mac.exists(world.file), `effect ${n}: there is no plist`);
+      const again = await mac.run(args, { ...options, settings: { freezeAt: 0 } });
+      const words = `effect ${n}\n${again.stdout}\n${again.stderr}`;
+      assert.equal(again.status, 0, words);
+      assert.equal(jobIn(world), ends.after.job, words);
+      const rows = (tree: string[]) => withoutLitter(tree).filter((row) => !/\.previous |before-lima-guard /.test(row));
+      assert.deepEqual(rows(withRoot(mac)), rows(ends.after.tree), words);
+      assert.ok(!mac.exists(`${mac.state}/cut_off`), words);
+    });
+  });
+
+  test("change", `another program writes or removes the plist before any effect: its text is never lost`, async () => {
+    const ends = await bothEnds(scenario);
+    const { effects } = ends;
+    for (const how of ["write", "remove"]) {
+      await inTurn(effects, async (n) => {
+        const world = await worldOf(scenario);
+        await using _ = world.mac;
+        const { mac, file, text, args, options } = world;
+        const newer = mac.write(`${mac.root}/newer`, text.replace("Background", "Standard"), options.as ?? ROOT);
+        const hook = how === "write" ? `cp -p ${newer} ${file}.x && mv ${file}.x ${file}` : `rm ${file}`;
+        const run = await mac.run(args, { ...options, settings: { hookAt: n, hook } });
+        const words = `${how} before effect ${n}\n${run.stdout}\n${run.stderr}`;
+        if (how === "remove") {
+          assert.ok(run.status === 0 || !mac.exists(file) || run.status === 75 || run.status === 1, words);
+          if (!mac.exists(file)) assert.notEqual(run.json().state, "broken", words);
+          return;
+        }
+        const isKept = [file, `${file}.before-lima-guard`].some((path) =>
+          mac.exists(path) && Deno.readTextFileSync(path).includes("Standard")
+        );
+        assert.ok(isKept, words);
+        assert.notEqual(run.json().state, "broken", words);
+        assert.notEqual(jobIn(world), "none", words);
+      });
+    }
+  });
+}
+
+macTest("a newer guard that answers and does not run: the old guard, its job and its files are back", async () => {
+  const { mac, job } = macWith("daemon");
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  const before = mac.tree();
+  mac.putGuard(mac.source, "\n# newer\n");
+  const withSource = mac.tree();
+  mac.conf("broken=lima-guard");
+  mac.fault(...Array.from({ length: 3 }, (_, i) => `kickstart:${i + 1} 5`));
+  const run = await mac.run(["--yes", "--restart", "--json", "default"]);
+  assert.equal(run.status, 1, run.stdout);
+  assert.deepEqual(mac.tree(), withSource);
+  assert.notDeepEqual(withSource, before);
+  assert.ok(job()!.args.includes("--run"));
+});
+
+macTest("when the rollback fails too, the report says so and names the command", async () => {
+  const { mac, file, text } = macWith("daemon");
+  await using _ = mac;
+  mac.fault(...Array.from({ length: 60 }, (_, i) => `bootstrap:${i + 1} 122`));
+  const run = await mac.run(["--yes", "--json", "default"]);
+  const report = run.json();
+  assert.deepEqual([run.status, report.state], [1, "broken"], run.stdout);
+  assert.match(report.blockers[0].because, /status 122: the plist has a bad owner or mode/);
+  assert.ok(report.blockers[0].hint.endsWith(`launchctl bootstrap system ${file}`));
+  assert.equal(Deno.readTextFileSync(file), text);
+});
+
+macTest("a signal in the middle: the old job is put back before the process leaves", async () => {
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+    const { mac, file, text, job } = macWith("daemon");
+    await using _ = mac;
+    const child = mac.start(["--yes", "default"], {
+      settings: { hookAt: 12, hook: `touch ${mac.state}/there; sleep 0.4` },
+    });
+    while (!mac.exists(`${mac.state}/there`)) await new Promise((resolve) => setTimeout(resolve, 20));
+    child.kill(signal);
+    const { code, stdout } = await child.output();
+    assert.equal(code, 1, new TextDecoder().decode(stdout));
+    assert.match(new TextDecoder().decode(stdout), /interrupted/);
+    assert.equal(Deno.readTextFileSync(file), text);
+    assert.deepEqual(job()!.args, limactl(mac));
+  }
+});
+
+macTest("a command that is late is killed with all its children", async () => {
+  const { mac } = macWith("daemon");
+  await using _ = mac;
+  mac.fault("plutil:1 hang");
+  const run = await mac.run(["--yes", "--json", "default"], { settings: { limits: { commandMs: 300 } } });
+  assert.equal(run.status, 1, run.stdout);
+  assert.match(run.json().blockers[0].because, /did not end in time/);
+  const left = new Deno.Command("pgrep", { args: ["-f", `${mac.root}/bin/plutil`] }).outputSync();
+  assert.equal(new TextDecoder().decode(left.stdout), "");
+});

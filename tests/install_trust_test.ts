@@ -1,0 +1,468 @@
+/**
+ * Who may change what root runs, reads or writes; the one handover to root and root's children; and that nothing of the
+ * caller's surroundings decides. Real users, real owners and modes.
+ */
+
+import assert from "node:assert/strict";
+import { checkPathOwners, type FileLook, ONLY_ROOT, trustOf, wayTo } from "../install.ts";
+import { VERSION } from "../lima_guard.ts";
+import {
+  ADA,
+  DAEMON,
+  EVE,
+  FakeMac,
+  fixture,
+  limactl,
+  macTest,
+  macWith,
+  type Person,
+  ROOT,
+  ZOE,
+} from "./install_mac.ts";
+
+// ── the judgement ──
+
+const look = (path: string, more: Partial<FileLook> = {}): FileLook => ({
+  path,
+  kind: "directory",
+  uid: 0,
+  gid: 0,
+  mode: 0o755,
+  dev: 1,
+  ino: 1,
+  size: 0,
+  ...more,
+});
+const guard = (more: Partial<FileLook> = {}) => look("/opt/lima-guard", { kind: "file", ...more });
+
+// What is on the way; whether a job of zoe's may run it, and whether root may put something there.
+const ROWS: [what: string, way: FileLook[], run: boolean, place: boolean][] = [
+  ["root's guard in root's folders", [look("/"), look("/opt"), guard()], true, true],
+  ["the user's own guard", [look("/"), guard({ uid: 501, gid: 20 })], true, false],
+  ["the user's own folder", [look("/"), look("/opt", { uid: 501 }), guard()], true, false],
+  ["another user's guard", [look("/"), guard({ uid: 502 })], false, false],
+  ["another user's folder", [look("/Users/eve", { uid: 502 }), guard()], false, false],
+  ["a guard that all can write", [guard({ mode: 0o757 })], false, false],
+  ["a folder that all can write", [look("/opt", { mode: 0o777 }), guard()], false, false],
+  ["a sticky folder that all can write", [look("/tmp", { mode: 0o1777 }), guard()], true, false],
+  ["another user's file in a sticky folder", [look("/tmp", { mode: 0o1777 }), guard({ uid: 502 })], false, false],
+  ["a file with the sticky bit that all can write", [guard({ mode: 0o1777 })], false, false],
+  ["a folder of group admin", [look("/opt/homebrew", { gid: 80, mode: 0o775 }), guard()], true, false],
+  ["a folder of group wheel", [look("/opt", { gid: 0, mode: 0o775 }), guard()], true, false],
+  ["a folder of group staff", [look("/opt", { gid: 20, mode: 0o775 }), guard()], false, false],
+  ["a guard of group staff", [guard({ gid: 20, mode: 0o775 })], false, false],
+  ["a group that can only read", [look("/opt", { gid: 20, mode: 0o755 }), guard({ gid: 20 })], true, true],
+  ["a link of root's", [look("/opt", { kind: "link", mode: 0o777 }), guard()], true, true],
+  ["another user's link", [look("/opt", { kind: "link", uid: 502, mode: 0o777 }), guard()], false, false],
+];
+for (const [what, way, run, place] of ROWS) {
+  Deno.test(`checkPathOwners(): ${what}`, () => {
+    const verdicts = [checkPathOwners(way, trustOf(501, "run")), checkPathOwners(way, ONLY_ROOT)];
+    assert.deepEqual(verdicts.map((v) => v.why === undefined), [run, place], JSON.stringify(verdicts));
+    for (const v of verdicts) assert.ok(v.why === undefined || /^ls -led \//.test(v.hint ?? ""));
+  });
+}
+
+Deno.test("wayTo() sees every link, every folder on the way to where it leads, and what is missing", () => {
+  const files: Record<string, string> = {
+    "/": "",
+    "/a": "",
+    "/a/x": "@../b/x",
+    "/b": "@/real",
+    "/real": "",
+    "/real/x": "f",
+  };
+  const host = {
+    stat: (path: string) => {
+      const what = files[path];
+      if (what === undefined) return "absent" as const;
+      return look(path, { kind: what.startsWith("@") ? "link" : what === "f" ? "file" : "directory" });
+    },
+    linkTarget: (path: string) => files[path]!.slice(1),
+  };
+  assert.deepEqual(wayTo(host, "/a/./x").way.map((l) => l.path), ["/", "/a", "/a/x", "/", "/b", "/real", "/real/x"]);
+  assert.deepEqual(wayTo(host, "/a/no/such").missing, ["/a/no", "/a/no/such"]);
+});
+
+// ── --check runs nothing that it distrusts, and nothing as the wrong user ──
+
+for (const person of [ROOT, ZOE, ADA, EVE]) {
+  macTest(`--check as ${person.name}: an open guard is run by no process, a safe one by zoe alone`, async () => {
+    const { mac } = macWith("daemon");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    mac.forget();
+    const safe = await mac.run(["--check", "--json", "default"], { as: person });
+    assert.equal(safe.status, 0, safe.stdout);
+    const mayAsk = person === ROOT || person === ZOE;
+    assert.deepEqual(mac.guardUids(), mayAsk ? [501] : []);
+    // Not running: then another user cannot tell.
+    Deno.removeSync(`${mac.state}/alive/${mac.job("system", DAEMON)!.pid}`);
+    const idle = await mac.run(["--check", "--json", "default"], { as: person });
+    assert.deepEqual([idle.status, idle.json().state], mayAsk ? [0, "guarded"] : [75, "not asked"], idle.stdout);
+    if (!mayAsk) assert.equal(idle.json().blockers[0].hint, "sudo -H -u zoe lima-guard --check default");
+    mac.forget();
+    for (const spoil of [() => Deno.chmodSync(mac.guard, 0o777), () => Deno.chownSync(mac.guard, EVE.uid, 20)]) {
+      spoil();
+      const open = await mac.run(["--check", "--json", "default"], { as: person });
+      assert.deepEqual([open.status, open.json().state], [1, "broken"], open.stdout);
+      assert.match(open.stdout, /can be written by every user|belongs to user 503/);
+    }
+    assert.deepEqual(mac.guardUids(), [], "it was judged first");
+  });
+}
+
+// ── root and other users' folders ──
+
+// What is spoilt before root installs a daemon, and what is said.
+const SPOILT: [what: string, spoil: (mac: FakeMac) => void, words: RegExp, args?: (mac: FakeMac) => string[]][] = [
+  [
+    "the guard's folder is another user's",
+    (mac) => mac.folder(`${mac.root}/their`, EVE),
+    /belongs to user 503/,
+    (mac) => [
+      "--guard-dir",
+      `${mac.root}/their`,
+    ],
+  ],
+  [
+    "the guard's folder can be written by group admin",
+    (mac) => mac.folder(`${mac.root}/their`, { ...ROOT, gid: 80 }, 0o775),
+    /can be written by group 80/,
+    (mac) => ["--guard-dir", `${mac.root}/their`],
+  ],
+  [
+    "a link on the way leads to another user's folder",
+    (mac) => {
+      mac.folder(`${mac.root}/home/eve/bin`, EVE);
+      Deno.symlinkSync(`${mac.root}/home/eve/bin`, `${mac.root}/their`);
+    },
+    /belongs to user 503/,
+    (mac) => ["--guard-dir", `${mac.root}/their`],
+  ],
+  ["the daemon's plist is its user's", (mac) => Deno.chownSync(plistOf(mac), 501, 20), /belongs to user 501/],
+  [
+    "the daemon's plist can be written by its group",
+    (mac) => Deno.chmodSync(plistOf(mac), 0o664),
+    /written by group 0/,
+  ],
+  ["the daemon's plist can be written by all", (mac) => Deno.chmodSync(plistOf(mac), 0o666), /every user/],
+  ["the daemon's plist is a link into a user's folder", (mac) => {
+    Deno.renameSync(plistOf(mac), `${mac.home}/mine.plist`);
+    Deno.chownSync(`${mac.home}/mine.plist`, 0, 0);
+    Deno.symlinkSync(`${mac.home}/mine.plist`, plistOf(mac));
+  }, /belongs to user 501/],
+  [
+    "the folder of daemons has an access control list",
+    (mac) => mac.write(`${mac.state}/acl`, `${mac.daemons}\tuser:eve allow add_file,delete_child\n`),
+    /access control list: .*user:eve/,
+  ],
+  [
+    "root's binary is another user's",
+    (mac) => Deno.chownSync(mac.source, 503, 20),
+    /Cannot copy .*belongs to user 503/,
+  ],
+  ["root's binary can be written by all", (mac) => Deno.chmodSync(mac.source, 0o777), /Cannot copy .*every user/],
+  [
+    "root's binary is in a folder like /tmp",
+    (mac) => Deno.chmodSync(`${mac.root}/src`, 0o1777),
+    /Cannot copy .*every user/,
+  ],
+  [
+    "the guard is on another volume",
+    (mac) => {
+      mac.settings.devices = [{ prefix: `${mac.system}/vol`, dev: 99 }];
+      mac.putGuard(`${mac.system}/vol/lima-guard`);
+    },
+    /not on the boot volume/,
+    (mac) => ["--guard", `${mac.system}/vol/lima-guard`],
+  ],
+  [
+    "the guard is quarantined",
+    (mac) => {
+      mac.putGuard(`${mac.system}/opt/lima-guard`);
+      mac.write(`${mac.state}/quarantine`, `${mac.system}/opt/lima-guard\n`);
+    },
+    /quarantined/,
+    (mac) => ["--guard", `${mac.system}/opt/lima-guard`],
+  ],
+  ["limactl is gone", (mac) => Deno.removeSync(limactl(mac)[0]!), /the program .*limactl is gone/],
+  [
+    "the program for events is another user's",
+    (mac) => mac.write(`${mac.root}/hook`, "", EVE, 0o755),
+    /--on-event: .*503/,
+    (
+      mac,
+    ) => ["--on-event", `${mac.root}/hook`],
+  ],
+];
+const plistOf = (mac: FakeMac) => `${mac.daemons}/${DAEMON}.plist`;
+
+for (const [what, spoil, words, args] of SPOILT) {
+  macTest(`root changes nothing when ${what}, and a dry run says the same`, async () => {
+    const { mac, job } = macWith("daemon");
+    await using _ = mac;
+    spoil(mac);
+    const [before, pid] = [mac.tree(), job()!.pid];
+    for (const how of ["--dry-run", "--yes"]) {
+      const run = await mac.run([how, "--json", ...args?.(mac) ?? [], "default"]);
+      assert.deepEqual([run.status, JSON.parse(run.stdout).changed], [1, false], run.stdout);
+      assert.match(run.stdout, words);
+    }
+    assert.deepEqual([mac.tree(), job()!.pid], [before, pid]);
+    assert.ok(!mac.log().some((line) => line.includes("bootout")));
+  });
+}
+
+macTest("a place is judged by where it is, not by how it is spelt", async () => {
+  const answers = new Set<string>();
+  for (const spelling of ["LD/x", "D/../LaunchDaemons/x", "D//x", "L/LaunchDaemons/x", "D/x"]) {
+    await using mac = FakeMac.make();
+    Deno.symlinkSync(mac.daemons, `${mac.root}/LD`);
+    Deno.symlinkSync(`${mac.system}/Library`, `${mac.root}/L`);
+    const file = mac.write(`${mac.daemons}/x.plist`, fixture(mac, "lima-2.2-daemon"), ROOT, 0o666);
+    const path = `${spelling}.plist`.replace(/^LD/, `${mac.root}/LD`).replace(/^L\//, `${mac.root}/L/`).replace(
+      /^D/,
+      mac.daemons,
+    );
+    const run = await mac.run(["--yes", "--no-reload", "--json", "--plist", path, "default"]);
+    answers.add(`${run.status} ${run.json().blockers[0].because}`.replaceAll(mac.root, ""));
+    assert.equal(Deno.lstatSync(file).mode! & 0o777, 0o666);
+    assert.ok(!Deno.readTextFileSync(file).includes("--run"));
+  }
+  assert.equal(answers.size, 1, [...answers].join("\n"));
+  assert.match([...answers][0]!, /^1 .*can be written by every user/);
+});
+
+macTest(
+  "a plist of root's in a user's folder is refused, and a link or a FIFO there is not followed by root",
+  async () => {
+    await using mac = FakeMac.make();
+    const victim = mac.write(`${mac.root}/victim`, "secret", ROOT, 0o600);
+    const hard = mac.write(`${mac.daemons}/a.plist`, fixture(mac, "lima-2.2-agent"));
+    Deno.linkSync(hard, `${mac.agents}/io.lima-vm.autostart.default.plist`);
+    const refused = await mac.run(["--yes", "--plist", `${mac.agents}/io.lima-vm.autostart.default.plist`, "default"]);
+    assert.equal(refused.status, 1, refused.stdout);
+    assert.match(refused.stdout, /belongs to user 501/);
+    Deno.removeSync(`${mac.agents}/io.lima-vm.autostart.default.plist`);
+    new Deno.Command("mkfifo", { args: [`${mac.agents}/fifo.plist`] }).outputSync();
+    Deno.chownSync(`${mac.agents}/fifo.plist`, 501, 20);
+    const fifo = await mac.run(["--check", "--plist", `${mac.agents}/fifo.plist`, "default"]);
+    assert.notEqual(fifo.status, 0);
+    assert.equal(Deno.lstatSync(victim).mode! & 0o777, 0o600);
+  },
+);
+
+macTest("an agent's plist that others can change is refused, and a trouble for --check", async () => {
+  for (const mode of [0o666, 0o664]) {
+    const { mac, file, as } = macWith("agent");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+    Deno.chmodSync(file, mode);
+    const checked = await mac.run(["--check", "default"], { as });
+    assert.equal(checked.status, 1, checked.stdout);
+    assert.match(checked.stdout, /lets another user change it|can be written/);
+    assert.equal((await mac.run(["--yes", "--restart", "default"], { as })).status, 1);
+  }
+});
+
+macTest("the logs of a daemon on another volume are made by its user, in his own folder", async () => {
+  const { mac, file, text } = macWith("daemon");
+  await using _ = mac;
+  mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
+  const victim = mac.write(`${mac.root}/victim`, "secret", ROOT, 0o600);
+  const logs = `${mac.home}/Library/Logs/lima-guard`;
+  mac.folder(`${mac.home}/Library/Logs`, ZOE);
+  mac.folder(logs, ZOE);
+  Deno.symlinkSync(victim, `${logs}/default.stdout.log`);
+  const run = await mac.run(["--yes", "default"]);
+  assert.equal(run.status, 0, run.stdout);
+  assert.ok(Deno.readTextFileSync(file).includes(`${logs}/default.stdout.log`));
+  const after = Deno.lstatSync(victim);
+  assert.deepEqual([after.uid, after.mode! & 0o777, Deno.readTextFileSync(victim)], [0, 0o600, "secret"]);
+  assert.equal((await mac.run(["--check", "default"])).status, 0);
+  assert.equal((await mac.run(["--uninstall", "--yes", "default"])).status, 0);
+  assert.equal(Deno.readTextFileSync(file), text);
+});
+
+macTest("/usr/local may be Homebrew's: then the guard goes where only root can change it", async () => {
+  const { mac, job } = macWith("daemon");
+  await using _ = mac;
+  mac.own(`${mac.system}/usr/local`, { ...ADA, gid: 80 }, 0o775);
+  const run = await mac.run(["--yes", "default"]);
+  assert.equal(run.status, 0, run.stdout);
+  assert.equal(job()!.args[0], `${mac.system}/Library/PrivilegedHelperTools/lima-guard`);
+});
+
+// ── the surroundings ──
+
+for (const umask of [0o000, 0o022, 0o027, 0o077]) {
+  macTest(
+    `umask ${umask.toString(8).padStart(3, "0")}: the same tree as root, handed over and as the agent's owner`,
+    async () => {
+      const modes = (tree: string[]) => tree.map((row) => row.split(" ").slice(0, 3).join(" "));
+      const trees: string[][] = [];
+      for (
+        const [kind, as, mask] of [["daemon", ROOT, umask], ["daemon", ROOT, 0o022], ["daemon", ADA, umask], [
+          "agent",
+          ZOE,
+          umask,
+        ], ["agent", ZOE, 0o022]] as const
+      ) {
+        const { mac } = macWith(kind);
+        await using _ = mac;
+        const run = await mac.run(["--yes", "default"], { as, umask: mask });
+        assert.equal(run.status, 0, run.stdout + run.stderr);
+        trees.push(modes(mac.tree()));
+      }
+      assert.deepEqual(trees[0], trees[1]);
+      assert.deepEqual(trees[2], trees[1]);
+      assert.deepEqual(trees[3], trees[4]);
+    },
+  );
+}
+
+macTest("no PATH, HOME, TMPDIR or working directory of the caller's decides what root does", async () => {
+  const { mac, file, text } = macWith("daemon");
+  await using _ = mac;
+  const poison = `${mac.home}/poison`;
+  mac.folder(poison, ZOE);
+  mac.folder(`${mac.root}/tmp`, ROOT, 0o777);
+  const tools = ["id", "plutil", "codesign", "sudo", "launchctl", "ls", "head", "mkdir", "sysctl", "xattr", "env"];
+  for (const tool of tools) {
+    mac.write(`${poison}/${tool}`, `#!/bin/sh\ntouch ${mac.state}/poisoned\nexit 1\n`, ZOE, 0o755);
+  }
+  const env = {
+    PATH: `${poison}:/usr/bin:/bin`,
+    HOME: `${mac.root}/home/ada`,
+    TMPDIR: `${mac.root}/tmp`,
+    LIMA_HOME: "/nonsense",
+  };
+  for (const as of [ROOT, ADA]) {
+    const options = { as, env, cwd: poison };
+    mac.fault("plutil:1 1");
+    assert.equal((await mac.run(["--yes", "default"], options)).status, 1, "a rollback");
+    mac.forget();
+    for (const args of [["--yes", "default"], ["--check", "default"], ["--uninstall", "--yes", "default"]]) {
+      const run = await mac.run(args, options);
+      assert.ok(run.status === 0 || (as === ADA && args[0] === "--check"), run.stdout + run.stderr);
+    }
+    assert.equal(Deno.readTextFileSync(file), text);
+  }
+  assert.ok(!mac.exists(`${mac.state}/poisoned`));
+  assert.deepEqual([...Deno.readDirSync(`${mac.root}/tmp`)], []);
+});
+
+// ── the handover ──
+
+macTest("a person who may use sudo hands the whole command over once, by the line that is printed", async () => {
+  const { mac, job } = macWith("daemon");
+  await using _ = mac;
+  mac.conf("sudo_calls=1");
+  const run = await mac.run(["--yes", "--json", "--exit-timeout", "45", "default"], { as: ADA });
+  assert.equal(run.status, 0, run.stdout + run.stderr);
+  assert.deepEqual([run.json().state, JSON.parse(run.stdout).changed], ["guarded", true]);
+  const sudos = mac.log().filter((line) => line.startsWith("502: sudo"));
+  assert.equal(sudos.length, 1, sudos.join("\n"));
+  const words = `sudo -n ${mac.source} --install --exit-timeout 45 --yes --json default`;
+  assert.equal(sudos[0], `502: ${words}`);
+  assert.ok(run.stderr.includes(`${mac.root}/bin/${words}`), run.stderr);
+  assert.equal(job()!.timeout, 45);
+  const files = mac.tree().filter((row) => /libexec|before-lima-guard/.test(row));
+  assert.ok(files.length > 2 && files.every((row) => / 0:0 /.test(row)), files.join("\n"));
+});
+
+macTest("a refusal comes before the prompt; a sudo that refuses is 77; nothing is touched", async () => {
+  const rows: [
+    as: Person,
+    spoil: (mac: FakeMac) => void,
+    env: Record<string, string>,
+    status: number,
+    sudos: number,
+  ][] = [
+    [ADA, (mac) => Deno.chmodSync(plistOf(mac), 0o666), {}, 1, 0],
+    [ADA, (mac) => Deno.removeSync(limactl(mac)[0]!), {}, 1, 0],
+    [ADA, (mac) => Deno.chmodSync(mac.source, 0o777), {}, 1, 0],
+    [ADA, (mac) => mac.conf("sudo=denied"), {}, 77, 1],
+    [EVE, () => {}, {}, 77, 1],
+    [ADA, () => {}, { SUDO_UID: "501" }, 77, 0],
+  ];
+  for (const [as, spoil, env, status, sudos] of rows) {
+    const { mac, job } = macWith("daemon");
+    await using _ = mac;
+    spoil(mac);
+    const [before, pid] = [mac.tree(), job()!.pid];
+    const run = await mac.run(["--yes", "--json", "default"], { as, env });
+    assert.deepEqual([run.status, run.json().state], [status, "refused"], run.stdout + run.stderr);
+    assert.equal(mac.log().filter((line) => line.includes(": sudo")).length, sudos, mac.log().join("\n"));
+    if (status === 77) assert.match(run.json().blockers[0].hint, /^sudo lima-guard --install --yes --json default$/);
+    assert.deepEqual([mac.tree(), job()!.pid], [before, pid]);
+  }
+});
+
+macTest("the handover carries relative paths as absolute ones", async () => {
+  const { mac } = macWith("daemon");
+  await using _ = mac;
+  const args = ["--yes", "--plist", `${DAEMON}.plist`, "default"];
+  const run = await mac.run(args, { as: ADA, cwd: mac.daemons });
+  assert.equal(run.status, 0, run.stdout + run.stderr);
+  assert.ok(mac.log().some((line) => line.includes(`--plist ${plistOf(mac)}`)), mac.log().join("\n"));
+});
+
+macTest("root does not touch an agent: one child that is its user does, and its answer is passed on", async () => {
+  const { mac, file, job } = macWith("agent");
+  await using _ = mac;
+  const run = await mac.run(["--yes", "--json", "--plist", file, "default"]);
+  assert.equal(run.status, 0, run.stdout + run.stderr);
+  assert.equal(run.json().state, "guarded");
+  assert.ok(job()!.args.includes("--run"));
+  const sudos = mac.log().filter((line) => line.startsWith("0: sudo"));
+  assert.deepEqual(sudos.length, 1, sudos.join("\n"));
+  assert.ok(sudos[0]!.startsWith("0: sudo -n -H -u #501 "));
+  assert.ok(mac.tree().filter((row) => row.startsWith("/home/zoe/")).every((row) => / 501:20 /.test(row)));
+  const other = await mac.run(["--yes", "--json", "--plist", file, "default"], { as: ADA });
+  assert.equal(other.status, 77, other.stdout);
+});
+
+macTest("an agent of the job's user for the same instance is seen by root and by the user alike", async () => {
+  const { mac } = macWith("daemon");
+  await using _ = mac;
+  mac.load("gui/501", mac.agent("default", fixture(mac, "lima-2.2-agent")));
+  for (const as of [ROOT, ZOE]) {
+    for (const role of ["--install", "--check"]) {
+      const run = await mac.run([role, "--yes", "default"], { as });
+      assert.equal(run.status, 1, `${as.name} ${role}: ${run.stdout}`);
+      assert.match(run.stdout, /starts at boot and at login/);
+    }
+  }
+  const read = mac.log().filter((line) => line.includes("LaunchAgents") && line.startsWith("0: "));
+  assert.ok(read.every((line) => line.startsWith("0: sudo -n -H -u #501")), read.join("\n"));
+  const decided = await mac.run(["--yes", "--plist", plistOf(mac), "default"]);
+  assert.equal(decided.status, 0, decided.stdout);
+});
+
+macTest("root's --all is the daemons: the caller's HOME has no part in it", async () => {
+  const { mac } = macWith("daemon");
+  await using _ = mac;
+  const agents = `${mac.root}/home/ada/Library/LaunchAgents`;
+  mac.write(
+    `${agents}/io.lima-vm.autostart.ada.plist`,
+    fixture(mac, "lima-2.2-agent").replaceAll("default", "ada"),
+    ADA,
+  );
+  const run = await mac.run(["--yes", "--all", "--json"], { env: { HOME: `${mac.root}/home/ada` } });
+  assert.deepEqual(JSON.parse(run.stdout).instances.map((i: { name: string }) => i.name), ["default"]);
+});
+
+macTest("--sign signs a private copy as the caller, with one identifier, before it is placed", async () => {
+  const { mac } = macWith("daemon");
+  await using _ = mac;
+  const run = await mac.run(["--yes", "--sign", "Dev ID", "default"], { as: ADA });
+  assert.equal(run.status, 0, run.stdout + run.stderr);
+  const signed = mac.log().filter((line) => line.includes("codesign --force"));
+  assert.equal(signed.length, 1);
+  assert.match(signed[0]!, /^502: codesign --force --sign Dev ID --identifier org\.lima-guard \/.*\/home\/ada\//);
+  assert.ok(Deno.readTextFileSync(mac.guard).includes("# signed as org.lima-guard"));
+  assert.ok(!mac.tree().some((row) => /home\/ada\/lima-guard-/.test(row)), "the copy is gone");
+  assert.match(VERSION, /\d/);
+});
