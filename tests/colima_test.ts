@@ -90,7 +90,7 @@ macTest(
 
 /** What home-manager's module `services.colima` writes: KeepAlive as Homebrew's, a shell that waits for the store. */
 function homeManagers(mac: FakeMac): string {
-  const program = "/nix/store/0c0e7c4-colima-0.9.1/bin/colima";
+  const program = `${mac.root}/opt/homebrew/bin/colima`;
   const line = `/bin/wait4path /nix/store && exec ${program} start default -f --activate=true --save-config=false`;
   return writePlist({
     EnvironmentVariables: { COLIMA_HOME: `${mac.home}/.colima`, PATH: "/nix/store/0c0e7c4-docker-28/bin" },
@@ -115,8 +115,21 @@ macTest("home-manager's job is refused, with what to declare in Nix; nothing is 
   assert.equal(run.status, 1, run.stdout + run.stderr);
   const said = JSON.stringify(run.json().blockers);
   assert.match(said, /Nix/);
-  assert.match(said, /--run colima --/, "the command to declare");
+  assert.match(said, /exec [^ ]*lima-guard --run colima -- /, "the command to declare");
+  assert.match(said, /ExitTimeOut = 60, KeepAlive\.SuccessfulExit = false/);
   assert.deepEqual(mac.tree(), before);
+  const printed = await mac.run(["--print", "--plist", file, "colima"], { as: ZOE });
+  assert.equal(printed.status, 0, printed.stdout + printed.stderr);
+  const { KeepAlive, ExitTimeOut, ProgramArguments: [, , line] } = readPlist(printed.stdout) as never as {
+    KeepAlive: unknown;
+    ExitTimeOut: number;
+    ProgramArguments: string[];
+  };
+  assert.deepEqual([KeepAlive, ExitTimeOut], [{ SuccessfulExit: false }, 60]);
+  assert.match(
+    line!,
+    /^\/bin\/wait4path \/nix\/store && exec \S*lima-guard --run colima -- \S+colima start default -f /,
+  );
   // It can be looked at all the same.
   const checked = await mac.run(["--check", "--json", "--plist", file, "colima"], { as: ZOE });
   assert.deepEqual([checked.status, checked.json().state], [1, "not guarded"], checked.stdout);
@@ -304,6 +317,17 @@ test("lima-guard is killed: the VM lives on, and the next one adopts its host ag
   await launchd.shutdown();
   assertDown(vm);
   assert.equal(isAlive(pid), false);
+});
+
+test("the VM runs before the job starts: its host agent is supervised, colima start -f is not run", async (scene) => {
+  const { home, launchd, vm } = scene;
+  assert.equal((await colima(home, ["start"])).code, 0);
+  const label = load(scene);
+  await eventually(() => assert.match(launchd.job(label).said(), / is adopted/), { withinMs: 20_000 });
+  await eventually(() => assert.equal(last(vm, "start").adopted, true));
+  assert.equal(vm.starts().length, 1);
+  assert.equal((await colima(home, ["stop"])).code, 0);
+  await staysDown(scene, vm);
 });
 
 test("two profiles, a job each: colima and colima-work", async (scene) => {
