@@ -1071,15 +1071,24 @@ function startedIn(job: LaunchdJob): string {
 function guardEdits(plist: Plist, job: LaunchdJob, { guard, guardOptions }: Wanted): TextEdit[] {
   const { list, item } = layoutOf(plist);
   const [first] = list.children;
-  const command = list.children[job.args.length - job.command.length];
+  const command = list.children[job.isBehindShell ? 2 : job.args.length - job.command.length];
   if (!first || !command) return [];
   const options = guardOptions ?? job.guardOptions;
   const isSameHead = job.guard !== undefined && isEqual(options, job.guardOptions);
   if (isSameHead && job.guard === guard) return [];
-  if (isSameHead) return [{ at: first.start, until: first.end, text: stringElement(guard) }];
+  if (isSameHead && !job.isBehindShell) return [{ at: first.start, until: first.end, text: stringElement(guard) }];
   const words = [guard, "--run", startedIn(job), ...options, "--"];
+  if (job.isBehindShell) return shellEdit(list, job, words);
   const prefix = words.map((arg) => `${stringElement(arg)}${item}`).join("");
   return [{ at: first.start, until: command.start, text: prefix }];
+}
+
+/** The same behind Nix's shell, where the whole command is one string: for `--print`. */
+function shellEdit({ children: [, , line] }: PlistNode, job: LaunchdJob, words: readonly string[]): TextEdit[] {
+  const wait = /^.*? && exec /.exec(job.args[2] ?? "")?.[0];
+  if (!line || wait === undefined) return [];
+  const text = stringElement(wait + [...words, ...job.command].join(" "));
+  return [{ at: line.start, until: line.end, text }];
 }
 
 /** The white space that this text puts before a key, between key and value, before an item, and its indentation. */
@@ -3245,9 +3254,10 @@ function refuseManaged(run: InstallRun, { place, job }: JobFacts): void {
   const args = job.guard === undefined ? [guard, "--run", place.name, "--", ...job.command] : job.command;
   const why = isStore || job.isBehindShell ? "Nix made it" : "its volume is read-only";
   const words = job.isBehindShell ? `exec ${args.map(quote).join(" ")}` : `ProgramArguments = ${JSON.stringify(args)}`;
+  const keep = restartsOnSuccess(job.keepAlive) ? ", KeepAlive.SuccessfulExit = false" : "";
   throw new Refusal(
     `Cannot change ${place.target}: ${why}`,
-    `declare there: ${words}, ExitTimeOut = ${EXIT_TIMEOUT_S}`,
+    `declare there: ${words}, ExitTimeOut = ${EXIT_TIMEOUT_S}${keep}`,
   );
 }
 

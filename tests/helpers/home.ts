@@ -10,7 +10,7 @@ import { eventually } from "./processes.ts";
 /** The mark in the environment of everything a test starts, by which it is found again. */
 const MARK = "STANDIN_HOME";
 
-const PROGRAMS = ["limactl", "qemu-system-x86_64", "krunkit", "lima-driver-x"];
+const PROGRAMS = ["limactl", "colima", "qemu-system-x86_64", "krunkit", "lima-driver-x"];
 
 export interface Home extends AsyncDisposable {
   /** The temporary directory of the test, with symlinks resolved; everything else is inside it. */
@@ -19,7 +19,7 @@ export interface Home extends AsyncDisposable {
   readonly lima: string;
   /** HOME. */
   readonly user: string;
-  /** A directory for PATH, with links to the stand-ins `limactl`, `qemu-system-x86_64`, `krunkit`, `lima-driver-x`. */
+  /** A directory for PATH, with links to the stand-ins `limactl`, `colima`, `qemu-system-x86_64`, `krunkit`, `lima-driver-x`. */
   readonly bin: string;
   /** `bin`/limactl. */
   readonly limactl: string;

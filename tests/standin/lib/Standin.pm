@@ -18,7 +18,7 @@ use Socket qw(SOCK_STREAM SOMAXCONN);
 
 our @EXPORT = qw(
     dress become interpreter program program_dir sibling
-    read_file write_file append_line remove conf_of now_ms timestamp json_string
+    read_file write_file append_line remove conf_of now_ms timestamp json_string may_signal is_there
     listen_unix hold_unix serve turn wait_until signalled take_signals
     vm_on vm_asked_off vm_ask_off vm_off_cleanly vm_is_on
 );
@@ -108,6 +108,25 @@ sub conf_of {
     my ($dir) = @_;
     my %conf = map { /^\s*([a-z_]+)=(.*?)\s*$/ ? ($1 => $2) : () } split /\n/, read_file("$dir/standin.conf") // '';
     return \%conf;
+}
+
+# The real programs send signals to whatever number a file holds. On a machine where tests run, that number may by now
+# be anybody's: so the test names the processes which may be hit, in LIMA_HOME/standin.may-signal (one PID a line);
+# processes whose command line holds one of the WORDS may be hit too. Everything else is to be spared, loudly.
+sub may_signal {
+    my ($lima_home, $pid, @words) = @_;
+    return 1 if grep { $_ eq $pid } split /\s+/, read_file("$lima_home/standin.may-signal") // '';
+    open my $ps, '-|', 'ps', '-ww', '-o', 'command=', '-p', $pid or return 0;
+    my $command = <$ps> // '';
+    return scalar grep { index($command, $_) >= 0 } @words;
+}
+
+# What kill(pid, 0) says, EPERM included; a zombie is there. But one that only process 1 has still to wait for is gone:
+# a real init does that at once, and where tests run process 1 may be a program that never does.
+sub is_there {
+    my ($pid) = @_;
+    return 0 unless kill(0, $pid) || $! == Errno::EPERM();
+    return (read_file("/proc/$pid/stat") // '') !~ /^.*\) Z 1 /s;
 }
 
 # A clock that no change of the system's time can turn back; 10 ms fine.
