@@ -403,7 +403,7 @@ table("a driver without a host agent is stopped directly", "driver", 8, [
 
 const POWER_CUT = /^done; SIGTERM to QEMU cut the guest's power$/;
 
-table("a QEMU whose guest does not hear the power button is killed: SIGTERM is a power cut", "killed", 8, [
+table("a QEMU whose guest does not hear the power button is killed: SIGTERM is a power cut", "killed", 16, [
   {
     what: "QEMU that accepts on QMP and never greets",
     make: orphaned("qemu", { qmp: "silent" }),
@@ -426,7 +426,7 @@ table("a QEMU whose guest does not hear the power button is killed: SIGTERM is a
   },
 ]);
 
-table("whatever ignores everything is killed", "killed", 8, [
+table("whatever ignores everything is killed", "killed", 16, [
   {
     what: "a host agent that hangs in its own clean-up",
     make: running({ stop: "hang" }),
