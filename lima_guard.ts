@@ -27,11 +27,11 @@
  * 126 and 127 as in a shell, and 0 after a requested stop that succeeded.
  *
  * Sections: names and numbers · what we saw · reading · proof of identity · proof of identity: a command's parts ·
- * deciding: --pre · deciding: the rules · commands to type · deciding: --stop · deciding: --run · deciding: --status · the host ·
- * observing: PID files · observing: processes · observing: for a start · observing: networks · observing: disks ·
+ * deciding: --pre · deciding: the rules · commands to type · deciding: --stop · deciding: --run · deciding: --status · the
+ * host · observing: PID files · observing: processes · observing: for a start · observing: networks · observing: disks ·
  * lock and journal · acting · stopping: the line to the guest · stopping: the ladder · stopping: the stages · the
- * role --pre · the role --stop · taking the lock · finding instances · the role --status · running: preparing ·
- * running: launchd's word · running: supervising · running: watching · running: the end · the real host · the real
+ * role --pre · the role --stop · taking the lock · finding instances · root: the whole machine · the role
+ * --status · running: preparing · running: launchd's word · running: supervising · running: watching · running: the end · the real host · the real
  * host: processes and sockets · command line · main.
  *
  * Exports exist for install.ts and for the tests.

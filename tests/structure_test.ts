@@ -48,7 +48,7 @@ const FILES: Record<"lima_guard.ts", {
     ],
     isPure: (_, source, at) => at > source.sections[0]!.at && at < source.linesBeforeTheHost(),
     // Date.parse reads a text; anything else of Date may ask the clock.
-    impure: /\b(await|async|Math\.random|performance|setTimeout|fetch|crypto|console)\b|\bDate\b(?!\.parse)/,
+    impure: /\b(await|async|Math\.random|performance|setTimeout|fetch|crypto|console)\b|\bDate\b(?!\.parse|\([^)])/,
     effects: /\bDeno\b/,
     mayAct: /^the real host(:|$)/,
     contractions: "terminated?|teardown|shut down|unload|gather|desired",
