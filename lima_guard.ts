@@ -2660,8 +2660,65 @@ async function journal(ctx: Context, place: Place, event: string, more: Record<s
   const line = { time, boot: await bootId(host), dir: place.dir, role: ctx.role, event, ...more };
   // A line that a full disk cut short must not spoil the next one.
   const torn = look.ok !== undefined && look.ok.size > 0 && !(host.read(path, 1).ok ?? "\n").endsWith("\n");
+  const starts = ctx.onEvent !== undefined && event === "start" ? journalOf(host, place) : [];
+  const before = starts.filter((l) => l.event === "start" || l.event === "end").at(-1);
   const written = host.append(path, `${torn ? "\n" : ""}${JSON.stringify(line)}\n`);
   if (written.trouble) ctx.say("warn", place, `no journal: ${written.why}`);
+  for (const name of eventsOf(line, before)) announce(ctx, place, name, line);
+}
+
+/** What `--on-event` is run at, from a new line of the journal and the last start or end before it. */
+export function eventsOf(line: JournalLine, before: JournalLine | undefined): string[] {
+  if (line.event === "pre") return line["status"] === EXIT.done ? ["repaired"] : [];
+  if (line.event === "running") return ["running"];
+  if (line.event === "start") {
+    return before?.event === "start" && !line["adopted"] ? ["cut off", "started"] : ["started"];
+  }
+  if (line.event !== "end") return [];
+  return [typeof line["stage"] !== "string" ? "ended" : line["stage"] === "killed" ? "killed" : "stopped"];
+}
+
+/** How long the program of `--on-event` may run. */
+const EVENT_LIMIT_S = 30;
+
+/**
+ * Runs $0 with $1 as its stdin for at most $2 seconds, and prints its status. It must be the leader of its process
+ * group, which it ends as a whole: a program that hangs, floods or ignores SIGTERM ends too, also after lima-guard.
+ */
+export const EVENT_SCRIPT = `[ "$(ps -o pgid= -p $$ | tr -d ' ')" = $$ ] || exit 126
+{ sleep "$2"; kill -9 -$$; } >/dev/null 2>&1 &
+"$0" >/dev/null 2>&1 <<END
+$1
+END
+s=$?
+(echo "$s")
+kill -9 -$$`;
+
+/** Starts the program of `--on-event` and does not wait for it. */
+function announce(ctx: Context, at: Partial<Place> & { name: string }, event: string, line: object): void {
+  const { host, onEvent } = ctx;
+  if (onEvent === undefined || ctx.dryRun) return;
+  const facts = line as Record<string, unknown>;
+  const { total } = (facts["seconds"] ?? {}) as Record<string, unknown>;
+  const text = (fact: unknown) => fact === undefined || fact === null ? "" : String(fact);
+  const env = {
+    LIMA_GUARD_EVENT: event,
+    LIMA_GUARD_INSTANCE: at.name,
+    LIMA_GUARD_HOME: at.home ?? "",
+    LIMA_GUARD_BECAUSE: text(facts["because"] ?? facts["state"]),
+    LIMA_GUARD_STATUS: text(facts["status"]),
+    LIMA_GUARD_STAGE: text(facts["stage"]),
+    LIMA_GUARD_SECONDS: text(total ?? (typeof facts["seconds"] === "number" ? facts["seconds"] : undefined)),
+  };
+  const argv = ["/bin/sh", "-c", EVENT_SCRIPT, onEvent, JSON.stringify(line), String(EVENT_LIMIT_S)] as const;
+  const child = host.start({ argv: [...argv], env });
+  if (child.trouble) return ctx.say("warn", at, `event ${event}: ${onEvent}: ${child.why}`);
+  let status: string | undefined;
+  child.ok.onLine((printed) => status = printed);
+  void child.ok.ended.then(() => {
+    const because = status === undefined ? `no end within ${EVENT_LIMIT_S} s` : `status ${status}`;
+    if (status !== "0") ctx.say("warn", at, `event ${event}: ${onEvent}: ${because}`);
+  });
 }
 
 const bootIds = new WeakMap<Host, string>();
@@ -2695,6 +2752,8 @@ export interface Context {
   readonly budgetS: number;
   /** `--timeout`, or Infinity. */
   readonly limitS: number;
+  /** The program of `--on-event`. */
+  readonly onEvent: string | undefined;
   say(level: "debug" | "info" | "warn" | "error", place: { readonly name: string }, text: string): void;
   /** A stage of a long wait, for the person who waits. */
   stage(place: Place, stage: string, untilMs: number): void;
@@ -4487,6 +4546,13 @@ async function placeOf(run: Run, ctx: Context): Promise<Place | undefined> {
 function tellBlocked(ctx: Context, place: { name: string }, told: Report, pauseMs: number): void {
   for (const b of told.blockers) ctx.say("warn", place, describeRemark("blocked")(b));
   ctx.say("warn", place, `${told.state}; looks again in ${pauseMs / 1000} s`);
+  const [first] = told.blockers;
+  announce(ctx, place, "blocked", {
+    event: "blocked",
+    state: told.state,
+    status: told.status,
+    because: first?.because,
+  });
 }
 
 /** The instance's lock, with the guard's own start time in it, by which `--stop` proves whom it signals. */
@@ -4517,7 +4583,9 @@ async function ownLock(run: Run, place: Place): Promise<Lock | undefined> {
 async function braked(ctx: Context, place: Place): Promise<boolean> {
   const ms = brakeMs(journalOf(ctx.host, place), ctx.host.wallMs());
   if (ms === 0) return false;
-  ctx.say("warn", place, `the last runs ended badly soon after their start; waits ${Math.ceil(ms / 1000)} s`);
+  const because = `the last runs ended badly soon after their start; waits ${Math.ceil(ms / 1000)} s`;
+  ctx.say("warn", place, because);
+  announce(ctx, place, "braked", { event: "braked", because, seconds: Math.ceil(ms / 1000) });
   await ctx.host.pause(ms);
   return true;
 }
@@ -5392,6 +5460,7 @@ export const OPTIONS = [
   { flag: "all", text: "with --pre, --stop, --status: every instance of LIMA_HOME" },
   { flag: "lima-home", argument: "DIR", text: "where the instances are (default: $LIMA_HOME, else ~/.lima)" },
   { flag: "timeout", argument: "SECONDS", text: `the whole budget of a stop (default: ${DEFAULT_BUDGET_S})` },
+  { flag: "on-event", argument: "PROGRAM", text: "run it at each event of --run, --pre, --stop (absolute path)" },
   { flag: "dry-run", short: "n", text: "observe, plan, print, leave; exit as the real run would" },
   { flag: "json", text: "one JSON document on stdout" },
   { flag: "verbose", short: "v", text: "say more on stderr" },
@@ -5414,6 +5483,8 @@ export interface Invocation {
   readonly budgetS: number;
   /** `--timeout`, where it was given: what launchd grants is only ever shortened by it. */
   readonly limitS?: number;
+  /** The program to run at each event. */
+  readonly onEvent?: string;
   readonly dryRun: boolean;
   readonly json: boolean;
   readonly verbose: boolean;
@@ -5497,7 +5568,7 @@ export function parseCommandLine(args: readonly string[]): Asked {
   const ours = end < 0 ? args : args.slice(0, end);
   if (ours.some((a) => INSTALL_ROLES.includes(a))) return { install: args };
   const letters = OPTIONS.map((o) => "short" in o ? o.short : "").join("");
-  const known = new RegExp(`^(--(${switches.join("|")})|-[${letters}]+|--(lima-home|timeout)(=.*)?)$`, "s");
+  const known = new RegExp(`^(--(${switches.join("|")})|-[${letters}]+|--(lima-home|timeout|on-event)(=.*)?)$`, "s");
   const unknown = ours.find((a) => a.startsWith("-") && !known.test(a));
   if (unknown !== undefined) return misspelt(unknown);
   // parseArgs takes `true` after a switch for its value; an instance may be called so.
@@ -5505,7 +5576,7 @@ export function parseCommandLine(args: readonly string[]): Asked {
     ours.map((a) => /^(true|false)$/.test(a) ? `${LITERAL}${a}` : a),
     {
       boolean: switches,
-      string: ["_", "lima-home", "timeout"],
+      string: ["_", "lima-home", "timeout", "on-event"],
       alias: { n: "dry-run", v: "verbose", h: "help", V: "version" },
     },
   );
@@ -5529,7 +5600,9 @@ function invocationOf(
   const literal = (text: unknown) => String(text).replace(LITERAL, "");
   const names = [...new Set(parsed._.map(literal))];
   const all = parsed["all"] === true;
-  const [home, timeout] = [parsed["lima-home"], parsed["timeout"]].map((v) => v === undefined ? v : literal(v));
+  const [home, timeout, program] = [parsed["lima-home"], parsed["timeout"], parsed["on-event"]].map((v) =>
+    v === undefined ? v : literal(v)
+  );
   if (all && role === "run") return { usage: "--run takes one instance, --all goes with --pre, --stop and --status" };
   if (all && names.length > 0) return { usage: "Cannot take --all and instance names at once" };
   if (!all && names.length === 0 && role !== "status") return { usage: "No instance is named" };
@@ -5545,11 +5618,13 @@ function invocationOf(
   if (timeout !== undefined && !/^\d+(\.\d+)?$/.test(timeout) || budgetS < 1 || budgetS > 3600) {
     return { usage: `Cannot take ${JSON.stringify(timeout)} as --timeout: it is a number of seconds, 1 to 3600` };
   }
+  if (program !== undefined && !program.startsWith("/")) return { usage: "--on-event needs an absolute path" };
+  const event = program === undefined ? {} : { onEvent: program };
   const limit = timeout === undefined ? {} : { limitS: budgetS };
   const limaHome = home === undefined ? {} : { limaHome: home };
   const [dryRun, json, verbose] = [parsed["dry-run"] === true, parsed["json"] === true, parsed["verbose"] === true];
   if (role === "run" && json && !dryRun) return { usage: "--json goes with --run only in a --dry-run" };
-  return { role, names, command: command ?? [], all, ...limaHome, budgetS, ...limit, dryRun, json, verbose };
+  return { role, names, command: command ?? [], all, ...limaHome, budgetS, ...limit, ...event, dryRun, json, verbose };
 }
 
 // ──────────────────────────────────────────────────────────────────────────────────────────── main ──
@@ -5600,6 +5675,10 @@ async function carryOut(args: readonly string[], host: Host): Promise<number> {
     return status;
   }
   if ("install" in invocation) return await install(invocation.install, host);
+  const { onEvent } = invocation;
+  if (onEvent !== undefined && host.look(onEvent, "follow links").ok?.kind !== "file") {
+    return refuse(host, args, EXIT.usage, `Cannot find the program of --on-event: ${onEvent}`, guardLine("--help"));
+  }
   const { role, all } = invocation;
   const found = limaHomes(host, invocation.limaHome);
   // A hook of root's may have no HOME; then only the users' homes are served.
@@ -5653,6 +5732,10 @@ async function serve(ctx: Context, { homes, name }: Wanted, command: readonly st
     if ("report" in found) return found.report;
     if (ctx.role === "stop") return await stop(ctx, found.place);
     const told = await pre(ctx, found.place);
+    if (told.blockers.length > 0) {
+      const { state, status, blockers } = told;
+      announce(ctx, found.place, "blocked", { event: "blocked", state, status, because: blockers[0]?.because });
+    }
     return ctx.role === "run" ? withStart(told, command) : told;
   } catch (error) {
     const because = `lima-guard failed: ${error instanceof Error ? error.stack ?? error.message : String(error)}`;
@@ -5716,7 +5799,7 @@ export function progressLine(
   return text.slice(0, Math.max(0, columns - 1));
 }
 
-function contextFor(host: Host, { role, dryRun, budgetS, limitS, verbose }: Invocation): Context {
+function contextFor(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbose }: Invocation): Context {
   const stages = new Map<string, { stage: string; untilMs: number }>();
   const show = host.isTerminal && !dryRun;
   const clear = () => show && stages.size > 0 ? host.stderr("\r\x1b[K") : undefined;
@@ -5740,7 +5823,17 @@ function contextFor(host: Host, { role, dryRun, budgetS, limitS, verbose }: Invo
     if (!show) say("info", place, `stage ${name}, ${secondsLeft(host, untilMs)} s left`);
     else if (wasEmpty) void tell();
   };
-  return { host, role, dryRun, budgetS, limitS: limitS ?? Infinity, say, stage, skips: { count: 0, bell: new Bell() } };
+  return {
+    host,
+    role,
+    dryRun,
+    budgetS,
+    limitS: limitS ?? Infinity,
+    onEvent,
+    say,
+    stage,
+    skips: { count: 0, bell: new Bell() },
+  };
 }
 
 function secondsLeft(host: Host, untilMs: number): number {

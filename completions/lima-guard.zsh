@@ -52,6 +52,7 @@ _lima_guard() {
       '--all[with --pre, --stop, --status\: every instance of LIMA_HOME]' \
       '--lima-home=[where the instances are (default\: $LIMA_HOME, else ~/.lima)]:DIR:_files -/' \
       '--timeout=[the whole budget of a stop (default\: 60)]:SECONDS: ' \
+      '--on-event=[run it at each event of --run, --pre, --stop (absolute path)]:PROGRAM: ' \
       '(-n --dry-run)'{-n,--dry-run}'[observe, plan, print, leave; exit as the real run would]' \
       '--json[one JSON document on stdout]' \
       '(-v --verbose)'{-v,--verbose}'[say more on stderr]' \

@@ -76,7 +76,11 @@ export const SCHEMA = {
   title: "What lima-guard --json prints for --pre, --stop, --run and --status",
   ...object(["version", "role", "instances"], {
     version: { const: 1 },
-    role: { enum: ["pre", "stop", "run", "status"] },
+    role: { enum: ["pre", "stop", "run", "status", null] },
+    // Only where there is no instance to report: a refusal, or the text of --help and --version.
+    status: { enum: [0, 1, 64, 66, 75, 77] },
+    error: object(["what", "hint"], { what: text, hint: textOrNull }),
+    text,
     instances: list(
       object(Object.keys(REPORT).filter((field) => !["owner", "home"].includes(field)), { ...REPORT, ...STATUS }),
     ),
