@@ -1806,7 +1806,7 @@ export async function observeProcesses(
   const searched = searchAll || garbage || answering.length > 0;
   const found = searched ? await scan(host, place, alive, answering, pace.psMs) : { alive: [], unknowns: [] };
   const file = lookWithText(host, join(place.dir, BOOT_MARKER));
-  const marker = file?.look.kind === "file" ? file : undefined;
+  const marker = file?.look.kind === "file" && file.trouble === undefined ? file : undefined;
   return {
     claims,
     alive: [...alive, ...found.alive],
@@ -1955,7 +1955,7 @@ async function claimOf(host: Host, place: Place, mark: Mark, judged: Judged): Pr
   const companions = companionsOf(host, place, path);
   const first = "verdict" in found ? found.verdict : verdictOf(basename(path), found.pid, judged);
   // The same witness as for the instance's own sockets. The other two are for drivers, not for a question.
-  const socket = scope === "shared" ? companions.find((c) => c.path.endsWith("_ep.sock"))?.path : undefined;
+  const socket = scope === "shared" ? path.replace(/usernet_([^/]+)\.pid$/, "$1_ep.sock") : undefined;
   const answer = first.kind !== "ours" && socket !== undefined && await answers(host, socket);
   const verdict = answer ? { kind: "unknown" as const, why: `${first.why}; but ${socket} ${answer}` } : first;
   const fixed = verdict.kind === "ours" ? {} : whyFixed(host, path);
@@ -2031,7 +2031,9 @@ async function answeringSockets(host: Host, place: Place, entries: readonly stri
 
 /** What a socket did when it was asked; undefined where nothing listens on it. */
 async function answers(host: Host, socket: string): Promise<string | undefined> {
-  if (host.look(socket).ok?.kind !== "socket") return undefined;
+  const look = host.look(socket);
+  if (look.trouble !== undefined && look.trouble !== "absent") return `cannot be looked at (${look.why})`;
+  if (look.ok?.kind !== "socket") return undefined;
   const line = await host.connect(socket, ANSWER_LIMIT_MS);
   line.ok?.close();
   if (line.trouble === "refused" || line.trouble === "absent") return undefined;
@@ -2125,13 +2127,14 @@ export async function observe(host: Host, place: Place, how: Looking = {}): Prom
   if (processes.alive.some((p) => p.role !== "usernet")) return seen;
   const yaml = textOf(host, join(place.dir, LIMA_YAML));
   const disks = await observeDisks(host, place, yaml, processes.claims, pace);
+  const held = [...unreadYaml(host, place), ...disks.held];
   const claims = [...processes.claims, ...disks.claims, ...sshConfigClaim(host, place)];
-  if (forStop) return { ...seen, claims, held: disks.held };
+  if (forStop) return { ...seen, claims, held };
   const networks = await observeNetworks(host, place, processes.claims);
   return {
     ...seen,
     claims,
-    held: disks.held,
+    held,
     obstacles: [
       ...foreign.obstacles,
       ...longPath(host, place),
@@ -2143,6 +2146,13 @@ export async function observe(host: Host, place: Place, how: Looking = {}): Prom
     ],
     notes: [...seen.notes, ...networks.notes, ...lostDisk(host, place), ...await socketNotes(host, yaml)],
   };
+}
+
+/** A lima.yaml that cannot be read: which disks the instance uses, and so whether one is in use, is unknown. */
+function unreadYaml(host: Host, place: Place): Remark[] {
+  const unseen = whyMissing(host, place.dir);
+  if (unseen === undefined) return [];
+  return [{ what: join(place.dir, LIMA_YAML), because: unseen.because, hint: unseen.hint }];
 }
 
 function markerNotes({ place, isOldMarker }: Observation): Remark[] {
@@ -2341,7 +2351,13 @@ function sshConfigClaim(host: Host, place: Place): Claim[] {
 async function observeNetworks(host: Host, place: Place, claims: readonly Claim[]) {
   const unnamed: string[] = [];
   const dir = join(place.home, "_networks");
-  for (const network of (host.list(dir).ok ?? []).sort()) {
+  const networks = host.list(dir);
+  const unread: Remark[] = networks.trouble === undefined || networks.trouble === "absent" ? [] : [{
+    what: dir,
+    because: `whether a usernet answers is unknown: it cannot be read: ${networks.why}`,
+    hint: lookCommand(dir),
+  }];
+  for (const network of (networks.ok ?? []).sort()) {
     const named = claims.some((c) => c.path === join(dir, network, `usernet_${network}.pid`));
     const socket = join(dir, network, `${network}_ep.sock`);
     if (named || await answers(host, socket) === undefined) continue;
@@ -2351,7 +2367,7 @@ async function observeNetworks(host: Host, place: Place, claims: readonly Claim[
   const because = "a usernet answers that no PID file names; Lima starts another beside it" +
     (unnamed.length > 1 ? ` (${unnamed.length} of them)` : "");
   const notes: Remark[] = first === undefined ? [] : [{ what: first, because, hint: lsofCommand(...unnamed) }];
-  return { notes, obstacles: await observeSocketVmnet(host, place) };
+  return { notes, obstacles: [...unread, ...await observeSocketVmnet(host, place)] };
 }
 
 async function observeSocketVmnet(host: Host, place: Place): Promise<Remark[]> {
@@ -2400,9 +2416,10 @@ interface DiskLock {
  * convicts anybody. It is asked only where something is of this boot: no VM survives a reboot.
  */
 async function observeDisks(host: Host, place: Place, yaml: string, claims: readonly Claim[], pace: Pace) {
-  const nothing = { claims: [] as Claim[], obstacles: [] as Remark[], held: [] as Remark[] };
   const used = readDiskNames(yaml);
-  const locks = diskLocks(host, place).filter((l) => l.whose === "own" || used.includes(l.disk));
+  const { locks: all, unread } = diskLocks(host, place);
+  const nothing = { claims: [] as Claim[], obstacles: [] as Remark[], held: unread };
+  const locks = all.filter((l) => l.whose === "own" || used.includes(l.disk));
   const foreign = locks.filter((l) => l.whose === "another's").map((l) => ({
     what: l.path,
     because: `disk ${l.disk} is in use by ${l.target}`,
@@ -2412,10 +2429,14 @@ async function observeDisks(host: Host, place: Place, yaml: string, claims: read
   const voidLocks = locks.filter((l) => l.whose !== "another's");
   if (voidLocks.length === 0 && !ownVm) return { ...nothing, obstacles: foreign };
   const recent = await isOfThisBoot(host, place, claims);
+  const isImage = (path: string) => {
+    const look = host.look(path, "follow links");
+    return look.trouble === undefined ? look.ok.kind === "file" : look.trouble !== "absent";
+  };
   const images = [
     ...voidLocks.filter((l) => recent || l.whose !== "own").map((l) => join(dirname(l.path), "datadisk")),
     ...ownVm && recent ? [join(place.dir, "disk"), join(place.dir, "diffdisk")] : [],
-  ].filter((path) => host.look(path, "follow links").ok?.kind === "file");
+  ].filter(isImage);
   const holders = await holdersOf(host, images, pace.holderMs, pace.lsofMs);
   const held = holders.trouble
     ? [{
@@ -2424,20 +2445,34 @@ async function observeDisks(host: Host, place: Place, yaml: string, claims: read
       hint: lsofCommand(...images),
     }]
     : holders.ok.map(holderRemark(place));
-  return { claims: voidLocks.map((l) => diskClaim(host, l)), obstacles: foreign, held };
+  return { claims: voidLocks.map((l) => diskClaim(host, l)), obstacles: foreign, held: [...unread, ...held] };
 }
 
-function diskLocks(host: Host, place: Place): DiskLock[] {
+/** The locks of all disks, and what of them could not be read: it may say that a disk of the instance is in use. */
+function diskLocks(host: Host, place: Place): { locks: DiskLock[]; unread: Remark[] } {
   const disks = join(place.home, "_disks");
-  return (host.list(disks).ok ?? []).sort().flatMap((disk): DiskLock[] => {
+  const locks: DiskLock[] = [];
+  const unread: Remark[] = [];
+  const cannotRead = (path: string, tried: Tried<unknown>) => {
+    if (tried.trouble === undefined || tried.trouble === "absent") return;
+    const because = `whether a disk is in use is unknown: it cannot be read: ${tried.why}`;
+    unread.push({ what: path, because, hint: lookCommand(path) });
+  };
+  const entries = host.list(disks);
+  cannotRead(disks, entries);
+  for (const disk of (entries.ok ?? []).sort()) {
     const path = join(disks, disk, "in_use_by");
-    const look = host.look(path).ok;
-    const target = look?.kind === "link" ? host.linkTarget(path).ok : undefined;
-    if (!look || target === undefined) return [];
-    const { dev, ino, size, mtimeMs } = look;
+    const look = host.look(path);
+    cannotRead(path, look);
+    if (look.ok?.kind !== "link") continue;
+    const target = host.linkTarget(path);
+    cannotRead(path, target);
+    if (target.ok === undefined) continue;
+    const { dev, ino, size, mtimeMs } = look.ok;
     const seen = { dev, ino, size, mtimeMs, text: undefined };
-    return [{ path, disk, seen, target, whose: whoseLock(host, place, target) }];
-  });
+    locks.push({ path, disk, seen, target: target.ok, whose: whoseLock(host, place, target.ok) });
+  }
+  return { locks, unread };
 }
 
 function whoseLock(host: Host, place: Place, target: string): DiskLock["whose"] {
@@ -2468,7 +2503,7 @@ function holderRemark(place: Place): (h: Holder) => Remark {
 }
 
 function hasStaleVzAgent(host: Host, place: Place, claims: readonly Claim[]): boolean {
-  const isVz = ["vz.pid", "vz-identifier"].some((f) => host.look(join(place.dir, f)).ok !== undefined);
+  const isVz = ["vz.pid", "vz-identifier"].some((f) => host.look(join(place.dir, f)).trouble !== "absent");
   return isVz && claims.some((c) => basename(c.path) === HA_PID && isVoid(c));
 }
 
@@ -2501,7 +2536,8 @@ async function lsof(host: Host, paths: readonly string[], limitMs: number): Prom
   const { code, signal, stdout, stderr } = answer.ok;
   const isList = stdout.split("\n").every((line) => /^(p\d+|[cfanDi].*|)$/.test(line));
   // Status 1 is "none of them", "not all of them" and "an error"; an error without a list says something.
-  const understood = signal === undefined && (code === 0 || code === 1 && (stdout !== "" || stderr.trim() === ""));
+  const understood = signal === undefined &&
+    (code === 0 && stdout !== "" || code === 1 && (readLsof(stdout).length > 0 || stderr.trim() === ""));
   if (!understood) return { trouble: "other", why: `lsof failed (${signal ?? code}): ${stderr.trim()}` };
   if (!isList) return { trouble: "other", why: "lsof printed something that is no list" };
   const holders = readLsof(stdout).filter((h) => h.pid !== host.pid);
@@ -5101,12 +5137,14 @@ async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<
   const alive = went.left.filter((p) => p.row.pid !== child?.pid);
   run.status = alive.length > 0 ? EXIT.failed : cleaned.isDown ? EXIT.done : EXIT.tryAgain;
   const seconds = { ...went.seconds, total: secondsSince(ctx.host, beganMs) };
-  const words = describeStop(went.end, seconds.total, went.cut, went.isAgentHung);
+  const isUnknown = !cleaned.isDown && went.steps.length === 0;
+  const words = isUnknown ? "not stopped: unknown" : describeStop(went.end, seconds.total, went.cut, went.isAgentHung);
   ctx.say("info", place, alive.length > 0 ? `not stopped: ${names(alive)} did not end` : words);
   for (const b of eachOnce(cleaned.isDown ? cleaned.blockers : [...went.blockers, ...cleaned.blockers])) {
     ctx.say("warn", place, describeRemark("unknown")(b));
   }
-  const requested = { requested: true, stage: went.end, cut: went.cut, seconds, status: run.status, ranS: ranS(run) };
+  const stage = isUnknown ? null : went.end;
+  const requested = { requested: true, stage, cut: went.cut, seconds, status: run.status, ranS: ranS(run) };
   await journal(ctx, place, "end", requested);
 }
 

@@ -1,0 +1,254 @@
+/**
+ * A failure gives no permission, and evidence stays: `main` itself over real files in worlds that are put together here,
+ * with real sockets, real locks and processes that really hold a disk. Each call of the host fails in turn; runs follow
+ * each other in any order and are cut off anywhere.
+ */
+
+import assert from "node:assert/strict";
+import fc from "fast-check";
+import { type Ended, type Host, main, realHost, type Tried } from "../lima_guard.ts";
+import { type Home, IMPOSSIBLE_PID, type Instance, killChild, tempLimaHome } from "./helpers/mod.ts";
+import { LOCK, tree } from "./helpers/pre.ts";
+
+const NO_LSOF = ["/usr/sbin/lsof", "/usr/bin/lsof"].every((path) => {
+  try {
+    return !Deno.statSync(path).isFile;
+  } catch {
+    return true;
+  }
+});
+
+/** What is in a world, apart from k3s itself. */
+interface World {
+  readonly haPid?: "dead" | "another's" | "garbage" | undefined;
+  readonly vzPid?: "dead" | "another's" | undefined;
+  readonly driverPid?: boolean | undefined;
+  readonly marker?: boolean | undefined;
+  readonly usernetPid?: boolean | undefined;
+  readonly diskLock?: "own" | "gone" | undefined;
+  /** What must not be argued away. */
+  readonly evidence: readonly Evidence[];
+}
+
+type Evidence = "ha.sock" | "qmp.sock" | "x.drv.sock" | "usernet" | "holder" | "lock";
+
+interface Built extends AsyncDisposable {
+  readonly home: Home;
+  readonly k3s: Instance;
+}
+
+async function build(world: World): Promise<Built> {
+  const home = await tempLimaHome();
+  const k3s = home.instance("k3s", { yaml: world.diskLock ? "additionalDisks:\n- data\n" : "" });
+  const open: { close(): void }[] = [];
+  const children: Deno.ChildProcess[] = [];
+  const pids = { dead: IMPOSSIBLE_PID, "another's": Deno.ppid, garbage: "12x\n" };
+  if (world.haPid) k3s.pidFile("ha.pid", pids[world.haPid]);
+  if (world.vzPid) k3s.pidFile("vz.pid", pids[world.vzPid]);
+  if (world.driverPid) k3s.pidFile("x.drv.pid", String(IMPOSSIBLE_PID));
+  if (world.marker) k3s.write("boot-session.tmp", "11111111-2222-3333-4444-555555555555\n");
+  const listen = (path: string) => void open.push(Deno.listen({ transport: "unix", path }));
+  for (const socket of ["ha.sock", "qmp.sock", "x.drv.sock"] as const) {
+    if (world.evidence.includes(socket)) listen(k3s.path(socket));
+  }
+  if (world.usernetPid || world.evidence.includes("usernet")) {
+    const network = home.network("user-v2", { pid: IMPOSSIBLE_PID });
+    if (world.evidence.includes("usernet")) listen(`${network.dir}/user-v2_ep.sock`);
+  }
+  const targets = { own: k3s.dir, gone: `${home.lima}/gone` };
+  const disk = world.diskLock && home.disk("data", { inUseBy: targets[world.diskLock] });
+  if (disk && world.evidence.includes("holder")) {
+    const args = ["-c", 'exec 3>>"$1"; echo; exec sleep 1000', "sh", `${disk.dir}/datadisk`];
+    const child = new Deno.Command("/bin/sh", { args, env: home.mark, stdin: "null", stdout: "piped" }).spawn();
+    await child.stdout.getReader().read();
+    children.push(child);
+  }
+  if (world.evidence.includes("lock")) {
+    const file = Deno.openSync(k3s.path(LOCK), { write: true, create: true });
+    assert.ok(file.tryLockSync(true));
+    open.push(file);
+  }
+  return {
+    home,
+    k3s,
+    async [Symbol.asyncDispose]() {
+      for (const each of open) each.close();
+      for (const child of children) {
+        killChild(child);
+        await child.status;
+      }
+      await home[Symbol.asyncDispose]();
+    },
+  };
+}
+
+/** A call of the host that may fail, by its name and its place among all of them. */
+type Fails = (call: string, n: number) => Tried<never> | { readonly ended: Ended } | undefined;
+
+interface Ran {
+  readonly status: number;
+  readonly state: string;
+  readonly steps: readonly string[];
+  readonly calls: readonly string[];
+}
+
+const CALLS = [
+  ...["look", "list", "read", "linkTarget", "realPath", "remove", "rename", "append", "openLock", "connect", "run"],
+] as const;
+
+/** `main`, with a host whose calls fail as is said; the pauses of a patient look are over at once. */
+async function run({ home }: Built, args: readonly string[], fails: Fails = () => undefined): Promise<Ran> {
+  const real = realHost();
+  const calls: string[] = [];
+  let [stdout, jumpedMs] = ["", 0];
+  const host: Host = {
+    ...real,
+    clockMs: () => real.clockMs() + jumpedMs,
+    pause: (ms) => {
+      if (ms < 900 || ms > 2_500) return real.pause(ms);
+      jumpedMs += 10_000;
+      return real.pause(0);
+    },
+    openLock: (path, create) => {
+      const opened = real.openLock(path, create);
+      if (opened.ok) opened.ok.lockWithin = () => Promise.resolve(false);
+      return opened;
+    },
+    onSignal: () => {},
+    signal: (pid) => assert.fail(`PID ${pid} is about to be signalled`),
+    stdout: (text) => void (stdout += text),
+    stderr: () => {},
+  };
+  const mutable = host as unknown as Record<string, (...args: unknown[]) => unknown>;
+  for (const name of CALLS) {
+    const effect = mutable[name]!;
+    mutable[name] = (...given) => {
+      const what = typeof given[0] === "string" ? given[0] : JSON.stringify(given[0]);
+      const call = `${name} ${what}`;
+      const failure = fails(call, calls.push(call) - 1);
+      const isSlow = name === "run" || name === "connect";
+      if (!failure) return effect(...given);
+      const answer = "ended" in failure ? { ok: failure.ended } : failure;
+      return isSlow ? Promise.resolve(answer) : answer;
+    };
+  }
+  const status = await main([...args, "k3s", "--json", "--timeout", "4", "--lima-home", home.lima], host);
+  const [told] = JSON.parse(stdout).instances;
+  return { status, state: told.state, steps: told.steps.map((s: { what: string }) => s.what), calls };
+}
+
+/** The files of the test's home, but for what the guard itself writes. */
+function files({ home }: Built): string[] {
+  return Object.keys(tree(home.lima)).filter((path) => !/\/lima-guard\.[^/]*$/.test(path)).sort();
+}
+
+const NONE = { sanitizeOps: false, sanitizeResources: false };
+
+// ── a failure gives no permission ──
+
+const WORLDS: Record<string, World> = {
+  "a dead run": { haPid: "dead", vzPid: "another's", driverPid: true, marker: true, evidence: [] },
+  "a dead run with a disk and a network": { haPid: "dead", usernetPid: true, diskLock: "own", evidence: [] },
+  "a lock of an instance that is gone": { diskLock: "gone", evidence: [] },
+  "a disk in use": { haPid: "dead", diskLock: "own", evidence: ["holder"] },
+  "a disk in use, its instance is gone": { haPid: "dead", diskLock: "gone", evidence: ["holder"] },
+  "ha.sock answers": { haPid: "dead", vzPid: "another's", evidence: ["ha.sock"] },
+  "a driver's socket answers": { haPid: "garbage", driverPid: true, evidence: ["x.drv.sock"] },
+  "usernet answers": { haPid: "dead", evidence: ["usernet"] },
+  "the lock is held": { haPid: "dead", evidence: ["lock"] },
+};
+
+const FAILURES: readonly NonNullable<ReturnType<Fails>>[] = [
+  { trouble: "other", why: "Input/output error (os error 5)" },
+  { trouble: "denied", why: "Operation not permitted (os error 1)" },
+];
+const NO_ANSWERS: readonly NonNullable<ReturnType<Fails>>[] = [
+  { trouble: "limit", why: "no answer within 5 s" },
+  { ended: { code: 0, signal: undefined, stdout: "", stderr: "" } },
+  { ended: { code: 1, signal: undefined, stdout: "", stderr: "error\n" } },
+  { ended: { code: 0, signal: "SIGKILL", stdout: "", stderr: "" } },
+];
+
+for (const [title, world] of Object.entries(WORLDS)) {
+  for (const args of [["--pre", "--dry-run"], ["--stop", "--dry-run"]]) {
+    Deno.test({
+      name: `${args[0]}, ${title}: whatever call fails, no step is added and no status gets better`,
+      ignore: NO_LSOF && world.diskLock !== undefined,
+      ...NONE,
+      async fn() {
+        await using built = await build(world);
+        const whole = await run(built, args);
+        const wrong: string[] = [];
+        for (let n = 0; n < whole.calls.length; n++) {
+          // The first of each: those after it are the same look once more.
+          if (whole.calls.indexOf(whole.calls[n]!) < n) continue;
+          for (const failure of whole.calls[n]!.startsWith("run ") ? NO_ANSWERS : FAILURES) {
+            // What may not be opened leads to the lock of the directory.
+            if (whole.calls[n]!.startsWith("openLock ") && "trouble" in failure && failure.trouble === "denied") {
+              continue;
+            }
+            const failed = await run(built, args, (call) => call === whole.calls[n] ? failure : undefined);
+            const added = failed.steps.filter((step) => !whole.steps.includes(step));
+            const isBetter = whole.status !== 0 && failed.status === 0;
+            const fault = JSON.stringify(failure).slice(0, 60);
+            if (added.length > 0) wrong.push(`${whole.calls[n]}: ${fault}: adds ${added}`);
+            if (isBetter) wrong.push(`${whole.calls[n]}: ${fault}: ${whole.status} becomes 0, ${failed.state}`);
+          }
+        }
+        assert.deepEqual(wrong, []);
+      },
+    });
+  }
+}
+
+// ── evidence stays ──
+
+const anyWorld: fc.Arbitrary<World> = fc.record({
+  haPid: fc.constantFrom("dead", "another's", "garbage", undefined),
+  vzPid: fc.constantFrom("dead", "another's", undefined),
+  driverPid: fc.boolean(),
+  marker: fc.boolean(),
+  usernetPid: fc.boolean(),
+  diskLock: fc.constantFrom<World["diskLock"][]>(...NO_LSOF ? [undefined] : ["own", "gone", undefined] as const),
+  evidence: fc.uniqueArray(
+    fc.constantFrom<Evidence>("ha.sock", "qmp.sock", "x.drv.sock", "usernet", "holder", "lock"),
+    { minLength: 1, maxLength: 2 },
+  ),
+}).filter((w) => {
+  // lsof is asked where something is of this boot.
+  const isAsked = w.diskLock === "gone" || w.diskLock === "own" && (w.haPid ?? w.vzPid) !== undefined;
+  return isAsked || !w.evidence.includes("holder");
+});
+
+const anyRuns = fc.array(
+  fc.record({
+    args: fc.constantFrom(["--pre"], ["--pre", "--dry-run"], ["--stop"], ["--stop", "--dry-run"]),
+    /** From this call on nothing more comes of it, as where it was killed. */
+    killedAt: fc.option(fc.nat(150), { nil: undefined, freq: 2 }),
+  }),
+  { minLength: 2, maxLength: 4 },
+);
+
+Deno.test({
+  name: "in no order of runs, cut off anywhere, is evidence argued away",
+  ...NONE,
+  async fn() {
+    await fc.assert(
+      fc.asyncProperty(anyWorld, anyRuns, async (world, runs) => {
+        await using built = await build(world);
+        const before = files(built);
+        const isHeld = world.diskLock !== undefined && world.evidence.includes("holder");
+        const isOwn = isHeld || world.evidence.some((e) => e !== "usernet" && e !== "holder");
+        for (const { args, killedAt } of runs) {
+          const killed = { trouble: "other", why: "killed" } as const;
+          const ran = await run(built, args, (_, n) => killedAt !== undefined && n >= killedAt ? killed : undefined);
+          const said = `${args}, killed at ${killedAt}: ${ran.state}`;
+          if (isOwn || args[0] === "--pre") assert.notEqual(ran.status, 0, said);
+          const gone = before.filter((path) => !files(built).includes(path));
+          assert.deepEqual(isOwn ? gone : gone.filter((path) => path.startsWith("_networks")), [], said);
+        }
+      }),
+      { numRuns: 60, interruptAfterTimeLimit: 30_000, markInterruptAsFailure: false },
+    );
+  },
+});
