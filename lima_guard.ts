@@ -2428,7 +2428,7 @@ async function observeDisks(host: Host, place: Place, yaml: string, claims: read
   const ownVm = host.os === "darwin" && hasStaleVzAgent(host, place, claims);
   const voidLocks = locks.filter((l) => l.whose !== "another's");
   if (voidLocks.length === 0 && !ownVm) return { ...nothing, obstacles: foreign };
-  const recent = await isOfThisBoot(host, place, claims);
+  const recent = await isOfThisBoot(host, place, claims, voidLocks);
   const isImage = (path: string) => {
     const look = host.look(path, "follow links");
     return look.trouble === undefined ? look.ok.kind === "file" : look.trouble !== "absent";
@@ -2507,10 +2507,14 @@ function hasStaleVzAgent(host: Host, place: Place, claims: readonly Claim[]): bo
   return isVz && claims.some((c) => basename(c.path) === HA_PID && isVoid(c));
 }
 
-/** Whether a PID file, or the last line of the journal, is of this boot. In doubt it is. */
-async function isOfThisBoot(host: Host, place: Place, claims: readonly Claim[]): Promise<boolean> {
+/** Whether a PID file, a disk lock or the last line of the journal is of this boot. In doubt it is. */
+async function isOfThisBoot(host: Host, place: Place, claims: readonly Claim[], locks: readonly DiskLock[]) {
   const booted = host.wallMs() - host.uptimeMs() - 60_000;
-  if (claims.some((c) => c.scope === "instance" && c.path.endsWith(".pid") && c.seen.mtimeMs >= booted)) return true;
+  const files = claims.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
+  if ([...files, ...locks].some(({ seen }) => seen.mtimeMs >= booted)) return true;
+  const path = join(place.dir, JOURNAL_FILE);
+  const look = host.look(path);
+  if (look.trouble ? look.trouble !== "absent" : look.ok.kind !== "file" || host.read(path, 1).trouble) return true;
   const last = journalOf(host, place).at(-1);
   if (last === undefined) return false;
   const boot = await bootId(host);
