@@ -3220,6 +3220,8 @@ interface Asking {
   readonly lines: Line[];
   /** Why there is no session, where there is none. */
   none: string | undefined;
+  /** The last reason for a refusal. */
+  refused: string | undefined;
   /** When a session was opened last. */
   openedMs: number;
   pressedMs: number;
@@ -3232,14 +3234,16 @@ interface Asking {
  */
 async function askGuest(c: Climb, untilMs: number, skipped: () => boolean): Promise<Outcome> {
   const { host } = c.ctx;
-  const asking: Asking = { lines: [], none: undefined, openedMs: c.beganMs, pressedMs: -Infinity };
+  const asking: Asking = { lines: [], none: undefined, refused: undefined, openedMs: c.beganMs, pressedMs: -Infinity };
   sayWord(c, asking, c.line, c.ready !== undefined);
   for (;;) {
     const isBooting = isAgentBooting(c);
     const acknowledged = hasAcknowledged(asking);
-    const refusal = refusalOf(asking);
     const endMs = guestEndMs(c, asking, untilMs, isBooting);
     const isOver = host.clockMs() >= endMs;
+    asking.refused = refusalOf(asking) ?? asking.refused;
+    // The last session of a booting guest may have had no time for an answer.
+    const refusal = refusalOf(asking) ?? (isOver && isBooting && !acknowledged ? asking.refused : undefined);
     if (refusal !== undefined && (isOver || !isBooting)) {
       return { kind: asking.lines.length === 0 ? "skipped" : "refused", why: refusal };
     }
