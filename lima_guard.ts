@@ -2128,7 +2128,12 @@ export async function observe(host: Host, place: Place, how: Looking = {}): Prom
   const yaml = textOf(host, join(place.dir, LIMA_YAML));
   const disks = await observeDisks(host, place, yaml, processes.claims, pace);
   const held = [...unreadYaml(host, place), ...disks.held];
-  const claims = [...processes.claims, ...disks.claims, ...sshConfigClaim(host, place)];
+  const claims = [
+    ...processes.claims,
+    ...disks.claims,
+    ...sshConfigClaim(host, place),
+    ...await colimaDaemonClaim(host, place, pace),
+  ];
   if (forStop) return { ...seen, claims, held };
   const networks = await observeNetworks(host, place, processes.claims);
   return {
@@ -2329,6 +2334,41 @@ function sshConfigDirectory(host: Host, place: Place): Remark[] {
     because: "it is a directory, which Lima can neither read nor replace",
     hint: `move it out of the folder; ${listCommand(path)}`,
   }];
+}
+
+/**
+ * The PID file of Colima's own daemon. Colima believes its number and sends it SIGTERM at every stop and start
+ * (`cmd/daemon`, `pkill -F`), so a file that names another process is removed before the start.
+ */
+async function colimaDaemonClaim(host: Host, place: Place, pace: Pace): Promise<Claim[]> {
+  if (basename(place.home) !== "_lima" || !/^colima(-|$)/.test(place.name)) return [];
+  const short = place.name === "colima" ? "default" : place.name.slice("colima-".length);
+  const mark = readMark(host, join(dirname(place.home), short, "daemon", "daemon.pid"), "shared");
+  if (!mark) return [];
+  const { path, seen, found } = mark;
+  const verdict = "verdict" in found ? found.verdict : await judgeDaemon(host, place, found.pid, short, pace.psMs);
+  if (!verdict) return [];
+  const fixed = whyFixed(host, path);
+  return [{ path, seen, verdict, scope: "shared", companions: [], ...(fixed ?? {}) }];
+}
+
+/** Undefined where the process is Colima's daemon for this profile. */
+async function judgeDaemon(host: Host, place: Place, pid: number, short: string, psMs: number) {
+  const dead = { kind: "dead" as const, why: `PID ${pid} is dead: no process has this PID` };
+  if (host.alive(pid) === "no") return dead;
+  const table = await ps(host, [pid], psMs);
+  if (table.trouble) return { kind: "unknown" as const, why: table.why };
+  const row = table.ok.rows.find((r) => r.pid === pid);
+  if (!row && table.ok.unreadable.length > 0) {
+    return { kind: "unknown" as const, why: `ps shows no row for PID ${pid}` };
+  }
+  if (!row || row.stat.startsWith("Z")) return dead;
+  const isDaemon = new RegExp(`(^|/)colima daemon start ${escaped(short)}( |$)`).test(row.command);
+  if (isDaemon && row.uid === place.owner) return undefined;
+  return {
+    kind: "not ours" as const,
+    why: `PID ${pid} is ${JSON.stringify(programWords(row.command))}, not Colima's daemon`,
+  };
 }
 
 /** A cut ssh.config alone makes Lima 2.1 and later refuse; it is written anew at every start. */
@@ -3265,7 +3305,13 @@ async function askGuest(c: Climb, untilMs: number, skipped: () => boolean): Prom
 /** A guest that boots loses the one press of Lima's own stop: it is asked over ssh until it has acknowledged. */
 async function askMeanwhile(c: Climb, agents: Proven[], untilMs: number, skipped: () => boolean): Promise<void> {
   const { host } = c.ctx;
-  const asking: Asking = { lines: [], none: "not asked yet", openedMs: host.clockMs(), pressedMs: Infinity };
+  const asking: Asking = {
+    lines: [],
+    none: "not asked yet",
+    refused: undefined,
+    openedMs: host.clockMs(),
+    pressedMs: Infinity,
+  };
   do {
     if (refusalOf(asking) !== undefined) sayWord(c, asking, openLine(host, c.place), false);
     const turnMs = Math.min(untilMs, host.clockMs() + ASK_AGAIN_MS);
