@@ -3190,7 +3190,7 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
     for (const risk of passedOn(c.seen)) c.ctx.say("warn", c.place, describeRemark("note")(risk));
     const isBooting = isAgentBooting(c);
     const sent = await signalAll(c, agents, "SIGTERM", untilMs, skipped);
-    if (isBooting) await askMeanwhile(c, agents(), untilMs, skipped);
+    if (isBooting) await askMeanwhile(c, untilMs, skipped);
     if (!await waitDown(c, untilMs, skipped, () => false)) return sent ?? late(skipped);
     c.cut = readCut(tailOf(c.ctx.host, join(c.place.dir, "ha.stderr.log")));
     return c.cut === undefined ? endOf(c) : { kind: "done", note: `but the guest was cut off: ${c.cut}` };
@@ -3303,7 +3303,7 @@ async function askGuest(c: Climb, untilMs: number, skipped: () => boolean): Prom
 }
 
 /** A guest that boots loses the one press of Lima's own stop: it is asked over ssh until it has acknowledged. */
-async function askMeanwhile(c: Climb, agents: Proven[], untilMs: number, skipped: () => boolean): Promise<void> {
+async function askMeanwhile(c: Climb, untilMs: number, skipped: () => boolean): Promise<void> {
   const { host } = c.ctx;
   const asking: Asking = {
     lines: [],
@@ -3315,7 +3315,7 @@ async function askMeanwhile(c: Climb, agents: Proven[], untilMs: number, skipped
   do {
     if (refusalOf(asking) !== undefined) sayWord(c, asking, openLine(host, c.place), false);
     const turnMs = Math.min(untilMs, host.clockMs() + ASK_AGAIN_MS);
-    if (await waitGone(c, agents, turnMs, skipped)) return;
+    if (await waitDown(c, turnMs, skipped, () => false)) return;
   } while (!skipped() && host.clockMs() < untilMs && !hasAcknowledged(asking));
 }
 

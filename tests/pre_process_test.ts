@@ -606,7 +606,7 @@ row(17, "in_use_by says another instance: named, not touched", async ({ home, k3
   await leavesAlone(k3s, {
     state: "blocked",
     status: 75,
-    blockers: [new RegExp(`_disks/data/in_use_by: disk data is in use by ${docker.dir} \\(limactl stop docker`)],
+    blockers: [new RegExp(`_disks/data/in_use_by: disk data is in use by ${docker.dir} \\(lima-guard --stop .*docker`)],
   });
   assert.equal(data.inUseBy(), docker.dir);
   await refuses(k3s, "in use by instance");
@@ -987,7 +987,7 @@ row(4, "the dry run says of stale files what the real run says while it acts", a
   const done = await runGuard(home, ["--pre", "k3s"]);
   assertSameWords(planned, done);
   assert.match(planned.stdout, /^k3s: stale: PID \d+ is not ours/);
-  assert.match(done.stdout, /^k3s: stale: PID \d+ is not ours.*: removed 10 stale files, ready to start\n$/);
+  assert.match(done.stdout, /^k3s: stale: PID \d+ is not ours.*: removed 11 stale files, ready to start\n$/);
   assert.equal(planned.stderr, "", "a dry run has nothing to log");
 });
 

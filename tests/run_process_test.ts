@@ -1153,7 +1153,7 @@ test(
       assert.equal((await stopRun(guard)).status, 0);
       const lines = Deno.readTextFileSync(trace).split("\n");
       const asked = lines.findIndex((line) => line.includes("--- SIGTERM "));
-      const word = lines.findIndex((line) => /write\(\d+, "poweroff\\n"/.test(line));
+      const word = lines.findIndex((line) => /write\(\d+, "poweroff \d+\\n"/.test(line));
       assert.ok(asked >= 0 && word > asked, `no word after the signal:\n${lines.slice(asked).join("\n")}`);
       const between = lines.slice(asked, word).filter((line) => /(execve|clone|fork)/.test(line));
       assert.deepEqual(between, [], "a process was started before the word");

@@ -355,7 +355,10 @@ Deno.test("a job of another label is found, and what its KeepAlive means is a tr
   home.instance("colima");
   const folder = `${home.user}/Library/LaunchAgents`;
   Deno.mkdirSync(folder, { recursive: true });
-  Deno.writeTextFileSync(`${folder}/homebrew.mxcl.colima.plist`, recorded("homebrew-colima.guarded"));
+  // As lima-guard 0.1.0 left it: the KeepAlive of Homebrew's formula, under the wrapper.
+  const plist = recorded("homebrew-colima.guarded").replace(/(<key>SuccessfulExit<\/key>\s*)<false\/>/, "$1<true/>");
+  assert.notEqual(plist, recorded("homebrew-colima.guarded"));
+  Deno.writeTextFileSync(`${folder}/homebrew.mxcl.colima.plist`, plist);
   const { status, json } = await runGuard(home, ["--status", "--json", "colima"]);
   const [told] = json().instances;
   assert.deepEqual(told.jobs.map((j: JobSeen) => [j.label, j.wrapped, j.exitTimeoutS]), [[
