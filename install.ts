@@ -35,7 +35,16 @@ import { parseArgs } from "jsr:@std/cli@1.0.29/parse-args";
 import { basename } from "jsr:@std/path@1.1.4/posix/basename";
 import { dirname } from "jsr:@std/path@1.1.4/posix/dirname";
 import { join } from "jsr:@std/path@1.1.4/posix/join";
-import { DEFAULT_BUDGET_S, EXIT, LAUNCHD_DEFAULT_S, nameTrouble, quote, readPrint, VERSION } from "./lima_guard.ts";
+import {
+  colimaInstance,
+  DEFAULT_BUDGET_S,
+  EXIT,
+  LAUNCHD_DEFAULT_S,
+  nameTrouble,
+  quote,
+  readPrint,
+  VERSION,
+} from "./lima_guard.ts";
 
 // ────────────────────────────────────────────────────────────────────── names, numbers and facts ──
 
@@ -851,12 +860,6 @@ function splitFlags(args: readonly string[], tool: "limactl" | "colima") {
     }
   }
   return { positionals, flags, unknown };
-}
-
-/** The Lima instance of a Colima profile. */
-export function colimaInstance(profile: string): string {
-  const short = profile.replace(/^colima-/, "");
-  return ["", "colima", "default"].includes(short) ? "colima" : `colima-${short}`;
 }
 
 /** Colima: `--profile` beats the argument, which beats COLIMA_PROFILE. */

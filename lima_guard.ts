@@ -1376,13 +1376,13 @@ const COLIMA_VALUES = new Set(
 );
 
 /** The Lima instance of a Colima profile. */
-function colimaInstance(profile: string): string {
+export function colimaInstance(profile: string): string {
   if (["", "colima", "default"].includes(profile)) return "colima";
   return profile.startsWith("colima-") ? profile : `colima-${profile}`;
 }
 
 /** The Lima instance that `colima ARGS` starts; undefined where it starts none. `--profile` beats the argument. */
-function startedByColima(args: readonly string[], fromEnv: string): string | undefined {
+function instanceOfColima(args: readonly string[], fromEnv: string): string | undefined {
   const words: string[] = [];
   let profile: string | undefined;
   for (let i = 1; i < args.length; i++) {
@@ -1400,7 +1400,7 @@ export function runsInstance(plist: string, name: string): boolean {
   const args = unwaited(readProgramArguments(plist));
   if (isWrapped(args, name)) return true;
   const program = basename(args[0] ?? "");
-  if (program === "colima") return startedByColima(args, readPlistString(plist, "COLIMA_PROFILE") ?? "") === name;
+  if (program === "colima") return instanceOfColima(args, readPlistString(plist, "COLIMA_PROFILE") ?? "") === name;
   const start = /^limactl(\.|$)/.test(program) ? args.indexOf("start") : -1;
   return start > 0 && args.slice(start + 1).includes(name);
 }
@@ -4027,13 +4027,13 @@ function allInstances(host: Host, home: string): Tried<string[]> {
 }
 
 /** One instance to serve, and where to look for it. */
-interface Wanted {
+interface Requested {
   readonly name: string;
   readonly homes: Homes;
 }
 
 /** What `--all` and a bare `--status` serve; `unknown` where it could not be found out whether that is all. */
-type Listed = { ok: Wanted[]; unknown?: Report } | { because: string; status: number };
+type Listed = { ok: Requested[]; unknown?: Report } | { because: string; status: number };
 
 /** All instances of these homes, and of those that this user's living host agents name: one ps. */
 async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
@@ -4045,7 +4045,7 @@ async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
   const all = [...homes.paths, ...agents].map((path) => realHome(host, path));
   // Two spellings of one directory are one home: macOS does not tell upper case from lower.
   const once = all.filter((home, i) => all.findIndex((other) => isSameDirectory(host, home, other)) === i);
-  const wanted = once.flatMap((home): Wanted[] =>
+  const wanted = once.flatMap((home): Requested[] =>
     (allInstances(host, home).ok ?? []).map((name) => ({ name, homes: { isExplicit: true, paths: [home] } }))
   );
   for (const { name, dir } of once.flatMap((home) => linkedInstances(host, home))) {
@@ -4196,7 +4196,7 @@ async function ownCommand(host: Host): Promise<string[]> {
  * open file. Linux: setpriv, which needs no policy and no session while the host goes down; sudo where it is missing.
  * macOS: sudo, which root may always use. sudo closes all files itself.
  */
-function asUser(host: Host, user: OwnedHome["user"], words: readonly string[]): Command {
+function commandOfUser(host: Host, user: OwnedHome["user"], words: readonly string[]): Command {
   const path = "/usr/bin:/bin:/usr/sbin:/sbin:/opt/homebrew/bin:/usr/local/bin";
   // Deno from source finds its packages where we find them.
   const cache = host.self.script === undefined ? undefined : host.env("DENO_DIR");
@@ -4218,7 +4218,7 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], u
   const timeout = String(Math.max(1, Math.floor(leftMs / 100) / 10));
   const asked = role === "stop" ? ["--stop", "--all", "--timeout", timeout] : ["--status"];
   const words = [...self, ...asked, "--json", "--lima-home", at.home, ...ctx.dryRun ? ["--dry-run"] : []];
-  const answer = await host.run(asUser(host, at.user, words), leftMs + OWNER_RESERVE_MS);
+  const answer = await host.run(commandOfUser(host, at.user, words), leftMs + OWNER_RESERVE_MS);
   const address = { owner: at.user.name, home: at.home };
   const told = answer.ok ? reportsIn(answer.ok.stdout) : [];
   const status = answer.ok?.signal === undefined ? answer.ok?.code : undefined;
@@ -5724,7 +5724,7 @@ function invocationOf(
 /** Runs lima-guard with these arguments on this host. Returns the exit status. */
 export async function main(args: readonly string[], host: Host): Promise<number> {
   try {
-    return await carryOut(args, host);
+    return await runRequest(args, host);
   } catch (error) {
     const what = `internal error: ${error instanceof Error ? error.stack ?? error.message : String(error)}`;
     return refuse(host, args, EXIT.failed, what);
@@ -5752,7 +5752,7 @@ function roleOf(args: readonly string[]): string | null {
   return roles.length === 1 ? roles[0] ?? null : null;
 }
 
-async function carryOut(args: readonly string[], host: Host): Promise<number> {
+async function runRequest(args: readonly string[], host: Host): Promise<number> {
   const invocation = parseCommandLine(args);
   if ("print" in invocation) {
     const text = invocation.print;
@@ -5817,7 +5817,7 @@ async function install(args: readonly string[], host: Host): Promise<number> {
 }
 
 /** One role for one instance. Whatever is thrown is a bug of ours; the other instances must not suffer from it. */
-async function serve(ctx: Context, { homes, name }: Wanted, command: readonly string[]): Promise<Report> {
+async function serve(ctx: Context, { homes, name }: Requested, command: readonly string[]): Promise<Report> {
   try {
     if (ctx.role === "status") return await status(ctx, homes, name);
     const found = await findPlace(ctx, homes, name);

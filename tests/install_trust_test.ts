@@ -341,6 +341,7 @@ macTest("no PATH, HOME, TMPDIR or working directory of the caller's decides what
   };
   for (const as of [ROOT, ADA]) {
     const options = { as, env, cwd: poison };
+    mac.forget();
     mac.fault("plutil:1 1");
     assert.equal((await mac.run(["--yes", "default"], options)).status, 1, "a rollback");
     mac.forget();
