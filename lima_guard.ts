@@ -4509,7 +4509,9 @@ export function tellDetails(r: Report & Partial<Details>, verbose = false): stri
   return [
     `${r.name}: ${r.summary}`,
     ...s ? [`  lima-guard --${s.role}, PID ${s.pid}, is stopping it${stoppingWords(s)}`] : [],
-    ...r.evidence?.map((e) => `  ${basename(e.file)}${e.holds ? ` (${e.holds})` : ""}${once(": ", e.because)}`) ?? [],
+    ...r.evidence?.map((e) =>
+      `  ${basename(e.file)}${e.holds ? ` (${e.holds})` : ""}${once(": ", e.because) || `: ${e.verdict}`}`
+    ) ?? [],
     ...r.limactlStart === undefined ? [] : [`  limactl start: ${r.limactlStart}`],
     ...r.steps.map(({ what, because }) => `  --pre would ${what}${once(" (", because, ")")}`),
     ...r.supervisor
