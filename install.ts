@@ -2743,7 +2743,6 @@ function replaceFile(
     for (const file of [beside, kept]) if (isThere(host.stat(file))) host.remove(file);
     throw error;
   }
-  host.sync(dirname(path));
   const [mine, bytes] = [host.stat(path), bytesOf(a.run, path)];
   a.kept.push(kept);
   a.undo.push(() => {
@@ -2752,6 +2751,8 @@ function replaceFile(
     else host.remove(path);
     host.sync(dirname(path));
   });
+  // After the way to undo it: a sync that fails comes too late to leave the old file in place.
+  attemptEffect(() => host.sync(dirname(path)));
   if (!bytes) throw new StepFailure(`${path} did not get its name`);
 }
 
@@ -2780,12 +2781,12 @@ function removeFile(a: Acting, path: string): string | void {
   if (!isThere(look)) return "it is gone already";
   const kept = path + TEMPORARY_SUFFIX + host.random();
   attemptEffect(() => host.rename(path, kept));
-  host.sync(dirname(path));
   a.kept.push(kept);
   a.undo.push(() => {
     if (host.stat(path) === "absent") host.rename(kept, path);
     else a.leftAlone.push(path);
   });
+  attemptEffect(() => host.sync(dirname(path)));
 }
 
 /** The previous guard is kept beside the new one, and comes back with a rollback. */

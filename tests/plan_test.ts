@@ -177,6 +177,7 @@ const AGENT = proven("host agent", 811);
 const HA_OURS = claim("ha.pid", ours("host agent", 811), HA_SOCK);
 const VZ_OURS = claim("vz.pid", ours("host agent", 811));
 const ANSWERS_ALONE = "host agent 811 answers, its driver is not up";
+const DRIVER_DIED = "host agent 811 answers, its driver has died";
 const SILENT = "host agent 811 is alive and does not answer yet";
 const young = signs({ ageS: 30 });
 
@@ -193,12 +194,12 @@ pre(
 pre(
   "row 10: a host agent beside the vz.pid of a run before",
   { claims: [HA_OURS, claim("vz.pid", dead(700))], alive: [AGENT], agent: young },
-  booting(811, ANSWERS_ALONE),
+  booting(811, DRIVER_DIED),
 );
 pre(
   "row 10: a host agent that answers a day later, and its VM has ended",
   { claims: [HA_OURS, claim("qemu.pid", dead(700))], alive: [AGENT], agent: signs() },
-  booting(811, ANSWERS_ALONE),
+  booting(811, DRIVER_DIED),
 );
 for (const file of ["x.drv.pid", "lima-driver-x-ha.pid"]) {
   pre(

@@ -97,18 +97,22 @@ async function recordHere(shell: readonly string[]): Promise<void> {
     const home = Deno.env.get("HOME") ?? "/";
     const { stdout: name } = new Deno.Command("id", { args: ["-un"] }).outputSync();
     const user = new TextDecoder().decode(name).trim();
-    const row = `${user}:********:${Deno.uid()}:${Deno.gid()}::0:0:A B:${home}:/bin/sh\n`;
-    Deno.writeTextFileSync(`${state}/users`, user === "root" ? row : `${row}root:*:0:0::0:0:R:/var/root:/bin/sh\n`);
+    // The password's field holds the groups.
+    const row = `${user}:${Deno.gid()}:${Deno.uid()}:${Deno.gid()}::0:0:A B:${home}:/bin/sh\n`;
+    Deno.writeTextFileSync(`${state}/users`, user === "root" ? row : `${row}root:0:0:0::0:0:R:/var/root:/bin/sh\n`);
+    // The stand-ins find their Mac by where they are.
     const launchd = `${project}/tests/standin/launchd`;
+    Deno.mkdirSync(`${root}/lib`);
+    Deno.copyFileSync(`${launchd}/Launchd.pm`, `${root}/lib/Launchd.pm`);
     for (const tool of ["launchctl", "sudo", "id", "plutil", "codesign"]) {
-      Deno.symlinkSync(`${launchd}/${tool}`, `${tools}/${tool}`);
+      Deno.copyFileSync(`${launchd}/${tool}`, `${tools}/${tool}`);
     }
     Deno.symlinkSync("/usr/bin/lsof", `${tools}/lsof`);
     Deno.writeTextFileSync(`${tools}/sw_vers`, "#!/bin/sh\necho 0.0\n", { mode: 0o755 });
     const [program = "", ...before] = shell;
     const { code, stdout, stderr } = await new Deno.Command(program, {
       args: [...before, `${project}/tests/mac/record`, out],
-      env: { RECORD_TOOLS: tools, RECORD_PAUSE: "0", STANDIN_LAUNCHD: state, STANDIN_LAUNCHD_LIB: launchd, HOME: home },
+      env: { RECORD_TOOLS: tools, RECORD_PAUSE: "0", HOME: home },
       cwd: root,
       stdin: "null",
     }).output();
