@@ -358,35 +358,69 @@ export function readSshPort(text: string): number | undefined {
   return port >= 1 && port <= 65535 ? port : undefined;
 }
 
+/** The lines of a block under a top-level key of a YAML file, without empty ones and comments. */
+function yamlBlock(yaml: string, key: string): string[] {
+  const lines = yaml.split(/\r?\n/);
+  const at = lines.findIndex((line) => line.startsWith(`${key}:`) && /^[ \t]*(#.*)?$/.test(line.slice(key.length + 1)));
+  const rest = at < 0 ? [] : lines.slice(at + 1);
+  const end = rest.findIndex((line) => /^[^ \t#-]/.test(line));
+  return (end < 0 ? rest : rest.slice(0, end)).filter((line) => /^[ \t]*[^ \t#]/.test(line));
+}
+
+/** A YAML value on its own line: plain or quoted, with a comment behind it; undefined for whatever is more than that. */
+function yamlScalar(text: string): string | undefined {
+  const value = text.trim();
+  const quoted = /^"([^"\\]*)"(?:[ \t]+#.*)?$/.exec(value) ?? /^'([^']*)'(?:[ \t]+#.*)?$/.exec(value);
+  if (quoted) return quoted[1] || undefined;
+  const comment = value.search(/(^|[ \t])#/);
+  const plain = (comment < 0 ? value : value.slice(0, comment)).trimEnd();
+  return plain === "" || /^[&*!|>{}[\],"'%@`]|:$|: /.test(plain) ? undefined : plain;
+}
+
+/** The value of a key directly under a top-level key. */
+function yamlValue(yaml: string, block: string, key: string): string | undefined {
+  const lines = yamlBlock(yaml, block);
+  const indent = /^[ \t]*/.exec(lines[0] ?? "")?.[0] ?? "";
+  const line = lines.find((l) =>
+    indent !== "" && l.startsWith(`${indent}${key}:`) && /[ \t]/.test(l[indent.length + key.length + 1] ?? "")
+  );
+  return line === undefined ? undefined : yamlScalar(line.slice(indent.length + key.length + 1));
+}
+
 /** `ssh.localPort` of a lima.yaml, if it is a plain number. Read by pattern: it may add a blocker, never permit a step. */
 export function readLocalPort(yaml: string): number | undefined {
-  const block = /^ssh:[ \t]*(?:#.*)?\r?\n((?:(?:[ \t]+.*|[ \t]*#.*|[ \t]*)\r?\n?)*)/m.exec(yaml)?.[1] ?? "";
-  const port = Number(/^[ \t]+localPort:[ \t]*(\d{1,5})[ \t]*(?:#.*)?\r?$/m.exec(block)?.[1]);
+  const text = yamlValue(yaml, "ssh", "localPort") ?? "";
+  const port = /^\d{1,5}$/.test(text) ? Number(text) : 0;
   return port >= 1 && port <= 65535 ? port : undefined;
 }
 
-/** The names under `additionalDisks` of a lima.yaml, both of its list forms. Read by pattern, as above. */
+/** The names under `additionalDisks` of a lima.yaml, in both of its list forms. Read by pattern, as above. */
 export function readDiskNames(yaml: string): string[] {
-  const flow = /^additionalDisks:[ \t]*\[(.*)\]/m.exec(yaml)?.[1];
-  if (flow !== undefined) return (flow.match(/\{[^}]*\}|[^,]+/g) ?? []).flatMap(diskName);
-  const block = /^additionalDisks:[ \t]*(?:#.*)?\r?\n((?:(?:[ \t]*-.*|[ \t]+.*|[ \t]*#.*|[ \t]*)\r?\n?)*)/m.exec(yaml);
-  return (block?.[1] ?? "").split(/\r?\n/).flatMap((line) => {
-    const item = /^[ \t]*-[ \t]+(.+)$/.exec(line) ?? /^[ \t]+(name:.+)$/.exec(line);
-    return item?.[1] ? diskName(item[1]) : [];
+  const flow = /^additionalDisks:[ \t]*\[([^[\]]*)\][ \t]*(?:#.*)?\r?$/m.exec(yaml)?.[1];
+  if (flow !== undefined) return (flow.match(/\{[^{}]*\}|[^,{}]+/g) ?? []).flatMap(flowName);
+  const lines = yamlBlock(yaml, "additionalDisks");
+  const dash = /^([ \t]*)-[ \t]/.exec(lines[0] ?? "")?.[1];
+  let keys = "";
+  return lines.flatMap((line) => {
+    const item = dash === undefined ? null : new RegExp(`^${dash}-([ \\t]+)(.*)$`).exec(line);
+    if (item) keys = `${dash} ${item[1]}`;
+    const text = item ? item[2] ?? "" : keys !== "" && line.startsWith(`${keys}name:`) ? line.slice(keys.length) : "";
+    if (/^\{[^[]*\}[ \t]*(#.*)?$/.test(text)) return flowName(text.replace(/[ \t]+#.*$/, ""));
+    const name = /^name:[ \t]+(.*)$/.exec(text)?.[1] ?? (item && !/^[^ "']*:([ \t]|$)/.test(text) ? text : "");
+    return yamlScalar(name) ?? [];
   });
 }
 
-/** The name in one item of the list: `data`, `"data"`, `name: data` or `{name: data, …}`. */
-function diskName(item: string): string[] {
-  const text = item.trim().replace(/[ \t]+#.*$/, "");
-  const name = /^\{?.*?\bname["']?:[ \t]*([^,}]+)/.exec(text)?.[1] ?? (/[:{#]/.test(text) ? "" : text);
-  return name.trim() === "" ? [] : [unquoted(name)];
+/** The name in one item of a list on one line: `data`, `"data"` or `{name: data, …}`. */
+function flowName(item: string): string[] {
+  const text = item.trim();
+  const name = text.startsWith("{") ? /[{,][ \t]*["']?name["']?:[ \t]+([^,}]*)/.exec(text)?.[1] ?? "" : text;
+  return [yamlScalar(name) ?? []].flat();
 }
 
 /** `paths.varRun` of Lima's networks.yaml, or Lima's default. */
 export function readVarRun(yaml: string): string {
-  const m = /^[ \t]+varRun:[ \t]*(.+?)(?:[ \t]+#.*)?[ \t]*\r?$/m.exec(yaml);
-  const path = unquoted(m?.[1] ?? "");
+  const path = yamlValue(yaml, "paths", "varRun") ?? "";
   return path.startsWith("/") ? path : "/private/var/run/lima";
 }
 
@@ -2421,10 +2455,12 @@ async function observeSocketVmnet(host: Host, place: Place): Promise<Remark[]> {
   const table = await ps(host, named.map((n) => n.pid), PS_LIMIT_MS);
   return named.flatMap(({ m, pid }) => {
     const row = table.ok?.rows.find((r) => r.pid === pid);
-    if (table.trouble) return [{ what: m.path, because: table.why }];
-    if (!row || /(^|\/)socket_vmnet /.test(row.command) && row.command.includes(`--pidfile=${m.path}`)) return [];
-    const because = `PID ${pid} is ${JSON.stringify(firstWord(row.command))}, not socket_vmnet; ` +
+    if (table.trouble) return [{ what: m.path, because: table.why, hint: psCommand(pid) }];
+    // Its options may be spelt in several ways: a program of that name is one.
+    if (!row || /^(\/.*\/)?socket_vmnet( |$)/.test(row.command)) return [];
+    const because = `PID ${pid} is ${JSON.stringify(programWords(row.command))}, not socket_vmnet; ` +
       "Lima would take it for the running network, or signal it as root";
+    if (/socket_vmnet/.test(row.command)) return [{ what: m.path, because, hint: psCommand(pid) }];
     return [{ what: m.path, because, hint: removeCommand(m.path), status: EXIT.denied }];
   });
 }

@@ -434,6 +434,40 @@ for (
   Deno.test(`readDiskNames(): ${name}`, () => assert.deepEqual(readDiskNames(yaml), disks));
 }
 
+// One document in the ways people write it: the right value, or none.
+for (
+  const [name, yaml, disks] of [
+    ["a comment with brackets behind a flow list", "additionalDisks: [data] # not [b]\n", ["data"]],
+    ["a list inside a map of a flow list", "additionalDisks: [{name: data, fsArgs: [-i]}]\n", []],
+    ["arguments below a disk", "additionalDisks:\n- name: data\n  fsArgs:\n  - -i\n  - size=512\n- logs\n", [
+      "data",
+      "logs",
+    ]],
+    ["arguments before the name", "additionalDisks:\n  - fsArgs:\n      - -i\n    name: data\n", ["data"]],
+    ["a name below another key", "additionalDisks:\n- format:\n    name: ext4\n  name: data\n", ["data"]],
+    ["an anchor and its alias", "additionalDisks:\n- &d data\n- *d\n", []],
+    ["an anchor in a flow list", "additionalDisks: [&d data, *d, logs]\n", ["logs"]],
+    ["under another key", "other:\n  additionalDisks:\n  - data\n", []],
+    ["quoted, with a comment", "additionalDisks:\n- \"data\" # mine\n- name: 'logs'\n", ["data", "logs"]],
+  ] as const
+) {
+  Deno.test(`readDiskNames(), right or none: ${name}`, () => assert.deepEqual(readDiskNames(yaml), disks));
+}
+for (
+  const [name, yaml, port] of [
+    ["another key's block", "ssh:\n  forwards:\n    localPort: 1\n  localPort: 60022\n", 60022],
+    ["an anchor", "ssh:\n  localPort: &p 60022\n", undefined],
+    ["quoted", 'ssh:\n  localPort: "60022"\n', 60022],
+    ["under another key", "other:\n  localPort: 1\nssh:\n  loadDotSSHPubKeys: true\n", undefined],
+  ] as const
+) {
+  Deno.test(`readLocalPort(), right or none: ${name}`, () => assert.equal(readLocalPort(yaml), port));
+}
+Deno.test("readVarRun() of another key's block is Lima's default", () => {
+  assert.equal(readVarRun("other:\n  varRun: /x\npaths:\n  sudoers: /y\n"), "/private/var/run/lima");
+  assert.equal(readVarRun("other:\n  varRun: /x\npaths:\n  varRun: /z\n"), "/z");
+});
+
 const VAR_RUN = "/private/var/run/lima";
 for (
   const [name, yaml, path] of [
