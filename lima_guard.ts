@@ -5590,6 +5590,11 @@ export const OPTIONS = [
   { flag: "all", text: "with --pre, --stop, --status: every instance of LIMA_HOME" },
   { flag: "lima-home", argument: "DIR", text: "where the instances are (default: $LIMA_HOME, else ~/.lima)" },
   { flag: "timeout", argument: "SECONDS", text: `the whole budget of a stop (default: ${DEFAULT_BUDGET_S})` },
+  {
+    flag: "wait",
+    argument: "SECONDS",
+    text: "with --status: until the VMs run and their guests are up; 75 if they do not",
+  },
   { flag: "on-event", argument: "PROGRAM", text: "run it at each event of --run, --pre, --stop (absolute path)" },
   { flag: "dry-run", short: "n", text: "observe, plan, print, leave; exit as the real run would" },
   { flag: "json", text: "one JSON document on stdout" },
@@ -5613,6 +5618,8 @@ export interface Invocation {
   readonly budgetS: number;
   /** `--timeout`, where it was given: what launchd grants is only ever shortened by it. */
   readonly limitS?: number;
+  /** `--wait`: for how long `--status` looks again. */
+  readonly waitS?: number;
   /** The program to run at each event. */
   readonly onEvent?: string;
   readonly dryRun: boolean;
@@ -5698,7 +5705,10 @@ export function parseCommandLine(args: readonly string[]): Asked {
   const ours = end < 0 ? args : args.slice(0, end);
   if (ours.some((a) => INSTALL_ROLES.includes(a))) return { install: args };
   const letters = OPTIONS.map((o) => "short" in o ? o.short : "").join("");
-  const known = new RegExp(`^(--(${switches.join("|")})|-[${letters}]+|--(lima-home|timeout|on-event)(=.*)?)$`, "s");
+  const known = new RegExp(
+    `^(--(${switches.join("|")})|-[${letters}]+|--(lima-home|timeout|wait|on-event)(=.*)?)$`,
+    "s",
+  );
   const unknown = ours.find((a) => a.startsWith("-") && !known.test(a));
   if (unknown !== undefined) return misspelt(unknown);
   // parseArgs takes `true` after a switch for its value; an instance may be called so.
@@ -5706,7 +5716,7 @@ export function parseCommandLine(args: readonly string[]): Asked {
     ours.map((a) => /^(true|false)$/.test(a) ? `${LITERAL}${a}` : a),
     {
       boolean: switches,
-      string: ["_", "lima-home", "timeout", "on-event"],
+      string: ["_", "lima-home", "timeout", "wait", "on-event"],
       alias: { n: "dry-run", v: "verbose", h: "help", V: "version" },
     },
   );
@@ -5730,9 +5740,8 @@ function invocationOf(
   const literal = (text: unknown) => String(text).replace(LITERAL, "");
   const names = [...new Set(parsed._.map(literal))];
   const all = parsed["all"] === true;
-  const [home, timeout, program] = [parsed["lima-home"], parsed["timeout"], parsed["on-event"]].map((v) =>
-    v === undefined ? v : literal(v)
-  );
+  const value = (name: string) => parsed[name] === undefined ? undefined : literal(parsed[name]);
+  const [home, timeout, program, wait] = [value("lima-home"), value("timeout"), value("on-event"), value("wait")];
   if (all && role === "run") return { usage: "--run takes one instance, --all goes with --pre, --stop and --status" };
   if (all && names.length > 0) return { usage: "Cannot take --all and instance names at once" };
   if (!all && names.length === 0 && role !== "status") return { usage: "No instance is named" };
@@ -5744,12 +5753,17 @@ function invocationOf(
   const bad = names.find((name) => nameTrouble(name) !== undefined);
   if (bad !== undefined) return { usage: `Cannot take ${JSON.stringify(bad)} as instance name: ${nameTrouble(bad)}` };
   if (home === "") return { usage: "--lima-home needs a directory" };
-  const budgetS = timeout === undefined ? DEFAULT_BUDGET_S : Number(timeout);
-  if (timeout !== undefined && !/^\d+(\.\d+)?$/.test(timeout) || budgetS < 1 || budgetS > 3600) {
-    return { usage: `Cannot take ${JSON.stringify(timeout)} as --timeout: it is a number of seconds, 1 to 3600` };
+  for (const [flag, text] of [["--timeout", timeout], ["--wait", wait]] as const) {
+    if (text === undefined || (/^\d+(\.\d+)?$/.test(text) && Number(text) >= 1 && Number(text) <= 3600)) continue;
+    return { usage: `Cannot take ${JSON.stringify(text)} as ${flag}: it is a number of seconds, 1 to 3600` };
   }
+  if (wait !== undefined && role !== "status") return { usage: "--wait goes with --status" };
+  const budgetS = timeout === undefined ? DEFAULT_BUDGET_S : Number(timeout);
   if (program !== undefined && !program.startsWith("/")) return { usage: "--on-event needs an absolute path" };
-  const event = program === undefined ? {} : { onEvent: program };
+  const event = {
+    ...program === undefined ? {} : { onEvent: program },
+    ...wait === undefined ? {} : { waitS: Number(wait) },
+  };
   const limit = timeout === undefined ? {} : { limitS: budgetS };
   const limaHome = home === undefined ? {} : { limaHome: home };
   const [dryRun, json, verbose] = [parsed["dry-run"] === true, parsed["json"] === true, parsed["verbose"] === true];
@@ -5832,14 +5846,33 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
   if (program !== undefined && !invocation.dryRun) {
     return await superviseRun(ctx, homes, invocation.names[0] ?? "", [program, ...rest]);
   }
-  const own = await Promise.all(wanted.ok.map((one) => serve(ctx, one, invocation.command)));
+  const { own, isLate } = await serveAll(ctx, wanted.ok, invocation);
   const unlisted = "unknown" in wanted && wanted.unknown ? [wanted.unknown] : [];
   const told = [...own, ...others, ...await machine, ...unlisted];
   const reports = isMachine ? [...told, ...await stillLiving(ctx, told)] : told;
-  const status = worst(reports.map((r) => r.status));
+  const status = worst([...reports.map((r) => r.status), ...isLate ? [EXIT.tryAgain] : []]);
   const text = role === "status" ? tellStatus(reports, invocation.verbose) : tellAll(reports, invocation.dryRun);
   host.stdout(invocation.json ? documentOf(role, reports) : text);
   return status;
+}
+
+/** How often `--status --wait` looks again. */
+const WAIT_POLL_MS = 1_000;
+
+/** Serves the instances; with `--wait` again and again, until all of them run and their guests are up as far as is known. */
+async function serveAll(ctx: Context, wanted: readonly Requested[], { command, waitS = 0 }: Invocation) {
+  const { host } = ctx;
+  const endMs = waitS === 0 ? 0 : host.clockMs() + waitS * 1000;
+  for (;;) {
+    const own: (Report & Partial<Details>)[] = await Promise.all(wanted.map((one) => serve(ctx, one, command)));
+    const isUp = own.every((r) => r.state === "running" && r.ready !== false);
+    // Waiting brings no instance that is not there, and no permission.
+    const isFinal = own.some((r) => r.status !== EXIT.done && r.status !== EXIT.failed && r.status !== EXIT.tryAgain);
+    if (waitS === 0 || isUp || isFinal) return { own, isLate: false };
+    const leftMs = endMs - host.clockMs();
+    if (leftMs <= 0) return { own, isLate: true };
+    await host.pause(Math.min(WAIT_POLL_MS, leftMs));
+  }
 }
 
 /** What install.ts does. It is part of the compiled guard; a copy of this file alone is without it. */

@@ -41,7 +41,7 @@ _lima_guard() {
   case $before in
     --lima-home|--guard-dir) files=-d ;;
     --plist|--guard) files=-f ;;
-    --timeout|--on-event|--sign|--exit-timeout) return ;;
+    --timeout|--wait|--on-event|--sign|--exit-timeout) return ;;
   esac
   if [[ -n $files ]]; then
     IFS=$'\n'
@@ -51,8 +51,8 @@ _lima_guard() {
   fi
   case $cur,$role in
     -*,install) COMPREPLY=($(compgen -W '--all --plist --guard --guard-dir --sign --keep-alive --exit-timeout --on-event --lima-home --start --restart --downgrade --no-reload --purge --print --dry-run --yes --json -v --verbose -h --help --version' -- "$cur")) ;;
-    -*,guard) COMPREPLY=($(compgen -W '--all --lima-home --timeout --on-event -n --dry-run --json -v --verbose -h --help -V --version' -- "$cur")) ;;
-    -*) COMPREPLY=($(compgen -W '--pre --stop --run --status --install --check --uninstall --all --lima-home --timeout --on-event -n --dry-run --json -v --verbose -h --help -V --version' -- "$cur")) ;;
+    -*,guard) COMPREPLY=($(compgen -W '--all --lima-home --timeout --wait --on-event -n --dry-run --json -v --verbose -h --help -V --version' -- "$cur")) ;;
+    -*) COMPREPLY=($(compgen -W '--pre --stop --run --status --install --check --uninstall --all --lima-home --timeout --wait --on-event -n --dry-run --json -v --verbose -h --help -V --version' -- "$cur")) ;;
     *) COMPREPLY=($(compgen -W "$(_lima_guard_instances "$home")" -- "$cur")) ;;
   esac
 }

@@ -39,6 +39,7 @@ complete -c lima-guard -n "__lima_guard_at role" -l uninstall -d 'give launchd t
 complete -c lima-guard -n "__lima_guard_at guard" -l all -d 'with --pre, --stop, --status: every instance of LIMA_HOME'
 complete -c lima-guard -n "__lima_guard_at guard" -l lima-home -xa "(__fish_complete_directories)" -d 'where the instances are (default: $LIMA_HOME, else ~/.lima)'
 complete -c lima-guard -n "__lima_guard_at guard" -l timeout -x -d 'the whole budget of a stop (default: 60)'
+complete -c lima-guard -n "__lima_guard_at guard" -l wait -x -d 'with --status: until the VMs run and their guests are up; 75 if they do not'
 complete -c lima-guard -n "__lima_guard_at guard" -l on-event -x -d 'run it at each event of --run, --pre, --stop (absolute path)'
 complete -c lima-guard -n "__lima_guard_at guard" -s n -l dry-run -d 'observe, plan, print, leave; exit as the real run would'
 complete -c lima-guard -n "__lima_guard_at guard" -l json -d 'one JSON document on stdout'

@@ -52,6 +52,7 @@ _lima_guard() {
       '--all[with --pre, --stop, --status\: every instance of LIMA_HOME]' \
       '--lima-home=[where the instances are (default\: $LIMA_HOME, else ~/.lima)]:DIR:_files -/' \
       '--timeout=[the whole budget of a stop (default\: 60)]:SECONDS: ' \
+      '--wait=[with --status\: until the VMs run and their guests are up; 75 if they do not]:SECONDS: ' \
       '--on-event=[run it at each event of --run, --pre, --stop (absolute path)]:PROGRAM: ' \
       '(-n --dry-run)'{-n,--dry-run}'[observe, plan, print, leave; exit as the real run would]' \
       '--json[one JSON document on stdout]' \

@@ -462,6 +462,8 @@ for (const [which, wallMs] of [["20 years ahead", 20 * YEARS], ["20 years behind
     ] as const;
     for (const { instance, conf, until, state, status } of instances) {
       await using agent = await startAgent(instance, { conf, until });
+      // The host agent writes this line a moment after the socket is there.
+      await eventually(() => assert.match(instance.read("ha.stderr.log") ?? "", /socket created/));
       // On macOS a start time is a date. The machine has been on for a minute, whatever the clock says.
       await leavesAlone(
         instance,

@@ -583,3 +583,18 @@ Deno.test("--status shows a stop under way, the supervisor's version, and with -
   assert.equal("recent" in told, false);
   Deno.kill(k3s.pid("ha.pid")!, "SIGCONT");
 });
+
+Deno.test("--status --wait: until the instance runs, and 75 where it does not in time", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  const late = await runGuard(home, ["--status", "--wait", "1", "k3s"]);
+  assert.equal(late.status, 75, late.stdout);
+  assert.match(late.stdout, /k3s +stopped/);
+  await using waiting = spawnGuard(home, ["--status", "--wait", "60", "k3s"]);
+  await using _agent = await startAgent(k3s);
+  const { status, stdout } = await waiting.result();
+  assert.equal(status, 0, stdout);
+  assert.match(stdout, /k3s +running/);
+  const missing = await runGuard(home, ["--status", "--wait", "60", "nope"]);
+  assert.equal(missing.status, 66, missing.stdout);
+});
