@@ -1492,32 +1492,39 @@ function numberTrouble(text: string): string | undefined {
 
 /** The verdict on the last stop, from the journal: what was recorded, and what must have happened where nothing was. */
 export function lastStop(lines: readonly JournalLine[], boot: string, alive: boolean): string {
-  const relevant = lines.filter((l) => l.event === "start" || l.event === "end");
-  // The run that is going on now has no stop yet: the one before it counts.
-  const past = alive && relevant.at(-1)?.event === "start" ? relevant.slice(0, -1) : relevant;
-  const last = past.at(-1);
+  const last = lastOf(lines, alive);
   if (!last) return "none recorded";
   if (last.event === "start" && (boot === "" || last.boot === "")) {
     return "unknown: whether the host rebooted is not known";
   }
   if (last.event === "start" && last.boot !== boot) return "cut off: no stop was recorded and the host rebooted";
   if (last.event === "start") return "cut off: the guard did not live to record the end";
-  const seconds = isSeconds(last["seconds"]) ? last["seconds"]["total"] ?? 0 : 0;
-  if (typeof last["stage"] === "string") return describeStop(last["stage"] as StopEnd, seconds, cutIn(last));
-  const { signal, status } = last;
-  return `ended by itself with ${typeof signal === "string" ? signal : `status ${JSON.stringify(status)}`}`;
+  return endWords(last);
+}
+
+/** The last start or end. The run that continues now has no stop yet: the one before it counts. */
+function lastOf(lines: readonly JournalLine[], alive: boolean): JournalLine | undefined {
+  const relevant = lines.filter((l) => l.event === "start" || l.event === "end");
+  return (alive && relevant.at(-1)?.event === "start" ? relevant.slice(0, -1) : relevant).at(-1);
+}
+
+/** An `end` line in words. */
+function endWords(line: JournalLine): string {
+  const { stage, seconds, signal, status } = line as Record<string, unknown>;
+  const total = isSeconds(seconds) ? seconds["total"] ?? 0 : 0;
+  if (typeof stage === "string") return describeStop(stage as StopEnd, total, cutIn(line));
+  return `ended by itself with ${typeof signal === "string" ? signal : `status ${textOfFact(status)}`}`;
 }
 
 /** How the last stop ended, for a monitor. */
 export type LastStopKind = "none" | "graceful" | "cut by agent" | "killed" | "cut off" | "by itself" | "unknown";
 
 /** The verdict of `lastStop` as a field, and when it was recorded. */
-export function lastStopFields(lines: readonly JournalLine[], alive: boolean) {
-  const relevant = lines.filter((l) => l.event === "start" || l.event === "end");
-  const last = (alive && relevant.at(-1)?.event === "start" ? relevant.slice(0, -1) : relevant).at(-1);
+export function lastStopFields(lines: readonly JournalLine[], boot: string, alive: boolean) {
+  const last = lastOf(lines, alive);
   const kind = (): LastStopKind => {
     if (!last) return "none";
-    if (last.event === "start") return "cut off";
+    if (last.event === "start") return boot === "" || last.boot === "" ? "unknown" : "cut off";
     if (typeof last["stage"] !== "string") return "by itself";
     if (cutIn(last) !== undefined) return "cut by agent";
     if (last["stage"] === "killed") return "killed";
@@ -1551,7 +1558,7 @@ export function stopUnderWay(
   const order = ["guest", "agent", "driver", "kill"];
   const done = Math.max(
     -1,
-    ...lines.slice(began).filter((l) => l.event === "stage").map((l) => order.indexOf(`${l["stage"]}`)),
+    ...lines.slice(began).filter((l) => l.event === "stage").map((l) => order.indexOf(textOfFact(l["stage"]))),
   );
   const stage = order.slice(done + 1).find((name) => stages.includes(name)) ?? "clean up";
   const budgetS = typeof since["budgetS"] === "number" ? since["budgetS"] : undefined;
@@ -1587,24 +1594,24 @@ export function readReadiness(events: string, log: string): Readiness {
   return { ready, errors, waits: `${what.trim()}, requirement ${number} of ${of}, since ${asked?.["time"]}` };
 }
 
+function textOfFact(fact: unknown): string {
+  return typeof fact === "string" ? fact : JSON.stringify(fact) ?? "";
+}
+
 /** A line of the journal in words, in the time of the place. */
 export function journalWords(line: JournalLine): string {
+  // A journal may hold anything: an object need not even have a text.
+  const said = (name: string) => textOfFact(line[name]);
   const time = new Date(line.time);
   const when = Number.isNaN(time.getTime()) ? line.time : time.toLocaleString("sv-SE");
   const words: Record<string, string> = {
-    start: line["adopted"] ? `host agent ${line["pid"]} adopted` : `started, PID ${line["pid"]}`,
+    start: line["adopted"] ? `host agent ${said("pid")} adopted` : `started, PID ${said("pid")}`,
     running: "running",
-    signal: `${line["signal"]} received`,
-    stop: `stop began, budget ${line["budgetS"]} s, alive: ${line["alive"]}`,
-    stage: `stage ${line["stage"]}: ${line["outcome"]}`,
-    pre: `${line["state"]} found, status ${line["status"]}`,
-    end: typeof line["stage"] === "string"
-      ? describeStop(
-        line["stage"] as StopEnd,
-        isSeconds(line["seconds"]) ? line["seconds"]["total"] ?? 0 : 0,
-        cutIn(line),
-      )
-      : `ended by itself with ${line["signal"] ?? `status ${line["status"]}`}`,
+    signal: `${said("signal")} received`,
+    stop: `stop began, budget ${said("budgetS")} s, alive: ${said("alive")}`,
+    stage: `stage ${said("stage")}: ${said("outcome")}`,
+    pre: `${said("state")} found, status ${said("status")}`,
+    end: endWords(line),
   };
   return `${when}  --${line.role}: ${words[line.event] ?? line.event}`;
 }
@@ -4419,7 +4426,7 @@ async function status(ctx: Context, homes: Homes, name: string): Promise<Report 
     guardVersion: supervised ? versionIn(lines) : null,
     recent: lines.slice(-10).map(journalWords),
     lastStop: lastStop(lines, boot, seen.alive.length > 0),
-    ...lastStopFields(lines, seen.alive.length > 0),
+    ...lastStopFields(lines, boot, seen.alive.length > 0),
     lastRepair: repair ? `${localTime(repair.time)}: ${repair["state"]}` : null,
     lastRepairAt: repair && !Number.isNaN(Date.parse(repair.time)) ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,

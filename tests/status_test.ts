@@ -5,6 +5,7 @@ import {
   isWrapped,
   type JobSeen,
   type JournalLine,
+  journalWords,
   judgeJobs,
   lastStop,
   lastStopFields,
@@ -153,7 +154,7 @@ for (
   ] as const
 ) {
   Deno.test(`the last stop for a monitor: ${kind}${alive ? ", and it runs again" : ""}`, () => {
-    assert.deepEqual(lastStopFields(lines, alive), { lastStopKind: kind, lastStopAt: at });
+    assert.deepEqual(lastStopFields(lines, "B", alive), { lastStopKind: kind, lastStopAt: at });
   });
 }
 
@@ -349,6 +350,18 @@ for (
 ) {
   Deno.test(`a job by what it runs: ${name}`, () => assert.equal(runsInstance(plist, instance), expected));
 }
+
+Deno.test("the last stop for a monitor is unknown where the boot is, as its words say", () => {
+  for (const [lines, boot] of [[[line("start")], ""], [[line("start", { boot: "" })], "B"]] as const) {
+    assert.equal(lastStopFields(lines, boot, false).lastStopKind, "unknown");
+    assert.match(lastStop(lines, boot, false), /^unknown/);
+  }
+});
+
+Deno.test("a journal line with odd values has words", () => {
+  const odd = { toString: null };
+  assert.match(journalWords(line("end", { signal: odd, status: odd })), /ended by itself with status/);
+});
 
 Deno.test("a job of another label is found, and what its KeepAlive means is a trouble", async () => {
   await using home = await tempLimaHome();
