@@ -149,8 +149,6 @@ export interface Address {
   readonly isDefaultHome?: boolean;
   /** The owner's user name, where another user (root, an administrator) reads the message: `sudo -H -u OWNER`. */
   readonly sudoUser?: string;
-  /** `--plist FILE`, where one was given. */
-  readonly plist?: string;
 }
 
 /** What a process can be to an instance. The command says what it is; a PID file only says where to look. */
@@ -415,7 +413,8 @@ export function readDiskNames(yaml: string): string[] {
 function flowName(item: string): string[] {
   const text = item.trim();
   const name = text.startsWith("{") ? /[{,][ \t]*["']?name["']?:[ \t]+([^,}]*)/.exec(text)?.[1] ?? "" : text;
-  return [yamlScalar(name) ?? []].flat();
+  const value = yamlScalar(name);
+  return value === undefined ? [] : [value];
 }
 
 /** `paths.varRun` of Lima's networks.yaml, or Lima's default. */
@@ -424,8 +423,12 @@ export function readVarRun(yaml: string): string {
   return path.startsWith("/") ? path : "/private/var/run/lima";
 }
 
-function unquoted(text: string): string {
-  return text.trim().replace(/^(["'])(.*)\1$/, "$2");
+/** The paths of `socket` in the items of `networks` of a lima.yaml. Read by pattern, as above. */
+export function readSocketPaths(yaml: string): string[] {
+  return yamlBlock(yaml, "networks").flatMap((line) => {
+    const value = /^[ \t]*(?:-[ \t]+)?socket:[ \t]+(.*)$/.exec(line)?.[1];
+    return value === undefined ? [] : yamlScalar(value) ?? [];
+  });
 }
 
 // ─────────────────────────────────────────────────────────────────────────────── proof of identity ──
@@ -907,11 +910,8 @@ function goingClaims(seen: Observation): Claim[] {
  */
 function urgentRemovals(seen: Observation): Step[] {
   // A file that names no number makes Lima signal nothing, and it is what leads to the search of all processes.
-  const readable = {
-    ...seen,
-    claims: seen.claims.filter((c) => readPid(c.seen.text ?? "") && "pid" in readPid(c.seen.text ?? "")),
-  };
-  return removals(readable).filter((s) => rolesOf(basename(s.path ?? ""))[0] === "external driver");
+  const claims = seen.claims.filter((c) => "pid" in readPid(c.seen.text ?? ""));
+  return removals({ ...seen, claims }).filter((s) => rolesOf(basename(s.path ?? ""))[0] === "external driver");
 }
 
 function laterRemovals(seen: Observation): Step[] {
@@ -961,7 +961,7 @@ function guardLine(...words: string[]): string {
 }
 
 /** The `limactl` command for one instance: `limactlCommand(place, "start", place.name)`. */
-export function limactlCommand(place: Place, ...words: string[]): string {
+function limactlCommand(place: Place, ...words: string[]): string {
   const home = place.address?.isDefaultHome ? "" : `LIMA_HOME=${quote(place.home)} `;
   const sudo = asOwner(place);
   return sudo.length === 0
@@ -1025,7 +1025,7 @@ function launchctl(target: string, ...words: string[]): string {
 }
 
 /** What starts a job, from what is known of it: a job that is not loaded has nothing to kick. */
-export function startJobCommand(job: Pick<JobSeen, "target" | "plist" | "loaded" | "disabled">): string {
+function startJobCommand(job: Pick<JobSeen, "target" | "plist" | "loaded" | "disabled">): string {
   const domain = dirname(job.target);
   const enable = job.disabled ? [launchctl(job.target, "enable", job.target)] : [];
   const start = job.loaded === "no"
@@ -1040,7 +1040,7 @@ function bootoutCommand(target: string): string {
 }
 
 /** The `kill` line for a process that only a person may judge. */
-export function killCommand(place: Place, pid: number, signal?: string): string {
+function killCommand(place: Place, pid: number, signal?: string): string {
   const sudo = asOwner(place);
   return shellWords([...sudo, "kill", ...signal === undefined ? [] : [`-${signal}`], String(pid)]);
 }
@@ -2168,7 +2168,9 @@ export async function observe(host: Host, place: Place, how: Looking = {}): Prom
   if (processes.alive.some((p) => p.role !== "usernet")) return seen;
   const yaml = textOf(host, join(place.dir, LIMA_YAML));
   const disks = await observeDisks(host, place, yaml, processes.claims, pace);
-  const held = [...unreadYaml(host, place), ...disks.held];
+  // Which disks the instance uses, and so whether one is in use, is unknown without a readable lima.yaml.
+  const unread = missing ? [{ what: join(place.dir, LIMA_YAML), because: missing.because, hint: missing.hint }] : [];
+  const held = [...unread, ...disks.held];
   const claims = [
     ...processes.claims,
     ...disks.claims,
@@ -2192,13 +2194,6 @@ export async function observe(host: Host, place: Place, how: Looking = {}): Prom
     ],
     notes: [...seen.notes, ...networks.notes, ...lostDisk(host, place), ...await socketNotes(host, yaml)],
   };
-}
-
-/** A lima.yaml that cannot be read: which disks the instance uses, and so whether one is in use, is unknown. */
-function unreadYaml(host: Host, place: Place): Remark[] {
-  const unseen = whyMissing(host, place.dir);
-  if (unseen === undefined) return [];
-  return [{ what: join(place.dir, LIMA_YAML), because: unseen.because, hint: unseen.hint }];
 }
 
 function markerNotes({ place, isOldMarker }: Observation): Remark[] {
@@ -2232,10 +2227,9 @@ function lostDisk(host: Host, place: Place): Remark[] {
   return [{ what: place.dir, because, hint: listCommand(place.dir) }];
 }
 
-/** `networks: socket: PATH` of which nobody answers. */
+/** `networks: socket: PATH` that does not answer. */
 async function socketNotes(host: Host, yaml: string): Promise<Remark[]> {
-  const networks = /^networks:[^\n]*\n((?:[ \t-][^\n]*(?:\n|$)|\n)*)/m.exec(yaml)?.[1] ?? "";
-  const paths = [...networks.matchAll(/^[ \t-]*socket:[ \t]*(\S.*?)[ \t]*$/gm)].map((m) => unquoted(m[1] ?? ""));
+  const paths = readSocketPaths(yaml);
   const notes = await Promise.all(
     paths.filter((path) => path.startsWith("/")).map(async (path): Promise<Remark[]> => {
       const line = await host.connect(path, ANSWER_LIMIT_MS);
@@ -2390,7 +2384,7 @@ async function colimaDaemonClaim(host: Host, place: Place, pace: Pace): Promise<
   const verdict = "verdict" in found ? found.verdict : await judgeDaemon(host, place, found.pid, short, pace.psMs);
   if (!verdict) return [];
   const fixed = whyFixed(host, path);
-  return [{ path, seen, verdict, scope: "shared", companions: [], ...(fixed ?? {}) }];
+  return [{ path, seen, verdict, scope: "shared", companions: [], ...fixed }];
 }
 
 /** Undefined where the process is Colima's daemon for this profile. */
@@ -4161,7 +4155,7 @@ async function ofOtherUsers(ctx: Context): Promise<Report[]> {
 }
 
 function notListed(because: string): Report {
-  const blockers = [{ what: "ps", because, hint: shellWords(["ps", "-A", "-ww", "-o", "pid,user,command"]) }];
+  const blockers = [{ what: "ps", because, hint: psCommand() }];
   return report("*", "unknown", EXIT.tryAgain, "unknown", { blockers });
 }
 

@@ -16,6 +16,7 @@ import {
   readLsof,
   readPid,
   readPs,
+  readSocketPaths,
   readSshPort,
   readVarRun,
 } from "../lima_guard.ts";
@@ -463,6 +464,12 @@ for (
 ) {
   Deno.test(`readLocalPort(), right or none: ${name}`, () => assert.equal(readLocalPort(yaml), port));
 }
+Deno.test("readSocketPaths(): the paths, without their comments", () => {
+  const yaml =
+    'networks:\n- lima: shared\n- socket: "/run/a b" # mine\n  macAddress: ""\n- macAddress: x\n  socket: /run/c # c\n';
+  assert.deepEqual(readSocketPaths(yaml), ["/run/a b", "/run/c"]);
+  assert.deepEqual(readSocketPaths("other:\n- socket: /x\nnetworks:\n- socket: &s /y\n"), []);
+});
 Deno.test("readVarRun() of another key's block is Lima's default", () => {
   assert.equal(readVarRun("other:\n  varRun: /x\npaths:\n  sudoers: /y\n"), "/private/var/run/lima");
   assert.equal(readVarRun("other:\n  varRun: /x\npaths:\n  varRun: /z\n"), "/z");
