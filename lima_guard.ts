@@ -2471,9 +2471,12 @@ function tailOf(host: Host, path: string): string {
   return host.look(path).ok?.kind === "file" ? host.read(path, 65_536).ok ?? "" : "";
 }
 
+/** How much of a file is read: its end. */
+const TEXT_LIMIT_BYTES = 1_048_576;
+
 function textOf(host: Host, path: string): string {
   const look = host.look(path, "follow links");
-  return look.ok?.kind === "file" ? host.read(path, 1_048_576).ok ?? "" : "";
+  return look.ok?.kind === "file" ? host.read(path, TEXT_LIMIT_BYTES).ok ?? "" : "";
 }
 
 // ──────────────────────────────────────────────────────────────────────────────── observing: disks ──
@@ -2838,7 +2841,9 @@ function announce(ctx: Context, at: Partial<Place> & { name: string }, event: st
   });
 }
 
-const bootIds = new WeakMap<Host, string>();
+const bootIds = new WeakMap<Host, { readonly id: string; readonly askedMs: number }>();
+/** A question that took all its time is not asked again for so long: each line of a stop's journal would wait for it. */
+const BOOT_ID_PAUSE_MS = 60_000;
 
 /**
  * The identity of this boot; an empty text where it cannot be had, which is then asked again and compared with nothing.
@@ -2846,7 +2851,7 @@ const bootIds = new WeakMap<Host, string>();
  */
 async function bootId(host: Host): Promise<string> {
   const known = bootIds.get(host);
-  if (known) return known;
+  if (known && (known.id !== "" || host.clockMs() - known.askedMs < BOOT_ID_PAUSE_MS)) return known.id;
   const file = "/proc/sys/kernel/random/boot_id";
   const direct = host.os === "linux" ? host.read(file, 64).ok?.trim() : undefined;
   // A compiled program may not read /proc: Deno allows that under --allow-all only.
@@ -2855,7 +2860,7 @@ async function bootId(host: Host): Promise<string> {
     : ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"] as const;
   const answer = direct ? undefined : await host.run({ argv }, PS_LIMIT_MS);
   const id = direct ?? (answer?.ok?.code === 0 ? answer.ok.stdout.trim() : "");
-  if (id !== "") bootIds.set(host, id);
+  if (id !== "" || answer?.trouble === "limit") bootIds.set(host, { id, askedMs: host.clockMs() });
   return id;
 }
 
@@ -3399,7 +3404,10 @@ function isAgentBooting(c: Climb): boolean {
 
 /** Whether the host agent has reported that its guest is up. */
 function hasReportedRunning(host: Host, place: Place): boolean {
-  const log = textOf(host, join(place.dir, HA_STDOUT));
+  const path = join(place.dir, HA_STDOUT);
+  // Of a longer log only the end is read. No boot writes that much.
+  if ((host.look(path).ok?.size ?? 0) > TEXT_LIMIT_BYTES) return true;
+  const log = textOf(host, path);
   return log.split("\n").some((l) => (jsonObject(l)?.["status"] as Record<string, unknown> | undefined)?.["running"]);
 }
 
@@ -4446,7 +4454,13 @@ async function status(ctx: Context, homes: Homes, name: string): Promise<Report 
 /** Nothing is asked of logs that no living host agent writes: they are of the run before. */
 function readinessOf(host: Host, place: Place, seen: Observation): Readiness {
   if (!seen.alive.some((p) => p.role === "host agent")) return { ready: null, errors: [] };
-  return readReadiness(textOf(host, join(place.dir, HA_STDOUT)), textOf(host, join(place.dir, "ha.stderr.log")));
+  const seenReady = readReadiness(
+    textOf(host, join(place.dir, HA_STDOUT)),
+    textOf(host, join(place.dir, "ha.stderr.log")),
+  );
+  return seenReady.ready === false && hasReportedRunning(host, place)
+    ? { ready: true, errors: seenReady.errors }
+    : seenReady;
 }
 
 function versionIn(lines: readonly JournalLine[]): string | null {

@@ -611,3 +611,17 @@ Deno.test("--status --wait: until the instance runs, and 75 where it does not in
   const missing = await runGuard(home, ["--status", "--wait", "60", "nope"]);
   assert.equal(missing.status, 66, missing.stdout);
 });
+
+Deno.test("a guest whose host agent has written more than is read is not booting", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using _agent = await startAgent(k3s);
+  const event = `${
+    JSON.stringify({ time: "2026-11-27T00:00:00Z", status: { portForward: { type: "forwarding" } } })
+  }\n`;
+  Deno.writeTextFileSync(k3s.path("ha.stdout.log"), event.repeat(Math.ceil(1_100_000 / event.length)), {
+    append: true,
+  });
+  const { json } = await runGuard(home, ["--status", "--json", "k3s"]);
+  assert.equal(json().instances[0].ready, true);
+});
