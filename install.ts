@@ -36,6 +36,7 @@ import { basename } from "jsr:@std/path@1.1.4/posix/basename";
 import { dirname } from "jsr:@std/path@1.1.4/posix/dirname";
 import { join } from "jsr:@std/path@1.1.4/posix/join";
 import {
+  COLIMA_VALUES,
   colimaInstance,
   DEFAULT_BUDGET_S,
   EXIT,
@@ -773,10 +774,7 @@ const LIMACTL_FLAGS = {
 };
 /** The same of `colima start`. */
 const COLIMA_FLAGS = {
-  valued: ("--profile -p --arch -a --cpu --cpus -c --cpu-type --memory -m --disk -d --root-disk --disk-image -i " +
-    "--disk-image-mirror --runtime -r --kubernetes-version --kubernetes-disable --k3s-arg --k3s-listen-port --mount -V " +
-    "--mount-type --vm-type -t --dns -n --dns-host --env --editor --hostname --gateway-address --network-interface " +
-    "--network-mode --ssh-port --port-forwarder --model-runner --registry-mirror --downloader").split(" "),
+  valued: ["--profile", "-p", ...COLIMA_VALUES],
   plain: ("--foreground -f --activate --force-disk-image --template --network-address --network-host-addresses " +
     "--network-preferred-route --vz-rosetta --nested-virtualization -z --binfmt --edit -e --save-config " +
     "--mount-inotify --ssh-agent -s --ssh-config --kubernetes -k --with-kubernetes --verbose -v --very-verbose " +

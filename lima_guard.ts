@@ -950,7 +950,7 @@ function asOwner({ address }: Place): string[] {
  * The `lima-guard` command for one instance: `guardCommand(place, "--stop")`. A printed command is our act by another
  * hand, so it names LIMA_HOME unless a bare command is known to find the same instance.
  */
-export function guardCommand(place: Place, ...options: string[]): string {
+function guardCommand(place: Place, ...options: string[]): string {
   const home = place.address?.isDefaultHome ? [] : ["--lima-home", place.home];
   return shellWords([...asOwner(place), "lima-guard", ...options, ...home, place.name]);
 }
@@ -1402,10 +1402,10 @@ export function isWrapped(args: readonly string[], name: string): boolean {
 }
 
 /** Flags of `colima start` that are followed by a value. */
-const COLIMA_VALUES = new Set(
+export const COLIMA_VALUES = new Set(
   ("--runtime -r --cpus -c --cpu --cpu-type --memory -m --disk -d --root-disk --arch -a --hostname --disk-image -i " +
     "--disk-image-mirror --port-forwarder --network-mode --network-interface --vm-type -t --model-runner " +
-    "--gateway-address --editor --mount -V --mount-type --ssh-port --kubernetes-version --k3s-arg " +
+    "--gateway-address --editor --mount -V --mount-type --ssh-port --kubernetes-version --kubernetes-disable --k3s-arg " +
     "--k3s-listen-port --env --dns -n --dns-host --registry-mirror --downloader").split(" "),
 );
 

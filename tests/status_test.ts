@@ -343,6 +343,12 @@ for (
     ["Nix, under lima-guard", WAIT("/x/lima-guard --run k3s -- limactl start k3s"), "k3s", true],
     ["another shell command", ARRAY("/bin/sh", "-c", "exec limactl start k3s"), "k3s", false],
     ["a profile behind a flag", ARRAY("/x/colima", "start", "--cpus", "2", "-p", "work"), "colima-work", true],
+    [
+      "a hidden flag's value is no profile",
+      ARRAY("/x/colima", "start", "--kubernetes-disable", "traefik"),
+      "colima",
+      true,
+    ],
     ["a flag's value is no profile", ARRAY("/x/colima", "start", "--cpus", "2"), "colima", true],
     ["limactl of one's own label", ARRAY("/x/limactl", "start", "--foreground", "k3s"), "k3s", true],
     ["limactl stop", ARRAY("/x/limactl", "stop", "k3s"), "k3s", false],
