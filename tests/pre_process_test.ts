@@ -765,7 +765,7 @@ row(
     await agent.status;
     assert.deepEqual([status, told.state], [0, "hung"]);
     // The stand-in spares it, and says so; Lima does not.
-    assert.doesNotMatch(k3s.read("ha.stderr.log") ?? "", /Lima would have sent SIGTERM to the stranger/);
+    assert.doesNotMatch(k3s.read("ha.stderr.log") ?? "", /Lima would have sent SIGTERM to the other program/);
     assert.equal(k3s.has("x.drv.pid"), false);
   },
 );

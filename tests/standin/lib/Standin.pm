@@ -111,7 +111,7 @@ sub conf_of {
 }
 
 # The real programs send signals to whatever number a file holds. On a machine where tests run, that number may by now
-# be anybody's: so the test names the processes which may be hit, in LIMA_HOME/standin.may-signal (one PID a line);
+# belong to any program: so the test names the processes which may be hit, in LIMA_HOME/standin.may-signal (one PID a line);
 # processes whose command line holds one of the WORDS may be hit too. Everything else is to be spared, loudly.
 sub may_signal {
     my ($lima_home, $pid, @words) = @_;
@@ -157,7 +157,7 @@ sub take_signals { for my $name (@_) { $SIG{$name} = sub { push @signals, $name 
 # The signal that came first, as a channel of capacity one would hold it; later ones are swallowed.
 sub signalled { $signals[0] }
 
-# A socket that is bound and listening; nobody is served before serve().
+# A socket that is bound and listening; no client is served before serve().
 sub hold_unix {
     my ($path) = @_;
     unlink $path;
@@ -218,7 +218,7 @@ sub wait_until {
 # --- the virtual machine ---------------------------------------------------------------------------------------------
 #
 # DIR/standin.guest is the guest: `disk` stands for its file system and holds the word `dirty` while it runs; only a
-# guest that powered itself off leaves `clean`. A cut leaves `dirty`, because nobody is left to write. The lock on
+# guest that powered itself off leaves `clean`. A cut leaves `dirty`, because no process is left to write. The lock on
 # `vm.lock` says that the machine is on: the kernel drops it however the process ends. The file `poweroff` is the
 # guest's wish to be switched off; `mode` may say how long this takes (`slow:MS`).
 
@@ -240,7 +240,7 @@ sub vm_on {
     sysopen $VM_LOCK, "$GUEST/vm.lock", O_CREAT | O_RDWR, 0666 or die "stand-in: $GUEST/vm.lock: $!\n";
     chmod 0666, "$GUEST/vm.lock";
     flock $VM_LOCK, LOCK_EX or die "stand-in: flock: $!\n";
-    # Whoever asks which process holds the instance's disk gets an answer.
+    # A program that asks which process holds the instance's disk gets an answer.
     open our $disk_image, '+<', "$dir/disk";
 }
 
