@@ -81,7 +81,7 @@ function reloaded(mac: FakeMac, text: string): void {
   for (let n = 0; n < 4; n++) {
     if (mac.job("system", DAEMON) === undefined) break;
     if (n === 0) mac.launchctl(["bootout", `system/${DAEMON}`]);
-    else new Deno.Command(`${mac.root}/bin/launchctl`, { args: ["print", `system/${DAEMON}`] }).outputSync();
+    else mac.launchd.control(["print", `system/${DAEMON}`]);
   }
   mac.write(file, text);
   mac.launchctl(["bootstrap", "system", file]);
@@ -181,9 +181,9 @@ macTest("the hints of --check work as they are typed, and the answer changes", a
   const bare = await mac.run(["--check", "--json", "default"], { as: ADA });
   const hint: string = bare.json().blockers[0].hint;
   assert.match(hint, /^sudo lima-guard --install default$/);
-  const typed = new Deno.Command("/bin/sh", {
+  const typed = await new Deno.Command("/bin/sh", {
     args: ["-c", `${mac.root}/bin/${hint.replace("lima-guard", mac.source).replace("--install", "--install --yes")}`],
-  }).outputSync();
+  }).output();
   assert.ok(typed.success, new TextDecoder().decode(typed.stderr));
   assert.equal((await mac.run(["--check", "default"])).status, 0);
 });

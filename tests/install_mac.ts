@@ -9,6 +9,7 @@ import { BACKUP_SUFFIX, BAKED_IN, MEMORY_SUFFIX } from "../install.ts";
 import { VERSION } from "../lima_guard.ts";
 import { denoFlags } from "./helpers/guard.ts";
 import { project } from "./helpers/paths.ts";
+import { launchdIn, type SmallLaunchd } from "./launchd/launchd.ts";
 
 export const ROOT = { name: "root", uid: 0, gid: 0, groups: [0] };
 export const ZOE = { name: "zoe", uid: 501, gid: 20, groups: [20] };
@@ -79,7 +80,7 @@ export interface MacRun {
   json(): any;
 }
 
-/** A loaded job, as the stand-in keeps it. */
+/** A loaded job, as the small launchd keeps it. */
 export interface LoadedJob {
   readonly args: string[];
   readonly pid: number | undefined;
@@ -103,7 +104,7 @@ function sharedFolder(): string {
 }
 
 const STANDINS = `${project}/tests/standin/launchd`;
-const SOURCE_TOOLS = ["codesign", "id", "launchctl", "ls", "plutil", "sudo", "sysctl", "xattr"];
+const SOURCE_TOOLS = ["codesign", "id", "ls", "plutil", "sudo", "sysctl", "xattr"];
 
 export class FakeMac implements AsyncDisposable {
   readonly state: string;
@@ -114,6 +115,7 @@ export class FakeMac implements AsyncDisposable {
   readonly guards: string;
   readonly guard: string;
   readonly source: string;
+  readonly launchd: SmallLaunchd;
 
   constructor(readonly root: string, readonly settings: MacSettings) {
     this.state = `${root}/state`;
@@ -124,6 +126,7 @@ export class FakeMac implements AsyncDisposable {
     this.guards = `${this.system}/usr/local/libexec`;
     this.guard = `${this.guards}/lima-guard`;
     this.source = `${root}/src/lima-guard`;
+    this.launchd = launchdIn(root, { pretended: true, bin: "bin" });
   }
 
   static make(settings: MacSettings = {}): FakeMac {
@@ -131,7 +134,7 @@ export class FakeMac implements AsyncDisposable {
     const mac = new FakeMac(Deno.makeTempDirSync({ dir: "/opt", prefix: "mac-" }), settings);
     const { root, system } = mac;
     Deno.chmodSync(root, 0o755);
-    for (const name of ["jobs", "disabled", "alive", "exit", "sessions"]) {
+    for (const name of ["alive", "exit", "sessions"]) {
       mac.folder(`${mac.state}/${name}`, ROOT, 0o777);
     }
     Deno.chmodSync(mac.state, 0o777);
@@ -144,7 +147,6 @@ export class FakeMac implements AsyncDisposable {
     }
     for (const tool of SOURCE_TOOLS) Deno.copyFileSync(`${STANDINS}/${tool}`, `${root}/bin/${tool}`);
     for (const tool of ["head", "mkdir", "rm"]) Deno.copyFileSync(`${STANDINS}/real_tool`, `${root}/bin/${tool}`);
-    Deno.copyFileSync(`${STANDINS}/Launchd.pm`, `${root}/lib/Launchd.pm`);
     Deno.copyFileSync("/usr/bin/setpriv", `${root}/lib/setpriv-root`);
     Deno.chmodSync(`${root}/lib/setpriv-root`, 0o4755);
     mac.write(`${root}/lib/run`, runScript(folder, root), ROOT, 0o755);
@@ -201,8 +203,8 @@ export class FakeMac implements AsyncDisposable {
 
   /** launchctl as a person, before or between the runs. */
   launchctl(args: string[], as: Person = ROOT): void {
-    const { success, stderr } = this.#spawn(`${this.root}/bin/launchctl`, args, { as });
-    assert.ok(success, new TextDecoder().decode(stderr));
+    const { code, stderr = "" } = this.launchd.control(args, as.uid);
+    assert.equal(code, 0, stderr);
   }
 
   load(domain: string, file: string): void {
@@ -245,15 +247,14 @@ export class FakeMac implements AsyncDisposable {
   }
 
   job(domain: string, label: string): LoadedJob | undefined {
-    const lines = this.#lines(`jobs/${domain.replace("/", "_")},${label}`);
-    if (lines.length === 0) return undefined;
-    const value = (key: string) => lines.find((l) => l.startsWith(`${key} `))?.slice(key.length + 1);
-    const pid = Number(value("pid") ?? 0);
+    const job = this.launchd.jobs.get(`${domain}/${label}`);
+    if (!job) return undefined;
+    const isAlive = job.pid !== undefined && this.exists(`${this.state}/alive/${job.pid}`);
     return {
-      args: lines.filter((l) => l.startsWith("arg ")).map((l) => l.slice(4)),
-      pid: pid && this.exists(`${this.state}/alive/${pid}`) ? pid : undefined,
-      timeout: Number(value("timeout")),
-      dying: value("dying") !== undefined,
+      args: [...job.args],
+      pid: isAlive ? job.pid : undefined,
+      timeout: job.exitTimeoutS,
+      dying: job.isLeaving,
     };
   }
 
@@ -268,7 +269,7 @@ export class FakeMac implements AsyncDisposable {
   }
 
   isDisabled(domain: string, label: string): boolean {
-    return this.exists(`${this.state}/disabled/${domain.replace("/", "_")},${label}`);
+    return this.launchd.isDisabled(domain, label);
   }
 
   /** Every file with its owner, mode and text, but for the stand-ins' state and the locks. */
@@ -301,10 +302,6 @@ export class FakeMac implements AsyncDisposable {
     };
   }
 
-  #spawn(program: string, args: string[], options: RunOptions): Deno.CommandOutput {
-    return new Deno.Command("setpriv", this.#command(program, args, options)).outputSync();
-  }
-
   /** Starts lima-guard --install and so on, to be killed. */
   start(args: string[], options: RunOptions = {}): Deno.ChildProcess {
     this.#prepare(options);
@@ -333,6 +330,7 @@ export class FakeMac implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    await this.launchd[Symbol.asyncDispose]();
     await Deno.remove(this.root, { recursive: true });
   }
 }

@@ -1,7 +1,7 @@
 /** `--run` as a launchd job, from boot to shutdown, under a small launchd that is as impatient as the real one. */
 
 import assert from "node:assert/strict";
-import { labelOf, load } from "./launchd/jobs.ts";
+import { environment as jobEnvironmentOf, labelOf, load } from "./launchd/jobs.ts";
 import { type Launchd, smallLaunchd } from "./launchd/launchd.ts";
 import type { Keys } from "./launchd/plist.ts";
 import { agentPid, assertDown, events, journal, last } from "./launchd/run.ts";
@@ -58,7 +58,7 @@ function isRunning({ launchd }: Scene, vm: Instance, times = 1): Promise<void> {
 function assertStopped({ launchd }: Scene, vm: Instance): void {
   const job = launchd.job(labelOf(vm));
   const life = job.lives.at(-1)!;
-  assert.equal(life.killed, false, `launchd lost its patience:\n${job.said()}`);
+  assert.equal(life.killed, false, `launchd killed it:\n${job.said()}`);
   assert.deepEqual([life.ended!.code, life.ended!.signal], [0, null], job.said());
   assertDown(vm);
   assert.equal(last(vm, "end").requested, true);
@@ -147,6 +147,46 @@ test("a shutdown with grace: the guest powers off, the next boot starts", async 
   await launchd.shutdown();
   assertStopped(scene, vm);
 }, { ignore: whyNoSshd() !== undefined, conf: { guest_off_ms: 700, stop: "cannot-request-stop" } });
+
+test(
+  "a shutdown that takes the directory of users first: the session that is open is used, no ssh is started",
+  async (scene) => {
+    const { launchd, vm } = scene;
+    await using guest = await sshGuest(vm);
+    load(launchd, vm, { ...ONCE_MORE, ExitTimeOut: 8 });
+    await isRunning(scene, vm);
+    await eventually(() => assert.ok(guest.log().some((line) => line.startsWith("sudo"))));
+    await launchd.shutdown({ directory: true });
+    assertStopped(scene, vm);
+    assert.equal(vm.guestDisk(), "clean");
+    assert.equal(last(vm, "end").stage, "guest");
+    assert.throws(() => Deno.statSync(`${launchd.bin}/state/refused`), Deno.errors.NotFound, "an ssh was refused");
+  },
+  { ignore: whyNoSshd() !== undefined, conf: { guest_off_ms: 700, stop: "cannot-request-stop" } },
+);
+
+test("a shutdown that takes the VM first: gone before the request, and the next boot starts", async (scene) => {
+  const { launchd, vm } = scene;
+  load(launchd, vm, { ...ONCE_MORE, ExitTimeOut: 8 });
+  await isRunning(scene, vm);
+  const qemu = vm.pid("qemu.pid")!;
+  await launchd.shutdown({ vms: [qemu] });
+  const job = launchd.job(labelOf(vm));
+  assert.equal(job.lives.at(-1)!.killed, false, job.said());
+  assert.equal(last(vm, "end").stage, "gone before the request", job.said());
+  assertDown(vm);
+  launchd.boot();
+  await isRunning(scene, vm, 2);
+}, { conf: { vmtype: "qemu" } });
+
+test("a daemon without HOME and without a user of its own: LIMA_HOME is enough", async (scene) => {
+  const { launchd, vm } = scene;
+  const { HOME: _, ...environment } = jobEnvironmentOf(vm);
+  load(launchd, vm, { ExitTimeOut: 6, EnvironmentVariables: environment });
+  await isRunning(scene, vm);
+  await launchd.shutdown();
+  assertStopped(scene, vm);
+});
 
 test("a shutdown with a hung guest: killed in time, the next boot is clean", async (scene) => {
   const { launchd, vm, stranger } = scene;

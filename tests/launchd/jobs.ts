@@ -34,7 +34,7 @@ export function load(launchd: Launchd, instance: Instance, more: Partial<Keys> =
 }
 
 /** Nothing but what Lima's plist has, and what this Deno needs to find its packages. */
-function environment(instance: Instance): Record<string, string> {
+export function environment(instance: Instance): Record<string, string> {
   const inherited = ["DENO_COVERAGE_DIR", "JSR_URL", "NPM_CONFIG_REGISTRY", "DENO_TLS_CA_STORE", "DENO_CERT"]
     .flatMap((name) => {
       const value = Deno.env.get(name);

@@ -1,49 +1,44 @@
 /**
- * A small launchd. What it follows:
+ * A small launchd; the only one of the tests. What it follows:
  *
- * - a job starts in a session of its own, with XPC_SERVICE_NAME, launchd's own PATH and stdin /dev/null;
- * - a stop is SIGTERM to the main process only, and SIGKILL to it after ExitTimeOut, 5 s where the plist has none;
+ * - a job starts in a session of its own, as its user, with XPC_SERVICE_NAME, launchd's own PATH and stdin /dev/null;
+ *   where its program or its log is missing, it ends with 78;
+ * - a stop is SIGTERM to the main process only, and SIGKILL to it after ExitTimeOut, 5 s where the plist has none, and
+ *   60 s at most for an agent;
  * - when the main process has ended, what is left of its process group gets one SIGTERM, unless AbandonProcessGroup;
  * - KeepAlive starts it again, ThrottleInterval (10 s) after its last start; death by a signal is no success;
  * - at a shutdown all jobs are stopped at once, nothing is started again, and then everything is gone;
- * - `bootout` returns before the job has ended, and `bootstrap` fails with 5 until it has; `kill` starts no timer.
+ * - `bootout` returns before the job has ended, and `bootstrap` fails with 5 until it has; `kill` starts no timer;
+ * - the system's domain is root's, a user's domain that user's and root's; a plist must be its owner's and closed to
+ *   others; a disabled label is not loaded.
  *
- * Only real seconds: `exit timeout` is what the guard is told and what it gets. The throttle alone can be shortened.
+ * Who calls is the uid of launchctl's process. The user who runs the tests counts as root. What is said are the words of
+ * a recording (words.ts). Only real seconds: `exit timeout` is what a job gets. The throttle alone can be shortened.
+ *
+ * Below its folder: `launchctl`, `lib/Launchd.pm` and `state`, with faults at the n-th call of a tool (Launchd.pm) and
+ * these lines `key=value` in state/conf:
+ *
+ *   disabled=5     the code of a bootstrap of a disabled label (5, or 119)
+ *   busy=5         the code of a bootstrap while the job is still there (5, or 37)
+ *   again=3        the code of a second bootout (3, 36 or 5)
+ *   session=112    what is said of gui/UID where no user is logged in (112, 113 or 125)
+ *   clamp=60       the most that an agent's ExitTimeOut counts
+ *   kept=0         bootstrap says 0, and keeps no job (background items are off)
+ *   dying=2 lingers=1 broken=REGEXP throttle=N agent=0     for pretended processes: see PretendedJob
  */
 
 import assert from "node:assert/strict";
 import { findWithoutEnvironments } from "../helpers/home.ts";
+import { project } from "../helpers/paths.ts";
 import { ps } from "../helpers/processes.ts";
+import { type Account, type Job, kill, type Life, type LoadedJob, MARK, PretendedJob, RealJob, textOf } from "./job.ts";
 import { eventually, type Home } from "./needs.ts";
-import { type Keys, readPlist } from "./plist.ts";
+import { readKeys } from "./plist.ts";
+import { type Answer, Words } from "./words.ts";
 
-const DEFAULT_EXIT_TIMEOUT_S = 5;
-const DEFAULT_THROTTLE_S = 10;
-const SYSTEM_PATH = "/usr/bin:/bin:/usr/sbin:/sbin";
-/** The mark of everything that a job started, by which a power cut finds it. */
-const MARK = "STANDIN_LAUNCHD";
+export type { Answer, Job, Life };
 
-/** One life of a job's main process. */
-export interface Life {
-  readonly pid: number;
-  /** On the clock of performance.now(). */
-  readonly startedMs: number;
-  /** When launchd asked it to stop. */
-  askedMs?: number;
-  /** launchd lost its patience. */
-  killed: boolean;
-  ended?: { readonly code: number; readonly signal: string | null; readonly atMs: number };
-}
-
-export interface Job {
-  readonly label: string;
-  readonly target: string;
-  readonly lives: readonly Life[];
-  /** The main process, while it runs. */
-  readonly pid: number | undefined;
-  /** What its processes wrote to StandardOutPath and StandardErrorPath. */
-  said(): string;
-}
+const STANDINS = `${project}/tests/standin/launchd`;
 
 export interface Launchd extends AsyncDisposable {
   /** To be in front of a PATH on which launchctl is this one's. */
@@ -55,42 +50,78 @@ export interface Launchd extends AsyncDisposable {
   started(label: string, times: number, withinMs?: number): Promise<Life>;
   /** Waits until the main process that runs, or ran last, has ended. */
   ended(label: string, withinMs?: number): Promise<Life>;
-  /** Stops all jobs at once, then kills whatever they left, as a kernel does that halts. */
-  shutdown(): Promise<void>;
-  /** Everything is gone in one moment, with nobody asked. */
+  /**
+   * Stops all jobs at once, then kills whatever they left, as a kernel does that halts. `directory`: the directory of
+   * users is gone before, so that no ssh can start. `vms`: processes that are gone before any job is asked.
+   */
+  shutdown(before?: { directory?: boolean; vms?: readonly number[] }): Promise<void>;
+  /** Everything is gone in one moment, without any request. */
   powerCut(): Promise<void>;
   /** Loads again what was loaded. */
   boot(): void;
-  /** What launchctl answers. */
-  control(args: readonly string[]): Answer;
-}
-
-interface Answer {
-  readonly code: number;
-  readonly stdout?: string;
-  readonly stderr?: string;
+  /** What launchctl answers; without `uid` to root. */
+  control(args: readonly string[], uid?: number): Answer;
 }
 
 /** `throttle`: ThrottleInterval is multiplied by it. */
 export function smallLaunchd(home: Home, { throttle = 0.1 }: { throttle?: number } = {}): Launchd {
-  return new SmallLaunchd(home, throttle);
+  const folder = `${home.root}/launchd`;
+  return launchdIn(folder, { throttle, mark: home.mark, leftovers: home.root });
 }
 
-class SmallLaunchd implements Launchd {
+export interface Settings {
+  readonly throttle?: number;
+  readonly mark?: Readonly<Record<string, string>>;
+  /** The folder whose name is in the command line or the directory of whatever a job has started. */
+  readonly leftovers?: string;
+  /** No real processes: see PretendedJob. */
+  readonly pretended?: boolean;
+  /** Where launchctl is put, below the folder. */
+  readonly bin?: string;
+  readonly recording?: string;
+}
+
+/** A launchd that has this folder, which may be there already. */
+export function launchdIn(folder: string, settings: Settings = {}): SmallLaunchd {
+  return new SmallLaunchd(folder, settings);
+}
+
+export class SmallLaunchd implements Launchd {
   readonly bin: string;
+  readonly state: string;
+  readonly throttle: number;
+  readonly mark: Readonly<Record<string, string>>;
   readonly jobs = new Map<string, LoadedJob>();
-  #listener: Deno.UnixListener;
-  #serving: Promise<void>;
+  readonly overrides = new Map<string, Map<string, boolean>>();
+  readonly #words: Words;
+  readonly #leftovers: string;
+  readonly #isPretended: boolean;
+  readonly #listener: Deno.UnixListener;
+  readonly #serving: Promise<void>;
   #isDown = false;
 
-  constructor(readonly home: Home, readonly throttle: number) {
-    this.bin = `${home.root}/launchd`;
-    Deno.mkdirSync(this.bin);
-    const stub = new URL("launchctl", import.meta.url).pathname;
-    // A copy: it looks for the socket beside itself.
-    Deno.copyFileSync(stub, `${this.bin}/launchctl`);
+  constructor(readonly folder: string, settings: Settings) {
+    const { throttle = 0.1, mark = {}, leftovers = folder, pretended = false, bin = "", recording } = settings;
+    this.throttle = throttle;
+    this.mark = mark;
+    this.#leftovers = leftovers;
+    this.#isPretended = pretended;
+    this.#words = new Words(recording);
+    this.state = `${folder}/state`;
+    this.bin = bin === "" ? folder : `${folder}/${bin}`;
+    for (const dir of [this.bin, `${folder}/lib`, this.state, `${this.state}/sessions`]) {
+      Deno.mkdirSync(dir, { recursive: true });
+    }
+    Deno.chmodSync(this.state, 0o777);
+    // Copies: a stand-in looks for its launchd above itself.
+    for (const [name, to] of [["launchctl", this.bin], ["Launchd.pm", `${folder}/lib`]] as const) {
+      Deno.copyFileSync(`${STANDINS}/${name}`, `${to}/${name}`);
+    }
     Deno.chmodSync(`${this.bin}/launchctl`, 0o755);
-    this.#listener = Deno.listen({ transport: "unix", path: `${this.bin}/launchd.sock` });
+    Deno.writeTextFileSync(`${this.state}/sessions/${Deno.uid()}`, "");
+    const path = `${folder}/lib/launchd.sock`;
+    this.#listener = Deno.listen({ transport: "unix", path });
+    Deno.chmodSync(path, 0o666);
     this.#serving = this.#serve();
   }
 
@@ -107,70 +138,204 @@ class SmallLaunchd implements Launchd {
       if (n === null) return;
       text += new TextDecoder().decode(bytes.subarray(0, n));
     }
-    const { code, stdout = "", stderr = "" } = this.control(text.slice(0, -3).split("\0"));
-    await conn.write(new TextEncoder().encode([code, stdout, stderr].join("\0")));
+    const [uid, ...args] = text.slice(0, -3).split("\0");
+    const { code, stdout = "", stderr = "" } = this.control(args, Number(uid));
+    const rest = new TextEncoder().encode([code, stdout, stderr].join("\0"));
+    for (let at = 0; at < rest.length;) at += await conn.write(rest.subarray(at));
   }
 
-  control([verb, ...args]: readonly string[]): Answer {
-    const [first = "", second = ""] = args;
-    const known = (target: string) => [...this.jobs.values()].find((job) => job.target === target);
-    const missing = (target: string, code: number): Answer => {
-      const [domain, label] = [target.slice(0, target.lastIndexOf("/")), target.slice(target.lastIndexOf("/") + 1)];
-      return { code, stderr: `Could not find service "${label}" in domain for ${domain}\n` };
+  conf(key: string, fallback: string): string {
+    const line = (textOf(`${this.state}/conf`) ?? "").split("\n").find((one) => one.startsWith(`${key}=`));
+    return line === undefined ? fallback : line.slice(key.length + 1);
+  }
+
+  /** A line of state/users: as `id -P` prints it, but with the groups in the field of the password. */
+  #user(who: string): Account | undefined {
+    const fields = (textOf(`${this.state}/users`) ?? "").split("\n").map((line) => line.split(":"))
+      .find(([name, , uid]) => name === who || uid === who);
+    if (!fields) return undefined;
+    const [name = "", groups = "", uid, gid] = fields;
+    return { name, groups, uid: Number(uid), gid: Number(gid), home: fields.at(-2) ?? "/" };
+  }
+
+  accountOf(domain: string, userName: string | undefined): Account | undefined {
+    const own = { name: "", uid: Deno.uid() ?? 0, gid: Deno.gid() ?? 0, home: "", groups: String(Deno.gid()) };
+    if (domain === "system") return userName === undefined ? own : this.#user(userName);
+    const uid = domain.replace(/.*\//, "");
+    return this.#user(uid) ?? (Number(uid) === own.uid ? own : undefined);
+  }
+
+  control(args: readonly string[], uid = Deno.uid() ?? 0): Answer {
+    const [verb = "", ...rest] = args;
+    const verbs: Record<string, () => Answer> = {
+      "print": () => this.#print(rest[0] ?? "", uid),
+      "print-disabled": () => this.#printDisabled(rest[0] ?? ""),
+      "kickstart": () => this.#kickstart(rest, uid),
+      "kill": () => this.#kill(rest[0] ?? "", rest[1] ?? "", uid),
+      "bootout": () => this.#bootout(rest.at(-1) ?? "", uid),
+      "bootstrap": () => this.#bootstrap(rest[0] ?? "", rest[1] ?? "", uid),
+      "enable": () => this.#override(rest[0] ?? "", { uid, disabled: false }),
+      "disable": () => this.#override(rest[0] ?? "", { uid, disabled: true }),
+      "managername": () => ({ code: 0, stdout: "Aqua\n" }),
+      "manageruid": () => ({ code: 0, stdout: `${uid}\n` }),
+      // No words of launchctl's: the other stand-ins ask so.
+      "standin-jobs": () => ({ code: 0, stdout: this.#list() }),
+      "standin-lint": () => ({ code: readKeys(rest[0] ?? "") ? 0 : 1 }),
     };
-    switch (verb) {
-      case "print": {
-        const job = known(first);
-        return job ? { code: 0, stdout: job.print() } : missing(first, 113);
-      }
-      case "print-disabled":
-        return { code: 0, stdout: "\n\tdisabled services = {\n\t}\n" };
-      case "kickstart": {
-        const job = known(args.at(-1) ?? "");
-        if (!job) return missing(args.at(-1) ?? "", 113);
-        if (job.isLeaving) {
-          return { code: 37, stderr: "Could not kickstart service: 37: Operation already in progress\n" };
-        }
-        job.kickstart();
-        return { code: 0 };
-      }
-      case "kill": {
-        const job = known(second);
-        if (!job) return missing(second, 113);
-        job.signal(/^(?:SIG)?KILL$|^9$/.test(first) ? "SIGKILL" : "SIGTERM");
-        return { code: 0 };
-      }
-      case "bootout": {
-        const job = known(first);
-        if (!job) return { code: 3, stderr: "Boot-out failed: 3: No such process\n" };
-        void job.stop().then(() => this.jobs.delete(job.label));
-        return { code: 0 };
-      }
-      case "bootstrap": {
-        const code = this.bootstrap(first, second);
-        return code === 0 ? { code } : { code, stderr: `Bootstrap failed: ${code}: Input/output error\n` };
-      }
-      default:
-        return { code: 64, stderr: `Unrecognized subcommand: ${verb}\n` };
+    return verbs[verb]?.() ?? { code: 64, stderr: `Unrecognized subcommand: ${verb}\n` };
+  }
+
+  #isRoot(uid: number): boolean {
+    return uid === 0 || uid === Deno.uid();
+  }
+
+  /** Who may change a domain. */
+  #owns(domain: string, uid: number): boolean {
+    return this.#isRoot(uid) || domain.endsWith(`/${uid}`);
+  }
+
+  #hasSession(domain: string): boolean {
+    const uid = /^gui\/(\d+)$/.exec(domain)?.[1];
+    return uid === undefined || textOf(`${this.state}/sessions/${uid}`) !== undefined;
+  }
+
+  /** The job that a call is about; it may be gone by now. */
+  #find(target: string): LoadedJob | undefined {
+    const job = this.jobs.get(target);
+    if (job && !job.look()) this.jobs.delete(target);
+    return this.jobs.get(target);
+  }
+
+  #missing(domain: string, label: string): Answer {
+    const stderr = `Bad request.\nCould not find service "${label}" in domain for ${domain}\n`;
+    return this.#words.refusal("print.never-loaded", { domain, label }, { code: 113, stderr });
+  }
+
+  #print(target: string, uid: number): Answer {
+    const at = parseTarget(target);
+    if (!at) return USAGE;
+    const { domain, label } = at;
+    if (domain !== "system" && !this.#owns(domain, uid)) return { code: 125, stderr: NO_ACTION };
+    if (!this.#hasSession(domain)) return { code: Number(this.conf("session", "112")) };
+    if (label === undefined) {
+      const labels = [...this.jobs.values()].filter((job) => job.domain === domain).map((job) => job.label);
+      const services = labels.map((one) => `\t\t       0      - \t${one}\n`).join("");
+      return { code: 0, stdout: `${domain} = {\n\ttype = login\n\tservices = {\n${services}\t}\n}\n` };
     }
+    const job = this.#find(target);
+    if (!job) return this.#missing(domain, label);
+    if (job instanceof PretendedJob) job.printed();
+    return { code: 0, stdout: this.#words.print(job.facts()) };
+  }
+
+  #printDisabled(domain: string): Answer {
+    if (!parseTarget(domain)) return USAGE;
+    return { code: 0, stdout: this.#words.disabled(domain, this.overrides.get(domain) ?? new Map()) };
+  }
+
+  isDisabled(domain: string, label: string): boolean {
+    return this.overrides.get(domain)?.get(label) ?? false;
+  }
+
+  #override(target: string, { uid, disabled }: { uid: number; disabled: boolean }): Answer {
+    const { domain, label } = parseTarget(target) ?? {};
+    if (domain === undefined || label === undefined) return USAGE;
+    if (!this.#owns(domain, uid)) return { code: 1, stderr: "Operation not permitted\n" };
+    const labels = this.overrides.get(domain) ?? new Map<string, boolean>();
+    this.overrides.set(domain, labels.set(label, disabled));
+    return { code: 0 };
+  }
+
+  #kickstart(args: readonly string[], uid: number): Answer {
+    const target = args.at(-1) ?? "";
+    const at = parseTarget(target);
+    if (at?.label === undefined) return USAGE;
+    if (!this.#owns(at.domain, uid)) return { code: 1, stderr: "Operation not permitted\n" };
+    const job = this.#find(target);
+    if (!job) return this.#missing(at.domain, at.label);
+    if (job.isLeaving) return { code: 37, stderr: "Could not kickstart service: 37: Operation already in progress\n" };
+    if (args.includes("-k")) job.signal("SIGKILL");
+    job.start();
+    return args.includes("-p") ? { code: 0, stdout: `${job.pid}\n` } : { code: 0 };
+  }
+
+  #kill(signal: string, target: string, uid: number): Answer {
+    const at = parseTarget(target);
+    if (at?.label === undefined) return USAGE;
+    if (!this.#owns(at.domain, uid)) return { code: 1, stderr: "Operation not permitted\n" };
+    const job = this.#find(target);
+    if (!job) return this.#missing(at.domain, at.label);
+    job.signal(/^(?:SIG)?KILL$|^9$/.test(signal) ? "SIGKILL" : "SIGTERM");
+    return { code: 0 };
+  }
+
+  #bootout(target: string, uid: number): Answer {
+    const at = parseTarget(target);
+    if (at?.label === undefined) return USAGE;
+    const failed = (code: number, why: string): Answer => ({ code, stderr: `Boot-out failed: ${code}: ${why}\n` });
+    if (!this.#owns(at.domain, uid)) return failed(1, "Operation not permitted");
+    const job = this.#find(target);
+    const { domain, label } = at;
+    if (!job) return this.#words.refusal("bootout.never", { domain, label }, failed(3, "No such process"));
+    if (job.isLeaving) return failed(Number(this.conf("again", "3")), "Operation now in progress");
+    const gone = job.stop();
+    // One with pretended processes goes at a look.
+    if (job instanceof RealJob) void gone.then(() => this.jobs.delete(target));
+    return { code: 0 };
   }
 
   bootstrap(domain: string, plist: string): number {
-    let keys: Keys;
-    try {
-      keys = readPlist(Deno.readTextFileSync(plist)) as unknown as Keys;
-    } catch {
-      return 5;
-    }
-    if (!keys.Label || this.jobs.has(keys.Label)) return 5;
-    const job = new LoadedJob(this, domain, plist, keys);
-    this.jobs.set(keys.Label, job);
+    return this.control(["bootstrap", domain, plist]).code;
+  }
+
+  #bootstrap(domain: string, path: string, uid: number): Answer {
+    if (parseTarget(domain)?.label !== undefined || !parseTarget(domain)) return USAGE;
+    const failed = (code: number, why: string): Answer => ({ code, stderr: `Bootstrap failed: ${code}: ${why}\n` });
+    if (!this.#owns(domain, uid)) return failed(1, "Operation not permitted");
+    if (!this.#hasSession(domain)) return failed(125, "Domain does not support specified action");
+    if (!this.#isClosed(domain, path)) return failed(122, "Path had bad ownership/permissions");
+    const keys = readKeys(path);
+    if (!keys) return failed(5, "Input/output error");
+    const [label, target] = [keys.Label, `${domain}/${keys.Label}`];
+    const refused = (name: string, key: string): Answer => {
+      const code = Number(this.conf(key, "0"));
+      const own = failed(code || 5, "Input/output error");
+      return code ? own : this.#words.refusal(`bootstrap.${name}`, { domain, label }, own);
+    };
+    if (this.isDisabled(domain, label)) return refused("disabled", "disabled");
+    const there = this.#find(target);
+    if (there) return refused(there.isLeaving ? "ending" : "loaded-already", "busy");
+    if (this.conf("kept", "1") === "0") return { code: 0 };
+    const job = this.#make(domain, path, keys);
+    this.jobs.set(target, job);
     job.load();
-    return 0;
+    return { code: 0 };
+  }
+
+  #make(...[domain, path, keys]: [string, string, LoadedJob["keys"]]): LoadedJob {
+    return this.#isPretended ? new PretendedJob(this, domain, path, keys) : new RealJob(this, domain, path, keys);
+  }
+
+  /** launchd looks at the file that it reads: its owner, and that no other user may write it. */
+  #isClosed(domain: string, path: string): boolean {
+    try {
+      const { uid, mode } = Deno.statSync(path);
+      const owner = domain === "system" ? 0 : Number(domain.replace(/.*\//, ""));
+      return (uid === owner || (owner === 0 && uid === Deno.uid())) && ((mode ?? 0) & 0o022) === 0;
+    } catch {
+      return true; // what it is not, the reader says
+    }
+  }
+
+  /** PID, uid and arguments of each job with a process, for the stand-in of lima-guard. */
+  #list(): string {
+    return [...this.jobs.values()].filter((job) => job.pid !== undefined).map((job) =>
+      [job.pid, this.accountOf(job.domain, job.keys.UserName)?.uid ?? 0, ...job.args].join("\t") + "\n"
+    ).join("");
   }
 
   job(label: string): LoadedJob {
-    const job = this.jobs.get(label);
+    const job = [...this.jobs.values()].find((one) => one.label === label);
     assert.ok(job, `no job ${label}`);
     return job;
   }
@@ -194,10 +359,22 @@ class SmallLaunchd implements Launchd {
     }, { withinMs });
   }
 
-  async shutdown(): Promise<void> {
+  async shutdown(
+    { directory = false, vms = [] }: { directory?: boolean; vms?: readonly number[] } = {},
+  ): Promise<void> {
     this.#isDown = true;
+    if (directory) this.#loseDirectory();
+    for (const pid of vms) kill(pid, "SIGKILL");
     await Promise.all([...this.jobs.values()].map((job) => job.stop()));
     await this.#killAll();
+  }
+
+  /** From now on an ssh that is started knows no user any more. */
+  #loseDirectory(): void {
+    const ssh = `${this.bin}/ssh`;
+    const text =
+      `#!/bin/sh\necho "ssh $*" >>'${this.state}/refused'\necho "No user exists for uid $(id -u)" >&2\nexit 255\n`;
+    Deno.writeTextFileSync(ssh, text, { mode: 0o755 });
   }
 
   async powerCut(): Promise<void> {
@@ -209,15 +386,13 @@ class SmallLaunchd implements Launchd {
 
   boot(): void {
     this.#isDown = false;
-    for (const job of [...this.jobs.values()]) {
-      const next = new LoadedJob(
-        this,
-        job.domain,
-        job.plist,
-        readPlist(Deno.readTextFileSync(job.plist)) as unknown as Keys,
-      );
+    for (const [target, job] of [...this.jobs]) {
+      const keys = readKeys(job.plist);
+      this.jobs.delete(target);
+      if (!keys || this.isDisabled(job.domain, job.label)) continue;
+      const next = this.#make(job.domain, job.plist, keys);
       next.lives.push(...job.lives);
-      this.jobs.set(job.label, next);
+      this.jobs.set(target, next);
       next.load();
     }
   }
@@ -228,9 +403,10 @@ class SmallLaunchd implements Launchd {
 
   /** Whatever a job started, in whichever group or session it is by now. */
   async #killAll(): Promise<void> {
+    if (this.#isPretended) return;
     await eventually(() => {
       const mains = [...this.jobs.values()].flatMap((job) => job.lives.map(({ pid }) => pid));
-      const found = marked(this.home.root, mains);
+      const found = marked(this.folder, this.#leftovers, mains);
       for (const pid of found) kill(pid, "SIGKILL");
       assert.deepEqual(found, [], "processes that do not die");
     });
@@ -243,201 +419,22 @@ class SmallLaunchd implements Launchd {
   }
 }
 
-class LoadedJob implements Job {
-  readonly label: string;
-  readonly target: string;
-  readonly lives: Life[] = [];
-  isLeaving = false;
-  #main: Deno.ChildProcess | undefined;
-  #next: ReturnType<typeof setTimeout> | undefined;
-  #over: Promise<void> = Promise.resolve();
-  #patience: ReturnType<typeof setTimeout> | undefined;
-  #lastExit = "(never exited)";
+const USAGE: Answer = { code: 64, stderr: "Usage: launchctl <subcommand> ...\n" };
+const NO_ACTION = "Domain does not support specified action\n";
 
-  constructor(
-    readonly launchd: SmallLaunchd,
-    readonly domain: string,
-    readonly plist: string,
-    readonly keys: Keys,
-  ) {
-    this.label = keys.Label;
-    this.target = `${domain}/${keys.Label}`;
-  }
-
-  get pid(): number | undefined {
-    return this.#main?.pid;
-  }
-
-  get exitTimeoutS(): number {
-    return this.keys.ExitTimeOut ?? DEFAULT_EXIT_TIMEOUT_S;
-  }
-
-  /** RunAtLoad, and the presence of KeepAlive, mean a first start. */
-  load(): void {
-    if (this.keys.RunAtLoad || (this.keys.KeepAlive ?? false) !== false) this.#start();
-  }
-
-  kickstart(): void {
-    clearTimeout(this.#next);
-    if (!this.#main) this.#start();
-  }
-
-  signal(signal: Deno.Signal): void {
-    if (this.#main) send(this.#main, signal);
-  }
-
-  /** No start any more. */
-  dismiss(): void {
-    this.isLeaving = true;
-    clearTimeout(this.#next);
-  }
-
-  /** Unloads it; resolves when the main process has ended, and its group was told. */
-  async stop(): Promise<void> {
-    this.dismiss();
-    const [main, life] = [this.#main, this.lives.at(-1)];
-    if (main && life && life.askedMs === undefined) {
-      life.askedMs = performance.now();
-      send(main, "SIGTERM");
-      if (this.exitTimeoutS > 0) {
-        this.#patience = setTimeout(() => {
-          life.killed = true;
-          send(main, "SIGKILL");
-        }, this.exitTimeoutS * 1000);
-      }
-    }
-    await this.#over;
-  }
-
-  #start(): void {
-    const { keys, launchd } = this;
-    const cwd = keys.WorkingDirectory ?? "/";
-    const [out, err] = [keys.StandardOutPath ?? "/dev/null", keys.StandardErrorPath ?? "/dev/null"];
-    const argv = [...keys.ProgramArguments ?? []];
-    const program = keys.Program ?? argv[0] ?? "";
-    const main = new Deno.Command("/bin/sh", {
-      // The shell becomes the job: files are opened after chdir, and the PID stays.
-      args: ["-c", `exec "$0" "$@" >>"$LAUNCHD_OUT" 2>>"$LAUNCHD_ERR"`, program, ...argv.slice(1)],
-      env: {
-        ...launchd.home.mark,
-        [MARK]: launchd.home.root,
-        LAUNCHD_OUT: out,
-        LAUNCHD_ERR: err,
-        XPC_SERVICE_NAME: this.label,
-        PATH: `${launchd.bin}:${SYSTEM_PATH}`,
-        ...keys.EnvironmentVariables,
-      },
-      clearEnv: true,
-      cwd,
-      detached: true,
-      stdin: "null",
-      stdout: "null",
-      stderr: "null",
-    }).spawn();
-    const life: Life = { pid: main.pid, startedMs: performance.now(), killed: false };
-    this.lives.push(life);
-    this.#main = main;
-    this.#over = main.status.then((status) => this.#reap(life, status));
-  }
-
-  #reap(life: Life, { code, signal }: Deno.CommandStatus): void {
-    clearTimeout(this.#patience);
-    life.ended = { code, signal, atMs: performance.now() };
-    this.#main = undefined;
-    this.#lastExit = signal ? `(never exited cleanly: ${signal})` : String(code);
-    if (!this.keys.AbandonProcessGroup) kill(-life.pid, "SIGTERM");
-    if (this.isLeaving || this.launchd.isDown || !this.#isKept(code === 0 && signal === null)) return;
-    const throttleMs = (this.keys.ThrottleInterval ?? DEFAULT_THROTTLE_S) * 1000 * this.launchd.throttle;
-    const waitMs = Math.max(0, life.startedMs + throttleMs - performance.now());
-    this.#next = setTimeout(() => this.#start(), waitMs);
-  }
-
-  #isKept(success: boolean): boolean {
-    const { KeepAlive: keep = false } = this.keys;
-    return typeof keep === "boolean" ? keep : keep.SuccessfulExit === success;
-  }
-
-  said(): string {
-    const { StandardOutPath: out, StandardErrorPath: err, WorkingDirectory: cwd = "/" } = this.keys;
-    const files = [...new Set([out, err])].filter((file) => file !== undefined);
-    return files.map((file) => {
-      try {
-        return Deno.readTextFileSync(file.startsWith("/") ? file : `${cwd}/${file}`);
-      } catch {
-        return "";
-      }
-    }).join("");
-  }
-
-  print(): string {
-    const { keys, lives } = this;
-    const life = this.#main ? lives.at(-1) : undefined;
-    const state = life ? life.killed ? "SIGKILLed" : life.askedMs ? "SIGTERMed" : "running" : "not running";
-    const argv = keys.ProgramArguments ?? [];
-    const block = (
-      name: string,
-      lines: readonly string[],
-    ) => [`\t${name} = {`, ...lines.map((line) => `\t\t${line}`), "\t}", ""];
-    const kept = keys.KeepAlive ? ["keepalive"] : [];
-    return [
-      `${this.target} = {`,
-      `\tactive count = ${life ? 1 : 0}`,
-      `\tpath = ${this.plist}`,
-      `\ttype = ${this.domain === "system" ? "LaunchDaemon" : "LaunchAgent"}`,
-      `\tstate = ${state}`,
-      "",
-      `\tprogram = ${keys.Program ?? argv[0] ?? ""}`,
-      ...block("arguments", argv),
-      ...keys.WorkingDirectory ? [`\tworking directory = ${keys.WorkingDirectory}`, ""] : [],
-      `\tstdout path = ${keys.StandardOutPath ?? "/dev/null"}`,
-      `\tstderr path = ${keys.StandardErrorPath ?? "/dev/null"}`,
-      ...block("default environment", [`PATH => ${SYSTEM_PATH}`]),
-      ...block("environment", [
-        ...Object.entries(keys.EnvironmentVariables ?? {}).map(([name, value]) => `${name} => ${value}`),
-        `XPC_SERVICE_NAME => ${this.label}`,
-      ]),
-      `\tdomain = ${this.domain}`,
-      `\tminimum runtime = ${keys.ThrottleInterval ?? DEFAULT_THROTTLE_S}`,
-      `\texit timeout = ${this.exitTimeoutS}`,
-      `\truns = ${lives.length}`,
-      ...life ? [`\tpid = ${life.pid}`] : [],
-      "\timmediate reason = speculative",
-      `\tlast exit code = ${this.#lastExit}`,
-      "",
-      ...block("resource coalition", ["ID = 731", "type = resource", "state = active", "active count = 1"]),
-      `\tproperties = ${[...kept, "runatload", "inferred program"].join(" | ")}`,
-      "}",
-      "",
-    ].join("\n");
-  }
-}
-
-function send(child: Deno.ChildProcess, signal: Deno.Signal): void {
-  try {
-    child.kill(signal);
-  } catch (error) {
-    if (!(error instanceof TypeError)) throw error; // it has ended
-  }
-}
-
-/** A negative number is the process group of a job that this launchd started. */
-function kill(pid: number, signal: Deno.Signal): void {
-  assert.ok(Math.abs(pid) > 1);
-  try {
-    Deno.kill(pid, signal);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
+function parseTarget(target: string): { domain: string; label: string | undefined } | undefined {
+  const [, domain, label] = /^(system|(?:gui|user)\/\d+)(?:\/(.+))?$/.exec(target) ?? [];
+  return domain === undefined ? undefined : { domain, label };
 }
 
 /** Processes with the mark of this launchd in their environment; on a Mac, which may not show it, see below. */
-function marked(root: string, mains: readonly number[]): number[] {
+function marked(...[folder, root, mains]: [string, string, readonly number[]]): number[] {
   if (Deno.build.os !== "linux") return ofJobs(findWithoutEnvironments(root).map(({ pid }) => pid), mains);
   return [...Deno.readDirSync("/proc")].filter(({ name }) => /^\d+$/.test(name)).flatMap(({ name }) => {
     try {
       const environment = Deno.readTextFileSync(`/proc/${name}/environ`).split("\0");
       // A zombie has no environment to be read.
-      return environment.includes(`${MARK}=${root}`) ? [Number(name)] : [];
+      return environment.includes(`${MARK}=${folder}`) ? [Number(name)] : [];
     } catch {
       return [];
     }

@@ -4,9 +4,13 @@ import assert from "node:assert/strict";
 import { readPrint } from "../../lima_guard.ts";
 import { ps } from "../helpers/mod.ts";
 import { tempLimaHome } from "../helpers/home.ts";
-import { type Launchd, smallLaunchd } from "./launchd.ts";
+import { RECORDED } from "../mac/cases.ts";
+import { type Launchd, launchdIn, smallLaunchd } from "./launchd.ts";
 import { eventually, type Home, isAlive } from "./needs.ts";
 import { type Keys, readPlist, writePlist } from "./plist.ts";
+
+/** A login session of the user who runs the tests. */
+const DOMAIN = `gui/${Deno.uid()}`;
 
 /** Loads a job that is a shell script, which says what happens to it. */
 function job(launchd: Launchd, home: Home, text: string, more: Partial<Keys> = {}): string {
@@ -22,7 +26,7 @@ function job(launchd: Launchd, home: Home, text: string, more: Partial<Keys> = {
   };
   const plist = `${home.root}/${Label}.plist`;
   Deno.writeTextFileSync(plist, writePlist(keys as never));
-  assert.equal(launchd.bootstrap("gui/501", plist), 0);
+  assert.equal(launchd.bootstrap(DOMAIN, plist), 0);
   return Label;
 }
 
@@ -30,7 +34,7 @@ function says(launchd: Launchd, label: string, words: string | RegExp): Promise<
   return eventually(() => assert.match(launchd.job(label).said(), new RegExp(words)));
 }
 
-/** launchctl as somebody types it. */
+/** launchctl as a person types it. */
 async function launchctl(launchd: Launchd, ...args: string[]) {
   const output = await new Deno.Command(`${launchd.bin}/launchctl`, { args, clearEnv: true }).output();
   const text = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
@@ -77,19 +81,19 @@ Deno.test("a stop: SIGTERM to the main process alone, SIGKILL when time is up, t
   const label = job(launchd, home, stubborn, { ExitTimeOut: 1 });
   await says(launchd, label, "ready");
   const main = launchd.job(label).pid!;
-  assert.deepEqual((await launchctl(launchd, "bootout", `gui/501/${label}`)).code, 0);
+  assert.deepEqual((await launchctl(launchd, "bootout", `${DOMAIN}/${label}`)).code, 0);
   await says(launchd, label, "main TERM");
   assert.doesNotMatch(launchd.job(label).said(), /child TERM/);
-  assert.match((await launchctl(launchd, "print", `gui/501/${label}`)).stdout, /^\tstate = SIGTERMed$/m);
-  assert.equal((await launchctl(launchd, "bootstrap", "gui/501", `${home.root}/${label}.plist`)).code, 5);
-  const told = launchd.job(label);
-  await eventually(async () => assert.equal((await launchctl(launchd, "print", `gui/501/${label}`)).code, 113));
-  const [life] = told.lives;
+  assert.match((await launchctl(launchd, "print", `${DOMAIN}/${label}`)).stdout, /^\tstate = SIGTERMed$/m);
+  assert.equal((await launchctl(launchd, "bootstrap", DOMAIN, `${home.root}/${label}.plist`)).code, 5);
+  const seen = launchd.job(label);
+  await eventually(async () => assert.equal((await launchctl(launchd, "print", `${DOMAIN}/${label}`)).code, 113));
+  const [life] = seen.lives;
   assert.deepEqual([life!.killed, life!.ended!.signal], [true, "SIGKILL"]);
   assert.ok(life!.ended!.atMs - life!.askedMs! >= 990);
   assert.equal(isAlive(main), false);
-  await eventually(() => assert.match(told.said(), /child TERM/));
-  assert.equal((await launchctl(launchd, "bootstrap", "gui/501", `${home.root}/${label}.plist`)).code, 0);
+  await eventually(() => assert.match(seen.said(), /child TERM/));
+  assert.equal((await launchctl(launchd, "bootstrap", DOMAIN, `${home.root}/${label}.plist`)).code, 0);
 });
 
 Deno.test("AbandonProcessGroup: what is left of the group is left", async () => {
@@ -120,13 +124,13 @@ Deno.test("KeepAlive: what is started again, and when", async () => {
   assert.equal(launchd.job(always).lives.length, lives + 1);
 });
 
-Deno.test("kill has no time limit; a power cut asks nobody", async () => {
+Deno.test("kill has no time limit; a power cut asks no job", async () => {
   await using home = await tempLimaHome();
   await using launchd = smallLaunchd(home);
   const text = `trap 'echo TERM' TERM; setsid sleep 1000 & echo "child $!"; while :; do sleep 0.05; done`;
   const label = job(launchd, home, text, { ExitTimeOut: 1 });
   await says(launchd, label, "child");
-  assert.equal((await launchctl(launchd, "kill", "TERM", `gui/501/${label}`)).code, 0);
+  assert.equal((await launchctl(launchd, "kill", "TERM", `${DOMAIN}/${label}`)).code, 0);
   await says(launchd, label, "TERM");
   assert.equal(launchd.job(label).lives[0]!.askedMs, undefined);
   const child = Number(/child (\d+)/.exec(launchd.job(label).said())![1]);
@@ -139,7 +143,7 @@ Deno.test("launchctl print: the guard reads it", async () => {
   await using home = await tempLimaHome();
   await using launchd = smallLaunchd(home);
   const label = job(launchd, home, "exec sleep 1000", { ExitTimeOut: 17 });
-  const { code, stdout } = await launchctl(launchd, "print", `gui/501/${label}`);
+  const { code, stdout } = await launchctl(launchd, "print", `${DOMAIN}/${label}`);
   assert.equal(code, 0);
   assert.deepEqual(readPrint(stdout), {
     pid: launchd.job(label).pid,
@@ -148,7 +152,92 @@ Deno.test("launchctl print: the guard reads it", async () => {
     program: "/bin/sh",
     path: `${home.root}/${label}.plist`,
   });
-  assert.equal((await launchctl(launchd, "print", "system/nobody")).code, 113);
-  assert.equal((await launchctl(launchd, "bootout", "system/nobody")).code, 3);
+  assert.equal((await launchctl(launchd, "print", "system/never")).code, 113);
+  assert.equal((await launchctl(launchd, "bootout", "system/never")).code, 3);
   assert.equal((await launchctl(launchd, "frobnicate")).code, 64);
+});
+
+Deno.test("refusals: who calls, whose file it is, what is switched off, who is logged in", async () => {
+  await using home = await tempLimaHome();
+  await using launchd = smallLaunchd(home);
+  const label = job(launchd, home, "exec sleep 1000", { ExitTimeOut: 120 });
+  const [target, file] = [`${DOMAIN}/${label}`, `${home.root}/${label}.plist`];
+  const code = (args: string[], uid?: number) => launchd.control(args, uid).code;
+  const other = Deno.uid()! + 77;
+  assert.equal(code(["bootout", target], other), 1);
+  assert.equal(code(["bootstrap", "system", file], other), 1);
+  assert.equal(code(["disable", target], other), 1);
+  assert.equal(code(["print", target], other), 125);
+  assert.equal(code(["print", `gui/${other}/${label}`]), 112);
+  assert.equal(code(["bootstrap", `gui/${other}`, file]), 125);
+  assert.equal(code(["bootstrap", DOMAIN, file]), 5);
+  assert.equal(code(["print", "nonsense"]), 64);
+  assert.match(launchd.control(["print", target]).stdout!, /^\texit timeout = 60$/m, "an agent gets 60 s at most");
+
+  assert.equal(code(["disable", target]), 0);
+  assert.match(launchd.control(["print-disabled", DOMAIN]).stdout!, new RegExp(`"${label}" => (disabled|true)`));
+  assert.equal(code(["bootout", target]), 0);
+  await eventually(() => assert.equal(code(["print", target]), 113));
+  assert.equal(code(["bootstrap", DOMAIN, file]), 5);
+  assert.equal(code(["enable", target]), 0);
+  Deno.chmodSync(file, 0o664);
+  assert.equal(code(["bootstrap", DOMAIN, file]), 122);
+  Deno.chmodSync(file, 0o644);
+  assert.equal(code(["bootstrap", DOMAIN, file]), 0);
+});
+
+Deno.test("78: a program that is missing, and a log that cannot be opened", async () => {
+  await using home = await tempLimaHome();
+  await using launchd = smallLaunchd(home);
+  const none = job(launchd, home, "", { ProgramArguments: [`${home.root}/none`] });
+  const log = job(launchd, home, "exit 0", { StandardOutPath: `${home.root}/none/log` });
+  await launchd.ended(log);
+  for (const label of [none, log]) {
+    const { stdout = "" } = launchd.control(["print", `${DOMAIN}/${label}`]);
+    assert.match(stdout, /^\tlast exit code = 78: EX_CONFIG$/m);
+    assert.equal(readPrint(stdout).pid, undefined);
+  }
+});
+
+Deno.test("a fault at the n-th call of launchctl", async () => {
+  await using home = await tempLimaHome();
+  await using launchd = smallLaunchd(home);
+  Deno.writeTextFileSync(`${launchd.bin}/state/fault`, "print:2 5\n");
+  const codes = [];
+  for (let n = 0; n < 3; n++) codes.push((await launchctl(launchd, "print", "system/never")).code);
+  assert.deepEqual(codes, [113, 5, 113]);
+});
+
+Deno.test("a recording's own words are said where it has them, filled with the job at hand", async () => {
+  const folder = `${RECORDED}/macos-0.0-test-${Deno.pid}`;
+  await using home = await tempLimaHome();
+  const text =
+    "gui/501/org.x = {\n\tstate = running\n\tnew in this macOS = yes\n\tprogram = /x\n\targuments = {\n\t\t/x\n\t}\n\n" +
+    "\texit timeout = 5\n\tpid = 1\n\tlast exit code = (never exited)\n}\n";
+  for (
+    const [name, stdout, stderr, status] of [
+      ["print.agent.running", text, "", 0],
+      ["print.agent.never-loaded", "", "No such org.x here\n", 112],
+    ] as const
+  ) {
+    Deno.mkdirSync(`${folder}/${name}`, { recursive: true });
+    for (const [file, content] of Object.entries({ stdout, stderr, status: `${status}\n`, known: "label=org.x\n" })) {
+      Deno.writeTextFileSync(`${folder}/${name}/${file}`, content);
+    }
+  }
+  try {
+    await using launchd = launchdIn(`${home.root}/mac`, { recording: folder.slice(RECORDED.length + 1) });
+    const label = job(launchd, home, "exec sleep 1000", { ExitTimeOut: 17 });
+    const target = `${DOMAIN}/${label}`;
+    const { stdout = "" } = launchd.control(["print", target]);
+    assert.ok(stdout.startsWith(`${target} = {\n`), stdout);
+    assert.match(stdout, /^\tnew in this macOS = yes$/m);
+    const { pid, exitTimeoutS, program } = readPrint(stdout);
+    assert.deepEqual([pid, exitTimeoutS, program], [launchd.job(label).pid, 17, "/bin/sh"]);
+    assert.deepEqual(launchd.control(["print", `${DOMAIN}/y`]), { code: 112, stderr: "No such y here\n" });
+    // What the recording lacks: the one made by hand.
+    assert.equal(launchd.control(["print", "system/y"]).code, 113);
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
 });

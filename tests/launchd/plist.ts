@@ -1,4 +1,6 @@
-/** Property lists, as far as jobs need them: written for tests, and read as launchd reads them. */
+/** Property lists, as far as jobs need them: written for tests, and read for the small launchd. */
+
+import { parse } from "npm:plist@5.0.0";
 
 export type Value = string | number | boolean | readonly Value[] | { readonly [key: string]: Value };
 
@@ -7,12 +9,13 @@ export interface Keys {
   readonly Label: string;
   readonly Program?: string;
   readonly ProgramArguments?: readonly string[];
+  readonly UserName?: string;
   readonly EnvironmentVariables?: Readonly<Record<string, string>>;
   readonly WorkingDirectory?: string;
   readonly StandardOutPath?: string;
   readonly StandardErrorPath?: string;
   readonly RunAtLoad?: boolean;
-  readonly KeepAlive?: boolean | { readonly SuccessfulExit: boolean };
+  readonly KeepAlive?: boolean | { readonly SuccessfulExit?: boolean };
   readonly ThrottleInterval?: number;
   readonly ExitTimeOut?: number;
   readonly AbandonProcessGroup?: boolean;
@@ -48,50 +51,25 @@ function escaped(text: string): string {
 
 /** Reads an XML plist; throws where it is none. */
 export function readPlist(xml: string): Value {
-  const tokens = [...xml.replaceAll(/<!--[\s\S]*?-->|<\?[\s\S]*?\?>|<!DOCTYPE[^>]*>/g, "").matchAll(/<[^>]+>|[^<]+/g)]
-    .map(([token]) => token);
-  let at = 0;
-  const skipBlanks = () => {
-    while (tokens[at]?.trim() === "") at++;
-  };
-  const take = (expected?: string): string => {
-    const token = tokens[at++];
-    if (token === undefined || (expected !== undefined && token !== expected)) {
-      throw new Error(`Not a plist: ${token ?? "its end"} where ${expected ?? "something"} belongs`);
-    }
-    return token;
-  };
-  const text = (end: string): string => {
-    const content = tokens[at] === end ? "" : take();
-    take(end);
-    return content.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&quot;", '"').replaceAll("&apos;", "'")
-      .replaceAll("&amp;", "&");
-  };
-  const value = (): Value => {
-    skipBlanks();
-    const tag = take();
-    if (tag === "<true/>" || tag === "<false/>") return tag === "<true/>";
-    if (tag === "<string/>") return "";
-    if (tag === "<string>") return text("</string>");
-    if (tag === "<integer>") return Number(text("</integer>"));
-    if (tag === "<array/>") return [];
-    if (tag === "<dict/>") return {};
-    if (tag === "<array>") return items("</array>", value);
-    if (tag === "<dict>") {
-      return Object.fromEntries(items("</dict>", (): [string, Value] => {
-        take("<key>");
-        return [text("</key>"), value()];
-      }));
-    }
-    throw new Error(`Not a plist: ${tag}`);
-  };
-  const items = <T>(end: string, item: () => T): T[] => {
-    const all: T[] = [];
-    for (skipBlanks(); tokens[at] !== end; skipBlanks()) all.push(item());
-    take(end);
-    return all;
-  };
-  skipBlanks();
-  if (!/^<plist\b/.test(take())) throw new Error("Not a plist");
-  return value();
+  const text = xml.replace(/^\uFEFF/, "");
+  // The package also takes the old form without XML.
+  if (!/^\s*<(\?xml|!DOCTYPE|plist)\b/.test(text)) throw new Error("Not a plist: its beginning");
+  // The package reads a key without a value; launchd does not.
+  if (/<\/key>\s*(<key>|<\/dict>)/.test(text.replaceAll(/<!--[^]*?-->/g, ""))) throw new Error("Not a plist: a key");
+  try {
+    return structuredClone(parse(text)) as Value;
+  } catch (error) {
+    throw new Error(`Not a plist: ${error instanceof Error ? error.message : error}`);
+  }
+}
+
+/** A job's plist as launchd takes it: undefined where the file cannot be read, or names no job. */
+export function readKeys(path: string): Keys | undefined {
+  try {
+    const keys = readPlist(Deno.readTextFileSync(path)) as unknown as Keys;
+    const hasProgram = typeof keys.Program === "string" || typeof keys.ProgramArguments?.[0] === "string";
+    return typeof keys.Label === "string" && keys.Label !== "" && hasProgram ? keys : undefined;
+  } catch {
+    return undefined;
+  }
 }

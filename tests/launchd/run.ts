@@ -21,7 +21,7 @@ export function run(instance: Instance, { flags = [], command, ...options }: Run
   return spawnGuard(instance.home, args, options);
 }
 
-/** Said by the guard when it has looked for the port of its line, and by then watches the agent too. */
+/** Said by the guard when it has looked for the port of its line, and watches the agent too. */
 const WATCHED = /: (?:no line to the guest|the line to the guest)/;
 
 /** The same, until Lima calls the instance Running, and the guard has begun to watch it. */
@@ -102,7 +102,7 @@ export function writeBadEnds(instance: Instance, count: number, ago = 0): void {
   instance.write("lima-guard.jsonl", lines.map((line) => `${JSON.stringify(line)}\n`).join(""));
 }
 
-/** A lock that somebody else holds. */
+/** A lock that another process holds. */
 export function hold(path: string): Disposable {
   const file = Deno.openSync(path, { create: true, read: true, write: true });
   assert.equal(file.tryLockSync(true), true, `${path} is locked already`);

@@ -7,9 +7,10 @@ import assert from "node:assert/strict";
 import { readLoaded } from "../../install.ts";
 import { findWithoutEnvironments } from "../helpers/home.ts";
 import { project } from "../helpers/paths.ts";
-import { check, readRecording } from "./recording.ts";
+import { launchdIn } from "../launchd/launchd.ts";
+import { readRecording, RECORDED } from "./cases.ts";
+import { check } from "./recording.ts";
 
-const RECORDED = `${project}/tests/standin/recorded`;
 const recordings = [...Deno.readDirSync(RECORDED)].filter(({ name, isDirectory }) =>
   isDirectory && name.startsWith("macos-")
 );
@@ -90,10 +91,9 @@ async function recordHere(shell: readonly string[]): Promise<void> {
   const root = Deno.realPathSync(Deno.makeTempDirSync({ dir: "/tmp", prefix: "lg-" }));
   const [state, tools, out] = [`${root}/state`, `${root}/tools`, `${root}/out`];
   try {
-    for (const dir of ["jobs", "disabled", "alive", "sessions"]) Deno.mkdirSync(`${state}/${dir}`, { recursive: true });
-    Deno.mkdirSync(tools);
+    await using stand = launchdIn(root, { pretended: true, bin: "tools" });
+    for (const dir of ["alive", "exit"]) Deno.mkdirSync(`${state}/${dir}`, { recursive: true });
     Deno.writeTextFileSync(`${state}/conf`, "dying=8\n");
-    Deno.writeTextFileSync(`${state}/sessions/${Deno.uid()}`, "");
     const home = Deno.env.get("HOME") ?? "/";
     const { stdout: name } = new Deno.Command("id", { args: ["-un"] }).outputSync();
     const user = new TextDecoder().decode(name).trim();
@@ -102,9 +102,7 @@ async function recordHere(shell: readonly string[]): Promise<void> {
     Deno.writeTextFileSync(`${state}/users`, user === "root" ? row : `${row}root:0:0:0::0:0:R:/var/root:/bin/sh\n`);
     // The stand-ins find their Mac by where they are.
     const launchd = `${project}/tests/standin/launchd`;
-    Deno.mkdirSync(`${root}/lib`);
-    Deno.copyFileSync(`${launchd}/Launchd.pm`, `${root}/lib/Launchd.pm`);
-    for (const tool of ["launchctl", "sudo", "id", "plutil", "codesign"]) {
+    for (const tool of ["sudo", "id", "plutil", "codesign"]) {
       Deno.copyFileSync(`${launchd}/${tool}`, `${tools}/${tool}`);
     }
     Deno.symlinkSync("/usr/bin/lsof", `${tools}/lsof`);
@@ -134,8 +132,9 @@ async function recordHere(shell: readonly string[]): Promise<void> {
     const pretended = /^print\..*\.(ended-\d+|killed|no-program|no-log)$|^sysctl\./;
     const checked = cases.filter(({ name }) => !pretended.test(name)).filter(check);
     assert.ok(checked.length > 60, `${checked.length} of ${cases.length} were checked`);
-    assert.deepEqual([...Deno.readDirSync(`${state}/jobs`)], []);
-    assert.deepEqual([...Deno.readDirSync(`${state}/disabled`)], []);
+    assert.deepEqual([...stand.jobs.keys()], []);
+    const labels = [...stand.overrides.values()].flatMap((one) => [...one].filter(([, is]) => is));
+    assert.deepEqual(labels, []);
     assert.deepEqual(findWithoutEnvironments(root).filter(({ pid }) => pid !== Deno.pid), []);
   } finally {
     Deno.removeSync(root, { recursive: true });

@@ -6,7 +6,7 @@ package Launchd;
 #
 #   state/log            one line per call: `UID: COMMAND LINE`
 #   state/calls          how many there were
-#   state/conf           key=value lines: see launchctl, sudo and guard
+#   state/conf           key=value lines: see tests/launchd/launchd.ts, sudo and guard
 #   state/fault          lines `WHEN HOW`: WHEN is the number of a call, or a word and the how-manyeth call with it
 #                        (`bootstrap:1`); HOW is
 #        N       fails with status N and does nothing
@@ -14,8 +14,6 @@ package Launchd;
 #        hang    does nothing and never ends
 #        late    does it and never ends
 #        killed  does nothing and dies by SIGKILL
-#   state/jobs/DOMAIN,LABEL     a loaded job
-#   state/disabled/DOMAIN,LABEL a disabled override
 #   state/alive/PID             a process that lives, as far as the stand-ins go
 #   state/exit/PID              how it ended, once it is not alive (else 0)
 #   state/sessions/UID          a user is logged in at the screen
@@ -23,7 +21,7 @@ package Launchd;
 use strict;
 use warnings;
 use Exporter 'import';
-our @EXPORT = qw(state_dir conf slurp spit begin finish jobs read_job write_job plist_of new_pid lines_of user_of end_process);
+our @EXPORT = qw(state_dir conf slurp spit begin finish ask_launchd lines_of user_of end_process);
 
 sub state_dir { "$main::ROOT/state" }
 
@@ -53,13 +51,13 @@ sub conf {
 my $fault;
 my $parent = getppid;
 
-# For ever, as far as whoever has called us can see; not longer than that lives.
+# Without an end, as far as the caller can see; not longer than that lives.
 sub hang {
     select undef, undef, undef, 0.2 while getppid == $parent;
     kill 'KILL', $$;
 }
 
-# Counts and logs the call, and does what a fault of this call wants done before it.
+# Counts and logs the call, and does what this call's fault wants done before it.
 sub begin {
     my $dir = state_dir();
     our $umask = umask 0;
@@ -93,40 +91,18 @@ sub finish {
     exit(($fault // '') =~ /^after:(\d+)$/ ? $1 : $code // 0);
 }
 
-sub jobs { my $dir = state_dir() . '/jobs'; opendir my $d, $dir or return (); return grep { /,/ } readdir $d }
-
-# A job: `key value` lines, `arg` once for each argument.
-sub read_job {
-    my ($id) = @_;
-    my $text = slurp(state_dir() . "/jobs/$id") // return undef;
-    my %job = (arg => [], env => []);
-    for (split /\n/, $text) {
-        my ($key, $value) = split / /, $_, 2;
-        if ($key eq 'arg' || $key eq 'env') { push @{$job{$key}}, $value // '' }
-        else { $job{$key} = $value }
-    }
-    return \%job;
-}
-
-sub write_job {
-    my ($id, $job) = @_;
-    my @lines = map { "$_ $job->{$_}" } grep { !ref $job->{$_} && defined $job->{$_} } sort keys %$job;
-    spit(state_dir() . "/jobs/$id", join '', map { "$_\n" } @lines, (map { "env $_" } @{$job->{env}}), map { "arg $_" } @{$job->{arg}});
-}
-
-sub new_pid {
-    my $dir = state_dir();
-    my $pid = (slurp("$dir/pid") || 900_000) + 1;
-    spit("$dir/pid", $pid);
-    spit("$dir/alive/$pid", '');
-    return $pid;
-}
-
-sub unescape {
-    my ($text) = @_;
-    my %entity = (lt => '<', gt => '>', amp => '&', apos => "'", quot => '"');
-    $text =~ s/&(lt|gt|amp|apos|quot);/$entity{$1}/g;
-    return $text;
+# What the launchd of the test answers: (status, stdout, stderr). Without one it fails as launchctl does.
+sub ask_launchd {
+    # Not IO::Socket, which takes several times as long to load: the tests start this thousands of times.
+    require Socket;
+    socket(my $socket, Socket::PF_UNIX(), Socket::SOCK_STREAM(), 0) or die "stand-in: $!\n";
+    connect($socket, Socket::pack_sockaddr_un("$main::ROOT/lib/launchd.sock"))
+        or return (5, '', "Could not contact launchd: $!\n");
+    syswrite $socket, join("\0", $>, @_) . "\n\0\n";
+    my $answer = '';
+    1 while sysread $socket, $answer, 65536, length $answer;
+    my ($code, $stdout, $stderr) = split /\0/, $answer, 3;
+    return ($code // 5, $stdout // '', $stderr // '');
 }
 
 sub end_process {
@@ -143,27 +119,6 @@ sub user_of {
         return ($name, $uid, $gid, $rest[-2], $groups) if $who eq $name || $who eq $uid;
     }
     return ();
-}
-
-# What launchd takes from a plist; undef where the file is not whole.
-sub plist_of {
-    my ($path) = @_;
-    my $text = slurp($path) // return undef;
-    $text =~ s/<!--.*?-->//gs;
-    return undef unless $text =~ m{</plist>\s*$} && $text =~ m{<key>\s*Label\s*</key>\s*<string>(.*?)</string>}s;
-    my %plist = (Label => unescape($1));
-    return undef unless $text =~ m{<key>\s*ProgramArguments\s*</key>\s*<array>(.*?)</array>}s;
-    $plist{args} = [map { unescape($_) } $1 =~ m{<string>(.*?)</string>}gs];
-    my ($env) = $text =~ m{<key>\s*EnvironmentVariables\s*</key>\s*<dict>(.*?)</dict>}s;
-    my %env = ($env // '') =~ m{<key>(.*?)</key>\s*<string>(.*?)</string>}gs;
-    $plist{env} = [map { "$_=" . unescape($env{$_}) } sort keys %env];
-    $plist{timeout} = $text =~ m{<key>\s*ExitTimeOut\s*</key>\s*<integer>\s*(\d+)}s ? $1 : 5;
-    $plist{user} = $text =~ m{<key>\s*UserName\s*</key>\s*<string>(.*?)</string>}s ? unescape($1) : '';
-    my ($keep) = $text =~ m{<key>\s*KeepAlive\s*</key>\s*(<true/>|<dict>.*?</dict>)}s;
-    $keep //= '';
-    $plist{keeps} = $keep eq '<true/>' ? 'always' : $keep =~ m{SuccessfulExit\s*</key>\s*<(true|false)/>} ? "success-$1" : $keep ? 'always' : '';
-    $plist{starts} = $text =~ m{<key>\s*(?:RunAtLoad</key>\s*<true/>|KeepAlive\s*</key>\s*<(?:dict|true))}s ? 1 : 0;
-    return \%plist;
 }
 
 1;
