@@ -15,8 +15,8 @@ const onMac = Deno.build.os === "darwin";
 const guard = `${project}/dist/lima-guard-${Deno.build.target}`;
 /** Every instance of this file begins so: what a crashed run has left is found by it. */
 const PREFIX = "lgtest";
-/** What the pretended guest needs to end: more than launchd's own 5 s. */
-const LINGER_S = 8;
+/** What the pretended guest needs to end: several times launchd's own 5 s. */
+const LINGER_S = 20;
 
 interface Said {
   readonly code: number;
@@ -152,6 +152,13 @@ async function timed<T>(what: string, act: () => T | Promise<T>): Promise<T> {
   }
 }
 
+/** The stages of the last stop, from the journal: which one ended it, and the seconds of each. */
+function stages(dir: string): string {
+  const lines = Deno.readTextFileSync(`${dir}/lima-guard.jsonl`).trim().split("\n").map((line) => JSON.parse(line));
+  const end = lines.findLast(({ event }) => event === "end");
+  return `${end?.stage ?? "no end"}: ${JSON.stringify(end?.seconds ?? {})}`;
+}
+
 async function story(domain: Domain): Promise<void> {
   sweep();
   await using live = new Live(domain);
@@ -180,6 +187,7 @@ async function story(domain: Domain): Promise<void> {
   const agent = await live.agent();
   const stopped = await timed(`${domain}: --stop`, () => live.guard("stop"));
   assert.equal(stopped.code, 0, stopped.text);
+  note(`${domain}: stages of --stop: ${stages(dir)}`);
   assert.equal(isAlive(agent), false);
   await eventually(() => assert.equal(readPrint(live.print().text).pid, undefined, "the job runs on"));
 
@@ -200,6 +208,7 @@ async function story(domain: Domain): Promise<void> {
     await live.gone();
   });
   await assert.rejects(Deno.stat(`${dir}/ha.pid`), Deno.errors.NotFound, "the guest was cut off");
+  note(`${domain}: stages after bootout: ${stages(dir)}`);
   const status = live.guard("status");
   note(`${domain}: status after bootout ${status.code}: ${status.text.replaceAll(/\s+/g, " ").slice(0, 600)}`);
   assert.equal(live.asOwner("launchctl", "bootstrap", live.domainTarget, live.plist).code, 0);
