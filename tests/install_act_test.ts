@@ -387,7 +387,7 @@ for (const kind of ["daemon", "agent"] as const) {
     macTest(`${kind}, ${state}: the recipe --check || --install, twice, leaves launchd as it was`, async () => {
       const { mac, file, text, as, domain, label, job } = macWith(kind);
       await using _ = mac;
-      if (!isLoaded) Deno.removeSync(`${mac.state}/jobs/${domain.replace("/", "_")},${label}`);
+      if (!isLoaded) mac.lose(domain, label);
       if (isDisabled) mac.launchctl(["disable", `${domain}/${label}`], as);
       for (let n = 0; n < 2; n++) {
         await mac.run(["--check", "default"], { as });
@@ -563,7 +563,7 @@ macTest("what was planned on and is not so any more is not done: 75", async () =
   const edited = await mac.run(["default"], settings(`echo >> ${file}`));
   assert.deepEqual([edited.status, Deno.readTextFileSync(file)], [75, `${text}\n`]);
   mac.write(file, text);
-  const gone = await mac.run(["default"], settings(`rm ${mac.state}/jobs/system,${DAEMON}`));
+  const gone = await mac.run(["default"], settings(`${mac.root}/bin/launchctl standin-lose system/${DAEMON}`));
   assert.equal(gone.status, 75, gone.stdout);
   assert.equal(job(), undefined);
 });
@@ -651,7 +651,7 @@ macTest("a job that was booted out in another boot is off, and stays off", async
   const { mac, file, domain, label, job } = macWith("daemon");
   await using _ = mac;
   const noted = (boot: string) => JSON.stringify({ bootedOut: { boot, wasRunning: true } });
-  Deno.removeSync(`${mac.state}/jobs/${domain},${label}`);
+  mac.lose(domain, label);
   mac.write(`${file}.lima-guard.json`, noted("BOOT-0"));
   assert.equal((await mac.run(["--yes", "default"])).status, 0);
   assert.equal(job(), undefined);

@@ -258,6 +258,11 @@ export class FakeMac implements AsyncDisposable {
     };
   }
 
+  /** The job is not loaded any more, without a word to its process. */
+  lose(domain: string, label: string): void {
+    this.launchctl(["standin-lose", `${domain}/${label}`]);
+  }
+
   exists(path: string): boolean {
     try {
       Deno.lstatSync(path);

@@ -178,8 +178,9 @@ export class SmallLaunchd implements Launchd {
       "disable": () => this.#override(rest[0] ?? "", { uid, disabled: true }),
       "managername": () => ({ code: 0, stdout: "Aqua\n" }),
       "manageruid": () => ({ code: 0, stdout: `${uid}\n` }),
-      // No words of launchctl's: the other stand-ins ask so.
+      // No words of launchctl's: the other stand-ins, and the tests, ask so.
       "standin-jobs": () => ({ code: 0, stdout: this.#list() }),
+      "standin-lose": () => ({ code: this.jobs.delete(rest[0] ?? "") ? 0 : 1 }),
       "standin-lint": () => ({ code: readKeys(rest[0] ?? "") ? 0 : 1 }),
     };
     return verbs[verb]?.() ?? { code: 64, stderr: `Unrecognized subcommand: ${verb}\n` };
