@@ -40,9 +40,11 @@ import {
   colimaInstance,
   DEFAULT_BUDGET_S,
   EXIT,
+  JOURNAL_FILE,
   LAUNCHD_DEFAULT_S,
   nameTrouble,
   quote,
+  readJournal,
   readPrint,
   VERSION,
 } from "./lima_guard.ts";
@@ -59,8 +61,11 @@ export const BACKUP_SUFFIX = ".before-lima-guard";
 export const MEMORY_SUFFIX = ".lima-guard.json";
 /** Files that are not in place yet: this and eight random digits. */
 export const TEMPORARY_SUFFIX = ".lima-guard-new-";
+/** In /var/log, or in the user's Library/Logs: a line for each job that a run has changed. */
+export const LOG_NAME = "lima-guard-install.log";
 const GUARD_NAME = "lima-guard";
 const PREVIOUS_SUFFIX = ".previous";
+const LITTER = /\.lima-guard-new-[\da-f]{8}$/;
 
 /** Lima's plists have 800 bytes; 10 MB of them are an attack, or a mistake. */
 export const PLIST_LIMIT_BYTES = 1024 * 1024;
@@ -68,6 +73,8 @@ export const PLIST_LIMIT_BYTES = 1024 * 1024;
 const DEPTH_LIMIT = 32;
 /** A compiled guard has some 90 MB; what has more is something else. */
 const GUARD_LIMIT_BYTES = 512 * 1024 * 1024;
+/** So much of a journal has the last start of an instance, whose lines have some 200 bytes. */
+const JOURNAL_TAIL_BYTES = 65_536;
 
 /** What a stop needs (see lima_guard.ts), and the most that launchd grants agents on macOS 26 and later. */
 export const EXIT_TIMEOUT_S = DEFAULT_BUDGET_S;
@@ -123,6 +130,7 @@ export const TOOL_PATHS = {
   rm: "/bin/rm",
   sudo: "/usr/bin/sudo",
   sysctl: "/usr/sbin/sysctl",
+  tail: "/usr/bin/tail",
   xattr: "/usr/bin/xattr",
 } as const;
 export type Tool = keyof typeof TOOL_PATHS;
@@ -1234,7 +1242,7 @@ function environmentEdits({ root, text, value }: Plist, backup: Plist | undefine
   return [removalEdit(now, "LIMA_HOME", text)];
 }
 
-function isOurLog(path: Value): boolean {
+function isOurLog(path: Value | undefined): path is string {
   return typeof path === "string" && /\/Logs\/lima-guard\/[^/]+\.std(out|err)\.log$/.test(path);
 }
 
@@ -1330,7 +1338,7 @@ export type InstallStep =
     | { readonly kind: "place"; readonly path: string; readonly bytes: Uint8Array; readonly sign: string | undefined }
     | { readonly kind: "handshake"; readonly argv: Argv }
     | { readonly kind: "write"; readonly path: string; readonly bytes: Uint8Array; readonly isPlist: boolean }
-    | { readonly kind: "remove"; readonly path: string }
+    | { readonly kind: "remove" | "clear"; readonly path: string }
     | { readonly kind: "run" | "logs" | "bootout"; readonly argv: Argv }
     | { readonly kind: "stop"; readonly argv: Argv; readonly pid: number }
     | { readonly kind: "wait" }
@@ -1352,13 +1360,16 @@ export interface Target {
   readonly enables: boolean;
   /** The guard that stops the instance; undefined where there is none, and launchd must do. */
   readonly stopWith: string | undefined;
-  /** The folder of the logs, to be made by the job's user. */
+  /** The folder of the logs, to be made by the job's user; and logs that go with the job. */
   readonly logFolder: string | undefined;
+  readonly purgedLogs: readonly string[];
   readonly memory: Memory | undefined;
   /** Uninstall of a job whose instance is gone: the plist goes too. */
   readonly removesJob: boolean;
   /** Files that go with the last job. */
   readonly purged: readonly string[];
+  /** What a run that was killed has left, the files before their folder. */
+  readonly litter: readonly string[];
   readonly onMac: boolean;
 }
 
@@ -1393,6 +1404,12 @@ export function planSteps(target: Target, actor: Actor): InstallStep[] {
     (isFileNew || target.removesJob || (old.guard === undefined && isSameBytes(kept.bytes, bytes)));
   const text = new TextEncoder().encode(rewritten.text);
   return [
+    ...target.litter.map((path) => ({
+      kind: "clear" as const,
+      path,
+      what: `remove ${path}`,
+      because: "a run that was killed has left it",
+    })),
     ...guardSteps(target, actor),
     ...logSteps(target, actor),
     ...role === "install" && isFileNew && facts.job.guard === undefined
@@ -1405,7 +1422,14 @@ export function planSteps(target: Target, actor: Actor): InstallStep[] {
     ...isUsed ? [remove(backup, "the plist is as it was before")] : [],
     ...memorySteps(target, isFileNew, marks),
     ...target.purged.map((path) => remove(path, "--purge: no job needs it")),
+    ...purgedLogSteps(target, actor),
   ];
+}
+
+/** In the user's own folder, so by the user. */
+function purgedLogSteps({ purgedLogs, facts }: Target, actor: Actor): InstallStep[] {
+  const argv = asUser(actor, facts.user.uid, [actor.tool("rm"), "-f", ...purgedLogs]);
+  return argv && purgedLogs.length > 0 ? [runStep("logs", argv, "--purge: the logs of this job")] : [];
 }
 
 function write(path: string, bytes: Uint8Array, because: string, isPlist = false): InstallStep {
@@ -1625,7 +1649,7 @@ export function judgeWorld(facts: JobFacts, world: WorldFacts): { troubles: stri
 
 /** What asking the guard has brought. */
 export type GuardAnswer =
-  | { readonly kind: "version"; readonly version: string }
+  | { readonly kind: "version"; readonly version: string; readonly running: string | undefined }
   | { readonly kind: "proven by its job" | "not asked" }
   | { readonly kind: "trouble"; readonly why: string };
 
@@ -1647,8 +1671,8 @@ export function judgeCheck(
   else if (guard?.kind === "trouble") troubles.push(guard.why);
   else if (guard?.kind === "not asked") {
     unknown.push(`${job.guard} was not asked: only the job's user and root may run it`);
-  } else if (guard?.kind === "version" && guard.version !== VERSION) {
-    notes.push(`${job.guard} is version ${guard.version}, this is ${VERSION}`);
+  } else if (guard?.kind === "version") {
+    if (guard.version !== VERSION) notes.push(`${job.guard} is version ${guard.version}, this is ${VERSION}`);
   }
   judgeTimeouts(job, { needed, isAskedFor }, troubles, notes);
   if (job.guard !== undefined && restartsOnSuccess(job.keepAlive)) {
@@ -1726,6 +1750,14 @@ function writerOf({ label, tool }: LaunchdJob): string {
 
 // ────────────────────────────────────────────────────────────────────────────────────────── words ──
 
+/** The lima-guard of a job: its version, the one that was in place before this run, and (`--check`) the one that runs. */
+interface GuardReport {
+  readonly path: string;
+  readonly version: string | null;
+  readonly previous: string | null;
+  readonly running: string | null;
+}
+
 /** What became of one job: the document that `--json` prints, field by field. */
 export interface JobReport {
   readonly name: string;
@@ -1749,8 +1781,7 @@ export interface JobReport {
   readonly notes: readonly { readonly what: string; readonly because: string }[];
   readonly changes: readonly KeyChange[];
   readonly plist: string | null;
-  /** The guard of the job: its version as far as it was asked, and the one that was in place before this run. */
-  readonly guard: { readonly path: string; readonly version: string | null; readonly previous: string | null } | null;
+  readonly guard: GuardReport | null;
   /** The result in one line, and the diff, for people. */
   readonly summary: string;
   readonly diff: string;
@@ -1840,6 +1871,8 @@ export interface InstallHost {
     readonly boot: readonly string[];
     /** Root's own, for its lock and for what is signed. */
     readonly own: string;
+    /** Where what was done is logged: root's, or this user's. */
+    readonly log: string;
     /** Where another limactl may be. */
     readonly programs: readonly string[];
   };
@@ -1853,6 +1886,8 @@ export interface InstallHost {
   /** The caller's environment, as it was before our own was set. */
   env(name: string): string | undefined;
   clockMs(): number;
+  /** The time of day, for the log. */
+  now(): Date;
   pause(ms: number): Promise<void>;
   /** Sets umask, working directory and environment: first thing in every process. */
   settle(): void;
@@ -1871,6 +1906,8 @@ export interface InstallHost {
   isReadOnly(path: string): boolean;
   /** Makes a file that must not be there yet: mode and group come with the descriptor; on the disk when this returns. */
   create(path: string, bytes: Uint8Array, mode: number, gid: number): void;
+  /** Adds to a regular file of ours, which is made where it is missing; never through a link. */
+  append(path: string, text: string): void;
   rename(from: string, to: string): void;
   link(from: string, to: string): void;
   remove(path: string): void;
@@ -2670,6 +2707,8 @@ async function doStep(a: Acting, step: InstallStep): Promise<string | void> {
       return await writeFile(a, step);
     case "remove":
       return removeFile(a, step.path);
+    case "clear":
+      return attemptEffect(() => isThere(host.stat(step.path)) ? host.remove(step.path) : undefined);
     case "handshake":
       return await handshake(a, step.argv);
     case "run":
@@ -3126,6 +3165,8 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
     },
     removesJob: false,
     purged: [],
+    purgedLogs: [],
+    litter: litterOf(run, facts, path),
     onMac,
   };
 }
@@ -3148,7 +3189,7 @@ function installNotes(
   const { options, host } = run;
   const isOff = facts.loaded.kind === "absent" && !reload && !options.noReload && host.os === "darwin" &&
     facts.place.kind !== "file";
-  const start = commandFor(run, facts, ["--start"]);
+  const start = commandFor(run, facts, { start: true, noReload: false });
   const short = (wanted.exitTimeoutS ?? EXIT_TIMEOUT_S) < EXIT_TIMEOUT_S;
   const table: [boolean, string][] = [
     [facts.job.guard !== wanted.guard, ""],
@@ -3208,6 +3249,8 @@ function uninstallTarget(run: InstallRun, facts: JobFacts): Target {
     memory: undefined,
     removesJob,
     purged: options.purge ? purgedFiles(run, facts, removesJob) : [],
+    purgedLogs: options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter((path) => isOurLog(path)) : [],
+    litter: litterOf(run, facts, facts.job.guard ?? facts.memory.guard),
     onMac,
   };
 }
@@ -3223,10 +3266,32 @@ function purgedFiles(run: InstallRun, { place, job, loaded, backup, memory }: Jo
     const bytes = host.read(join(folder, n), PLIST_LIMIT_BYTES);
     return bytes !== undefined && new TextDecoder().decode(bytes).includes(stringElement(guard));
   });
-  const guards = isNamed || guard === undefined ? [] : [guard, guard + PREVIOUS_SUFFIX];
+  const log = join(host.folders.log, LOG_NAME);
+  const guards = isNamed || guard === undefined ? [] : [guard, guard + PREVIOUS_SUFFIX, log];
   const isBackupLeft = backup !== undefined && job.guard === undefined && !removesJob;
   const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards];
   return left.filter((path) => isThere(host.stat(path)));
+}
+
+/** Files under temporary names that a run which was killed has left beside these, and its private folders. */
+function litterOf({ host }: InstallRun, { place, look }: JobFacts, guard: string | undefined): string[] {
+  const changer = changerOf(place, look);
+  const isOwn = (path: string, kind: FileLook["kind"]) => {
+    const there = host.stat(path);
+    return isThere(there) && there.kind === kind && there.uid === changer;
+  };
+  const names = (folder: string) => {
+    const there = host.stat(folder);
+    return host.uid === changer && isThere(there) && there.kind === "directory" ? host.list(folder) ?? [] : [];
+  };
+  const beside = [place.target, ...guard === undefined ? [] : [guard]].flatMap((file) =>
+    names(dirname(file)).filter((name) => name.startsWith(basename(file)) && LITTER.test(name))
+      .map((name) => join(dirname(file), name)).filter((path) => isOwn(path, "file"))
+  );
+  const folders = names(host.folders.own).filter((name) => /^lima-guard-[\da-f]{8}$/.test(name))
+    .map((name) => join(host.folders.own, name)).filter((path) => isOwn(path, "directory"));
+  const copies = folders.map((folder) => join(folder, GUARD_NAME)).filter((path) => isOwn(path, "file"));
+  return [...beside, ...copies, ...folders];
 }
 
 /** Whether launchd has something else than the file will say. What was off stays off. */
@@ -3263,23 +3328,20 @@ function refuseManaged(run: InstallRun, { place, job }: JobFacts): void {
   );
 }
 
-/** Our own command for this very job, as the person who reads it can type it. */
-function commandFor(
-  run: InstallRun,
-  { place, user, look }: Pick<JobFacts, "place" | "user" | "look">,
-  words: readonly string[],
-  role = "install",
-): string {
+/** Our own command for this very job, as the person who reads it can type it: with the options of this run. */
+function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptions> = {}): string {
   const { options, host } = run;
-  const changer = changerOf(place, look);
+  const { place, user, look } = facts;
+  const once = { all: false, dryRun: false, print: false, yes: false, json: false, verbose: false };
+  const role = more.role ?? options.role;
+  const changer = role === "check" ? user.uid : changerOf(place, look);
   const sudo = host.uid === changer ? [] : changer === 0 ? ["sudo"] : ["sudo", "-H", "-u", user.name];
-  const more = options.plist === undefined ? [] : ["--plist", options.plist];
-  const home = options.limaHome === undefined ? [] : ["--lima-home", options.limaHome];
-  return [...sudo, "lima-guard", `--${role}`, ...words, ...more, ...home, place.name].map(quote).join(" ");
+  const given = { ...options, ...once, purge: options.purge && role === "uninstall", ...more };
+  return [...sudo, ...commandWords(given, [place.name], ["lima-guard"])].map(quote).join(" ");
 }
 
 function troubleHint(run: InstallRun, facts: JobFacts): string {
-  if (facts.instance === "gone") return commandFor(run, facts, [], "uninstall");
+  if (facts.instance === "gone") return commandFor(run, facts, { role: "uninstall" });
   if (facts.domains.length > 1) {
     return facts.domains.slice(1).map((d) => `launchctl bootout ${d}/${facts.job.label}`).join("; ");
   }
@@ -3308,11 +3370,11 @@ async function nothingToDo(run: InstallRun, target: Target, steps: readonly Inst
 function guardOf({ guard, job }: Target, version: string | undefined): JobReport["guard"] {
   const path = guard?.path ?? job.guard;
   if (path === undefined) return null;
-  return { path, version: version ?? guard?.version ?? null, previous: guard?.previous ?? null };
+  return { path, version: version ?? guard?.version ?? null, previous: guard?.previous ?? null, running: null };
 }
 
 async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
-  const { place, job, user, loaded } = facts;
+  const { place, job, loaded } = facts;
   const onMac = run.host.os === "darwin";
   const answer = job.guard !== undefined && onMac ? await askGuard(run, facts, job.guard) : undefined;
   const seen: JobFacts = onMac
@@ -3320,7 +3382,12 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
     : { ...facts, loaded: { kind: "no session" }, disabled: false, instance: "there" };
   const judged = judgeCheck(seen, answer, await lookAtWorld(run, seen), run.options.exitTimeoutS);
   const { troubles, unknown } = judged;
+  const { version, running } = answer?.kind === "version" ? answer : {};
   const notes = judged.notes.filter((note) => onMac || !note.startsWith("no user is logged in"));
+  if (running !== undefined && running !== version) {
+    const restart = commandFor(run, facts, { role: "install", restart: true });
+    notes.push(`version ${running} is running, and ${job.guard} is version ${version}: ${restart} loads that one`);
+  }
   const status = troubles.length > 0 ? EXIT.failed : unknown.length > 0 ? EXIT.tryAgain : EXIT.done;
   const open = answer?.kind === "not asked" ? "not asked" : "unknown";
   const good = judged.isOff && onMac ? "guarded, off" : "guarded";
@@ -3332,23 +3399,28 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
     ? open
     : good;
   const hint = answer?.kind === "not asked" && troubles.length === 0
-    ? `sudo -H -u ${user.name} lima-guard --check ${place.name}`
+    ? commandFor(run, facts)
     : facts.instance === "gone" || facts.domains.length > 1
     ? troubleHint(run, facts)
-    : commandFor(run, facts, []);
+    : commandFor(run, facts, { role: "install" });
   const pid = loaded.kind === "loaded" && loaded.pid !== undefined ? `, running (PID ${loaded.pid})` : "";
-  const version = answer?.kind === "version" ? answer.version : null;
   return jobReport(place.name, state, status, `${state}${troubles.length === 0 ? `: ${job.label}${pid}` : ""}`, {
     plist: place.file,
-    guard: job.guard === undefined ? null : { path: job.guard, version, previous: null },
+    guard: job.guard === undefined ? null : {
+      path: job.guard,
+      version: version ?? null,
+      previous: null,
+      running: running ?? null,
+    },
     blockers: [...troubles, ...unknown].map((because) => ({ what: job.label, because, hint })),
     notes: notes.map((because) => ({ what: job.label, because })),
   });
 }
 
 /** Asks the guard for its version: judged first, and only as the job's user. A job that runs proves that it starts. */
-async function askGuard(run: InstallRun, { user, loaded, job }: JobFacts, path: string): Promise<GuardAnswer> {
+async function askGuard(run: InstallRun, facts: JobFacts, path: string): Promise<GuardAnswer> {
   const { host } = run;
+  const { user, loaded, job } = facts;
   const { look } = wayTo(host, path);
   if (look === "absent") return { kind: "trouble", why: `${path} is not there` };
   const verdict = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
@@ -3360,9 +3432,19 @@ async function askGuard(run: InstallRun, { user, loaded, job }: JobFacts, path: 
     return { kind: runs ? "proven by its job" : "not asked" };
   }
   const version = readVersion(await host.run(argv, { limitMs: host.limits.handshakeMs }));
-  return version === undefined
-    ? { kind: "trouble", why: `${path} does not answer to --version` }
-    : { kind: "version", version };
+  if (version === undefined) return { kind: "trouble", why: `${path} does not answer to --version` };
+  return { kind: "version", version, running: await runningVersion(run, facts) };
+}
+
+/** The version of the lima-guard that runs the job now, by the last start in the instance's journal. */
+async function runningVersion(run: InstallRun, { user, loaded, limaHome, place }: JobFacts) {
+  if (loaded.kind !== "loaded" || loaded.pid === undefined) return undefined;
+  const dir = join(limaHome, place.name);
+  const tail: Argv = [run.host.tool("tail"), "-c", String(JOURNAL_TAIL_BYTES), join(dir, JOURNAL_FILE)];
+  const argv = asUser(run.actor, user.uid, tail);
+  const answer = argv && await run.host.run(argv, { limitMs: run.host.limits.commandMs });
+  const start = answer?.code === 0 ? readJournal(answer.stdout, dir).findLast((l) => l.event === "start") : undefined;
+  return typeof start?.["version"] === "string" ? start["version"] : undefined;
 }
 
 /** `--print`: the finished plist, for those who own it. */
@@ -3455,12 +3537,12 @@ function failedReport(
   { acting, failure, isBack }: Acted,
   more: Partial<JobReport>,
 ): JobReport {
-  const { facts, role, job } = target;
+  const { facts, job } = target;
   const { name, file } = facts.place;
   const because = failure?.message ?? "";
   if (isBack) {
     const status = failure?.reason === "changed" ? EXIT.tryAgain : EXIT.failed;
-    const hint = `${commandFor(run, facts, [], role)}, once that is solved`;
+    const hint = `${commandFor(run, facts)}, once that is solved`;
     const words = acting.leftAlone.length > 0
       ? "rolled back, except for what another program has changed"
       : "rolled back: the old plist and the old job are in place";
@@ -3506,12 +3588,40 @@ async function carryOutAll(run: InstallRun, ready: readonly (PreparedJob & { kin
       const path = target.guard?.path;
       const isPlaced = path !== undefined && run.placed.has(path);
       const left = isPlaced ? steps.filter((s) => s.kind !== "place" && s.kind !== "folder") : steps;
-      reports.push(await carryOut(run, name, target, left).catch((error: unknown) => refusedReport(name, error)));
+      const report = await carryOut(run, name, target, left).catch((error: unknown) => refusedReport(name, error));
+      reports.push(await logged(run, target, report));
     }
   } finally {
     lock.close();
   }
   return reports;
+}
+
+/** Who has done what, and when, for the next administrator. A log that cannot be written is a note. */
+async function logged(run: InstallRun, target: Target, report: JobReport): Promise<JobReport> {
+  const { host, options } = run;
+  const file = join(host.folders.log, LOG_NAME);
+  if (host.os !== "darwin" || target.purged.includes(file) || report.steps.length === 0) return report;
+  const { name, state, changed, plist, guard, blockers } = report;
+  const line = {
+    time: host.now().toISOString(),
+    uid: host.uid,
+    sudoUid: host.env("SUDO_UID") ?? null,
+    version: VERSION,
+    role: options.role,
+    ...{ name, state, changed, plist, guard },
+    because: blockers.map((b) => b.because),
+  };
+  try {
+    const verdict = await judgePath(run, host.folders.log, trustOf(host.uid, "place"));
+    if (verdict.why !== undefined) throw new Refusal(verdict.why);
+    host.append(file, `${JSON.stringify(line)}\n`);
+    return report;
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+    const because = `no line was written to ${file}: ${error.message}`;
+    return { ...report, notes: [...report.notes, { what: name, because }] };
+  }
 }
 
 /** Hands the whole command over, once: to root through sudo, or as root to one child that is the user. */
@@ -3672,6 +3782,7 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
       daemons: "/Library/LaunchDaemons",
       guards: ["/usr/local/libexec", "/Library/PrivilegedHelperTools"],
       boot: ["/", "/Library"],
+      log: uid === 0 ? "/var/log" : join(before["HOME"] ?? "/nonexistent", "Library/Logs"),
       own: uid !== 0 ? before["HOME"] ?? "/nonexistent" : os === "darwin" ? "/var/db" : "/run",
       programs: ["/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin"],
     },
@@ -3681,6 +3792,7 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
     tool: (name) => TOOL_PATHS[name],
     env: (name) => before[name],
     clockMs: () => performance.now(),
+    now: () => new Date(),
     pause: (ms) => new Promise((resolve) => setTimeout(resolve, Math.max(0, ms))),
     settle: () => settle(before),
     absolute: (path) =>
@@ -3834,6 +3946,7 @@ function realFiles() {
       }
     },
     create: createFile,
+    append: appendToFile,
     rename: (from: string, to: string) => Deno.renameSync(from, to),
     link: (from: string, to: string) => Deno.linkSync(from, to),
     remove: (path: string) => Deno.removeSync(path),
@@ -3850,7 +3963,7 @@ function undefinedWhereAbsent<T>(effect: () => T): T | undefined {
     return effect();
   } catch (error) {
     const isAbsent = error instanceof Deno.errors.NotFound || error instanceof Deno.errors.PermissionDenied ||
-      (error instanceof Error && "code" in error && (error.code === "ENOTDIR" || error.code === "ELOOP"));
+      (error instanceof Error && "code" in error && /^(ENOENT|EACCES|ENOTDIR|ELOOP|ENXIO)$/.test(String(error.code)));
     if (!isAbsent) throw error;
     return undefined;
   }
@@ -3891,20 +4004,21 @@ function listFolder(folder: string): string[] | undefined {
   }
 }
 
-/** Never a FIFO, which would wait for a writer: what lstat has not called a file is not opened. */
+/** Never waits: a FIFO, also one that has just taken the place of a file, is opened without a writer, and not read. */
 function readRegular(path: string, most: number): Uint8Array | undefined {
+  const fd = undefinedWhereAbsent(() => fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK));
+  if (fd === undefined) return undefined;
   try {
-    if (!Deno.lstatSync(path).isFile) return undefined;
-    using file = Deno.openSync(path);
-    const bytes = new Uint8Array(Math.min(most, file.statSync().size + 1));
+    const info = fs.fstatSync(fd);
+    if (!info.isFile()) return undefined;
+    const bytes = new Uint8Array(Math.min(most, info.size + 1));
     let filled = 0;
-    for (let n: number | null; filled < bytes.length && (n = file.readSync(bytes.subarray(filled))) !== null;) {
-      filled += n;
+    for (let n = 1; n > 0 && filled < bytes.length; filled += n) {
+      n = fs.readSync(fd, bytes, filled, bytes.length - filled, null);
     }
     return bytes.subarray(0, filled);
-  } catch (error) {
-    if (error instanceof Deno.errors.PermissionDenied || error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
+  } finally {
+    fs.closeSync(fd);
   }
 }
 
@@ -3918,6 +4032,22 @@ function createFile(path: string, bytes: Uint8Array, mode: number, gid: number):
   } catch (error) {
     Deno.removeSync(path);
     throw error;
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+/** Never through a link, which O_NOFOLLOW does not see under Deno's permissions; and never to what waits for a reader. */
+function appendToFile(path: string, text: string): void {
+  const look = lookAtPath(path);
+  const { O_APPEND, O_NONBLOCK, O_WRONLY } = fs.constants;
+  const fd = fs.openSync(path, look === "absent" ? "ax" : O_APPEND | O_NONBLOCK | O_WRONLY, 0o644);
+  try {
+    const info = fs.fstatSync(fd);
+    const isSame = look === "absent" || (isThere(look) && look.ino === info.ino && look.dev === info.dev);
+    const isOwn = info.isFile() && info.uid === Deno.uid() && info.nlink === 1;
+    if (!isSame || !isOwn) throw new Error(`${path} is not a file of this user's alone`);
+    fs.writeSync(fd, text);
   } finally {
     fs.closeSync(fd);
   }

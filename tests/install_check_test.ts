@@ -1,6 +1,7 @@
 /** `--check` is green only where the job would really come up at the next boot, and never disagrees with install. */
 
 import assert from "node:assert/strict";
+import { VERSION } from "../lima_guard.ts";
 import { ADA, DAEMON, EVE, FakeMac, fixture, guarded, macTest, macWith, ROOT, ZOE } from "./install_mac.ts";
 
 // What is broken in a guarded daemon; what --check says; its status.
@@ -186,4 +187,32 @@ macTest("the hints of --check work as they are typed, and the answer changes", a
   }).outputSync();
   assert.ok(typed.success, new TextDecoder().decode(typed.stderr));
   assert.equal((await mac.run(["--check", "default"])).status, 0);
+});
+
+macTest("--check names the version that runs, the one in place and this one; --restart leaves one", async () => {
+  const { mac } = macWith("daemon");
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  const dir = `${mac.home}/.lima/default`;
+  const line = (version: string, event = "start") =>
+    `${JSON.stringify({ time: "2026-01-01T00:00:00Z", boot: "1", dir, role: "run", event, version })}\n`;
+  mac.write(`${dir}/lima-guard.jsonl`, `torn\n${line("0.0.7")}${line("0.0.8")}${line("9", "end")}`, ZOE, 0o600);
+  for (const as of [ROOT, ZOE]) {
+    mac.forget();
+    const old = await mac.run(["--check", "--json", "default"], { as });
+    assert.equal(old.status, 0, old.stdout);
+    assert.deepEqual([old.json().guard.running, old.json().guard.version], ["0.0.8", VERSION]);
+    const sudo = as === ROOT ? "" : "sudo ";
+    const said =
+      `version 0.0.8 is running, and ${mac.guard} is version ${VERSION}: ${sudo}lima-guard --install --restart`;
+    assert.ok(old.stdout.includes(said), old.stdout);
+    assert.ok(mac.log().some((l) => l.startsWith("501: tail ")) && !mac.log().some((l) => l.startsWith("0: tail ")));
+  }
+  assert.equal((await mac.run(["--check", "--json", "default"], { as: ADA })).json().guard.running, null);
+  mac.write(`${dir}/lima-guard.jsonl`, line(VERSION), ZOE);
+  const one = await mac.run(["--check", "--json", "default"]);
+  assert.equal(one.json().guard.running, VERSION);
+  assert.doesNotMatch(one.stdout, /is running, and/);
+  Deno.removeSync(`${mac.state}/alive/${mac.job("system", DAEMON)!.pid}`);
+  assert.equal((await mac.run(["--check", "--json", "default"])).json().guard.running, null, "nothing runs");
 });

@@ -5,7 +5,7 @@
  */
 
 import assert from "node:assert/strict";
-import { BACKUP_SUFFIX, BAKED_IN, MEMORY_SUFFIX } from "../install.ts";
+import { BACKUP_SUFFIX, BAKED_IN, LOG_NAME, MEMORY_SUFFIX } from "../install.ts";
 import { VERSION } from "../lima_guard.ts";
 import { denoFlags } from "./helpers/guard.ts";
 import { project } from "./helpers/paths.ts";
@@ -136,14 +136,18 @@ export class FakeMac implements AsyncDisposable {
     }
     Deno.chmodSync(mac.state, 0o777);
     for (const dir of ["bin", "lib", "src/dist", "opt/homebrew/bin"]) mac.folder(`${root}/${dir}`);
-    for (const dir of ["Library/LaunchDaemons", "usr/local", "var/root", "var/db"]) mac.folder(`${system}/${dir}`);
+    for (const dir of ["Library/LaunchDaemons", "usr/local", "var/root", "var/db", "var/log"]) {
+      mac.folder(`${system}/${dir}`);
+    }
     for (const person of PEOPLE) {
       mac.folder(`${root}/home/${person.name}`, person, 0o755);
       mac.folder(`${root}/home/${person.name}/Library`, person, 0o755);
-      mac.folder(`${root}/home/${person.name}/Library/LaunchAgents`, person, 0o755);
+      for (const name of ["LaunchAgents", "Logs"]) mac.folder(`${root}/home/${person.name}/Library/${name}`, person);
     }
     for (const tool of SOURCE_TOOLS) Deno.copyFileSync(`${STANDINS}/${tool}`, `${root}/bin/${tool}`);
-    for (const tool of ["head", "mkdir", "rm"]) Deno.copyFileSync(`${STANDINS}/real_tool`, `${root}/bin/${tool}`);
+    for (const tool of ["head", "mkdir", "rm", "tail"]) {
+      Deno.copyFileSync(`${STANDINS}/real_tool`, `${root}/bin/${tool}`);
+    }
     Deno.copyFileSync(`${STANDINS}/Launchd.pm`, `${root}/lib/Launchd.pm`);
     Deno.copyFileSync("/usr/bin/setpriv", `${root}/lib/setpriv-root`);
     Deno.chmodSync(`${root}/lib/setpriv-root`, 0o4755);
@@ -271,13 +275,20 @@ export class FakeMac implements AsyncDisposable {
     return this.exists(`${this.state}/disabled/${domain.replace("/", "_")},${label}`);
   }
 
-  /** Every file with its owner, mode and text, but for the stand-ins' state and the locks. */
+  /** The lines of the log of all installs, root's and the users'. */
+  logged(): Record<string, unknown>[] {
+    const folders = [`${this.system}/var/log`, ...PEOPLE.map((p) => `${this.root}/home/${p.name}/Library/Logs`)];
+    const files = folders.map((folder) => `${folder}/${LOG_NAME}`).filter((file) => this.exists(file));
+    return files.flatMap((file) => Deno.readTextFileSync(file).trim().split("\n").map((line) => JSON.parse(line)));
+  }
+
+  /** Every file with its owner, mode and text, except for the stand-ins' state, the locks and the log. */
   tree(): string[] {
     const rows: string[] = [];
     const walk = (dir: string) => {
       for (const { name, isDirectory, isSymlink, isFile } of Deno.readDirSync(dir)) {
         const path = `${dir}/${name}`;
-        if (path === this.state || name.endsWith("-install.lock")) continue;
+        if (path === this.state || /-install\.(lock|log)$/.test(name)) continue;
         const { uid, gid, mode } = Deno.lstatSync(path);
         const text = isSymlink ? Deno.readLinkSync(path) : isFile ? Deno.readTextFileSync(path).slice(0, 20_000) : "";
         rows.push(`${path.slice(this.root.length)} ${uid}:${gid} ${((mode ?? 0) & 0o7777).toString(8)} ${text}`);
