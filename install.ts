@@ -2776,6 +2776,8 @@ function replaceFile(
     if (!isStill(host, path, old, oldBytes)) throw new StepFailure(`${path} has changed in the meantime`, "changed");
     attemptEffect(() => isThere(old) && host.link(path, kept));
     attemptEffect(() => host.rename(beside, path));
+    // Of two names of one file rename(2) leaves both, and says that all is well.
+    attemptEffect(() => isThere(host.stat(beside)) && host.remove(beside));
   } catch (error) {
     for (const file of [beside, kept]) if (isThere(host.stat(file))) host.remove(file);
     throw error;

@@ -564,6 +564,41 @@ macTest("a backup that cannot be read is kept, and makes an install refuse", asy
   }
 });
 
+// What a backup says that the plist of today does not; how it reads in the plist once it is believed.
+const SAID: [what: string, text: string][] = [
+  ["ExitTimeOut 0", "<key>ExitTimeOut</key>\n\t<integer>0</integer>"],
+  ["KeepAlive", "<key>KeepAlive</key>\n\t<dict><key>SuccessfulExit</key><true/></dict>"],
+  ["a folder", "<key>WorkingDirectory</key>\n\t<string>/evil</string>"],
+  ["a log", "<key>StandardOutPath</key>\n\t<string>/evil/out</string>"],
+  ["a log of errors", "<key>StandardErrorPath</key>\n\t<string>/evil/err</string>"],
+  ["an environment", "<key>EnvironmentVariables</key>\n\t<dict><key>LIMA_HOME</key><string>/evil</string></dict>"],
+  ["a program", "<key>Program</key>\n\t<string>/evil/limactl</string>"],
+  ["a user", "<key>UserName</key>\n\t<string>root</string>"],
+];
+for (const [what, element] of SAID) {
+  macTest(`a backup that another user could have written brings no value back: ${what}`, async () => {
+    const key = /<key>(\w+)/.exec(element)![1]!;
+    for (const spoil of ["owner", "mode", "none"] as const) {
+      const { mac, file, text } = macWith("daemon");
+      await using _ = mac;
+      mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
+      assert.equal((await mac.run(["--yes", "default"])).status, 0);
+      const without = text.replace(new RegExp(`\\s*<key>${key}</key>\\s*<(\\w+)>[^]*?</\\1>`), "");
+      const said = without.replace("<key>RunAtLoad", `${element}\n\t<key>RunAtLoad`);
+      assert.notEqual(said, text);
+      mac.write(file + BACKUP_SUFFIX, said, spoil === "owner" ? ADA : ROOT, spoil === "mode" ? 0o666 : 0o644);
+      const run = await mac.run(["--uninstall", "--yes", "default"]);
+      assert.equal(run.status, 0, run.stdout);
+      const now = Deno.readTextFileSync(file);
+      if (spoil === "none") continue;
+      assert.ok(!now.includes("evil") && !now.includes("<integer>0<") && !now.includes("<string>root<"), now);
+      assert.match(run.stdout, /is not used: another user could have written it/);
+      assert.ok(mac.exists(file + BACKUP_SUFFIX));
+      assert.deepEqual([/UserName<\/key>\s*<string>zoe</.test(now), now.includes("--run")], [true, false]);
+    }
+  });
+}
+
 for (const mode of [0o444, 0o600, 0o640]) {
   macTest(`a plist of mode ${mode.toString(8)} has it again after install and uninstall`, async () => {
     const { mac, file, text } = macWith("daemon");

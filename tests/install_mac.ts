@@ -343,6 +343,16 @@ export class FakeMac implements AsyncDisposable {
     return { status: code, ...out, json };
   }
 
+  /** A line as a person types it, where `lima-guard` is the binary, sudo and launchctl are on the PATH; yes to all. */
+  type(line: string, as: Person): { code: number; output: string } {
+    this.#prepare({});
+    const typed = line.replace(/\blima-guard (?=--)/, `${this.source} `).replace(/ (?=--(un)?install )/, " --yes ");
+    const env: Record<string, string> = { PATH: `${this.root}/bin:/usr/bin:/bin`, LIMA_HOME: "/nonsense" };
+    if (line.includes("sudo")) env["HOME"] = `${this.root}/home/eve`;
+    const { code, stdout, stderr } = this.#spawn("/bin/sh", ["-c", typed], { as, env });
+    return { code, output: new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr) };
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await Deno.remove(this.root, { recursive: true });
   }
