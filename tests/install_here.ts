@@ -51,7 +51,7 @@ const host: InstallHost = {
   },
   self: settings.isBinary === false ? { folder: `${root}/src` } : { binary },
   magic: ["23212f75"],
-  tool: (name) => `${root}/bin/${name}`,
+  tool: (name) => name === "launchctl" && settings.launchctl || `${root}/bin/${name}`,
   boot: async () =>
     (await host.run([host.tool("sysctl"), "-n", "kern.bootsessionuuid"], { limitMs: 5000 })).stdout.trim(),
   stat: (path) => {
@@ -60,7 +60,7 @@ const host: InstallHost = {
     return typeof look === "object" && device ? { ...look, dev: device.dev } : look;
   },
   lock: () => lockFile(isRoot ? `${own}/lima-guard-install.lock` : `${own}/.lima-guard-install.lock`),
-  alive: (pid) => typeof real.stat(`${root}/state/alive/${pid}`) === "object",
+  alive: (pid) => settings.launchctl ? real.alive(pid) : typeof real.stat(`${root}/state/alive/${pid}`) === "object",
   confirm: () => {
     if (settings.whileAsked) new Deno.Command("/bin/sh", { args: ["-c", settings.whileAsked] }).outputSync();
     return Promise.resolve(settings.answer ?? true);

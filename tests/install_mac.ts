@@ -45,6 +45,8 @@ export interface MacSettings {
   hookAt?: number;
   hook?: string;
   trace?: boolean;
+  /** Another stand-in for launchctl, of a launchd that really runs its jobs: their processes are the kernel's. */
+  launchctl?: string;
 }
 
 /** Generous where only a failure would wait so long: the machine of the tests may be busy. */
@@ -114,6 +116,8 @@ export class FakeMac implements AsyncDisposable {
   readonly guards: string;
   readonly guard: string;
   readonly source: string;
+  /** A Deno that every user can run. */
+  readonly deno = `${sharedFolder()}/deno`;
 
   constructor(readonly root: string, readonly settings: MacSettings) {
     this.state = `${root}/state`;

@@ -330,3 +330,63 @@ macTest("a FIFO among the user's login agents hangs neither root's child nor the
   const asOwner = await mac.run(["--check", "--plist", fifo, "default"], { as: ZOE });
   assert.match(asOwner.stdout, /is no file/);
 });
+
+/** The number of the effect of an undisturbed run whose line matches: before it something can be made to happen. */
+async function effectNumber(pattern: RegExp): Promise<number> {
+  const { mac } = macWith("daemon", { trace: true });
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  const n = mac.effects().findIndex((line) => pattern.test(line)) + 1;
+  assert.ok(n > 0, `${pattern}\n${mac.effects().join("\n")}`);
+  return n;
+}
+
+/** Another program puts a newer plist in the place of the old one. */
+function newerPlist(mac: FakeMac, file: string, text: string): { newer: string; hook: string } {
+  const newer = text.replace("Background", "Standard");
+  mac.write(`${mac.root}/newer`, newer);
+  return { newer, hook: `cp -p ${mac.root}/newer ${file}.x && mv ${file}.x ${file}` };
+}
+
+macTest(
+  "a plist that is written while plutil reads the new one is not replaced: 75, and the old job is in force",
+  async () => {
+    const hookAt = await effectNumber(/ run .*plutil/);
+    const { mac, file, text, job } = macWith("daemon");
+    await using _ = mac;
+    const { newer, hook } = newerPlist(mac, file, text);
+    const run = await mac.run(["--yes", "--json", "default"], { settings: { hookAt, hook } });
+    assert.deepEqual([run.status, run.json().state], [75, "rolled back"], run.stdout);
+    assert.match(run.json().blockers[0].because, /has changed in the meantime/);
+    assert.deepEqual([Deno.readTextFileSync(file), job()!.args], [newer, limactl(mac)]);
+    assert.ok(!mac.exists(mac.guard) && !mac.tree().some((row) => row.includes("lima-guard-new")));
+  },
+);
+
+macTest("a rollback leaves a newer plist of another program alone, says so, and loads it", async () => {
+  const hookAt = await effectNumber(/ run .*launchctl.*bootout|run \/\S+launchctl,bootout/);
+  const { mac, file, text, job } = macWith("daemon");
+  await using _ = mac;
+  const { newer, hook } = newerPlist(mac, file, text);
+  mac.fault("bootstrap:1 122");
+  const run = await mac.run(["--yes", "--json", "default"], { settings: { hookAt, hook } });
+  assert.deepEqual([run.status, run.json().state], [1, "rolled back"], run.stdout);
+  assert.match(JSON.stringify(run.json().notes), /was changed by another program in the meantime, and was left alone/);
+  assert.deepEqual([Deno.readTextFileSync(file), job()!.args], [newer, limactl(mac)]);
+});
+
+macTest("a run that is killed between bootout and bootstrap: the next one loads the job", async () => {
+  const freezeAt = await effectNumber(/ run \/\S+launchctl,bootstrap/);
+  const { mac, job } = macWith("daemon");
+  await using _ = mac;
+  const child = mac.start(["--yes", "default"], { settings: { freezeAt } });
+  const reader = child.stderr.getReader();
+  for (let text = ""; !text.includes("frozen");) text += new TextDecoder().decode((await reader.read()).value);
+  child.kill("SIGKILL");
+  await Promise.all([child.status, reader.cancel(), child.stdout.cancel()]);
+  assert.equal(job(), undefined);
+  const again = await mac.run(["--yes", "--json", "default"]);
+  assert.deepEqual([again.status, again.json().state], [0, "guarded"], again.stdout);
+  assert.deepEqual(job()!.args, guarded(mac));
+  assert.ok(job()!.pid !== undefined);
+});

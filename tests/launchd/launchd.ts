@@ -48,6 +48,8 @@ export interface Job {
 export interface Launchd extends AsyncDisposable {
   /** To be in front of a PATH on which launchctl is this one's. */
   readonly bin: string;
+  /** Called before a job is booted out. */
+  onBootout: () => void;
   /** Loads a plist; its status is launchctl's. */
   bootstrap(domain: string, plist: string): number;
   job(label: string): Job;
@@ -71,9 +73,14 @@ interface Answer {
   readonly stderr?: string;
 }
 
-/** `throttle`: ThrottleInterval is multiplied by it. */
-export function smallLaunchd(home: Home, { throttle = 0.1 }: { throttle?: number } = {}): Launchd {
-  return new SmallLaunchd(home, throttle);
+/** `throttle`: ThrottleInterval is multiplied by it; `user`: the owner of the jobs, where root runs the tests. */
+export function smallLaunchd(home: Home, options: { throttle?: number; user?: User } = {}): Launchd {
+  return new SmallLaunchd(home, options.throttle ?? 0.1, options.user);
+}
+
+interface User {
+  readonly uid: number;
+  readonly gid: number;
 }
 
 class SmallLaunchd implements Launchd {
@@ -83,7 +90,9 @@ class SmallLaunchd implements Launchd {
   #serving: Promise<void>;
   #isDown = false;
 
-  constructor(readonly home: Home, readonly throttle: number) {
+  onBootout: () => void = () => {};
+
+  constructor(readonly home: Home, readonly throttle: number, readonly user: User | undefined) {
     this.bin = `${home.root}/launchd`;
     Deno.mkdirSync(this.bin);
     const stub = new URL("launchctl", import.meta.url).pathname;
@@ -143,6 +152,7 @@ class SmallLaunchd implements Launchd {
       case "bootout": {
         const job = known(first);
         if (!job) return { code: 3, stderr: "Boot-out failed: 3: No such process\n" };
+        this.onBootout();
         void job.stop().then(() => this.jobs.delete(job.label));
         return { code: 0 };
       }
@@ -333,6 +343,7 @@ class LoadedJob implements Job {
       stdin: "null",
       stdout: "null",
       stderr: "null",
+      ...launchd.user ? { uid: launchd.user.uid, gid: launchd.user.gid } : {},
     }).spawn();
     const life: Life = { pid: main.pid, startedMs: performance.now(), killed: false };
     this.lives.push(life);
