@@ -60,7 +60,7 @@ export const BACKUP_SUFFIX = ".before-lima-guard";
 /** What the last install was asked for, and which job it has booted out: survives a plist that Lima writes again. */
 export const MEMORY_SUFFIX = ".lima-guard.json";
 /** Files that are not in place yet: this and eight random digits. */
-export const TEMPORARY_SUFFIX = ".lima-guard-new-";
+const TEMPORARY_SUFFIX = ".lima-guard-new-";
 /** In /var/log, or in the user's Library/Logs: a line for each job that a run has changed. */
 export const LOG_NAME = "lima-guard-install.log";
 const GUARD_NAME = "lima-guard";
@@ -77,7 +77,7 @@ const GUARD_LIMIT_BYTES = 512 * 1024 * 1024;
 const JOURNAL_TAIL_BYTES = 65_536;
 
 /** What a stop needs (see lima_guard.ts), and the most that launchd grants agents on macOS 26 and later. */
-export const EXIT_TIMEOUT_S = DEFAULT_BUDGET_S;
+const EXIT_TIMEOUT_S = DEFAULT_BUDGET_S;
 
 const GUARD_MODE = 0o755;
 /** The groups of macOS whose members may become root anyway. */
@@ -133,13 +133,13 @@ export const TOOL_PATHS = {
   tail: "/usr/bin/tail",
   xattr: "/usr/bin/xattr",
 } as const;
-export type Tool = keyof typeof TOOL_PATHS;
+type Tool = keyof typeof TOOL_PATHS;
 
 /** The PATH of every process that changes something. */
-export const OWN_PATH = "/usr/bin:/bin:/usr/sbin:/sbin";
+const OWN_PATH = "/usr/bin:/bin:/usr/sbin:/sbin";
 
 /** How long things may take, in milliseconds. launchctl can block while launchd is busy; tests shorten all of them. */
-export interface InstallLimits {
+interface InstallLimits {
   readonly commandMs: number;
   /** macOS scans a new program of 90 MB at its first start. */
   readonly handshakeMs: number;
@@ -179,11 +179,11 @@ export class Refusal extends Error {
 }
 
 /** A value of a plist. */
-export type Value = string | number | boolean | Date | Uint8Array | Value[] | Dict;
-export type Dict = { [key: string]: Value };
+type Value = string | number | boolean | Date | Uint8Array | Value[] | Dict;
+type Dict = { [key: string]: Value };
 
 /** An element of the XML text, and where it is. */
-export interface PlistNode {
+interface PlistNode {
   readonly tag: string;
   /** The whole element, and its content. */
   readonly start: number;
@@ -253,7 +253,7 @@ export interface FileLook {
 }
 
 /** `denied`: a folder above does not let us look. */
-export type Looked = FileLook | "absent" | "denied";
+type Looked = FileLook | "absent" | "denied";
 
 export function isThere(look: Looked): look is FileLook {
   return typeof look === "object";
@@ -263,7 +263,7 @@ export function isThere(look: Looked): look is FileLook {
  * What launchd has of a job; `isEnding` after bootout, until its process is gone. `unknown` where launchctl did not
  * answer, or not in words that we can read.
  */
-export type Loaded =
+type Loaded =
   | {
     readonly kind: "loaded";
     readonly args: readonly string[];
@@ -277,7 +277,7 @@ export type Loaded =
   | { readonly kind: "unknown"; readonly why: string };
 
 /** A job's plist: `file` as it is called, `target` where a link leads. `file` kind: launchd does not read it there. */
-export interface JobPlace {
+interface JobPlace {
   readonly name: string;
   readonly kind: "daemon" | "agent" | "file";
   readonly file: string;
@@ -285,7 +285,7 @@ export interface JobPlace {
 }
 
 /** What the last install was asked for; and the job that it had booted out when it was interrupted. */
-export interface Memory {
+interface Memory {
   readonly guard?: string;
   /** The guard was put there by an install, and an upgrade replaces it. */
   readonly isPlaced?: boolean;
@@ -295,7 +295,7 @@ export interface Memory {
 }
 
 /** Everything known of one job before anything is decided. */
-export interface JobFacts {
+interface JobFacts {
   readonly place: JobPlace;
   readonly look: FileLook;
   readonly bytes: Uint8Array;
@@ -320,7 +320,7 @@ export interface JobFacts {
 }
 
 /** The guard that the job is to run, and how it gets there. */
-export interface GuardFacts {
+interface GuardFacts {
   readonly path: string;
   /** The bytes to put there; undefined where it is in place already. */
   readonly bytes: Uint8Array | undefined;
@@ -334,7 +334,7 @@ export interface GuardFacts {
 }
 
 /** What became of a key. */
-export interface KeyChange {
+interface KeyChange {
   readonly key: string;
   readonly before?: Value;
   readonly after?: Value;
@@ -364,7 +364,7 @@ const DECLARATION =
  * Reads the XML of a plist into elements with their places. Refuses whatever Apple's reader refuses, and all that could
  * cost more than its length: an internal DTD, entities beyond XML's five, depth.
  */
-export function readXml(text: string): PlistNode {
+function readXml(text: string): PlistNode {
   const open: PlistNode[] = [];
   let root: PlistNode | undefined;
   for (let at = text.startsWith("\uFEFF") ? 1 : 0; at < text.length;) {
@@ -605,7 +605,7 @@ function nodeOf(dict: PlistNode, key: string): PlistNode | undefined {
 }
 
 /** A plain loop: `every()` takes a second on a 90 MB binary. */
-export function isSameBytes(a: Uint8Array, b: Uint8Array): boolean {
+function isSameBytes(a: Uint8Array, b: Uint8Array): boolean {
   if (a.length !== b.length) return false;
   for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
   return true;
@@ -790,7 +790,7 @@ const COLIMA_FLAGS = {
 };
 
 /** Which tool a command starts the instance with, in the foreground. */
-export function readCommand(
+function readCommand(
   command: readonly string[],
   name: string,
   environment: Readonly<Record<string, string>> = {},
@@ -917,7 +917,7 @@ export function readDisabled(text: string, label: string): boolean {
 }
 
 /** Lima's labels among the services that `launchctl print DOMAIN` lists. */
-export function readLimaLabels(text: string): string[] {
+function readLimaLabels(text: string): string[] {
   return [...new Set([...text.matchAll(/\bio\.lima-vm\.(?:daemon|autostart)\.[\w.-]+/g)].map(([label]) => label))];
 }
 
@@ -931,7 +931,7 @@ export function readUser(line: string): User | undefined {
 }
 
 /** `lima-guard X.Y.Z`, from a command that ended well. */
-export function readVersion(answer: Answer): string | undefined {
+function readVersion(answer: Answer): string | undefined {
   return answer.code === 0 && !answer.late ? /^lima-guard (\d+\.\d+\.\d+\S*)\n?$/.exec(answer.stdout)?.[1] : undefined;
 }
 
@@ -944,7 +944,7 @@ export function compareVersions(a: string, b: string): number {
 }
 
 /** How a command ended, for people: launchctl's codes have words. */
-export function inWords(answer: Answer): string {
+function inWords(answer: Answer): string {
   if (answer.late) return "it did not end in time";
   const isLaunchctl = answer.argv.some((word) => basename(word) === "launchctl");
   const words = isLaunchctl ? LAUNCHCTL_WORDS[answer.code] : undefined;
@@ -953,7 +953,7 @@ export function inWords(answer: Answer): string {
 }
 
 /** What the last run has noted beside the plist; anything that is not of that shape is left out. */
-export function readMemory(text: string): Memory {
+function readMemory(text: string): Memory {
   let noted: unknown;
   try {
     noted = JSON.parse(text);
@@ -989,7 +989,7 @@ export interface Wanted {
 }
 
 /** A new text of the plist, and what is different in it. No changes: the text is as wanted already. */
-export interface Rewritten {
+interface Rewritten {
   readonly text: string;
   readonly changes: readonly KeyChange[];
 }
@@ -1054,7 +1054,7 @@ function keepAliveEdits(plist: Plist, job: LaunchdJob, wanted: Wanted, set: (ele
 }
 
 /** Whether this KeepAlive starts a job again after status 0 and leaves it down after another: the wrong way round. */
-export function restartsOnSuccess(keepAlive: Value | undefined): boolean {
+function restartsOnSuccess(keepAlive: Value | undefined): boolean {
   return isDict(keepAlive) && keepAlive["SuccessfulExit"] === true;
 }
 
@@ -1256,7 +1256,7 @@ function removalEdit(dict: PlistNode, key: string, text: string): TextEdit {
 // ──────────────────────────────────────────────────────────────────────────── who can change what ──
 
 /** Who may be able to change a path. `place`: something is to be made there; `run`: what is there is to be run or read. */
-export interface Trust {
+interface Trust {
   readonly uids: readonly number[];
   readonly admins: "may" | "may not";
   readonly purpose: "place" | "run";
@@ -1270,7 +1270,7 @@ export function trustOf(uid: number, purpose: Trust["purpose"]): Trust {
 }
 
 /** What is wrong with a path, and what is only a warning. */
-export interface PathVerdict {
+interface PathVerdict {
   readonly why: string | undefined;
   readonly hint: string | undefined;
   readonly warnings: readonly string[];
@@ -1314,24 +1314,24 @@ function isUnder(path: string, folder: string): boolean {
 }
 
 /** Who must change this plist: root for a daemon and for a file of root's, else its owner. */
-export function changerOf(place: Pick<JobPlace, "kind">, look: { readonly uid: number }): number {
+function changerOf(place: Pick<JobPlace, "kind">, look: { readonly uid: number }): number {
   return place.kind === "daemon" ? 0 : look.uid;
 }
 
 // ──────────────────────────────────────────────────────────────────────── the plan and the check ──
 
 /** A command with its arguments; the first is an absolute path. */
-export type Argv = readonly [string, ...string[]];
+type Argv = readonly [string, ...string[]];
 
 /** What `launchctl print` must say at the end. */
-export interface Expected {
+interface Expected {
   readonly args: readonly string[];
   readonly exitTimeoutS: number;
   readonly isRunning: boolean;
 }
 
 /** A step of a plan: plain data. `what` is what is printed, in a dry run and before it is done. */
-export type InstallStep =
+type InstallStep =
   & { readonly what: string; readonly because: string; readonly outcome?: string }
   & (
     | { readonly kind: "folder"; readonly path: string }
@@ -1347,7 +1347,7 @@ export type InstallStep =
   );
 
 /** What is to be reached: the text of the file, the guard in its place, and whether launchd is to know. */
-export interface Target {
+interface Target {
   readonly role: "install" | "uninstall";
   readonly facts: JobFacts;
   readonly rewritten: Rewritten;
@@ -1374,14 +1374,14 @@ export interface Target {
 }
 
 /** Who carries the plan out, and where the tools are. */
-export interface Actor {
+interface Actor {
   readonly uid: number;
   readonly boot: string;
   tool(name: Tool): string;
 }
 
 /** A command as this user: as ourselves, or as one child of root that is he. */
-export function asUser(actor: Pick<Actor, "uid" | "tool">, uid: number, argv: Argv): Argv | undefined {
+function asUser(actor: Pick<Actor, "uid" | "tool">, uid: number, argv: Argv): Argv | undefined {
   if (uid === actor.uid) return argv;
   return actor.uid === 0 ? [actor.tool("sudo"), "-n", "-H", "-u", `#${uid}`, ...argv] : undefined;
 }
@@ -1391,7 +1391,7 @@ function runStep<K extends "run" | "logs" | "bootout" | "handshake">(kind: K, ar
 }
 
 /** The whole plan of an install or uninstall; empty where all is as wanted. */
-export function planSteps(target: Target, actor: Actor): InstallStep[] {
+function planSteps(target: Target, actor: Actor): InstallStep[] {
   const { facts, rewritten, role } = target;
   const { target: plist } = facts.place;
   const backup = plist + BACKUP_SUFFIX;
@@ -1468,7 +1468,7 @@ function guardSteps({ guard, facts, sign, verifies }: Target, actor: Actor): Ins
     kind: "folder",
     path,
     what: `make ${path}`,
-    because: "the guard's folder",
+    because: "the folder of lima-guard",
   }));
   if (guard.bytes) {
     const size = `${(guard.bytes.length / 1e6).toFixed(1)} MB`;
@@ -1545,12 +1545,12 @@ function bootstrapSteps({ place, domain }: JobFacts, job: LaunchdJob, isRunning:
 }
 
 /** Loaded with these arguments, and not about to be gone. */
-export function isLoadedAs(loaded: Loaded, args: readonly string[] | undefined): boolean {
+function isLoadedAs(loaded: Loaded, args: readonly string[] | undefined): boolean {
   return loaded.kind === "loaded" && !loaded.isEnding && isEqual(loaded.args, args);
 }
 
 /** Whether a plan that was made for what launchd had then is still one for what it has now. */
-export function isUnchanged(then: Loaded, now: Loaded): boolean {
+function isUnchanged(then: Loaded, now: Loaded): boolean {
   if (then.kind !== "loaded") return then.kind === now.kind;
   if (now.kind !== "loaded") return then.isEnding && now.kind === "absent";
   // Another process of the same job is stopped like the first one.
@@ -1559,7 +1559,7 @@ export function isUnchanged(then: Loaded, now: Loaded): boolean {
 }
 
 /** The steps of launchd in a rollback: first what unloads a job that is not the old one, then, after the files, the old one. */
-export function planRollback(
+function planRollback(
   target: Target,
   now: Loaded,
   hasBootedOut: boolean,
@@ -1592,7 +1592,7 @@ export function planRollback(
 }
 
 /** What install wants of this job, with these options and what is remembered; refused where it contradicts the plist. */
-export function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Wanted {
+function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Wanted {
   const { job, limaHome, place, memory, user } = facts;
   const there = job.environment["LIMA_HOME"];
   if (options.limaHome !== undefined && there !== undefined && there !== options.limaHome) {
@@ -1623,7 +1623,7 @@ export function wantedOf(facts: JobFacts, guard: string, options: InstallOptions
 }
 
 /** What of the world keeps the job from starting the instance: install refuses it, `--check` names it. */
-export interface WorldFacts {
+interface WorldFacts {
   /** The program of the command is there and can be run; else where another one is. */
   readonly tool: "there" | "gone" | "hidden";
   readonly otherTool: string | undefined;
@@ -1631,7 +1631,7 @@ export interface WorldFacts {
 }
 
 /** What is wrong with a job in the world, for every user who looks. */
-export function judgeWorld(facts: JobFacts, world: WorldFacts): { troubles: string[]; unknown: string[] } {
+function judgeWorld(facts: JobFacts, world: WorldFacts): { troubles: string[]; unknown: string[] } {
   const { job, place, limaHome, instance } = facts;
   const troubles: string[] = [];
   const unknown: string[] = [];
@@ -1648,13 +1648,13 @@ export function judgeWorld(facts: JobFacts, world: WorldFacts): { troubles: stri
 }
 
 /** What asking the guard has brought. */
-export type GuardAnswer =
+type GuardAnswer =
   | { readonly kind: "version"; readonly version: string; readonly running: string | undefined }
   | { readonly kind: "proven by its job" | "not asked" }
   | { readonly kind: "trouble"; readonly why: string };
 
 /** A job as `--check` judges it: what is wrong, what could not be found out, and what is only a note. */
-export function judgeCheck(
+function judgeCheck(
   facts: JobFacts,
   guard: GuardAnswer | undefined,
   world: WorldFacts,
@@ -1759,7 +1759,7 @@ interface GuardReport {
 }
 
 /** What became of one job: the document that `--json` prints, field by field. */
-export interface JobReport {
+interface JobReport {
   readonly name: string;
   readonly state:
     | "guarded"
@@ -1787,7 +1787,7 @@ export interface JobReport {
   readonly diff: string;
 }
 
-export function jobReport(
+function jobReport(
   name: string,
   state: JobReport["state"],
   status: number,
@@ -1799,7 +1799,7 @@ export function jobReport(
 }
 
 /** A refusal as report. An error that is none is reported for this job; the other jobs are served all the same. */
-export function refusedReport(name: string, error: unknown): JobReport {
+function refusedReport(name: string, error: unknown): JobReport {
   if (!(error instanceof Refusal)) {
     const because = `internal error: please report it: ${error instanceof Error ? error.stack : error}`;
     return jobReport(name, "unknown", EXIT.failed, "unknown", { blockers: [{ what: name, because }] });
@@ -1811,7 +1811,7 @@ export function refusedReport(name: string, error: unknown): JobReport {
 }
 
 /** The results for people. */
-export function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
+function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
   return reports.map((r) =>
     [
       `${r.name}: ${r.summary}\n`,
@@ -1824,7 +1824,7 @@ export function formatJobs(reports: readonly JobReport[], isDry: boolean): strin
 }
 
 /** The one document of a run. `blockers` holds what is wrong with the run itself: its arguments, its folders. */
-export function jobsToJson(role: string, reports: readonly JobReport[], blockers: JobReport["blockers"] = []): string {
+function jobsToJson(role: string, reports: readonly JobReport[], blockers: JobReport["blockers"] = []): string {
   const instances = reports.map(({ summary: _, diff: __, ...fields }) => fields);
   const changed = reports.some((r) => r.changed);
   return `${
@@ -1833,18 +1833,18 @@ export function jobsToJson(role: string, reports: readonly JobReport[], blockers
 }
 
 /** A step in words: what a dry run shows, and what is said before it is done. */
-export function stepInWords({ what, because, outcome }: Pick<InstallStep, "what" | "because" | "outcome">): string {
+function stepInWords({ what, because, outcome }: Pick<InstallStep, "what" | "because" | "outcome">): string {
   return `${what}  (${because})${outcome === undefined ? "" : `: ${outcome}`}`;
 }
 
 /** 1, 77, 66, 75, 0: the worst status of several jobs. */
-export function worstOf(statuses: readonly number[]): number {
+function worstOf(statuses: readonly number[]): number {
   const order = [EXIT.failed, EXIT.denied, EXIT.noInstance, EXIT.tryAgain, EXIT.done];
   return order.find((status) => statuses.includes(status)) ?? EXIT.done;
 }
 
 /** Our own command line for these jobs, as it is typed or handed over. Paths are absolute already. */
-export function commandWords(options: InstallOptions, names: readonly string[], program: readonly string[]): string[] {
+function commandWords(options: InstallOptions, names: readonly string[], program: readonly string[]): string[] {
   const words = INSTALL_OPTIONS.flatMap((o) => {
     const value = options[o.key as keyof InstallOptions];
     if (o.key === "role" || value === undefined || value === false) return [];
@@ -1906,7 +1906,7 @@ export interface InstallHost {
   isReadOnly(path: string): boolean;
   /** Makes a file that must not be there yet: mode and group come with the descriptor; on the disk when this returns. */
   create(path: string, bytes: Uint8Array, mode: number, gid: number): void;
-  /** Adds to a regular file of ours, which is made where it is missing; never through a link. */
+  /** Adds to a regular file of this user, which is made where it is missing; never through a link. */
   append(path: string, text: string): void;
   rename(from: string, to: string): void;
   link(from: string, to: string): void;
@@ -1934,7 +1934,7 @@ export interface InstallHost {
 }
 
 /** What one run looks at once: the host, its options, and what has been placed already. */
-export interface InstallRun {
+interface InstallRun {
   readonly host: InstallHost;
   readonly options: InstallOptions;
   readonly actor: Actor;
@@ -2014,7 +2014,7 @@ function instanceIn(run: InstallRun, file: string, parse: PlistReader): string |
   const named = own && basename(file).slice(own.length, -".plist".length);
   const target = host.real(file) ?? file;
   // Root opens nothing that another user could have changed.
-  if (host.uid === 0 && checkPathOwners(wayTo(host, target).way, ONLY_ROOT).why !== undefined) return named;
+  if (host.uid === 0 && checkPathOwners(pathComponents(host, target).way, ONLY_ROOT).why !== undefined) return named;
   const bytes = host.read(target, PLIST_LIMIT_BYTES + 1);
   if (!bytes) return named;
   const text = new TextDecoder().decode(bytes);
@@ -2049,7 +2049,7 @@ function jobPlaceOf(run: InstallRun, name: string, named: string): JobPlace {
 }
 
 /** Every file, folder and link on the way to a path, as far as it can be seen. */
-export function wayTo(host: Pick<InstallHost, "stat" | "linkTarget">, path: string) {
+export function pathComponents(host: Pick<InstallHost, "stat" | "linkTarget">, path: string) {
   const way: FileLook[] = [];
   let todo = path.split("/").filter((part) => part !== "");
   let at = "/";
@@ -2084,7 +2084,7 @@ export function wayTo(host: Pick<InstallHost, "stat" | "linkTarget">, path: stri
 /** Judges the whole way to a path: owners, modes, access control lists, and its volume. */
 async function judgePath(run: InstallRun, path: string, trust: Trust, name = "root"): Promise<PathVerdict> {
   const { host } = run;
-  const { way, look } = wayTo(host, path);
+  const { way, look } = pathComponents(host, path);
   const verdict = checkPathOwners(way, trust);
   if (verdict.why !== undefined) return verdict;
   const hint = `ls -led ${quote(path)}`;
@@ -2132,7 +2132,7 @@ async function jobUser(run: InstallRun, place: JobPlace, look: FileLook, job: La
     throw new Refusal(`Cannot wrap ${place.file}: it would run as root (no UserName), and Lima refuses that`, hint);
   }
   if (place.kind === "agent" && look.uid === 0) {
-    const why = "it belongs to root, and launchd loads an agent of its own user only";
+    const why = "it belongs to root, and launchd loads a login agent of its own user only";
     throw new Refusal(`Cannot wrap ${place.file}: ${why}`, `sudo chown USER ${quote(place.file)}`);
   }
   if (host.os === "darwin") return await userOf(run, who ?? "");
@@ -2258,7 +2258,7 @@ function limaHomeOf(host: InstallHost, job: LaunchdJob, user: User, name: string
 }
 
 /** Colima's own order (`config/files.go`). What depends on a folder that cannot be seen is not written down. */
-export function colimaHome(
+function colimaHome(
   host: Pick<InstallHost, "stat">,
   job: Pick<LaunchdJob, "environment">,
   user: Pick<User, "home">,
@@ -2289,10 +2289,10 @@ function isOtherVolume(host: InstallHost, dir: string): boolean {
 }
 
 function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFacts["instance"] {
-  const { look } = wayTo(host, join(dir, "lima.yaml"));
+  const { look } = pathComponents(host, join(dir, "lima.yaml"));
   if (look === "denied") return "hidden";
   if (look !== "absent") return "there";
-  const home = wayTo(host, limaHome).look;
+  const home = pathComponents(host, limaHome).look;
   return isThere(home) ? "gone" : "volume missing";
 }
 
@@ -2371,17 +2371,17 @@ async function lookAtWorld(run: InstallRun, { job, user }: JobFacts): Promise<Wo
   const { host } = run;
   if (host.os !== "darwin") return { tool: "there", otherTool: undefined, eventProgram: undefined };
   const program = job.command[0] ?? "";
-  const { look } = wayTo(host, program);
+  const { look } = pathComponents(host, program);
   const isProgramThere = isThere(look) && look.kind === "file" && (look.mode & 0o111) !== 0;
   const tool = look === "denied" ? "hidden" : isProgramThere || !program.startsWith("/") ? "there" : "gone";
   const others = host.folders.programs.map((folder) => join(folder, basename(program)));
   const at = job.guardOptions.indexOf("--on-event");
   const event = run.options.onEvent ?? (at < 0 ? undefined : job.guardOptions[at + 1]);
   const missing = { why: `${event} is not there`, hint: undefined, warnings: [] };
-  const isEventThere = event !== undefined && isThere(wayTo(host, event).look);
+  const isEventThere = event !== undefined && isThere(pathComponents(host, event).look);
   return {
     tool,
-    otherTool: tool === "gone" ? others.find((path) => isThere(wayTo(host, path).look)) : undefined,
+    otherTool: tool === "gone" ? others.find((path) => isThere(pathComponents(host, path).look)) : undefined,
     eventProgram: event === undefined
       ? undefined
       : isEventThere
@@ -2405,7 +2405,7 @@ async function lookAtGuard(
   const inPlace = source && bytesOf(run, host.real(path));
   const isSame = !source || (source.bytes !== undefined && inPlace !== undefined && isSameBytes(inPlace, source.bytes));
   const trust = isSame ? trustOf(facts.user.uid, "run") : trustOf(changer, "place");
-  const { way, missing } = wayTo(host, isSame ? path : dirname(path));
+  const { way, missing } = pathComponents(host, isSame ? path : dirname(path));
   const verdict = await judgePath(run, isSame ? path : dirname(path), trust, facts.user.name);
   if (verdict.why !== undefined) throw new Refusal(`Cannot let the job run ${path}: ${verdict.why}`, verdict.hint);
   const warnings = verdict.warnings.map((w) => `${w}: only trust it as far as you trust them`);
@@ -2416,7 +2416,7 @@ async function lookAtGuard(
   if (previous !== undefined && compareVersions(VERSION, previous) < 0 && !options.downgrade) {
     throw new Refusal(`Cannot replace ${path}: it is version ${previous}, this is ${VERSION}`, "--downgrade");
   }
-  if (!source.bytes) warnings.push(`the guard would be compiled now: ${source.from}`);
+  if (!source.bytes) warnings.push(`lima-guard would be compiled now: ${source.from}`);
   const isSigned = !source.bytes || await hasSignature(run, source.from);
   const sign = isSigned || host.arch !== "aarch64" || host.os !== "darwin" ? undefined : "-";
   return {
@@ -2436,12 +2436,12 @@ async function lookAtGuard(
 function refuseOccupied(host: InstallHost, path: string, way: readonly FileLook[], changer: number): void {
   const deepest = way.findLast((look) => look.kind === "directory");
   if (deepest && deepest.uid !== changer) {
-    const why = `Cannot put the guard into ${dirname(path)}: ${deepest.path} belongs to user ${deepest.uid}`;
+    const why = `Cannot put lima-guard into ${dirname(path)}: ${deepest.path} belongs to user ${deepest.uid}`;
     throw new Refusal(why, "--guard-dir ~/.local/libexec", EXIT.denied);
   }
   const there = host.stat(path);
   if (isThere(there) && there.kind !== "file") {
-    throw new Refusal(`Cannot put the guard at ${path}: there is a ${there.kind}`, `ls -ld ${quote(path)}`);
+    throw new Refusal(`Cannot put lima-guard at ${path}: there is a ${there.kind}`, `ls -ld ${quote(path)}`);
   }
 }
 
@@ -2493,7 +2493,7 @@ async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: st
     if (verdict.why === undefined) return { path: join(folder, GUARD_NAME), isPlaced: true };
     first ??= verdict;
   }
-  throw new Refusal(`Cannot put the guard into ${host.folders.guards.join(" or ")}: ${first?.why}`, "--guard-dir DIR");
+  throw new Refusal(`Cannot put lima-guard into ${host.folders.guards.join(" or ")}: ${first?.why}`, "--guard-dir DIR");
 }
 
 /** The version of what is in place, if it is judged to be safe to run, asked as the job's user. */
@@ -2525,21 +2525,24 @@ async function refuseScript(run: InstallRun, path: string): Promise<void> {
   const real = host.real(path);
   const bytes = bytesOf(run, real);
   if (!bytes || real === undefined) {
-    throw new Refusal(`Cannot use ${path} as guard: there is no such file that can be read`, "--guard PATH");
+    throw new Refusal(`Cannot use ${path} as lima-guard: there is no such file that can be read`, "--guard PATH");
   }
   const look = host.stat(real);
   if (!isThere(look) || (look.mode & 0o111) === 0) {
-    throw new Refusal(`Cannot use ${path} as guard: it is not executable`, `chmod 0755 ${quote(path)}`);
+    throw new Refusal(`Cannot use ${path} as lima-guard: it is not executable`, `chmod 0755 ${quote(path)}`);
   }
   if (!isProgram(host, bytes)) {
     const why = "it is no compiled program, and a job at boot cannot wait for Deno's cache or the network";
-    throw new Refusal(`Cannot use ${path} as guard: ${why}`, "deno task compile; --guard dist/lima-guard-…");
+    throw new Refusal(`Cannot use ${path} as lima-guard: ${why}`, "deno task compile; --guard dist/lima-guard-…");
   }
   if (host.os !== "darwin") return;
   const argv: Argv = [host.tool("xattr"), "-p", "com.apple.quarantine", real];
   const quarantine = await host.run(argv, { limitMs: host.limits.commandMs });
   if (quarantine.code === 0 && !quarantine.late) {
-    throw new Refusal(`Cannot use ${path} as guard: it is quarantined`, `xattr -d com.apple.quarantine ${quote(real)}`);
+    throw new Refusal(
+      `Cannot use ${path} as lima-guard: it is quarantined`,
+      `xattr -d com.apple.quarantine ${quote(real)}`,
+    );
   }
 }
 
@@ -2564,17 +2567,17 @@ async function guardSource(
   const hint =
     `where https://dl.deno.land can be reached: deno task compile; then copy dist/lima-guard-${target} here ` +
     `and run it: lima-guard --install …`;
-  if (folder === undefined || host.uid === 0) throw new Refusal("Cannot find a compiled guard", hint);
+  if (folder === undefined || host.uid === 0) throw new Refusal("Cannot find a compiled lima-guard", hint);
   const from = join(folder, "dist", `lima-guard-${target}`);
   if (options.dryRun || options.print) return { from, bytes: undefined };
-  say(run, "compiles the guard: this downloads Deno's runtime the first time");
-  const progress = host.progress("compiles the guard");
+  say(run, "compiles lima-guard: this downloads Deno's runtime the first time");
+  const progress = host.progress("compiles lima-guard");
   const compiled = await host.compile(folder);
   progress.finish();
-  if (typeof compiled !== "string") throw new Refusal(`Cannot compile the guard here: ${inWords(compiled)}`, hint);
+  if (typeof compiled !== "string") throw new Refusal(`Cannot compile lima-guard here: ${inWords(compiled)}`, hint);
   const bytes = sourceBytes(run, compiled);
   if (bytes) return { from: compiled, bytes };
-  throw new Refusal("Cannot compile the guard here: what came out is no program", hint);
+  throw new Refusal("Cannot compile lima-guard here: what came out is no program", hint);
 }
 
 /** The bytes of a source, once for many jobs. It is judged as strictly as the place: for root also by who called sudo. */
@@ -2594,7 +2597,7 @@ function refuseSource(run: InstallRun, from: string): void {
   if (host.os !== "darwin") return;
   const caller = host.uid === 0 ? Number(host.env("SUDO_UID") ?? 0) : host.uid;
   const trust: Trust = { uids: [0, caller], admins: "may not", purpose: "place" };
-  const verdict = checkPathOwners(wayTo(host, from).way, trust);
+  const verdict = checkPathOwners(pathComponents(host, from).way, trust);
   if (verdict.why === undefined) return;
   throw new Refusal(`Cannot copy ${from}: ${verdict.why}`, verdict.hint ?? "copy it into your home folder, mode 0700");
 }
@@ -2831,7 +2834,7 @@ function removeFile(a: Acting, path: string): string | void {
 /** The previous guard is kept beside the new one, and comes back with a rollback. */
 async function placeGuard(a: Acting, { path, bytes, sign }: InstallStep & { kind: "place" }): Promise<void> {
   const { host } = a.run;
-  const { way } = wayTo(host, dirname(path));
+  const { way } = pathComponents(host, dirname(path));
   const changer = changerOf(a.target.facts.place, a.target.facts.look);
   const verdict = checkPathOwners(way, trustOf(changer, "place"));
   if (verdict.why !== undefined) throw new StepFailure(verdict.why);
@@ -2876,7 +2879,7 @@ async function handshake(a: Acting, argv: Argv): Promise<string> {
   const verdict = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
   if (verdict.why !== undefined) throw new StepFailure(verdict.why);
   const { limits } = run.host;
-  const progress = run.host.progress("asks the guard for its version: macOS scans a new program the first time");
+  const progress = run.host.progress("asks lima-guard for its version: macOS scans a new program the first time");
   const answer = await run.host.run(argv, { limitMs: limits.handshakeMs, words: argv.map(quote).join(" ") });
   progress.finish();
   const version = readVersion(answer);
@@ -2884,7 +2887,7 @@ async function handshake(a: Acting, argv: Argv): Promise<string> {
     const said = answer.stdout.trim().slice(0, 80) || inWords(answer);
     throw new StepFailure(`it did not say its version to ${user.name}: ${said}`);
   }
-  if (version !== VERSION) a.notes.push(`the guard is version ${version}, this is ${VERSION}`);
+  if (version !== VERSION) a.notes.push(`lima-guard is version ${version}, this is ${VERSION}`);
   a.version = version;
   return `lima-guard ${version}`;
 }
@@ -3177,7 +3180,8 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
 function stopWith(run: InstallRun, { job, loaded }: JobFacts, path: string | undefined): string | undefined {
   if (path !== undefined) return path;
   const old = job.guard ?? (loaded.kind === "loaded" ? loaded.args[0] : undefined);
-  const isGuardThere = old !== undefined && /^lima-guard/.test(basename(old)) && isThere(wayTo(run.host, old).look);
+  const isGuardThere = old !== undefined && /^lima-guard/.test(basename(old)) &&
+    isThere(pathComponents(run.host, old).look);
   return isGuardThere ? old : undefined;
 }
 
@@ -3423,7 +3427,7 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
 async function askGuard(run: InstallRun, facts: JobFacts, path: string): Promise<GuardAnswer> {
   const { host } = run;
   const { user, loaded, job } = facts;
-  const { look } = wayTo(host, path);
+  const { look } = pathComponents(host, path);
   if (look === "absent") return { kind: "trouble", why: `${path} is not there` };
   const verdict = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
   if (verdict.why !== undefined) return { kind: "trouble", why: verdict.why };
@@ -3743,10 +3747,10 @@ async function runCommand(run: InstallRun): Promise<number> {
   }
   reports.sort((a, b) => names.indexOf(a.name) - names.indexOf(b.name));
   if (options.print && !options.json) host.stdout(reports.map((r) => r.status === EXIT.done ? r.diff : "").join(""));
-  const told = options.print ? reports.filter((r) => r.status !== EXIT.done) : reports;
+  const shown = options.print ? reports.filter((r) => r.status !== EXIT.done) : reports;
   if (options.json) host.stdout(jobsToJson(options.role, reports));
-  else if (options.print) host.stderr(formatJobs(told, false));
-  else host.stdout(formatJobs(told, options.dryRun));
+  else if (options.print) host.stderr(formatJobs(shown, false));
+  else host.stdout(formatJobs(shown, options.dryRun));
   return worstOf([...reports.map((r) => r.status), ...passed === undefined ? [] : [Number(passed)]]);
 }
 

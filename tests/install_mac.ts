@@ -247,7 +247,7 @@ export class FakeMac implements AsyncDisposable {
     return this.#lines("effects");
   }
 
-  /** Who has run a guard. */
+  /** Who has run lima-guard. */
   guardUids(): number[] {
     return [...new Set(this.#lines("guard_uids").map(Number))].sort();
   }

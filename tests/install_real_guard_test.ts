@@ -58,7 +58,7 @@ macTest("a running instance goes under the real lima-guard and back, and its gue
     assert.equal(run.status, 0, run.stdout + run.stderr);
     return run;
   };
-  // Whoever ends the job, the guest's disk is clean by then.
+  // Before a job is booted out its guest has left its disk clean.
   launchd.onBootout = () => disks.push(instance.guestDisk());
   await act("--yes");
   await isRunning(2);

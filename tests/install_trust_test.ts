@@ -4,7 +4,7 @@
  */
 
 import assert from "node:assert/strict";
-import { checkPathOwners, type FileLook, ONLY_ROOT, trustOf, wayTo } from "../install.ts";
+import { checkPathOwners, type FileLook, ONLY_ROOT, pathComponents, trustOf } from "../install.ts";
 import { VERSION } from "../lima_guard.ts";
 import {
   ADA,
@@ -42,7 +42,7 @@ const ROWS: [what: string, way: FileLook[], run: boolean, place: boolean][] = [
   ["the user's own folder", [look("/"), look("/opt", { uid: 501 }), guard()], true, false],
   ["another user's guard", [look("/"), guard({ uid: 502 })], false, false],
   ["another user's folder", [look("/Users/eve", { uid: 502 }), guard()], false, false],
-  ["a guard that all can write", [guard({ mode: 0o757 })], false, false],
+  ["a program that all can write", [guard({ mode: 0o757 })], false, false],
   ["a folder that all can write", [look("/opt", { mode: 0o777 }), guard()], false, false],
   ["a sticky folder that all can write", [look("/tmp", { mode: 0o1777 }), guard()], true, false],
   ["another user's file in a sticky folder", [look("/tmp", { mode: 0o1777 }), guard({ uid: 502 })], false, false],
@@ -50,7 +50,7 @@ const ROWS: [what: string, way: FileLook[], run: boolean, place: boolean][] = [
   ["a folder of group admin", [look("/opt/homebrew", { gid: 80, mode: 0o775 }), guard()], true, false],
   ["a folder of group wheel", [look("/opt", { gid: 0, mode: 0o775 }), guard()], true, false],
   ["a folder of group staff", [look("/opt", { gid: 20, mode: 0o775 }), guard()], false, false],
-  ["a guard of group staff", [guard({ gid: 20, mode: 0o775 })], false, false],
+  ["a program of group staff", [guard({ gid: 20, mode: 0o775 })], false, false],
   ["a group that can only read", [look("/opt", { gid: 20, mode: 0o755 }), guard({ gid: 20 })], true, true],
   ["a link of root's", [look("/opt", { kind: "link", mode: 0o777 }), guard()], true, true],
   ["another user's link", [look("/opt", { kind: "link", uid: 502, mode: 0o777 }), guard()], false, false],
@@ -63,7 +63,7 @@ for (const [what, way, run, place] of ROWS) {
   });
 }
 
-Deno.test("wayTo() sees every link, every folder on the way to where it leads, and what is missing", () => {
+Deno.test("pathComponents() sees every link, every folder on the way to where it leads, and what is missing", () => {
   const files: Record<string, string> = {
     "/": "",
     "/a": "",
@@ -80,8 +80,16 @@ Deno.test("wayTo() sees every link, every folder on the way to where it leads, a
     },
     linkTarget: (path: string) => files[path]!.slice(1),
   };
-  assert.deepEqual(wayTo(host, "/a/./x").way.map((l) => l.path), ["/", "/a", "/a/x", "/", "/b", "/real", "/real/x"]);
-  assert.deepEqual(wayTo(host, "/a/no/such").missing, ["/a/no", "/a/no/such"]);
+  assert.deepEqual(pathComponents(host, "/a/./x").way.map((l) => l.path), [
+    "/",
+    "/a",
+    "/a/x",
+    "/",
+    "/b",
+    "/real",
+    "/real/x",
+  ]);
+  assert.deepEqual(pathComponents(host, "/a/no/such").missing, ["/a/no", "/a/no/such"]);
 });
 
 // ── --check runs nothing that it distrusts, and nothing as the wrong user ──
