@@ -40,12 +40,14 @@ import {
   colimaInstance,
   DEFAULT_BUDGET_S,
   EXIT,
+  type Host,
   JOURNAL_FILE,
   LAUNCHD_DEFAULT_S,
   nameTrouble,
   quote,
   readJournal,
   readPrint,
+  realHost,
   VERSION,
 } from "./lima_guard.ts";
 
@@ -139,37 +141,25 @@ type Tool = keyof typeof TOOL_PATHS;
 const OWN_PATH = "/usr/bin:/bin:/usr/sbin:/sbin";
 
 /** How long things may take, in milliseconds. launchctl can block while launchd is busy; tests shorten all of them. */
-interface InstallLimits {
-  readonly commandMs: number;
-  /** macOS scans a new program of 90 MB at its first start. */
-  readonly handshakeMs: number;
-  /** The guard's stop: its time limit, a lock that it waits for, its clean-up. */
-  readonly stopMs: number;
-  /** Until launchd has noticed that a process has ended. */
-  readonly reapMs: number;
-  /** From bootout until the job is gone, beyond the exit timeout in force. */
-  readonly goneMs: number;
-  /** A second of the exit timeout. */
-  readonly secondMs: number;
-  /** bootstrap is tried again so long while launchd says that the old job is still there. */
-  readonly bootstrapMs: number;
-  readonly runningMs: number;
-  readonly pollMs: number;
-  readonly compileMs: number;
-}
-
-export const INSTALL_LIMITS: InstallLimits = {
+export const INSTALL_LIMITS = {
   commandMs: 10_000,
+  /** macOS scans a new program of 90 MB at its first start. */
   handshakeMs: 60_000,
+  /** The guard's stop: its time limit, a lock that it waits for, its clean-up. */
   stopMs: 180_000,
+  /** Until launchd has noticed that a process has ended. */
   reapMs: 5_000,
+  /** From bootout until the job is gone, beyond the exit timeout in force. */
   goneMs: 15_000,
+  /** A second of the exit timeout. */
   secondMs: 1000,
+  /** bootstrap is tried again so long while launchd says that the old job is still there. */
   bootstrapMs: 30_000,
   runningMs: 15_000,
   pollMs: 250,
   compileMs: 600_000,
 };
+type InstallLimits = Readonly<typeof INSTALL_LIMITS>;
 
 /** A refusal: the reason, what to do about it, and the exit status. Nothing has been touched when it is thrown. */
 export class Refusal extends Error {
@@ -3198,7 +3188,6 @@ function installNotes(
   const start = commandFor(run, facts, { start: true, noReload: false });
   const short = (wanted.exitTimeoutS ?? EXIT_TIMEOUT_S) < EXIT_TIMEOUT_S;
   const table: [boolean, string][] = [
-    [facts.job.guard !== wanted.guard, ""],
     [options.keepAlive && facts.job.keepAlive !== undefined, "KeepAlive is there already, and stays as it is"],
     [
       restartsOnSuccess(facts.job.keepAlive),
@@ -3223,7 +3212,7 @@ function installNotes(
     ...facts.job.remarks,
     ...guard?.warnings ?? [],
     ...consent,
-    ...table.filter(([holds, words]) => holds && words !== "").map(([, words]) => words),
+    ...table.filter(([holds]) => holds).map(([, words]) => words),
   ];
 }
 
@@ -3773,11 +3762,11 @@ async function passOn(
 
 /** The machine itself. dax asks and shows progress; Deno's own commands can end a whole process group, dax's cannot. */
 export function realInstallHost(settings: { readonly canAsk: boolean; readonly isVerbose: boolean }): InstallHost {
-  const os = Deno.build.os === "darwin" ? "darwin" : "linux";
+  const machine = realHost();
+  const { os, uid } = machine;
   const before = Deno.env.toObject();
   const cwd = Deno.cwd();
   const here = import.meta.dirname;
-  const uid = Deno.uid() ?? -1;
   const host: InstallHost = {
     os,
     arch: Deno.build.arch,
@@ -3797,9 +3786,9 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
     boot: () => bootIdentity(host),
     tool: (name) => TOOL_PATHS[name],
     env: (name) => before[name],
-    clockMs: () => performance.now(),
+    clockMs: machine.clockMs,
     now: () => new Date(),
-    pause: (ms) => new Promise((resolve) => setTimeout(resolve, Math.max(0, ms))),
+    pause: machine.pause,
     settle: () => settle(before),
     absolute: (path) =>
       path.startsWith("/")
@@ -3807,16 +3796,16 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
         : path.startsWith("~/")
         ? join(before["HOME"] ?? "/", path.slice(2))
         : join(cwd, path),
-    ...realFiles(),
+    ...realFiles(machine),
     lock: () => lockFile(join(host.folders.own, uid === 0 ? "lima-guard-install.lock" : ".lima-guard-install.lock")),
     random: () => crypto.getRandomValues(new Uint8Array(4)).toHex(),
-    alive: (pid) => isProcessThere(pid),
+    alive: (pid) => machine.alive(pid) !== "no",
     run: (argv, options) => {
       const words = options.words ?? (settings.isVerbose ? argv.map(quote).join(" ") : undefined);
       if (words !== undefined) host.stderr(`$ ${words}\n`);
-      return runToLimit(argv, options.limitMs);
+      return runToLimit(machine, argv, options.limitMs);
     },
-    handOver: runWithTerminal,
+    handOver: (argv, passesOn) => runWithTerminal(machine, argv, passesOn),
     confirm: async (question) => (await import("npm:dax@0.49.0")).$.confirm(question, { default: false }),
     progress: (text) => {
       if (!settings.canAsk) return { finish: () => {} };
@@ -3831,8 +3820,8 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
     plistReader: async () => (await import("npm:plist@5.0.0")).parse as PlistReader,
     unifiedDiff: async (path, a, b) =>
       (await import("npm:diff@9.0.0")).createTwoFilesPatch(path, path, a, b).replace(/^=+\n/, ""),
-    stdout: (text) => writeAllTo(Deno.stdout, text),
-    stderr: (text) => writeAllTo(Deno.stderr, text),
+    stdout: machine.stdout,
+    stderr: machine.stderr,
   };
   return host;
 }
@@ -3859,47 +3848,16 @@ async function bootIdentity(host: InstallHost): Promise<string> {
   return answer.code === 0 && !answer.late ? answer.stdout.trim() : "unknown";
 }
 
-/** Started in a process group of its own: at the limit all of it is killed. */
-async function runToLimit(argv: Argv, limitMs: number): Promise<Answer> {
-  const [program, ...args] = argv;
-  const failed = (stderr: string) => ({ argv, code: 127, stdout: "", stderr, late: false });
-  let child: Deno.ChildProcess;
-  try {
-    child = new Deno.Command(program, {
-      args,
-      cwd: "/",
-      stdin: "null",
-      stdout: "piped",
-      stderr: "piped",
-      detached: true,
-    }).spawn();
-  } catch (error) {
-    if (!(error instanceof Error)) throw error;
-    return failed(error.message);
-  }
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<undefined>((resolve) => timer = setTimeout(() => resolve(undefined), limitMs));
-  const output = child.output();
-  const ended = await Promise.race([output, late]);
-  clearTimeout(timer);
-  const text = new TextDecoder();
-  if (ended) {
-    const code = ended.signal === null ? ended.code : -1;
-    return { argv, code, stdout: text.decode(ended.stdout), stderr: text.decode(ended.stderr), late: false };
-  }
-  try {
-    Deno.kill(-child.pid, "SIGKILL");
-  } catch (error) {
-    // Root's processes cannot be killed by us; what they did is looked at all the same.
-    if (!(error instanceof Error)) throw error;
-  }
-  output.catch(() => {});
-  child.unref();
-  return { argv, code: -1, stdout: "", stderr: "", late: true };
+/** Started in a process group of its own: at the limit all of it is killed. A signal shows as -1, no program as 127. */
+async function runToLimit(machine: Host, argv: Argv, limitMs: number): Promise<Answer> {
+  const ran = await machine.run({ argv }, limitMs);
+  if (ran.ok) return { argv, ...ran.ok, code: ran.ok.signal === undefined ? ran.ok.code : -1, late: false };
+  const late = ran.trouble === "limit";
+  return { argv, code: late ? -1 : 127, stdout: "", stderr: late ? "" : ran.why, late };
 }
 
 /** With the terminal, for a password and a question; stdout is read, and passed on as it comes. */
-async function runWithTerminal([program, ...args]: Argv, passesOn: boolean): Promise<{ code: number; stdout: string }> {
+async function runWithTerminal(machine: Host, [program, ...args]: Argv, passesOn: boolean) {
   const child = new Deno.Command(program, { args, stdin: "inherit", stdout: "piped", stderr: "inherit" }).spawn();
   const silent = () => {};
   for (const signal of SIGNALS) Deno.addSignalListener(signal, silent);
@@ -3908,49 +3866,21 @@ async function runWithTerminal([program, ...args]: Argv, passesOn: boolean): Pro
   for await (const bytes of child.stdout) {
     const text = decoder.decode(bytes, { stream: true });
     stdout += text;
-    if (passesOn) writeAllTo(Deno.stdout, text);
+    if (passesOn) machine.stdout(text);
   }
   const { code } = await child.status;
   for (const signal of SIGNALS) Deno.removeSignalListener(signal, silent);
   return { code, stdout };
 }
 
-/** A lost terminal or a full disk must not end a run half-way. */
-function writeAllTo(stream: { writeSync(bytes: Uint8Array): number }, text: string): void {
-  const bytes = new TextEncoder().encode(text);
-  try {
-    for (let sent = 0; sent < bytes.length;) sent += stream.writeSync(bytes.subarray(sent));
-  } catch (error) {
-    if (!(error instanceof Error)) throw error;
-  }
-}
-
-function isProcessThere(pid: number): boolean {
-  if (!Number.isInteger(pid) || pid <= 1 || pid > 4194304) return false;
-  try {
-    Deno.kill(pid, 0 as unknown as Deno.Signal);
-    return true;
-  } catch (error) {
-    return error instanceof Deno.errors.PermissionDenied;
-  }
-}
-
-function realFiles() {
+function realFiles(machine: Host) {
   return {
     stat: lookAtPath,
-    linkTarget: (path: string) => Deno.readLinkSync(path),
-    real: (path: string) => undefinedWhereAbsent(() => Deno.realPathSync(path)),
-    list: listFolder,
+    linkTarget: (path: string) => machine.linkTarget(path).ok ?? "",
+    real: (path: string) => machine.realPath(path).ok,
+    list: (folder: string) => listFolder(machine, folder),
     read: readRegular,
-    isReadOnly: (path: string) => {
-      try {
-        if (Deno.lstatSync(path).isFile) Deno.openSync(path, { write: true }).close();
-        return false;
-      } catch (error) {
-        return error instanceof Error &&
-          /EROFS|Read-only file system/.test(`${(error as { code?: string }).code} ${error.message}`);
-      }
-    },
+    isReadOnly: (path: string) => machine.writeTrouble(path) !== undefined,
     create: createFile,
     append: appendToFile,
     rename: (from: string, to: string) => Deno.renameSync(from, to),
@@ -3964,56 +3894,35 @@ function realFiles() {
   };
 }
 
-function undefinedWhereAbsent<T>(effect: () => T): T | undefined {
-  try {
-    return effect();
-  } catch (error) {
-    const isAbsent = error instanceof Deno.errors.NotFound || error instanceof Deno.errors.PermissionDenied ||
-      (error instanceof Error && "code" in error && /^(ENOENT|EACCES|ENOTDIR|ELOOP|ENXIO)$/.test(String(error.code)));
-    if (!isAbsent) throw error;
-    return undefined;
-  }
-}
-
 function lookAtPath(path: string): Looked {
   try {
-    const info = Deno.lstatSync(path);
-    const kind = info.isSymlink ? "link" : info.isFile ? "file" : info.isDirectory ? "directory" : "other";
-    const { dev, size } = info;
-    return {
-      path,
-      kind,
-      uid: info.uid ?? -1,
-      gid: info.gid ?? -1,
-      mode: (info.mode ?? 0) & 0o7777,
-      dev,
-      ino: info.ino ?? 0,
-      size,
-    };
+    const { isSymlink, isFile, isDirectory, uid, gid, mode, dev, ino, size } = Deno.lstatSync(path);
+    const kind = isSymlink ? "link" : isFile ? "file" : isDirectory ? "directory" : "other";
+    return { path, kind, uid: uid ?? -1, gid: gid ?? -1, mode: (mode ?? 0) & 0o7777, dev, ino: ino ?? 0, size };
   } catch (error) {
     if (error instanceof Deno.errors.PermissionDenied) return "denied";
-    if (
-      error instanceof Deno.errors.NotFound || (error instanceof Error && "code" in error && error.code === "ENOTDIR")
-    ) return "absent";
+    if (error instanceof Deno.errors.NotFound) return "absent";
+    if (error instanceof Error && "code" in error && error.code === "ENOTDIR") return "absent";
     throw error;
   }
 }
 
-function listFolder(folder: string): string[] | undefined {
-  try {
-    return [...Deno.readDirSync(folder)].map((e) => e.name);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    if (!(error instanceof Error)) throw error;
-    const status = error instanceof Deno.errors.PermissionDenied ? EXIT.denied : EXIT.tryAgain;
-    throw new Refusal(`Cannot list ${folder}: ${error.message}`, `ls -ld ${quote(folder)}`, status);
-  }
+function listFolder(machine: Host, folder: string): string[] | undefined {
+  const names = machine.list(folder);
+  if (names.ok || names.trouble === "absent") return names.ok;
+  const status = names.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
+  throw new Refusal(`Cannot list ${folder}: ${names.why}`, `ls -ld ${quote(folder)}`, status);
 }
 
 /** Never waits: a FIFO, also one that has just taken the place of a file, is opened without a writer, and not read. */
 function readRegular(path: string, most: number): Uint8Array | undefined {
-  const fd = undefinedWhereAbsent(() => fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK));
-  if (fd === undefined) return undefined;
+  let fd: number;
+  try {
+    fd = fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);
+  } catch (error) {
+    if (error instanceof Error && "code" in error) return undefined;
+    throw error;
+  }
   try {
     const info = fs.fstatSync(fd);
     if (!info.isFile()) return undefined;
@@ -4178,30 +4087,18 @@ export const INSTALL_OPTIONS = [
   { flag: "version", key: "version", text: "print the version and exit" },
 ] as const;
 
+type Option = Exclude<typeof INSTALL_OPTIONS[number], { key: "role" | "help" | "version" | "exitTimeoutS" }>;
+type Valued = Extract<Option, { argument: string }>["key"];
+
 /** What the command line asks for. */
-export interface InstallOptions {
-  readonly role: "install" | "check" | "uninstall";
-  readonly names: readonly string[];
-  readonly all: boolean;
-  readonly plist?: string;
-  readonly guard?: string;
-  readonly guardDir?: string;
-  readonly sign?: string;
-  readonly onEvent?: string;
-  readonly keepAlive: boolean;
-  readonly exitTimeoutS?: number;
-  readonly limaHome?: string;
-  readonly start: boolean;
-  readonly restart: boolean;
-  readonly downgrade: boolean;
-  readonly purge: boolean;
-  readonly print: boolean;
-  readonly noReload: boolean;
-  readonly dryRun: boolean;
-  readonly yes: boolean;
-  readonly json: boolean;
-  readonly verbose: boolean;
-}
+export type InstallOptions =
+  & {
+    readonly role: "install" | "check" | "uninstall";
+    readonly names: readonly string[];
+    readonly exitTimeoutS?: number;
+  }
+  & { readonly [key in Valued]?: string }
+  & { readonly [key in Exclude<Option["key"], Valued>]: boolean };
 
 /** The text of `--help`. */
 export function installHelp(): string {
@@ -4337,18 +4234,19 @@ async function missingPermissions(): Promise<string[]> {
 }
 
 if (import.meta.main) {
+  const print = (text: string) => Deno.stderr.writeSync(new TextEncoder().encode(text));
   // An internal error must not leave a job half-way: reported, and the run continues.
   for (const kind of ["error", "unhandledrejection"] as const) {
     addEventListener(kind, (event) => {
       event.preventDefault();
       const cause = "reason" in event ? event.reason : (event as ErrorEvent).error;
-      writeAllTo(Deno.stderr, `lima-guard: internal error: please report it: ${cause?.stack ?? cause}\n`);
+      print(`lima-guard: internal error: please report it: ${cause?.stack ?? cause}\n`);
     });
   }
   const missing = await missingPermissions();
   const words = `lima-guard: Cannot start without permission for ${
     missing.join(", ")
   } (hint: deno run -P install.ts …)\n`;
-  if (missing.length > 0) writeAllTo(Deno.stderr, words);
+  if (missing.length > 0) print(words);
   Deno.exit(missing.length > 0 ? EXIT.denied : await installMain(Deno.args));
 }
