@@ -1933,6 +1933,27 @@ interface InstallRun {
   readonly sources: Map<string, Uint8Array>;
 }
 
+/** The answer of one of Apple's tools that only looks, within the limit of a command. */
+function askTool({ host }: Pick<InstallRun, "host">, tool: Tool, ...args: string[]): Promise<Answer> {
+  return host.run([host.tool(tool), ...args], { limitMs: host.limits.commandMs });
+}
+
+/** The answer of a command as this user; undefined where we may not be that user. */
+async function askAsUser({ host, actor }: InstallRun, user: User, argv: Argv, limitMs = host.limits.commandMs) {
+  const whole = asUser(actor, user.uid, argv);
+  return whole && await host.run(whole, { limitMs });
+}
+
+/** Does something that may take long, and shows a person that it does. */
+async function withProgress<T>({ host }: Pick<InstallRun, "host">, text: string, work: () => Promise<T>): Promise<T> {
+  const progress = host.progress(text);
+  try {
+    return await work();
+  } finally {
+    progress.finish();
+  }
+}
+
 function say(run: InstallRun, text: string): void {
   run.host.stderr(`lima-guard: ${text}\n`);
 }
@@ -2095,7 +2116,7 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
   const emptied = EMPTIED.find((folder) => isUnder(path, folder));
   if (emptied !== undefined) return { ...verdict, why: `${emptied} is emptied at boot`, hint };
   const folders = [...new Set(way.filter((l) => l.kind !== "link").map((l) => l.path))];
-  const listed = await host.run([host.tool("ls"), "-lde", ...folders], { limitMs: host.limits.commandMs });
+  const listed = await askTool(run, "ls", "-lde", ...folders);
   const names = ["user:root", `user:${name}`, ...trust.admins === "may" ? ["group:admin", "group:wheel"] : []];
   if (listed.late || listed.code !== 0) {
     throw new Refusal(`Cannot look at the access control lists of ${path}: ${inWords(listed)}`, hint, EXIT.tryAgain);
@@ -2105,7 +2126,7 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
 }
 
 async function userOf(run: InstallRun, who: string): Promise<User> {
-  const answer = await run.host.run([run.host.tool("id"), "-P", who], { limitMs: run.host.limits.commandMs });
+  const answer = await askTool(run, "id", "-P", who);
   const user = answer.code === 0 && !answer.late ? readUser(answer.stdout) : undefined;
   if (user) return user;
   throw new Refusal(`Cannot find user ${who}: ${inWords(answer)}`, `id -P ${who}`, EXIT.tryAgain);
@@ -2199,14 +2220,12 @@ async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): 
   const { host } = run;
   if (host.os !== "darwin" || place.kind !== "daemon" || host.uid !== 0) return;
   const folder = join(user.home, "Library/LaunchAgents");
-  const child = async (...argv: [Tool, ...string[]]) => {
-    const [tool, ...rest] = argv;
-    const whole = asUser(run.actor, user.uid, [host.tool(tool), ...rest]) ?? [host.tool(tool)];
-    const answer = await host.run(whole, { limitMs: host.limits.commandMs });
-    if (answer.late) {
+  const child = async (tool: Tool, ...args: string[]) => {
+    const answer = await askAsUser(run, user, [host.tool(tool), ...args]);
+    if (answer?.late) {
       throw new Refusal(`Cannot look into ${folder}: ${inWords(answer)}`, "run this again", EXIT.tryAgain);
     }
-    return answer.code === 0 ? answer.stdout : "";
+    return answer?.code === 0 ? answer.stdout : "";
   };
   const names = (await child("ls", "-1", folder)).split("\n").filter((n) => /^[^/]+\.plist$/.test(n));
   for (const name of names) {
@@ -2324,9 +2343,7 @@ function lookAtMemory(run: InstallRun, place: JobPlace, plist: FileLook): Memory
 }
 
 async function askLoaded(run: InstallRun, service: string): Promise<Loaded> {
-  const { host } = run;
-  const argv: Argv = [host.tool("launchctl"), "print", service];
-  return readLoaded(await host.run(argv, { limitMs: host.limits.commandMs }));
+  return readLoaded(await askTool(run, "launchctl", "print", service));
 }
 
 /** What launchd has of a job, and in which domains: an agent that was loaded over ssh is in user/UID. */
@@ -2345,12 +2362,11 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
   for (const domain of names) asked.push({ domain, loaded: await askLoaded(run, `${domain}/${label}`) });
   const found = asked.filter((a) => a.loaded.kind === "loaded");
   let { domain, loaded } = found[0] ?? asked[0] ?? { domain: "system", loaded: { kind: "absent" } as Loaded };
-  const limit = { limitMs: host.limits.commandMs };
   if (loaded.kind === "absent" && domain !== "system") {
-    const session = await host.run([host.tool("launchctl"), "print", domain], limit);
+    const session = await askTool(run, "launchctl", "print", domain);
     if (session.code === NO_SERVICE || NO_SESSION.includes(session.code)) loaded = { kind: "no session" };
   }
-  const off = await host.run([host.tool("launchctl"), "print-disabled", domain], limit);
+  const off = await askTool(run, "launchctl", "print-disabled", domain);
   const isAnswer = off.code === 0 && !off.late && off.stdout.includes("}");
   const disabled = isAnswer ? readDisabled(off.stdout, label) : loaded.kind === "no session" ? false : undefined;
   return { domain, loaded, disabled, domains: found.map((a) => a.domain) };
@@ -2436,25 +2452,16 @@ function refuseOccupied(host: InstallHost, path: string, way: readonly FileLook[
 }
 
 async function guardInPlace(run: InstallRun, chosen: { path: string; isPlaced: boolean }, warnings: readonly string[]) {
-  const { host } = run;
   const { path } = chosen;
   await refuseScript(run, path);
   const isSigned = await hasSignature(run, path);
-  if (!isSigned && host.arch === "aarch64") {
+  if (!isSigned && run.host.arch === "aarch64") {
     throw new Refusal(`Cannot use ${path}: its signature is not valid`, `codesign --force --sign - ${quote(path)}`);
   }
-  return {
-    path,
-    bytes: undefined,
-    version: undefined,
-    previous: undefined,
-    missing: [],
-    isPlaced: chosen.isPlaced,
-    warnings,
-    sign: undefined,
-    isSigned,
-  };
+  return { ...chosen, ...IN_PLACE, warnings, isSigned };
 }
+
+const IN_PLACE = { bytes: undefined, version: undefined, previous: undefined, sign: undefined, missing: [] };
 
 /** Where the guard is to be: as asked, as the job has it, as it was before Lima wrote the plist again, or by default. */
 async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: string; isPlaced: boolean }> {
@@ -2488,15 +2495,14 @@ async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: st
 
 /** The version of what is in place, if it is judged to be safe to run, asked as the job's user. */
 async function versionInPlace(run: InstallRun, path: string, user: User): Promise<string | undefined> {
-  const { host } = run;
-  const argv = asUser(run.actor, user.uid, [path, "--version"]);
-  if (!argv || (await judgePath(run, path, trustOf(user.uid, "run"), user.name)).why !== undefined) return undefined;
-  return readVersion(await host.run(argv, { limitMs: host.limits.handshakeMs }));
+  if ((await judgePath(run, path, trustOf(user.uid, "run"), user.name)).why !== undefined) return undefined;
+  const answer = await askAsUser(run, user, [path, "--version"], run.host.limits.handshakeMs);
+  return answer && readVersion(answer);
 }
 
-async function hasSignature({ host }: InstallRun, path: string): Promise<boolean> {
-  if (host.os !== "darwin") return false;
-  const answer = await host.run([host.tool("codesign"), "--verify", path], { limitMs: host.limits.commandMs });
+async function hasSignature(run: InstallRun, path: string): Promise<boolean> {
+  if (run.host.os !== "darwin") return false;
+  const answer = await askTool(run, "codesign", "--verify", path);
   if (answer.late || answer.code === 127) {
     throw new Refusal(`Cannot verify ${path}: ${inWords(answer)}`, "codesign --verify", EXIT.tryAgain);
   }
@@ -2526,8 +2532,7 @@ async function refuseScript(run: InstallRun, path: string): Promise<void> {
     throw new Refusal(`Cannot use ${path} as lima-guard: ${why}`, "deno task compile; --guard dist/lima-guard-…");
   }
   if (host.os !== "darwin") return;
-  const argv: Argv = [host.tool("xattr"), "-p", "com.apple.quarantine", real];
-  const quarantine = await host.run(argv, { limitMs: host.limits.commandMs });
+  const quarantine = await askTool(run, "xattr", "-p", "com.apple.quarantine", real);
   if (quarantine.code === 0 && !quarantine.late) {
     throw new Refusal(
       `Cannot use ${path} as lima-guard: it is quarantined`,
@@ -2561,9 +2566,7 @@ async function guardSource(
   const from = join(folder, "dist", `lima-guard-${target}`);
   if (options.dryRun || options.print) return { from, bytes: undefined };
   say(run, "compiles lima-guard: this downloads Deno's runtime the first time");
-  const progress = host.progress("compiles lima-guard");
-  const compiled = await host.compile(folder);
-  progress.finish();
+  const compiled = await withProgress(run, "compiles lima-guard", () => host.compile(folder));
   if (typeof compiled !== "string") throw new Refusal(`Cannot compile lima-guard here: ${inWords(compiled)}`, hint);
   const bytes = sourceBytes(run, compiled);
   if (bytes) return { from: compiled, bytes };
@@ -2798,8 +2801,7 @@ async function writeFile(a: Acting, { path, bytes, isPlist }: InstallStep & { ki
   // Apple's own reader must take it before it gets its name.
   const beside = path + TEMPORARY_SUFFIX + host.random();
   attemptEffect(() => make(beside));
-  const argv: Argv = [host.tool("plutil"), "-lint", beside];
-  const answer = await host.run(argv, { limitMs: host.limits.commandMs });
+  const answer = await askTool(run, "plutil", "-lint", beside);
   const isBad = answer.late || answer.code !== 0;
   if (isBad) host.remove(beside);
   if (isBad) throw new StepFailure(`plutil -lint: ${inWords(answer)}`);
@@ -2868,10 +2870,9 @@ async function handshake(a: Acting, argv: Argv): Promise<string> {
   const path = target.guard?.path ?? "";
   const verdict = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
   if (verdict.why !== undefined) throw new StepFailure(verdict.why);
-  const { limits } = run.host;
-  const progress = run.host.progress("asks lima-guard for its version: macOS scans a new program the first time");
-  const answer = await run.host.run(argv, { limitMs: limits.handshakeMs, words: argv.map(quote).join(" ") });
-  progress.finish();
+  const how = { limitMs: run.host.limits.handshakeMs, words: argv.map(quote).join(" ") };
+  const shown = "asks lima-guard for its version: macOS scans a new program the first time";
+  const answer = await withProgress(run, shown, () => run.host.run(argv, how));
   const version = readVersion(answer);
   if (version === undefined) {
     const said = answer.stdout.trim().slice(0, 80) || inWords(answer);
@@ -3013,10 +3014,9 @@ async function waitUntilGone(a: Acting): Promise<void> {
   const inForce = loaded.kind === "loaded" ? loaded.exitTimeoutS ?? EXIT_TIMEOUT_S : EXIT_TIMEOUT_S;
   const pid = loaded.kind === "loaded" ? loaded.pid : undefined;
   const limitMs = host.limits.goneMs + inForce * host.limits.secondMs;
-  const progress = host.progress(`waits for launchd, up to ${Math.round(limitMs / 1000)} s`);
   const isGone = (l: Loaded) => l.kind === "absent" && (pid === undefined || !host.alive(pid));
-  const { isEnough, value } = await poll(a, limitMs, isGone);
-  progress.finish();
+  const shown = `waits for launchd, up to ${Math.round(limitMs / 1000)} s`;
+  const { isEnough, value } = await withProgress(a.run, shown, () => poll(a, limitMs, isGone));
   if (isEnough) return;
   if (value.kind === "unknown") throw new StepFailure(value.why);
   throw new StepFailure(value.kind === "absent" ? `PID ${pid} still lives` : "it is still there");
@@ -3049,9 +3049,11 @@ async function verifyLoaded(a: Acting, expect: Expected | undefined): Promise<st
   const isRight = (l: Loaded) =>
     l.kind === "loaded" && (expect === undefined || isLoadedAs(l, expect.args)) &&
     (!expect?.isRunning || l.pid !== undefined);
-  const progress = host.progress("looks at the job");
-  const { isEnough, value } = await poll(a, host.limits.runningMs, isRight);
-  progress.finish();
+  const { isEnough, value } = await withProgress(
+    a.run,
+    "looks at the job",
+    () => poll(a, host.limits.runningMs, isRight),
+  );
   if (!isEnough) throw new StepFailure(notAsWanted(value, expect));
   if (value.kind !== "loaded") return "as wanted";
   const inForce = value.exitTimeoutS;
@@ -3128,6 +3130,9 @@ async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
   }
 }
 
+const NOTHING_REMOVED = { removesJob: false, purged: [], purgedLogs: [] };
+const NOTHING_PLACED = { guard: undefined, sign: undefined, verifies: false, logFolder: undefined, memory: undefined };
+
 async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
   const { host, options } = run;
   const onMac = host.os === "darwin";
@@ -3141,6 +3146,7 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
   const reload = needsReload(run, facts, job, rewritten);
   const notes = [...facts.notes, ...installNotes(run, facts, job, { guard, wanted, reload })];
   return {
+    ...NOTHING_REMOVED,
     role: "install",
     facts: { ...facts, notes },
     rewritten,
@@ -3158,9 +3164,6 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
       options: wanted.guardOptions ?? [],
       keepAlive: wanted.keepAlive === true || facts.memory.keepAlive === true,
     },
-    removesJob: false,
-    purged: [],
-    purgedLogs: [],
     litter: litterOf(run, facts, path),
     onMac,
   };
@@ -3230,18 +3233,14 @@ function uninstallTarget(run: InstallRun, facts: JobFacts): Target {
     ...isLost ? ["there is no backup: only the command goes back, ExitTimeOut and the rest stay as they are"] : [],
   ];
   return {
+    ...NOTHING_PLACED,
     role: "uninstall",
     facts: { ...facts, notes },
     rewritten: removesJob ? { text: facts.plist.text, changes: [] } : rewritten,
     job,
-    guard: undefined,
-    sign: undefined,
-    verifies: false,
     reload: (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten),
     enables: options.start,
     stopWith: stopWith(run, facts, undefined),
-    logFolder: undefined,
-    memory: undefined,
     removesJob,
     purged: options.purge ? purgedFiles(run, facts, removesJob) : [],
     purgedLogs: options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter((path) => isOurLog(path)) : [],
@@ -3358,8 +3357,12 @@ async function nothingToDo(run: InstallRun, target: Target, steps: readonly Inst
   return jobReport(name, state, EXIT.done, words, {
     plist: file,
     guard: guardOf(target, acted?.acting.version),
-    notes: facts.notes.map((because) => ({ what: job.label, because })),
+    notes: notesOf(job, facts.notes),
   });
+}
+
+function notesOf({ label }: LaunchdJob, notes: readonly string[]): JobReport["notes"] {
+  return notes.map((because) => ({ what: label, because }));
 }
 
 function guardOf({ guard, job }: Target, version: string | undefined): JobReport["guard"] {
@@ -3372,44 +3375,42 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const { place, job, loaded } = facts;
   const onMac = run.host.os === "darwin";
   const answer = job.guard !== undefined && onMac ? await askGuard(run, facts, job.guard) : undefined;
-  const seen: JobFacts = onMac
-    ? facts
-    : { ...facts, loaded: { kind: "no session" }, disabled: false, instance: "there" };
+  const off: Partial<JobFacts> = onMac ? {} : { loaded: { kind: "no session" }, disabled: false, instance: "there" };
+  const seen: JobFacts = { ...facts, ...off };
   const judged = judgeCheck(seen, answer, await lookAtWorld(run, seen), run.options.exitTimeoutS);
   const { troubles, unknown } = judged;
-  const { version, running } = answer?.kind === "version" ? answer : {};
+  const { version = null, running = null } = answer?.kind === "version" ? answer : {};
   const notes = judged.notes.filter((note) => onMac || !note.startsWith("no user is logged in"));
-  if (running !== undefined && running !== version) {
+  if (running !== null && running !== version) {
     const restart = commandFor(run, facts, { role: "install", restart: true });
     notes.push(`version ${running} is running, and ${job.guard} is version ${version}: ${restart} loads that one`);
   }
+  const state = checkedState(facts, judged, answer, onMac);
+  const pid = loaded.kind === "loaded" && loaded.pid !== undefined ? `, running (PID ${loaded.pid})` : "";
   const status = troubles.length > 0 ? EXIT.failed : unknown.length > 0 ? EXIT.tryAgain : EXIT.done;
-  const open = answer?.kind === "not asked" ? "not asked" : "unknown";
-  const good = judged.isOff && onMac ? "guarded, off" : "guarded";
-  const state = job.guard === undefined
-    ? "not guarded"
-    : troubles.length > 0
-    ? "broken"
-    : unknown.length > 0
-    ? open
-    : good;
-  const hint = answer?.kind === "not asked" && troubles.length === 0
+  const hint = state === "not asked"
     ? commandFor(run, facts)
     : facts.instance === "gone" || facts.domains.length > 1
     ? troubleHint(run, facts)
     : commandFor(run, facts, { role: "install" });
-  const pid = loaded.kind === "loaded" && loaded.pid !== undefined ? `, running (PID ${loaded.pid})` : "";
   return jobReport(place.name, state, status, `${state}${troubles.length === 0 ? `: ${job.label}${pid}` : ""}`, {
     plist: place.file,
-    guard: job.guard === undefined ? null : {
-      path: job.guard,
-      version: version ?? null,
-      previous: null,
-      running: running ?? null,
-    },
+    guard: job.guard === undefined ? null : { path: job.guard, version, previous: null, running },
     blockers: [...troubles, ...unknown].map((because) => ({ what: job.label, because, hint })),
-    notes: notes.map((because) => ({ what: job.label, because })),
+    notes: notesOf(job, notes),
   });
+}
+
+function checkedState(
+  { job }: JobFacts,
+  { troubles, unknown, isOff }: ReturnType<typeof judgeCheck>,
+  answer: GuardAnswer | undefined,
+  onMac: boolean,
+): JobReport["state"] {
+  if (job.guard === undefined) return "not guarded";
+  if (troubles.length > 0) return "broken";
+  if (unknown.length > 0) return answer?.kind === "not asked" ? "not asked" : "unknown";
+  return isOff && onMac ? "guarded, off" : "guarded";
 }
 
 /** Asks the guard for its version: judged first, and only as the job's user. A job that runs proves that it starts. */
@@ -3420,13 +3421,13 @@ async function askGuard(run: InstallRun, facts: JobFacts, path: string): Promise
   if (look === "absent") return { kind: "trouble", why: `${path} is not there` };
   const verdict = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
   if (verdict.why !== undefined) return { kind: "trouble", why: verdict.why };
-  const argv = asUser(run.actor, user.uid, [path, "--version"]);
-  if (!argv) {
+  const answer = await askAsUser(run, user, [path, "--version"], host.limits.handshakeMs);
+  if (!answer) {
     const runs = loaded.kind === "loaded" && loaded.pid !== undefined && !loaded.isEnding &&
       isEqual(loaded.args, job.args);
     return { kind: runs ? "proven by its job" : "not asked" };
   }
-  const version = readVersion(await host.run(argv, { limitMs: host.limits.handshakeMs }));
+  const version = readVersion(answer);
   if (version === undefined) return { kind: "trouble", why: `${path} does not answer to --version` };
   return { kind: "version", version, running: await runningVersion(run, facts) };
 }
@@ -3436,8 +3437,7 @@ async function runningVersion(run: InstallRun, { user, loaded, limaHome, place }
   if (loaded.kind !== "loaded" || loaded.pid === undefined) return undefined;
   const dir = join(limaHome, place.name);
   const tail: Argv = [run.host.tool("tail"), "-c", String(JOURNAL_TAIL_BYTES), join(dir, JOURNAL_FILE)];
-  const argv = asUser(run.actor, user.uid, tail);
-  const answer = argv && await run.host.run(argv, { limitMs: run.host.limits.commandMs });
+  const answer = await askAsUser(run, user, tail);
   const start = answer?.code === 0 ? readJournal(answer.stdout, dir).findLast((l) => l.event === "start") : undefined;
   return typeof start?.["version"] === "string" ? start["version"] : undefined;
 }
@@ -3467,7 +3467,7 @@ async function planned(
     diff: rewritten.changes.length === 0
       ? ""
       : await run.host.unifiedDiff(facts.place.target, facts.plist.text, rewritten.text),
-    notes: facts.notes.map((because) => ({ what: target.job.label, because })),
+    notes: notesOf(target.job, facts.notes),
   });
 }
 
@@ -3505,11 +3505,11 @@ async function carryOut(
     guard: guardOf(target, acting.version),
     seconds: { total: Math.round(host.clockMs() - begun) / 1000 },
     steps: acting.done.map(({ kind, what, because, outcome }) => ({ kind, what, because, outcome: outcome ?? "done" })),
-    notes: [
+    notes: notesOf(job, [
       ...facts.notes,
       ...acting.notes,
       ...acting.leftAlone.map((path) => `${path} was changed by another program in the meantime, and was left alone`),
-    ].map((because) => ({ what: job.label, because })),
+    ]),
   };
   if (failure !== undefined) return failedReport(run, target, acted, more);
   if (target.guard && acting.version !== undefined) run.placed.add(target.guard.path);
@@ -3675,7 +3675,7 @@ async function allNames(run: InstallRun): Promise<string[]> {
   if (options.role !== "install" && host.os === "darwin") {
     const domains = ["system", ...host.uid === 0 ? [] : [`gui/${host.uid}`]];
     for (const domain of domains) {
-      const listed = await host.run([host.tool("launchctl"), "print", domain], { limitMs: host.limits.commandMs });
+      const listed = await askTool(run, "launchctl", "print", domain);
       for (const label of readLimaLabels(listed.stdout)) found.add(label.split(".").slice(3).join("."));
     }
   }
@@ -3715,23 +3715,11 @@ async function runCommand(run: InstallRun): Promise<number> {
   if (mayAct !== true) {
     const refusal = mayAct === false ? new Refusal("Nothing was changed: the answer was no") : mayAct;
     reports.push(...[...ready, ...others].map((p) => refusedReport(p.name, refusal)));
-  } else if (options.dryRun) {
-    for (const { name, target, steps } of ready) reports.push(await planned(run, name, target, steps));
-    for (const uid of new Set(others.map((o) => o.uid))) {
-      passed = await passOn(
-        run,
-        others.filter((o) => o.uid === uid),
-        reports,
-      );
-    }
   } else {
-    reports.push(...await carryOutAll(run, ready));
+    if (!options.dryRun) reports.push(...await carryOutAll(run, ready));
+    else for (const { name, target, steps } of ready) reports.push(await planned(run, name, target, steps));
     for (const uid of new Set(others.map((o) => o.uid))) {
-      passed = await passOn(
-        run,
-        others.filter((o) => o.uid === uid),
-        reports,
-      );
+      passed = await passOn(run, others.filter((o) => o.uid === uid), reports);
     }
   }
   reports.sort((a, b) => names.indexOf(a.name) - names.indexOf(b.name));
@@ -3773,14 +3761,7 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
     uid,
     canAsk: settings.canAsk,
     limits: INSTALL_LIMITS,
-    folders: {
-      daemons: "/Library/LaunchDaemons",
-      guards: ["/usr/local/libexec", "/Library/PrivilegedHelperTools"],
-      boot: ["/", "/Library"],
-      log: uid === 0 ? "/var/log" : join(before["HOME"] ?? "/nonexistent", "Library/Logs"),
-      own: uid !== 0 ? before["HOME"] ?? "/nonexistent" : os === "darwin" ? "/var/db" : "/run",
-      programs: ["/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin"],
-    },
+    folders: realFolders(os, uid, before["HOME"] ?? "/nonexistent"),
     self: Deno.build.standalone ? { binary: Deno.execPath() } : here === undefined ? {} : { folder: here },
     magic: ["cffaedfe", "cafebabe", "7f454c46"],
     boot: () => bootIdentity(host),
@@ -3790,12 +3771,10 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
     now: () => new Date(),
     pause: machine.pause,
     settle: () => settle(before),
-    absolute: (path) =>
-      path.startsWith("/")
-        ? path
-        : path.startsWith("~/")
-        ? join(before["HOME"] ?? "/", path.slice(2))
-        : join(cwd, path),
+    absolute: (path) => {
+      const at = path.replace(/^~(?=\/)/, before["HOME"] ?? "");
+      return at.startsWith("/") ? at : join(cwd, at);
+    },
     ...realFiles(machine),
     lock: () => lockFile(join(host.folders.own, uid === 0 ? "lima-guard-install.lock" : ".lima-guard-install.lock")),
     random: () => crypto.getRandomValues(new Uint8Array(4)).toHex(),
@@ -3826,6 +3805,17 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
   return host;
 }
 
+function realFolders(os: InstallHost["os"], uid: number, home: string): InstallHost["folders"] {
+  return {
+    daemons: "/Library/LaunchDaemons",
+    guards: ["/usr/local/libexec", "/Library/PrivilegedHelperTools"],
+    boot: ["/", "/Library"],
+    log: uid === 0 ? "/var/log" : join(home, "Library/Logs"),
+    own: uid !== 0 ? home : os === "darwin" ? "/var/db" : "/run",
+    programs: ["/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin"],
+  };
+}
+
 /** What a person may send in the middle: then the old job is put back before we leave. */
 const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
 
@@ -3839,12 +3829,8 @@ function settle(before: Readonly<Record<string, string>>): void {
 }
 
 async function bootIdentity(host: InstallHost): Promise<string> {
-  const argv: Argv = [
-    host.tool("sysctl"),
-    "-n",
-    host.os === "darwin" ? "kern.bootsessionuuid" : "kernel.random.boot_id",
-  ];
-  const answer = await host.run(argv, { limitMs: host.limits.commandMs });
+  const name = host.os === "darwin" ? "kern.bootsessionuuid" : "kernel.random.boot_id";
+  const answer = await askTool({ host }, "sysctl", "-n", name);
   return answer.code === 0 && !answer.late ? answer.stdout.trim() : "unknown";
 }
 

@@ -220,7 +220,7 @@ export class FakeMac implements AsyncDisposable {
 
   /** Calls are counted and logged from here on. */
   forget(): void {
-    for (const file of ["log", "calls", "fault", "guard_uids", "effects"]) {
+    for (const file of ["log", "calls", "fault", "guard_uids", "effects", "paths"]) {
       if (this.exists(`${this.state}/${file}`)) Deno.removeSync(`${this.state}/${file}`);
     }
   }
@@ -245,6 +245,11 @@ export class FakeMac implements AsyncDisposable {
 
   effects(): string[] {
     return this.#lines("effects");
+  }
+
+  /** With which PATH tools were called. */
+  paths(): string[] {
+    return [...new Set(this.#lines("paths"))];
   }
 
   /** Who has run lima-guard. */

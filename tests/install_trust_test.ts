@@ -358,6 +358,7 @@ macTest("no PATH, HOME, TMPDIR or working directory of the caller's decides what
       assert.ok(run.status === 0 || (as === ADA && args[0] === "--check"), run.stdout + run.stderr);
     }
     assert.equal(Deno.readTextFileSync(file), text);
+    assert.deepEqual(mac.paths(), ["/usr/bin:/bin:/usr/sbin:/sbin"]);
   }
   assert.ok(!mac.exists(`${mac.state}/poisoned`));
   assert.deepEqual([...Deno.readDirSync(`${mac.root}/tmp`)], []);
