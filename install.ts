@@ -773,10 +773,12 @@ const LIMACTL_FLAGS = {
 /** The same of `colima start`. */
 const COLIMA_FLAGS = {
   valued: ["--profile", "-p", ...COLIMA_VALUES],
-  plain: ("--foreground -f --activate --force-disk-image --template --network-address --network-host-addresses " +
-    "--network-preferred-route --vz-rosetta --nested-virtualization -z --binfmt --edit -e --save-config " +
-    "--mount-inotify --ssh-agent -s --ssh-config --kubernetes -k --with-kubernetes --verbose -v --very-verbose " +
-    "--help -h").split(" "),
+  plain: ["--ssh-agent"].concat(
+    ("--foreground -f --activate --force-disk-image --template --network-address --network-host-addresses " +
+      "--network-preferred-route --vz-rosetta --nested-virtualization -z --binfmt --edit -e --save-config " +
+      "--mount-inotify -s --ssh-config --kubernetes -k --with-kubernetes --verbose -v --very-verbose " +
+      "--help -h").split(" "),
+  ),
 };
 
 /** Which tool a command starts the instance with, in the foreground. */
@@ -3785,24 +3787,31 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
       return runToLimit(machine, argv, options.limitMs);
     },
     handOver: (argv, passesOn) => runWithTerminal(machine, argv, passesOn),
-    confirm: async (question) => (await import("npm:dax@0.49.0")).$.confirm(question, { default: false }),
-    progress: (text) => {
-      if (!settings.canAsk) return { finish: () => {} };
-      const shown = import("npm:dax@0.49.0").then(({ $ }) => $.progress(text));
-      return { finish: () => void shown.then((progress) => progress.finish()) };
-    },
     compile: (folder) => compileHere(host, folder, before),
-    onSignal: (take) => {
-      for (const signal of SIGNALS) Deno.addSignalListener(signal, take);
-      return () => SIGNALS.forEach((signal) => Deno.removeSignalListener(signal, take));
-    },
-    plistReader: async () => (await import("npm:plist@5.0.0")).parse as PlistReader,
-    unifiedDiff: async (path, a, b) =>
-      (await import("npm:diff@9.0.0")).createTwoFilesPatch(path, path, a, b).replace(/^=+\n/, ""),
+    ...realPerson(settings.canAsk),
     stdout: machine.stdout,
     stderr: machine.stderr,
   };
   return host;
+}
+
+/** What a person sees and sends, and the packages, which are read only when they are needed. */
+function realPerson(canAsk: boolean) {
+  return {
+    confirm: async (question: string) => (await import("npm:dax@0.49.0")).$.confirm(question, { default: false }),
+    progress: (text: string) => {
+      if (!canAsk) return { finish: () => {} };
+      const shown = import("npm:dax@0.49.0").then(({ $ }) => $.progress(text));
+      return { finish: () => void shown.then((progress) => progress.finish()) };
+    },
+    onSignal: (take: () => void) => {
+      for (const signal of SIGNALS) Deno.addSignalListener(signal, take);
+      return () => SIGNALS.forEach((signal) => Deno.removeSignalListener(signal, take));
+    },
+    plistReader: async () => (await import("npm:plist@5.0.0")).parse as PlistReader,
+    unifiedDiff: async (path: string, a: string, b: string) =>
+      (await import("npm:diff@9.0.0")).createTwoFilesPatch(path, path, a, b).replace(/^=+\n/, ""),
+  };
 }
 
 function realFolders(os: InstallHost["os"], uid: number, home: string): InstallHost["folders"] {

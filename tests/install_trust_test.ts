@@ -222,6 +222,38 @@ for (const [what, spoil, words, args] of SPOILT) {
   });
 }
 
+macTest("a lima-guard in a folder that is emptied at boot is refused", async () => {
+  const folder = Deno.makeTempDirSync({ dir: "/tmp", prefix: "guard-" });
+  try {
+    const { mac, job } = macWith("daemon");
+    await using _ = mac;
+    Deno.chmodSync(folder, 0o755);
+    mac.settings.devices = [{ prefix: "/tmp", dev: Deno.lstatSync("/").dev }];
+    mac.write(`${folder}/lima-guard`, Deno.readTextFileSync(mac.source), ROOT, 0o755);
+    const run = await mac.run(["--yes", "--guard", `${folder}/lima-guard`, "default"]);
+    assert.equal(run.status, 1, run.stdout);
+    assert.match(run.stdout, /\/tmp is emptied at boot/);
+    assert.deepEqual(job()!.args, limactl(mac));
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
+});
+
+macTest("what another user could have noted beside a plist is not remembered", async () => {
+  for (const [owner, mode] of [[ADA, 0o644], [ROOT, 0o666], [ROOT, 0o664]] as const) {
+    const { mac, file, text, job } = macWith("daemon");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    const other = mac.putGuard(`${mac.system}/opt/lima-guard`);
+    mac.write(file, text);
+    const noted = { guard: other, options: ["--on-event", "/bin/sh"], keepAlive: true };
+    mac.write(`${file}.lima-guard.json`, JSON.stringify(noted), owner, mode);
+    const run = await mac.run(["--yes", "default"]);
+    assert.equal(run.status, 0, run.stdout);
+    assert.deepEqual(job()!.args, [mac.guard, "--run", "default", "--", ...limactl(mac)]);
+  }
+});
+
 macTest("a place is judged by where it is, not by how it is spelt", async () => {
   const answers = new Set<string>();
   for (const spelling of ["LD/x", "D/../LaunchDaemons/x", "D//x", "L/LaunchDaemons/x", "D/x"]) {

@@ -6,7 +6,7 @@ package Launchd;
 #
 #   state/log            one line per call: `UID: COMMAND LINE`
 #   state/calls          how many there were
-#   state/paths          the PATH of each call
+#   state/paths          the PATH of each call, and a LIMA_HOME and TMPDIR that it should not have
 #   state/conf           key=value lines: see launchctl, sudo and guard
 #   state/fault          lines `WHEN HOW`: WHEN is the number of a call, or a word and the how-manyeth call with it
 #                        (`bootstrap:1`); HOW is
@@ -73,7 +73,7 @@ sub begin {
     print $log "$line\n";
     close $log;
     open my $paths, '>>', "$dir/paths" or die "stand-in: $!\n";
-    print $paths $ENV{PATH} // 'none', "\n";
+    print $paths join(' ', $ENV{PATH} // 'none', grep { defined } @ENV{qw(LIMA_HOME TMPDIR)}), "\n";
     close $paths;
     my @log = lines_of("$dir/log");
     for (lines_of("$dir/fault")) {
