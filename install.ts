@@ -41,14 +41,15 @@ import {
   DEFAULT_BUDGET_S,
   EXIT,
   type Host,
-  JOURNAL_FILE,
   LAUNCHD_DEFAULT_S,
   nameTrouble,
   quote,
   readJournal,
   readPrint,
   realHost,
+  type Signal,
   VERSION,
+  worst,
 } from "./lima_guard.ts";
 
 // ────────────────────────────────────────────────────────────────────── names, numbers and facts ──
@@ -151,7 +152,6 @@ export const INSTALL_LIMITS = {
   reapMs: 5_000,
   /** From bootout until the job is gone, beyond the exit timeout in force. */
   goneMs: 15_000,
-  /** A second of the exit timeout. */
   secondMs: 1000,
   /** bootstrap is tried again so long while launchd says that the old job is still there. */
   bootstrapMs: 30_000,
@@ -168,29 +168,24 @@ export class Refusal extends Error {
   }
 }
 
-/** A value of a plist. */
 type Value = string | number | boolean | Date | Uint8Array | Value[] | Dict;
 type Dict = { [key: string]: Value };
 
 /** An element of the XML text, and where it is. */
 interface PlistNode {
   readonly tag: string;
-  /** The whole element, and its content. */
   readonly start: number;
   end: number;
   readonly innerStart: number;
   innerEnd: number;
   readonly isEmptyTag: boolean;
-  /** The raw text of a leaf. */
   text: string;
   /** The elements in it; in a dict keys and values in turn. */
   readonly children: PlistNode[];
 }
 
-/** The plist package's reader: the one reader of values. */
 export type PlistReader = (text: string) => unknown;
 
-/** A plist as text, as elements, and as value. */
 export interface Plist {
   readonly text: string;
   readonly root: PlistNode;
@@ -203,7 +198,6 @@ export interface LaunchdJob {
   readonly label: string;
   readonly args: readonly string[];
   readonly program: string | undefined;
-  /** The command without the guard. */
   readonly command: readonly string[];
   /** The guard that runs it, and its options except `--run NAME`. */
   readonly guard: string | undefined;
@@ -284,7 +278,6 @@ interface Memory {
   readonly bootedOut?: { readonly boot: string; readonly wasRunning: boolean };
 }
 
-/** Everything known of one job before anything is decided. */
 interface JobFacts {
   readonly place: JobPlace;
   readonly look: FileLook;
@@ -302,9 +295,7 @@ interface JobFacts {
   readonly instance: "there" | "gone" | "volume missing" | "hidden";
   readonly domain: string;
   readonly loaded: Loaded;
-  /** Every domain that has the job. */
   readonly domains: readonly string[];
-  /** Undefined where launchctl did not say. */
   readonly disabled: boolean | undefined;
   readonly notes: readonly string[];
 }
@@ -317,13 +308,11 @@ interface GuardFacts {
   /** The version that will be in place, as far as known, and the one that is now. */
   readonly version: string | undefined;
   readonly previous: string | undefined;
-  /** Folders that are missing, the highest first. */
   readonly missing: readonly string[];
   readonly isPlaced: boolean;
   readonly warnings: readonly string[];
 }
 
-/** What became of a key. */
 interface KeyChange {
   readonly key: string;
   readonly before?: Value;
@@ -585,7 +574,6 @@ function isDict(value: unknown): value is Dict {
     !(value instanceof Uint8Array);
 }
 
-/** Keys and values of a dict, in the order of the text. */
 function entriesOf(dict: PlistNode): (readonly [PlistNode, PlistNode | undefined])[] {
   return dict.children.flatMap((key, i) => i % 2 === 0 ? [[key, dict.children[i + 1]] as const] : []);
 }
@@ -601,7 +589,6 @@ function isSameBytes(a: Uint8Array, b: Uint8Array): boolean {
   return true;
 }
 
-/** Deep equality of plist values; the order of keys does not count. */
 export function isEqual(a: unknown, b: unknown): boolean {
   if (a instanceof Date || b instanceof Date) return a instanceof Date && b instanceof Date && +a === +b;
   if (a instanceof Uint8Array || b instanceof Uint8Array) {
@@ -741,13 +728,11 @@ function splitWrapped(args: readonly string[], name: string) {
   throw new Refusal(`Cannot take the job for ${name}: ${why}`, `lima-guard --uninstall ${names[0] ?? "NAME"}`);
 }
 
-/** Whether a command is the guard's `--run`. */
 export function isGuard(args: readonly string[]): boolean {
   const end = args.indexOf("--");
   return /^lima-guard/.test(basename(args[0] ?? "")) && args.slice(0, end < 0 ? args.length : end).includes("--run");
 }
 
-/** The seconds of `--timeout` among the guard's options. */
 function timeoutIn(options: readonly string[]): number | undefined {
   const at = options.indexOf("--timeout");
   const text = at >= 0 ? options[at + 1] : options.find((o) => o.startsWith("--timeout="))?.slice("--timeout=".length);
@@ -770,7 +755,6 @@ const LIMACTL_FLAGS = {
   plain: ("--debug --tty --yes -y --help -h --foreground --progress --list-drivers --list-templates --mount-inotify " +
     "--mount-none --mount-writable --nested-virt --plain --rosetta --video").split(" "),
 };
-/** The same of `colima start`. */
 const COLIMA_FLAGS = {
   valued: ["--profile", "-p", ...COLIMA_VALUES],
   plain: ["--ssh-agent"].concat(
@@ -781,7 +765,6 @@ const COLIMA_FLAGS = {
   ),
 };
 
-/** Which tool a command starts the instance with, in the foreground. */
 function readCommand(
   command: readonly string[],
   name: string,
@@ -823,7 +806,6 @@ function readCommand(
   return tool;
 }
 
-/** The shortest way to a job that can be wrapped. */
 function otherProgramHint(command: readonly string[]): string {
   const tool = basename(command[0] ?? "");
   if (/^(rdctl|finch|limactl\..*|rancher.*)$/.test(tool)) {
@@ -1062,7 +1044,6 @@ function limaHomeEdits(plist: Plist, job: LaunchdJob, wanted: Wanted, set: (elem
   return [];
 }
 
-/** The instance that a job starts, from its own command. */
 function startedIn(job: LaunchdJob): string {
   const { positionals, flags } = splitFlags(job.command.slice(1), job.tool);
   return job.tool === "limactl" ? positionals[1] ?? "" : startedByColima(positionals.slice(1), flags, job.environment);
@@ -1199,9 +1180,9 @@ export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefi
   }
   restore("ExitTimeOut", (now, before) => now !== before && (before === undefined || isTimeout(before)));
   restore("KeepAlive", (now, before) => isKeepAliveOfOurs(now, before));
-  restore("WorkingDirectory", (now, before) => now === "/" && isPath(before));
-  restore("StandardOutPath", (now, before) => isOurLog(now) && isPath(before));
-  restore("StandardErrorPath", (now, before) => isOurLog(now) && isPath(before));
+  restore("WorkingDirectory", (now, before) => now === "/" && typeof before === "string");
+  restore("StandardOutPath", (now, before) => isOurLog(now) && typeof before === "string");
+  restore("StandardErrorPath", (now, before) => isOurLog(now) && typeof before === "string");
   edits.push(...environmentEdits(plist, backup));
   return checkedText(plist, applyEdits(text, edits), [...OWNED, ...MOVED]);
 }
@@ -1215,10 +1196,6 @@ function isKeepAliveOfOurs(now: Value, before: Value | undefined): boolean {
 /** 0 would let launchd wait without end: as good as none, but it was there before us. */
 function isTimeout(value: Value): boolean {
   return typeof value === "number" && Number.isInteger(value) && value >= 0;
-}
-
-function isPath(value: Value | undefined): boolean {
-  return typeof value === "string";
 }
 
 function environmentEdits({ root, text, value }: Plist, backup: Plist | undefined): TextEdit[] {
@@ -1261,7 +1238,6 @@ export function trustOf(uid: number, purpose: Trust["purpose"]): Trust {
   return uid === 0 ? { ...ONLY_ROOT, purpose } : { uids: [0, uid], admins: "may", purpose };
 }
 
-/** What is wrong with a path, and what is only a warning. */
 interface PathVerdict {
   readonly why: string | undefined;
   readonly hint: string | undefined;
@@ -1312,7 +1288,6 @@ function changerOf(place: Pick<JobPlace, "kind">, look: { readonly uid: number }
 
 // ──────────────────────────────────────────────────────────────────────── the plan and the check ──
 
-/** A command with its arguments; the first is an absolute path. */
 type Argv = readonly [string, ...string[]];
 
 /** What `launchctl print` must say at the end. */
@@ -1343,7 +1318,6 @@ interface Target {
   readonly role: "install" | "uninstall";
   readonly facts: JobFacts;
   readonly rewritten: Rewritten;
-  /** The job of the new text. */
   readonly job: LaunchdJob;
   readonly guard: GuardFacts | undefined;
   readonly sign: string | undefined;
@@ -1358,7 +1332,6 @@ interface Target {
   readonly memory: Memory | undefined;
   /** Uninstall of a job whose instance is gone: the plist goes too. */
   readonly removesJob: boolean;
-  /** Files that go with the last job. */
   readonly purged: readonly string[];
   /** What a run that was killed has left, the files before their folder. */
   readonly litter: readonly string[];
@@ -1639,7 +1612,6 @@ function judgeWorld(facts: JobFacts, world: WorldFacts): { troubles: string[]; u
   return { troubles, unknown };
 }
 
-/** What asking the guard has brought. */
 type GuardAnswer =
   | { readonly kind: "version"; readonly version: string; readonly running: string | undefined }
   | { readonly kind: "proven by its job" | "not asked" }
@@ -1802,7 +1774,6 @@ function refusedReport(name: string, error: unknown): JobReport {
   return jobReport(name, state, status, state, { blockers: [blocker] });
 }
 
-/** The results for people. */
 function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
   return reports.map((r) =>
     [
@@ -1829,12 +1800,6 @@ function stepInWords({ what, because, outcome }: Pick<InstallStep, "what" | "bec
   return `${what}  (${because})${outcome === undefined ? "" : `: ${outcome}`}`;
 }
 
-/** 1, 77, 66, 75, 0: the worst status of several jobs. */
-function worstOf(statuses: readonly number[]): number {
-  const order = [EXIT.failed, EXIT.denied, EXIT.noInstance, EXIT.tryAgain, EXIT.done];
-  return order.find((status) => statuses.includes(status)) ?? EXIT.done;
-}
-
 /** Our own command line for these jobs, as it is typed or handed over. Paths are absolute already. */
 function commandWords(options: InstallOptions, names: readonly string[], program: readonly string[]): string[] {
   const words = INSTALL_OPTIONS.flatMap((o) => {
@@ -1847,12 +1812,10 @@ function commandWords(options: InstallOptions, names: readonly string[], program
 
 // ─────────────────────────────────────────────────────────────────────────────────────── the host ──
 
-/** Everything that touches the world. */
 export interface InstallHost {
   readonly os: "darwin" | "linux";
   readonly arch: string;
   readonly uid: number;
-  /** There is a person who can be asked. */
   readonly canAsk: boolean;
   readonly limits: InstallLimits;
   readonly folders: {
@@ -1885,7 +1848,6 @@ export interface InstallHost {
   settle(): void;
   absolute(path: string): string;
 
-  /** lstat(2). */
   stat(path: string): Looked;
   linkTarget(path: string): string;
   /** The path with its links resolved, as far as it exists. */
@@ -2638,7 +2600,6 @@ interface Acting {
   isInterrupted: boolean;
 }
 
-/** How a plan has ended. */
 interface Acted {
   readonly acting: Acting;
   readonly failure: StepFailure | undefined;
@@ -3438,7 +3399,7 @@ async function askGuard(run: InstallRun, facts: JobFacts, path: string): Promise
 async function runningVersion(run: InstallRun, { user, loaded, limaHome, place }: JobFacts) {
   if (loaded.kind !== "loaded" || loaded.pid === undefined) return undefined;
   const dir = join(limaHome, place.name);
-  const tail: Argv = [run.host.tool("tail"), "-c", String(JOURNAL_TAIL_BYTES), join(dir, JOURNAL_FILE)];
+  const tail: Argv = [run.host.tool("tail"), "-c", String(JOURNAL_TAIL_BYTES), join(dir, "lima-guard.jsonl")];
   const answer = await askAsUser(run, user, tail);
   const start = answer?.code === 0 ? readJournal(answer.stdout, dir).findLast((l) => l.event === "start") : undefined;
   return typeof start?.["version"] === "string" ? start["version"] : undefined;
@@ -3730,7 +3691,7 @@ async function runCommand(run: InstallRun): Promise<number> {
   if (options.json) host.stdout(jobsToJson(options.role, reports));
   else if (options.print) host.stderr(formatJobs(shown, false));
   else host.stdout(formatJobs(shown, options.dryRun));
-  return worstOf([...reports.map((r) => r.status), ...passed === undefined ? [] : [Number(passed)]]);
+  return worst([...reports.map((r) => r.status), ...passed === undefined ? [] : [Number(passed)]]);
 }
 
 async function passOn(
@@ -3773,10 +3734,7 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
     now: () => new Date(),
     pause: machine.pause,
     settle: () => settle(before),
-    absolute: (path) => {
-      const at = path.replace(/^~(?=\/)/, before["HOME"] ?? "");
-      return at.startsWith("/") ? at : join(cwd, at);
-    },
+    absolute: (path) => path.replace(/^~(?=\/)/, before["HOME"] ?? "").replace(/^(?!\/)/, `${cwd}/`),
     ...realFiles(machine),
     lock: () => lockFile(join(host.folders.own, uid === 0 ? "lima-guard-install.lock" : ".lima-guard-install.lock")),
     random: () => crypto.getRandomValues(new Uint8Array(4)).toHex(),
@@ -3826,7 +3784,7 @@ function realFolders(os: InstallHost["os"], uid: number, home: string): InstallH
 }
 
 /** What a person may send in the middle: then the old job is put back before we leave. */
-const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+const SIGNALS: readonly Signal[] = ["SIGINT", "SIGTERM", "SIGHUP"];
 
 /** umask, working directory and environment of our own: nothing of the caller's decides what is made or run. */
 function settle(before: Readonly<Record<string, string>>): void {
@@ -4095,7 +4053,6 @@ export type InstallOptions =
   & { readonly [key in Valued]?: string }
   & { readonly [key in Exclude<Option["key"], Valued>]: boolean };
 
-/** The text of `--help`. */
 export function installHelp(): string {
   const rows = INSTALL_OPTIONS.map((o) => {
     const flag = `${"short" in o ? `-${o.short}, ` : ""}--${o.flag}${"argument" in o ? ` ${o.argument}` : ""}`;

@@ -67,7 +67,7 @@ const BOOT_MARKER = "boot-session.tmp";
 
 /** Our own files inside an instance directory; Lima ignores names that are none of its own there. */
 const LOCK_FILE = "lima-guard.lock";
-export const JOURNAL_FILE = "lima-guard.jsonl";
+const JOURNAL_FILE = "lima-guard.jsonl";
 const OLD_JOURNAL_FILE = "lima-guard.1.jsonl";
 /** A journal that has reached this size is set aside, and the one before it is dropped. */
 const JOURNAL_LIMIT_BYTES = 1024 * 1024;

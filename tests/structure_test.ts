@@ -1,10 +1,7 @@
-/**
- * The figures of lima_guard.ts and install.ts, and the shape of lima_guard.ts, kept by machine; the shape of install.ts is
- * in install_structure_test.ts.
- */
+/** The figures and the shape of lima_guard.ts and install.ts, kept by machine. */
 
 import assert from "node:assert/strict";
-import { figures, limitOf, LIMITS, notYet, Source } from "../tools/house.ts";
+import { figures, limitOf, LIMITS, notYet, PRODUCT, Source } from "../tools/house.ts";
 import { project } from "./helpers/paths.ts";
 
 const FIGURES = await figures(project);
@@ -29,8 +26,9 @@ Deno.test("what is not reached yet is a figure that is over its limit", () => {
   for (const [key, value] of Object.entries(NOT_YET)) assert.ok(value > (limitOf(key) ?? Infinity), key);
 });
 
-/** What is right for both files, and where each has its own. */
-const FILES: Record<"lima_guard.ts", {
+interface Rules {
+  /** The chapters as the header lists them. */
+  chapters: (text: string) => string[] | undefined;
   /** What may be imported. */
   imports: RegExp[];
   /** The chapters that ask for nothing but their arguments. */
@@ -39,9 +37,14 @@ const FILES: Record<"lima_guard.ts", {
   effects: RegExp;
   mayAct: RegExp;
   /** Words that a message does not have. */
-  contractions: string;
-}> = {
+  words: string;
+}
+
+const CLI = "the command line, and main";
+/** What is right for both files, and where each has its own. */
+const FILES: Record<typeof PRODUCT[number], Rules> = {
   "lima_guard.ts": {
+    chapters: (text) => /\n \* Sections: ([^]*?)\.\n/.exec(text)?.[1]?.replaceAll(/\s*\n \* /g, " ").split(" · "),
     imports: [
       /^import .* from "jsr:@std\/(cli|log|path)@\d+\.\d+\.\d+\/[a-z/-]+";$/,
       /\bimport\("\.\/install\.ts"\)/,
@@ -51,11 +54,29 @@ const FILES: Record<"lima_guard.ts", {
     impure: /\b(await|async|Math\.random|performance|setTimeout|fetch|crypto|console)\b|\bDate\b(?!\.parse|\([^)])/,
     effects: /\bDeno\b/,
     mayAct: /^the real host(:|$)/,
-    contractions: "terminated?|teardown|shut down|unload|gather|desired",
+    words: "terminated?|teardown|shut down|unload|gather|desired",
+  },
+  "install.ts": {
+    chapters: (text) =>
+      [...text.matchAll(/Part I{1,3}[^:]*: ([^]*?)\./g)].flatMap((part) =>
+        part[1]!.replaceAll(/\s*\n \* /g, " ").replaceAll("  ", " ").replace(", the command line, main", ` · ${CLI}`)
+          .split(" · ")
+      ),
+    imports: [
+      /^import .* from "jsr:@std\/(cli|path)@\d+\.\d+\.\d+\/[a-z/-]+";$/,
+      /^import \* as fs from "node:fs";$/,
+      /^import \{$|^\} from "\.\/lima_guard\.ts";$/,
+      /(await|=) import\("npm:(plist@5\.0\.0|diff@9\.0\.0|dax@0\.49\.0)"\)/,
+    ],
+    isPure: (_, source, at) => at > source.sections[0]!.at && at < source.linesBeforeTheHost(),
+    impure: /\b(await|async|Math\.random|performance|setTimeout|fetch|crypto|console)\b|\bhost\.|\bDate\.now\b/,
+    effects: /\bDeno\.|npm:dax|\bfs\./,
+    mayAct: new RegExp(`^(the real host|${CLI})$`),
+    words: "terminated?|teardown|shut down|gather|desired",
   },
 };
 
-for (const name of ["lima_guard.ts"] as const) {
+for (const name of PRODUCT) {
   const rules = FILES[name];
   const source = new Source(await Deno.readTextFile(`${project}/${name}`));
   const { code, sections, text } = source;
@@ -63,8 +84,7 @@ for (const name of ["lima_guard.ts"] as const) {
   const mainBlock = code.findIndex((line) => line.startsWith("if (import.meta.main)"));
 
   Deno.test(`${name}: the chapters stand in the order that the header lists`, () => {
-    const listed = /\n \* Sections: ([^]*?)\.\n/.exec(text)?.[1]?.replaceAll(/\s*\n \* /g, " ").split(" · ");
-    assert.deepEqual(titles, listed);
+    assert.deepEqual(titles, rules.chapters(text));
   });
 
   Deno.test(`${name}: the world is touched by the real host and by the last lines only`, () => {
@@ -95,7 +115,7 @@ for (const name of ["lima_guard.ts"] as const) {
     const words of [
       "can't|don't|won't|isn't|doesn't|couldn't|didn't",
       "virtual machine|hypervisor|box|unit",
-      rules.contractions,
+      rules.words,
       "invalid|illegal",
     ]
   ) {
@@ -108,6 +128,27 @@ for (const name of ["lima_guard.ts"] as const) {
     });
   }
 }
+
+// --- only install.ts: what root does with files ---
+
+const INSTALL = new Source(await Deno.readTextFile(`${project}/install.ts`));
+
+Deno.test("install.ts: nothing is changed by its path: owner, group and mode come with the descriptor", () => {
+  assert.deepEqual(INSTALL.offences(/\b(chown|chmod|utime)(Sync)?\(/), []);
+});
+
+Deno.test("install.ts: files are made exclusively, so that no link is followed, and synced before they get a name", () => {
+  const opens = INSTALL.code.filter((line) => /fs\.openSync\(|Deno\.(writeFile|writeTextFile|copyFile)/.test(line));
+  assert.deepEqual(opens.map((line) => line.trim()), [
+    "fd = fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);",
+    'const fd = fs.openSync(path, "wx", mode);',
+    'const fd = fs.openSync(path, look === "absent" ? "ax" : O_APPEND | O_NONBLOCK | O_WRONLY, 0o644);',
+  ]);
+  assert.match(
+    INSTALL.text,
+    /fs\.openSync\(path, "wx", mode\);[^}]*fs\.writeSync[^}]*fs\.fsyncSync\(fd\);\n {2}\} catch/,
+  );
+});
 
 // --- the measures themselves: one that finds nothing would hold nothing ---
 
