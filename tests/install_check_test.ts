@@ -78,6 +78,14 @@ const BROKEN: [what: string, spoil: (mac: FakeMac, file: string) => void, words:
       ),
     /SuccessfulExit: true.*after a requested stop/,
   ],
+  [
+    "the job is ending",
+    (mac) => {
+      mac.conf("dying=50");
+      mac.launchctl(["bootout", `system/${DAEMON}`]);
+    },
+    /is ending, and will not be loaded then/,
+  ],
   ["launchd does not answer", (mac) => mac.fault("print:1 1"), /launchctl print: status 1/, 75],
   ["it is not said whether it is disabled", (mac) => mac.fault("print-disabled:1 5"), /print-disabled did not say/, 75],
 ];

@@ -390,3 +390,24 @@ macTest("a run that is killed between bootout and bootstrap: the next one loads 
   assert.deepEqual(job()!.args, guarded(mac));
   assert.ok(job()!.pid !== undefined);
 });
+
+macTest("two names of one file, as a killed run leaves them: no third one is left", async () => {
+  const { mac, guard } = macWith("daemon");
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  Deno.linkSync(guard, `${guard}.previous`);
+  mac.putGuard(mac.source, "\n# newer\n");
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  assert.ok(!mac.tree().some((row) => row.includes("lima-guard-new")), mac.tree().join("\n"));
+});
+
+macTest("a job that was disabled and is rolled back is loaded and disabled again", async () => {
+  const { mac, domain, label, job } = macWith("daemon");
+  await using _ = mac;
+  mac.launchctl(["disable", `${domain}/${label}`]);
+  mac.forget();
+  mac.fault("bootstrap:1 122");
+  const run = await mac.run(["--yes", "--json", "default"]);
+  assert.deepEqual([run.status, run.json().state], [1, "rolled back"], run.stdout);
+  assert.deepEqual([job()!.args, mac.isDisabled(domain, label)], [limactl(mac), true]);
+});
