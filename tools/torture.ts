@@ -30,6 +30,7 @@ import {
 } from "../tests/helpers/mod.ts";
 import { guardWith, OUTSIDER, type Stay, type Twist } from "../tests/helpers/guard_with.ts";
 import { PID_FILES } from "../tests/helpers/pid_files.ts";
+import { NOTHING_SEEN } from "../lima_guard.ts";
 import { tree } from "../tests/helpers/pre.ts";
 import { foreground, hold, writeBadEnds } from "../tests/launchd/run.ts";
 import {
@@ -161,6 +162,7 @@ function put(world: World, { file, holds }: Put): void {
     "a cold socket": () => staleSocket(path),
     "a silent socket": () => world.open.set(path, silentSocket(path)),
     "a file": () => text("no socket\n"),
+    "held open": () => world.open.set(path, Deno.openSync(path, { write: true })),
     "held": () => locked(""),
     "held as the stranger": () => locked(line(record)),
     "the stranger as --run": () => text(line(record)),
@@ -177,7 +179,7 @@ function put(world: World, { file, holds }: Put): void {
   calm(world, new RegExp(`^${RegExp.escape(path)}$`));
   // A guard that is at work holds its own lock: nobody can hold it too, and a file that is locked is not replaced.
   if (file === "lima-guard.lock" && k3s.has(file) && !isFree(path)) return;
-  if (k3s.has(file)) k3s.remove(file);
+  if (k3s.has(file) && holds !== "held open") k3s.remove(file);
   thing();
 }
 
@@ -245,6 +247,8 @@ interface Scene {
   /** The number in each PID file that is one. */
   readonly named: ReadonlyMap<string, number>;
   readonly files: Readonly<Record<string, string>>;
+  /** How the guest's file system is. */
+  readonly disk: string | undefined;
   /** Whom a host agent has signalled, or would have, were it the real one: it believes *.drv.pid while it stops. */
   readonly hitByLima: readonly string[];
 }
@@ -257,7 +261,7 @@ function look(world: World): Scene {
     if (/^\s*[0-9]{1,7}\s*$/.test(text)) named.set(file, Number(text));
   }
   const hitByLima = world.k3s.read("ha.stderr.log")?.match(/Lima would have sent .*/g) ?? [];
-  return { living: living(world), named, files: tree(world.home.lima), hitByLima };
+  return { living: living(world), named, files: tree(world.home.lima), disk: world.k3s.guestDisk(), hitByLima };
 }
 
 /** What lives and changes is looked at again where it changed under our eyes. */
@@ -336,6 +340,16 @@ interface Outcome {
   readonly tookS: number | undefined;
   /** What was done to it meanwhile. */
   readonly deed: Deed | undefined;
+  /** What spoke against a start and a removal, when the run began. */
+  readonly witnesses: readonly Witness[];
+}
+
+/** A socket that takes connections, a process that has a disk open, a lock that another process has. */
+interface Witness {
+  readonly kind: "socket" | "holder" | "lock";
+  readonly path: string;
+  /** What leads to it, and so must stay where no process of the instance lives. */
+  readonly leads: readonly string[];
 }
 
 /** What the guard says of k3s. */
@@ -344,11 +358,24 @@ interface Told {
   readonly status: number;
   readonly stage: string | null;
   readonly steps: readonly { kind: string; what: string; because: string; outcome: string }[];
-  readonly blockers: readonly { what: string; because: string }[];
+  readonly blockers: readonly { what: string; because: string; hint?: string }[];
+  readonly limactlStart?: string;
 }
 
 /** All laws about one run. Returns what it told, where it lived to tell. */
-function assertLaws(
+function assertLaws(world: World, outcome: Outcome, before: Scene, after: Scene): Told | undefined {
+  const { step, result } = outcome;
+  const told = assertThreeLaws(world, outcome, before, after);
+  assertEvidenceKept(outcome, before, after, told);
+  if (result.status < 128) assertNoCutIsGraceful(outcome, before, after, told);
+  if (!told) return undefined;
+  const [{ evidence }] = result.json().instances;
+  assertWorstCounts(step, told, evidence);
+  assertCommands(outcome, told);
+  return told;
+}
+
+function assertThreeLaws(
   world: World,
   { step, result, tookS, deed }: Outcome,
   before: Scene,
@@ -414,13 +441,116 @@ function assertLaws(
   return told;
 }
 
+/** What the test itself has put there, and is still in its place. */
+async function witnesses({ k3s, open }: World): Promise<Witness[]> {
+  const found: Witness[] = [];
+  const link = k3s.path("../_disks/data/in_use_by");
+  for (const path of open.keys()) {
+    if (path.endsWith(".lock")) found.push({ kind: "lock", path, leads: [] });
+    else if (path.endsWith("datadisk")) {
+      const leads = there(link) && Deno.readLinkSync(link) === k3s.dir ? [link] : [];
+      if (leads.length > 0) found.push({ kind: "holder", path, leads });
+    } else if (await takesConnections(path)) found.push({ kind: "socket", path, leads: [path] });
+  }
+  return found;
+}
+
+async function takesConnections(path: string): Promise<boolean> {
+  try {
+    (await Deno.connect({ transport: "unix", path })).close();
+    return true;
+  } catch {
+    return false; // another file is in its place now, or none
+  }
+}
+
+/** What a look has found stays found: nothing that led to it is removed, and no result is as if it were not there. */
+function assertEvidenceKept({ step, deed, witnesses }: Outcome, before: Scene, after: Scene, told?: Told): void {
+  const isDown = [before, after].every(({ living }) => living.agent.length + living.driver.length === 0);
+  // At another time of day, or after another boot, the lock of a disk is one of a boot that is over.
+  const isOfNow = step.wallMs === undefined && step.uptimeMs === undefined;
+  for (const { kind, path, leads } of witnesses) {
+    if (deed !== undefined || !isDown || (kind === "holder" && !isOfNow)) continue;
+    for (const file of leads) assert.ok(there(file), `${file} is gone, and led to ${path}`);
+    if (!told || (kind === "lock" && step.role === "status")) continue;
+    assert.notEqual(told.status, 0, `${kind} ${path} was there, and counted as nothing`);
+    assert.ok(!["clear", "stopped", "stale", "running"].includes(told.state), `${told.state}, with ${kind} ${path}`);
+  }
+}
+
+/** No result is better than its worst finding, and no start is promised where the plan is not clear. */
+function assertWorstCounts({ role, dryRun }: Run, told: Told, evidence: readonly { verdict: string }[] = []): void {
+  const hasFailed = ({ kind, outcome }: Told["steps"][number]) =>
+    kind === "remove" && !dryRun && role !== "status" && !/^(done|already gone)/.test(outcome);
+  // A boot is in the way of a start, and needs no person.
+  if (told.status === 0 && !(role === "status" && told.state === "booting")) {
+    assert.deepEqual(told.blockers, [], "0, and something is in the way");
+    assert.deepEqual(told.steps.filter(hasFailed), [], "0, and a step failed");
+    assert.ok(!["unknown", "blocked", "missing"].includes(told.state), `0, and it is ${told.state}`);
+  }
+  // Open: what the last look of a stop finds changes its status, and its state stays `stopped`.
+  const isOpen = role === "stop" && told.status !== 0 &&
+    told.steps.some(({ kind }) => kind === "kill" || kind === "guest");
+  if (["clear", "stopped"].includes(told.state) && !isOpen) {
+    assert.deepEqual(told.blockers, [], `${told.state}, and not clear`);
+  }
+  if (role !== "status" || told.limactlStart !== NOTHING_SEEN) return;
+  assert.deepEqual(told.blockers, [], "a start is promised, and something is in the way");
+  const isOnlyDead = told.state === "stale" && evidence.every(({ verdict }) => ["dead", "stale"].includes(verdict));
+  assert.ok(told.state === "stopped" || isOnlyDead, `a start is promised, and it is ${told.state}`);
+}
+
+/** Programs of the commands that are printed. */
+const COMMAND =
+  /(?:^|[;:&] )(?:sudo (?:-H -u \S+ )?)?(?:lima-guard|limactl|launchctl|ps|lsof|ls|kill|chmod|chown|rm|tail) /;
+/** Those that only look. */
+const LOOKS = /(?:^|; |: )((?:ps -ww|ls -l[ad]|lsof --) [^;]+)/g;
+
+/** Every unknown ends with a command whose output can change the answer: about that thing, and it shows something. */
+function assertCommands({ deed }: Outcome, told: Told): void {
+  if (told.state !== "unknown") return;
+  assert.ok(told.blockers.length > 0, "unknown, and nothing is said of what");
+  for (const { what, because, hint = "" } of told.blockers) {
+    assert.match(hint, COMMAND, `${what} is unknown (${because}), and no command is printed`);
+    // The thing itself, the process that it names, or the guard asked once more about the whole instance.
+    const [named = ""] = /\/\S+|\b\d+\b/.exec(what) ?? [];
+    const [, pid = "none"] = /PID (\d+)/.exec(because) ?? [];
+    const isAbout = hint.includes(named) || new RegExp(`\\b${pid}\\b`).test(hint) || / k3s$/.test(hint);
+    assert.ok(isAbout, `the command for ${what} is about something else: ${hint}`);
+    if (deed !== undefined) continue;
+    const looks = [...hint.matchAll(LOOKS)].map(([, line = ""]) => line);
+    const isOver = looks.some((line) => /^ps -ww -p \d+$/.test(line) && !exists(Number(/\d+$/.exec(line))));
+    if (looks.length === 0 || isOver) continue; // a riddle of another lane ends when it likes
+    assert.ok(looks.some(showsSomething), `nothing is shown about ${what} (${because}) by ${looks.join(" or ")}`);
+  }
+}
+
+/** Types a command that only looks. ps and lsof have a headline. */
+function showsSomething(line: string): boolean {
+  const { stdout } = new Deno.Command("sh", { args: ["-c", line], stderr: "null" }).outputSync();
+  const rows = new TextDecoder().decode(stdout).split("\n").filter((row) => row !== "");
+  return rows.length > (line.startsWith("ls ") ? 0 : 1);
+}
+
+/** No power cut is called graceful. What was running, and was not touched by the test, has powered itself off. */
+function assertNoCutIsGraceful({ step, result, deed }: Outcome, before: Scene, after: Scene, told?: Told): void {
+  const disk = "k3s/standin.guest/disk";
+  const wasOn = before.living.driver.length + before.living.agent.length > 0 && before.disk === "dirty";
+  const isOff = after.living.driver.length + after.living.agent.length === 0;
+  if (!wasOn || !isOff || step.dryRun || (deed !== undefined && deed.do !== "signal")) return;
+  const isGraceful = told
+    ? ["guest", "agent", "driver"].includes(told.stage ?? "") && !told.steps.some((s) => /\bcut/.test(s.outcome))
+    : /stopped gracefully/.test(result.stderr);
+  if (isGraceful) assert.equal(after.disk, "clean", `${disk}: a power cut is called graceful`);
+}
+
 // ── the steps ──
 
 async function take(world: World, step: Step): Promise<void> {
   if (step.do === "guard") return await takeGuard(world, step);
   if (step.do === "start") {
     const refusal = await start(world);
-    if (world.ready) assert.equal(refusal, undefined, "--pre said that it is ready, and limactl start refuses");
+    if (world.ready) assert.equal(refusal, undefined, "the guard saw nothing in the way, and limactl start refuses");
   } else if (step.do === "calm") {
     calm(world, /./);
     await world.riddle.end();
@@ -433,13 +563,15 @@ async function take(world: World, step: Step): Promise<void> {
 
 async function takeGuard(world: World, step: Run): Promise<void> {
   const before = await lookAt(world);
-  const outcome = await guard(world, step);
+  const seen = await witnesses(world);
+  const outcome = { ...await guard(world, step), witnesses: seen };
   calm(world, /\.lock$/);
   const after = await lookAt(world);
   const told = inContext(outcome.result, () => assertLaws(world, outcome, before, after));
   const isDone = told?.status === 0 && outcome.deed === undefined && !step.dryRun;
   const nobody = [before, after].every(({ living }) => living.agent.length + living.driver.length === 0);
-  world.ready = isDone && step.role === "pre" && nobody;
+  const isPromised = told?.limactlStart === NOTHING_SEEN && outcome.deed === undefined;
+  world.ready = nobody && (isDone && step.role === "pre" || isPromised);
   if (!isDone || !nobody || step.role === "status") return;
 
   // Law 3, its last part: what was carried out is done, and done once.
@@ -461,7 +593,7 @@ function inContext<T>(result: GuardResult, check: () => T): T {
 }
 
 /** Runs the guard, and does what is to be done meanwhile. */
-async function guard(world: World, step: Run): Promise<Outcome> {
+async function guard(world: World, step: Run): Promise<Omit<Outcome, "witnesses">> {
   const { home, k3s } = world;
   const { role, budgetS, wallMs, uptimeMs, meanwhile } = step;
   const file = `${home.root}/stay-${world.guards++}`;

@@ -114,7 +114,8 @@ const OTHERS: Readonly<Record<string, readonly string[]>> = {
   ],
   "ssh.config": ["gone", "cut", "the neighbour's", "garbage"],
   "boot-session.tmp": ["garbage", "nothing", "a directory"],
-  "../_disks/data/in_use_by": ["a link to it", "a link to the neighbour", "a dangling link"],
+  "../_disks/data/in_use_by": ["a link to it", "a link to it", "a link to the neighbour", "a dangling link"],
+  "../_disks/data/datadisk": ["held open"],
   "ha.stdout.log": ["gone", "nothing", "garbage"],
   "lima.yaml": ["gone"],
 };
