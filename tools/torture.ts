@@ -500,9 +500,8 @@ function assertWorstCounts({ role, dryRun }: Run, told: Told, evidence: readonly
   assert.ok(told.state === "stopped" || isOnlyDead, `a start is promised, and it is ${told.state}`);
 }
 
-/** Programs of the commands that are printed. */
-const COMMAND =
-  /(?:^|[;:&] )(?:sudo (?:-H -u \S+ )?)?(?:lima-guard|limactl|launchctl|ps|lsof|ls|kill|chmod|chown|rm|tail) /;
+/** Programs of the commands that are printed and whose output is an answer. */
+const COMMAND = /(?:^|[;:] )(?:sudo (?:-H -u \S+ )?)?(?:lima-guard|limactl|launchctl|ps|lsof|ls|tail) /;
 /** Those that only look. */
 const LOOKS = /(?:^|; |: )((?:ps -ww|ls -l[ad]|lsof --) [^;]+)/g;
 
@@ -538,8 +537,9 @@ function assertNoCutIsGraceful({ step, result, deed }: Outcome, before: Scene, a
   const wasOn = before.living.driver.length + before.living.agent.length > 0 && before.disk === "dirty";
   const isOff = after.living.driver.length + after.living.agent.length === 0;
   if (!wasOn || !isOff || step.dryRun || (deed !== undefined && deed.do !== "signal")) return;
+  const byAgent = told?.steps.findLast(({ kind }) => kind === "agent")?.outcome ?? "";
   const isGraceful = told
-    ? ["guest", "agent", "driver"].includes(told.stage ?? "") && !told.steps.some((s) => /\bcut/.test(s.outcome))
+    ? ["guest", "agent", "driver"].includes(told.stage ?? "") && !/the guest was cut off/.test(byAgent)
     : /stopped gracefully/.test(result.stderr);
   if (isGraceful) assert.equal(after.disk, "clean", `${disk}: a power cut is called graceful`);
 }

@@ -98,6 +98,16 @@ const PIDS = [
 ];
 const SOCKETS = ["gone", "a cold socket", "a cold socket", "a silent socket", "a file"];
 
+/** What speaks against a start and a removal by itself. */
+const WITNESSES: readonly (readonly Put[])[] = [
+  [{ do: "put", file: "ha.sock", holds: "a silent socket" }],
+  [{ do: "put", file: "qmp.sock", holds: "a silent socket" }],
+  [
+    { do: "put", file: "../_disks/data/in_use_by", holds: "a link to it" },
+    { do: "put", file: "../_disks/data/datadisk", holds: "held open" },
+  ],
+];
+
 /** Other files, and what may stand in them. */
 const OTHERS: Readonly<Record<string, readonly string[]>> = {
   "ha.sock": SOCKETS,
@@ -214,6 +224,8 @@ export function makeCase(seed: number, number: number): Case {
       guard(),
       ...many(3, step),
       { do: "calm" },
+      // Nothing but this one witness is then unknown.
+      ...chance(0.3) ? [...pick(WITNESSES), guard(), { do: "calm" as const }] : [],
       { do: "guard", role: "stop", budgetS: 3 },
       { do: "guard", role: "pre", budgetS: 3, hurry: true },
       { do: "start" },
