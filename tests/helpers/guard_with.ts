@@ -207,8 +207,8 @@ function isInside(pid: number, { under, and }: NonNullable<Twist["hitsOnly"]>): 
   if (and.includes(pid)) return true;
   const { stdout } = new Deno.Command("ps", { args: ["-ww", "-o", "command=", "-p", String(pid)] }).outputSync();
   const command = new TextDecoder().decode(stdout).trim();
-  // Gone: there is nobody whom the signal could reach.
-  return command === "" || command.includes(`${under}/`);
+  // Gone, or ended and not waited for: there is nobody whom the signal could reach.
+  return command === "" || command.endsWith("<defunct>") || command.includes(`${under}/`);
 }
 
 function endAtOutsider(pid: number, signal: string): never {
