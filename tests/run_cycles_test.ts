@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { cycles, median } from "../tools/cycles.ts";
 
 Deno.test("fifty starts and stops leave nothing behind", async () => {
-  const { cycles: done, guardDescriptors, guardKiB, own } = await cycles(50, 5);
+  const { cycles: done, guardDescriptors, guardThreads, guardKiB, own } = await cycles(50, 5);
   assert.equal(done, 50);
   if (Deno.build.os !== "linux") return;
   // Deno itself opens a few once and for all; a leak would be one for each cycle.
@@ -15,6 +15,10 @@ Deno.test("fifty starts and stops leave nothing behind", async () => {
   assert.ok(
     Math.max(...guardDescriptors) <= Math.max(...guardDescriptors.slice(0, 10)) + 2,
     "descriptors of the guard",
+  );
+  assert.ok(
+    Math.max(...guardThreads) <= Math.max(...guardThreads.slice(0, 10)) + 2,
+    "threads of the guard",
   );
   // The guards of the last cycles find a longer journal, and the same memory, give or take what V8 does.
   const [first, last] = [median(guardKiB.slice(0, 10)), median(guardKiB.slice(-10))];
