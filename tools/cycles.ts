@@ -207,7 +207,7 @@ export function tell(result: Result): string {
       `first tenth ${MiB(median(guardKiB.slice(0, tenth)))}, last tenth ${MiB(median(guardKiB.slice(-tenth)))}`,
     ],
     ["the guard's descriptors", `at most ${Math.max(...guardDescriptors)}`],
-    ["the guard's threads", `at most ${Math.max(...guardThreads)}`],
+    ["the guard's threads", `median ${median(guardThreads)}, at most ${Math.max(...guardThreads)}`],
     ["of this process", `descriptors ${own.before.descriptors} → ${own.after.descriptors}`],
     ["", `threads ${own.before.threads} → ${own.after.threads}`],
     ["", `memory ${MiB(own.before.KiB)} → ${MiB(own.after.KiB)} MiB`],
