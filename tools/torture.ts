@@ -30,7 +30,7 @@ import {
 } from "../tests/helpers/mod.ts";
 import { guardWith, OUTSIDER, type Stay, type Twist } from "../tests/helpers/guard_with.ts";
 import { PID_FILES } from "../tests/helpers/pid_files.ts";
-import { NOTHING_SEEN } from "../lima_guard.ts";
+import { STARTS } from "../lima_guard.ts";
 import { tree } from "../tests/helpers/pre.ts";
 import { foreground, hold, writeBadEnds } from "../tests/launchd/run.ts";
 import {
@@ -497,7 +497,7 @@ function assertWorstCounts({ role, dryRun }: Run, told: Told, evidence: readonly
   if (["clear", "stopped"].includes(told.state) && !isOpen(role, told)) {
     assert.deepEqual(told.blockers, [], `${told.state}, and not clear`);
   }
-  if (role !== "status" || told.limactlStart !== NOTHING_SEEN) return;
+  if (role !== "status" || told.limactlStart !== STARTS) return;
   assert.deepEqual(told.blockers, [], "a start is promised, and something is in the way");
   const isOnlyDead = told.state === "stale" && evidence.every(({ verdict }) => ["dead", "stale"].includes(verdict));
   assert.ok(told.state === "stopped" || isOnlyDead, `a start is promised, and it is ${told.state}`);
@@ -573,7 +573,7 @@ async function takeGuard(world: World, step: Run): Promise<void> {
   const told = inContext(outcome.result, () => assertLaws(world, outcome, before, after));
   const isDone = told?.status === 0 && outcome.deed === undefined && !step.dryRun;
   const nobody = [before, after].every(({ living }) => living.agent.length + living.driver.length === 0);
-  const isPromised = told?.limactlStart === NOTHING_SEEN && outcome.deed === undefined;
+  const isPromised = told?.limactlStart === STARTS && outcome.deed === undefined;
   world.ready = nobody && (isDone && step.role === "pre" || isPromised);
   if (!isDone || !nobody || step.role === "status") return;
 
