@@ -58,8 +58,11 @@ exec @guard@ "$@"`,
   // Lima's own calls begin with an option.
   ssh: `case $1 in -*) exec /usr/bin/ssh "$@" ;; esac; cd "@root@/$1" && shift && exec sh -c "$*"`,
   npx: `shift 2; exec deno "$@"`,
-  // Tasks take minutes; what they are called with is looked at in the test.
-  deno: `test "$*" != "task house" || exec @deno@ run -A --no-lock @project@/tools/house.ts`,
+  // The other tasks take minutes, or write into the checkout; what they are called with is looked at in the test.
+  deno: `case "$*" in
+  "task house") exec @deno@ run -A --no-lock @project@/tools/house.ts ;;
+  "task demo") exec @deno@ run -A @flags@ @project@/tools/demo.ts ;;
+esac`,
 };
 const has = (program: string) => program in STANDINS || ["limactl", "colima"].includes(program) || isInstalled(program);
 
@@ -172,6 +175,7 @@ class World implements AsyncDisposable {
       root: home.root,
       project,
       deno: Deno.execPath(),
+      flags: denoFlags().join(" "),
       guard: `"${Deno.execPath()}" run -A ${denoFlags().join(" ")} "${project}/lima_guard.ts"`,
       install: mac === undefined ? "true" : `"${home.root}/install"`,
     };
