@@ -17,7 +17,7 @@ import {
   type Typed,
   typedIn,
 } from "./helpers/documents.ts";
-import { denoFlags, type Home, type Instance, killChild, project, tempLimaHome, within } from "./helpers/mod.ts";
+import { denoFlags, type Home, killChild, project, tempLimaHome, within } from "./helpers/mod.ts";
 import { FakeMac, fixture, WHY_NO_MAC, ZOE } from "./install_mac.ts";
 
 const LIMIT_MS = 90_000;
@@ -53,7 +53,8 @@ esac
 exec @guard@ "$@"`,
   sudo: `case $1 in -u) shift 2 ;; -*) shift ;; esac\nexec "$@"`,
   shutdown: `echo "$*" >>@root@/shutdown.called`,
-  curl: `for word; do case $word in https://*) cp "@root@/release/\${word##*/}" . || exit 22 ;; esac; done`,
+  curl:
+    `for word; do case $word in https://hc-ping.com/*) ;; https://*) cp "@root@/release/\${word##*/}" . || exit 22 ;; esac; done`,
   scp: `mkdir -p "@root@/\${2%%:*}" && cp -p "$1" "@root@/\${2%%:*}/\${2#*:}"`,
   // Lima's own calls begin with an option.
   ssh: `case $1 in -*) exec /usr/bin/ssh "$@" ;; esac; cd "@root@/$1" && shift && exec sh -c "$*"`,
@@ -72,8 +73,10 @@ const needs = (typed: Typed, line: string): Need[] =>
 const canRun = (typed: Typed, line: string) => needs(typed, line).every((need) => need === "here");
 
 /** Names and folders of the documents, as they are here. */
-function filledIn(line: string, root: string): string {
-  return line.replaceAll(/\bNAME\b/g, "default").replaceAll(/\bOWNER\b/g, "zoe").replaceAll(/\bPLIST\b/g, "./PLIST")
+function filledIn(line: string, root: string, mac: FakeMac | undefined): string {
+  // What a job of the pretended Mac runs has to be on it.
+  return line.replaceAll("/usr/local/libexec/lima-guard-event", `${mac?.guards ?? `${root}/usr/local/libexec`}/event`)
+    .replaceAll(/\bNAME\b/g, "default").replaceAll(/\bOWNER\b/g, "zoe").replaceAll(/\bPLIST\b/g, "./PLIST")
     .replaceAll(/\bFILE\b/g, '"$FILE"').replaceAll(/(?<=^|[\s"'])\/(?=(usr\/local|Applications)\/)/g, `${root}/`)
     .replace(Deno.uid() === 0 ? "" : "install -o root", Deno.uid() === 0 ? "" : "install");
 }
@@ -152,7 +155,7 @@ class World implements AsyncDisposable {
         "home/Library/Application Support/rancher-desktop/lima/0",
         "Applications/Finch/lima/data/finch",
       ]
-    ) copy(stale, `${home.root}/${other}`);
+    ) copyFolder(stale.dir, `${home.root}/${other}`);
     if (/--(install|check|uninstall)\b/.test(text) && WHY_NO_MAC === undefined) await world.#makeMac();
     world.#programs();
     world.#files(page, text);
@@ -161,6 +164,7 @@ class World implements AsyncDisposable {
 
   async #makeMac(): Promise<void> {
     const mac = this.mac = FakeMac.make({ canAsk: true });
+    mac.folder(mac.guards);
     mac.load("system", mac.daemon("default", fixture(mac, "lima-2.2-daemon")));
     mac.instance("colima", `${mac.home}/.colima/_lima`);
     mac.folder(`${mac.home}/.colima`, ZOE);
@@ -217,17 +221,17 @@ cd / && exec setpriv "$@"`,
     // The README's own lines make the folder.
     if (!text.includes("mkdir -p /usr/local/bin")) shell(`install -D "${guard}" "${root}/usr/local/bin/lima-guard"`);
     for (const name of ["PLIST", "PLIST.before-lima-guard"]) Deno.writeTextFileSync(`${cwd}/${name}`, "");
+    copyFolder(`${project}/examples/events`, `${cwd}/examples/events`);
     const folder = page.slice(0, page.lastIndexOf("/") + 1);
-    if (!folder.startsWith("examples/")) return;
-    for (const { name, isFile } of Deno.readDirSync(`${project}/${folder}`)) {
-      if (isFile) Deno.copyFileSync(`${project}/${folder}${name}`, `${cwd}/${name}`);
-    }
+    if (folder.startsWith("examples/")) copyFolder(`${project}/${folder}`, cwd);
   }
 
   /** Types the lines into one shell. Returns the status of each, and all that was printed. */
   async type(lines: readonly string[]): Promise<{ statuses: number[]; text: string }> {
     const { root, env } = this.home;
-    const script = lines.map((line) => `{ ${filledIn(line, root)}\n}\necho $? >>"${root}/statuses"\n`).join("");
+    const script = lines.map((line) => `{ ${filledIn(line, root, this.mac)}\n}\necho $? >>"${root}/statuses"\n`).join(
+      "",
+    );
     const { LIMA_HOME: _, ...own } = env;
     const file = this.mac ? `${this.mac.daemons}/io.lima-vm.daemon.default.plist` : `${this.cwd}/FILE`;
     const here = { PATH: `${root}/typed:${own.PATH}`, DENO_DIR: denoDir(), FILE: file };
@@ -252,9 +256,12 @@ cd / && exec setpriv "$@"`,
   }
 }
 
-function copy(instance: Instance, dir: string): void {
-  Deno.mkdirSync(dir, { recursive: true });
-  for (const { name } of Deno.readDirSync(instance.dir)) Deno.copyFileSync(instance.path(name), `${dir}/${name}`);
+/** The files of a folder. */
+function copyFolder(from: string, to: string): void {
+  Deno.mkdirSync(to, { recursive: true });
+  for (const { name, isFile } of Deno.readDirSync(from)) {
+    if (isFile) Deno.copyFileSync(`${from}/${name}`, `${to}/${name}`);
+  }
 }
 
 function denoDir(): string {

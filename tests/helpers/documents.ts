@@ -63,7 +63,7 @@ export function simpleCommands(line: string): string[][] {
   return [...inner, ...commands];
 }
 
-/** The command itself: without assignments, and behind sudo, npx and ssh. */
+/** The command itself: without assignments and redirections, and behind sudo, npx and ssh. */
 export function bare(words: readonly string[]): string[] {
   const [first = "", ...rest] = words;
   if (/^\w+=/.test(first)) return bare(rest);
@@ -73,7 +73,8 @@ export function bare(words: readonly string[]): string[] {
   }
   if (first === "npx") return ["deno", ...rest.filter((word) => !/^(-y|deno@.*)$/.test(word))];
   if (first === "ssh") return bare(simpleCommands(rest.slice(1).join(" ")).at(-1) ?? []);
-  return [...words];
+  const end = words.findIndex((word) => /^\d?[<>]/.test(word));
+  return end < 0 ? [...words] : words.slice(0, end);
 }
 
 export type Need =
