@@ -92,7 +92,7 @@ Deno.test("documents: no class hides what could be run: a Mac's programs are on 
 for (const page of new Set(ALL.map((typed) => typed.page))) {
   const here = ALL.filter((typed) => typed.page === page);
   Deno.test(`${page}: what each command needs is known, and the page says so`, () => {
-    const text = Deno.readTextFileSync(`${project}/${page}`);
+    const text = Deno.readTextFileSync(`${project}/${page}`).replaceAll(/\s+/g, " ");
     const all = here.flatMap((typed) =>
       typed.lines.flatMap((line) => needs(typed, line).map((need) => ({ need, line })))
     );

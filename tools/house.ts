@@ -46,7 +46,7 @@ const FORBIDDEN = new RegExp(
 const FORBIDDEN_TO_READERS = /(?<![-\w])guards?(?![-\w])|(?<!host |login )\bagents?\b/gi;
 /** Recorded text, and this file, which has to spell the words. */
 const EXEMPT = /^(tests\/(testdata|corpus)\/|tools\/house\.ts$|coverage\/|\.git\/)/;
-const DOCUMENT = /^(README|CONTRIBUTING|SECURITY)\.md$|^(docs|examples|man|completions)\//;
+const DOCUMENT = /^(README|CONTRIBUTING|SECURITY|CHANGELOG)\.md$|^(docs|examples|man|completions)\//;
 
 /** A source file, cut at its banners. */
 export class Source {

@@ -109,7 +109,7 @@ export function needOf(words: readonly string[], { isBlock, has }: {
   const onMac = /(^| )(\/(Library|Volumes)\/|~\/Library\/)/.test(all) ||
     /^(stat -f|ls -leO@|ls -lde|sysctl kern|mount$|file .*\/disk)/.test([program, ...args].join(" "));
   if (!isOurs(words) && onMac) return "a Mac";
-  if (["brew", "mise", "gh"].includes(program) && all.includes("OWNER")) return "a release";
+  if (["brew", "mise", "gh", "git"].includes(program) && all.includes("OWNER")) return "a release";
   if (program === "deno" && args.some((word) => word.startsWith("jsr:"))) return "a release";
   if (program === "ansible-playbook") return "a network";
   if (OTHERS.has(program) && !isBlock) return "named";
