@@ -21,7 +21,8 @@ import { denoFlags, type Home, killChild, project, tempLimaHome, within } from "
 import { FakeMac, fixture, WHY_NO_MAC, ZOE } from "./install_mac.ts";
 
 const LIMIT_MS = 90_000;
-const TASKS = Object.keys(JSON.parse(Deno.readTextFileSync(`${project}/deno.json`)).tasks);
+const { name: PACKAGE, tasks } = JSON.parse(Deno.readTextFileSync(`${project}/deno.json`));
+const TASKS = Object.keys(tasks);
 
 function isThere(path: string): boolean {
   return Deno.statSync(path) !== undefined;
@@ -120,6 +121,9 @@ for (const page of new Set(ALL.map((typed) => typed.page))) {
     for (const [program, verb, ...args] of words) {
       if (program?.startsWith("tests/")) isThere(`${project}/${program}`);
       if (program !== "deno") continue;
+      for (const name of [verb, ...args].filter((word) => word?.startsWith("jsr:"))) {
+        assert.equal(name, `jsr:${PACKAGE}`);
+      }
       if (verb === "task") assert.ok(TASKS.includes(args[0]!), `deno task ${args.join(" ")}`);
       for (const path of args.filter((word) => /^(tests\/|\w+\.ts$)/.test(word))) isThere(`${project}/${path}`);
       const filter = args.indexOf("--filter");
@@ -219,7 +223,9 @@ cd / && exec setpriv "$@"`,
     if (!text.includes("curl ")) shell(`cp ./* "${cwd}"`);
     shell(`cp "${guard}" "${cwd}/lima-guard"`);
     // The README's own lines make the folder.
-    if (!text.includes("mkdir -p /usr/local/bin")) shell(`install -D "${guard}" "${root}/usr/local/bin/lima-guard"`);
+    if (!text.includes("mkdir -p /usr/local/bin")) {
+      shell(`mkdir "${root}/usr/local/bin"; cp "${guard}" "${root}/usr/local/bin/lima-guard"`);
+    }
     for (const name of ["PLIST", "PLIST.before-lima-guard"]) Deno.writeTextFileSync(`${cwd}/${name}`, "");
     copyFolder(`${project}/examples/events`, `${cwd}/examples/events`);
     const folder = page.slice(0, page.lastIndexOf("/") + 1);
