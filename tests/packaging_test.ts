@@ -91,7 +91,7 @@ Deno.test({
   },
 });
 
-// `brew style` of the release workflow asks all of this; here is what can be told without it.
+// `brew style` of the release workflow asks all of this; here is what can be checked without it.
 Deno.test("formula: Homebrew's rules for the description and for the order of what is in it", () => {
   const text = formula("zoe/lima-guard", "1.2.3", SUMS);
   const desc = /desc "(.+)"/.exec(text)?.[1] ?? "";
