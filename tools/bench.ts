@@ -90,7 +90,7 @@ class Subject {
     return this.program([Deno.execPath(), "run", "-A", `${this.home.root}/empty.ts`]);
   }
 
-  /** `--pre` with a PID file that names somebody else: written before every run, gone after it. */
+  /** `--pre` with a PID file that names another program: written before every run, gone after it. */
   repair(guard: Program["command"]): Row {
     return this.program([...guard, "--pre", NAME], {
       prepare: () => {
@@ -165,7 +165,7 @@ function sourceRows(): Group["rows"] {
   return {
     "--version: the cost of loading the guard": (subject) => subject.program([...SOURCE, "--version"]),
     "--pre, clean": (subject) => subject.program([...SOURCE, "--pre", NAME]),
-    "--pre, one repair (vz.pid names a stranger)": (subject) => subject.repair(SOURCE),
+    "--pre, one repair (vz.pid names another program)": (subject) => subject.repair(SOURCE),
     "--status": (subject) => subject.program([...SOURCE, "--status"]),
   };
 }
@@ -360,7 +360,7 @@ async function restingIn(undo: AsyncDisposableStack, bench: Bench): Promise<Rest
   };
 }
 
-/** The row's name is the command but for what sleeps. */
+/** The row's name is the command except what sleeps. */
 function initPrefix(row: string): Record<string, Program["command"]> {
   const [name = "", ...args] = row.split(" ").slice(0, -1);
   const path = findProgram(name);
@@ -618,7 +618,7 @@ function print(text: string): void {
 
 Deno.exit(
   await undoingAll(bench).catch((error) => {
-    print(`\nThe benchmark cannot go on: ${error instanceof Error ? error.message : error}\n`);
+    print(`\nThe benchmark cannot continue: ${error instanceof Error ? error.message : error}\n`);
     return 1;
   }),
 );

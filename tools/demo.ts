@@ -123,7 +123,7 @@ function isUnharmed(innocent: { assertAlive(): void }): boolean {
 async function afterTheReboot({ stage, vm, using }: BestStage): Promise<void> {
   const { show, home, instance } = stage;
   const file = `${DIR}/${vm}.pid`;
-  show.heading("1. After a reboot, Lima takes an innocent program for its virtual machine");
+  show.heading("1. After a reboot, Lima takes another program for its virtual machine");
   show.say(`(limactl, Lima's command, is ${using}.)`);
   show.say(
     `Lima runs virtual machines, and writes the process number (PID) of each into a small file, here ${file}. After ` +
@@ -144,7 +144,7 @@ async function afterTheReboot({ stage, vm, using }: BestStage): Promise<void> {
 
   show.say(
     `The usual advice is "limactl stop --force". It kills whatever the file names. So that nightly-backup lives on, ` +
-      `the file now names another innocent program, photo-import.`,
+      `the file now names photo-import, another program that has nothing to do with Lima.`,
   );
   const photos = await stage.innocent("photo-import");
   home.mayBeSignalled(photos.pid);
@@ -316,7 +316,7 @@ async function atShutdown(
   const second = await stage.start();
   show.claim("the virtual machine is running", pre.status === 0 && await isRunning(second));
   show.say(
-    `At shutdown, lima-guard asks the guest itself over ssh to switch off, before anybody asks Lima. Then it removes ` +
+    `At shutdown, lima-guard asks the guest itself over ssh to switch off, before Lima is asked. Then it removes ` +
       `what Lima leaves behind.`,
   );
   const stop = await stage.guard("--stop", NAME);
@@ -349,7 +349,7 @@ async function demo(undo: AsyncDisposableStack, interrupted: AbortSignal): Promi
     return home;
   };
   show.say(
-    `lima-guard ${VERSION} starts and stops Lima's virtual machines without harm to anybody else. All that follows ` +
+    `lima-guard ${VERSION} starts and stops Lima's virtual machines without harm to other programs. All that follows ` +
       `happens now, with real processes, in directories that are thrown away at the end. Every claim is checked. ` +
       `(lima-guard is lima_guard.ts, run by Deno. LIMA_HOME, where Lima keeps its files, is the directory lima.)`,
   );
@@ -368,7 +368,7 @@ function exist(path: string): boolean {
 }
 
 let status = await undoingAll(demo).catch((error) => {
-  show.output(`\nThe demo cannot go on: ${error instanceof Error ? error.stack ?? error.message : error}`);
+  show.output(`\nThe demo cannot continue: ${error instanceof Error ? error.stack ?? error.message : error}`);
   return 1;
 });
 if (status === 0) {

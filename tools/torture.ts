@@ -47,7 +47,7 @@ import {
 
 /** What starting a process and its Deno may take on a busy machine, beyond the budget of a stop. */
 const ALLOWANCE_S = 5;
-/** A `--run` that does not come to anything by then is told to stop where it is. */
+/** A `--run` that has not come to anything after this time is asked to stop where it is. */
 const RUN_LIMIT_MS = 5_000;
 const START_LIMIT_MS = 5_000;
 
@@ -61,7 +61,7 @@ interface World {
   readonly neighbourAgent: Agent;
   /** None of Lima's processes. Its number is everywhere. */
   readonly stranger: Bystander;
-  /** Looks like a host agent, and nobody can tell whose: its directory is gone. */
+  /** Looks like a host agent, and nothing shows whose: its directory is gone. */
   readonly riddle: Bystander;
   isRiddled: boolean;
   readonly dead: number;
@@ -101,7 +101,7 @@ async function makeWorld(use: AsyncDisposableStack, vm: Vm): Promise<World> {
 }
 
 async function startVm({ k3s, use }: World, { what, conf, until }: Vm): Promise<void> {
-  if (what === "nobody") return k3s.conf(conf);
+  if (what === "nothing") return k3s.conf(conf);
   if (what === "orphan") return void use.use(await startOrphan(k3s, conf.vmtype as "qemu", conf));
   const agent = use.use(await startAgent(k3s, { conf, until }));
   if (what === "agent") return;
@@ -132,7 +132,7 @@ function put(world: World, { file, holds }: Put): void {
   };
   // deno-lint-ignore no-explicit-any
   const things: Record<string, () => any> = {
-    "the stranger": () => text(stranger.pid),
+    "the bystander": () => text(stranger.pid),
     "the riddle": () => text(riddle.pid),
     "the neighbour": () => text(world.neighbourAgent.pid),
     "dead": () => text(world.dead),
@@ -143,15 +143,15 @@ function put(world: World, { file, holds }: Put): void {
     "0": () => text(0),
     "1": () => text(1),
     "-1": () => text(-1),
-    "the stranger's group": () => text(-stranger.pid),
+    "the bystander's group": () => text(-stranger.pid),
     "2**32": () => text(2 ** 32),
-    "2**32 + the stranger": () => text(2 ** 32 + stranger.pid),
+    "2**32 + the bystander": () => text(2 ** 32 + stranger.pid),
     "two numbers": () => text(`${stranger.pid}\n${riddle.pid}\n`),
     "zeros": () => text("\0".repeat(40)),
     "gone": () => {},
-    "a link to the stranger's": () => {
-      Deno.writeTextFileSync(`${home.root}/stranger.pid`, `${stranger.pid}\n`);
-      Deno.symlinkSync(`${home.root}/stranger.pid`, path);
+    "a link to the bystander's": () => {
+      Deno.writeTextFileSync(`${home.root}/bystander.pid`, `${stranger.pid}\n`);
+      Deno.symlinkSync(`${home.root}/bystander.pid`, path);
     },
     "a dangling link": () => Deno.symlinkSync(`${home.root}/nothing`, path),
     "a link to it": () => Deno.symlinkSync(k3s.dir, path),
@@ -162,8 +162,8 @@ function put(world: World, { file, holds }: Put): void {
     "a silent socket": () => world.open.set(path, silentSocket(path)),
     "a file": () => text("no socket\n"),
     "held": () => locked(""),
-    "held as the stranger": () => locked(line(record)),
-    "the stranger as --run": () => text(line(record)),
+    "held as the bystander": () => locked(line(record)),
+    "the bystander as --run": () => text(line(record)),
     "garbage": () => text('{"pid":\n\xff\0]'),
     "a torn line": () => text(`${line(start)}{"time":"2026-1`),
     "bad ends": () => writeBadEnds(k3s, 5),
@@ -175,7 +175,7 @@ function put(world: World, { file, holds }: Put): void {
   const thing = things[holds];
   assert.ok(thing, `nothing is called "${holds}"`);
   calm(world, new RegExp(`^${RegExp.escape(path)}$`));
-  // A guard that is at work holds its own lock: nobody can hold it too, and a file that is locked is not replaced.
+  // A lima-guard that works holds its own lock: nothing else can hold it too, and a locked file is not replaced.
   if (file === "lima-guard.lock" && k3s.has(file) && !isFree(path)) return;
   if (k3s.has(file)) k3s.remove(file);
   thing();
@@ -220,7 +220,7 @@ async function kill(world: World, who: "agent" | "driver"): Promise<void> {
 
 // ── the truth ──
 
-/** Who lives of the instance, told without the guard: by what the test itself has started. */
+/** Who lives of the instance, found out without lima-guard: by what the test itself has started. */
 interface Living {
   readonly agent: readonly number[];
   readonly driver: readonly number[];
@@ -245,7 +245,7 @@ interface Scene {
   /** The number in each PID file that is one. */
   readonly named: ReadonlyMap<string, number>;
   readonly files: Readonly<Record<string, string>>;
-  /** Whom a host agent has signalled, or would have, were it the real one: it believes *.drv.pid while it stops. */
+  /** What a host agent has signalled, or would have, were it the real one: it believes *.drv.pid while it stops. */
   readonly hitByLima: readonly string[];
 }
 
@@ -273,7 +273,7 @@ function mayName(file: string, who: keyof Living): boolean {
   return file !== USERNET_PID;
 }
 
-/** Those who live and whom a file names that may: nobody can be expected to find the others. */
+/** The living that a file of the right kind names: the others need not be found. */
 function findable({ living, named }: Scene): number[] {
   const of = (who: "agent" | "driver") =>
     living[who].filter((pid) => [...named].some(([file, n]) => n === pid && mayName(file, who)));
@@ -282,13 +282,13 @@ function findable({ living, named }: Scene): number[] {
 
 // ── the laws ──
 
-/** Law 1: nobody else got any signal. */
+/** Law 1: no other process got any signal. */
 function assertNobodyElse(world: World): void {
   world.stranger.assertAlive();
   if (world.isRiddled) world.riddle.assertAlive();
   const { neighbour, neighbourAgent } = world;
   assert.ok(neighbourAgent.isAlive() && isAlive(neighbourAgent.pid), "the neighbour's host agent is dead");
-  assert.ok(!neighbour.log().some((line) => /Received|shutting down/i.test(line)), "the neighbour was told to stop");
+  assert.ok(!neighbour.log().some((line) => /Received|shutting down/i.test(line)), "the neighbour was asked to stop");
   assert.equal(neighbour.pid("ha.pid"), neighbourAgent.pid, "the neighbour's ha.pid");
   assert.equal(neighbour.pid("vz.pid"), neighbourAgent.pid, "the neighbour's vz.pid");
   assert.equal(world.home.wouldHaveCreated(), undefined, "limactl start would have created a new VM");
@@ -303,7 +303,7 @@ function assertFilesKept(world: World, before: Scene, after: Scene, changed: rea
     .some((pid) => !after.living.agent.includes(pid) && !after.living.driver.includes(pid));
   const kept = [...before.named].filter(([file, pid]) => {
     if (changed.includes(file)) return false;
-    // An agent or a QEMU that ends removes its files itself, whoever stands in them by then.
+    // An agent or a QEMU that ends removes its files itself, whatever PID stands in them then.
     if (pid === world.riddle.pid) return world.isRiddled && !hasEnded && mayName(file, "agent");
     return (["agent", "driver", "usernet"] as const).some((who) =>
       after.living[who].includes(pid) && mayName(file, who)
@@ -347,7 +347,7 @@ interface Told {
   readonly blockers: readonly { what: string; because: string }[];
 }
 
-/** All laws about one run. Returns what it told, where it lived to tell. */
+/** All laws about one run. Returns what it reported, where it lived to do so. */
 function assertLaws(
   world: World,
   { step, result, tookS, deed }: Outcome,
@@ -356,7 +356,7 @@ function assertLaws(
 ): Told | undefined {
   const { role } = step;
   const changed = deed?.do === "put" ? [deed.file] : [];
-  assert.notEqual(result.status, OUTSIDER, "it was about to signal somebody outside of the test");
+  assert.notEqual(result.status, OUTSIDER, "it was about to signal a process outside of the test");
   assertNobodyElse(world);
   assertFilesKept(world, before, after, changed);
   if (tookS !== undefined) {
@@ -367,7 +367,7 @@ function assertLaws(
   if (!isAlone) return undefined;
   const newlyHit = after.hitByLima.slice(before.hitByLima.length);
   // An agent whose driver was killed stops by itself: that is not the guard's doing.
-  if (deed?.do !== "kill") assert.deepEqual(newlyHit, [], "it let Lima signal somebody");
+  if (deed?.do !== "kill") assert.deepEqual(newlyHit, [], "it let Lima signal a process");
   if (result.status >= 128) return undefined;
   if (role === "run") {
     if (tookS !== undefined && result.status === 0 && !step.dryRun) {
@@ -380,7 +380,7 @@ function assertLaws(
   assert.equal(document.role, role);
   const told: Told = document.instances[0];
   const lives = (scene: Scene) => scene.living.agent.length + scene.living.driver.length > 0;
-  assert.equal(told.status, result.status, "its status is not the one it told");
+  assert.equal(told.status, result.status, "its status is not the one it reported");
   if (result.status !== 0 && role !== "status") {
     const failed = told.steps.some(({ outcome }) => outcome !== "done");
     assert.ok(told.blockers.length > 0 || failed, "a status without a reason");
@@ -388,7 +388,7 @@ function assertLaws(
   if (step.dryRun || role === "status") {
     if (deed?.do !== "kill") assertSameFiles(before, after, "what only looks has changed something");
   }
-  if (told.state === "running" && role !== "stop") assert.ok(before.living.agent.length > 0, "nobody is running");
+  if (told.state === "running" && role !== "stop") assert.ok(before.living.agent.length > 0, "nothing is running");
   if (["stopped", "clear", "stale"].includes(told.state) && deed === undefined && !step.dryRun) {
     assert.deepEqual(stillThere, [], `it is called ${told.state}, and lives`);
   }
@@ -405,7 +405,7 @@ function assertLaws(
       assert.equal(told.state, "stopped");
       assert.deepEqual(left, [], "PID files are left after a stop");
     }
-    if (told.blockers.length === 0) assert.deepEqual(stillThere, [], "a stop that stops nobody, and does not say so");
+    if (told.blockers.length === 0) assert.deepEqual(stillThere, [], "a stop that stops nothing, and does not say so");
   }
   if (role === "pre" && result.status === 0 && told.state !== "running") {
     assert.deepEqual(left, [], "PID files are left");
@@ -466,7 +466,7 @@ async function guard(world: World, step: Run): Promise<Outcome> {
   const { role, budgetS, wallMs, uptimeMs, meanwhile } = step;
   const file = `${home.root}/stay-${world.guards++}`;
   const stays: Stay[] = [
-    ...meanwhile ? [{ at: ".", nth: meanwhile.nth, file: `${file}-deed` }] : [],
+    ...meanwhile ? [{ at: ".", nth: meanwhile.nth, file: `${file}-action` }] : [],
     // A `--run` that waits for something, or supervises, is one that can be asked to stop.
     ...role === "run" && !meanwhile ? [{ at: "^before pause \\d{4}", file: `${file}-pause` }] : [],
   ];
@@ -476,7 +476,7 @@ async function guard(world: World, step: Run): Promise<Outcome> {
     ...wallMs === undefined ? {} : { wallMs },
     ...uptimeMs === undefined ? {} : { uptimeMs },
     ...step.hurry ? { hurry: true } : {},
-    // Who holds the lock here never lets go of it.
+    // The process that holds the lock here never releases it.
     ...world.open.has(k3s.path("lima-guard.lock")) ? { lockMs: 300 } : {},
   };
   const flags = [
@@ -522,7 +522,7 @@ async function guard(world: World, step: Run): Promise<Outcome> {
   return { step, result, tookS, deed };
 }
 
-/** Returns the other guard where one was started. */
+/** Returns the other lima-guard where one was started. */
 async function doMeanwhile(world: World, guard: Guard, deed: Deed): Promise<Guard | undefined> {
   switch (deed.do) {
     case "put":
