@@ -1,8 +1,8 @@
 /**
  * `--pre` on real files and real processes: what can be left behind of an instance, row by row, made for real; what
- * `limactl start` says to it before and after; and always a stranger whose PID stands in the files and who must not
- * notice anything. The numbers of the rows are those of plan_test.ts. Bad input is in pre_hostile_test.ts, a guard that
- * is killed or outrun in pre_faults_test.ts.
+ * `limactl start` says to it before and after; and always another program whose PID stands in the files and which must
+ * not notice anything. The numbers of the rows are those of plan_test.ts. Bad input is in pre_hostile_test.ts, a
+ * lima-guard that is killed or outrun in pre_faults_test.ts.
  */
 
 import assert from "node:assert/strict";
@@ -64,7 +64,7 @@ const BOOT_ID = Deno.build.os === "linux"
   ? Deno.readTextFileSync("/proc/sys/kernel/random/boot_id")
   : new TextDecoder().decode(new Deno.Command("sysctl", { args: ["-n", "kern.bootsessionuuid"] }).outputSync().stdout);
 
-/** A test of one row; the stranger must have noticed nothing at its end. */
+/** A test of one row; the bystander must have noticed nothing at its end. */
 function row(number: number, title: string, body: (world: World) => Promise<void>, options: TestOptions = {}): void {
   test(`row ${number}: ${title}`, body, options);
 }
@@ -141,7 +141,7 @@ row(4, "the driver's file recycled, of a QEMU instance", async ({ k3s, stranger 
   await starts(k3s);
 }, { conf: { vmtype: "qemu" } });
 
-row(4, "the PIDs of two strangers in every kind of PID file at once", async ({ home, k3s, stranger }) => {
+row(4, "the PIDs of two other programs in every kind of PID file at once", async ({ home, k3s, stranger }) => {
   await using other = await bystander(home, { command: ["/Applications/Some App.app/Contents/MacOS/Some App"] });
   const removes = strew(k3s, stranger.pid);
   k3s.pidFile("vz.pid", other.pid);
@@ -185,7 +185,7 @@ function somebodyElses(): number {
   return pid;
 }
 
-row(6, "the stranger of another user, seen by root", async ({ home, k3s }) => {
+row(6, "another user's program, seen by root", async ({ home, k3s }) => {
   const user = ordinaryUser()!;
   await using other = await bystander(home, { command: ["/usr/libexec/otherd"], uid: user.uid, gid: user.gid });
   for (const file of PID_FILES) k3s.pidFile(file, other.pid);
@@ -220,7 +220,7 @@ row(7, "qemu.pid is garbage, and its QEMU is alive: found by its command", async
   await starts(k3s);
 });
 
-row(7, "somebody ran rm *.pid, and QEMU is alive: its socket gives it away", async ({ k3s }) => {
+row(7, "rm *.pid was run, and QEMU is alive: its socket gives it away", async ({ k3s }) => {
   await using orphan = await startOrphan(k3s, "qemu");
   k3s.remove("ha.pid");
   k3s.remove("qemu.pid");
@@ -236,7 +236,7 @@ row(8, "a PID file holds 0", async ({ k3s }) => {
   await starts(k3s);
 });
 
-row(8, "a PID file holds -1, which is everybody to kill(2)", async ({ k3s }) => {
+row(8, "a PID file holds -1, which is all processes to kill(2)", async ({ k3s }) => {
   for (const file of PID_FILES) k3s.pidFile(file, -1);
   await refuses(k3s, "os: process already released");
   await heals(k3s, { removes: PID_FILES, because: [/not a PID/] });
@@ -401,8 +401,9 @@ row(13, "deadlocked, with a guest that listens: its file system is left clean", 
 // --- rows 14 and 15: a genuine driver without a host agent ------------------------------------------------------------------
 
 /**
- * The ladder on somebody who is alive: a dry run, the real run, and another one. The real run may need fewer steps than
- * the dry run names, but not other ones. `removes` are the guard's removals, `gone` what others take away with them.
+ * The stop stages on a process that is alive: a dry run, the real run, and another one. The real run may need fewer
+ * steps than the dry run names, but not other ones. `removes` are lima-guard's removals, `gone` what others take away
+ * with them.
  */
 async function stops(
   k3s: Instance,
@@ -440,7 +441,7 @@ function outcomes({ told }: Awaited<ReturnType<typeof pre>>, kind: string): stri
   return told.steps.filter((step) => step.kind === kind).map((step) => step.outcome);
 }
 
-/** Why the ladder is climbed. */
+/** Why the stages are taken. */
 function firstRung({ told }: { told: Told }): string {
   return told.steps.find((step) => step.kind !== "remove")?.because ?? "it is not";
 }
@@ -455,7 +456,7 @@ interface OrphanCase {
   readonly by: "guest" | "driver" | "kill";
   readonly outcome?: string;
   readonly disk: "clean" | "dirty";
-  /** The guard's own removals besides those of the stranger's files; the driver takes away its own files itself. */
+  /** lima-guard's own removals besides those of the bystander's files; the driver takes away its own files itself. */
   readonly removes: readonly string[];
 }
 
@@ -532,7 +533,7 @@ const ORPHANS: OrphanCase[] = [
 
 for (const each of ORPHANS) {
   const { title, vmtype, conf = {}, ssh = false, args = [], by, outcome = "done", disk, removes } = each;
-  row(14, `${title}; strangers' PIDs beside it`, async ({ home, k3s, stranger }) => {
+  row(14, `${title}; other programs' PIDs beside it`, async ({ home, k3s, stranger }) => {
     await using guest = ssh ? await sshGuest(k3s) : undefined;
     await using orphan = await startOrphan(k3s, vmtype, conf);
     await refuses(k3s, `${vmtype} driver is running but host agent is not`);
@@ -626,7 +627,7 @@ row(17, "in_use_by says a directory that is gone", async ({ home, k3s }) => {
   await starts(k3s);
 }, { yaml: ONE_DISK, ignore: whyNoLsof() });
 
-row(17, "the same, and somebody has the disk open for writing: named, not touched", async ({ home, k3s }) => {
+row(17, "the same, and a process has the disk open for writing: named, not touched", async ({ home, k3s }) => {
   const data = home.disk("data", { inUseBy: `${home.lima}/docker` });
   using _holder = Deno.openSync(`${data.dir}/datadisk`, { write: true });
   const blockers = [new RegExp(`datadisk: PID ${Deno.pid} .*has it open for writing.*kill ${Deno.pid}`)];
@@ -675,7 +676,7 @@ row(20, "the same of a network with another name, and without sockets", async ({
   await starts(k3s);
 });
 
-row(21, "usernet's PID file is empty, and the network is wanted: Lima waits for ever", async ({ home, k3s }) => {
+row(21, "usernet's PID file is empty, and the network is wanted: Lima waits forever", async ({ home, k3s }) => {
   const network = home.network("user-v2", { pid: "" });
   {
     await using waiting = await startAgent(k3s, { until: "spawned" });
@@ -699,7 +700,7 @@ row(21, "usernet lives, and is left alone", async ({ home, k3s }) => {
   await starts(k3s);
 }, { conf: { usernet: 1 } });
 
-row(22, "a usernet lives that no PID file names: a note, and it goes on living", async ({ home, k3s }) => {
+row(22, "a usernet lives that no PID file names: a note, and it lives on", async ({ home, k3s }) => {
   await cutOff(k3s);
   const network = home.network();
   const usernet = Number(Deno.readTextFileSync(network.pidFile));
@@ -713,7 +714,7 @@ row(22, "a usernet lives that no PID file names: a note, and it goes on living",
 
 row(
   23,
-  "socket_vmnet's PID is recycled: only root can mend it, and the command is said",
+  "socket_vmnet's PID is recycled: only root can repair it, and the command is printed",
   async ({ home, k3s, stranger }) => {
     const run = `${home.root}/run lima`;
     const file = `${run}/shared_socket_vmnet.pid`;
@@ -765,12 +766,12 @@ row(
     await agent.status;
     assert.deepEqual([status, told.state], [0, "hung"]);
     // The stand-in spares it, and says so; Lima does not.
-    assert.doesNotMatch(k3s.read("ha.stderr.log") ?? "", /Lima would have sent SIGTERM to the stranger/);
+    assert.doesNotMatch(k3s.read("ha.stderr.log") ?? "", /Lima would have sent SIGTERM to another program/);
     assert.equal(k3s.has("x.drv.pid"), false);
   },
 );
 
-// --- rows 25 to 28: what is not there, not Lima's, not ours to mend ----------------------------------------------------------
+// --- rows 25 to 28: what is not there, not Lima's, not lima-guard's to repair --------------------------------------------
 
 async function refusesMissing(home: Home, name: string, options: Parameters<typeof runGuard>[2] = {}): Promise<void> {
   const before = paths(home);
@@ -837,7 +838,7 @@ row(26, "LIMA_HOME holds a directory without lima.yaml: a word about it, and it 
 
 row(
   27,
-  "LIMA_HOME holds a directory with an invalid name; the rest is healed all the same",
+  "LIMA_HOME holds a directory with an invalid name; the rest is repaired all the same",
   async ({ home, k3s, stranger }) => {
     Deno.mkdirSync(`${home.lima}/bad name`);
     await refuses(k3s, "instance name `bad name` is not a valid identifier");
@@ -849,7 +850,7 @@ row(
   },
 );
 
-row(27, "files, and directories that Lima does not look at, are nobody's trouble", async ({ home, k3s }) => {
+row(27, "files, and directories that Lima does not look at, do no harm", async ({ home, k3s }) => {
   for (const name of ["_bad name", ".bad name"]) Deno.mkdirSync(`${home.lima}/${name}`);
   Deno.writeTextFileSync(`${home.lima}/a file`, "");
   Deno.symlinkSync(home.root, `${home.lima}/a link`);
@@ -906,7 +907,7 @@ row(29, "ssh.config is whole, and stays", async ({ k3s }) => {
 
 {
   const port = freePort();
-  row(30, "the fixed ssh port is taken by somebody", async ({ k3s }) => {
+  row(30, "the fixed ssh port is taken", async ({ k3s }) => {
     {
       using _somebody = Deno.listen({ hostname: "127.0.0.1", port });
       await leavesAlone(k3s, { state: "blocked", status: 75, blockers: [new RegExp(`port ${port}: .*lsof`)] });

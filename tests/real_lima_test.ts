@@ -12,9 +12,9 @@ import { realTest as test, runLimactl, start, type Started, type World } from ".
 
 interface State {
   make(world: World): unknown;
-  /** What `--pre` removes; then `limactl start` goes on. */
+  /** What `--pre` removes; then `limactl start` continues. */
   removes?: string[];
-  /** What it says of what is not its to mend; then the start says the same as before. */
+  /** What it says of what it must not repair; then the start says the same as before. */
   blocked?: RegExp;
   note?: RegExp;
   /** Versions of Lima that start beside it all the same, and versions that alone do not. */
@@ -24,22 +24,22 @@ interface State {
 
 /** The titles are those of the recording. */
 const STATES: Record<string, State> = {
-  "qemu.pid names a live stranger, no ha.pid": {
+  "qemu.pid names a live process of another program, no ha.pid": {
     make: ({ k3s, stranger }) => k3s.pidFile("qemu.pid", stranger.pid),
     removes: ["qemu.pid"],
   },
-  "ha.pid names a live stranger, no ha.sock": {
+  "ha.pid names a live process of another program, no ha.sock": {
     make: ({ k3s, stranger }) => k3s.pidFile("ha.pid", stranger.pid),
     removes: ["ha.pid"],
   },
-  "ha.pid names a live stranger, ha.sock refuses": {
+  "ha.pid names a live process of another program, ha.sock refuses": {
     make({ k3s, stranger }) {
       k3s.pidFile("ha.pid", stranger.pid);
       k3s.staleSocket("ha.sock");
     },
     removes: ["ha.pid", "ha.sock"],
   },
-  "ha.pid names a live stranger, ha.sock accepts and never answers": {
+  "ha.pid names a live process of another program, ha.sock accepts and never answers": {
     make({ k3s, stranger }) {
       k3s.pidFile("ha.pid", stranger.pid);
       return k3s.silentSocket("ha.sock");
@@ -70,12 +70,12 @@ const STATES: Record<string, State> = {
     make: ({ home }) => Deno.mkdirSync(`${home.lima}/bad name`),
     blocked: /bad name: its name is no instance name/,
   },
-  "LIMA_HOME holds a directory without lima.yaml (the start then goes on; stopped after 6 s)": {
+  "LIMA_HOME holds a directory without lima.yaml (the start then continues; stopped after 6 s)": {
     make: ({ home }) => Deno.mkdirSync(`${home.lima}/junk`),
     note: /junk: it holds no lima\.yaml/,
     refusedIn: /^2\.1\.|^1\./,
   },
-  "usernet_user-v2.pid names a live stranger (network not wanted)": {
+  "usernet_user-v2.pid names a live process of another program (network not wanted)": {
     make: ({ home, stranger }) => home.network("user-v2", { pid: stranger.pid }),
     removes: ["../_networks/user-v2/usernet_user-v2.pid"],
   },
@@ -86,7 +86,7 @@ for (const { title, status, fatal } of recordedStates()) {
   test(`real limactl: ${title}`, async (world) => {
     const { home, k3s, guard } = world;
     const state = STATES[title];
-    assert.ok(state, "a recorded state that nobody makes");
+    assert.ok(state, "a recorded state that is not made here");
     const { version } = world.real;
     const goesOn = state.fineIn?.test(version) || (status === 124 && !state.refusedIn?.test(version));
     using _before = await make(state, world);
@@ -114,7 +114,7 @@ for (const { title, status, fatal } of recordedStates()) {
   });
 }
 
-/** What root made goes to the user. A socket that somebody listens on must be let go of. */
+/** What root made goes to the user. A socket that a process listens on must be closed. */
 async function make(state: State, world: World): Promise<Disposable> {
   const made = await state.make(world);
   if (Deno.uid() === 0) world.home.giveTo(world.real.user);
@@ -197,7 +197,7 @@ test("real limactl: the host agent is killed, QEMU lives on: stopped, and starte
   assert.equal(after.status, undefined, await ended(after));
 });
 
-test("real limactl: power is cut, and the numbers are somebody else's by now", async (world) => {
+test("real limactl: power is cut, and the numbers are another program's by now", async (world) => {
   const { k3s, home, guard, stranger } = world;
   await using agent = await start(world);
   const qemu = agent.qemu!;

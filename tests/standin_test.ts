@@ -38,13 +38,13 @@ type SetUp = (instance: Instance, stranger: number) => Disposable | void | Promi
 
 /** How to make each state that was recorded; the titles are those of the recording. */
 const STATES: Record<string, SetUp> = {
-  "qemu.pid names a live stranger, no ha.pid": (i, pid) => void i.pidFile("qemu.pid", pid),
-  "ha.pid names a live stranger, no ha.sock": (i, pid) => void i.pidFile("ha.pid", pid),
-  "ha.pid names a live stranger, ha.sock refuses": (i, pid) => {
+  "qemu.pid names a live process of another program, no ha.pid": (i, pid) => void i.pidFile("qemu.pid", pid),
+  "ha.pid names a live process of another program, no ha.sock": (i, pid) => void i.pidFile("ha.pid", pid),
+  "ha.pid names a live process of another program, ha.sock refuses": (i, pid) => {
     i.pidFile("ha.pid", pid);
     i.staleSocket("ha.sock");
   },
-  "ha.pid names a live stranger, ha.sock accepts and never answers": (i, pid) => {
+  "ha.pid names a live process of another program, ha.sock accepts and never answers": (i, pid) => {
     i.pidFile("ha.pid", pid);
     return i.silentSocket("ha.sock");
   },
@@ -58,9 +58,10 @@ const STATES: Record<string, SetUp> = {
   "qemu.pid holds a dead PID with blanks and CRLF": async (i) => void i.pidFile("qemu.pid", ` ${await deadPid()} \r\n`),
   "ssh.config empty": (i) => void i.sshConfig({ text: "" }),
   "LIMA_HOME holds a directory 'bad name'": (i) => Deno.mkdirSync(`${i.home.lima}/bad name`),
-  "LIMA_HOME holds a directory without lima.yaml (the start then goes on; stopped after 6 s)": (i) =>
+  "LIMA_HOME holds a directory without lima.yaml (the start then continues; stopped after 6 s)": (i) =>
     Deno.mkdirSync(`${i.home.lima}/junk`),
-  "usernet_user-v2.pid names a live stranger (network not wanted)": (i, pid) => void i.home.network("user-v2", { pid }),
+  "usernet_user-v2.pid names a live process of another program (network not wanted)": (i, pid) =>
+    void i.home.network("user-v2", { pid }),
 };
 
 const RECORDING = await Deno.readTextFile(standin("recorded/lima-2.2.0-refusals.txt"));
@@ -69,7 +70,7 @@ for (const { title, status, lines } of recordedStates()) {
   const setUp = STATES[title];
   if (title.startsWith("limactl ")) continue; // below: the same state as the first
   Deno.test(`limactl start says what Lima 2.2.0 said when ${title}`, async () => {
-    assert.ok(setUp, "a recorded state that nobody makes");
+    assert.ok(setUp, "a recorded state that is not made here");
     await using home = await tempLimaHome();
     const k3s = home.instance("k3s", { conf: { vmtype: "qemu" } });
     await using stranger = await bystander(home);
@@ -82,7 +83,7 @@ for (const { title, status, lines } of recordedStates()) {
   });
 }
 
-Deno.test("limactl stop refuses a Broken instance, and stop --force kills the stranger whom a PID file names", async () => {
+Deno.test("limactl stop refuses a Broken instance, and stop --force kills another program that a PID file names", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s", { conf: { vmtype: "qemu" } });
   await using stranger = await bystander(home);
@@ -101,13 +102,13 @@ Deno.test("limactl stop refuses a Broken instance, and stop --force kills the st
   assert.equal(k3s.has("qemu.pid"), false);
 });
 
-Deno.test("limactl stop --force spares whom the test has not released", async () => {
+Deno.test("limactl stop --force spares a process that the test has not released", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
   await using stranger = await bystander(home);
   k3s.pidFile("vz.pid", stranger.pid);
   const { stderr } = await limactl(home, ["stop", "--force", "k3s"]);
-  assert.match(stderr, /Lima would have sent SIGKILL to the stranger/);
+  assert.match(stderr, /Lima would have sent SIGKILL to another program/);
   stranger.assertAlive();
 });
 
@@ -217,7 +218,7 @@ Deno.test("lima-vm/lima#5087: a stop that cannot be requested cuts the guest off
   assert.equal(k3s.guestDisk(), "dirty");
 });
 
-Deno.test("a guest that ignores the power button is cut off when vz's patience ends, exit 1", async () => {
+Deno.test("a guest that ignores the power button is cut off when vz's time limit ends, exit 1", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s", { conf: { stop: "ignore", vz_stop_limit_ms: 100 } });
   await using agent = await startAgent(k3s);
@@ -497,7 +498,7 @@ Deno.test("QEMU can refuse the power button, and be silent on QMP", async () => 
   assert.equal(silent.guestDisk(), "dirty");
 });
 
-Deno.test("SIGTERM quits QEMU at once, which cuts its guest off; it can be told to ignore it", async () => {
+Deno.test("SIGTERM quits QEMU at once, which cuts its guest off; it can be set to ignore it", async () => {
   await using home = await tempLimaHome();
   const quick = home.instance("quick");
   await using orphan = await startQemuOrphan(quick, { guest_off_ms: 60_000 });
@@ -547,7 +548,7 @@ for (const vmtype of ["krunkit", "x"] as const) {
 // --- the guest --------------------------------------------------------------------------------------------------------
 
 const noSshd = whyNoSshd();
-/** What a guard would ask, in one line. */
+/** What lima-guard would ask, in one line. */
 const POWER_OFF =
   "sudo -n sh -c 'sync; if command -v systemctl >/dev/null; then systemctl poweroff; else /sbin/shutdown -h now; fi'";
 
@@ -684,7 +685,7 @@ guestTest("nothing reaches this machine's own commands", async (home, k3s) => {
   const { stdout } = await ssh(k3s, "set");
   assert.doesNotMatch(stdout, /^SSH_|^STANDIN_HOME=/m, "the environment is empty");
   if (Deno.uid() === 0) {
-    // The file shows under whom the commands ran.
+    // The file shows as which user the commands ran.
     await ssh(k3s, "echo mine >whose");
     assert.notEqual(Deno.statSync(k3s.path("standin.guest/whose")).uid, 0);
   }

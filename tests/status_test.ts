@@ -173,11 +173,11 @@ const JOB: JobSeen = {
 
 for (
   const [name, jobs, state, supervised, troubles] of [
-    ["no job is worth a word only", [], "running", false, []],
+    ["no job is a note only", [], "running", false, []],
     ["all as it should be", [JOB], "running", true, []],
-    ["not guarded is worth a word only", [{ ...JOB, wrapped: false, exitTimeoutS: 5 }], "running", false, []],
-    ["launchd's patience is too short", [{ ...JOB, exitTimeoutS: 5 }], "stopped", false, [/launchd grants it 5 s/]],
-    ["for ever is long enough", [{ ...JOB, exitTimeoutS: 0 }], "stopped", false, []],
+    ["not guarded is a note only", [{ ...JOB, wrapped: false, exitTimeoutS: 5 }], "running", false, []],
+    ["launchd's time limit is too short", [{ ...JOB, exitTimeoutS: 5 }], "stopped", false, [/launchd grants it 5 s/]],
+    ["without a time limit it is long enough", [{ ...JOB, exitTimeoutS: 0 }], "stopped", false, []],
     ["disabled", [{ ...JOB, disabled: true }], "stopped", false, [/disabled/]],
     ["started by hand", [JOB], "running", false, [/without its job.*cut off at the next shutdown/]],
     ["registered twice", [JOB, { ...JOB, label: "io.lima-vm.autostart.k3s" }], "stopped", false, [/registered twice/]],
@@ -225,7 +225,7 @@ Deno.test("jobs: a login agent without a user at the screen gets words, and no c
   assert.match(notes[0]?.because ?? "", /a headless Mac wants a daemon/);
 });
 
-Deno.test("jobs: one without the guard, and one with too little time, are told the command that mends them", () => {
+Deno.test("jobs: one without the guard, and one with too little time, lead to the command that repairs them", () => {
   const short = judgeJobs([{ ...JOB, exitTimeoutS: 5 }], PLACE, "stopped", false);
   const bare = judgeJobs([{ ...JOB, wrapped: false }], PLACE, "stopped", false);
   assert.deepEqual([...short.troubles, ...bare.notes].map((r) => r.hint), Array(2).fill("lima-guard --install k3s"));
@@ -233,7 +233,7 @@ Deno.test("jobs: one without the guard, and one with too little time, are told t
   assert.equal(elsewhere.notes[0]!.hint, "lima-guard --install --lima-home /Users/zoe/.lima k3s");
 });
 
-Deno.test("running, stopped, clear and booting need nobody, all else does", () => {
+Deno.test("running, stopped, clear and booting need no person, all else does", () => {
   const calm = ["running", "clear", "stopped", "booting"] as const;
   for (const state of calm) assert.equal(needsPerson(state), false, state);
   for (const state of ["hung", "orphan", "stale", "blocked", "unknown", "missing"] as const) {
@@ -262,25 +262,25 @@ for (
   const [name, seen, haSock, expected] of [
     ["nothing", {}, "absent", "nothing seen that would keep it"],
     [
-      "qemu.pid names a live stranger",
+      "qemu.pid names a live process of another program",
       claims(["qemu.pid", STRANGER]),
       "absent",
       "refuses: qemu driver is running but host agent is not",
     ],
     [
-      "vz.pid names a live stranger",
+      "vz.pid names a live process of another program",
       claims(["vz.pid", STRANGER]),
       "absent",
       "refuses: vz driver is running but host agent is not",
     ],
     [
-      "ha.pid names a live stranger, no ha.sock",
+      "ha.pid names a live process of another program, no ha.sock",
       claims(["ha.pid", STRANGER]),
       "absent",
       "refuses: failed to connect to ha.sock: no such file or directory",
     ],
     [
-      "ha.pid names a live stranger, ha.sock refuses",
+      "ha.pid names a live process of another program, ha.sock refuses",
       claims(["ha.pid", STRANGER]),
       "there",
       "refuses: failed to get Info from ha.sock",

@@ -1,6 +1,6 @@
 /**
  * `--stop` when things go wrong around it: the guard is killed at any moment, a PID changes hands before the signal, ps
- * is of no use, the clock is stepped, the disk is full, files vanish. Nobody else is ever signalled, and what is
+ * is of no use, the clock is stepped, the disk is full, files vanish. No other process is ever signalled, and what is
  * reported is what was found out.
  */
 
@@ -95,7 +95,7 @@ for (const scene of SCENES) {
 
 async function dieEverywhere(scene: Scene): Promise<void> {
   const { points, files } = await undisturbed(scene);
-  assert.ok(points.length > 8 && points.every(Number.isInteger), "that is not the whole ladder");
+  assert.ok(points.length > 8 && points.every(Number.isInteger), "those are not all stop stages");
   const lane = async () => {
     await using home = await tempLimaHome();
     await using use = new AsyncDisposableStack();
@@ -126,12 +126,12 @@ async function undisturbed(scene: Scene): Promise<{ points: number[]; files: str
   return { points, files: filesOf(k3s) };
 }
 
-/** Without sockets that nobody serves any more, which are in nobody's way. */
+/** Without sockets that no process serves any more, which do no harm. */
 function filesOf(instance: Instance): string[] {
   return instance.files().filter((file) => !file.endsWith(".sock"));
 }
 
-/** Host agent, driver, and the ssh of a guard that was killed; the guest's side of ssh is another machine's. */
+/** Host agent, driver, and the ssh of a lima-guard that was killed; the guest's side of ssh is another machine's. */
 function ownProcesses({ dir, home }: Instance): string[] {
   return home.processes().filter((line) => line.includes(dir) && !/sshd|guest-shell/.test(line));
 }
@@ -155,7 +155,7 @@ async function dieOnce(scene: Scene, k3s: Instance, dieAt: number, files: readon
 
 // --- the PID changes hands -------------------------------------------------------------------------------------------
 
-/** Signals that a guard with a log has sent: `PID SIGNAL`. */
+/** Signals that a lima-guard with a log has sent: `PID SIGNAL`. */
 function signalsIn(log: string): string[] {
   return Deno.readTextFileSync(log).split("\n").flatMap((line) => /^\d+ before signal (.*)$/.exec(line)?.[1] ?? []);
 }
@@ -179,7 +179,7 @@ async function withoutSsh(home: Home, conf: Conf = {}) {
   return { k3s, agent, [Symbol.asyncDispose]: () => agent[Symbol.asyncDispose]() };
 }
 
-/** How often something was done, in a stop that nobody disturbs, up to the moment that is named. */
+/** How often something was done, in an undisturbed stop, up to the moment that is named. */
 async function countBefore(moment: RegExp, what: RegExp): Promise<number> {
   await using home = await tempLimaHome();
   await using world = await withoutSsh(home);
@@ -278,7 +278,7 @@ Deno.test({
   name: `the PID changes hands just before the signal: who has it now is not signalled${skipped(NO_NAMESPACE)}`,
   ignore: NO_NAMESPACE !== undefined,
   async fn() {
-    const pairs = ["a stranger", "another host agent"].flatMap((who) =>
+    const pairs = ["another program", "another host agent"].flatMap((who) =>
       (["SIGTERM", "SIGKILL"] as const).map((signal) => [who, signal] as const)
     );
     await sideBySide(pairs, async ([who, signal]) => {
@@ -296,7 +296,7 @@ Deno.test({
       const { pid, signals, sent, isAlive, status } = JSON.parse(text.decode(stdout));
       assert.ok(isAlive, said);
       assert.deepEqual(signals, [], said);
-      // The one that had it before was told to stop before it was to be killed.
+      // The one that had it before was asked to stop before it was to be killed.
       assert.deepEqual(sent, signal === "SIGTERM" ? [] : [`${pid} SIGTERM`], said);
       assert.equal(status, 0, said);
     });
@@ -317,7 +317,7 @@ const USELESS: Record<string, Behaviour> = {
   "cuts its rows short": { does: "lie", pattern: "^(.{20}).*$", by: "$1" },
 };
 
-/** The journal of a guard that saw it running in this boot. */
+/** The journal of a lima-guard that saw it running in this boot. */
 function wasRunning(instance: Instance): void {
   const boot = Deno.readTextFileSync("/proc/sys/kernel/random/boot_id").trim();
   const line = { time: new Date().toISOString(), boot, dir: instance.dir, role: "run", event: "running", seconds: 1 };
@@ -326,7 +326,7 @@ function wasRunning(instance: Instance): void {
 
 for (const [what, how] of Object.entries(USELESS)) {
   Deno.test({
-    name: `ps ${what}: nobody is signalled, the guest is not asked, nothing is removed, and that is no stop`,
+    name: `ps ${what}: nothing is signalled, the guest is not asked, nothing is removed, and that is no stop`,
     ignore: Deno.build.os !== "linux",
     async fn() {
       await using home = await tempLimaHome();
@@ -420,13 +420,13 @@ for (const [when, wallMs] of [["ahead", TEN_YEARS_MS], ["back", -TEN_YEARS_MS]] 
     ignore: whyNoSshd() !== undefined,
     async fn() {
       await using home = await tempLimaHome();
-      const [asked, told] = [home.instance("asked"), home.instance("told")];
+      const [asked, bare] = [home.instance("asked"), home.instance("bare")];
       await using _guest = await sshGuest(asked);
       await using _asked = await startAgent(asked);
-      await using _told = await startAgent(told);
-      const result = await stop(home, ["asked", "told"], { budgetS: 20, ...guardWith({ wallMs }) });
+      await using _bare = await startAgent(bare);
+      const result = await stop(home, ["asked", "bare"], { budgetS: 20, ...guardWith({ wallMs }) });
       assert.deepEqual(result.told.map(({ stage, status }) => [stage, status]), [["guest", 0], ["agent", 0]]);
-      for (const instance of [asked, told]) assert.deepEqual(stale(instance), []);
+      for (const instance of [asked, bare]) assert.deepEqual(stale(instance), []);
     },
   });
 

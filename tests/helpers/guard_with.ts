@@ -19,15 +19,15 @@ export interface Twist {
   readonly uptimeMs?: number;
   /** Pauses of a second or more are soon over, and the steady clock jumps by them. */
   readonly hurry?: boolean;
-  /** The patience with somebody else's lock. */
+  /** How long it waits for a lock that another process holds. */
   readonly lockMs?: number;
   /** What becomes of every attempt to open a lock, or to take it. */
   readonly locks?: "other" | "unsupported";
   /** Its own number is written into these files before it begins. */
   readonly ownPidInto?: readonly string[];
   /**
-   * Signals reach only these, and processes that name this directory: should a guard ever take all processes for its
-   * own, it is the test that fails, and not the machine. It ends with OUTSIDER at the first other one.
+   * Signals reach only these, and processes that name this directory: should lima-guard ever take all processes for
+   * its own, it is the test that fails, and not the machine. It ends with OUTSIDER at the first other one.
    */
   readonly hitsOnly?: { readonly under: string; readonly and: readonly number[] };
   /** What it does is noted in this file, a line each: `NUMBER WHAT`, the number being that of the last effect. */
@@ -35,7 +35,7 @@ export interface Twist {
   /** SIGKILL just before the n-th effect, counted from 1. An append has two: one is in the middle of its line. */
   readonly dieAt?: number;
   /**
-   * Stays just before or after what it does, where that matches: makes FILE.here, and goes on when there is FILE.go.
+   * Stays just before or after what it does, where that matches: makes FILE.here, and continues when there is FILE.go.
    * See `meanwhile`.
    */
   readonly stays?: readonly Stay[];
@@ -70,7 +70,7 @@ interface Lie {
   readonly by: string;
 }
 
-/** The exit status of a guard that was about to signal somebody who has nothing to do with the test. */
+/** The exit status of a lima-guard that was about to signal a process that does not belong to the test. */
 export const OUTSIDER = 99;
 
 /** For runGuard and spawnGuard. */
@@ -207,7 +207,7 @@ function isInside(pid: number, { under, and }: NonNullable<Twist["hitsOnly"]>): 
   if (and.includes(pid)) return true;
   const { stdout } = new Deno.Command("ps", { args: ["-ww", "-o", "command=", "-p", String(pid)] }).outputSync();
   const command = new TextDecoder().decode(stdout).trim();
-  // Gone: there is nobody whom the signal could reach.
+  // Gone: the signal could reach no process.
   return command === "" || command.includes(`${under}/`);
 }
 

@@ -29,7 +29,7 @@ export interface TestOptions {
   readonly name?: string;
 }
 
-/** A test on a LIMA_HOME of its own; the stranger in it must have noticed nothing at its end. */
+/** A test on a LIMA_HOME of its own; the bystander in it must have noticed nothing at its end. */
 export function test(
   title: string,
   body: (world: World) => Promise<void>,
@@ -49,12 +49,12 @@ export function test(
   });
 }
 
-/** What the stranger is, as the guard says it. */
+/** What the bystander is, as lima-guard says it. */
 export const SIRITTSD = /PID \d+ is not ours: it is "\/usr\/libexec\/sirittsd", none of Lima's programs/;
 /** What goes with usernet's PID file. */
 export const SOCKETS = ["ep", "fd", "qemu"].map((kind) => `../_networks/user-v2/user-v2_${kind}.sock`);
 
-/** The stranger's PID in every PID file that is not there yet. Returns the files that it made. */
+/** The bystander's PID in every PID file that is not there yet. Returns the files that it made. */
 export function strew(k3s: Instance, pid: number): string[] {
   const made = PID_FILES.filter((file) => !k3s.has(file));
   for (const file of made) k3s.pidFile(file, pid);
@@ -121,7 +121,7 @@ export function tree(root: string): Record<string, string> {
   return seen;
 }
 
-/** Text as it stands where it is short; of more, enough to tell it from another. */
+/** The whole text where it is short; else enough to tell it from another. */
 function hash(bytes: Uint8Array): string {
   if (bytes.length <= 4096) return new TextDecoder().decode(bytes);
   let sum = 0;
@@ -136,7 +136,7 @@ export function everything(home: Home): Record<string, string> {
   );
 }
 
-/** The same without the record in the lock, which every run writes anew. */
+/** The same without the record in the lock, which every run writes again. */
 export function allButLocks(home: Home): Record<string, string> {
   return Object.fromEntries(Object.entries(everything(home)).filter(([path]) => !path.endsWith(`/${LOCK}`)));
 }
@@ -239,7 +239,7 @@ export async function refuses(instance: Instance, words: string | RegExp, who: {
   else assert.match(said, words);
 }
 
-/** `limactl start` goes on until the instance is Running. */
+/** `limactl start` continues until the instance is Running. */
 export async function starts(instance: Instance, options: Parameters<typeof startAgent>[1] = {}): Promise<void> {
   await using agent: Agent = await startAgent(instance, options);
   assert.ok(agent.isAlive());

@@ -163,7 +163,7 @@ export interface Started extends AsyncDisposable {
   /** The number of its QEMU, where it has gone on. */
   readonly qemu: number | undefined;
   readonly said: Promise<string>;
-  /** Its status, where it ends by itself; undefined where it went on: the host agent and QEMU are there. */
+  /** Its status, where it ends by itself; undefined where it continued: the host agent and QEMU are there. */
   readonly status: number | undefined;
   kill(): Promise<void>;
 }

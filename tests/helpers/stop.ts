@@ -87,17 +87,17 @@ export function limitsOf(budgetS: number): Record<"guest" | "agent" | "driver" |
   return { guest: Math.min(120, Math.max(grace / 3, grace - 30)), agent: grace, driver: grace, kill: grace + tail / 3 };
 }
 
-/** The rungs that were taken and what came of each, in order; removed files are no rungs. */
+/** The stages that were taken and what came of each, in order; removed files are no stages. */
 export function rungs({ steps }: Told): [string, string][] {
   return steps.filter((step) => step.kind !== "remove").map((step) => [step.kind, step.outcome]);
 }
 
-/** Files that would make the next `limactl start` refuse, or Lima signal whomever they name. */
+/** Files that would make the next `limactl start` refuse, or Lima signal the process that they name. */
 export function stale(instance: Instance): string[] {
   return instance.files().filter((file) => /\.(pid|tmp)$/.test(file) || file === "ha.sock");
 }
 
-/** The stranger's PID stands in each PID file that does not name a process of the instance. */
+/** The bystander's PID stands in each PID file that does not name a process of the instance. */
 export function nameInAllPidFiles(instance: Instance, pid: number): void {
   for (const file of PID_FILES) {
     const named = instance.pid(file);
@@ -112,7 +112,7 @@ export function journal(instance: Instance): any[] {
     .map((line) => JSON.parse(line));
 }
 
-/** The journal has the request, each stage and the end of the one stop that there was, and tells what was told. */
+/** The journal has the request, each stage and the end of the one stop that there was, and says what was reported. */
 export function assertJournal(instance: Instance, told: Told): void {
   const lines = journal(instance);
   const stages = Object.keys(told.seconds).filter((key) => key !== "total");
@@ -131,7 +131,7 @@ export function assertJournal(instance: Instance, told: Told): void {
   assert.deepEqual(end.seconds, told.seconds);
 }
 
-/** What a stopped instance did before is forgotten, and `limactl start` goes on until it is Running. */
+/** What a stopped instance did before is forgotten, and `limactl start` continues until it is Running. */
 export async function startsAgain(instance: Instance): Promise<void> {
   instance.conf({ stop: "", qmp: "", ignore_term: "", stay_at: "", boot_ms: "", info: "" });
   await using agent = await startAgent(instance);
