@@ -75,7 +75,7 @@ for (
         verbose: true,
       }),
     ],
-    // Whatever stands behind `--` is the command's own.
+    // Whatever follows `--` belongs to the command.
     [
       "--run k3s -- x --help --pre=1 -- --json -q",
       invocation("run", ["k3s"], {

@@ -128,7 +128,7 @@ test("usernet's socket answers beside a PID file that is another program's: that
 });
 
 test(
-  "a process holds an additional disk: nothing is removed, as often as it is run; then it heals",
+  "a process holds an additional disk: nothing is removed, as often as it is run; then it is repaired",
   async ({ home, k3s }) => {
     const data = home.disk("data", { inUseBy: k3s.dir });
     k3s.pidFile("ha.pid", IMPOSSIBLE_PID);

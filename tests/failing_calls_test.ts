@@ -137,7 +137,7 @@ async function run({ home }: Built, args: readonly string[], fails: Fails = () =
   return { status, state: told.state, steps: told.steps.map((s: { what: string }) => s.what), calls };
 }
 
-/** The files of the test's home, but for what the guard itself writes. */
+/** The files of the test's home, except what lima-guard itself writes. */
 function files({ home }: Built): string[] {
   return Object.keys(tree(home.lima)).filter((path) => !/\/lima-guard\.[^/]*$/.test(path)).sort();
 }

@@ -31,7 +31,7 @@ import {
   unknown,
 } from "./observations.ts";
 
-// Every PID is of one kind only, so that a number in a plan tells whom it means.
+// Every PID is of one kind only, so that a number in a plan shows what it means.
 const [AGENT, QEMU, DRIVER, USERNET, DEAD, STRANGER] = [811, 812, 813, 815, 7001, 7002];
 const INNOCENT = [DEAD, STRANGER];
 const WHY_UNKNOWN = unknown("ps gave no answer");
@@ -39,7 +39,7 @@ const FIXED = "its directory belongs to uid 0 and has mode 0755";
 const USERNET_FILE = "_networks/user-v2/usernet_user-v2.pid";
 const USERNET_SOCKETS = { companions: ["_networks/user-v2/user-v2_fd.sock", "_networks/user-v2/user-v2_ep.sock"] };
 
-/** Who lives; what the agent shows, where one does: undefined means that nobody asked it. */
+/** Who lives; what the agent shows, where one does: undefined means that it was not asked. */
 const LIVING: Record<string, Proven[]> = {
   nobody: [],
   usernet: [proven("usernet", USERNET)],
@@ -59,7 +59,7 @@ const SIGNS: Record<string, AgentSigns | undefined> = {
   "silent for long": signs({ answers: false, ageS: 86_400, silentS: 60 }),
   deadlocked: signs({ ageS: 900, noEvent: true }),
 };
-/** What a file of the instance may claim; `ours` only where somebody lives whom it may name. */
+/** What a file of the instance may claim; `ours` only where a process lives that it may name. */
 const HA_PID: Record<string, Claim[]> = {
   none: [],
   dead: [claim("ha.pid", dead(DEAD), { companions: ["ha.sock"] })],
@@ -123,7 +123,7 @@ interface Case {
   readonly plans: Record<"pre" | "stop", Plan>;
 }
 
-/** Everything that can be seen. What cannot be is left out: signs of no agent, and files of ours that nobody is. */
+/** All that can be seen. The impossible is left out: signs without an agent, and a file whose own process is not alive. */
 function everything(): Case[] {
   return product(LIVING, SIGNS, HA_PID, DRIVER_PID, SHARED, UNKNOWNS, AROUND).flatMap((chosen): Case[] => {
     const [[, alive], [, agent], [, ha], [, driver], [, shared], [, unknowns], [, around]] = chosen;
@@ -175,7 +175,7 @@ const isUnsure = (seen: Observation) =>
   seen.unknowns.length > 0 || seen.claims.some((c) => c.scope === "instance" && c.verdict.kind === "unknown");
 const carriers = (seen: Observation) => seen.alive.filter((p) => p.role !== "usernet");
 const agentLives = (seen: Observation) => seen.alive.some((p) => p.role === "host agent");
-/** Past its boot, and deaf for a minute or without one event. An agent nobody asked is not known to be hung. */
+/** Past its boot, and deaf for a minute or without one event. An agent that was not asked is not known to be hung. */
 const isHung = ({ agent }: Observation) =>
   agent !== undefined && agent.ageS >= 15 * 60 && (agent.noEvent || (!agent.answers && agent.silentS >= 60));
 const may = (c: Claim) => ["dead", "not ours", "stale"].includes(c.verdict.kind) && c.fixed === undefined;
@@ -187,30 +187,30 @@ Deno.test("the laws are tried on thousands of observations of every kind", () =>
   assert.deepEqual([...states].sort(), all);
 });
 
-// ── No stranger is ever signalled ──
+// ── No other program is ever signalled ──
 
-law("a signal step names proven processes of this instance and nobody else", BOTH, (p, seen) => {
+law("a signal step names proven processes of this instance and no other process", BOTH, (p, seen) => {
   const proven = carriers(seen).map((p) => String(p.row.pid));
   for (const step of ladder(p)) {
     const named = [...step.what.replace(/, until \d+ s$/, "").matchAll(/\d+/g)].map(([pid]) => pid);
     assert.ok(named.every((pid) => proven.includes(pid)), `${step.what} names others than ${proven}`);
     assert.ok(INNOCENT.every((pid) => !step.what.includes(String(pid))));
-    if (step.kind === "kill") assert.deepEqual(named.toSorted(), proven.toSorted(), "whom the last step ends");
+    if (step.kind === "kill") assert.deepEqual(named.toSorted(), proven.toSorted(), "what the last step ends");
   }
-  assert.ok(ladder(p).length === 0 || proven.length > 0, "a ladder where nothing lives");
+  assert.ok(ladder(p).length === 0 || proven.length > 0, "stop stages where nothing lives");
 });
 
-law("the ladder begins with the guest and ends with the kill", BOTH, (p) => {
+law("the stop stages begin with the guest and end with the kill", BOTH, (p) => {
   const kinds = ladder(p).map((s) => s.kind).join(" ");
   assert.match(kinds, /^(|guest( agent| driver| agent driver) kill)$/);
   if (ladder(p).length === 0) return;
-  // Only what Lima would signal by while it stops goes before the ladder; all other files go after it.
+  // Only what Lima would signal by while it stops goes before the stages; all other files go after them.
   const isUrgent = (path: string | undefined) => /\.drv\.pid$|\/lima-driver-[^/]*$/.test(path ?? "");
   const begin = p.steps.findIndex((s) => s.kind === "guest");
   const end = p.steps.findIndex((s) => s.kind === "kill");
-  assert.ok(p.steps.slice(0, begin).every((s) => isRemoval(s) && isUrgent(s.path)), "before the ladder");
-  assert.ok(p.steps.slice(begin, end).every((s) => !isRemoval(s)), "inside the ladder");
-  assert.ok(p.steps.slice(end).every((s) => !isUrgent(s.path)), "after the ladder");
+  assert.ok(p.steps.slice(0, begin).every((s) => isRemoval(s) && isUrgent(s.path)), "before the stages");
+  assert.ok(p.steps.slice(begin, end).every((s) => !isRemoval(s)), "between the stages");
+  assert.ok(p.steps.slice(end).every((s) => !isUrgent(s.path)), "after the stages");
 });
 
 law("a host agent that is not proven to be hung gets no step", ["pre"], (p, seen) => {
@@ -239,9 +239,9 @@ law("unknown about the instance's processes permits no step at all", ["pre"], (p
   if (isUnsure(seen)) assert.deepEqual(p.steps, []);
 });
 
-law("unknown about the instance's processes permits no removal, and is told", ["stop"], (p, seen) => {
+law("unknown about the instance's processes permits no removal, and is reported", ["stop"], (p, seen) => {
   if (!isUnsure(seen)) return;
-  // But for the stale file of an external driver: Lima would signal whoever it names, and that ranks higher.
+  // Except the stale file of an external driver: Lima would signal the process that it names, and that ranks higher.
   const isDrivers = (path: string) => path.endsWith(".drv.pid") || /\/lima-driver-[^/]*$/.test(path);
   assert.deepEqual(removed(p).filter((path) => !(isDrivers(path) && carriers(seen).length > 0)), []);
   assert.equal(p.status, 75);
@@ -251,7 +251,7 @@ law("unknown about the instance's processes is no success, unless it is seen to 
   if (isUnsure(seen) && p.state !== "running") assert.equal(p.status, 75);
 });
 
-law("what is unknown about something shared is not touched, and is told", ["pre"], (p, seen) => {
+law("what is unknown about something shared is not touched, and is reported", ["pre"], (p, seen) => {
   for (const c of seen.claims.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown")) {
     assert.ok([c, ...c.companions].map(({ path }) => path).every((path) => !removed(p).includes(path)), c.path);
     if (carriers(seen).length === 0 && !isUnsure(seen)) assert.ok(p.blockers.some((b) => b.what === c.path), c.path);
@@ -290,7 +290,7 @@ law("the boot marker goes with the last PID file, after it, and never alone", BO
 
 // ── A plan that was carried out leaves nothing to do ──
 
-/** The world after a plan: removed files are gone, and those whom the ladder ended are dead, as their files say. */
+/** The world after a plan: removed files are gone, and what the stages ended is dead, as its files say. */
 function after({ agent, bootMarker, ...seen }: Observation, p: Plan): Observation {
   const isGone = (path: string) => removed(p).includes(path);
   const ended = ladder(p).length > 0;
@@ -307,7 +307,7 @@ function after({ agent, bootMarker, ...seen }: Observation, p: Plan): Observatio
 
 law("a plan that was carried out leaves a plan without steps", ["pre"], (p, seen) => {
   const next = after(seen, p);
-  // After a ladder the files of those who ended are judged anew: one plan more.
+  // After the stages the files of what has ended are judged again: one plan more.
   const last = ladder(p).length > 0 ? after(next, planPre(next)) : next;
   const then = planPre(last);
   assert.deepEqual(then.steps, []);
@@ -335,7 +335,7 @@ law("everything has a reason", BOTH, (p) => {
     assert.ok(what.length > 0 && because.length > 0, what);
   }
   assert.notEqual(p.because, "");
-  assert.ok(p.steps.every((s) => s.outcome === undefined), "an outcome before the deed");
+  assert.ok(p.steps.every((s) => s.outcome === undefined), "an outcome before the step");
 });
 
 law("status 0 means that nothing is in the way, and nothing else does", BOTH, (p) => {
@@ -345,7 +345,7 @@ law("status 0 means that nothing is in the way, and nothing else does", BOTH, (p
   assert.ok(statuses.some((status) => status === p.status), `${p.status}, and its blockers have ${statuses}`);
 });
 
-law("what is in the way of a start is told where a start is what comes next", ["pre"], (p, seen) => {
+law("what is in the way of a start is reported where a start is what comes next", ["pre"], (p, seen) => {
   if (["clear", "stale", "blocked"].includes(p.state)) {
     for (const o of seen.obstacles) assert.ok(p.blockers.includes(o), o.what);
     const fixed = seen.claims.filter((c) => c.fixed !== undefined);

@@ -1,4 +1,4 @@
-/** Facts made by hand, for the deciding functions: whoever states some says only what matters. Plain data, no files. */
+/** Facts made by hand, for the deciding functions: a test states only those that matter. Plain data, no files. */
 
 import { nothingSeen } from "../lima_guard.ts";
 import type { AgentSigns, Claim, Observation, Place, ProcessRow, Proven, Role, Seen, Verdict } from "../lima_guard.ts";
@@ -34,7 +34,7 @@ export const ours = (role: Role, pid: number): Verdict => ({
   why: `PID ${pid} is this instance's ${role}`,
   role,
 });
-/** The commonest stranger of all: a boot service that got the number of the host agent before the reboot. */
+/** The most common case of another program: a boot service that got the number of the host agent before the reboot. */
 export const recycled = (pid: number): Verdict => ({
   kind: "not ours",
   why: `PID ${pid} is not ours: it is "/usr/libexec/sirittsd", none of Lima's programs`,

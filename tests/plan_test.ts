@@ -51,7 +51,7 @@ const drops = (...claims: Claim[]): Step[] =>
   claims.flatMap((c) => {
     const file = (path: string) => path.replace(`${DIR}/`, "").replace(`${HOME}/`, "");
     const name = c.path.replace(/.*\//, "");
-    // Sockets first: a guard that dies after them leaves the file that tells about them.
+    // Sockets first: a lima-guard that dies after them leaves the file that leads to them.
     return [
       ...c.companions.map(({ path }) => remove(file(path), `it belongs to ${name}`)),
       remove(file(c.path), c.verdict.why),
@@ -123,7 +123,7 @@ const booting = (pid: number, because: string): Plan =>
       hint: "it is left alone; to end it: lima-guard --stop k3s",
     }],
   });
-/** The ladder that `--pre` climbs: 60 s unless it is told otherwise. */
+/** The stop stages of `--pre`: 60 s unless an option says otherwise. */
 const guest = (because: string): Step => (
   { kind: "guest", what: "ask the guest over ssh to power off, until 21 s", because }
 );
@@ -517,7 +517,7 @@ pre(
   };
   const vz = claim("vz.pid", dead(789));
   pre(
-    "row 27: LIMA_HOME holds a directory with an invalid name; the rest is healed all the same",
+    "row 27: LIMA_HOME holds a directory with an invalid name; the rest is repaired all the same",
     { claims: [vz], obstacles: [blocker] },
     plan("blocked", blocker.because, { status: 75, steps: drops(vz), blockers: [blocker] }),
   );
@@ -587,12 +587,12 @@ pre(
   plan("unknown", UNKNOWN, { status: 75, blockers: [PS_FAILED] }),
 );
 pre(
-  "unknown: an orphan, and something else that cannot be told",
+  "unknown: an orphan, and something else that cannot be found out",
   { claims: [claim("qemu.pid", ours("QEMU", 812)), claim("vz.pid", UNREADABLE)], alive: [proven("QEMU", 812)] },
   plan("unknown", UNKNOWN, { status: 75, blockers: [DOUBT] }),
 );
 pre(
-  "unknown: a hung host agent, and something else that cannot be told",
+  "unknown: a hung host agent, and something else that cannot be found out",
   {
     claims: [HA_OURS],
     alive: [AGENT],
@@ -656,7 +656,7 @@ stop("nothing is alive, nothing is left", {}, plan("stopped", NOBODY));
       steps: [driver!, ...steps, ...files],
     }),
   );
-  // A booting agent is stopped as well: somebody asked for it.
+  // A booting agent is stopped as well: that was asked for.
   stop("a booting instance", { ...seen, agent: young, claims: [HA_OURS] }, plan("running", because, { steps }));
 }
 {
@@ -721,17 +721,17 @@ stop(
   );
 }
 stop(
-  "what only a start would stumble over is no matter of a stop",
+  "what would only make a start fail does not concern a stop",
   { obstacles: [IN_USE] },
   plan("stopped", NOBODY),
 );
-Deno.test("--stop: an instance that is not there is told as by --pre", () => {
+Deno.test("--stop: an instance that is not there is reported as by --pre", () => {
   const seen = observation({ missing: "no such instance: it has no lima.yaml" });
   assert.deepEqual(planStop(seen, 60), planPre(seen));
   assert.equal(planStop(seen, 60).status, 66);
 });
 
-// ── the ladder ──
+// ── the stop stages ──
 
 for (
   const [budget, guest, grace, kill, cleanUp] of [
@@ -812,7 +812,7 @@ for (
     ["older than ha.pid: another run's", false, [AGENT], { ...WRITTEN, mtimeMs: 9_999 }],
     ["no ha.pid to compare with", false, [AGENT], { ...WRITTEN, haPidMtimeMs: undefined }],
     ["no port", false, [AGENT], { ...WRITTEN, port: undefined }],
-    ["nobody is alive", false, [], WRITTEN],
+    ["nothing is alive", false, [], WRITTEN],
     ["only usernet is alive", false, [proven("usernet", 815)], WRITTEN],
     ["an orphaned krunkit says nothing about ports", false, [proven("krunkit", 814)], WRITTEN],
     ["an orphaned QEMU forwards it", true, forwarding(HOSTFWD), { ...WRITTEN, haPidMtimeMs: undefined }],
@@ -847,7 +847,7 @@ for (
   Deno.test(`describeStop(): ${words}`, () => assert.equal(describeStop(end, seconds), words));
 }
 
-Deno.test("describePlan() tells what and why, step by step, then what is in the way, then what is worth a word", () => {
+Deno.test("describePlan() prints what and why, step by step, then what is in the way, then the warnings", () => {
   const told = plan("blocked", "the reason", {
     status: 75,
     steps: [

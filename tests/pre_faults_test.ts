@@ -1,6 +1,7 @@
 /**
  * `--pre` and everything that can go wrong while it works: it is killed at any moment and run again; files and processes
- * change between its look and its deed; the clock is stepped. The end is always the same, and nobody else is signalled.
+ * change between its look and its step; the clock is stepped. The end is always the same, and no other process is
+ * signalled.
  */
 
 import assert from "node:assert/strict";
@@ -134,7 +135,7 @@ for (
   });
 }
 
-/** An orphan; a guard that is killed; another one. Returns how the first one ended. */
+/** An orphan; a lima-guard that is killed; another one. Returns how the first one ended. */
 async function dieAndRunAgain(
   instance: Instance,
   vmtype: "qemu" | "krunkit",
@@ -163,12 +164,12 @@ async function dieAndRunAgain(
 /** What ps says of the process in question from a certain reading on; PID stands for its number. */
 const CHANGES = {
   "began later": {
-    what: "it is somebody else, who began later",
+    what: "it is another program, which began later",
     pattern: "^( *PID +\\d+ +\\d+ +\\S+ +\\w{3} \\w{3} +\\d+ \\d\\d:\\d\\d:\\d\\d )\\d{4} .*$",
     by: "$19999 /usr/libexec/sirittsd",
   },
   "same second": {
-    what: "it is somebody else, who began in the same second",
+    what: "it is another program, which began in the same second",
     pattern: "^( *PID +\\d+ +\\d+ +\\S+ +\\w{3} \\w{3} +\\d+ \\d\\d:\\d\\d:\\d\\d \\d{4} ).*$",
     by: "$1/usr/libexec/sirittsd",
   },
@@ -224,7 +225,7 @@ for (const { what, start, twist, changes } of VICTIMS) {
   }
 }
 
-test("an orphan becomes somebody else under its very PID, just before any reading of ps: no signal", async ({ home }) => {
+test("an orphan becomes another program under its very PID, just before any reading of ps: no signal", async ({ home }) => {
   let replaced = 0;
   const points = await forEveryPoint(async (nth) => {
     const instance = home.instance(`i${nth}`);
@@ -287,9 +288,9 @@ async function turncoat(home: Home, command: string) {
   };
 }
 
-// --- files change between the look and the deed ---------------------------------------------------------------------------------
+// --- files change between the look and the step ---------------------------------------------------------------------------------
 
-/** Everything is judged, and the first deed will be on this file: one look at it more than in a dry run. */
+/** Everything is judged, and the first step will be on this file: one look at it more than in a dry run. */
 async function judged(k3s: Instance, file: string): Promise<Stay> {
   const log = `${k3s.home.root}/looks`;
   const look = `before look ${k3s.path(file)}`;
@@ -300,7 +301,7 @@ async function judged(k3s: Instance, file: string): Promise<Stay> {
   return { at: `^${look}$`, nth: looks + 1, file: `${k3s.home.root}/stay-${file}` };
 }
 
-test("an administrator mends it by hand and starts it while the guard works: nothing of the new run is touched", async ({ home, k3s, stranger }) => {
+test("an administrator repairs it by hand and starts it while lima-guard works: nothing of the new run is touched", async ({ home, k3s, stranger }) => {
   const stale = ["ha.pid", "vz.pid", "ha.sock", "x.drv.pid"];
   for (const file of ["ha.pid", "vz.pid", "x.drv.pid"]) k3s.pidFile(file, stranger.pid);
   k3s.staleSocket("ha.sock");
@@ -336,7 +337,7 @@ for (const [what, rewrite] of Object.entries(REWRITINGS)) {
   test(`a recycled vz.pid ${what} between judging and removing: it stays`, async ({ home, k3s, stranger }) => {
     await using agent = await startAgent(k3s, { conf: { stay_at: "ha.sock" }, until: "ha.sock" });
     await using other = await startAgent(home.instance("docker"));
-    // Not this instance's, and so nothing that would be told as running; the number has as many digits.
+    // Not this instance's, and so nothing that would be reported as running; the number has as many digits.
     k3s.remove("ha.pid");
     k3s.remove("ha.sock");
     assert.equal(`${other.pid}`.length, `${agent.pid}`.length);

@@ -1,6 +1,7 @@
 /**
- * `--pre` on bad input: PID files that are none, LIMA_HOMEs in odd places, names, programs that fail, hang or lie, other
- * guards, other users. Nothing of it may hurt a stranger, hang the guard, or permit a step that was not understood.
+ * `--pre` on bad input: PID files that are none, LIMA_HOMEs in odd places, names, programs that fail, hang or lie,
+ * another lima-guard, other users. Nothing of it may hurt another program, hang lima-guard, or permit a step that was
+ * not understood.
  */
 
 import assert from "node:assert/strict";
@@ -49,7 +50,7 @@ const NO_USER = Deno.uid() === 0 && !ordinaryUser() ? NO_ORDINARY_USER : false;
 
 // --- what stands in a PID file ----------------------------------------------------------------------------------------------
 
-/** Texts that are no PID. `N` stands for the stranger's, which stands in most of them for the number it must not be. */
+/** Texts that are no PID. `N` stands for the bystander's, which most of them look like, and must not be taken for. */
 const GARBAGE: Record<string, string | ((pid: number) => string)> = {
   "empty": "",
   "blank": " \t\r\n\n",
@@ -68,8 +69,8 @@ const GARBAGE: Record<string, string | ((pid: number) => string)> = {
   "two lines": (n) => `${n}\n${n}\n`,
   "digits that are not ASCII": "١٢٣٤\n",
   "larger than any PID": "4194305\n",
-  "a number that is the stranger's in 32 bits": (n) => `${2 ** 32 + n}\n`,
-  "a number that is the stranger's in 64 bits": (n) => `${2n ** 64n + BigInt(n)}\n`,
+  "a number that is the bystander's in 32 bits": (n) => `${2 ** 32 + n}\n`,
+  "a number that is the bystander's in 64 bits": (n) => `${2n ** 64n + BigInt(n)}\n`,
   "a thousand digits": "7".repeat(1000),
   "not a number": "NaN\n",
   "a NUL behind it": (n) => `${n}\0`,
@@ -123,7 +124,7 @@ for (const file of ["ha.pid", "x.drv.pid"]) {
   });
 }
 
-test("PID files are FIFOs, which make a reader wait for ever", async ({ k3s }) => {
+test("PID files are FIFOs, which make a reader wait forever", async ({ k3s }) => {
   for (const file of PID_FILES) fifo(k3s.path(file));
   await heals(k3s, { removes: PID_FILES, because: [/^it is a FIFO/] }, { timeoutMs: 10_000 });
   await starts(k3s);
@@ -389,7 +390,7 @@ for (
   }, { name });
 }
 
-test("LIMA_HOME has a line end in its name: a host agent is not taken for a stranger", async ({ home, k3s }) => {
+test("LIMA_HOME has a line end in its name: a host agent is not taken for another program", async ({ home, k3s }) => {
   const command = ["limactl", "hostagent", "--pidfile", k3s.path("ha.pid"), "--socket", k3s.path("ha.sock"), "k3s"];
   await using agent = await bystander(home, { command });
   k3s.pidFile("ha.pid", agent.pid);
@@ -510,7 +511,7 @@ const LOOK_ALIKES: Record<string, (dir: string) => string> = {
   "a reader of its log": (dir) => `/usr/bin/tail -f ${dir}/ha.stderr.log`,
   "limactl shell": () => "limactl shell k3s",
   "its ssh mux": (dir) => `ssh: ${dir}/ssh.sock [mux]`,
-  "a QEMU of somebody else's": () => "qemu-system-x86_64 -name lima-k3s -display none",
+  "a QEMU of another program's": () => "qemu-system-x86_64 -name lima-k3s -display none",
   "a QEMU that only has its disk": (dir) => `qemu-system-x86_64 -drive file=${dir}/disk -name lima-k3s`,
   "a QEMU of k3s-2": (dir) => `qemu-system-x86_64 -name lima-k3s -pidfile ${dir}-2/qemu.pid`,
 };
@@ -526,7 +527,7 @@ for (const [what, command] of Object.entries(LOOK_ALIKES)) {
   });
 }
 
-/** Of these nobody can tell whose they are: nothing is signalled, and nothing removed. */
+/** Of these it cannot be known whose they are: nothing is signalled, and nothing removed. */
 const DOUBTFUL: Record<string, (dir: string) => string> = {
   "a host agent of a directory that is gone": () => "limactl hostagent --pidfile /Volumes/gone/k3s/ha.pid k3s",
   "a host agent with a relative path": () => "limactl hostagent --pidfile k3s/ha.pid k3s",
@@ -557,10 +558,10 @@ const BAD_PS: Record<string, NonNullable<Twist["programs"]>[string]> = {
   "is killed": { does: "be killed" },
   "fails and says why": { does: "answer", code: 1, stderr: "ps: cannot allocate memory\n" },
   "fails with another status": { does: "answer", code: 2 },
-  "says nothing, of somebody who is there": { does: "answer" },
-  "says nothing and 1, of somebody who is there": { does: "answer", code: 1 },
+  "says nothing, of a process that is there": { does: "answer" },
+  "says nothing and 1, of a process that is there": { does: "answer", code: 1 },
   "says something that is no table": { does: "answer", stdout: "illegal option -- o\nusage: ps\n" },
-  "speaks of somebody else": { does: "answer", stdout: "  2     1     0 S    Thu Jan  1 00:00:00 2026 /bin/sh\n" },
+  "speaks of another process": { does: "answer", stdout: "  2     1     0 S    Thu Jan  1 00:00:00 2026 /bin/sh\n" },
   "leaves the command out": { does: "lie", pattern: " (\\d{4}) .*$", by: " $1 " },
   "leaves the start time out": { does: "lie", pattern: "\\w{3} \\w{3} [ \\d]\\d .* \\d{4} ", by: "" },
   "cuts its rows": { does: "lie", pattern: "^(.{20}).*$", by: "$1" },
@@ -585,7 +586,7 @@ for (const [how, ps] of Object.entries(BAD_PS)) {
 for (
   const how of [
     "is missing",
-    "says nothing, of somebody who is there",
+    "says nothing, of a process that is there",
     "cuts its rows",
     "leaves the command out",
   ] as const
@@ -602,7 +603,7 @@ for (
 for (
   const how of ["is missing", "says something that is no table", "cuts its rows", "leaves the command out"] as const
 ) {
-  test(`ps -A ${how}, and a PID file is garbage: somebody may live whom no file names`, async ({ k3s }) => {
+  test(`ps -A ${how}, and a PID file is garbage: a process may live that no file names`, async ({ k3s }) => {
     k3s.pidFile("ha.pid", "");
     k3s.pidFile("vz.pid", IMPOSSIBLE_PID);
     k3s.staleSocket("ha.sock");
@@ -655,9 +656,9 @@ for (const [how, lsof] of Object.entries(BAD_LSOF)) {
   );
 }
 
-// --- other guards -------------------------------------------------------------------------------------------------------------------
+// --- another lima-guard -------------------------------------------------------------------------------------------------------------
 
-/** Somebody who has the instance's lock. */
+/** Another process that has the instance's lock. */
 function holdLock(k3s: Instance, record: Record<string, unknown> | string = ""): Disposable {
   const text = typeof record === "string"
     ? record
@@ -669,7 +670,7 @@ function holdLock(k3s: Instance, record: Record<string, unknown> | string = ""):
   return { [Symbol.dispose]: () => file.close() };
 }
 
-test("another guard has the lock, and lets go of it: waited for", async ({ home, k3s, stranger }) => {
+test("another lima-guard has the lock, and releases it: waited for", async ({ home, k3s, stranger }) => {
   k3s.pidFile("vz.pid", stranger.pid);
   const lock = holdLock(k3s, { role: "pre", phase: "working" });
   await using guard = spawnGuard(home, ["--pre", "k3s"]);
@@ -686,15 +687,15 @@ for (
   const [what, record] of [
     ["a --pre that works on it", { role: "pre", phase: "working" }],
     ["a --run that is not yet supervising", { role: "run", phase: "preparing" }],
-    ["somebody, and the record is that of a --run killed long ago", { role: "run", phase: "supervising" }],
+    ["a process, and the record is that of a --run killed long ago", { role: "run", phase: "supervising" }],
     ["a --stop", { role: "stop", phase: "working" }],
-    ["somebody who says nothing", ""],
-    ["somebody whose record is damaged", '{"pid": 4711, "dir":'],
-    ["somebody whose record is of another directory", { role: "run", phase: "supervising", dir: "/elsewhere/k3s" }],
-    ["somebody whose record says PID 0", { role: "run", phase: "supervising", pid: 0 }],
+    ["a process that says nothing", ""],
+    ["a process whose record is damaged", '{"pid": 4711, "dir":'],
+    ["a process whose record is of another directory", { role: "run", phase: "supervising", dir: "/elsewhere/k3s" }],
+    ["a process whose record says PID 0", { role: "run", phase: "supervising", pid: 0 }],
   ] as const
 ) {
-  test(`the lock is held, and not let go of, by ${what}: try again`, async ({ k3s, stranger }) => {
+  test(`the lock is held, and not released, by ${what}: try again`, async ({ k3s, stranger }) => {
     k3s.pidFile("vz.pid", stranger.pid);
     using _lock = holdLock(k3s, record);
     const twist = guardWith({ lockMs: 200 });
@@ -710,14 +711,14 @@ test("a --run has the lock and supervises: nothing to do", async ({ k3s }) => {
   assert.equal((await stopRun(guard)).status, 0);
 });
 
-test("a lock that nobody holds says nothing, whatever stands in it", async ({ k3s, stranger }) => {
+test("a lock that no process holds says nothing, whatever stands in it", async ({ k3s, stranger }) => {
   holdLock(k3s, { role: "run", phase: "supervising" })[Symbol.dispose]();
   k3s.pidFile("vz.pid", stranger.pid);
   const { status } = await pre(k3s);
   assert.deepEqual([status, k3s.has("vz.pid")], [0, false]);
 });
 
-test("six guards at once: each step is taken once", async ({ home, k3s, stranger }) => {
+test("lima-guard six times at once: each step is taken once", async ({ home, k3s, stranger }) => {
   for (let round = 0; round < 3; round++) {
     const removes = strew(k3s, stranger.pid);
     const results = await Promise.all(Array.from({ length: 6 }, () => runGuard(home, ["--pre", "k3s", "--json"])));
@@ -731,7 +732,7 @@ test("six guards at once: each step is taken once", async ({ home, k3s, stranger
   assert.equal((k3s.read(JOURNAL) ?? "").trim().split("\n").length, 3);
 });
 
-test("a dry run while another guard works: says so, and writes nothing", async ({ k3s, stranger }) => {
+test("a dry run while another lima-guard works: says so, and writes nothing", async ({ k3s, stranger }) => {
   k3s.pidFile("vz.pid", stranger.pid);
   using _lock = holdLock(k3s, { role: "pre", phase: "working" });
   const { status } = await dryRun(k3s, guardWith({ lockMs: 200 }));

@@ -135,14 +135,14 @@ asRoot(
       ]
     ) {
       await using home = await tempLimaHome();
-      const lima = `${home.root}/a home nobody names`;
+      const lima = `${home.root}/an unlisted home`;
       const command = tail.map((word) => word.replace("DIR", `${lima}/k3s`));
       const env = everyonesEnv(home);
       await using driver = await bystander(home, { command, uid: zoe!.uid, gid: zoe!.gid });
       const { status, json } = await runGuard(home, ["--stop", "--all", "--json"], { env });
       const told = (json().instances as Told[]).find((t) => t.name === "k3s");
       assert.deepEqual([status, told?.status], [1, 1], command.join(" "));
-      assert.match(told!.blockers[0]!.hint!, /sudo -H -u lgtest lima-guard --stop --lima-home '.*nobody names' k3s$/);
+      assert.match(told!.blockers[0]!.hint!, /sudo -H -u lgtest lima-guard --stop --lima-home '.*unlisted home' k3s$/);
       driver.assertAlive();
     }
   },

@@ -58,7 +58,7 @@ function isRunning({ launchd }: Scene, vm: Instance, times = 1): Promise<void> {
 function assertStopped({ launchd }: Scene, vm: Instance): void {
   const job = launchd.job(labelOf(vm));
   const life = job.lives.at(-1)!;
-  assert.equal(life.killed, false, `launchd lost its patience:\n${job.said()}`);
+  assert.equal(life.killed, false, `launchd's time limit was over:\n${job.said()}`);
   assert.deepEqual([life.ended!.code, life.ended!.signal], [0, null], job.said());
   assertDown(vm);
   assert.equal(last(vm, "end").requested, true);
@@ -66,7 +66,7 @@ function assertStopped({ launchd }: Scene, vm: Instance): void {
 
 const ONCE_MORE: Partial<Keys> = { KeepAlive: { SuccessfulExit: false } };
 
-test("a boot with stale files: they are cleared, and nobody else is signalled", async (scene) => {
+test("a boot with stale files: they are cleared, and no other process is signalled", async (scene) => {
   const { launchd, vm, stranger } = scene;
   nameInAllPidFiles(vm, stranger.pid);
   vm.staleSocket("ha.sock");
@@ -217,7 +217,7 @@ test("five instances: started one after another, stopped all at once", async (sc
   stranger.assertAlive();
 });
 
-test("a power cut, and all PIDs belong to somebody else at the next boot", async (scene) => {
+test("a power cut, and all PIDs belong to other programs at the next boot", async (scene) => {
   const { home, launchd, vm, stranger } = scene;
   const qemu = home.instance("qemu", { conf: { vmtype: "qemu", usernet: 1 } });
   for (const each of [vm, qemu]) load(launchd, each, { ...ONCE_MORE, ExitTimeOut: 6 });
@@ -297,7 +297,7 @@ test("the instance goes down by itself: launchd starts it again", async (scene) 
 
 // ── --stop from a second terminal ──
 
-test("--stop, KeepAlive {SuccessfulExit: false}: it stays down, and the line to start it is told", async (scene) => {
+test("--stop, KeepAlive {SuccessfulExit: false}: it stays down, and the line to start it is printed", async (scene) => {
   const { home, launchd, vm } = scene;
   const label = load(launchd, vm, { ...ONCE_MORE, ExitTimeOut: 20 });
   await isRunning(scene, vm);
@@ -311,7 +311,7 @@ test("--stop, KeepAlive {SuccessfulExit: false}: it stays down, and the line to 
   assert.deepEqual(last(vm, "end").role, "run", "the job's own guard has done it");
 });
 
-test("--stop, KeepAlive true: launchd starts it again, and that is told", async (scene) => {
+test("--stop, KeepAlive true: launchd starts it again, and that is reported", async (scene) => {
   const { home, launchd, vm } = scene;
   const label = load(launchd, vm, { KeepAlive: true, ExitTimeOut: 20 });
   await isRunning(scene, vm);
@@ -324,7 +324,7 @@ test("--stop, KeepAlive true: launchd starts it again, and that is told", async 
   assert.equal(launchd.job(label).lives.length, 2, "it was stopped twice");
 }, { throttle: 0.01 });
 
-test("--stop while the guard waits in the brake: it ends at once", async (scene) => {
+test("--stop during the restart back-off: it ends at once", async (scene) => {
   const { home, launchd, vm } = scene;
   const label = load(launchd, vm, { ...ONCE_MORE, ExitTimeOut: 20 });
   await eventually(() => assert.match(launchd.job(label).said(), /; waits \d+ s/), { withinMs: 20_000 });

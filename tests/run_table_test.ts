@@ -1,4 +1,4 @@
-/** What `--run` decides without touching anything: its states, its brake, and how long launchd lets it stop. */
+/** What `--run` decides without touching anything: states, restart back-off, and how long launchd lets it stop. */
 
 import assert from "node:assert/strict";
 import fc from "fast-check";
@@ -60,7 +60,7 @@ Deno.test("the table has these states and events, and no others", () => {
   assert.equal(CELLS.length, STATES.length * EVENTS.length);
 });
 
-/** What happens one after the other: the deeds, and the state in the end. */
+/** What happens one after the other: the actions, and the state in the end. */
 function walk(events: readonly RunEvent[]): { state: RunState; deeds: RunDeed[]; states: RunState[] } {
   let state: RunState = "preparing";
   const deeds: RunDeed[] = [];
@@ -77,7 +77,7 @@ function walk(events: readonly RunEvent[]): { state: RunState; deeds: RunDeed[];
 
 const anyEvents = fc.array(fc.constantFrom(...EVENTS), { maxLength: 30 });
 
-Deno.test("whatever happens, in any order, is survived: each state is one of the four, and leaving is for good", () => {
+Deno.test("whatever happens, in any order: each state is one of the four, and leaving is for good", () => {
   fc.assert(fc.property(anyEvents, (events) => {
     const { states } = walk(events);
     assert.ok(states.every((state) => STATES.includes(state)));
@@ -104,7 +104,7 @@ Deno.test("after a stop was asked for, only its end leads to leaving, and nothin
   }));
 });
 
-Deno.test("the command is started once, the ladder climbed once, and both left once", () => {
+Deno.test("the command is started once, the stop stages run once, and both are left once", () => {
   fc.assert(fc.property(anyEvents, (events) => {
     const { deeds } = walk(events);
     const count = (...wanted: RunDeed[]) => deeds.filter((deed) => wanted.includes(deed)).length;
@@ -129,7 +129,7 @@ Deno.test("a stop is heard in every state in which something can be stopped", ()
   }
 });
 
-// ── growing pauses and the brake ──
+// ── growing pauses and the restart back-off ──
 
 Deno.test("pauses grow from 5 s, doubling, to 5 min", () => {
   const seconds = Array.from({ length: 10 }, (_, n) => growingPause(n) / 1000);
@@ -156,7 +156,7 @@ const badly = (n: number) => Array.from({ length: n }, (_, i) => bad((n - 1 - i)
 interface BrakeRow {
   readonly what: string;
   readonly lines: readonly JournalLine[];
-  /** How many seconds the brake still holds. */
+  /** How many seconds of the back-off are left. */
   readonly seconds: number;
 }
 
@@ -214,7 +214,7 @@ const BRAKE: readonly BrakeRow[] = [
 ];
 
 for (const { what, lines, seconds } of BRAKE) {
-  Deno.test(`brake: ${what}: ${seconds} s`, () => assert.equal(brakeMs(lines, NOW), seconds * 1000));
+  Deno.test(`restart back-off: ${what}: ${seconds} s`, () => assert.equal(brakeMs(lines, NOW), seconds * 1000));
 }
 
 const anyLine = fc.record({
@@ -229,7 +229,7 @@ const anyLine = fc.record({
   ranS: fc.oneof(fc.constantFrom(undefined, null, "3", -1, 1e300), fc.double({ min: 0, max: 1000, noNaN: true })),
 }).map((fields) => ({ ...line("end", 0), ...fields }) as JournalLine);
 
-Deno.test("brake: whatever stands in the journal, it is over after 5 min at most", () => {
+Deno.test("restart back-off: whatever stands in the journal, it is over after 5 min at most", () => {
   fc.assert(
     fc.property(fc.array(anyLine, { maxLength: 20 }), (lines) => {
       const ms = brakeMs(lines, NOW);
@@ -336,7 +336,7 @@ for (
     ],
     ["only the nested states are there", printed("\tstate = running\n", ""), (({ state: _, ...rest }) => rest)(JOB)],
     ["launchd's own default", printed("exit timeout = 60", "exit timeout = 5"), { ...JOB, exitTimeoutS: 5 }],
-    ["for ever", printed("exit timeout = 60", "exit timeout = 0"), { ...JOB, exitTimeoutS: 0 }],
+    ["without limit", printed("exit timeout = 60", "exit timeout = 0"), { ...JOB, exitTimeoutS: 0 }],
     ["no exit timeout", printed("\texit timeout = 60\n", ""), (({ exitTimeoutS: _, ...rest }) => rest)(JOB)],
     [
       "numbers that are none",
@@ -394,7 +394,7 @@ for (
     ["as install writes it", "<key>ExitTimeOut</key>\n\t<integer>60</integer>", 60],
     ["on one line", "<key>ExitTimeOut</key><integer>45</integer>", 45],
     ["with blanks around", "<key> ExitTimeOut </key> <integer> 45 </integer>", 45],
-    ["0, for ever", "<key>ExitTimeOut</key><integer>0</integer>", 0],
+    ["0, without limit", "<key>ExitTimeOut</key><integer>0</integer>", 0],
     ["negative: launchd ignores it", "<key>ExitTimeOut</key><integer>-5</integer>", 5],
     ["more than 31 bits: launchd ignores it", "<key>ExitTimeOut</key><integer>99999999999</integer>", 5],
     ["a string is no number", "<key>ExitTimeOut</key><string>60</string>", 5],
@@ -418,8 +418,8 @@ for (
     ["as installed", 60, 60, 60],
     ["--timeout shortens it", 60, 20, 20],
     ["--timeout cannot lengthen it", 10, 20, 10],
-    ["for ever: no shutdown grants that", 0, 60, 60],
-    ["for ever, --timeout", 0, 20, 20],
+    ["without limit: no shutdown grants that", 0, 60, 60],
+    ["without limit, --timeout", 0, 20, 20],
   ] as const
 ) {
   Deno.test(`budget: ${what}: ${budget} s`, () => assert.equal(budgetOf(granted, wanted), budget));

@@ -52,7 +52,7 @@ for (const { what, before, then } of COMES_LATE) {
 }
 
 Deno.test({
-  name: "the same where --run is told to stop while its command boots",
+  name: "the same where --run is asked to stop while its command boots",
   ignore,
   async fn() {
     await using home = await tempLimaHome();

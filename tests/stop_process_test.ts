@@ -1,6 +1,6 @@
 /**
  * `--stop` on real processes: the stage that ends each kind of instance, with the time that it takes, what it leaves,
- * and whom it never touches. Faults of the machine are in stop_faults_test.ts; what the guest is asked to do in
+ * and what it never touches. Faults of the machine are in stop_faults_test.ts; what the guest is asked to do in
  * guest_script_test.ts.
  */
 
@@ -63,7 +63,7 @@ interface Cast {
 interface Row {
   readonly what: string;
   readonly make: (instance: Instance, use: AsyncDisposableStack) => Promise<Cast>;
-  /** The rungs that are taken, in order, and what comes of each. */
+  /** The stages that are taken, in order, and what comes of each. */
   readonly rungs: readonly (readonly [string, RegExp])[];
   /** How the guest finds its file system when it is switched on again. */
   readonly disk: "clean" | "dirty";
@@ -98,7 +98,7 @@ function then(make: Row["make"], change: (instance: Instance) => void): Row["mak
   };
 }
 
-/** All instances of the table are stopped by one guard, side by side; a stranger's PID stands in all their PID files. */
+/** One lima-guard stops all instances of the table, side by side; another program's PID stands in all PID files. */
 function table(title: string, stage: string, budgetS: number, rows: readonly Row[]): void {
   Deno.test({ name: title, ignore: NO_SSHD !== undefined, fn: () => stopAll(stage, budgetS, rows) });
 }
@@ -167,7 +167,7 @@ function assertTimes(told: Told, budgetS: number): void {
   }
 }
 
-/** Whether the guest's init system was told to power off; a session that was opened and never given the word is none. */
+/** Whether the guest's init system was asked to power off; a session that was opened and never given the word is none. */
 function wasAsked(guest: Guest): boolean {
   return guest.log().includes("systemctl poweroff");
 }
@@ -176,7 +176,7 @@ const DONE = /^done$/;
 
 // --- what ends it --------------------------------------------------------------------------------------------------
 
-/** A guest that is asked has powered off before anybody else was signalled. */
+/** A guest that is asked has powered off before any process was signalled. */
 const nobodyWasSignalled: Row["also"] = (_, __, instance) => {
   assert.deepEqual(instance.log().filter((line) => line.startsWith("Received SIG")), []);
 };
@@ -499,7 +499,7 @@ Deno.test({
   },
 });
 
-// --- whom it never touches -------------------------------------------------------------------------------------------
+// --- what it never touches -------------------------------------------------------------------------------------------
 
 Deno.test({
   name: "the port in ssh.config leads to another instance's guest by now: that one is never powered off",
@@ -530,7 +530,7 @@ Deno.test({
     const recycled = led("recycled", `${stranger.pid}\n`);
     const stray = led("stray");
     use.use(await startAgent(stray, { conf: { stay_at: "ha.pid" }, until: "ha.pid" }));
-    // Its own ha.pid is gone, and an older one that names a stranger is back. A garbled file leads to a look at all.
+    // Its own ha.pid is gone, and an older one that names another program is back. A garbled file leads to a full scan.
     stray.pidFile("ha.pid", stranger.pid, { ageSeconds: 3600 });
     stray.pidFile("vz.pid", "garbled");
 
@@ -555,7 +555,7 @@ Deno.test({
   },
 });
 
-Deno.test("a PID file of an external driver that names a stranger goes before Lima is told to stop, which would signal it", async () => {
+Deno.test("a PID file of an external driver that names another program goes before Lima is asked to stop, which would signal it", async () => {
   await using home = await tempLimaHome();
   await using stranger = await bystander(home);
   const k3s = home.instance("k3s");
@@ -632,7 +632,7 @@ Deno.test("a stopped instance is already stopped, as often as one asks", async (
   assert.notEqual(stdout, "");
 });
 
-Deno.test("what a run that was cut off left behind goes, and the next start goes on", async () => {
+Deno.test("what a run that was cut off left behind goes, and the next start continues", async () => {
   await using home = await tempLimaHome();
   await using stranger = await bystander(home);
   const k3s = home.instance("k3s");
@@ -688,7 +688,7 @@ function whyNoStrace(): string | undefined {
   }
 }
 
-/** The system calls of a guard and of what it starts: `[seconds, call]`, in their order. */
+/** The system calls of lima-guard and of what it starts: `[seconds, call]`, in their order. */
 async function traced(home: Home, args: string[], calls: string): Promise<[number, string][]> {
   const file = `${home.root}/trace`;
   const { success, stderr } = await new Deno.Command("strace", {
@@ -836,7 +836,7 @@ Deno.test("a second administrator waits, reports the same stop, and does not cut
 });
 
 for (const signal of ["SIGINT", "SIGTERM"] as const) {
-  Deno.test(`${signal} while it waits for another guard: it gives up, and that one goes on`, async () => {
+  Deno.test(`${signal} while it waits for another lima-guard: it gives up, and that one continues`, async () => {
     await using home = await tempLimaHome();
     const k3s = home.instance("k3s", { conf: { stop: "hang" } });
     await using agent = await startAgent(k3s);
@@ -870,7 +870,7 @@ Deno.test("a --pre that has the lock is waited for", async () => {
   assert.deepEqual(stale(k3s), []);
 });
 
-Deno.test("a lock that is never let go of: 75 before the budget is spent, and nobody is signalled", async () => {
+Deno.test("a lock that is never released: 75 before the budget is spent, and nothing is signalled", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
   await using agent = await startAgent(k3s);
@@ -898,7 +898,7 @@ function held(instance: Instance, record: { pid: number; started: string; role: 
   return { release, [Symbol.dispose]: release };
 }
 
-// --- an instance that a guard supervises -----------------------------------------------------------------------------
+// --- an instance that lima-guard supervises --------------------------------------------------------------------------
 
 /** `lima-guard --run`, with the options where they are said to stand. */
 function supervised(instance: Instance, args = ["--run", instance.name]): Guard {
@@ -907,7 +907,7 @@ function supervised(instance: Instance, args = ["--run", instance.name]): Guard 
 }
 
 Deno.test({
-  name: "the guard that supervises an instance is told once, does the stop, and both report it",
+  name: "the lima-guard that supervises an instance is asked once, does the stop, and both report it",
   ignore: NO_SSHD !== undefined,
   async fn() {
     await using home = await tempLimaHome();
@@ -946,7 +946,7 @@ Deno.test("its options may stand where they like", async () => {
   for (const guard of guards) assert.equal((await guard.result()).status, 0);
 });
 
-Deno.test("a guard that waits with its start is told to leave", async () => {
+Deno.test("a lima-guard that waits with its start is asked to leave", async () => {
   await using home = await tempLimaHome();
   const other = home.instance("other");
   const k3s = home.instance("k3s", { yaml: "additionalDisks:\n- data\n" });
@@ -959,7 +959,7 @@ Deno.test("a guard that waits with its start is told to leave", async () => {
   assert.equal(disk.inUseBy(), other.dir);
 });
 
-Deno.test("the instance of a guard that was killed is stopped as one that nobody supervises", async () => {
+Deno.test("the instance of a lima-guard that was killed is stopped as one that is not supervised", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
   await using guard = supervised(k3s);
@@ -973,16 +973,16 @@ Deno.test("the instance of a guard that was killed is stopped as one that nobody
   assert.deepEqual(stale(k3s), []);
 });
 
-Deno.test("a record in a lock is no proof: whoever has that PID by now is not signalled", async () => {
+Deno.test("a record in a lock is no proof: the process that has that PID now is not signalled", async () => {
   await using home = await tempLimaHome();
   await using use = new AsyncDisposableStack();
   const dress = (name: string) => ["/usr/local/libexec/lima-guard", "--run", name, "--", "limactl", "start", name];
   const cases = {
-    "nobody holds the lock": { command: ["/usr/libexec/sirittsd"], isHeld: false },
+    "no process holds the lock": { command: ["/usr/libexec/sirittsd"], isHeld: false },
     "another start time": { command: dress("i1"), started: "Mon Jan  1 00:00:00 2024", isHeld: true },
-    "no guard": { command: ["/usr/libexec/sirittsd", "--run", "i2", "--"], isHeld: true },
-    "a guard of another instance": { command: dress("i33"), isHeld: true },
-    "a guard in another role": { command: ["/usr/local/libexec/lima-guard", "--pre", "i4"], isHeld: true },
+    "no lima-guard": { command: ["/usr/libexec/sirittsd", "--run", "i2", "--"], isHeld: true },
+    "a lima-guard of another instance": { command: dress("i33"), isHeld: true },
+    "a lima-guard in another role": { command: ["/usr/local/libexec/lima-guard", "--pre", "i4"], isHeld: true },
   };
   const strangers: Bystander[] = [];
   const locks: ReturnType<typeof held>[] = [];
@@ -1014,7 +1014,7 @@ function startTime(pid: number): string {
   return new TextDecoder().decode(stdout).trim();
 }
 
-Deno.test("a dry run on a supervised instance does not wait for its guard, and signals nobody", async () => {
+Deno.test("a dry run on a supervised instance does not wait for its lima-guard, and signals nothing", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
   await using guard = supervised(k3s);
@@ -1075,7 +1075,7 @@ Deno.test("a terminal that goes away (SIGHUP) does not end a stop halfway, and s
   assert.deepEqual(stale(k3s), []);
 });
 
-Deno.test("waiting for another guard is part of the budget", async () => {
+Deno.test("waiting for another lima-guard is part of the budget", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s", { conf: { stop: "ignore" } });
   await using _ = await startAgent(k3s);
@@ -1094,7 +1094,7 @@ Deno.test("waiting for another guard is part of the budget", async () => {
   assert.ok(told!.seconds.agent! < 3, `the agent had ${told!.seconds.agent} s of 6 after 4 were gone`);
 });
 
-Deno.test("whom the host agent may signal while it stops, and nobody can tell whose it is, is told before", async () => {
+Deno.test("a process of unknown ownership that the host agent may signal while it stops is reported before", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
   // The external driver of Lima 2.0 has no arguments. Lima signals it, and that is right if it is this instance's.
