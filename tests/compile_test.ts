@@ -8,7 +8,6 @@ import { BAKED_IN, type Builder, compile, MAC_TARGETS, PERMISSIONS, realBuilder,
 import { BAKED_IN as BAKED_IN_BY_INSTALL } from "../install.ts";
 import { running, stopRun } from "./launchd/run.ts";
 import {
-  bystander,
   denoFlags,
   eventually,
   type GuardOptions,
@@ -16,6 +15,7 @@ import {
   project,
   runGuard,
   startAgent,
+  startBystander,
   tempLimaHome,
 } from "./helpers/mod.ts";
 
@@ -150,8 +150,8 @@ scene("DENORT_BIN serves the target that it was made for", ownRuntime, async ({ 
   }
 });
 
-const stranger = { ...ownRuntime, ask: () => Promise.resolve("deno 2.9.6") };
-scene("a binary that is not lima-guard is removed", stranger, async ({ run, files, said }) => {
+const otherProgram = { ...ownRuntime, ask: () => Promise.resolve("deno 2.9.6") };
+scene("a binary that is not lima-guard is removed", otherProgram, async ({ run, files, said }) => {
   assert.equal(await run(HOST), 1);
   assert.deepEqual(files(), []);
   assert.match(said[0] ?? "", /the binary answers "deno 2\.9\.6" and not "lima-guard 1\.2\.3"; is \/.* the denort of/);
@@ -258,7 +258,7 @@ async function whyNoRuntime(): Promise<string | undefined> {
 /** A program of this kind does all that lima-guard does: the work of each role is looked at. */
 async function doesAll(home: Home, program: readonly string[]): Promise<void> {
   const guard = (...args: string[]) => runGuard(home, args, { program });
-  await using passer = await bystander(home);
+  await using passer = await startBystander(home);
   assert.match((await guard("--version")).stdout, /^lima-guard \d+\.\d+\.\d+\n$/);
   assert.match((await guard("--help")).stdout, /^ {2}--pre INSTANCE/m);
   assert.equal((await guard("--force")).status, 64);

@@ -133,8 +133,8 @@ async function run({ home }: Built, args: readonly string[], fails: Fails = () =
     };
   }
   const status = await main([...args, "k3s", "--json", "--timeout", "4", "--lima-home", home.lima], host);
-  const [told] = JSON.parse(stdout).instances;
-  return { status, state: told.state, steps: told.steps.map((s: { what: string }) => s.what), calls };
+  const [report] = JSON.parse(stdout).instances;
+  return { status, state: report.state, steps: report.steps.map((s: { what: string }) => s.what), calls };
 }
 
 /** The files of the test's home, except what lima-guard itself writes. */

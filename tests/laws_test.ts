@@ -32,8 +32,8 @@ import {
 } from "./observations.ts";
 
 // Every PID is of one kind only, so that a number in a plan shows what it means.
-const [AGENT, QEMU, DRIVER, USERNET, DEAD, STRANGER] = [811, 812, 813, 815, 7001, 7002];
-const INNOCENT = [DEAD, STRANGER];
+const [AGENT, QEMU, DRIVER, USERNET, DEAD, OTHER_PROGRAM] = [811, 812, 813, 815, 7001, 7002];
+const NOT_OURS = [DEAD, OTHER_PROGRAM];
 const WHY_UNKNOWN = unknown("ps gave no answer");
 const FIXED = "its directory belongs to uid 0 and has mode 0755";
 const USERNET_FILE = "_networks/user-v2/usernet_user-v2.pid";
@@ -41,7 +41,7 @@ const USERNET_SOCKETS = { companions: ["_networks/user-v2/user-v2_fd.sock", "_ne
 
 /** Who lives; what the agent shows, where one does: undefined means that it was not asked. */
 const LIVING: Record<string, Proven[]> = {
-  nobody: [],
+  nothing: [],
   usernet: [proven("usernet", USERNET)],
   agent: [proven("host agent", AGENT)],
   "stray agent": [proven("host agent", AGENT, { named: false })],
@@ -63,7 +63,7 @@ const SIGNS: Record<string, AgentSigns | undefined> = {
 const HA_PID: Record<string, Claim[]> = {
   none: [],
   dead: [claim("ha.pid", dead(DEAD), { companions: ["ha.sock"] })],
-  "not ours": [claim("ha.pid", recycled(STRANGER), { companions: ["ha.sock"] })],
+  "not ours": [claim("ha.pid", recycled(OTHER_PROGRAM), { companions: ["ha.sock"] })],
   fixed: [claim("ha.pid", dead(DEAD), { companions: ["ha.sock"], fixed: FIXED })],
   unknown: [claim("ha.pid", WHY_UNKNOWN, { companions: ["ha.sock"] })],
   ours: [claim("ha.pid", ours("host agent", AGENT), { companions: ["ha.sock"] })],
@@ -71,11 +71,11 @@ const HA_PID: Record<string, Claim[]> = {
 const DRIVER_PID: Record<string, Claim[]> = {
   none: [],
   "vz dead": [claim("vz.pid", dead(DEAD))],
-  "vz not ours": [claim("vz.pid", recycled(STRANGER))],
-  "vz fixed": [claim("vz.pid", recycled(STRANGER), { fixed: FIXED })],
+  "vz not ours": [claim("vz.pid", recycled(OTHER_PROGRAM))],
+  "vz fixed": [claim("vz.pid", recycled(OTHER_PROGRAM), { fixed: FIXED })],
   "vz unknown": [claim("vz.pid", WHY_UNKNOWN)],
   "vz ours": [claim("vz.pid", ours("host agent", AGENT))],
-  "QEMU ours": [claim("qemu.pid", ours("QEMU", QEMU)), claim("x.drv.pid", recycled(STRANGER))],
+  "QEMU ours": [claim("qemu.pid", ours("QEMU", QEMU)), claim("x.drv.pid", recycled(OTHER_PROGRAM))],
   "driver ours": [claim("x.drv.pid", ours("external driver", DRIVER)), claim("vz.pid", dead(DEAD))],
   "driver of Lima 2.1 ours": [claim("lima-driver-x-ha.pid", ours("external driver", DRIVER))],
 };
@@ -84,13 +84,13 @@ const SHARED: Record<string, Claim[]> = {
   "usernet ours": [claim(USERNET_FILE, ours("usernet", USERNET), USERNET_SOCKETS)],
   "usernet unknown": [claim(USERNET_FILE, WHY_UNKNOWN, USERNET_SOCKETS), claim("ssh.config", stale("it is cut short"))],
   "all void": [
-    claim(USERNET_FILE, recycled(STRANGER), USERNET_SOCKETS),
+    claim(USERNET_FILE, recycled(OTHER_PROGRAM), USERNET_SOCKETS),
     claim("_disks/data/in_use_by", stale("it says this instance, of which nothing is alive")),
     claim("ssh.config", stale("it is cut short")),
   ],
   "lock unknown, usernet fixed": [
     claim("_disks/data/in_use_by", WHY_UNKNOWN),
-    claim(USERNET_FILE, recycled(STRANGER), { ...USERNET_SOCKETS, fixed: FIXED }),
+    claim(USERNET_FILE, recycled(OTHER_PROGRAM), { ...USERNET_SOCKETS, fixed: FIXED }),
   ],
 };
 const PORT: Remark = { what: "port 60022", because: "it is taken", hint: "lsof -i" };
@@ -157,8 +157,8 @@ function law(text: string, roles: readonly ("pre" | "stop")[], check: (p: Plan, 
         try {
           check(plans[role], seen);
         } catch (failure) {
-          const told = describePlan(plans[role]).join("\n    ");
-          throw new Error(`${words}:\n    ${told}`, { cause: failure });
+          const report = describePlan(plans[role]).join("\n    ");
+          throw new Error(`${words}:\n    ${report}`, { cause: failure });
         }
       }
     });
@@ -168,7 +168,7 @@ function law(text: string, roles: readonly ("pre" | "stop")[], check: (p: Plan, 
 const BOTH = ["pre", "stop"] as const;
 const isRemoval = (s: Step) => s.kind === "remove";
 const removed = (p: Plan) => p.steps.filter(isRemoval).map((s) => s.path ?? "");
-const ladder = (p: Plan) => p.steps.filter((s) => !isRemoval(s));
+const stages = (p: Plan) => p.steps.filter((s) => !isRemoval(s));
 const isPidFile = (c: Claim) => c.scope === "instance" && c.path.endsWith(".pid");
 /** Something about the instance's own processes could not be found out. */
 const isUnsure = (seen: Observation) =>
@@ -191,19 +191,19 @@ Deno.test("the laws are tried on thousands of observations of every kind", () =>
 
 law("a signal step names proven processes of this instance and no other process", BOTH, (p, seen) => {
   const proven = carriers(seen).map((p) => String(p.row.pid));
-  for (const step of ladder(p)) {
+  for (const step of stages(p)) {
     const named = [...step.what.replace(/, until \d+ s$/, "").matchAll(/\d+/g)].map(([pid]) => pid);
     assert.ok(named.every((pid) => proven.includes(pid)), `${step.what} names others than ${proven}`);
-    assert.ok(INNOCENT.every((pid) => !step.what.includes(String(pid))));
+    assert.ok(NOT_OURS.every((pid) => !step.what.includes(String(pid))));
     if (step.kind === "kill") assert.deepEqual(named.toSorted(), proven.toSorted(), "what the last step ends");
   }
-  assert.ok(ladder(p).length === 0 || proven.length > 0, "stop stages where nothing lives");
+  assert.ok(stages(p).length === 0 || proven.length > 0, "stop stages where nothing lives");
 });
 
 law("the stop stages begin with the guest and end with the kill", BOTH, (p) => {
-  const kinds = ladder(p).map((s) => s.kind).join(" ");
+  const kinds = stages(p).map((s) => s.kind).join(" ");
   assert.match(kinds, /^(|guest( agent| driver| agent driver) kill)$/);
-  if (ladder(p).length === 0) return;
+  if (stages(p).length === 0) return;
   // Only what Lima would signal by while it stops goes before the stages; all other files go after them.
   const isUrgent = (path: string | undefined) => /\.drv\.pid$|\/lima-driver-[^/]*$/.test(path ?? "");
   const begin = p.steps.findIndex((s) => s.kind === "guest");
@@ -230,7 +230,7 @@ law(
 law("a host agent or a driver that lives is never left beside a start", ["pre"], (p, seen) => {
   if (carriers(seen).length === 0) return;
   const isRunning = p.state === "running" && seen.agent?.answers === true;
-  assert.ok(isRunning || p.status !== 0 || ladder(p).length > 0, "a second VM would be started on the same disk");
+  assert.ok(isRunning || p.status !== 0 || stages(p).length > 0, "a second VM would be started on the same disk");
 });
 
 // ── Unknown is an answer ──
@@ -293,7 +293,7 @@ law("the boot marker goes with the last PID file, after it, and never alone", BO
 /** The world after a plan: removed files are gone, and what the stages ended is dead, as its files say. */
 function after({ agent, bootMarker, ...seen }: Observation, p: Plan): Observation {
   const isGone = (path: string) => removed(p).includes(path);
-  const ended = ladder(p).length > 0;
+  const ended = stages(p).length > 0;
   const died = (c: Claim): Claim =>
     ended && c.verdict.kind === "ours" && c.verdict.role !== "usernet" ? { ...c, verdict: dead(DEAD) } : c;
   return {
@@ -308,12 +308,12 @@ function after({ agent, bootMarker, ...seen }: Observation, p: Plan): Observatio
 law("a plan that was carried out leaves a plan without steps", ["pre"], (p, seen) => {
   const next = after(seen, p);
   // After the stages the files of what has ended are judged again: one plan more.
-  const last = ladder(p).length > 0 ? after(next, planPre(next)) : next;
+  const last = stages(p).length > 0 ? after(next, planPre(next)) : next;
   const then = planPre(last);
   assert.deepEqual(then.steps, []);
   assert.equal(
     then.state === "clear",
-    then.status === 0 && !agentLives(seen) || ladder(p).length > 0 && then.status === 0,
+    then.status === 0 && !agentLives(seen) || stages(p).length > 0 && then.status === 0,
   );
 });
 

@@ -631,15 +631,15 @@ function stop(name: string, seen: Partial<Observation>, expected: Plan, budgetS 
   Deno.test(`--stop: ${name}`, () => assert.deepEqual(planStop(observation(seen), budgetS), expected));
 }
 
-const NOBODY = "no process of it is alive";
-stop("nothing is alive, nothing is left", {}, plan("stopped", NOBODY));
+const NOTHING_ALIVE = "no process of it is alive";
+stop("nothing is alive, nothing is left", {}, plan("stopped", NOTHING_ALIVE));
 {
   const claims = [claim("ha.pid", dead(811), HA_SOCK), claim("vz.pid", dead(811))];
   const steps = [...drops(...claims), MARKER_GOES];
   stop(
     "nothing is alive, the next boot must start clean",
     { claims, bootMarker: SEEN },
-    plan("stopped", NOBODY, { steps }),
+    plan("stopped", NOTHING_ALIVE, { steps }),
   );
 }
 {
@@ -691,7 +691,7 @@ stop("nothing is alive, nothing is left", {}, plan("stopped", NOBODY));
 stop(
   "only usernet is alive",
   { alive: [proven("usernet", 815)], claims: [claim(USERNET, ours("usernet", 815))] },
-  plan("stopped", NOBODY),
+  plan("stopped", NOTHING_ALIVE),
 );
 stop(
   "what is unknown is not touched",
@@ -723,7 +723,7 @@ stop(
 stop(
   "what would only make a start fail does not concern a stop",
   { obstacles: [IN_USE] },
-  plan("stopped", NOBODY),
+  plan("stopped", NOTHING_ALIVE),
 );
 Deno.test("--stop: an instance that is not there is reported as by --pre", () => {
   const seen = observation({ missing: "no such instance: it has no lima.yaml" });
@@ -848,7 +848,7 @@ for (
 }
 
 Deno.test("describePlan() prints what and why, step by step, then what is in the way, then the warnings", () => {
-  const told = plan("blocked", "the reason", {
+  const report = plan("blocked", "the reason", {
     status: 75,
     steps: [
       { kind: "remove", what: "remove /x/vz.pid", because: "PID 789 is dead" },
@@ -860,7 +860,7 @@ Deno.test("describePlan() prints what and why, step by step, then what is in the
     }],
     notes: [{ what: "/x/old", because: "it holds no lima.yaml" }],
   });
-  assert.deepEqual(describePlan(told), [
+  assert.deepEqual(describePlan(report), [
     "blocked: the reason",
     "remove /x/vz.pid (PID 789 is dead)",
     "SIGKILL to QEMU 812 (it is alive): done",

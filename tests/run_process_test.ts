@@ -21,7 +21,6 @@ import {
 } from "./launchd/run.ts";
 import {
   type Bystander,
-  bystander,
   type Conf,
   denoFlags,
   eventually,
@@ -38,6 +37,7 @@ import {
   runGuard,
   sshGuest,
   startAgent,
+  startBystander,
   startQemuOrphan,
   tempLimaHome,
   tinyMount,
@@ -57,7 +57,7 @@ interface Scene {
   readonly home: Home;
   readonly vm: Instance;
   /** Never to be signalled, whatever PID file names it. */
-  readonly stranger: Bystander;
+  readonly bystander: Bystander;
 }
 
 function test(
@@ -70,9 +70,9 @@ function test(
     ignore,
     async fn() {
       await using home = await tempLimaHome();
-      await using stranger = await bystander(home);
-      await body({ home, vm: home.instance("vm", { conf }), stranger });
-      stranger.assertAlive();
+      await using bystander = await startBystander(home);
+      await body({ home, vm: home.instance("vm", { conf }), bystander });
+      bystander.assertAlive();
     },
   });
 }
@@ -171,9 +171,9 @@ for (const signal of ["SIGINT", "SIGHUP"] as const) {
   });
 }
 
-test("--timeout is the budget of the stop: a guest that hangs is killed in it", async ({ vm, stranger }) => {
+test("--timeout is the budget of the stop: a guest that hangs is killed in it", async ({ vm, bystander }) => {
   await using guard = await running(vm, { flags: ["--timeout", "4"] });
-  vm.pidFile("qemu.pid", stranger.pid);
+  vm.pidFile("qemu.pid", bystander.pid);
   const { status, stderr, seconds } = await stopRun(guard);
   assert.equal(status, 0, stderr);
   assert.ok(seconds < 4.5, `${seconds} s`);
@@ -410,14 +410,14 @@ test("stopped while something is in the way", async ({ vm }) => {
   assert.ok(Deno.statSync(foreign).isDirectory);
 });
 
-test("stopped while a process is unknown: nothing is touched, and it is no success", async ({ vm, stranger }) => {
-  for (const file of ["ha.pid", "vz.pid"]) vm.pidFile(file, stranger.pid);
+test("stopped while a process is unknown: nothing is touched, and it is no success", async ({ vm, bystander }) => {
+  for (const file of ["ha.pid", "vz.pid"]) vm.pidFile(file, bystander.pid);
   const { script, env } = guardWith({ programs: { ps: { does: "be killed" } } });
   await using guard = run(vm, { script: script!, env: { ...env, ...asJob(vm, 6) } });
   await guard.waitForLine(/unknown; looks again in 5 s/);
   const { status, stderr, seconds } = await stopRun(guard);
   assert.ok(seconds < 6, `it took ${seconds} s`);
-  assert.deepEqual([vm.pid("ha.pid"), vm.pid("vz.pid")], [stranger.pid, stranger.pid]);
+  assert.deepEqual([vm.pid("ha.pid"), vm.pid("vz.pid")], [bystander.pid, bystander.pid]);
   assert.match(stderr, /unknown: .*ha\.pid/);
   assert.notEqual(status, 0, "unknown never counts as success");
 });
@@ -497,9 +497,9 @@ test("stopped while a booting agent of another run is waited for: it is stopped,
   assertDown(vm);
 });
 
-test("stopped during the stop stages on an orphan: in launchd's time, not in its own", async ({ vm, stranger }) => {
+test("stopped during the stop stages on an orphan: in launchd's time, not in its own", async ({ vm, bystander }) => {
   await using orphan = await startQemuOrphan(vm, { stop: "ignore", ignore_term: 1 });
-  vm.pidFile("krunkit.pid", stranger.pid);
+  vm.pidFile("krunkit.pid", bystander.pid);
   await using guard = run(vm, { env: asJob(vm, 5) });
   await guard.waitForLine(/stage driver/);
   const { status, stderr, seconds } = await stopRun(guard);
@@ -513,7 +513,7 @@ test("stopped during the stop stages on an orphan: in launchd's time, not in its
 // ── a stop during the boot ──
 
 /** A command that becomes the host agent when the test says so. */
-function onceTold(vm: Instance, preamble = ""): { command: string[]; tell: () => void } {
+function onceReleased(vm: Instance, preamble = ""): { command: string[]; tell: () => void } {
   const go = `${vm.home.root}/go`;
   const text = `#!/bin/sh\n${preamble}\necho waiting >&2\nuntil [ -e '${go}' ]; do sleep 0.05; done\nexec "$@"\n`;
   return {
@@ -523,7 +523,7 @@ function onceTold(vm: Instance, preamble = ""): { command: string[]; tell: () =>
 }
 
 test("stopped before there is an ha.pid", async ({ vm }) => {
-  const { command } = onceTold(vm);
+  const { command } = onceReleased(vm);
   await using guard = run(vm, { command, env: asJob(vm, 6) });
   await guard.waitForLine(/^waiting$/);
   const { status, stderr, seconds } = await stopRun(guard);
@@ -534,7 +534,7 @@ test("stopped before there is an ha.pid", async ({ vm }) => {
 });
 
 test("stopped before there is an ha.pid, and the command starts the machine all the same", async ({ vm }) => {
-  const { command, tell } = onceTold(vm, "trap '' TERM");
+  const { command, tell } = onceReleased(vm, "trap '' TERM");
   await using guard = run(vm, { command, env: asJob(vm, 6) });
   await guard.waitForLine(/^waiting$/);
   guard.signal("SIGTERM");
@@ -658,8 +658,8 @@ test("under launchd it waits for the volume and for the lock, and starts when th
   assertDown(vm);
 });
 
-test("what a dead run left behind is cleared first", async ({ vm, stranger }) => {
-  for (const file of ["ha.pid", "vz.pid"]) vm.pidFile(file, stranger.pid);
+test("what a dead run left behind is cleared first", async ({ vm, bystander }) => {
+  for (const file of ["ha.pid", "vz.pid"]) vm.pidFile(file, bystander.pid);
   vm.staleSocket("ha.sock");
   await using guard = await running(vm);
   await eventually(() => assert.deepEqual(events(vm), ["pre", "start", "running"]));
@@ -667,8 +667,8 @@ test("what a dead run left behind is cleared first", async ({ vm, stranger }) =>
   assertDown(vm);
 });
 
-test("--dry-run prints the plan and the command, and starts nothing", async ({ vm, stranger }) => {
-  vm.pidFile("vz.pid", stranger.pid);
+test("--dry-run prints the plan and the command, and starts nothing", async ({ vm, bystander }) => {
+  vm.pidFile("vz.pid", bystander.pid);
   const before = vm.files();
   const result = await run(vm, { flags: ["--dry-run"] }).result();
   assert.equal(result.status, 0, result.stderr);
@@ -763,8 +763,8 @@ for (const [moment, until] of MOMENTS) {
   for (const code of [0, 1]) {
     test(
       `the command ends with ${code} ${moment}, and the agent lives: it is adopted and stopped`,
-      async ({ vm, stranger }) => {
-        vm.pidFile("qemu.pid", stranger.pid);
+      async ({ vm, bystander }) => {
+        vm.pidFile("qemu.pid", bystander.pid);
         await using guard = run(vm, { command: inBackground(vm, until(vm), code) });
         await guard.waitForLine(/is adopted; .*--foreground/);
         const pid = await agentPid(vm);
@@ -870,9 +870,9 @@ test("an adopted agent that is killed: 1, and what it left is cleared", async ({
   assertDown(vm);
 });
 
-test("an adopted agent is stopped by the stop stages", async ({ vm, stranger }) => {
+test("an adopted agent is stopped by the stop stages", async ({ vm, bystander }) => {
   await using agent = await startAgent(vm);
-  vm.pidFile("qemu.pid", stranger.pid);
+  vm.pidFile("qemu.pid", bystander.pid);
   await using guard = run(vm);
   await guard.waitForLine(/is adopted/);
   const { status, stderr } = await stopRun(guard);
@@ -976,7 +976,7 @@ test(
 // ── one start at a time ──
 
 test("instances of one LIMA_HOME start one after another: none starts while another one boots", async ({ home, vm }) => {
-  const { command, tell } = onceTold(vm);
+  const { command, tell } = onceReleased(vm);
   await using guards = new AsyncDisposableStack();
   const first = guards.use(run(vm, { command }));
   await first.waitForLine(/^waiting$/);

@@ -48,9 +48,9 @@ const CELLS: readonly (readonly [RunState, RunEvent, RunState, RunDeed])[] = [
   ["leaving", "stopped", "leaving", "ignore"],
 ];
 
-for (const [state, event, next, deed] of CELLS) {
-  Deno.test(`${state} × ${event} → ${next}, ${deed}`, () => {
-    assert.deepEqual(RUN_TABLE[state][event], [next, deed]);
+for (const [state, event, next, action] of CELLS) {
+  Deno.test(`${state} × ${event} → ${next}, ${action}`, () => {
+    assert.deepEqual(RUN_TABLE[state][event], [next, action]);
   });
 }
 
@@ -61,18 +61,18 @@ Deno.test("the table has these states and events, and no others", () => {
 });
 
 /** What happens one after the other: the actions, and the state in the end. */
-function walk(events: readonly RunEvent[]): { state: RunState; deeds: RunDeed[]; states: RunState[] } {
+function walk(events: readonly RunEvent[]): { state: RunState; actions: RunDeed[]; states: RunState[] } {
   let state: RunState = "preparing";
-  const deeds: RunDeed[] = [];
+  const actions: RunDeed[] = [];
   const states: RunState[] = [state];
   for (const event of events) {
     const cell: readonly [RunState, RunDeed] = RUN_TABLE[state][event];
-    const [next, deed] = cell;
+    const [next, action] = cell;
     state = next;
-    deeds.push(deed);
+    actions.push(action);
     states.push(state);
   }
-  return { state, deeds, states };
+  return { state, actions, states };
 }
 
 const anyEvents = fc.array(fc.constantFrom(...EVENTS), { maxLength: 30 });
@@ -97,17 +97,17 @@ Deno.test("after a stop was asked for, only its end leads to leaving, and nothin
   fc.assert(fc.property(anyEvents, anyEvents, (before, after) => {
     const asked = walk([...before, "stop"]);
     fc.pre(asked.state === "stopping");
-    const { state, deeds } = walk([...before, "stop", ...after]);
+    const { state, actions } = walk([...before, "stop", ...after]);
     assert.equal(state, after.includes("stopped") ? "leaving" : "stopping");
-    const since = deeds.slice(before.length + 1);
-    assert.deepEqual(since.filter((deed) => deed === "start" || deed === "adopt" || deed === "climb"), []);
+    const since = actions.slice(before.length + 1);
+    assert.deepEqual(since.filter((action) => action === "start" || action === "adopt" || action === "climb"), []);
   }));
 });
 
 Deno.test("the command is started once, the stop stages run once, and both are left once", () => {
   fc.assert(fc.property(anyEvents, (events) => {
-    const { deeds } = walk(events);
-    const count = (...wanted: RunDeed[]) => deeds.filter((deed) => wanted.includes(deed)).length;
+    const { actions } = walk(events);
+    const count = (...wanted: RunDeed[]) => actions.filter((action) => wanted.includes(action)).length;
     assert.ok(count("start", "adopt") <= 1);
     assert.ok(count("climb") <= 1);
     assert.ok(count("leave") <= 1);
@@ -117,8 +117,8 @@ Deno.test("the command is started once, the stop stages run once, and both are l
 Deno.test("a cell that cannot be changes nothing", () => {
   for (const state of STATES) {
     for (const event of EVENTS) {
-      const [next, deed] = RUN_TABLE[state][event];
-      if (deed === "impossible" || deed === "ignore") assert.equal(next, state, `${state} × ${event}`);
+      const [next, action] = RUN_TABLE[state][event];
+      if (action === "impossible" || action === "ignore") assert.equal(next, state, `${state} × ${event}`);
     }
   }
 });
@@ -153,14 +153,14 @@ const requested = (ago: number, more: Record<string, unknown> = {}) =>
 /** So many bad ends, the last one just now. */
 const badly = (n: number) => Array.from({ length: n }, (_, i) => bad((n - 1 - i) * 10));
 
-interface BrakeRow {
+interface BackOffRow {
   readonly what: string;
   readonly lines: readonly JournalLine[];
   /** How many seconds of the back-off are left. */
   readonly seconds: number;
 }
 
-const BRAKE: readonly BrakeRow[] = [
+const BACK_OFFS: readonly BackOffRow[] = [
   { what: "nothing was ever run", lines: [], seconds: 0 },
   { what: "one bad end", lines: badly(1), seconds: 0 },
   { what: "two bad ends in a row", lines: badly(2), seconds: 5 },
@@ -213,7 +213,7 @@ const BRAKE: readonly BrakeRow[] = [
   { what: "the clock was stepped forward by a day since", lines: [bad(86_410), bad(86_400)], seconds: 0 },
 ];
 
-for (const { what, lines, seconds } of BRAKE) {
+for (const { what, lines, seconds } of BACK_OFFS) {
   Deno.test(`restart back-off: ${what}: ${seconds} s`, () => assert.equal(brakeMs(lines, NOW), seconds * 1000));
 }
 

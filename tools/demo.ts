@@ -11,7 +11,6 @@
 import assert from "node:assert/strict";
 import { VERSION } from "../lima_guard.ts";
 import {
-  bystander,
   eventually,
   exists,
   type Home,
@@ -20,6 +19,7 @@ import {
   killChild,
   runGuard,
   sshGuest,
+  startBystander,
   tempLimaHome,
   whyNoSshd,
   within,
@@ -80,9 +80,9 @@ class Stage {
   }
 
   /** A process that looks in `ps` like NAME. */
-  async innocent(name: string) {
+  async bystander(name: string) {
     await goOn(this.interrupted);
-    return this.undo.use(await bystander(this.home, { command: [name] }));
+    return this.undo.use(await startBystander(this.home, { command: [name] }));
   }
 
   async #spawn(program: string, args: string[], shown: "stdout" | "stderr"): Promise<Deno.ChildProcess> {
@@ -109,9 +109,9 @@ function comesTrue(condition: () => boolean): Promise<boolean> {
   return eventually(() => assert.ok(condition()), { withinMs: 5000 }).then(() => true, () => false);
 }
 
-function isUnharmed(innocent: { assertAlive(): void }): boolean {
+function isUnharmed(program: { assertAlive(): void }): boolean {
   try {
-    innocent.assertAlive();
+    program.assertAlive();
     return true;
   } catch {
     return false;
@@ -131,7 +131,7 @@ async function afterTheReboot({ stage, vm, using }: BestStage): Promise<void> {
       `cannot reboot your computer, so it writes the file as it would be then. The number is that of a program called ` +
       `nightly-backup, which has nothing to do with Lima.`,
   );
-  const backup = await stage.innocent("nightly-backup");
+  const backup = await stage.bystander("nightly-backup");
   await stage.type(`echo ${backup.pid} >${file}`);
   await stage.type(`ps -o pid,command -p ${backup.pid}`);
 
@@ -146,7 +146,7 @@ async function afterTheReboot({ stage, vm, using }: BestStage): Promise<void> {
     `The usual advice is "limactl stop --force". It kills whatever the file names. So that nightly-backup lives on, ` +
       `the file now names photo-import, another program that has nothing to do with Lima.`,
   );
-  const photos = await stage.innocent("photo-import");
+  const photos = await stage.bystander("photo-import");
   home.mayBeSignalled(photos.pid);
   await stage.type(`echo ${photos.pid} >${file}`);
   const wasAlive = isAlive(photos.pid);
@@ -247,11 +247,11 @@ networks:
 
 function realEnv(home: Home, real: RealLimactl): Record<string, string> {
   const qemu = variableOf(`qemu-system-${Deno.build.arch}`);
-  const told = Deno.env.get(qemu);
+  const path = Deno.env.get(qemu);
   return {
     ...home.env,
     PATH: `${real.path.replace(/\/[^/]*$/, "")}:${Deno.env.get("PATH") ?? ""}`,
-    ...told === undefined ? {} : { [qemu]: told },
+    ...path === undefined ? {} : { [qemu]: path },
   };
 }
 
@@ -306,7 +306,7 @@ async function atShutdown(
   show.claim("the PID file of the machine was left behind", instance.pid("vz.pid") === first.child.pid);
 
   show.say("After the reboot, this number belongs to a program called nightly-backup, and we are where we were above.");
-  const backup = await stage.innocent("nightly-backup");
+  const backup = await stage.bystander("nightly-backup");
   await stage.type(`echo ${backup.pid} >${DIR}/vz.pid`);
   const refused = await stage.type(START);
   show.claim(`Lima refuses to start its virtual machine (status ${refused.status})`, refused.status === 1);

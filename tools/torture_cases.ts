@@ -58,10 +58,10 @@ export interface Run {
   /** Long pauses are soon over: an agent is asked for a minute before it counts as hung. */
   readonly hurry?: boolean;
   /** Something happens while the guard stays at the n-th thing it does, counted from 1. */
-  readonly meanwhile?: { readonly nth: number; readonly deed: Deed };
+  readonly meanwhile?: { readonly nth: number; readonly action: Action };
 }
 
-export type Deed =
+export type Action =
   | Put
   | Kill
   | Start
@@ -187,8 +187,8 @@ export function makeCase(seed: number, number: number): Case {
   };
 
   const vm = makeVm();
-  const deed = (): Deed =>
-    pick<() => Deed>([
+  const action = (): Action =>
+    pick<() => Action>([
       anyPut,
       kill,
       () => ({ do: "kill", who: "guard" }),
@@ -208,7 +208,7 @@ export function makeCase(seed: number, number: number): Case {
       ...wallMs === 0 ? {} : { wallMs },
       ...chance(0.2) ? { uptimeMs: pick([1_000, 30_000, 10 * HOUR, 10_000 * HOUR]) } : {},
       // Most of what it does comes early; the later moments of a long stop are worth as much.
-      ...chance(0.6) ? { meanwhile: { nth: 1 + below(pick([20, 80, 200])), deed: deed() } } : {},
+      ...chance(0.6) ? { meanwhile: { nth: 1 + below(pick([20, 80, 200])), action: action() } } : {},
     };
   };
   const step = (): Step => chance(0.7) ? guard() : pick<() => Step>([anyPut, anyPut, kill, () => ({ do: "start" })])();
@@ -237,7 +237,7 @@ export function describeCase({ vm, puts, steps }: Case): string[] {
   return [`${vm.what}, ${conf}, up to ${vm.until}`, ...puts.map(describeStep), ...steps.map(describeStep)];
 }
 
-export function describeStep(step: Step | Deed): string {
+export function describeStep(step: Step | Action): string {
   switch (step.do) {
     case "put":
       return `${step.file}: ${step.holds}`;
@@ -258,7 +258,7 @@ export function describeStep(step: Step | Deed): string {
         ...dryRun ? ["--dry-run"] : [],
         ...wallMs === undefined ? [] : [`clock ${wallMs / 1000} s`],
         ...uptimeMs === undefined ? [] : [`up for ${uptimeMs / 1000} s`],
-        ...meanwhile ? [`at ${meanwhile.nth}: ${describeStep(meanwhile.deed)}`] : [],
+        ...meanwhile ? [`at ${meanwhile.nth}: ${describeStep(meanwhile.action)}`] : [],
       ];
       return words.join(", ");
     }

@@ -79,14 +79,14 @@ export function guardWith(twist: Twist): Pick<GuardOptions, "script" | "env"> {
 }
 
 /** Does something while the guard stays. It must have come there, or the test proves nothing. */
-export async function meanwhile(stay: Stay, deed: () => unknown): Promise<void> {
+export async function meanwhile(stay: Stay, action: () => unknown): Promise<void> {
   await eventually(() => assert.ok(exists(`${stay.file}.here`), `the guard has not come to ${stay.at}`));
-  await deed();
+  await action();
   Deno.writeTextFileSync(`${stay.file}.go`, "");
 }
 
 /** The same where it may end without coming there. Returns whether it came. */
-export async function ifItStays(stay: Stay, guard: Promise<unknown>, deed: () => unknown): Promise<boolean> {
+export async function ifItStays(stay: Stay, guard: Promise<unknown>, action: () => unknown): Promise<boolean> {
   let ended = false;
   void guard.then(() => ended = true, () => ended = true);
   const came = await eventually(() => {
@@ -94,7 +94,7 @@ export async function ifItStays(stay: Stay, guard: Promise<unknown>, deed: () =>
     assert.ok(here || ended, `the guard neither ends nor comes to ${stay.at}`);
     return here;
   }, { withinMs: 60_000 });
-  if (came) await meanwhile(stay, deed);
+  if (came) await meanwhile(stay, action);
   return came;
 }
 
@@ -115,15 +115,15 @@ function twisted(real: Host, twist: Twist): Host {
     note(what);
     if (effects === twist.dieAt) Deno.kill(Deno.pid, "SIGKILL");
   };
-  const around = <T>(what: string, deed: () => T): T => {
+  const around = <T>(what: string, action: () => T): T => {
     effect(`before ${what}`);
-    const value = deed();
+    const value = action();
     note(`after ${what}`);
     return value;
   };
-  const aroundSlow = async <T>(what: string, deed: () => Promise<T>): Promise<T> => {
+  const aroundSlow = async <T>(what: string, action: () => Promise<T>): Promise<T> => {
     effect(`before ${what}`);
-    const value = await deed();
+    const value = await action();
     note(`after ${what}`);
     return value;
   };

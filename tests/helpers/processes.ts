@@ -109,7 +109,7 @@ export interface Bystander extends AsyncDisposable {
 /**
  * A process that has nothing to do with Lima, whatever its command line says: the one that must survive every test.
  */
-export async function bystander(
+export async function startBystander(
   home: Home,
   { command = ["/usr/libexec/sirittsd"], uid, gid, leadsGroup = false }: {
     command?: string[];

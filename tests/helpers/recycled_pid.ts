@@ -7,7 +7,7 @@
 
 import assert from "node:assert/strict";
 import { guardWith, meanwhile, type Stay } from "./guard_with.ts";
-import { bystander, eventually, isAlive, spawnGuard, startAgent, tempLimaHome } from "./mod.ts";
+import { eventually, isAlive, spawnGuard, startAgent, startBystander, tempLimaHome } from "./mod.ts";
 
 interface Heir extends AsyncDisposable {
   readonly pid: number;
@@ -33,7 +33,7 @@ async function otherAgent(): Promise<Heir> {
 async function heirOf(pid: number): Promise<Heir> {
   for (let tries = 1; tries <= 50; tries++) {
     Deno.writeTextFileSync("/proc/sys/kernel/ns_last_pid", String(pid - 1));
-    const heir = who === "another program" ? await bystander(home) : await otherAgent();
+    const heir = who === "another program" ? await startBystander(home) : await otherAgent();
     if (heir.pid === pid) return heir;
     await heir[Symbol.asyncDispose]();
   }
