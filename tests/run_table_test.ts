@@ -3,14 +3,14 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import {
-  brakeMs,
+  backoffMs,
   budgetOf,
-  growingPause,
   type JournalLine,
   readExitTimeout,
   readPrint,
+  restartBackoffMs,
   RUN_TABLE,
-  type RunDeed,
+  type RunAction,
   type RunEvent,
   type RunState,
 } from "../lima_guard.ts";
@@ -21,7 +21,7 @@ const EVENTS: readonly RunEvent[] = ["clear", "healthy", "refused", "ended", "st
 // ── states × events ──
 
 /** Every cell. A look that began before the stop may still answer in `stopping`; nothing matters once it leaves. */
-const CELLS: readonly (readonly [RunState, RunEvent, RunState, RunDeed])[] = [
+const CELLS: readonly (readonly [RunState, RunEvent, RunState, RunAction])[] = [
   ["preparing", "clear", "supervising", "start"],
   ["preparing", "healthy", "supervising", "adopt"],
   ["preparing", "refused", "leaving", "leave"],
@@ -61,12 +61,12 @@ Deno.test("the table has these states and events, and no others", () => {
 });
 
 /** What happens one after the other: the actions, and the state in the end. */
-function walk(events: readonly RunEvent[]): { state: RunState; actions: RunDeed[]; states: RunState[] } {
+function walk(events: readonly RunEvent[]): { state: RunState; actions: RunAction[]; states: RunState[] } {
   let state: RunState = "preparing";
-  const actions: RunDeed[] = [];
+  const actions: RunAction[] = [];
   const states: RunState[] = [state];
   for (const event of events) {
-    const cell: readonly [RunState, RunDeed] = RUN_TABLE[state][event];
+    const cell: readonly [RunState, RunAction] = RUN_TABLE[state][event];
     const [next, action] = cell;
     state = next;
     actions.push(action);
@@ -107,7 +107,7 @@ Deno.test("after a stop was asked for, only its end leads to leaving, and nothin
 Deno.test("the command is started once, the stop stages run once, and both are left once", () => {
   fc.assert(fc.property(anyEvents, (events) => {
     const { actions } = walk(events);
-    const count = (...wanted: RunDeed[]) => actions.filter((action) => wanted.includes(action)).length;
+    const count = (...wanted: RunAction[]) => actions.filter((action) => wanted.includes(action)).length;
     assert.ok(count("start", "adopt") <= 1);
     assert.ok(count("climb") <= 1);
     assert.ok(count("leave") <= 1);
@@ -132,9 +132,9 @@ Deno.test("a stop is heard in every state in which something can be stopped", ()
 // ── growing pauses and the restart back-off ──
 
 Deno.test("pauses grow from 5 s, doubling, to 5 min", () => {
-  const seconds = Array.from({ length: 10 }, (_, n) => growingPause(n) / 1000);
+  const seconds = Array.from({ length: 10 }, (_, n) => backoffMs(n) / 1000);
   assert.deepEqual(seconds, [5, 10, 20, 40, 80, 160, 300, 300, 300, 300]);
-  for (const n of [11, 64, 1100, 1e9, Number.MAX_SAFE_INTEGER]) assert.equal(growingPause(n), 300_000);
+  for (const n of [11, 64, 1100, 1e9, Number.MAX_SAFE_INTEGER]) assert.equal(backoffMs(n), 300_000);
 });
 
 const NOW = Date.parse("2026-11-23T03:00:00.000Z");
@@ -214,7 +214,8 @@ const BACK_OFFS: readonly BackOffRow[] = [
 ];
 
 for (const { what, lines, seconds } of BACK_OFFS) {
-  Deno.test(`restart back-off: ${what}: ${seconds} s`, () => assert.equal(brakeMs(lines, NOW), seconds * 1000));
+  Deno.test(`restart back-off: ${what}: ${seconds} s`, () =>
+    assert.equal(restartBackoffMs(lines, NOW), seconds * 1000));
 }
 
 const anyLine = fc.record({
@@ -232,9 +233,9 @@ const anyLine = fc.record({
 Deno.test("restart back-off: whatever stands in the journal, it is over after 5 min at most", () => {
   fc.assert(
     fc.property(fc.array(anyLine, { maxLength: 20 }), (lines) => {
-      const ms = brakeMs(lines, NOW);
+      const ms = restartBackoffMs(lines, NOW);
       assert.ok(ms >= 0 && ms <= 300_000, String(ms));
-      assert.ok(brakeMs(lines, NOW + 300_000) <= Math.max(0, ms), "it holds longer the longer one waits");
+      assert.ok(restartBackoffMs(lines, NOW + 300_000) <= Math.max(0, ms), "it holds longer the longer one waits");
     }),
     { numRuns: 1000 },
   );

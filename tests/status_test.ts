@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import {
   isWrapped,
-  type JobSeen,
+  type JobStatus,
   type JournalLine,
   journalWords,
   judgeJobs,
@@ -169,7 +169,7 @@ for (
 // ── what needs a person ──
 
 const PLACE = { name: "k3s", home: "/Users/zoe/.lima", dir: DIR, owner: 501, address: { isDefaultHome: true } };
-const JOB: JobSeen = {
+const JOB: JobStatus = {
   label: "io.lima-vm.daemon.k3s",
   plist: "/Library/LaunchDaemons/io.lima-vm.daemon.k3s.plist",
   wrapped: true,
@@ -252,7 +252,7 @@ Deno.test("running, stopped, clear and booting need no person, all else does", (
 // ── what limactl start would say: the recorded refusals of Lima 2.2.0 ──
 
 const claims = (...files: [string, string][]): Partial<Observation> => ({
-  claims: files.map(([file, why]) => ({
+  stateFiles: files.map(([file, why]) => ({
     path: `${DIR}/${file}`,
     verdict: {
       kind: why.startsWith("PID 7 is dead") ? "dead" : "not ours",
@@ -332,8 +332,8 @@ for (
   ] as const
 ) {
   Deno.test(`limactl start would say: vz.pid holds ${JSON.stringify(text)}`, () => {
-    const report = claims(["vz.pid", "it is not a PID"]).claims!.map((c) => ({ ...c, seen: { ...c.seen, text } }));
-    assert.equal(limaWouldSay(observation({ claims: report }), "absent"), expected);
+    const report = claims(["vz.pid", "it is not a PID"]).stateFiles!.map((c) => ({ ...c, seen: { ...c.stamp, text } }));
+    assert.equal(limaWouldSay(observation({ stateFiles: report }), "absent"), expected);
   });
 }
 
@@ -388,7 +388,7 @@ Deno.test("a job of another label is found, and what its KeepAlive means is a tr
   Deno.writeTextFileSync(`${folder}/homebrew.mxcl.colima.plist`, plist);
   const { status, json } = await runGuard(home, ["--status", "--json", "colima"]);
   const [report] = json().instances;
-  assert.deepEqual(report.jobs.map((j: JobSeen) => [j.label, j.wrapped, j.exitTimeoutS]), [[
+  assert.deepEqual(report.jobs.map((j: JobStatus) => [j.label, j.wrapped, j.exitTimeoutS]), [[
     "homebrew.mxcl.colima",
     true,
     60,

@@ -154,9 +154,9 @@ function twisted(real: Host, twist: Twist): Host {
       jumpedMs += ms;
       return real.pause(20);
     },
-    look: (path, follow) => {
+    stat: (path, follow) => {
       note(`before look ${path}`);
-      return real.look(isMissing(path) ? "/nonexistent" : path, follow);
+      return real.stat(isMissing(path) ? "/nonexistent" : path, follow);
     },
     read: (path, most) => {
       note(`before read ${path}`);
