@@ -133,7 +133,7 @@ export function worst(statuses: readonly number[]): number {
 // ───────────────────────────────────────────────────────────────────────────────────── what we saw ──
 
 /** One instance and where it lives. `home` is LIMA_HOME with its links resolved, as Lima itself does. */
-export interface Place {
+export interface Instance {
   readonly name: string;
   readonly home: string;
   readonly dir: string;
@@ -165,7 +165,7 @@ export interface ProcessRow {
 }
 
 /** A process that has been proven to be this instance's own. */
-export interface Proven {
+export interface VerifiedProcess {
   readonly role: Role;
   readonly row: ProcessRow;
   /** Its number stands in a PID file that may name it; without one it is a stray, found by its command. */
@@ -183,7 +183,7 @@ export type Verdict =
   | { readonly kind: "ours"; readonly why: string; readonly role: Role };
 
 /** How a file looked when it was judged; it is removed only while it still looks so. */
-export interface Seen {
+export interface FileStamp {
   readonly dev: number;
   readonly ino: number;
   readonly size: number;
@@ -192,28 +192,28 @@ export interface Seen {
 }
 
 /** A socket that belongs to a PID file. */
-export interface Companion {
+export interface StampedPath {
   readonly path: string;
-  readonly seen: Seen;
+  readonly stamp: FileStamp;
 }
 
 /** A file that claims something: that a process lives, that a disk is in use, that a port is known. */
-export interface Claim {
+export interface StateFile {
   readonly path: string;
   readonly verdict: Verdict;
-  readonly seen: Seen;
+  readonly stamp: FileStamp;
   /** An instance's own file, or one that other instances of this LIMA_HOME share. */
   readonly scope: "instance" | "shared";
   /** Sockets that mean nothing without it and go with it. */
-  readonly companions: readonly Companion[];
+  readonly sockets: readonly StampedPath[];
   /** Why the file could not be removed, where that is known beforehand. */
-  readonly fixed?: string;
+  readonly undeletable?: string;
   /** What of its directory forbids the removal. */
-  readonly cure?: "mode" | "owner";
+  readonly remedy?: "mode" | "owner";
 }
 
 /** Something to be told to a person: the thing, the reason, the next command to type. */
-export interface Remark {
+export interface Diagnostic {
   readonly what: string;
   readonly because: string;
   readonly hint?: string;
@@ -224,46 +224,46 @@ export interface Remark {
 }
 
 /** What the host agent showed of itself. Seconds. */
-export interface AgentSigns {
+export interface AgentHealth {
   readonly answers: boolean;
   /** The smallest of: since its start, since the machine's, since the last wake. */
   readonly ageS: number;
   /** For how long it has been asked in vain. */
   readonly silentS: number;
   /** Not one event has been written since its start: it never got past its driver's start. */
-  readonly noEvent: boolean;
+  readonly neverReported: boolean;
 }
 
 /** All facts about one instance: plain data, printable, the only input of the deciding functions. */
 export interface Observation {
-  readonly place: Place;
+  readonly instance: Instance;
   /** Why there is no instance to speak of. */
   readonly missing?: string;
-  readonly claims: readonly Claim[];
-  readonly alive: readonly Proven[];
-  readonly agent?: AgentSigns;
+  readonly stateFiles: readonly StateFile[];
+  readonly alive: readonly VerifiedProcess[];
+  readonly agent?: AgentHealth;
   /** Questions about this instance's processes that got no answer. */
-  readonly unknowns: readonly Remark[];
+  readonly unknowns: readonly Diagnostic[];
   /** What makes `limactl start` fail and is not ours to mend. */
-  readonly obstacles: readonly Remark[];
+  readonly startBlockers: readonly Diagnostic[];
   /** Worth a word; `limactl start` goes on. */
-  readonly notes: readonly Remark[];
+  readonly notes: readonly Diagnostic[];
   /**
    * Evidence that the disk is in use, or that it could not be found out. While there is any, no file of the instance is
    * removed: the files are what leads the next look to it.
    */
-  readonly held: readonly Remark[];
+  readonly held: readonly Diagnostic[];
   /** All processes were searched; every later look of the same run searches them again. */
   readonly searched?: boolean;
   /** `boot-session.tmp` (Lima ≥ 2.2.1), which goes with the last PID file. */
-  readonly bootMarker?: Seen;
+  readonly bootMarker?: FileStamp;
   /** The marker is of another boot: Lima ≥ 2.2.1 then believes no PID file beside it. */
   readonly isOldMarker?: boolean;
 }
 
 /** What is known of an instance before anything has been looked at. */
-export function nothingSeen(place: Place): Observation {
-  return { place, claims: [], alive: [], unknowns: [], obstacles: [], held: [], notes: [] };
+export function emptyObservation(instance: Instance): Observation {
+  return { instance, stateFiles: [], alive: [], unknowns: [], startBlockers: [], held: [], notes: [] };
 }
 
 // ───────────────────────────────────────────────────────────────────────────────────────── reading ──
@@ -494,18 +494,18 @@ export type Judgement =
  */
 export function judge(
   row: ProcessRow,
-  place: Place,
+  instance: Instance,
   sameDirectory: SameDirectory,
   isFile: (path: string) => boolean = () => false,
 ): Judgement {
-  const stranger = row.uid !== place.owner;
-  const whole = compareWhole(row.command, place, sameDirectory, isFile);
+  const stranger = row.uid !== instance.owner;
+  const whole = compareWhole(row.command, instance, sameDirectory, isFile);
   if (whole === "same" && !stranger) {
     return { kind: "ours", role: "host agent", ...limaProgram(row.command) === undefined ? { renamed: true } : {} };
   }
   for (const shape of SHAPES) {
     const program = programOf(row.command, shape, isFile);
-    const found = program && compareShape(row.command, shape, program, place, sameDirectory);
+    const found = program && compareShape(row.command, shape, program, instance, sameDirectory);
     if (found === "same" && !stranger) return { kind: "ours", role: shape.role };
     if (found === "same") {
       return unknown(`it looks like this instance's ${shape.role} and belongs to uid ${row.uid}`, shape.role);
@@ -520,7 +520,7 @@ export function judge(
     return unknown(`it looks like this instance's host agent and belongs to uid ${row.uid}`, "host agent");
   }
   if (stranger) return notOurs(`it belongs to uid ${row.uid}`);
-  return judgeProgram(row.command, place, sameDirectory);
+  return judgeProgram(row.command, instance, sameDirectory);
 }
 
 function notOurs(why: string): Judgement {
@@ -532,12 +532,12 @@ function unknown(why: string, role?: Role): Judgement & { kind: "unknown" } {
 }
 
 /** What can still be said of a process of our user whose command has none of the shapes. */
-function judgeProgram(command: string, place: Place, sameDirectory: SameDirectory): Judgement {
+function judgeProgram(command: string, instance: Instance, sameDirectory: SameDirectory): Judgement {
   if (command === "") return unknown("ps shows no command for it");
   const raw = limaProgram(command);
   if (!raw) {
     // A process whose arguments name this instance's PID file may be a renamed Lima program.
-    const names = SHAPES.some((s) => compareShape(command, s, "certain", place, sameDirectory) === "same");
+    const names = SHAPES.some((s) => compareShape(command, s, "certain", instance, sameDirectory) === "same");
     const all = JSON.stringify(command);
     if (names) return unknown(`it is none of Lima's programs, and names this instance's own files: ${all}`);
     return notOurs(`it is ${JSON.stringify(programWords(command))}, none of Lima's programs`);
@@ -566,21 +566,21 @@ function compareShape(
   command: string,
   shape: Shape,
   program: "certain" | "doubtful",
-  place: Place,
+  instance: Instance,
   sameDirectory: SameDirectory,
 ) {
   const answers = new Set<string>();
   for (const flag of command.matchAll(shape.flag)) {
     const rest = command.slice(flag.index + flag[0].length);
-    for (const tail of shape.tails) answers.add(comparePath(rest, shape, tail, place, sameDirectory));
+    for (const tail of shape.tails) answers.add(comparePath(rest, shape, tail, instance, sameDirectory));
   }
   if (answers.has("same")) return program === "certain" ? "same" as const : "cannot tell" as const;
   if (answers.has("cannot tell")) return "cannot tell" as const;
   return answers.has("different") ? "different" as const : "no" as const;
 }
 
-function comparePath(rest: string, shape: Shape, tail: string, place: Place, sameDirectory: SameDirectory) {
-  const ours = shape.role === "usernet" ? place.home : place.dir;
+function comparePath(rest: string, shape: Shape, tail: string, instance: Instance, sameDirectory: SameDirectory) {
+  const ours = shape.role === "usernet" ? instance.home : instance.dir;
   const end = `${tail}${tail === "" ? "(?=$| -)" : "(?=$|[ ,])"}`;
   if (spellings(ours).some((spelling) => new RegExp(`^${escaped(spelling)}${end}`, "s").test(rest))) return "same";
   const other = new RegExp(`^(?<other>${shape.other ?? ".*?"})${end}`, "s").exec(rest)?.groups?.["other"];
@@ -600,12 +600,12 @@ const WRAPPERS = new RegExp(
  * Holds a command against the whole grammar of a host agent, `PROGRAM [flags] hostagent --pidfile DIR/ha.pid --socket
  * DIR/ha.sock`, whatever the program is called: Rancher Desktop shipped `limactl.ventura`, people keep `limactl-2.1`.
  */
-function compareWhole(command: string, place: Place, same: SameDirectory, isFile: (path: string) => boolean) {
+function compareWhole(command: string, instance: Instance, same: SameDirectory, isFile: (path: string) => boolean) {
   const grammar = /^(.+?)(?: -[^ ]*)* hostagent --pidfile (.+?)\/ha\.pid --socket (.+?)\/ha\.sock(?= |$)/s;
   const [, program = "", dir = "", other] = grammar.exec(command) ?? [];
   if (program === "" || dir !== other || !isOneProgram(program, isFile)) return "no" as const;
-  if (spellings(place.dir).includes(dir)) return "same" as const;
-  return dir.startsWith("/") ? same(dir, place.dir) : "cannot tell" as const;
+  if (spellings(instance.dir).includes(dir)) return "same" as const;
+  return dir.startsWith("/") ? same(dir, instance.dir) : "cannot tell" as const;
 }
 
 /** Whether a text is one program and not a wrapper with its argument. Only the path of a program may hold blanks. */
@@ -703,7 +703,7 @@ export interface Step {
   readonly what: string;
   readonly because: string;
   readonly path?: string;
-  readonly seen?: Seen;
+  readonly stamp?: FileStamp;
   readonly outcome?: Outcome;
 }
 
@@ -731,8 +731,8 @@ export interface Plan {
   readonly because: string;
   readonly status: number;
   readonly steps: readonly Step[];
-  readonly blockers: readonly Remark[];
-  readonly notes: readonly Remark[];
+  readonly blockers: readonly Diagnostic[];
+  readonly notes: readonly Diagnostic[];
 }
 
 /**
@@ -745,21 +745,21 @@ export function planPre(seen: Observation, budgetS = DEFAULT_BUDGET_S): Plan {
   if (seen.missing !== undefined) {
     const because = seen.missing;
     const hint = "limactl start would silently create a new VM of this name";
-    return plan("missing", because, { notes, blockers: [{ what: seen.place.dir, because, hint }] }, EXIT.noInstance);
+    return plan("missing", because, { notes, blockers: [{ what: seen.instance.dir, because, hint }] }, EXIT.noInstance);
   }
   const alive = planAlive(seen, budgetS);
   if (alive) return alive;
-  const doubts = doubtsOf(seen);
+  const doubts = unknownsOf(seen);
   if (doubts.length > 0) {
     return plan("unknown", "nothing is touched while this is unknown", { notes, blockers: doubts });
   }
-  return planClaims(seen);
+  return planFiles(seen);
 }
 
 function plan(
   state: State,
   because: string,
-  more: { steps?: readonly Step[]; blockers?: readonly Remark[]; notes?: readonly Remark[] },
+  more: { steps?: readonly Step[]; blockers?: readonly Diagnostic[]; notes?: readonly Diagnostic[] },
   status?: number,
 ): Plan {
   const { steps = [], blockers = [], notes = [] } = more;
@@ -767,7 +767,7 @@ function plan(
 }
 
 /** 77 where only permissions are missing, 75 where anything else is in the way too. */
-function statusOfBlockers(blockers: readonly Remark[]): number {
+function statusOfBlockers(blockers: readonly Diagnostic[]): number {
   if (blockers.length === 0) return EXIT.done;
   return blockers.every((b) => b.status === EXIT.denied) ? EXIT.denied : EXIT.tryAgain;
 }
@@ -775,7 +775,7 @@ function statusOfBlockers(blockers: readonly Remark[]): number {
 /** Whether a PID file of a driver names a process that is dead: an agent that boots has not written one yet. */
 function hasDeadDriver(seen: Observation): boolean {
   const isDrivers = (path: string) => rolesOf(basename(path)).some((role) => role === "QEMU" || role === "krunkit");
-  return seen.claims.some((c) => c.scope === "instance" && c.verdict.kind === "dead" && isDrivers(c.path));
+  return seen.stateFiles.some((c) => c.scope === "instance" && c.verdict.kind === "dead" && isDrivers(c.path));
 }
 
 /** R2: what to do about processes that are proven to be this instance's; undefined where there are none. */
@@ -787,17 +787,21 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
     const pid = `host agent ${agent.row.pid}`;
     if (signs?.answers && hasDriver(seen)) return plan("running", `${pid} answers and its driver is alive`, seen);
     if (agent.row.stat.startsWith("T") && !signs?.answers) {
-      const hint = killCommand(seen.place, agent.row.pid, "CONT");
+      const hint = killCommand(seen.instance, agent.row.pid, "CONT");
       const halted = { what: pid, because: `${pid} is stopped by a signal (ps: ${agent.row.stat})`, hint };
       return plan("unknown", halted.because, { notes: seen.notes, blockers: [halted] });
     }
     const driver = hasDeadDriver(seen) ? "its driver has died" : "its driver is not up";
     const because = signs?.answers ? `${pid} answers, ${driver}` : `${pid} is alive and does not answer yet`;
-    const blocker = { what: pid, because, hint: `it is left alone; to end it: ${guardCommand(seen.place, "--stop")}` };
+    const blocker = {
+      what: pid,
+      because,
+      hint: `it is left alone; to end it: ${guardCommand(seen.instance, "--stop")}`,
+    };
     return plan("booting", because, { notes: seen.notes, blockers: [blocker] });
   }
   if (!agent && drivers.length === 0) return undefined;
-  const doubts = doubtsOf(seen);
+  const doubts = unknownsOf(seen);
   if (doubts.length > 0) {
     return plan("unknown", "nothing is touched while this is unknown", { notes: seen.notes, blockers: doubts });
   }
@@ -805,19 +809,19 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   const because = agent && signs
     ? hungBecause(agent, signs)
     : `${names(drivers)} ${drivers.length > 1 ? "run" : "runs"} without a host agent`;
-  const steps = [...urgentRemovals(seen), ...ladderSteps(seen, because, budgetS), ...laterRemovals(seen)];
+  const steps = [...urgentRemovals(seen), ...stageSteps(seen, because, budgetS), ...laterRemovals(seen)];
   return plan(state, because, { steps, notes: seen.notes });
 }
 
 /** Hung: beyond the boot window, and deaf for a minute of asking, or without a single event since its start. */
-function isHung(signs: AgentSigns): boolean {
+function isHung(signs: AgentHealth): boolean {
   if (signs.ageS < BOOT_WINDOW_S) return false;
-  return signs.noEvent || (!signs.answers && signs.silentS * 1000 >= SILENCE_MS);
+  return signs.neverReported || (!signs.answers && signs.silentS * 1000 >= SILENCE_MS);
 }
 
-function hungBecause(agent: Proven, signs: AgentSigns): string {
+function hungBecause(agent: VerifiedProcess, signs: AgentHealth): string {
   const age = `host agent ${agent.row.pid} is ${Math.floor(signs.ageS / 60)} min old`;
-  return signs.noEvent
+  return signs.neverReported
     ? `${age} and has not written one event`
     : `${age} and silent for ${Math.floor(signs.silentS)} s`;
 }
@@ -825,83 +829,85 @@ function hungBecause(agent: Proven, signs: AgentSigns): string {
 /** vz.pid holds the host agent's own number, so that for vz a file that names the agent is the driver's. */
 function hasDriver(seen: Observation): boolean {
   const isDriverFile = (path: string) => rolesOf(basename(path)).includes("QEMU");
-  return seen.claims.some((c) => c.scope === "instance" && c.verdict.kind === "ours" && isDriverFile(c.path));
+  return seen.stateFiles.some((c) => c.scope === "instance" && c.verdict.kind === "ours" && isDriverFile(c.path));
 }
 
 // ───────────────────────────────────────────────────────────────────────────── deciding: the rules ──
 
 /** What about this instance's processes could not be found out: R3's reasons. */
-function doubtsOf(seen: Observation): Remark[] {
-  const claims = seen.claims.filter((c) => c.scope === "instance" && c.verdict.kind === "unknown");
-  return [...claims.map(doubt(seen.place)), ...seen.unknowns];
+function unknownsOf(seen: Observation): Diagnostic[] {
+  const stateFiles = seen.stateFiles.filter((c) => c.scope === "instance" && c.verdict.kind === "unknown");
+  return [...stateFiles.map(unknownFile(seen.instance)), ...seen.unknowns];
 }
 
 /** A claim that is unknown, with what settles it: the process ends, or the file is no witness any more. */
-function doubt(place: Place): (claim: Claim) => Remark {
-  return ({ path, verdict, seen }) => {
+function unknownFile(instance: Instance): (claim: StateFile) => Diagnostic {
+  return ({ path, verdict, stamp: seen }) => {
     const pid = readPid(seen.text ?? "");
     const hint = "pid" in pid
-      ? `${psCommand(pid.pid)}; if it is a process of this VM: ${killCommand(place, pid.pid)}`
+      ? `${psCommand(pid.pid)}; if it is a process of this VM: ${killCommand(instance, pid.pid)}`
       : `${lookCommand(path)}; if this VM does not run: move it out of the folder`;
     return { what: path, because: verdict.why, hint };
   };
 }
 
 /** R4 to R6. Nothing is removed while the disk is in use. */
-function planClaims(seen: Observation): Plan {
+function planFiles(seen: Observation): Plan {
   if (seen.held.length > 0) {
-    const blockers = [...seen.held, ...seen.obstacles];
+    const blockers = [...seen.held, ...seen.startBlockers];
     return plan("blocked", blockers[0]?.because ?? "", { blockers, notes: seen.notes }, EXIT.tryAgain);
   }
   const steps = removals(seen);
-  const shared = seen.claims.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown").map(doubt(seen.place));
-  const blockers = [...fixedFiles(seen), ...shared, ...seen.obstacles];
+  const shared = seen.stateFiles.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown").map(
+    unknownFile(seen.instance),
+  );
+  const blockers = [...undeletableFiles(seen), ...shared, ...seen.startBlockers];
   const notes = seen.notes;
   if (blockers.length > 0) return plan("blocked", blockers[0]?.because ?? "", { steps, blockers, notes });
-  if (steps.length > 0) return plan("stale", goingClaims(seen)[0]?.verdict.why ?? "", { steps, notes });
+  if (steps.length > 0) return plan("stale", removableFiles(seen)[0]?.verdict.why ?? "", { steps, notes });
   return plan("clear", "nothing claims to be running", { notes });
 }
 
 /** Stale files that cannot be removed: row 28. */
-function fixedFiles(seen: Observation): Remark[] {
-  return seen.claims.filter((c) => isVoid(c) && c.fixed !== undefined).map((c) => ({
+function undeletableFiles(seen: Observation): Diagnostic[] {
+  return seen.stateFiles.filter((c) => isStale(c) && c.undeletable !== undefined).map((c) => ({
     what: c.path,
-    because: `it is stale (${c.verdict.why}) and cannot be removed: ${c.fixed}`,
-    hint: fixCommand(c),
+    because: `it is stale (${c.verdict.why}) and cannot be removed: ${c.undeletable}`,
+    hint: remedyCommand(c),
     status: EXIT.denied,
   }));
 }
 
 /** A claim that nothing stands behind. */
-function isVoid(claim: Claim): boolean {
+function isStale(claim: StateFile): boolean {
   return claim.verdict.kind === "dead" || claim.verdict.kind === "not ours" || claim.verdict.kind === "stale";
 }
 
 /** R4 and R5 as steps; the boot marker goes with the last PID file of the instance, and never before it. */
 function removals(seen: Observation): Step[] {
-  const going = goingClaims(seen);
+  const going = removableFiles(seen);
   // The sockets go first: a guard that dies after them leaves the file that tells the next one about them.
   const steps = going.flatMap((c) => [
-    ...c.companions.map((socket) => removal(socket, `it belongs to ${basename(c.path)}`)),
+    ...c.sockets.map((socket) => removal(socket, `it belongs to ${basename(c.path)}`)),
     removal(c, c.verdict.why),
   ]);
-  const pidFiles = seen.claims.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
+  const pidFiles = seen.stateFiles.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
   const isLast = pidFiles.length > 0
     ? pidFiles.every((c) => going.includes(c))
     : seen.isOldMarker && seen.alive.every((p) => p.role === "usernet");
   if (!isLast || !seen.bootMarker) return steps;
-  const marker = { path: join(seen.place.dir, BOOT_MARKER), seen: seen.bootMarker };
+  const marker = { path: join(seen.instance.dir, BOOT_MARKER), stamp: seen.bootMarker };
   const because = pidFiles.length > 0 ? "it goes with the last PID file, as in Lima ≥ 2.2.1" : "it is of another boot";
   return [...steps, removal(marker, because)];
 }
 
-function removal({ path, seen }: { path: string; seen: Seen }, because: string): Step {
-  return { kind: "remove", what: `remove ${path}`, because, path, seen };
+function removal({ path, stamp }: StampedPath, because: string): Step {
+  return { kind: "remove", what: `remove ${path}`, because, path, stamp };
 }
 
 /** The claims that go, as far as is known beforehand. */
-function goingClaims(seen: Observation): Claim[] {
-  return seen.claims.filter((c) => isVoid(c) && c.fixed === undefined);
+function removableFiles(seen: Observation): StateFile[] {
+  return seen.stateFiles.filter((c) => isStale(c) && c.undeletable === undefined);
 }
 
 /**
@@ -910,8 +916,8 @@ function goingClaims(seen: Observation): Claim[] {
  */
 function urgentRemovals(seen: Observation): Step[] {
   // A file that names no number makes Lima signal nothing, and it is what leads to the search of all processes.
-  const claims = seen.claims.filter((c) => "pid" in readPid(c.seen.text ?? ""));
-  return removals({ ...seen, claims }).filter((s) => rolesOf(basename(s.path ?? ""))[0] === "external driver");
+  const stateFiles = seen.stateFiles.filter((c) => "pid" in readPid(c.stamp.text ?? ""));
+  return removals({ ...seen, stateFiles }).filter((s) => rolesOf(basename(s.path ?? ""))[0] === "external driver");
 }
 
 function laterRemovals(seen: Observation): Step[] {
@@ -919,12 +925,12 @@ function laterRemovals(seen: Observation): Step[] {
   return removals(seen).filter((s) => !urgent.includes(s.path));
 }
 
-function names(processes: readonly Proven[]): string {
+function names(processes: readonly VerifiedProcess[]): string {
   return processes.map((p) => `${p.role} ${p.row.pid}`).join(" and ");
 }
 
 /** What makes a file removable, where that is known. */
-function fixCommand({ path, cure }: Claim): string {
+function remedyCommand({ path, remedy: cure }: StateFile): string {
   if (cure === "mode") return writableCommand(dirname(path));
   if (cure === "owner") return chownCommand(dirname(path));
   return lookCommand(dirname(path), path);
@@ -942,7 +948,7 @@ function shellWords(words: readonly string[]): string {
   return words.map(quote).join(" ");
 }
 
-function asOwner({ address }: Place): string[] {
+function asOwner({ address }: Instance): string[] {
   return address?.sudoUser === undefined ? [] : ["sudo", "-H", "-u", address.sudoUser];
 }
 
@@ -950,9 +956,9 @@ function asOwner({ address }: Place): string[] {
  * The `lima-guard` command for one instance: `guardCommand(place, "--stop")`. A printed command is our act by another
  * hand, so it names LIMA_HOME unless a bare command is known to find the same instance.
  */
-function guardCommand(place: Place, ...options: string[]): string {
-  const home = place.address?.isDefaultHome ? [] : ["--lima-home", place.home];
-  return shellWords([...asOwner(place), "lima-guard", ...options, ...home, place.name]);
+function guardCommand(instance: Instance, ...options: string[]): string {
+  const home = instance.address?.isDefaultHome ? [] : ["--lima-home", instance.home];
+  return shellWords([...asOwner(instance), "lima-guard", ...options, ...home, instance.name]);
 }
 
 /** A `lima-guard` command that names no instance that exists. */
@@ -961,20 +967,20 @@ function guardLine(...words: string[]): string {
 }
 
 /** The `limactl` command for one instance: `limactlCommand(place, "start", place.name)`. */
-function limactlCommand(place: Place, ...words: string[]): string {
-  const home = place.address?.isDefaultHome ? "" : `LIMA_HOME=${quote(place.home)} `;
-  const sudo = asOwner(place);
+function limactlCommand(instance: Instance, ...words: string[]): string {
+  const home = instance.address?.isDefaultHome ? "" : `LIMA_HOME=${quote(instance.home)} `;
+  const sudo = asOwner(instance);
   return sudo.length === 0
     ? home + shellWords(["limactl", ...words])
     : `${shellWords(sudo)} ${home}${shellWords(["limactl", ...words])}`;
 }
 
 /** Stops the instance of another directory; a home that is not this one's is always named. */
-function stopOther(place: Place, dir: string): string {
+function stopOther(instance: Instance, dir: string): string {
   const home = dirname(dir);
-  const { sudoUser } = place.address ?? {};
-  const address = home === place.home ? place.address : sudoUser === undefined ? undefined : { sudoUser };
-  const other = { name: basename(dir), home, dir, owner: place.owner };
+  const { sudoUser } = instance.address ?? {};
+  const address = home === instance.home ? instance.address : sudoUser === undefined ? undefined : { sudoUser };
+  const other = { name: basename(dir), home, dir, owner: instance.owner };
   return guardCommand(address === undefined ? other : { ...other, address }, "--stop");
 }
 
@@ -1025,7 +1031,7 @@ function launchctl(target: string, ...words: string[]): string {
 }
 
 /** What starts a job, from what is known of it: a job that is not loaded has nothing to kick. */
-function startJobCommand(job: Pick<JobSeen, "target" | "plist" | "loaded" | "disabled">): string {
+function startJobCommand(job: Pick<JobStatus, "target" | "plist" | "loaded" | "disabled">): string {
   const domain = dirname(job.target);
   const enable = job.disabled ? [launchctl(job.target, "enable", job.target)] : [];
   const start = job.loaded === "no"
@@ -1040,8 +1046,8 @@ function bootoutCommand(target: string): string {
 }
 
 /** The `kill` line for a process that only a person may judge. */
-function killCommand(place: Place, pid: number, signal?: string): string {
-  const sudo = asOwner(place);
+function killCommand(instance: Instance, pid: number, signal?: string): string {
+  const sudo = asOwner(instance);
   return shellWords([...sudo, "kill", ...signal === undefined ? [] : [`-${signal}`], String(pid)]);
 }
 
@@ -1072,7 +1078,7 @@ export function stageLimits(budgetS: number): Record<Stage, number> {
 }
 
 /** The steps of the ladder for what is alive, most graceful first. Each is taken only while something is left. */
-export function ladderSteps(seen: Observation, because: string, budgetS: number): Step[] {
+export function stageSteps(seen: Observation, because: string, budgetS: number): Step[] {
   const limits = stageLimits(budgetS);
   const agent = seen.alive.filter((p) => p.role === "host agent");
   const drivers = driversOf(seen);
@@ -1092,14 +1098,14 @@ export function ladderSteps(seen: Observation, because: string, budgetS: number)
 }
 
 /** Proven processes that carry the VM; usernet serves other instances too and is never stopped here. */
-function driversOf(seen: Observation): Proven[] {
+function driversOf(seen: Observation): VerifiedProcess[] {
   return seen.alive.filter((p) => p.role === "QEMU" || p.role === "krunkit" || p.role === "external driver");
 }
 
 /** Decides what `--stop` does. What is unknown is left alone; what is proven is stopped all the same. */
 export function planStop(seen: Observation, budgetS: number): Plan {
   if (seen.missing !== undefined) return planPre(seen);
-  const blockers = doubtsOf(seen);
+  const blockers = unknownsOf(seen);
   const agents = seen.alive.filter((p) => p.role === "host agent");
   const drivers = driversOf(seen);
   if (agents.length + drivers.length === 0) {
@@ -1108,14 +1114,14 @@ export function planStop(seen: Observation, budgetS: number): Plan {
     if (seen.held.length > 0) {
       return plan("unknown", "its disk is in use", { blockers: seen.held, notes }, EXIT.tryAgain);
     }
-    const more = { steps: removals(seen), blockers: fixedFiles(seen), notes };
+    const more = { steps: removals(seen), blockers: undeletableFiles(seen), notes };
     return plan("stopped", "no process of it is alive", more);
   }
   const because = aliveWords([...agents, ...drivers]);
   const state = agents.length === 0 ? "orphan" : "running";
   const notes = seen.notes;
   const files = blockers.length > 0 ? [] : laterRemovals(seen);
-  const steps = [...urgentRemovals(seen), ...ladderSteps(seen, because, budgetS), ...files];
+  const steps = [...urgentRemovals(seen), ...stageSteps(seen, because, budgetS), ...files];
   return plan(state, because, { steps, blockers, notes });
 }
 
@@ -1140,7 +1146,7 @@ export function readCut(haStderr: string): string | undefined {
   return cut === undefined ? lines.slice(begin + 1).find((l) => l.startsWith("panic: ")) : String(cut.msg);
 }
 
-function aliveWords(processes: readonly Proven[]): string {
+function aliveWords(processes: readonly VerifiedProcess[]): string {
   return `${names(processes)} ${processes.length > 1 ? "are" : "is"} alive`;
 }
 
@@ -1180,8 +1186,8 @@ export function describePlan(p: Plan): string[] {
   return [
     `${p.state}: ${p.because}`,
     ...p.steps.map(describeStep),
-    ...p.blockers.map(describeRemark("blocked")),
-    ...p.notes.map(describeRemark("note")),
+    ...p.blockers.map(describeDiagnostic("blocked")),
+    ...p.notes.map(describeDiagnostic("note")),
   ];
 }
 
@@ -1191,7 +1197,7 @@ export function describeStep(step: Step): string {
   return `${step.what}${step.because === "" ? "" : ` (${step.because})`}${outcome}`;
 }
 
-function describeRemark(word: string): (r: Remark) => string {
+function describeDiagnostic(word: string): (r: Diagnostic) => string {
   return (r) =>
     `${word}: ${[r.what, r.because].filter((w) => w !== "").join(": ")}${
       r.hint === undefined ? "" : ` (hint: ${r.hint})`
@@ -1203,11 +1209,11 @@ function describeRemark(word: string): (r: Remark) => string {
  * files of external drivers. Such a file may not be removed; and the driver of Lima 2.0, which has no arguments, is one
  * that must end.
  */
-function passedOn(seen: Observation): Remark[] {
-  const isDoubtful = ({ path, verdict }: Claim) =>
+function mayBeSignalledByLima(seen: Observation): Diagnostic[] {
+  const isDoubtful = ({ path, verdict }: StateFile) =>
     verdict.kind === "unknown" && rolesOf(basename(path))[0] === "external driver";
   const because = (why: string) => `Lima's host agent may signal the process that it names, while it stops: ${why}`;
-  return seen.claims.filter(isDoubtful).map(({ path, verdict }) => ({ what: path, because: because(verdict.why) }));
+  return seen.stateFiles.filter(isDoubtful).map(({ path, verdict }) => ({ what: path, because: because(verdict.why) }));
 }
 
 // ───────────────────────────────────────────────────────────────────────────────── deciding: --run ──
@@ -1219,19 +1225,19 @@ export type RunState = "preparing" | "supervising" | "stopping" | "leaving";
 export type RunEvent = "clear" | "healthy" | "refused" | "ended" | "stop" | "stopped";
 
 /** What it does about it. */
-export type RunDeed = "start" | "adopt" | "climb" | "leave" | "ignore" | "impossible";
+export type RunAction = "start" | "adopt" | "stop" | "leave" | "ignore" | "impossible";
 
 /**
  * States × events. Before the command runs the guard waits, and leaves only when told to; once it runs the guard never
  * leaves while it lives. Cells that cannot happen are logged and survived.
  */
-export const RUN_TABLE: Readonly<Record<RunState, Readonly<Record<RunEvent, readonly [RunState, RunDeed]>>>> = {
+export const RUN_TABLE: Readonly<Record<RunState, Readonly<Record<RunEvent, readonly [RunState, RunAction]>>>> = {
   preparing: {
     clear: ["supervising", "start"],
     healthy: ["supervising", "adopt"],
     refused: ["leaving", "leave"],
     ended: ["preparing", "impossible"],
-    stop: ["stopping", "climb"],
+    stop: ["stopping", "stop"],
     stopped: ["preparing", "impossible"],
   },
   supervising: {
@@ -1239,7 +1245,7 @@ export const RUN_TABLE: Readonly<Record<RunState, Readonly<Record<RunEvent, read
     healthy: ["supervising", "impossible"],
     refused: ["supervising", "impossible"],
     ended: ["leaving", "leave"],
-    stop: ["stopping", "climb"],
+    stop: ["stopping", "stop"],
     stopped: ["supervising", "impossible"],
   },
   stopping: {
@@ -1269,7 +1275,7 @@ const FIRST_PAUSE_MS = 5_000;
 const LAST_PAUSE_MS = 300_000;
 
 /** The pause after `n` pauses: 5 s, doubling to 5 min. */
-export function growingPause(n: number): number {
+export function backoffMs(n: number): number {
   return Math.min(LAST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.min(n, 10));
 }
 
@@ -1278,7 +1284,7 @@ export function growingPause(n: number): number {
  * second bad end in a row the next start waits until 5 s after the last end, then 10, 20 … 5 min. It lives in the
  * journal, so that it survives the guard.
  */
-export function brakeMs(lines: readonly JournalLine[], nowMs: number): number {
+export function restartBackoffMs(lines: readonly JournalLine[], nowMs: number): number {
   let [bad, lastMs] = [0, 0];
   for (const line of lines) {
     if (line.event !== "end" || line.role !== "run") continue;
@@ -1287,13 +1293,13 @@ export function brakeMs(lines: readonly JournalLine[], nowMs: number): number {
     else if (line["status"] !== 0 && ranS < SHORT_RUN_S) [bad, lastMs] = [bad + 1, Date.parse(line.time)];
   }
   if (bad < 2 || Number.isNaN(lastMs)) return 0;
-  const pause = growingPause(bad - 2);
+  const pause = backoffMs(bad - 2);
   // A clock that was stepped back must not make the pause longer than it is.
   return Math.max(0, Math.min(pause, lastMs + pause - nowMs));
 }
 
 /** What `launchctl print` says of a job, as far as it could be read: only lines with exactly one tab are the job's own. */
-export interface Printed {
+export interface PrintedJob {
   readonly pid?: number;
   readonly exitTimeoutS?: number;
   readonly state?: string;
@@ -1302,7 +1308,7 @@ export interface Printed {
 }
 
 /** Reads `launchctl print DOMAIN/LABEL`. Its text is no API: what is not there is simply not known. */
-export function readPrint(text: string): Printed {
+export function readPrint(text: string): PrintedJob {
   const values = (name: string) => [...text.matchAll(new RegExp(`^\\t${name} = (.*)$`, "gm"))].map((m) => m[1]);
   // Arguments and environment are printed as they are, between these and the numbers, and may hold any line.
   const value = (name: string) => values(name)[0];
@@ -1342,7 +1348,7 @@ export function budgetOf(grantedS: number | undefined, wantedS: number): number 
 // ────────────────────────────────────────────────────────────────────────────── deciding: --status ──
 
 /** A launchd job of an instance, as its plist and launchctl show it. */
-export interface JobSeen {
+export interface JobStatus {
   readonly label: string;
   readonly plist: string;
   readonly wrapped: boolean;
@@ -1446,7 +1452,7 @@ function restartsAfterSuccess(plist: string): boolean {
 }
 
 /** What is said where nothing was seen: Lima may still refuse, its lima.yaml for one. */
-export const NOTHING_SEEN = "nothing seen that would keep it";
+export const STARTS = "nothing seen that would keep it";
 
 /**
  * What `limactl start` would say. It believes every living PID in ha.pid and DRIVER.pid, whoever that is, and asks
@@ -1454,8 +1460,8 @@ export const NOTHING_SEEN = "nothing seen that would keep it";
  */
 export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "absent"): string {
   if (seen.missing !== undefined) return "creates a NEW VM of this name";
-  const files = seen.claims.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
-  for (const { path, verdict, seen: { text } } of files) {
+  const files = seen.stateFiles.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
+  for (const { path, verdict, stamp: { text } } of files) {
     const words = verdict.kind === "not ours" ? numberTrouble(text ?? "") : undefined;
     if (words !== undefined) return `refuses: ${words} (${basename(path)})`;
   }
@@ -1468,18 +1474,18 @@ export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "a
   if (agent) return "says that it is already running, and exits with 0";
   const rebooted = seen.bootMarker ? ` (Lima 2.2.1 and later start where ${BOOT_MARKER} is of another boot)` : "";
   if (driver) return `refuses: ${basename(driver.path, ".pid")} driver is running but host agent is not${rebooted}`;
-  const usernet = seen.claims.some((c) =>
+  const usernet = seen.stateFiles.some((c) =>
     c.scope === "shared" && c.verdict.kind === "not ours" && rolesOf(basename(c.path)).includes("usernet")
   );
   if (usernet) return "refuses: failed to stop usernet";
-  const [unsure] = doubtsOf(seen);
+  const [unsure] = unknownsOf(seen);
   if (unsure) return `cannot be known, because of ${unsure.what}`;
-  const [obstacle] = [
+  const [startBlocker] = [
     ...seen.held,
-    ...seen.obstacles,
-    ...seen.claims.filter((c) => c.verdict.kind !== "dead").map(doubt(seen.place)),
+    ...seen.startBlockers,
+    ...seen.stateFiles.filter((c) => c.verdict.kind !== "dead").map(unknownFile(seen.instance)),
   ];
-  return obstacle ? `may refuse, because of ${obstacle.what}` : NOTHING_SEEN;
+  return startBlocker ? `may refuse, because of ${startBlocker.what}` : STARTS;
 }
 
 /** What Lima says of a PID file that holds no PID of a process: Go reads 0 and -1, and refuses them in its own words. */
@@ -1617,17 +1623,17 @@ export function journalWords(line: JournalLine): string {
 }
 
 /** What about an instance's jobs needs a person, and what is only worth a word. */
-export function judgeJobs(jobs: readonly JobSeen[], place: Place, state: State, supervised: boolean) {
-  const { name } = place;
-  const troubles: Remark[] = [];
-  const notes: Remark[] = [];
+export function judgeJobs(jobs: readonly JobStatus[], instance: Instance, state: State, supervised: boolean) {
+  const { name } = instance;
+  const troubles: Diagnostic[] = [];
+  const notes: Diagnostic[] = [];
   if (jobs.length === 0) notes.push({ what: name, because: "no launchd job found" });
   if (jobs.length > 1) {
     const because = "it is registered twice, at login and at boot";
-    troubles.push({ what: name, because, hint: limactlCommand(place, "autostart", "disable", name) });
+    troubles.push({ what: name, because, hint: limactlCommand(instance, "autostart", "disable", name) });
   }
   for (const job of jobs) {
-    const wrap = guardCommand(place, "--install");
+    const wrap = guardCommand(instance, "--install");
     if (!job.wrapped) notes.push({ what: job.label, because: "lima-guard does not run it", hint: wrap });
     const short = job.wrapped && job.exitTimeoutS !== 0 && job.exitTimeoutS < DEFAULT_BUDGET_S;
     const because =
@@ -1652,7 +1658,7 @@ export function judgeJobs(jobs: readonly JobSeen[], place: Place, state: State, 
     const because = "it runs without its job (started by hand): it will be cut off at the next shutdown";
     const job = jobs.find((j) => j.wrapped && !j.noLogin);
     const start = job === undefined ? [] : [startJobCommand(job)];
-    troubles.push({ what: name, because, hint: [guardCommand(place, "--stop"), ...start].join(" && ") });
+    troubles.push({ what: name, because, hint: [guardCommand(instance, "--stop"), ...start].join(" && ") });
   }
   return { troubles, notes };
 }
@@ -1665,22 +1671,22 @@ export function needsPerson(state: State): boolean {
 // ──────────────────────────────────────────────────────────────────────────────────────── the host ──
 
 /** The answer of an effect that can fail: a value, or what kind of trouble and the system's own words. */
-export type Tried<T> =
+export type Result<T> =
   | { readonly ok: T; readonly trouble?: undefined }
-  | { readonly ok?: undefined; readonly trouble: Trouble; readonly why: string };
+  | { readonly ok?: undefined; readonly trouble: ErrorKind; readonly why: string };
 
 /** The kinds of trouble that the guard treats differently. */
-export type Trouble = "absent" | "denied" | "refused" | "read-only" | "unsupported" | "limit" | "other";
+export type ErrorKind = "absent" | "denied" | "refused" | "read-only" | "unsupported" | "limit" | "other";
 
 /** A file as lstat(2) or stat(2) shows it. `mode` is the nine permission bits. */
-export interface Look extends Omit<Seen, "text"> {
+export interface FileInfo extends Omit<FileStamp, "text"> {
   readonly kind: "file" | "directory" | "link" | "FIFO" | "socket" | "device";
   readonly uid: number;
   readonly mode: number;
 }
 
 /** How a command ended. Death by a signal is told apart from an exit status: it is no answer. */
-export interface Ended {
+export interface CommandResult {
   readonly code: number;
   readonly signal: string | undefined;
   readonly stdout: string;
@@ -1713,17 +1719,17 @@ export interface Child {
 export type Signal = "SIGTERM" | "SIGKILL" | "SIGINT" | "SIGHUP";
 
 /** A held connection to a unix socket. */
-export interface Conversation {
-  say(text: string): Promise<void>;
+export interface Connection {
+  write(text: string): Promise<void>;
   /** The next bytes as text; undefined at the end of the connection. */
-  hear(): Promise<string | undefined>;
+  read(): Promise<string | undefined>;
   close(): void;
 }
 
 /** A file or directory that can be locked with flock(2). */
-export interface Lockable {
+export interface LockFile {
   /** `false`: held by another process. `unsupported`: this file system has no locks. */
-  tryLock(): Tried<boolean>;
+  tryLock(): Result<boolean>;
   /** Taken within the time; woken by the release, not by polling. However often it is asked, one request is pending. */
   lockWithin(ms: number): Promise<boolean>;
   read(): string;
@@ -1749,32 +1755,32 @@ export interface Host {
   uptimeMs(): number;
   pause(ms: number): Promise<void>;
 
-  look(path: string, follow?: "follow links"): Tried<Look>;
-  list(dir: string): Tried<string[]>;
+  stat(path: string, follow?: "follow links"): Result<FileInfo>;
+  list(dir: string): Result<string[]>;
   /** The text of a regular file, or its last `most` bytes. Never call it on what `look` did not call a file. */
-  read(path: string, most: number): Tried<string>;
-  linkTarget(path: string): Tried<string>;
-  realPath(path: string): Tried<string>;
+  read(path: string, most: number): Result<string>;
+  linkTarget(path: string): Result<string>;
+  realPath(path: string): Result<string>;
   /** Why the file could not be changed although its mode permits it (a read-only volume), or undefined. */
   writeTrouble(path: string): string | undefined;
-  remove(path: string): Tried<void>;
-  rename(from: string, to: string): Tried<void>;
+  remove(path: string): Result<void>;
+  rename(from: string, to: string): Result<void>;
   /** Appends and waits until it is on the disk. Creates the file with mode 0644. */
-  append(path: string, text: string): Tried<void>;
-  openLock(path: string, create: boolean): Tried<Lockable>;
+  append(path: string, text: string): Result<void>;
+  openLock(path: string, create: boolean): Result<LockFile>;
   /** Makes a directory; one that is there already is fine. */
-  makeDir(path: string): Tried<void>;
+  makeDir(path: string): Result<void>;
   /** Copies the last `most` bytes of a file. */
-  copyTail(from: string, to: string, most: number): Tried<void>;
+  copyTail(from: string, to: string, most: number): Result<void>;
 
   /** kill(pid, 0): gone, there, or there and somebody else's. */
   alive(pid: number): "no" | "yes" | "another user's";
   /** The caller has proven the process just now. */
-  signal(pid: number, signal: Signal): Tried<void>;
+  signal(pid: number, signal: Signal): Result<void>;
   /** Runs a command to its end; at the limit it and all its children are killed, and there is no answer. */
-  run(command: Command, limitMs: number): Promise<Tried<Ended>>;
-  start(command: Command): Tried<Child>;
-  connect(socket: string | { port: number }, limitMs: number): Promise<Tried<Conversation>>;
+  run(command: Command, limitMs: number): Promise<Result<CommandResult>>;
+  start(command: Command): Result<Child>;
+  connect(socket: string | { port: number }, limitMs: number): Promise<Result<Connection>>;
   onSignal(signal: Signal, take: () => void): void;
 
   readonly isTerminal: boolean;
@@ -1787,18 +1793,18 @@ export interface Host {
 // ──────────────────────────────────────────────────────────────────────────── observing: PID files ──
 
 /** What looking at an instance's PID files and processes brings; part of an Observation. */
-type Processes = Pick<Observation, "claims" | "alive" | "unknowns" | "bootMarker" | "isOldMarker" | "searched">;
+type Processes = Pick<Observation, "stateFiles" | "alive" | "unknowns" | "bootMarker" | "isOldMarker" | "searched">;
 
 /** A PID file as it was found: its number, or the verdict that needs no process. */
-interface Mark {
+interface PidFile {
   readonly path: string;
   readonly scope: "instance" | "shared";
-  readonly seen: Seen;
-  readonly found: { readonly pid: number } | { readonly verdict: Verdict; readonly garbage: boolean };
+  readonly stamp: FileStamp;
+  readonly content: { readonly pid: number } | { readonly verdict: Verdict; readonly garbage: boolean };
 }
 
 /** How long an observation may take: a stop has less time than a start. Milliseconds. */
-export interface Pace {
+export interface Timeouts {
   /** How long a PID file that may be half written is waited for. */
   readonly youngMs: number;
   /** The limit of one ps, and of one lsof. */
@@ -1809,14 +1815,20 @@ export interface Pace {
   readonly holderMs: number;
 }
 
-const UNHURRIED: Pace = {
+const START_TIMEOUTS: Timeouts = {
   youngMs: YOUNG_FILE_MS,
   psMs: PS_LIMIT_MS,
   lsofMs: LSOF_LIMIT_MS,
   silenceMs: SILENCE_MS,
   holderMs: HOLDER_PATIENCE_MS,
 };
-const HURRIED: Pace = { ...UNHURRIED, youngMs: YOUNG_FILE_MS / 10, lsofMs: PS_LIMIT_MS, silenceMs: 0, holderMs: 0 };
+const STOP_TIMEOUTS: Timeouts = {
+  ...START_TIMEOUTS,
+  youngMs: YOUNG_FILE_MS / 10,
+  lsofMs: PS_LIMIT_MS,
+  silenceMs: 0,
+  holderMs: 0,
+};
 
 /**
  * Looks at the PID files of an instance and of its networks, and at the processes they name: one ps for all of them,
@@ -1825,107 +1837,114 @@ const HURRIED: Pace = { ...UNHURRIED, youngMs: YOUNG_FILE_MS / 10, lsofMs: PS_LI
  */
 export async function observeProcesses(
   host: Host,
-  place: Place,
-  pace = UNHURRIED,
+  instance: Instance,
+  timeouts = START_TIMEOUTS,
   searchAll = false,
 ): Promise<Processes> {
-  const listed = host.list(place.dir);
+  const listed = host.list(instance.dir);
   if (listed.trouble) {
-    const hint = lookCommand(place.dir);
-    return { claims: [], alive: [], unknowns: [{ what: place.dir, because: listed.why, hint }] };
+    const hint = lookCommand(instance.dir);
+    return { stateFiles: [], alive: [], unknowns: [{ what: instance.dir, because: listed.why, hint }] };
   }
-  const marks = await readMarks(host, place, listed.ok, pace.youngMs);
-  const pids = marks.flatMap((m) => "pid" in m.found ? [m.found.pid] : []);
-  const judged = await judgePids(host, place, pids, pace.psMs);
-  const claims = await Promise.all(marks.map((m) => claimOf(host, place, m, judged)));
-  const alive: Proven[] = [];
+  const pidFiles = await readPidFiles(host, instance, listed.ok, timeouts.youngMs);
+  const pids = pidFiles.flatMap((m) => "pid" in m.content ? [m.content.pid] : []);
+  const judged = await judgePids(host, instance, pids, timeouts.psMs);
+  const stateFiles = await Promise.all(pidFiles.map((m) => stateFileOf(host, instance, m, judged)));
+  const alive: VerifiedProcess[] = [];
   for (const { row, judgement } of judged.values()) {
     if (row && judgement?.kind === "ours") alive.push({ role: judgement.role, row, named: true });
   }
-  const garbage = marks.some((m) => m.scope === "instance" && "garbage" in m.found && m.found.garbage);
-  const answering = await answeringSockets(host, place, listed.ok, alive);
+  const garbage = pidFiles.some((m) => m.scope === "instance" && "garbage" in m.content && m.content.garbage);
+  const answering = await answeringSockets(host, instance, listed.ok, alive);
   const searched = searchAll || garbage || answering.length > 0;
-  const found = searched ? await scan(host, place, alive, answering, pace.psMs) : { alive: [], unknowns: [] };
-  const file = lookWithText(host, join(place.dir, BOOT_MARKER));
-  const marker = file?.look.kind === "file" && file.trouble === undefined ? file : undefined;
+  const found = searched
+    ? await scanAllProcesses(host, instance, alive, answering, timeouts.psMs)
+    : { alive: [], unknowns: [] };
+  const file = statWithText(host, join(instance.dir, BOOT_MARKER));
+  const marker = file?.info.kind === "file" && file.trouble === undefined ? file : undefined;
   return {
-    claims,
+    stateFiles,
     alive: [...alive, ...found.alive],
     unknowns: found.unknowns,
     searched,
-    ...(marker ? { bootMarker: marker.seen, isOldMarker: await isOfAnotherBoot(host, marker.seen) } : {}),
+    ...(marker ? { bootMarker: marker.stamp, isOldMarker: await isOfAnotherBoot(host, marker.stamp) } : {}),
   };
 }
 
 /** Lima ≥ 2.2.1 compares the text with the boot's identity; an empty one counts as another boot. In doubt it is ours. */
-async function isOfAnotherBoot(host: Host, marker: Seen): Promise<boolean> {
+async function isOfAnotherBoot(host: Host, marker: FileStamp): Promise<boolean> {
   if (marker.text === undefined) return false;
   const boot = await bootId(host);
   return boot !== "" && marker.text.trim() !== boot;
 }
 
 /** Reads every PID file, a second time where one is so young that Lima may still be writing it. */
-async function readMarks(host: Host, place: Place, entries: readonly string[], youngMs: number): Promise<Mark[]> {
-  const own = entries.filter((e) => e.endsWith(".pid")).sort().map((e) => join(place.dir, e));
-  const networks = join(place.home, "_networks");
+async function readPidFiles(
+  host: Host,
+  instance: Instance,
+  entries: readonly string[],
+  youngMs: number,
+): Promise<PidFile[]> {
+  const own = entries.filter((e) => e.endsWith(".pid")).sort().map((e) => join(instance.dir, e));
+  const networks = join(instance.home, "_networks");
   const shared = (host.list(networks).ok ?? []).sort().map((n) => join(networks, n, `usernet_${n}.pid`));
   const read = () => [
-    ...own.flatMap((p) => readMark(host, p, "instance") ?? []),
-    ...shared.flatMap((p) => readMark(host, p, "shared") ?? []),
+    ...own.flatMap((p) => readPidFile(host, p, "instance") ?? []),
+    ...shared.flatMap((p) => readPidFile(host, p, "shared") ?? []),
   ];
-  const marks = read();
-  const youngest = Math.min(...marks.filter(mayBeHalfWritten).map((m) => Math.abs(host.wallMs() - m.seen.mtimeMs)));
-  if (!(youngest < youngMs)) return marks;
+  const pidFiles = read();
+  const youngest = Math.min(...pidFiles.filter(mayBeHalfWritten).map((m) => Math.abs(host.wallMs() - m.stamp.mtimeMs)));
+  if (!(youngest < youngMs)) return pidFiles;
   await host.pause(youngMs - youngest);
   return read();
 }
 
 /** External drivers' PID files have no line end, all others do. */
-function mayBeHalfWritten(mark: Mark): boolean {
-  return mark.seen.text !== undefined && !mark.seen.text.endsWith("\n") && !mark.path.endsWith(".drv.pid");
+function mayBeHalfWritten(pidFile: PidFile): boolean {
+  return pidFile.stamp.text !== undefined && !pidFile.stamp.text.endsWith("\n") && !pidFile.path.endsWith(".drv.pid");
 }
 
-function readMark(host: Host, path: string, scope: Mark["scope"]): Mark | undefined {
-  const file = lookWithText(host, path);
+function readPidFile(host: Host, path: string, scope: PidFile["scope"]): PidFile | undefined {
+  const file = statWithText(host, path);
   if (!file) return undefined;
-  const { look, seen, trouble } = file;
-  const verdict = (kind: "not ours" | "unknown", why: string): Mark => ({
+  const { info, stamp, trouble } = file;
+  const verdict = (kind: "not ours" | "unknown", why: string): PidFile => ({
     path,
     scope,
-    seen,
-    found: { verdict: { kind, why }, garbage: kind === "not ours" },
+    stamp,
+    content: { verdict: { kind, why }, garbage: kind === "not ours" },
   });
-  if (look.kind === "directory") return verdict("unknown", "it is a directory, which Lima never makes");
-  if (look.kind !== "file") return verdict("not ours", `it is a ${look.kind}, not a PID file`);
+  if (info.kind === "directory") return verdict("unknown", "it is a directory, which Lima never makes");
+  if (info.kind !== "file") return verdict("not ours", `it is a ${info.kind}, not a PID file`);
   if (trouble !== undefined) return verdict("unknown", `it cannot be read: ${trouble}`);
-  if (look.size > PID_FILE_LIMIT_BYTES) return verdict("not ours", `it is not a PID file: ${look.size} bytes`);
-  const number = readPid(seen.text ?? "");
+  if (info.size > PID_FILE_LIMIT_BYTES) return verdict("not ours", `it is not a PID file: ${info.size} bytes`);
+  const number = readPid(stamp.text ?? "");
   if ("not" in number) return verdict("not ours", `it is not a PID: ${number.not}`);
-  return { path, scope, seen, found: { pid: number.pid } };
+  return { path, scope, stamp, content: { pid: number.pid } };
 }
 
 /** lstat, and the text where it is a small regular file; nothing else is ever opened: a FIFO would hang us. */
-function lookWithText(host: Host, path: string): { look: Look; seen: Seen; trouble?: string } | undefined {
-  const look = host.look(path);
+function statWithText(host: Host, path: string): { info: FileInfo; stamp: FileStamp; trouble?: string } | undefined {
+  const look = host.stat(path);
   if (look.trouble === "absent") return undefined;
   const nothing = { dev: 0, ino: 0, size: 0, mtimeMs: 0, text: undefined };
-  if (look.trouble) return { look: { ...nothing, kind: "file", uid: 0, mode: 0 }, seen: nothing, trouble: look.why };
+  if (look.trouble) return { info: { ...nothing, kind: "file", uid: 0, mode: 0 }, stamp: nothing, trouble: look.why };
   const { dev, ino, size, mtimeMs, kind } = look.ok;
-  const seen = { dev, ino, size, mtimeMs, text: undefined };
-  if (kind !== "file" || size > PID_FILE_LIMIT_BYTES) return { look: look.ok, seen };
+  const stamp = { dev, ino, size, mtimeMs, text: undefined };
+  if (kind !== "file" || size > PID_FILE_LIMIT_BYTES) return { info: look.ok, stamp };
   const text = host.read(path, PID_FILE_LIMIT_BYTES + 1);
   if (text.trouble === "absent") return undefined;
-  if (text.trouble) return { look: look.ok, seen, trouble: text.why };
-  return { look: look.ok, seen: { ...seen, text: text.ok } };
+  if (text.trouble) return { info: look.ok, stamp, trouble: text.why };
+  return { info: look.ok, stamp: { ...stamp, text: text.ok } };
 }
 
 // ──────────────────────────────────────────────────────────────────────────── observing: processes ──
 
 /** What became of each number: the row where it lives and is somebody, and what that is to us. */
-type Judged = Map<number, { row?: ProcessRow; judgement?: Judgement; dead?: string; zombie?: true }>;
+type Judgements = Map<number, { row?: ProcessRow; judgement?: Judgement; dead?: string; zombie?: true }>;
 
-async function judgePids(host: Host, place: Place, pids: readonly number[], psMs: number): Promise<Judged> {
-  const judged: Judged = new Map(pids.map((pid) => [pid, { dead: "no process has this PID" }]));
+async function judgePids(host: Host, instance: Instance, pids: readonly number[], psMs: number): Promise<Judgements> {
+  const judged: Judgements = new Map(pids.map((pid) => [pid, { dead: "no process has this PID" }]));
   const living = [...judged.keys()].filter((pid) => host.alive(pid) !== "no");
   if (living.length === 0) return judged;
   const table = await ps(host, living, psMs);
@@ -1936,7 +1955,7 @@ async function judgePids(host: Host, place: Place, pids: readonly number[], psMs
     else if (row.stat.startsWith("Z")) {
       judged.set(pid, { dead: "it is a zombie: ended, and not waited for", zombie: true });
     } else if (pid === host.pid) judged.set(pid, { row, judgement: notOurs("it is lima-guard itself") });
-    else judged.set(pid, { row, judgement: judge(row, place, sameDirectoryOn(host), isFileOn(host)) });
+    else judged.set(pid, { row, judgement: judge(row, instance, sameDirectoryOn(host), isFileOn(host)) });
   }
   return judged;
 }
@@ -1953,12 +1972,12 @@ async function ps(
   host: Host,
   which: readonly number[] | "all",
   limitMs: number,
-): Promise<Tried<ReturnType<typeof readPs>>> {
+): Promise<Result<ReturnType<typeof readPs>>> {
   // procps looks through all processes for -p (3 s for 30 000 of them), and only at those named for -q.
   const select = which === "all" ? ["-A"] : [host.os === "linux" ? "-q" : "-p", which.join(",")];
   // NixOS has no /bin/ps.
   const places = ["/bin/ps", "/usr/bin/ps", "/run/current-system/sw/bin/ps"];
-  const program = places.find((path) => host.look(path, "follow links").ok?.kind === "file");
+  const program = places.find((path) => host.stat(path, "follow links").ok?.kind === "file");
   if (program === undefined) return { trouble: "absent", why: `there is no ps: looked for ${places.join(", ")}` };
   const answer = await host.run({ argv: [program, ...select, "-ww", "-o", PS_COLUMNS], ...readable(host) }, limitMs);
   if (answer.trouble) return { trouble: answer.trouble, why: `ps gave no answer: ${answer.why}` };
@@ -1980,30 +1999,30 @@ function readable(host: Host): Pick<Command, "env" | "unset"> {
 }
 
 function isFileOn(host: Host): (path: string) => boolean {
-  return (path) => host.look(path, "follow links").ok?.kind === "file";
+  return (path) => host.stat(path, "follow links").ok?.kind === "file";
 }
 
 function sameDirectoryOn(host: Host): SameDirectory {
   return (named, ours) => {
-    const [a, b] = [host.look(named, "follow links"), host.look(ours, "follow links")];
+    const [a, b] = [host.stat(named, "follow links"), host.stat(ours, "follow links")];
     if (a.trouble || b.trouble) return "cannot tell";
     return a.ok.dev === b.ok.dev && a.ok.ino === b.ok.ino ? "same" : "different";
   };
 }
 
-async function claimOf(host: Host, place: Place, mark: Mark, judged: Judged): Promise<Claim> {
-  const { path, scope, seen, found } = mark;
-  const companions = companionsOf(host, place, path);
+async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, judged: Judgements): Promise<StateFile> {
+  const { path, scope, stamp: seen, content: found } = pidFile;
+  const companions = socketsOf(host, instance, path);
   const first = "verdict" in found ? found.verdict : verdictOf(basename(path), found.pid, judged);
   // The same witness as for the instance's own sockets. The other two are for drivers, not for a question.
   const socket = scope === "shared" ? path.replace(/usernet_([^/]+)\.pid$/, "$1_ep.sock") : undefined;
   const answer = first.kind !== "ours" && socket !== undefined && await answers(host, socket);
   const verdict = answer ? { kind: "unknown" as const, why: `${first.why}; but ${socket} ${answer}` } : first;
-  const fixed = verdict.kind === "ours" ? {} : whyFixed(host, path);
-  return { path, scope, seen, verdict, companions, ...fixed };
+  const fixed = verdict.kind === "ours" ? {} : whyUndeletable(host, path);
+  return { path, scope, stamp: seen, verdict, sockets: companions, ...fixed };
 }
 
-function verdictOf(file: string, pid: number, judged: Judged): Verdict {
+function verdictOf(file: string, pid: number, judged: Judgements): Verdict {
   const { judgement, dead, zombie } = judged.get(pid) ?? {};
   if (!judgement) {
     return { kind: "dead", why: `PID ${pid} is dead: ${dead}`, ...(zombie ? { reason: "zombie" as const } : {}) };
@@ -2017,28 +2036,28 @@ function verdictOf(file: string, pid: number, judged: Judged): Verdict {
 }
 
 /** The sockets that go with a PID file, as far as they are there; only sockets, whatever else has their name. */
-function companionsOf(host: Host, place: Place, path: string): Companion[] {
+function socketsOf(host: Host, instance: Instance, path: string): StampedPath[] {
   const network = /\/usernet_([^/]+)\.pid$/.exec(path)?.[1];
   const sockets = network === undefined
-    ? (path === join(place.dir, HA_PID) ? [join(place.dir, HA_SOCK)] : [])
+    ? (path === join(instance.dir, HA_PID) ? [join(instance.dir, HA_SOCK)] : [])
     : ["fd", "qemu", "ep"].map((kind) => join(dirname(path), `${network}_${kind}.sock`));
   return sockets.flatMap((path) => {
-    const file = lookWithText(host, path);
-    return file?.look.kind === "socket" ? [{ path, seen: file.seen }] : [];
+    const file = statWithText(host, path);
+    return file?.info.kind === "socket" ? [{ path, stamp: file.stamp }] : [];
   });
 }
 
 /** Why a file could not be removed, as far as that can be seen without trying. */
-function whyFixed(host: Host, path: string): Pick<Claim, "fixed" | "cure"> {
-  const dir = host.look(dirname(path), "follow links");
-  if (dir.trouble) return { fixed: dir.why };
+function whyUndeletable(host: Host, path: string): Pick<StateFile, "undeletable" | "remedy"> {
+  const dir = host.stat(dirname(path), "follow links");
+  if (dir.trouble) return { undeletable: dir.why };
   if (host.uid !== 0 && (dir.ok.uid !== host.uid || (dir.ok.mode & 0o300) !== 0o300)) {
     const mode = dir.ok.mode.toString(8).padStart(4, "0");
-    const fixed = `its directory belongs to uid ${dir.ok.uid} and has mode ${mode}`;
-    return { fixed, cure: dir.ok.uid === host.uid ? "mode" : "owner" };
+    const undeletable = `its directory belongs to uid ${dir.ok.uid} and has mode ${mode}`;
+    return { undeletable, remedy: dir.ok.uid === host.uid ? "mode" : "owner" };
   }
-  const fixed = host.writeTrouble(path);
-  return fixed === undefined ? {} : { fixed };
+  const undeletable = host.writeTrouble(path);
+  return undeletable === undefined ? {} : { undeletable };
 }
 
 /** A socket that took a connection although no proven process owns it, and what it did. */
@@ -2052,7 +2071,12 @@ interface Answering {
  * The sockets that answer without a proven owner. QMP serves one client at a time and a host agent must not find it
  * taken, so it is asked only where none lives.
  */
-async function answeringSockets(host: Host, place: Place, entries: readonly string[], alive: readonly Proven[]) {
+async function answeringSockets(
+  host: Host,
+  instance: Instance,
+  entries: readonly string[],
+  alive: readonly VerifiedProcess[],
+) {
   const has = (...roles: Role[]) => alive.some((p) => roles.includes(p.role));
   const sockets: { file: string; owner: Role[] }[] = [
     ...has("host agent") ? [] : [{ file: HA_SOCK, owner: ["host agent" as const] }],
@@ -2063,7 +2087,7 @@ async function answeringSockets(host: Host, place: Place, entries: readonly stri
     })),
   ];
   const asked = await Promise.all(sockets.map(async ({ file, owner }): Promise<Answering[]> => {
-    const path = join(place.dir, file);
+    const path = join(instance.dir, file);
     const answer = await answers(host, path);
     return answer === undefined ? [] : [{ path, owner, answer }];
   }));
@@ -2072,7 +2096,7 @@ async function answeringSockets(host: Host, place: Place, entries: readonly stri
 
 /** What a socket did when it was asked; undefined where nothing listens on it. */
 async function answers(host: Host, socket: string): Promise<string | undefined> {
-  const look = host.look(socket);
+  const look = host.stat(socket);
   if (look.trouble !== undefined && look.trouble !== "absent") return `cannot be looked at (${look.why})`;
   if (look.ok?.kind !== "socket") return undefined;
   const line = await host.connect(socket, ANSWER_LIMIT_MS);
@@ -2082,27 +2106,27 @@ async function answers(host: Host, socket: string): Promise<string | undefined> 
 }
 
 /** Searches all processes for those of the instance that no PID file names, and for the owners of some sockets. */
-async function scan(
+async function scanAllProcesses(
   host: Host,
-  place: Place,
-  known: readonly Proven[],
+  instance: Instance,
+  known: readonly VerifiedProcess[],
   answering: readonly Answering[],
   psMs: number,
 ): Promise<Pick<Processes, "alive" | "unknowns">> {
-  const what = `all processes, for those of ${place.name} that no PID file names`;
+  const what = `all processes, for those of ${instance.name} that no PID file names`;
   const table = await ps(host, "all", psMs);
   const because = table.trouble ? table.why : whyUnbelievable(table.ok, host.pid);
   if (table.trouble || because !== undefined) {
     const unknowns = [{ what, because: because ?? "", hint: psCommand() }];
     return { alive: [], unknowns: [...unknowns, ...answering.map((a) => unownedSocket(a, []))] };
   }
-  const alive: Proven[] = [];
-  const unknowns: Remark[] = [];
+  const alive: VerifiedProcess[] = [];
+  const unknowns: Diagnostic[] = [];
   const naming: ProcessRow[] = [];
   for (const row of table.ok.rows) {
     if (row.stat.startsWith("Z") || row.pid === host.pid || known.some((p) => p.row.pid === row.pid)) continue;
-    if (spellings(place.dir).some((dir) => row.command.includes(`${dir}/`))) naming.push(row);
-    const judgement = judge(row, place, sameDirectoryOn(host), isFileOn(host));
+    if (spellings(instance.dir).some((dir) => row.command.includes(`${dir}/`))) naming.push(row);
+    const judgement = judge(row, instance, sameDirectoryOn(host), isFileOn(host));
     if (judgement.kind === "not ours" || judgement.role === undefined || judgement.role === "usernet") continue;
     // A renamed host agent needs a second witness.
     const isProven = judgement.kind === "ours" &&
@@ -2110,19 +2134,19 @@ async function scan(
     if (isProven) alive.push({ role: judgement.role, row, named: false });
     else if (host.alive(row.pid) !== "no") {
       const why = judgement.kind === "ours" ? "it may be a host agent under another name" : judgement.why;
-      unknowns.push(doubtfulProcess(place, row, why));
+      unknowns.push(doubtfulProcess(instance, row, why));
     }
   }
   const owned = ({ owner }: Answering) => [...known, ...alive].some((p) => owner.includes(p.role));
   return { alive, unknowns: [...unknowns, ...answering.filter((a) => !owned(a)).map((a) => unownedSocket(a, naming))] };
 }
 
-function doubtfulProcess(place: Place, row: ProcessRow, because: string): Remark {
+function doubtfulProcess(instance: Instance, row: ProcessRow, because: string): Diagnostic {
   const look = psCommand(row.pid);
-  return { what: `PID ${row.pid}`, because, hint: `${look}; to end it: ${killCommand(place, row.pid)}` };
+  return { what: `PID ${row.pid}`, because, hint: `${look}; to end it: ${killCommand(instance, row.pid)}` };
 }
 
-function unownedSocket({ path, answer }: Answering, naming: readonly ProcessRow[]): Remark {
+function unownedSocket({ path, answer }: Answering, naming: readonly ProcessRow[]): Diagnostic {
   const who = naming.map((r) => `PID ${r.pid} (${programWords(r.command)})`).join(", ");
   const because = `it ${answer}, and no process was found that is proven to own it` +
     (who === "" ? "" : `; these name the instance's files: ${who}`);
@@ -2140,8 +2164,8 @@ function whyUnbelievable(table: ReturnType<typeof readPs>, ownPid: number): stri
 // ────────────────────────────────────────────────────────────────────────── observing: for a start ──
 
 /** How an instance is looked at. */
-interface Looking {
-  readonly pace?: Pace;
+interface ObserveOptions {
+  readonly timeouts?: Timeouts;
   /** All processes are searched, because an earlier look of this run had to. */
   readonly searchAll?: boolean | undefined;
   /** A stop asks nothing that only keeps Lima from starting. */
@@ -2152,86 +2176,86 @@ interface Looking {
  * Observes an instance: its processes, and, where none is alive, its disks and whatever else may keep Lima from
  * starting it.
  */
-export async function observe(host: Host, place: Place, how: Looking = {}): Promise<Observation> {
-  const { pace = UNHURRIED, searchAll = false, forStop = false } = how;
-  const missing = whyMissing(host, place.dir);
-  const nothing = nothingSeen(place);
+export async function observe(host: Host, instance: Instance, how: ObserveOptions = {}): Promise<Observation> {
+  const { timeouts = START_TIMEOUTS, searchAll = false, forStop = false } = how;
+  const missing = missingInstance(host, instance.dir);
+  const nothing = emptyObservation(instance);
   if (missing?.state === "missing") return { ...nothing, missing: missing.because };
-  const processes = await observeProcesses(host, place, pace, searchAll);
+  const processes = await observeProcesses(host, instance, timeouts, searchAll);
   const agent = processes.alive.find((p) => p.role === "host agent");
-  const foreign = forStop ? { obstacles: [], notes: [] } : foreignEntries(host, place.home);
+  const foreign = forStop ? { startBlockers: [], notes: [] } : foreignEntries(host, instance.home);
   const seen: Observation = { ...nothing, ...processes, notes: foreign.notes };
   if (agent) {
-    const notes = [...seen.notes, ...markerNotes(seen)];
-    return { ...seen, notes, agent: await observeAgent(host, place, agent, pace.silenceMs) };
+    const notes = [...seen.notes, ...bootMarkerNotes(seen)];
+    return { ...seen, notes, agent: await observeAgent(host, instance, agent, timeouts.silenceMs) };
   }
   if (processes.alive.some((p) => p.role !== "usernet")) return seen;
-  const yaml = textOf(host, join(place.dir, LIMA_YAML));
-  const disks = await observeDisks(host, place, yaml, processes.claims, pace);
+  const yaml = textOf(host, join(instance.dir, LIMA_YAML));
+  const disks = await observeDisks(host, instance, yaml, processes.stateFiles, timeouts);
   // Which disks the instance uses, and so whether one is in use, is unknown without a readable lima.yaml.
-  const unread = missing ? [{ what: join(place.dir, LIMA_YAML), because: missing.because, hint: missing.hint }] : [];
+  const unread = missing ? [{ what: join(instance.dir, LIMA_YAML), because: missing.because, hint: missing.hint }] : [];
   const held = [...unread, ...disks.held];
-  const claims = [
-    ...processes.claims,
-    ...disks.claims,
-    ...sshConfigClaim(host, place),
-    ...await colimaDaemonClaim(host, place, pace),
+  const stateFiles = [
+    ...processes.stateFiles,
+    ...disks.stateFiles,
+    ...sshConfigFile(host, instance),
+    ...await colimaDaemonFile(host, instance, timeouts),
   ];
-  if (forStop) return { ...seen, claims, held };
-  const networks = await observeNetworks(host, place, processes.claims);
+  if (forStop) return { ...seen, stateFiles, held };
+  const networks = await observeNetworks(host, instance, processes.stateFiles);
   return {
     ...seen,
-    claims,
+    stateFiles,
     held,
-    obstacles: [
-      ...foreign.obstacles,
-      ...longPath(host, place),
-      ...sshConfigDirectory(host, place),
+    startBlockers: [
+      ...foreign.startBlockers,
+      ...longPath(host, instance),
+      ...sshConfigDirectory(host, instance),
       ...await takenPort(host, yaml),
-      ...yamlObstacles(host, place, yaml),
-      ...disks.obstacles,
-      ...networks.obstacles,
+      ...yamlBlockers(host, instance, yaml),
+      ...disks.startBlockers,
+      ...networks.startBlockers,
     ],
-    notes: [...seen.notes, ...networks.notes, ...lostDisk(host, place), ...await socketNotes(host, yaml)],
+    notes: [...seen.notes, ...networks.notes, ...lostDisk(host, instance), ...await socketNotes(host, yaml)],
   };
 }
 
-function markerNotes({ place, isOldMarker }: Observation): Remark[] {
+function bootMarkerNotes({ instance, isOldMarker }: Observation): Diagnostic[] {
   if (!isOldMarker) return [];
   const because =
     "it is of another boot: limactl ≥ 2.2.1 takes the living host agent for stopped, and would start a second";
-  const hint = `stop it first: ${guardCommand(place, "--stop")}`;
-  return [{ what: join(place.dir, BOOT_MARKER), because, hint }];
+  const hint = `stop it first: ${guardCommand(instance, "--stop")}`;
+  return [{ what: join(instance.dir, BOOT_MARKER), because, hint }];
 }
 
 /** What lima.yaml shows that no start survives: it is empty, or names a disk whose volume may not be mounted yet. */
-function yamlObstacles(host: Host, place: Place, yaml: string): Remark[] {
-  const path = join(place.dir, LIMA_YAML);
-  if (host.look(path, "follow links").ok?.size === 0) {
+function yamlBlockers(host: Host, instance: Instance, yaml: string): Diagnostic[] {
+  const path = join(instance.dir, LIMA_YAML);
+  if (host.stat(path, "follow links").ok?.size === 0) {
     const because = "it is empty (a full disk, or an edit that was cut off)";
     return [{ what: path, because, hint: `restore it from a backup: ${lookCommand(path)}` }];
   }
   return readDiskNames(yaml).flatMap((disk) => {
-    const dir = join(place.home, "_disks", disk);
-    if (host.look(dir, "follow links").trouble !== "absent") return [];
+    const dir = join(instance.home, "_disks", disk);
+    if (host.stat(dir, "follow links").trouble !== "absent") return [];
     const because = `additional disk ${disk} is not there (its volume may not be mounted)`;
-    return [{ what: dir, because, hint: listCommand(join(place.home, "_disks")), waitsFor: "volume" as const }];
+    return [{ what: dir, because, hint: listCommand(join(instance.home, "_disks")), waitsFor: "volume" as const }];
   });
 }
 
 /** An instance that has run and has no disk: Lima would start it with an empty one. */
-function lostDisk(host: Host, place: Place): Remark[] {
-  const isThere = (file: string) => host.look(join(place.dir, file)).trouble !== "absent";
+function lostDisk(host: Host, instance: Instance): Diagnostic[] {
+  const isThere = (file: string) => host.stat(join(instance.dir, file)).trouble !== "absent";
   if (!["serial.log", "vz-identifier"].some(isThere) || ["disk", "diffdisk", "basedisk"].some(isThere)) return [];
   const because = "it has run, and its disk is gone: limactl start would begin with an empty disk";
-  return [{ what: place.dir, because, hint: listCommand(place.dir) }];
+  return [{ what: instance.dir, because, hint: listCommand(instance.dir) }];
 }
 
 /** `networks: socket: PATH` that does not answer. */
-async function socketNotes(host: Host, yaml: string): Promise<Remark[]> {
+async function socketNotes(host: Host, yaml: string): Promise<Diagnostic[]> {
   const paths = readSocketPaths(yaml);
   const notes = await Promise.all(
-    paths.filter((path) => path.startsWith("/")).map(async (path): Promise<Remark[]> => {
+    paths.filter((path) => path.startsWith("/")).map(async (path): Promise<Diagnostic[]> => {
       const line = await host.connect(path, ANSWER_LIMIT_MS);
       if (line.ok) line.ok.close();
       return line.trouble ? [{ what: path, because: `this network's socket does not answer: ${line.why}` }] : [];
@@ -2241,7 +2265,7 @@ async function socketNotes(host: Host, yaml: string): Promise<Remark[]> {
 }
 
 /** Why a directory shows no instance, and what that is worth: only an absent lima.yaml is a missing instance. */
-interface Unseen {
+interface MissingInstance {
   readonly state: "missing" | "blocked" | "unknown";
   readonly status: 66 | 75 | 77;
   readonly because: string;
@@ -2249,11 +2273,16 @@ interface Unseen {
 }
 
 /** Why there is no instance in a directory: `limactl start` would then create one, under the same name. */
-function whyMissing(host: Host, dir: string): Unseen | undefined {
+function missingInstance(host: Host, dir: string): MissingInstance | undefined {
   const path = join(dir, LIMA_YAML);
-  const look = host.look(path, "follow links");
+  const look = host.stat(path, "follow links");
   const creates = "limactl start would silently create a new VM of this name";
-  const missing = (because: string): Unseen => ({ state: "missing", status: EXIT.noInstance, because, hint: creates });
+  const missing = (because: string): MissingInstance => ({
+    state: "missing",
+    status: EXIT.noInstance,
+    because,
+    hint: creates,
+  });
   if (look.trouble === "absent") return missing(`no such instance: it has no ${LIMA_YAML}`);
   if (look.ok && look.ok.kind !== "file") return missing(`no such instance: ${path} is a ${look.ok.kind}`);
   const failed = look.trouble ? look : host.read(path, 1);
@@ -2267,9 +2296,14 @@ function whyMissing(host: Host, dir: string): Unseen | undefined {
 }
 
 /** What the host agent shows of itself; one that is silent beyond the boot window is asked for a whole minute. */
-async function observeAgent(host: Host, place: Place, agent: Proven, silenceMs: number): Promise<AgentSigns> {
+async function observeAgent(
+  host: Host,
+  instance: Instance,
+  agent: VerifiedProcess,
+  silenceMs: number,
+): Promise<AgentHealth> {
   const begin = host.clockMs();
-  const socket = join(place.dir, HA_SOCK);
+  const socket = join(instance.dir, HA_SOCK);
   let alive = await hasAnswer(host, socket);
   const ageS = await agentAge(host, agent);
   while (!alive && ageS >= BOOT_WINDOW_S && host.clockMs() - begin < silenceMs) {
@@ -2278,22 +2312,22 @@ async function observeAgent(host: Host, place: Place, agent: Proven, silenceMs: 
     alive = await hasAnswer(host, socket);
   }
   const silentS = alive ? 0 : (host.clockMs() - begin) / 1000;
-  const log = host.look(join(place.dir, HA_STDOUT));
-  const haPid = host.look(join(place.dir, HA_PID));
+  const log = host.stat(join(instance.dir, HA_STDOUT));
+  const haPid = host.stat(join(instance.dir, HA_PID));
   // Lima makes the log a moment before ha.pid. One that was emptied later (to save space) proves nothing.
   const untouched = log.ok && haPid.ok && log.ok.mtimeMs <= haPid.ok.mtimeMs + SILENCE_MS;
   const noEvent = untouched === true && log.ok?.kind === "file" && log.ok.size === 0;
-  return { answers: alive, ageS, silentS, noEvent };
+  return { answers: alive, ageS, silentS, neverReported: noEvent };
 }
 
 /** Whether the agent says anything at all to `GET /v1/info`; an HTTP error is an answer. */
 async function hasAnswer(host: Host, socket: string): Promise<boolean> {
-  if (host.look(socket).ok?.kind !== "socket") return false;
+  if (host.stat(socket).ok?.kind !== "socket") return false;
   const line = await host.connect(socket, ANSWER_LIMIT_MS);
   if (line.trouble) return false;
   const ask = async () => {
-    await line.ok.say("GET /v1/info HTTP/1.0\r\nHost: lima-hostagent\r\n\r\n");
-    return (await line.ok.hear())?.startsWith("HTTP/") === true;
+    await line.ok.write("GET /v1/info HTTP/1.0\r\nHost: lima-hostagent\r\n\r\n");
+    return (await line.ok.read())?.startsWith("HTTP/") === true;
   };
   const answer = await Promise.race([ask(), host.pause(ANSWER_LIMIT_MS).then(() => false)]);
   line.ok.close();
@@ -2301,7 +2335,7 @@ async function hasAnswer(host: Host, socket: string): Promise<boolean> {
 }
 
 /** Seconds that an agent has been able to work: no clock that was stepped, and no sleep, may make it look older. */
-async function agentAge(host: Host, agent: Proven): Promise<number> {
+async function agentAge(host: Host, agent: VerifiedProcess): Promise<number> {
   const age = Math.min(host.wallMs() - startedAt(agent.row), host.uptimeMs()) / 1000;
   if (!(age >= BOOT_WINDOW_S) || host.os !== "darwin") return Number.isFinite(age) ? Math.max(0, age) : 0;
   const answer = await host.run({ argv: ["/usr/sbin/sysctl", "-n", "kern.waketime"] }, PS_LIMIT_MS);
@@ -2312,8 +2346,8 @@ async function agentAge(host: Host, agent: Proven): Promise<number> {
 
 /** What other people's files in LIMA_HOME do to `limactl start`: rows 26 and 27. */
 interface Foreign {
-  readonly obstacles: readonly Remark[];
-  readonly notes: readonly Remark[];
+  readonly startBlockers: readonly Diagnostic[];
+  readonly notes: readonly Diagnostic[];
 }
 
 /** For how long one look through LIMA_HOME serves all instances of a run: a thousand of them would take a million. */
@@ -2323,35 +2357,35 @@ const foreignSeen = new WeakMap<Host, { home: string; atMs: number; foreign: For
 function foreignEntries(host: Host, home: string): Foreign {
   const known = foreignSeen.get(host);
   if (known?.home === home && host.clockMs() - known.atMs < FOREIGN_FRESH_MS) return known.foreign;
-  const obstacles: Remark[] = [];
-  const notes: Remark[] = [];
+  const startBlockers: Diagnostic[] = [];
+  const notes: Diagnostic[] = [];
   for (const entry of (host.list(home).ok ?? []).filter((e) => !/^[._]/.test(e)).sort()) {
     const path = join(home, entry);
-    if (host.look(path).ok?.kind !== "directory") continue;
+    if (host.stat(path).ok?.kind !== "directory") continue;
     if (!NAME_RULE.test(entry) || entry.length > NAME_LIMIT) {
       const because = "its name is no instance name, and `limactl start` refuses to work beside it";
       const hint = entry === "lost+found"
         ? "the top of a volume cannot be LIMA_HOME: move the instances into a folder of it, and name that one"
         : `move it out of ${home}, or let its name begin with a dot`;
-      obstacles.push({ what: path, because, hint });
-    } else if (host.look(join(path, LIMA_YAML)).trouble === "absent") {
+      startBlockers.push({ what: path, because, hint });
+    } else if (host.stat(join(path, LIMA_YAML)).trouble === "absent") {
       const because = "it holds no lima.yaml; Lima up to 2.1 refuses to start any instance beside it";
       notes.push({ what: path, because, hint: `move it out of ${home}` });
     }
   }
-  foreignSeen.set(host, { home, atMs: host.clockMs(), foreign: { obstacles, notes } });
-  return { obstacles, notes };
+  foreignSeen.set(host, { home, atMs: host.clockMs(), foreign: { startBlockers, notes } });
+  return { startBlockers, notes };
 }
 
-function longPath(host: Host, place: Place): Remark[] {
-  const socket = join(place.dir, HA_SOCK);
+function longPath(host: Host, instance: Instance): Diagnostic[] {
+  const socket = join(instance.dir, HA_SOCK);
   const [bytes, most] = [new TextEncoder().encode(socket).length, SOCKET_PATH_MAX[host.os] - 1];
   if (bytes <= most) return [];
   const because = `its path has ${bytes} bytes and a socket's may have ${most}, so that no host agent can start`;
   return [{ what: socket, because, hint: "move LIMA_HOME to a shorter path" }];
 }
 
-async function takenPort(host: Host, yaml: string): Promise<Remark[]> {
+async function takenPort(host: Host, yaml: string): Promise<Diagnostic[]> {
   const port = readLocalPort(yaml);
   if (port === undefined) return [];
   const line = await host.connect({ port }, POLL_MS * 10);
@@ -2361,9 +2395,9 @@ async function takenPort(host: Host, yaml: string): Promise<Remark[]> {
   return [{ what: `port ${port}`, because, hint: listenerCommand(port) }];
 }
 
-function sshConfigDirectory(host: Host, place: Place): Remark[] {
-  const path = join(place.dir, SSH_CONFIG);
-  if (host.look(path).ok?.kind !== "directory") return [];
+function sshConfigDirectory(host: Host, instance: Instance): Diagnostic[] {
+  const path = join(instance.dir, SSH_CONFIG);
+  if (host.stat(path).ok?.kind !== "directory") return [];
   return [{
     what: path,
     because: "it is a directory, which Lima can neither read nor replace",
@@ -2375,20 +2409,22 @@ function sshConfigDirectory(host: Host, place: Place): Remark[] {
  * The PID file of Colima's own daemon. Colima believes its number and sends it SIGTERM at every stop and start
  * (`cmd/daemon`, `pkill -F`), so a file that names another process is removed before the start.
  */
-async function colimaDaemonClaim(host: Host, place: Place, pace: Pace): Promise<Claim[]> {
-  if (basename(place.home) !== "_lima" || !/^colima(-|$)/.test(place.name)) return [];
-  const short = place.name === "colima" ? "default" : place.name.slice("colima-".length);
-  const mark = readMark(host, join(dirname(place.home), short, "daemon", "daemon.pid"), "shared");
-  if (!mark) return [];
-  const { path, seen, found } = mark;
-  const verdict = "verdict" in found ? found.verdict : await judgeDaemon(host, place, found.pid, short, pace.psMs);
+async function colimaDaemonFile(host: Host, instance: Instance, timeouts: Timeouts): Promise<StateFile[]> {
+  if (basename(instance.home) !== "_lima" || !/^colima(-|$)/.test(instance.name)) return [];
+  const short = instance.name === "colima" ? "default" : instance.name.slice("colima-".length);
+  const pidFile = readPidFile(host, join(dirname(instance.home), short, "daemon", "daemon.pid"), "shared");
+  if (!pidFile) return [];
+  const { path, stamp: seen, content: found } = pidFile;
+  const verdict = "verdict" in found
+    ? found.verdict
+    : await judgeDaemon(host, instance, found.pid, short, timeouts.psMs);
   if (!verdict) return [];
-  const fixed = whyFixed(host, path);
-  return [{ path, seen, verdict, scope: "shared", companions: [], ...fixed }];
+  const fixed = whyUndeletable(host, path);
+  return [{ path, stamp: seen, verdict, scope: "shared", sockets: [], ...fixed }];
 }
 
 /** Undefined where the process is Colima's daemon for this profile. */
-async function judgeDaemon(host: Host, place: Place, pid: number, short: string, psMs: number) {
+async function judgeDaemon(host: Host, instance: Instance, pid: number, short: string, psMs: number) {
   const dead = { kind: "dead" as const, why: `PID ${pid} is dead: no process has this PID` };
   if (host.alive(pid) === "no") return dead;
   const table = await ps(host, [pid], psMs);
@@ -2399,7 +2435,7 @@ async function judgeDaemon(host: Host, place: Place, pid: number, short: string,
   }
   if (!row || row.stat.startsWith("Z")) return dead;
   const isDaemon = new RegExp(`(^|/)colima daemon start ${escaped(short)}( |$)`).test(row.command);
-  if (isDaemon && row.uid === place.owner) return undefined;
+  if (isDaemon && row.uid === instance.owner) return undefined;
   return {
     kind: "not ours" as const,
     why: `PID ${pid} is ${JSON.stringify(programWords(row.command))}, not Colima's daemon`,
@@ -2407,33 +2443,33 @@ async function judgeDaemon(host: Host, place: Place, pid: number, short: string,
 }
 
 /** A cut ssh.config alone makes Lima 2.1 and later refuse; it is written anew at every start. */
-function sshConfigClaim(host: Host, place: Place): Claim[] {
-  const path = join(place.dir, SSH_CONFIG);
-  const look = host.look(path);
+function sshConfigFile(host: Host, instance: Instance): StateFile[] {
+  const path = join(instance.dir, SSH_CONFIG);
+  const look = host.stat(path);
   if (look.ok?.kind !== "file") return [];
   const text = host.read(path, 65_536);
   if (text.trouble || readSshPort(text.ok) !== undefined) return [];
   const { dev, ino, size, mtimeMs } = look.ok;
   const verdict = { kind: "stale" as const, why: "it is cut short: no port in it, and Lima refuses to read it" };
   const seen = { dev, ino, size, mtimeMs, text: undefined };
-  const fixed = whyFixed(host, path);
-  return [{ path, verdict, seen, scope: "instance", companions: [], ...fixed }];
+  const fixed = whyUndeletable(host, path);
+  return [{ path, verdict, stamp: seen, scope: "instance", sockets: [], ...fixed }];
 }
 
 // ───────────────────────────────────────────────────────────────────────────── observing: networks ──
 
 /** usernet sockets that answer for no PID file (row 22), and socket_vmnet's PID files (row 23). */
-async function observeNetworks(host: Host, place: Place, claims: readonly Claim[]) {
+async function observeNetworks(host: Host, instance: Instance, stateFiles: readonly StateFile[]) {
   const unnamed: string[] = [];
-  const dir = join(place.home, "_networks");
+  const dir = join(instance.home, "_networks");
   const networks = host.list(dir);
-  const unread: Remark[] = networks.trouble === undefined || networks.trouble === "absent" ? [] : [{
+  const unread: Diagnostic[] = networks.trouble === undefined || networks.trouble === "absent" ? [] : [{
     what: dir,
     because: `whether a usernet answers is unknown: it cannot be read: ${networks.why}`,
     hint: lookCommand(dir),
   }];
   for (const network of (networks.ok ?? []).sort()) {
-    const named = claims.some((c) => c.path === join(dir, network, `usernet_${network}.pid`));
+    const named = stateFiles.some((c) => c.path === join(dir, network, `usernet_${network}.pid`));
     const socket = join(dir, network, `${network}_ep.sock`);
     if (named || await answers(host, socket) === undefined) continue;
     unnamed.push(socket);
@@ -2441,16 +2477,16 @@ async function observeNetworks(host: Host, place: Place, claims: readonly Claim[
   const [first] = unnamed;
   const because = "a usernet answers that no PID file names; Lima starts another beside it" +
     (unnamed.length > 1 ? ` (${unnamed.length} of them)` : "");
-  const notes: Remark[] = first === undefined ? [] : [{ what: first, because, hint: lsofCommand(...unnamed) }];
-  return { notes, obstacles: [...unread, ...await observeSocketVmnet(host, place)] };
+  const notes: Diagnostic[] = first === undefined ? [] : [{ what: first, because, hint: lsofCommand(...unnamed) }];
+  return { notes, startBlockers: [...unread, ...await observeSocketVmnet(host, instance)] };
 }
 
-async function observeSocketVmnet(host: Host, place: Place): Promise<Remark[]> {
-  const dir = readVarRun(textOf(host, join(place.home, "_config", "networks.yaml")));
+async function observeSocketVmnet(host: Host, instance: Instance): Promise<Diagnostic[]> {
+  const dir = readVarRun(textOf(host, join(instance.home, "_config", "networks.yaml")));
   const files = (host.list(dir).ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
-  const marks = files.flatMap((f) => readMark(host, join(dir, f), "shared") ?? []);
-  const named = marks.flatMap((m) =>
-    "pid" in m.found && host.alive(m.found.pid) !== "no" ? [{ m, pid: m.found.pid }] : []
+  const pidFiles = files.flatMap((f) => readPidFile(host, join(dir, f), "shared") ?? []);
+  const named = pidFiles.flatMap((m) =>
+    "pid" in m.content && host.alive(m.content.pid) !== "no" ? [{ m, pid: m.content.pid }] : []
   );
   if (named.length === 0) return [];
   const table = await ps(host, named.map((n) => n.pid), PS_LIMIT_MS);
@@ -2468,14 +2504,14 @@ async function observeSocketVmnet(host: Host, place: Place): Promise<Remark[]> {
 
 /** The end of a log. */
 function tailOf(host: Host, path: string): string {
-  return host.look(path).ok?.kind === "file" ? host.read(path, 65_536).ok ?? "" : "";
+  return host.stat(path).ok?.kind === "file" ? host.read(path, 65_536).ok ?? "" : "";
 }
 
 /** How much of a file is read: its end. */
 const TEXT_LIMIT_BYTES = 1_048_576;
 
 function textOf(host: Host, path: string): string {
-  const look = host.look(path, "follow links");
+  const look = host.stat(path, "follow links");
   return look.ok?.kind === "file" ? host.read(path, TEXT_LIMIT_BYTES).ok ?? "" : "";
 }
 
@@ -2485,7 +2521,7 @@ function textOf(host: Host, path: string): string {
 interface DiskLock {
   readonly path: string;
   readonly disk: string;
-  readonly seen: Seen;
+  readonly stamp: FileStamp;
   readonly target: string;
   readonly whose: "own" | "gone" | "another's" | "unknown";
 }
@@ -2495,45 +2531,55 @@ interface DiskLock {
  * its VM is a process of its own that no PID file names. lsof reports who has a disk open for writing; it never
  * convicts anybody. It is asked only where something is of this boot: no VM survives a reboot.
  */
-async function observeDisks(host: Host, place: Place, yaml: string, claims: readonly Claim[], pace: Pace) {
+async function observeDisks(
+  host: Host,
+  instance: Instance,
+  yaml: string,
+  stateFiles: readonly StateFile[],
+  timeouts: Timeouts,
+) {
   const used = readDiskNames(yaml);
-  const { locks: all, unread } = diskLocks(host, place);
-  const nothing = { claims: [] as Claim[], obstacles: [] as Remark[], held: unread };
+  const { locks: all, unread } = diskLocks(host, instance);
+  const nothing = { stateFiles: [] as StateFile[], startBlockers: [] as Diagnostic[], held: unread };
   const locks = all.filter((l) => l.whose === "own" || used.includes(l.disk));
   const foreign = locks.filter((l) => l.whose === "another's").map((l) => ({
     what: l.path,
     because: `disk ${l.disk} is in use by ${l.target}`,
-    hint: `${stopOther(place, l.target)}, or take the disk out of lima.yaml`,
+    hint: `${stopOther(instance, l.target)}, or take the disk out of lima.yaml`,
   }));
-  const ownVm = host.os === "darwin" && hasStaleVzAgent(host, place, claims);
+  const ownVm = host.os === "darwin" && hasStaleVzAgent(host, instance, stateFiles);
   const voidLocks = locks.filter((l) => l.whose !== "another's");
-  if (voidLocks.length === 0 && !ownVm) return { ...nothing, obstacles: foreign };
-  const recent = await isOfThisBoot(host, place, claims, voidLocks);
+  if (voidLocks.length === 0 && !ownVm) return { ...nothing, startBlockers: foreign };
+  const recent = await isOfThisBoot(host, instance, stateFiles, voidLocks);
   const isImage = (path: string) => {
-    const look = host.look(path, "follow links");
+    const look = host.stat(path, "follow links");
     return look.trouble === undefined ? look.ok.kind === "file" : look.trouble !== "absent";
   };
   const images = [
     ...voidLocks.filter((l) => recent || l.whose !== "own").map((l) => join(dirname(l.path), "datadisk")),
-    ...ownVm && recent ? [join(place.dir, "disk"), join(place.dir, "diffdisk")] : [],
+    ...ownVm && recent ? [join(instance.dir, "disk"), join(instance.dir, "diffdisk")] : [],
   ].filter(isImage);
-  const holders = await holdersOf(host, images, pace.holderMs, pace.lsofMs);
+  const holders = await holdersOf(host, images, timeouts.holderMs, timeouts.lsofMs);
   const held = holders.trouble
     ? [{
       what: images.join(" "),
       because: `whether a process has it open is unknown: ${holders.why}`,
       hint: lsofCommand(...images),
     }]
-    : holders.ok.map(holderRemark(place));
-  return { claims: voidLocks.map((l) => diskClaim(host, l)), obstacles: foreign, held: [...unread, ...held] };
+    : holders.ok.map(holderRemark(instance));
+  return {
+    stateFiles: voidLocks.map((l) => diskStateFile(host, l)),
+    startBlockers: foreign,
+    held: [...unread, ...held],
+  };
 }
 
 /** The locks of all disks, and what of them could not be read: it may say that a disk of the instance is in use. */
-function diskLocks(host: Host, place: Place): { locks: DiskLock[]; unread: Remark[] } {
-  const disks = join(place.home, "_disks");
+function diskLocks(host: Host, instance: Instance): { locks: DiskLock[]; unread: Diagnostic[] } {
+  const disks = join(instance.home, "_disks");
   const locks: DiskLock[] = [];
-  const unread: Remark[] = [];
-  const cannotRead = (path: string, tried: Tried<unknown>) => {
+  const unread: Diagnostic[] = [];
+  const cannotRead = (path: string, tried: Result<unknown>) => {
     if (tried.trouble === undefined || tried.trouble === "absent") return;
     const because = `whether a disk is in use is unknown: it cannot be read: ${tried.why}`;
     unread.push({ what: path, because, hint: lookCommand(path) });
@@ -2542,60 +2588,65 @@ function diskLocks(host: Host, place: Place): { locks: DiskLock[]; unread: Remar
   cannotRead(disks, entries);
   for (const disk of (entries.ok ?? []).sort()) {
     const path = join(disks, disk, "in_use_by");
-    const look = host.look(path);
+    const look = host.stat(path);
     cannotRead(path, look);
     if (look.ok?.kind !== "link") continue;
     const target = host.linkTarget(path);
     cannotRead(path, target);
     if (target.ok === undefined) continue;
     const { dev, ino, size, mtimeMs } = look.ok;
-    const seen = { dev, ino, size, mtimeMs, text: undefined };
-    locks.push({ path, disk, seen, target: target.ok, whose: whoseLock(host, place, target.ok) });
+    const stamp = { dev, ino, size, mtimeMs, text: undefined };
+    locks.push({ path, disk, stamp, target: target.ok, whose: lockOwner(host, instance, target.ok) });
   }
   return { locks, unread };
 }
 
-function whoseLock(host: Host, place: Place, target: string): DiskLock["whose"] {
-  if (target === place.dir) return "own";
-  const holder = host.look(target, "follow links");
+function lockOwner(host: Host, instance: Instance, target: string): DiskLock["whose"] {
+  if (target === instance.dir) return "own";
+  const holder = host.stat(target, "follow links");
   if (holder.trouble) return holder.trouble === "absent" ? "gone" : "unknown";
-  return sameDirectoryOn(host)(target, place.dir) === "same" ? "own" : "another's";
+  return sameDirectoryOn(host)(target, instance.dir) === "same" ? "own" : "another's";
 }
 
-function diskClaim(host: Host, lock: DiskLock): Claim {
-  const { path, seen, target, whose } = lock;
+function diskStateFile(host: Host, lock: DiskLock): StateFile {
+  const { path, stamp, target, whose } = lock;
   const reason = whose === "own"
     ? "it says this instance, of which nothing is alive"
     : `it says ${target}, which is gone`;
   const verdict: Verdict = whose === "unknown"
     ? { kind: "unknown", why: `it says ${target}, which cannot be looked at` }
     : { kind: "stale", why: reason };
-  const fixed = whyFixed(host, path);
-  return { path, seen, verdict, scope: "shared", companions: [], ...fixed };
+  const fixed = whyUndeletable(host, path);
+  return { path, stamp, verdict, scope: "shared", sockets: [], ...fixed };
 }
 
-function holderRemark(place: Place): (h: Holder) => Remark {
+function holderRemark(instance: Instance): (h: Holder) => Diagnostic {
   return ({ pid, command, path }) => {
     const because = `PID ${pid} (${command}) has it open for writing, and did not close it`;
     const look = psCommand(pid);
-    return { what: path, because, hint: `${look}; if it is a VM that is not needed: ${killCommand(place, pid)}` };
+    return { what: path, because, hint: `${look}; if it is a VM that is not needed: ${killCommand(instance, pid)}` };
   };
 }
 
-function hasStaleVzAgent(host: Host, place: Place, claims: readonly Claim[]): boolean {
-  const isVz = ["vz.pid", "vz-identifier"].some((f) => host.look(join(place.dir, f)).trouble !== "absent");
-  return isVz && claims.some((c) => basename(c.path) === HA_PID && isVoid(c));
+function hasStaleVzAgent(host: Host, instance: Instance, stateFiles: readonly StateFile[]): boolean {
+  const isVz = ["vz.pid", "vz-identifier"].some((f) => host.stat(join(instance.dir, f)).trouble !== "absent");
+  return isVz && stateFiles.some((c) => basename(c.path) === HA_PID && isStale(c));
 }
 
 /** Whether a PID file, a disk lock or the last line of the journal is of this boot. In doubt it is. */
-async function isOfThisBoot(host: Host, place: Place, claims: readonly Claim[], locks: readonly DiskLock[]) {
+async function isOfThisBoot(
+  host: Host,
+  instance: Instance,
+  stateFiles: readonly StateFile[],
+  locks: readonly DiskLock[],
+) {
   const booted = host.wallMs() - host.uptimeMs() - 60_000;
-  const files = claims.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
-  if ([...files, ...locks].some(({ seen }) => seen.mtimeMs >= booted)) return true;
-  const path = join(place.dir, JOURNAL_FILE);
-  const look = host.look(path);
+  const files = stateFiles.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
+  if ([...files, ...locks].some(({ stamp }) => stamp.mtimeMs >= booted)) return true;
+  const path = join(instance.dir, JOURNAL_FILE);
+  const look = host.stat(path);
   if (look.trouble ? look.trouble !== "absent" : look.ok.kind !== "file" || host.read(path, 1).trouble) return true;
-  const last = journalOf(host, place).at(-1);
+  const last = journalOf(host, instance).at(-1);
   if (last === undefined) return false;
   const boot = await bootId(host);
   return last.boot === boot || last.boot === "" || boot === "";
@@ -2611,8 +2662,8 @@ async function holdersOf(host: Host, paths: readonly string[], patienceMs: numbe
   }
 }
 
-async function lsof(host: Host, paths: readonly string[], limitMs: number): Promise<Tried<Holder[]>> {
-  const program = ["/usr/sbin/lsof", "/usr/bin/lsof"].find((p) => host.look(p, "follow links").ok?.kind === "file");
+async function lsof(host: Host, paths: readonly string[], limitMs: number): Promise<Result<Holder[]>> {
+  const program = ["/usr/sbin/lsof", "/usr/bin/lsof"].find((p) => host.stat(p, "follow links").ok?.kind === "file");
   if (program === undefined) return { trouble: "absent", why: "there is no lsof on this machine" };
   const command = { argv: [program, "-n", "-P", "-w", "-F", "pcanDi", "--", ...paths] as const, ...readable(host) };
   const answer = await host.run(command, limitMs);
@@ -2625,16 +2676,16 @@ async function lsof(host: Host, paths: readonly string[], limitMs: number): Prom
   if (!understood) return { trouble: "other", why: `lsof failed (${signal ?? code}): ${stderr.trim()}` };
   if (!isList) return { trouble: "other", why: "lsof printed something that is no list" };
   const holders = readLsof(stdout).filter((h) => h.pid !== host.pid);
-  return { ok: holders.map((h) => ({ ...h, path: whichOf(host, paths, h) })) };
+  return { ok: holders.map((h) => ({ ...h, path: namedProcesses(host, paths, h) })) };
 }
 
 /**
  * The path that was asked about, by device and inode: lsof prints another one through a link, and `\\xc3` in the C locale.
  * It was asked about these files only, so one that is found to be none of them counts for all.
  */
-function whichOf(host: Host, paths: readonly string[], h: Holder): string {
+function namedProcesses(host: Host, paths: readonly string[], h: Holder): string {
   const isFile = (path: string) => {
-    const info = host.look(path, "follow links").ok;
+    const info = host.stat(path, "follow links").ok;
     return info !== undefined && info.ino === h.ino && (h.dev === undefined || info.dev === h.dev);
   };
   return paths.find(isFile) ?? paths.find((p) => p === h.path) ?? paths.join(" ");
@@ -2653,13 +2704,13 @@ export interface LockRecord {
 }
 
 /** The lock of one instance: one guard works on it, never two. */
-interface Lock {
+interface InstanceLock {
   /** Says in the record what the holder is doing. `started`, once told, stays. */
-  note(phase: string, started?: string): void;
-  free(): void;
+  setPhase(phase: string, started?: string): void;
+  release(): void;
 }
 
-const NO_LOCK: Lock = { note: () => {}, free: () => {} };
+const NO_LOCK: InstanceLock = { setPhase: () => {}, release: () => {} };
 
 /** Reads the record in a lock file; undefined where it is damaged or of another directory. */
 export function readLockRecord(text: string, dir: string): LockRecord | undefined {
@@ -2672,7 +2723,7 @@ export function readLockRecord(text: string, dir: string): LockRecord | undefine
 
 /** An open lock file that another process holds; without a file of its own, the directory is locked. */
 interface HeldLock {
-  readonly file: Lockable;
+  readonly file: LockFile;
   readonly hasRecord: boolean;
 }
 
@@ -2680,15 +2731,15 @@ interface HeldLock {
  * Opens the file that is locked. Where none can be made, or the one that is there may not be written, what can be read
  * is locked: the file, else the directory. Any other failure permits nothing.
  */
-function openLockFile(ctx: Context, place: Place): Tried<HeldLock> {
+function openLockFile(ctx: Context, instance: Instance): Result<HeldLock> {
   const { host } = ctx;
-  const path = join(place.dir, LOCK_FILE);
+  const path = join(instance.dir, LOCK_FILE);
   const own = host.openLock(path, !ctx.dryRun);
   if (!own.trouble) return { ok: { file: own.ok, hasRecord: true } };
   if (own.trouble !== "denied" && own.trouble !== "read-only") return own;
   const readable = host.openLock(path, false);
   const file = readable.trouble === "absent" || readable.trouble === "denied"
-    ? host.openLock(place.dir, false)
+    ? host.openLock(instance.dir, false)
     : readable;
   return file.trouble ? file : { ok: { file: file.ok, hasRecord: false } };
 }
@@ -2697,22 +2748,22 @@ function openLockFile(ctx: Context, place: Place): Tried<HeldLock> {
  * Tries to take an instance's lock. Where the file system has no locks the guard warns and continues. A dry run makes no
  * file, and releases the lock at once.
  */
-function tryLock(ctx: Context, place: Place): { lock: Lock } | { held: HeldLock } | { why: string } {
-  const opened = openLockFile(ctx, place);
+function tryLock(ctx: Context, instance: Instance): { lock: InstanceLock } | { held: HeldLock } | { why: string } {
+  const opened = openLockFile(ctx, instance);
   if (opened.trouble === "absent" && ctx.dryRun) return { lock: NO_LOCK };
   if (opened.trouble) return { why: opened.why };
   const taken = opened.ok.file.tryLock();
   if (taken.ok === false) return { held: opened.ok };
   if (taken.trouble === "unsupported") {
-    ctx.say("warn", place, `continues without a lock: this file system has none (${taken.why})`);
+    ctx.say("warn", instance, `continues without a lock: this file system has none (${taken.why})`);
   } else if (taken.trouble) {
     opened.ok.file.close();
     return { why: taken.why };
   }
-  return { lock: heldLock(ctx, place, opened.ok) };
+  return { lock: heldLock(ctx, instance, opened.ok) };
 }
 
-function heldLock(ctx: Context, place: Place, { file, hasRecord }: HeldLock): Lock {
+function heldLock(ctx: Context, instance: Instance, { file, hasRecord }: HeldLock): InstanceLock {
   if (ctx.dryRun) {
     file.close();
     return NO_LOCK;
@@ -2720,11 +2771,11 @@ function heldLock(ctx: Context, place: Place, { file, hasRecord }: HeldLock): Lo
   let start = "";
   const note = (phase: string, started = start) => {
     start = started;
-    const record: LockRecord = { pid: ctx.host.pid, started, dir: place.dir, role: ctx.role, phase };
+    const record: LockRecord = { pid: ctx.host.pid, started, dir: instance.dir, role: ctx.role, phase };
     if (hasRecord) file.write(`${JSON.stringify(record)}\n`);
   };
   note("working");
-  return { note, free: () => file.close() };
+  return { setPhase: note, release: () => file.close() };
 }
 
 /** One line of an instance's journal, written by any role. */
@@ -2759,32 +2810,37 @@ function jsonObject(text: string): Record<string, unknown> | undefined {
 }
 
 /** The journal; a young one with the end of the one before, or a rotation would make everybody forget. */
-function journalOf(host: Host, place: Place): JournalLine[] {
+function journalOf(host: Host, instance: Instance): JournalLine[] {
   const text = (file: string, most: number) => {
-    const path = join(place.dir, file);
-    return host.look(path).ok?.kind === "file" ? host.read(path, most).ok ?? "" : "";
+    const path = join(instance.dir, file);
+    return host.stat(path).ok?.kind === "file" ? host.read(path, most).ok ?? "" : "";
   };
   const young = text(JOURNAL_FILE, JOURNAL_LIMIT_BYTES);
   const old = young.length < OLD_JOURNAL_BYTES ? text(OLD_JOURNAL_FILE, OLD_JOURNAL_BYTES) : "";
-  return readJournal(`${old}\n${young}`, place.dir);
+  return readJournal(`${old}\n${young}`, instance.dir);
 }
 
 /** Writes one line through to the disk. A journal that cannot be written never stops a start or a stop. */
-async function journal(ctx: Context, place: Place, event: string, more: Record<string, unknown> = {}): Promise<void> {
+async function journal(
+  ctx: Context,
+  instance: Instance,
+  event: string,
+  more: Record<string, unknown> = {},
+): Promise<void> {
   const { host } = ctx;
-  const path = join(place.dir, JOURNAL_FILE);
-  const look = host.look(path);
-  if (look.ok && look.ok.kind !== "file") return ctx.say("warn", place, `no journal: ${path} is a ${look.ok.kind}`);
-  if (look.ok && look.ok.size >= JOURNAL_LIMIT_BYTES) host.rename(path, join(place.dir, OLD_JOURNAL_FILE));
+  const path = join(instance.dir, JOURNAL_FILE);
+  const look = host.stat(path);
+  if (look.ok && look.ok.kind !== "file") return ctx.say("warn", instance, `no journal: ${path} is a ${look.ok.kind}`);
+  if (look.ok && look.ok.size >= JOURNAL_LIMIT_BYTES) host.rename(path, join(instance.dir, OLD_JOURNAL_FILE));
   const time = new Date(host.wallMs()).toISOString();
-  const line = { time, boot: await bootId(host), dir: place.dir, role: ctx.role, event, ...more };
+  const line = { time, boot: await bootId(host), dir: instance.dir, role: ctx.role, event, ...more };
   // A line that a full disk cut short must not spoil the next one.
   const torn = look.ok !== undefined && look.ok.size > 0 && !(host.read(path, 1).ok ?? "\n").endsWith("\n");
-  const starts = ctx.onEvent !== undefined && event === "start" ? journalOf(host, place) : [];
+  const starts = ctx.onEvent !== undefined && event === "start" ? journalOf(host, instance) : [];
   const before = starts.filter((l) => l.event === "start" || l.event === "end").at(-1);
   const written = host.append(path, `${torn ? "\n" : ""}${JSON.stringify(line)}\n`);
-  if (written.trouble) ctx.say("warn", place, `no journal: ${written.why}`);
-  for (const name of eventsOf(line, before)) announce(ctx, place, name, line);
+  if (written.trouble) ctx.say("warn", instance, `no journal: ${written.why}`);
+  for (const name of eventsOf(line, before)) announce(ctx, instance, name, line);
 }
 
 /** What `--on-event` is run at, from a new line of the journal and the last start or end before it. */
@@ -2815,7 +2871,7 @@ s=$?
 kill -9 -$$`;
 
 /** Starts the program of `--on-event` and does not wait for it. */
-function announce(ctx: Context, at: Partial<Place> & { name: string }, event: string, line: object): void {
+function announce(ctx: Context, at: Partial<Instance> & { name: string }, event: string, line: object): void {
   const { host, onEvent } = ctx;
   if (onEvent === undefined || ctx.dryRun) return;
   const facts = line as Record<string, unknown>;
@@ -2876,21 +2932,21 @@ export interface Context {
   readonly limitS: number;
   /** The program of `--on-event`. */
   readonly onEvent: string | undefined;
-  say(level: "debug" | "info" | "warn" | "error", place: { readonly name: string }, text: string): void;
+  say(level: "debug" | "info" | "warn" | "error", instance: { readonly name: string }, text: string): void;
   /** A stage of a long wait, for the person who waits. */
-  stage(place: Place, stage: string, untilMs: number): void;
+  stage(instance: Instance, stage: string, deadlineMs: number): void;
   /** How many times a person asked to skip a stage, and the bell that rings then. */
-  readonly skips: { count: number; readonly bell: Bell };
+  readonly skips: { count: number; readonly bell: WakeUp };
 }
 
 /** Something that several can wait for: each ring wakes all who listen then. */
-export class Bell {
+export class WakeUp {
   #next = Promise.withResolvers<void>();
   /** Resolves at the next ring. However often it is asked, one promise is pending. */
   next(): Promise<void> {
     return this.#next.promise;
   }
-  ring(): void {
+  notify(): void {
     this.#next.resolve();
     this.#next = Promise.withResolvers<void>();
   }
@@ -2899,17 +2955,17 @@ export class Bell {
 /** Takes one removal step: only while the file still looks as it was judged, and never a directory. */
 export function removeStep(host: Host, step: Step): Step {
   const path = step.path ?? "";
-  const now = lookWithText(host, path);
+  const now = statWithText(host, path);
   const took = (outcome: Outcome): Step => ({ ...step, outcome });
   if (!now) return took({ kind: "already gone" });
-  if (now.look.kind === "directory") return took({ kind: "skipped", why: "it is a directory" });
-  if (!step.seen || !looksSame(step.seen, now.seen)) return took({ kind: "skipped", why: "the file changed" });
+  if (now.info.kind === "directory") return took({ kind: "skipped", why: "it is a directory" });
+  if (!step.stamp || !looksSame(step.stamp, now.stamp)) return took({ kind: "skipped", why: "the file changed" });
   const removed = host.remove(path);
   if (removed.trouble === "absent") return took({ kind: "already gone" });
   return took(removed.trouble ? { kind: "failed", why: removed.why } : DONE);
 }
 
-function looksSame(a: Seen, b: Seen): boolean {
+function looksSame(a: FileStamp, b: FileStamp): boolean {
   const sameText = a.text === undefined || a.text === b.text;
   return a.dev === b.dev && a.ino === b.ino && a.size === b.size && a.mtimeMs === b.mtimeMs && sameText;
 }
@@ -2944,11 +3000,11 @@ export async function signalProven(host: Host, proven: ProcessRow, signal: Signa
  * An ssh session in which a root shell of the guest waits for one word. It is opened before anything is proven, which
  * harms nobody, and the word is said after the proof.
  */
-interface Line {
+interface GuestSession {
   /** Says the word, and how many seconds the guest has. */
-  say(leftS: number): void;
+  requestPoweroff(leftS: number): void;
   /** Whether the guest has said that it does as it is told. */
-  accepted(): boolean;
+  isAcknowledged(): boolean;
   /** Why the guest will not power off, as far as it is known by now. */
   refusal(): string | undefined;
   readonly ended: Promise<unknown>;
@@ -2990,7 +3046,7 @@ const GUEST_SCRIPT = [
 ].join("\n");
 
 /** The ssh that opens a line. No ControlMaster: a mux of a dead run must not be able to block it. */
-function sshCommand(place: Place): [string, ...string[]] {
+function sshCommand(instance: Instance): [string, ...string[]] {
   const options = [
     "ControlMaster=no",
     "ControlPath=none",
@@ -3002,32 +3058,32 @@ function sshCommand(place: Place): [string, ...string[]] {
     // An ssh-agent that launchd no longer starts would hang it; IdentitiesOnly does not keep ssh from asking.
     "IdentityAgent=none",
   ];
-  const config = join(place.dir, SSH_CONFIG);
+  const config = join(instance.dir, SSH_CONFIG);
   const remote = `sudo -n sh -c '${GUEST_SCRIPT}'`;
-  return ["ssh", "-F", config, "-T", "-a", "-x", ...options.flatMap((o) => ["-o", o]), sshHost(place.name), remote];
+  return ["ssh", "-F", config, "-T", "-a", "-x", ...options.flatMap((o) => ["-o", o]), sshHost(instance.name), remote];
 }
 
 /**
  * The text of ssh.config, if it is this instance's: `limactl clone` copies the original's as it is, and it leads into
  * the original's guest until the clone has started for the first time (seen with Lima 1.2 to 2.2).
  */
-function sshConfigOf(host: Host, place: Place): string | undefined {
-  const path = join(place.dir, SSH_CONFIG);
-  const text = host.look(path).ok?.kind === "file" ? host.read(path, 65_536).ok ?? "" : "";
-  return text.split(/\r?\n/).includes(`Host ${sshHost(place.name)}`) ? text : undefined;
+function sshConfigOf(host: Host, instance: Instance): string | undefined {
+  const path = join(instance.dir, SSH_CONFIG);
+  const text = host.stat(path).ok?.kind === "file" ? host.read(path, 65_536).ok ?? "" : "";
+  return text.split(/\r?\n/).includes(`Host ${sshHost(instance.name)}`) ? text : undefined;
 }
 
 /** Opens a line, or says why there is none. */
-function openLine(host: Host, place: Place): Line | string {
-  if (sshConfigOf(host, place) === undefined) return "there is no ssh.config of this instance";
-  const ssh = host.start({ argv: sshCommand(place) });
+function openGuestSession(host: Host, instance: Instance): GuestSession | string {
+  if (sshConfigOf(host, instance) === undefined) return "there is no ssh.config of this instance";
+  const ssh = host.start({ argv: sshCommand(instance) });
   if (ssh.trouble) return `ssh cannot be started: ${ssh.why}`;
   let accepted = false;
   let ended: number | undefined;
   ssh.ok.onLine((line) => accepted ||= line === "lima-guard: accepted");
   return {
-    say: (leftS) => void ssh.ok.say(`poweroff ${Math.max(0, Math.floor(leftS))}\n`),
-    accepted: () => accepted,
+    requestPoweroff: (leftS) => void ssh.ok.say(`poweroff ${Math.max(0, Math.floor(leftS))}\n`),
+    isAcknowledged: () => accepted,
     // 255 after the word was accepted is the guest going down; any other end is not.
     refusal: () =>
       ended === undefined || (accepted && (ended === 0 || ended === 255))
@@ -3041,54 +3097,54 @@ function openLine(host: Host, place: Place): Line | string {
 // ──────────────────────────────────────────────────────────────────────────── stopping: the ladder ──
 
 /** How the ladder is to be climbed. */
-interface Ascent {
+interface StopOptions {
   readonly budgetS: number;
   /** When the stop was asked for, on the host's clock. */
   readonly beganMs: number;
   /** The reason of the plan, where it is not simply that something is alive. */
   readonly because?: string;
   /** A line that was opened after proof: the word is said at once, before anything is looked at. */
-  readonly ready?: Line;
+  readonly ready?: GuestSession;
   /** The guard's own child, which is signalled by its handle. */
   readonly child?: Child;
   /** Processes that were proven before; no file needs to name them any more. */
-  readonly known?: readonly Proven[];
+  readonly known?: readonly VerifiedProcess[];
 }
 
 /** One ascent of the ladder. */
-interface Climb extends Ascent {
+interface Stop extends StopOptions {
   readonly ctx: Context;
-  readonly place: Place;
+  readonly instance: Instance;
   readonly limits: Record<Stage, number>;
-  line: Line | string;
+  session: GuestSession | string;
   /** Sessions in which the word was said, to be closed at the end. */
-  readonly opened: Line[];
+  readonly opened: GuestSession[];
   /** Whether QEMU was ended with SIGTERM, which is the guest's power cut. */
   powerCut: boolean;
   /** Whether the host agent was killed after the VM was off: no hard stop of the VM. */
   isAgentHung: boolean;
   /** Rings when something may have ended. */
-  readonly bell: Bell;
+  readonly wakeUp: WakeUp;
   seen: Observation;
   steps: Step[];
   seconds: Partial<Record<Stage, number>>;
   /** Rings `bell` when the host agent's socket closes; until then nobody needs to be polled. */
-  agentHeld: boolean;
+  isAgentSocketOpen: boolean;
   /** How many of the signals that skip a stage have skipped one. A signal between two stages is for the next one. */
   skipped: number;
   /** What the host agent said where it could not stop its guest, and ended. */
-  cut?: string | undefined;
+  guestCutOff?: string | undefined;
 }
 
 /** How an ascent went. */
-interface Stopped {
+interface StopResult {
   readonly end: StopEnd;
   readonly seconds: Record<string, number>;
   readonly steps: readonly Step[];
-  readonly left: readonly Proven[];
-  readonly cut?: string;
+  readonly remaining: readonly VerifiedProcess[];
+  readonly guestCutOff?: string;
   readonly isAgentHung: boolean;
-  readonly blockers: readonly Remark[];
+  readonly blockers: readonly Diagnostic[];
   /** All processes had to be searched: the clean-up does it too. */
   readonly searched: boolean;
 }
@@ -3097,68 +3153,71 @@ interface Stopped {
  * Stops whatever of an instance is alive and proven: guest, agent, driver, kill; each stage only while something is
  * left, and each with a fresh look. ssh is on its way before ps is asked.
  */
-async function climb(ctx: Context, place: Place, how: Ascent): Promise<Stopped> {
+async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions): Promise<StopResult> {
   const { budgetS, ready } = how;
-  ready?.say(graceLeftS(ctx.host, how));
-  const line = ready ?? (somebodyMayLive(ctx.host, place) ? openLine(ctx.host, place) : undefined);
-  const before: Observation = { ...nothingSeen(place), alive: how.known ?? [] };
-  const c: Climb = {
+  ready?.requestPoweroff(graceLeftS(ctx.host, how));
+  const line = ready ?? (mayBeAlive(ctx.host, instance) ? openGuestSession(ctx.host, instance) : undefined);
+  const before: Observation = { ...emptyObservation(instance), alive: how.known ?? [] };
+  const stop: Stop = {
     ctx,
-    place,
+    instance,
     ...how,
     limits: stageLimits(budgetS),
-    line: line ?? "nothing is alive",
+    session: line ?? "nothing is alive",
     opened: [],
     powerCut: false,
     isAgentHung: false,
-    bell: new Bell(),
+    wakeUp: new WakeUp(),
     seen: before,
     steps: [],
     seconds: {},
-    agentHeld: false,
+    isAgentSocketOpen: false,
     skipped: ctx.skips.count,
   };
   try {
-    const [wasRunning] = await Promise.all([lastKnown(ctx, place), lookAgain(c)]);
-    const byWord = ready?.accepted() === true;
+    const [wasRunning] = await Promise.all([lastKnown(ctx, instance), lookAgain(stop)]);
+    const byWord = ready?.isAcknowledged() === true;
     const gone = byWord ? "guest" : wasRunning ? "gone before the request" : "already stopped";
-    if (left(c).length === 0) return stopped(c, gone);
-    const vmGone = !byWord && wasRunning === "running" && !hasDriver(c.seen) && driversOf(c.seen).length === 0;
+    if (remaining(stop).length === 0) return stopResult(stop, gone);
+    const vmGone = !byWord && wasRunning === "running" && !hasDriver(stop.seen) && driversOf(stop.seen).length === 0;
     // Somebody lives whom no PID file names.
-    if (line === undefined) c.line = openLine(ctx.host, place);
-    c.steps.push(...removeAll(ctx, place, urgentRemovals(c.seen)));
-    await journal(ctx, place, "stop", { budgetS, limits: c.limits, alive: names(left(c)) });
-    void holdAgent(c).catch(() => {}); // only a wake-up less: everything is polled then
+    if (line === undefined) stop.session = openGuestSession(ctx.host, instance);
+    stop.steps.push(...removeAll(ctx, instance, urgentRemovals(stop.seen)));
+    await journal(ctx, instance, "stop", { budgetS, limits: stop.limits, alive: names(remaining(stop)) });
+    void watchAgentSocket(stop).catch(() => {}); // only a wake-up less: everything is polled then
     for (const stage of ["guest", "agent", "driver", "kill"] as const) {
-      if (!await isOver(c, stage)) continue;
-      return stopped(c, vmGone ? "gone before the request" : stage === "kill" || c.powerCut ? "killed" : stage);
+      if (!await runStage(stop, stage)) continue;
+      return stopResult(
+        stop,
+        vmGone ? "gone before the request" : stage === "kill" || stop.powerCut ? "killed" : stage,
+      );
     }
-    return stopped(c, "killed");
+    return stopResult(stop, "killed");
   } finally {
-    if (typeof c.line !== "string") c.line.close();
-    for (const opened of c.opened) opened.close();
-    ctx.stage(place, "", 0);
+    if (typeof stop.session !== "string") stop.session.close();
+    for (const opened of stop.opened) opened.close();
+    ctx.stage(instance, "", 0);
   }
 }
 
 /** How many seconds of grace are left. */
-function graceLeftS(host: Host, { beganMs, budgetS }: Ascent): number {
+function graceLeftS(host: Host, { beganMs, budgetS }: StopOptions): number {
   return stageLimits(budgetS).agent - secondsSince(host, beganMs);
 }
 
 /** What the journal last knew of it in this boot: that it was started, or Running, and nothing of an end. */
-async function lastKnown(ctx: Context, place: Place): Promise<"start" | "running" | undefined> {
-  const last = journalOf(ctx.host, place).filter((l) => ["start", "running", "end"].includes(l.event)).at(-1);
+async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "running" | undefined> {
+  const last = journalOf(ctx.host, instance).filter((l) => ["start", "running", "end"].includes(l.event)).at(-1);
   if (!last || last.event === "end" || last.boot === "" || last.boot !== await bootId(ctx.host)) return undefined;
   return last.event === "running" ? "running" : "start";
 }
 
-function stopped(c: Climb, end: StopEnd): Stopped {
-  const total = secondsSince(c.ctx.host, c.beganMs);
-  const cut = c.cut === undefined ? {} : { cut: c.cut };
-  const { steps, seen, isAgentHung } = c;
-  const more = { left: left(c), blockers: doubtsOf(seen), searched: seen.searched === true };
-  return { end, ...cut, isAgentHung, seconds: { ...c.seconds, total }, steps, ...more };
+function stopResult(stop: Stop, end: StopEnd): StopResult {
+  const total = secondsSince(stop.ctx.host, stop.beganMs);
+  const cut = stop.guestCutOff === undefined ? {} : { guestCutOff: stop.guestCutOff };
+  const { steps, seen, isAgentHung } = stop;
+  const more = { remaining: remaining(stop), blockers: unknownsOf(seen), searched: seen.searched === true };
+  return { end, ...cut, isAgentHung, seconds: { ...stop.seconds, total }, steps, ...more };
 }
 
 /** Seconds, to the millisecond, since a moment of the host's clock. */
@@ -3167,95 +3226,99 @@ function secondsSince(host: Host, sinceMs: number): number {
 }
 
 /** Cheap, and no proof: whether some PID file names a living process. It only decides whether ssh is worth starting. */
-function somebodyMayLive(host: Host, place: Place): boolean {
-  const files = (host.list(place.dir).ok ?? []).filter((e) => e.endsWith(".pid"));
+function mayBeAlive(host: Host, instance: Instance): boolean {
+  const files = (host.list(instance.dir).ok ?? []).filter((e) => e.endsWith(".pid"));
   return files.some((f) => {
-    const text = lookWithText(host, join(place.dir, f))?.seen.text;
+    const text = statWithText(host, join(instance.dir, f))?.stamp.text;
     const number = readPid(text ?? "");
     return "pid" in number && host.alive(number.pid) !== "no";
   });
 }
 
 /** In a stop nothing may take longer than a share of the time that is left. */
-function paceOf(c: Climb): Pace {
-  const leftMs = Math.max(0, c.beganMs + c.limits["clean up"] * 1000 - c.ctx.host.clockMs());
-  return { ...HURRIED, psMs: Math.min(PS_LIMIT_MS, leftMs / 4), lsofMs: Math.min(LSOF_LIMIT_MS, leftMs / 2) };
+function timeoutsOf(stop: Stop): Timeouts {
+  const leftMs = Math.max(0, stop.beganMs + stop.limits["clean up"] * 1000 - stop.ctx.host.clockMs());
+  return { ...STOP_TIMEOUTS, psMs: Math.min(PS_LIMIT_MS, leftMs / 4), lsofMs: Math.min(LSOF_LIMIT_MS, leftMs / 2) };
 }
 
 /** What was proven before, and no file names now or is unknown now, is there until the system says that it is gone. */
-async function lookAgain(c: Climb): Promise<void> {
-  const before = left(c);
-  const now = await observeProcesses(c.ctx.host, c.place, paceOf(c), c.seen.searched);
+async function lookAgain(stop: Stop): Promise<void> {
+  const before = remaining(stop);
+  const now = await observeProcesses(stop.ctx.host, stop.instance, timeoutsOf(stop), stop.seen.searched);
   const unseen = before.filter((p) => !now.alive.some((n) => n.row.pid === p.row.pid));
-  const living = unseen.filter((p) => c.ctx.host.alive(p.row.pid) === "yes");
-  const kept = living.length === 0 ? [] : await stillThere(c, living);
-  c.seen = { ...c.seen, ...now, alive: [...now.alive, ...kept] };
+  const living = unseen.filter((p) => stop.ctx.host.alive(p.row.pid) === "yes");
+  const kept = living.length === 0 ? [] : await stillAlive(stop, living);
+  stop.seen = { ...stop.seen, ...now, alive: [...now.alive, ...kept] };
 }
 
-function left(c: Climb): Proven[] {
-  return c.seen.alive.filter((p) => p.role !== "usernet");
+function remaining(stop: Stop): VerifiedProcess[] {
+  return stop.seen.alive.filter((p) => p.role !== "usernet");
 }
 
 /** How much of the time for the kill a stage gets that begins when grace is over. */
 const LAST_MOMENT_SHARE = 1 / 3;
 
 /** Takes one stage, and tells whether nothing is left after it. */
-async function isOver(c: Climb, stage: "guest" | "agent" | "driver" | "kill"): Promise<boolean> {
-  const { ctx, place } = c;
+async function runStage(stop: Stop, stage: "guest" | "agent" | "driver" | "kill"): Promise<boolean> {
+  const { ctx, instance } = stop;
   const begin = ctx.host.clockMs();
   // A guest that acknowledged may have used all of grace: Lima gets its signal and a moment all the same.
-  const momentMs = stage === "kill" ? 0 : (c.limits.kill - c.limits.agent) * LAST_MOMENT_SHARE * 1000;
-  const untilMs = Math.max(c.beganMs + c.limits[stage] * 1000, begin + momentMs);
-  const step = ladderSteps(c.seen, c.because ?? aliveWords(left(c)), c.budgetS).find((s) => s.kind === stage);
+  const momentMs = stage === "kill" ? 0 : (stop.limits.kill - stop.limits.agent) * LAST_MOMENT_SHARE * 1000;
+  const deadlineMs = Math.max(stop.beganMs + stop.limits[stage] * 1000, begin + momentMs);
+  const step = stageSteps(stop.seen, stop.because ?? aliveWords(remaining(stop)), stop.budgetS).find((s) =>
+    s.kind === stage
+  );
   if (!step) return false;
-  ctx.stage(place, stage, untilMs);
-  const outcome = await STAGES[stage](c, untilMs, () => ctx.skips.count > c.skipped);
-  c.skipped = ctx.skips.count;
-  await lookAgain(c);
+  ctx.stage(instance, stage, deadlineMs);
+  const outcome = await STAGES[stage](stop, deadlineMs, () => ctx.skips.count > stop.skipped);
+  stop.skipped = ctx.skips.count;
+  await lookAgain(stop);
   const seconds = secondsSince(ctx.host, begin);
-  c.seconds[stage] = seconds;
-  c.steps.push({ ...step, outcome });
-  ctx.say(stage === "kill" || c.powerCut ? "warn" : "info", place, describeStep({ ...step, outcome }));
-  await journal(ctx, place, "stage", { stage, seconds, until: c.limits[stage], outcome: outcomeWords(outcome) });
-  return left(c).length === 0;
+  stop.seconds[stage] = seconds;
+  stop.steps.push({ ...step, outcome });
+  ctx.say(stage === "kill" || stop.powerCut ? "warn" : "info", instance, describeStep({ ...step, outcome }));
+  await journal(ctx, instance, "stage", { stage, seconds, until: stop.limits[stage], outcome: outcomeWords(outcome) });
+  return remaining(stop).length === 0;
 }
 
 // ──────────────────────────────────────────────────────────────────────────── stopping: the stages ──
 
 /** One stage: acts, waits at most until the given moment or the skip, and says what came of it. */
-type StageWork = (c: Climb, untilMs: number, skipped: () => boolean) => Promise<Outcome>;
+type StageWork = (stop: Stop, deadlineMs: number, skipped: () => boolean) => Promise<Outcome>;
 
 const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
   guest: askGuest,
-  agent: async (c, untilMs, skipped) => {
-    const agents = () => left(c).filter((p) => p.role === "host agent");
-    for (const risk of passedOn(c.seen)) c.ctx.say("warn", c.place, describeRemark("note")(risk));
+  agent: async (c, deadlineMs, skipped) => {
+    const agents = () => remaining(c).filter((p) => p.role === "host agent");
+    for (const risk of mayBeSignalledByLima(c.seen)) c.ctx.say("warn", c.instance, describeDiagnostic("note")(risk));
     const isBooting = isAgentBooting(c);
-    const sent = await signalAll(c, agents, "SIGTERM", untilMs, skipped);
-    if (isBooting) await askMeanwhile(c, untilMs, skipped);
-    if (!await waitDown(c, untilMs, skipped, () => false)) return sent ?? late(skipped);
-    c.cut = readCut(tailOf(c.ctx.host, join(c.place.dir, "ha.stderr.log")));
-    return c.cut === undefined ? endOf(c) : { kind: "done", note: `but the guest was cut off: ${c.cut}` };
+    const sent = await signalAll(c, agents, "SIGTERM", deadlineMs, skipped);
+    if (isBooting) await askMeanwhile(c, deadlineMs, skipped);
+    if (!await waitDown(c, deadlineMs, skipped, () => false)) return sent ?? waitOutcome(skipped);
+    c.guestCutOff = readCut(tailOf(c.ctx.host, join(c.instance.dir, "ha.stderr.log")));
+    return c.guestCutOff === undefined
+      ? doneOutcome(c)
+      : { kind: "done", note: `but the guest was cut off: ${c.guestCutOff}` };
   },
-  driver: async (c, untilMs, skipped) => {
-    if (left(c).some((p) => p.role === "host agent")) {
+  driver: async (c, deadlineMs, skipped) => {
+    if (remaining(c).some((p) => p.role === "host agent")) {
       return { kind: "skipped", why: "a host agent is still alive" };
     }
     const drivers = () => driversOf(c.seen);
     const nowMs = c.ctx.host.clockMs();
     const isQemu = drivers().some((p) => p.role === "QEMU");
-    if (isQemu && await goneByButton(c, drivers(), buttonEndMs(nowMs, untilMs), skipped)) return DONE;
-    const sent = await signalAll(c, drivers, "SIGTERM", untilMs, skipped);
-    const gone = await waitGone(c, drivers(), untilMs, skipped);
+    if (isQemu && await goneByButton(c, drivers(), buttonEndMs(nowMs, deadlineMs), skipped)) return DONE;
+    const sent = await signalAll(c, drivers, "SIGTERM", deadlineMs, skipped);
+    const gone = await waitGone(c, drivers(), deadlineMs, skipped);
     c.powerCut = isQemu && gone && sent === undefined;
     if (c.powerCut) return { kind: "done", note: "SIGTERM to QEMU cut the guest's power" };
-    return gone ? DONE : sent ?? late(skipped);
+    return gone ? DONE : sent ?? waitOutcome(skipped);
   },
-  kill: async (c, untilMs) => {
-    const sent = await signalAll(c, () => left(c), "SIGKILL", untilMs, () => false);
-    const gone = await waitGone(c, left(c), untilMs, () => false);
+  kill: async (c, deadlineMs) => {
+    const sent = await signalAll(c, () => remaining(c), "SIGKILL", deadlineMs, () => false);
+    const gone = await waitGone(c, remaining(c), deadlineMs, () => false);
     if (!gone) return sent ?? { kind: "failed", why: "still alive after SIGKILL" };
-    return await diskReleased(c, untilMs) ? DONE : { kind: "done", note: "but a process still has the disk open" };
+    return await diskReleased(c, deadlineMs) ? DONE : { kind: "done", note: "but a process still has the disk open" };
   },
 };
 
@@ -3263,22 +3326,22 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
 const QEMU_END_MS = 3_000;
 
 /** Until when a guest without a host agent has time: the rest is for a QEMU that must at least write out its image. */
-export function buttonEndMs(nowMs: number, untilMs: number): number {
-  return untilMs - Math.min((untilMs - nowMs) / 5, QEMU_END_MS);
+export function buttonEndMs(nowMs: number, deadlineMs: number): number {
+  return deadlineMs - Math.min((deadlineMs - nowMs) / 5, QEMU_END_MS);
 }
 
 /** Presses the power button again and again until the guest is down, or the time or the button is gone. */
 async function goneByButton(
-  c: Climb,
-  drivers: readonly Proven[],
-  untilMs: number,
+  stop: Stop,
+  drivers: readonly VerifiedProcess[],
+  deadlineMs: number,
   skipped: () => boolean,
 ): Promise<boolean> {
-  const { host } = c.ctx;
-  while (host.clockMs() < untilMs && !skipped()) {
-    const pressed = await powerdown(c, untilMs - host.clockMs());
-    const turnMs = Math.min(untilMs, host.clockMs() + PRESS_AGAIN_MS);
-    if (await waitGone(c, drivers, turnMs, skipped)) return true;
+  const { host } = stop.ctx;
+  while (host.clockMs() < deadlineMs && !skipped()) {
+    const pressed = await powerdown(stop, deadlineMs - host.clockMs());
+    const turnMs = Math.min(deadlineMs, host.clockMs() + PRESS_AGAIN_MS);
+    if (await waitGone(stop, drivers, turnMs, skipped)) return true;
     if (pressed !== undefined) return false;
   }
   return false;
@@ -3299,7 +3362,7 @@ const PRESS_AGAIN_MS = 5_000;
 /** What the guest stage has tried so far. */
 interface Asking {
   /** The sessions in which the word was said. */
-  readonly lines: Line[];
+  readonly sessions: GuestSession[];
   /** Why there is no session, where there is none. */
   none: string | undefined;
   /** The last reason for a refusal. */
@@ -3314,121 +3377,127 @@ interface Asking {
  * time; one that has acknowledged has all of grace. A running guest that refuses ends the stage at once. For a booting
  * one no refusal is final.
  */
-async function askGuest(c: Climb, untilMs: number, skipped: () => boolean): Promise<Outcome> {
-  const { host } = c.ctx;
-  const asking: Asking = { lines: [], none: undefined, refused: undefined, openedMs: c.beganMs, pressedMs: -Infinity };
-  sayWord(c, asking, c.line, c.ready !== undefined);
+async function askGuest(stop: Stop, deadlineMs: number, skipped: () => boolean): Promise<Outcome> {
+  const { host } = stop.ctx;
+  const asking: Asking = {
+    sessions: [],
+    none: undefined,
+    refused: undefined,
+    openedMs: stop.beganMs,
+    pressedMs: -Infinity,
+  };
+  requestIn(stop, asking, stop.session, stop.ready !== undefined);
   for (;;) {
-    const isBooting = isAgentBooting(c);
+    const isBooting = isAgentBooting(stop);
     const acknowledged = hasAcknowledged(asking);
-    const endMs = guestEndMs(c, asking, untilMs, isBooting);
+    const endMs = guestEndMs(stop, asking, deadlineMs, isBooting);
     const isOver = host.clockMs() >= endMs;
     asking.refused = refusalOf(asking) ?? asking.refused;
     // The last session of a booting guest may have had no time for an answer.
     const refusal = refusalOf(asking) ?? (isOver && isBooting && !acknowledged ? asking.refused : undefined);
     if (refusal !== undefined && (isOver || !isBooting)) {
-      return { kind: asking.lines.length === 0 ? "skipped" : "refused", why: refusal };
+      return { kind: asking.sessions.length === 0 ? "skipped" : "refused", why: refusal };
     }
-    if (isOver) return late(skipped);
-    if (isBooting && !acknowledged) await pressButton(c, asking, endMs);
+    if (isOver) return waitOutcome(skipped);
+    if (isBooting && !acknowledged) await pressButton(stop, asking, endMs);
     const isNews = () => hasAcknowledged(asking) !== acknowledged || (!isBooting && refusalOf(asking) !== undefined);
     const turnMs = acknowledged ? endMs : Math.min(endMs, host.clockMs() + ASK_AGAIN_MS);
-    if (await waitDown(c, turnMs, skipped, isNews)) return endOf(c);
-    if (skipped()) return late(skipped);
-    const isSilent = c.ready !== undefined && asking.lines.length === 1 && !hasAcknowledged(asking) &&
-      host.clockMs() >= c.beganMs + SILENT_MS;
+    if (await waitDown(stop, turnMs, skipped, isNews)) return doneOutcome(stop);
+    if (skipped()) return waitOutcome(skipped);
+    const isSilent = stop.ready !== undefined && asking.sessions.length === 1 && !hasAcknowledged(asking) &&
+      host.clockMs() >= stop.beganMs + SILENT_MS;
     if (isSilent || (isBooting && refusalOf(asking) !== undefined)) {
-      if (isBooting) await lookAgain(c);
-      sayWord(c, asking, openLine(host, c.place), false);
+      if (isBooting) await lookAgain(stop);
+      requestIn(stop, asking, openGuestSession(host, stop.instance), false);
     }
   }
 }
 
 /** A guest that boots loses the one press of Lima's own stop: it is asked over ssh until it has acknowledged. */
-async function askMeanwhile(c: Climb, untilMs: number, skipped: () => boolean): Promise<void> {
-  const { host } = c.ctx;
+async function askMeanwhile(stop: Stop, deadlineMs: number, skipped: () => boolean): Promise<void> {
+  const { host } = stop.ctx;
   const asking: Asking = {
-    lines: [],
+    sessions: [],
     none: "not asked yet",
     refused: undefined,
     openedMs: host.clockMs(),
     pressedMs: Infinity,
   };
   do {
-    if (refusalOf(asking) !== undefined) sayWord(c, asking, openLine(host, c.place), false);
-    const turnMs = Math.min(untilMs, host.clockMs() + ASK_AGAIN_MS);
-    if (await waitDown(c, turnMs, skipped, () => false)) return;
-  } while (!skipped() && host.clockMs() < untilMs && !hasAcknowledged(asking));
+    if (refusalOf(asking) !== undefined) requestIn(stop, asking, openGuestSession(host, stop.instance), false);
+    const turnMs = Math.min(deadlineMs, host.clockMs() + ASK_AGAIN_MS);
+    if (await waitDown(stop, turnMs, skipped, () => false)) return;
+  } while (!skipped() && host.clockMs() < deadlineMs && !hasAcknowledged(asking));
 }
 
 /** Says the word in a session, where its port is proven: a ready session has had its proof, and its word. */
-function sayWord(c: Climb, asking: Asking, line: Line | string, wasSaid: boolean): void {
+function requestIn(stop: Stop, asking: Asking, line: GuestSession | string, wasSaid: boolean): void {
   asking.none = typeof line === "string" ? line : undefined;
   if (typeof line === "string") return;
-  if (!wasSaid && !isOwnPort(c.seen, sshFile(c.ctx.host, c.place, c.seen))) {
+  if (!wasSaid && !isOwnPort(stop.seen, sshFile(stop.ctx.host, stop.instance, stop.seen))) {
     asking.none = "the port in ssh.config is not provably this instance's now";
     line.close();
     return;
   }
   if (!wasSaid) {
-    asking.openedMs = c.line === line ? c.beganMs : c.ctx.host.clockMs();
-    line.say(graceLeftS(c.ctx.host, c));
+    asking.openedMs = stop.session === line ? stop.beganMs : stop.ctx.host.clockMs();
+    line.requestPoweroff(graceLeftS(stop.ctx.host, stop));
   }
-  asking.lines.push(line);
-  c.opened.push(line);
-  void line.ended.then(() => c.bell.ring());
+  asking.sessions.push(line);
+  stop.opened.push(line);
+  void line.ended.then(() => stop.wakeUp.notify());
 }
 
-function hasAcknowledged({ lines }: Asking): boolean {
-  return lines.some((l) => l.accepted() && l.refusal() === undefined);
+function hasAcknowledged({ sessions: lines }: Asking): boolean {
+  return lines.some((l) => l.isAcknowledged() && l.refusal() === undefined);
 }
 
 /** Why the guest will not power off: each session was refused, or there is none. */
-function refusalOf({ lines, none }: Asking): string | undefined {
+function refusalOf({ sessions: lines, none }: Asking): string | undefined {
   if (lines.some((l) => l.refusal() === undefined)) return undefined;
   return none ?? lines.at(-1)?.refusal();
 }
 
-function guestEndMs(c: Climb, asking: Asking, untilMs: number, isBooting: boolean): number {
-  if (hasAcknowledged(asking)) return c.beganMs + c.limits.agent * 1000;
-  if (isBooting) return untilMs;
-  const beganMs = c.ready && asking.lines.length === 1 ? c.beganMs + SILENT_MS : asking.openedMs;
-  return Math.min(untilMs, beganMs + ACKNOWLEDGE_MS);
+function guestEndMs(stop: Stop, asking: Asking, deadlineMs: number, isBooting: boolean): number {
+  if (hasAcknowledged(asking)) return stop.beganMs + stop.limits.agent * 1000;
+  if (isBooting) return deadlineMs;
+  const beganMs = stop.ready && asking.sessions.length === 1 ? stop.beganMs + SILENT_MS : asking.openedMs;
+  return Math.min(deadlineMs, beganMs + ACKNOWLEDGE_MS);
 }
 
 /** The guest of a living host agent boots until that agent has reported `running`. */
-function isAgentBooting(c: Climb): boolean {
-  if (!left(c).some((p) => p.role === "host agent")) return false;
-  return !hasReportedRunning(c.ctx.host, c.place);
+function isAgentBooting(stop: Stop): boolean {
+  if (!remaining(stop).some((p) => p.role === "host agent")) return false;
+  return !hasReportedRunning(stop.ctx.host, stop.instance);
 }
 
 /** Whether the host agent has reported that its guest is up. */
-function hasReportedRunning(host: Host, place: Place): boolean {
-  const path = join(place.dir, HA_STDOUT);
+function hasReportedRunning(host: Host, instance: Instance): boolean {
+  const path = join(instance.dir, HA_STDOUT);
   // Of a longer log only the end is read. No boot writes that much.
-  if ((host.look(path).ok?.size ?? 0) > TEXT_LIMIT_BYTES) return true;
+  if ((host.stat(path).ok?.size ?? 0) > TEXT_LIMIT_BYTES) return true;
   const log = textOf(host, path);
   return log.split("\n").some((l) => (jsonObject(l)?.["status"] as Record<string, unknown> | undefined)?.["running"]);
 }
 
 /** The power button of a booting QEMU guest: a connection of a moment, while its agent has not been signalled. */
-async function pressButton(c: Climb, asking: Asking, untilMs: number): Promise<void> {
-  const now = c.ctx.host.clockMs();
-  if (now < asking.pressedMs + PRESS_AGAIN_MS || !driversOf(c.seen).some((p) => p.role === "QEMU")) return;
+async function pressButton(stop: Stop, asking: Asking, deadlineMs: number): Promise<void> {
+  const now = stop.ctx.host.clockMs();
+  if (now < asking.pressedMs + PRESS_AGAIN_MS || !driversOf(stop.seen).some((p) => p.role === "QEMU")) return;
   asking.pressedMs = now;
-  await powerdown(c, untilMs - now);
+  await powerdown(stop, deadlineMs - now);
 }
 
-function late(skipped: () => boolean): Outcome {
+function waitOutcome(skipped: () => boolean): Outcome {
   return { kind: skipped() ? "skipped by a signal" : "no end in time" };
 }
 
-function sshFile(host: Host, place: Place, seen: Observation) {
-  const config = host.look(join(place.dir, SSH_CONFIG)).ok;
-  const text = sshConfigOf(host, place) ?? "";
+function sshFile(host: Host, instance: Instance, seen: Observation) {
+  const config = host.stat(join(instance.dir, SSH_CONFIG)).ok;
+  const text = sshConfigOf(host, instance) ?? "";
   // ha.pid tells when this agent began only where it names this agent.
-  const haPid = seen.claims.find((c) => basename(c.path) === HA_PID && c.verdict.kind === "ours");
-  const haPidMtimeMs = haPid?.seen.mtimeMs;
+  const haPid = seen.stateFiles.find((c) => basename(c.path) === HA_PID && c.verdict.kind === "ours");
+  const haPidMtimeMs = haPid?.stamp.mtimeMs;
   return { port: readSshPort(text), mtimeMs: config?.mtimeMs ?? 0, haPidMtimeMs };
 }
 
@@ -3438,68 +3507,75 @@ function sshFile(host: Host, place: Place, seen: Observation) {
  * fork that fails must not cost the guest its grace. Returns what went wrong, or undefined.
  */
 async function signalAll(
-  c: Climb,
-  which: () => Proven[],
+  stop: Stop,
+  which: () => VerifiedProcess[],
   signal: Signal,
-  untilMs: number,
+  deadlineMs: number,
   giveUp: () => boolean,
 ): Promise<Outcome | undefined> {
-  const { host } = c.ctx;
-  const lastTryMs = untilMs - (untilMs - host.clockMs()) / 4;
+  const { host } = stop.ctx;
+  const lastTryMs = deadlineMs - (deadlineMs - host.clockMs()) / 4;
   const signalled = new Set<number>();
   for (let changes = 0;;) {
     let wrong: Outcome | undefined;
     for (const proven of which().filter((p) => !signalled.has(p.row.pid))) {
-      const outcome = await signalOne(c, proven, signal);
+      const outcome = await signalOne(stop, proven, signal);
       if (outcome.kind === "done" || outcome.kind === "already gone") signalled.add(proven.row.pid);
       else wrong ??= outcome;
     }
     const isChanged = wrong?.kind === "process changed";
     if ((!isChanged && wrong?.kind !== "skipped") || (isChanged && ++changes > 1)) return wrong;
     if (giveUp() || host.clockMs() >= lastTryMs) return wrong;
-    if (!isChanged) await Promise.race([host.pause(PS_POLL_MS / 2), c.ctx.skips.bell.next()]);
-    await lookAgain(c);
+    if (!isChanged) await Promise.race([host.pause(PS_POLL_MS / 2), stop.ctx.skips.bell.next()]);
+    await lookAgain(stop);
   }
 }
 
-async function signalOne(c: Climb, proven: Proven, signal: Signal): Promise<Outcome> {
-  if (proven.row.pid !== c.child?.pid) return await signalProven(c.ctx.host, proven.row, signal, paceOf(c).psMs);
-  c.child.kill(signal);
+async function signalOne(stop: Stop, proven: VerifiedProcess, signal: Signal): Promise<Outcome> {
+  if (proven.row.pid !== stop.child?.pid) {
+    return await signalProven(stop.ctx.host, proven.row, signal, timeoutsOf(stop).psMs);
+  }
+  stop.child.kill(signal);
   return DONE;
 }
 
 /** Holds a connection to the host agent's socket: its end wakes the waiting at once, without polling. */
-async function holdAgent(c: Climb): Promise<void> {
-  const socket = join(c.place.dir, HA_SOCK);
-  if (!left(c).some((p) => p.role === "host agent") || c.ctx.host.look(socket).ok?.kind !== "socket") return;
-  const held = await c.ctx.host.connect(socket, ANSWER_LIMIT_MS);
+async function watchAgentSocket(stop: Stop): Promise<void> {
+  const socket = join(stop.instance.dir, HA_SOCK);
+  if (!remaining(stop).some((p) => p.role === "host agent") || stop.ctx.host.stat(socket).ok?.kind !== "socket") return;
+  const held = await stop.ctx.host.connect(socket, ANSWER_LIMIT_MS);
   if (held.trouble) return;
-  c.agentHeld = true;
-  while (await held.ok.hear() !== undefined);
-  c.agentHeld = false;
+  stop.isAgentSocketOpen = true;
+  while (await held.ok.read() !== undefined);
+  stop.isAgentSocketOpen = false;
   held.ok.close();
-  c.bell.ring();
+  stop.wakeUp.notify();
 }
 
 /**
  * Waits until some processes are gone. The end of the socket may come before the end of the process (seen with
  * QEMU), so kill(pid, 0) decides; now and then ps tells a zombie, or a PID that is somebody else's by now.
  */
-async function waitGone(c: Climb, whom: readonly Proven[], untilMs: number, giveUp: () => boolean): Promise<boolean> {
-  const { host, skips } = c.ctx;
-  let there = whom;
+async function waitGone(
+  stop: Stop,
+  processes: readonly VerifiedProcess[],
+  deadlineMs: number,
+  giveUp: () => boolean,
+): Promise<boolean> {
+  const { host, skips } = stop.ctx;
+  let there = processes;
   let nextPsMs = host.clockMs() + PS_POLL_MS / 4;
   for (;;) {
     there = there.filter((p) => host.alive(p.row.pid) === "yes");
     if (there.length > 0 && host.clockMs() >= nextPsMs) {
-      there = await stillThere(c, there);
+      there = await stillAlive(stop, there);
       nextPsMs = host.clockMs() + PS_POLL_MS;
     }
-    const leftMs = untilMs - host.clockMs();
+    const leftMs = deadlineMs - host.clockMs();
     if (there.length === 0) return true;
-    if (leftMs <= 0 || giveUp()) return (await stillThere(c, there)).length === 0;
-    const pause = host.pause(Math.min(leftMs, c.agentHeld ? PS_POLL_MS / 2 : POLL_MS));
-    await Promise.race([pause, c.bell.next(), skips.bell.next()]);
+    if (leftMs <= 0 || giveUp()) return (await stillAlive(stop, there)).length === 0;
+    const pause = host.pause(Math.min(leftMs, stop.isAgentSocketOpen ? PS_POLL_MS / 2 : POLL_MS));
+    await Promise.race([pause, stop.wakeUp.next(), skips.bell.next()]);
   }
 }
 
@@ -3510,45 +3586,50 @@ const ALONE_MS = 5_000;
  * Waits until nothing is left. Once no driver is left the VM is off, and only its host agent is waited for, briefly; one
  * that hangs is killed then, which takes nothing from the guest. On vz the agent is the VM.
  */
-async function waitDown(c: Climb, untilMs: number, skipped: () => boolean, isNews: () => boolean): Promise<boolean> {
+async function waitDown(
+  stop: Stop,
+  deadlineMs: number,
+  skipped: () => boolean,
+  isNews: () => boolean,
+): Promise<boolean> {
   const giveUp = () => skipped() || isNews();
-  const drivers = driversOf(c.seen);
-  const agents = () => left(c).filter((p) => p.role === "host agent");
-  if (drivers.length === 0 || agents().length === 0) return await waitGone(c, left(c), untilMs, giveUp);
-  if (!await waitGone(c, drivers, untilMs, giveUp)) return false;
-  const { host } = c.ctx;
-  const killMs = c.beganMs + c.limits.kill * 1000;
-  if (await waitGone(c, agents(), Math.min(killMs, host.clockMs() + ALONE_MS), skipped)) return true;
-  c.isAgentHung = true;
-  await signalAll(c, agents, "SIGKILL", killMs, () => false);
-  return await waitGone(c, agents(), killMs, () => false);
+  const drivers = driversOf(stop.seen);
+  const agents = () => remaining(stop).filter((p) => p.role === "host agent");
+  if (drivers.length === 0 || agents().length === 0) return await waitGone(stop, remaining(stop), deadlineMs, giveUp);
+  if (!await waitGone(stop, drivers, deadlineMs, giveUp)) return false;
+  const { host } = stop.ctx;
+  const killDeadlineMs = stop.beganMs + stop.limits.kill * 1000;
+  if (await waitGone(stop, agents(), Math.min(killDeadlineMs, host.clockMs() + ALONE_MS), skipped)) return true;
+  stop.isAgentHung = true;
+  await signalAll(stop, agents, "SIGKILL", killDeadlineMs, () => false);
+  return await waitGone(stop, agents(), killDeadlineMs, () => false);
 }
 
-function endOf(c: Climb): Outcome {
-  return c.isAgentHung ? { kind: "done", note: HUNG_AGENT } : DONE;
+function doneOutcome(stop: Stop): Outcome {
+  return stop.isAgentHung ? { kind: "done", note: HUNG_AGENT } : DONE;
 }
 
-async function stillThere(c: Climb, whom: readonly Proven[]): Promise<readonly Proven[]> {
-  const table = await ps(c.ctx.host, whom.map((p) => p.row.pid), paceOf(c).psMs);
-  if (table.trouble) return whom;
-  return whom.filter(({ row }) => {
+async function stillAlive(stop: Stop, processes: readonly VerifiedProcess[]): Promise<readonly VerifiedProcess[]> {
+  const table = await ps(stop.ctx.host, processes.map((p) => p.row.pid), timeoutsOf(stop).psMs);
+  if (table.trouble) return processes;
+  return processes.filter(({ row }) => {
     const now = table.ok.rows.find((r) => r.pid === row.pid);
     return now !== undefined && !now.stat.startsWith("Z") && now.command === row.command;
   });
 }
 
 /** QMP's system_powerdown, the power button. Returns why it could not be pressed, or undefined. */
-async function powerdown(c: Climb, leftMs: number): Promise<string | undefined> {
-  const { host } = c.ctx;
+async function powerdown(stop: Stop, leftMs: number): Promise<string | undefined> {
+  const { host } = stop.ctx;
   const limitMs = Math.min(ANSWER_LIMIT_MS, leftMs / 4);
-  const line = await host.connect(join(c.place.dir, QMP_SOCK), limitMs);
+  const line = await host.connect(join(stop.instance.dir, QMP_SOCK), limitMs);
   if (line.trouble) return line.why;
   const talk = async () => {
-    let heard = await hearUntil(line.ok, '"QMP"');
-    await line.ok.say('{"execute": "qmp_capabilities"}\n');
-    heard &&= await hearUntil(line.ok, '"return"');
-    await line.ok.say('{"execute": "system_powerdown"}\n');
-    return heard && await hearUntil(line.ok, '"return"');
+    let heard = await readUntil(line.ok, '"QMP"');
+    await line.ok.write('{"execute": "qmp_capabilities"}\n');
+    heard &&= await readUntil(line.ok, '"return"');
+    await line.ok.write('{"execute": "system_powerdown"}\n');
+    return heard && await readUntil(line.ok, '"return"');
   };
   const pressed = await Promise.race([talk(), host.pause(limitMs).then(() => false)]);
   line.ok.close();
@@ -3556,9 +3637,9 @@ async function powerdown(c: Climb, leftMs: number): Promise<string | undefined> 
 }
 
 /** Events may come before the answer, so lines are read until one of the wanted kind. */
-async function hearUntil(line: Conversation, word: string): Promise<boolean> {
+async function readUntil(line: Connection, word: string): Promise<boolean> {
   for (let text = ""; !text.includes(word);) {
-    const more = await line.hear();
+    const more = await line.read();
     if (more === undefined) return false;
     text += more;
     if (text.includes('"error"')) return false;
@@ -3567,11 +3648,13 @@ async function hearUntil(line: Conversation, word: string): Promise<boolean> {
 }
 
 /** A vz VM is a process of its own and ends a moment after its client; until then its disk is not free. */
-async function diskReleased(c: Climb, untilMs: number): Promise<boolean> {
-  const { host } = c.ctx;
+async function diskReleased(stop: Stop, deadlineMs: number): Promise<boolean> {
+  const { host } = stop.ctx;
   if (host.os !== "darwin") return true;
-  const images = ["disk", "diffdisk"].map((f) => join(c.place.dir, f)).filter((p) => host.look(p).ok?.kind === "file");
-  const holders = await holdersOf(host, images, untilMs - host.clockMs(), paceOf(c).lsofMs);
+  const images = ["disk", "diffdisk"].map((f) => join(stop.instance.dir, f)).filter((p) =>
+    host.stat(p).ok?.kind === "file"
+  );
+  const holders = await holdersOf(host, images, deadlineMs - host.clockMs(), timeoutsOf(stop).lsofMs);
   return holders.trouble === undefined && holders.ok.length === 0;
 }
 
@@ -3590,8 +3673,8 @@ export interface Report {
   readonly stage: StopEnd | null;
   readonly seconds: Readonly<Record<string, number>>;
   readonly steps: readonly (Pick<Step, "kind" | "what" | "because"> & { readonly outcome: string })[];
-  readonly blockers: readonly Remark[];
-  readonly notes: readonly Remark[];
+  readonly blockers: readonly Diagnostic[];
+  readonly notes: readonly Diagnostic[];
   /** The result in one line, for people. */
   readonly summary: string;
 }
@@ -3601,11 +3684,11 @@ function report(name: string, state: State, status: number, summary: string, mor
   return { name, state, status, ...empty, ...more, summary };
 }
 
-function reportPlan(place: Place, p: Plan, steps = p.steps): Report {
+function reportPlan(instance: Instance, p: Plan, steps = p.steps): Report {
   const { blockers, notes } = p;
   // Blockers are told below the line, each with its reason.
   const summary = blockers.length > 0 ? p.state : `${p.state}: ${p.because}`;
-  return report(place.name, p.state, p.status, summary, { steps: steps.map(bare), blockers, notes });
+  return report(instance.name, p.state, p.status, summary, { steps: steps.map(bare), blockers, notes });
 }
 
 function bare({ kind, what, because, outcome }: Step): Report["steps"][number] {
@@ -3616,43 +3699,43 @@ function bare({ kind, what, because, outcome }: Step): Report["steps"][number] {
 const ROUNDS = 4;
 
 /** `--pre`: clears what a dead run left behind, and ends an orphan. Never starts anything. */
-async function pre(ctx: Context, place: Place): Promise<Report> {
-  const taken = await lockFor(ctx, place, LOCK_WAIT_MS);
+async function runPre(ctx: Context, instance: Instance): Promise<Report> {
+  const taken = await lockFor(ctx, instance, LOCK_WAIT_MS);
   if ("report" in taken) {
     taken.held?.file.close();
     return taken.report;
   }
   try {
-    return await heal(ctx, place);
+    return await repair(ctx, instance);
   } finally {
-    taken.lock.free();
+    taken.lock.release();
   }
 }
 
 /** Observe, plan, act, and again, until there is nothing left to do. The caller holds the lock. */
-async function heal(ctx: Context, place: Place): Promise<Report> {
+async function repair(ctx: Context, instance: Instance): Promise<Report> {
   const taken: Step[] = [];
   let first: Plan | undefined;
   let beganMs: number | undefined;
   for (let round = 1, searched = false;; round++) {
-    const seen = await observe(ctx.host, place, { searchAll: searched });
+    const seen = await observe(ctx.host, instance, { searchAll: searched });
     searched ||= seen.searched === true;
     const p = planPre(seen, ctx.budgetS);
     first ??= p;
     const failed = statusOfSteps(taken);
-    if (ctx.dryRun) return reportPlan(place, p);
+    if (ctx.dryRun) return reportPlan(instance, p);
     if (p.steps.length === 0 || failed !== EXIT.done || round === ROUNDS) {
       const status = failed !== EXIT.done ? failed : p.steps.length > 0 ? EXIT.tryAgain : p.status;
-      if (taken.length > 0) await journal(ctx, place, "pre", { state: first.state, status, steps: taken.map(bare) });
-      return healed(place, first, p, taken, status);
+      if (taken.length > 0) await journal(ctx, instance, "pre", { state: first.state, status, steps: taken.map(bare) });
+      return repairReport(instance, first, p, taken, status);
     }
     beganMs ??= ctx.host.clockMs();
-    taken.push(...await actOn(ctx, place, p, beganMs));
+    taken.push(...await actOn(ctx, instance, p, beganMs));
   }
 }
 
-function healed(place: Place, first: Plan, last: Plan, steps: readonly Step[], status: number): Report {
-  const base = reportPlan(place, last, steps);
+function repairReport(instance: Instance, first: Plan, last: Plan, steps: readonly Step[], status: number): Report {
+  const base = reportPlan(instance, last, steps);
   if (steps.length === 0) return { ...base, status };
   const done = steps.filter((s) => s.outcome?.kind === "done" && s.outcome.note === undefined);
   const files = done.filter((s) => s.kind === "remove").length;
@@ -3664,19 +3747,19 @@ function healed(place: Place, first: Plan, last: Plan, steps: readonly Step[], s
 }
 
 /** Acts on a plan of `--pre`: the ladder where somebody lives (its files are judged anew after it), else removals. */
-async function actOn(ctx: Context, place: Place, p: Plan, beganMs: number): Promise<Step[]> {
-  if (!p.steps.some((s) => s.kind !== "remove")) return removeAll(ctx, place, p.steps);
-  ctx.say("warn", place, `${p.state}: ${p.because}`);
-  const stop = await climb(ctx, place, { budgetS: ctx.budgetS, beganMs, because: p.because });
-  if (stop.left.length === 0) return [...stop.steps];
-  const what = `end ${names(stop.left)}`;
+async function actOn(ctx: Context, instance: Instance, p: Plan, beganMs: number): Promise<Step[]> {
+  if (!p.steps.some((s) => s.kind !== "remove")) return removeAll(ctx, instance, p.steps);
+  ctx.say("warn", instance, `${p.state}: ${p.because}`);
+  const stop = await stopProcesses(ctx, instance, { budgetS: ctx.budgetS, beganMs, because: p.because });
+  if (stop.remaining.length === 0) return [...stop.steps];
+  const what = `end ${names(stop.remaining)}`;
   return [...stop.steps, { kind: "kill", what, because: p.because, outcome: { kind: "alive", why: "alive" } }];
 }
 
-function removeAll(ctx: Context, place: Place, steps: readonly Step[]): Step[] {
+function removeAll(ctx: Context, instance: Instance, steps: readonly Step[]): Step[] {
   return steps.filter((s) => s.kind === "remove").map((step) => {
     const taken = removeStep(ctx.host, step);
-    ctx.say(taken.outcome?.kind === "failed" ? "error" : "info", place, describeStep(taken));
+    ctx.say(taken.outcome?.kind === "failed" ? "error" : "info", instance, describeStep(taken));
     return taken;
   });
 }
@@ -3684,35 +3767,37 @@ function removeAll(ctx: Context, place: Place, steps: readonly Step[]): Step[] {
 // ───────────────────────────────────────────────────────────────────────────────── the role --stop ──
 
 /** `--stop`: the ladder, then clean up, so that the next boot starts clean. */
-async function stop(ctx: Context, place: Place): Promise<Report> {
+async function runStop(ctx: Context, instance: Instance): Promise<Report> {
   const { host } = ctx;
-  const before = lastEnd(host, place);
+  const before = lastEnd(host, instance);
   const askedMs = host.clockMs();
-  const taken = await lockFor(ctx, place, ctx.budgetS * 1000);
+  const taken = await lockFor(ctx, instance, ctx.budgetS * 1000);
   if ("report" in taken) {
     taken.held?.file.close();
     return taken.report;
   }
   let told: Report;
   try {
-    if (ctx.dryRun) return reportPlan(place, planStop(await observe(host, place, { pace: HURRIED }), ctx.budgetS));
-    told = await stopLocked(ctx, place, taken.lock, askedMs);
+    if (ctx.dryRun) {
+      return reportPlan(instance, planStop(await observe(host, instance, { timeouts: STOP_TIMEOUTS }), ctx.budgetS));
+    }
+    told = await stopLocked(ctx, instance, taken.lock, askedMs);
   } finally {
-    taken.lock.free();
+    taken.lock.release();
   }
   // What another guard did for us meanwhile is in the journal. Its lines are compared, not their dates: a clock may be
   // stepped.
   const isIdle = told.stage === "already stopped" || told.stage === "gone before the request";
-  const end = isIdle ? lastEnd(host, place) : undefined;
+  const end = isIdle ? lastEnd(host, instance) : undefined;
   if (!end || typeof end["stage"] !== "string" || JSON.stringify(end) === JSON.stringify(before)) return told;
   const stage = end["stage"] as StopEnd;
   const seconds = isSeconds(end["seconds"]) ? end["seconds"] : told.seconds;
   const done = { ...told, stage, seconds, summary: describeStop(stage, seconds["total"] ?? 0, cutIn(end)) };
-  return taken.supervisor ? await afterJob(ctx, place, done, taken.supervisor) : done;
+  return taken.supervisor ? await afterJob(ctx, instance, done, taken.supervisor) : done;
 }
 
-function lastEnd(host: Host, place: Place): JournalLine | undefined {
-  return journalOf(host, place).filter((l) => l.event === "end").at(-1);
+function lastEnd(host: Host, instance: Instance): JournalLine | undefined {
+  return journalOf(host, instance).filter((l) => l.event === "end").at(-1);
 }
 
 function cutIn(line: JournalLine): string | undefined {
@@ -3727,12 +3812,12 @@ function isSeconds(value: unknown): value is Record<string, number> {
 const RESTART_LOOK_MS = 1_000;
 
 /** What is to be said after a launchd job was stopped: how to start it, or that launchd has done so already. */
-async function afterJob(ctx: Context, place: Place, told: Report, stopped: LockRecord): Promise<Report> {
-  const job = journalOf(ctx.host, place).filter((l) => l.event === "start").at(-1)?.["job"];
+async function afterJob(ctx: Context, instance: Instance, told: Report, stopped: LockRecord): Promise<Report> {
+  const job = journalOf(ctx.host, instance).filter((l) => l.event === "start").at(-1)?.["job"];
   if (typeof job !== "string") return told;
   await ctx.host.pause(RESTART_LOOK_MS);
-  const now = holderOf(ctx, place);
-  const seen = job.includes("/") ? undefined : (await jobsOf(ctx.host, place)).find((j) => j.label === job);
+  const now = holderOf(ctx, instance);
+  const seen = job.includes("/") ? undefined : (await jobsOf(ctx.host, instance)).find((j) => j.label === job);
   const target = seen?.target ?? (job.includes("/") ? job : `system/${job}`);
   if (now?.role !== "run" || now.pid === stopped.pid) {
     const start = startJobCommand(seen ?? { target, plist: "", loaded: "yes", disabled: false });
@@ -3746,38 +3831,38 @@ async function afterJob(ctx: Context, place: Place, told: Report, stopped: LockR
 }
 
 /** The record of whoever holds the instance's lock now. */
-function holderOf(ctx: Context, place: Place): LockRecord | undefined {
-  const tried = tryLock({ ...ctx, dryRun: true }, place);
+function holderOf(ctx: Context, instance: Instance): LockRecord | undefined {
+  const tried = tryLock({ ...ctx, dryRun: true }, instance);
   if (!("held" in tried)) return undefined;
-  const record = readLockRecord(tried.held.file.read(), place.dir);
+  const record = readLockRecord(tried.held.file.read(), instance.dir);
   tried.held.file.close();
   return record;
 }
 
-async function stopLocked(ctx: Context, place: Place, lock: Lock, askedMs: number): Promise<Report> {
-  lock.note("stopping");
+async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, askedMs: number): Promise<Report> {
+  lock.setPhase("stopping");
   const { budgetS } = ctx;
   const limits = stageLimits(budgetS);
   // Waiting for the lock used up grace; the time to kill and to clean up is there in any case.
   const beganMs = Math.max(askedMs, ctx.host.clockMs() - limits.agent * 1000);
-  const went = await climb(ctx, place, { budgetS, beganMs });
-  const cleaned = await cleanUp(ctx, place, beganMs + limits["clean up"] * 1000, went.searched);
-  const { end, seconds, cut } = went;
+  const went = await stopProcesses(ctx, instance, { budgetS, beganMs });
+  const cleaned = await cleanUp(ctx, instance, beganMs + limits["clean up"] * 1000, went.searched);
+  const { end, seconds, guestCutOff: cut } = went;
   const steps = [...went.steps, ...cleaned.steps];
   const blockers = eachOnce([...went.blockers, ...cleaned.blockers]);
-  const alive = went.left.length > 0;
+  const alive = went.remaining.length > 0;
   const status = worst([alive ? EXIT.failed : EXIT.done, statusOfSteps(steps), statusOfBlockers(blockers)]);
   // Where nothing could be proven nothing was stopped, whatever the journal said before.
   const isUnknown = went.blockers.length > 0 && went.steps.length === 0;
   if (!isUnknown && (steps.length > 0 || end === "gone before the request")) {
-    await journal(ctx, place, "end", { stage: end, cut, seconds, status });
+    await journal(ctx, instance, "end", { stage: end, cut, seconds, status });
   }
   const state = alive ? "running" : went.blockers.length > 0 ? "unknown" : "stopped";
   const words = alive
-    ? `not stopped: ${names(went.left)} did not end`
+    ? `not stopped: ${names(went.remaining)} did not end`
     : describeStop(end, seconds["total"] ?? 0, cut, went.isAgentHung);
   const summary = state === "unknown" ? state : words;
-  return report(place.name, state, status, summary, {
+  return report(instance.name, state, status, summary, {
     stage: isUnknown ? null : end,
     seconds,
     steps: steps.map(bare),
@@ -3785,82 +3870,87 @@ async function stopLocked(ctx: Context, place: Place, lock: Lock, askedMs: numbe
   });
 }
 
-function eachOnce(remarks: readonly Remark[]): Remark[] {
+function eachOnce(remarks: readonly Diagnostic[]): Diagnostic[] {
   return remarks.filter((r, i) => remarks.findIndex((o) => o.what === r.what) === i);
 }
 
 /** What a clean-up did; `isDown` where nothing of the instance lives for certain. */
-interface Cleaned {
+interface CleanupResult {
   readonly isDown: boolean;
   readonly steps: readonly Step[];
-  readonly blockers: readonly Remark[];
+  readonly blockers: readonly Diagnostic[];
 }
 
 /** Removes what the stop left, above all vz.pid. */
-async function cleanUp(ctx: Context, place: Place, untilMs: number, searchAll: boolean): Promise<Cleaned> {
+async function cleanUp(
+  ctx: Context,
+  instance: Instance,
+  deadlineMs: number,
+  searchAll: boolean,
+): Promise<CleanupResult> {
   const { host } = ctx;
-  const pace = { ...HURRIED, psMs: PS_LIMIT_MS / 5, lsofMs: PS_LIMIT_MS / 5 };
-  const late = host.pause(Math.max(0, untilMs - host.clockMs())).then(() => undefined);
-  const seen = await Promise.race([observe(host, place, { pace, searchAll, forStop: true }), late]);
+  const timeouts = { ...STOP_TIMEOUTS, psMs: PS_LIMIT_MS / 5, lsofMs: PS_LIMIT_MS / 5 };
+  const late = host.pause(Math.max(0, deadlineMs - host.clockMs())).then(() => undefined);
+  const seen = await Promise.race([observe(host, instance, { timeouts, searchAll, forStop: true }), late]);
   if (!seen) {
     const because = "whether a process still uses it was not found out in time; its files stay";
-    const hint = guardCommand(place, "--pre");
-    return { isDown: false, steps: [], blockers: [{ what: place.dir, because, hint }] };
+    const hint = guardCommand(instance, "--pre");
+    return { isDown: false, steps: [], blockers: [{ what: instance.dir, because, hint }] };
   }
   const p = planStop(seen, ctx.budgetS);
-  if (p.state !== "stopped") return { isDown: false, steps: [], blockers: [...doubtsOf(seen), ...seen.held] };
-  return { isDown: true, steps: removeAll(ctx, place, p.steps), blockers: p.blockers };
+  if (p.state !== "stopped") return { isDown: false, steps: [], blockers: [...unknownsOf(seen), ...seen.held] };
+  return { isDown: true, steps: removeAll(ctx, instance, p.steps), blockers: p.blockers };
 }
 
 // ───────────────────────────────────────────────────────────────────────────────── taking the lock ──
 
 /** A lock that was taken, or the report of who has it; and which `--run` was asked to let go of it. */
-type Taken = { lock: Lock; supervisor?: LockRecord } | { report: Report; held?: HeldLock };
+type LockResult = { lock: InstanceLock; supervisor?: LockRecord } | { report: Report; held?: HeldLock };
 
 /**
  * Takes the instance's lock, from whoever has it: a `--run` is asked to stop, once; a guard that is stopping is waited
  * for, so that two administrators do not cut each other's grace short; anybody else only for a moment.
  */
-async function lockFor(ctx: Context, place: Place, patienceMs: number, waited?: HeldLock): Promise<Taken> {
-  const first = waited ? { held: waited } : tryLock(ctx, place);
+async function lockFor(ctx: Context, instance: Instance, patienceMs: number, waited?: HeldLock): Promise<LockResult> {
+  const first = waited ? { held: waited } : tryLock(ctx, instance);
   if ("lock" in first) return first;
-  if ("why" in first) return { report: noLock(ctx, place, `it cannot be locked: ${first.why}`) };
+  if ("why" in first) return { report: noLock(ctx, instance, `it cannot be locked: ${first.why}`) };
   const { held: open } = first;
   const held = open.file;
-  const holder = readLockRecord(held.read(), place.dir);
+  const holder = readLockRecord(held.read(), instance.dir);
   const supervises = holder?.role === "run" && holder.phase === "supervising" && ctx.role === "pre";
-  if (holder && supervises && "row" in await proveHolder(ctx, place, held, holder)) {
+  if (holder && supervises && "row" in await proveHolder(ctx, instance, held, holder)) {
     held.close();
     const summary = `running: lima-guard --run ${holder.pid} supervises it`;
-    return { report: report(place.name, "running", EXIT.done, summary) };
+    return { report: report(instance.name, "running", EXIT.done, summary) };
   }
   if (holder?.role === "run" && ctx.role === "stop" && ctx.dryRun) {
     held.close();
     const because = `lima-guard --run ${holder.pid} supervises it`;
     const steps = [{ kind: "agent" as const, what: `SIGTERM to lima-guard --run, PID ${holder.pid}`, because }];
-    return { report: report(place.name, "running", EXIT.done, `running: ${because}`, { steps: steps.map(bare) }) };
+    return { report: report(instance.name, "running", EXIT.done, `running: ${because}`, { steps: steps.map(bare) }) };
   }
   const isStop = ctx.role === "stop" && !ctx.dryRun;
-  const asked = isStop && holder?.role === "run" ? await askToStop(ctx, place, held, holder) : undefined;
+  const asked = isStop && holder?.role === "run" ? await askToStop(ctx, instance, held, holder) : undefined;
   const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked?.kind === "done");
   const graceMs = stageLimits(patienceMs / 1000).agent * 1000;
   const waitMs = isStop && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : patienceMs;
   const who = describeHolder(holder);
-  if (!waited) ctx.say("info", place, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
+  if (!waited) ctx.say("info", instance, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
   const freed = await freedWithin(ctx, held, waitMs);
   if (freed === true) {
-    const lock = heldLock(ctx, place, open);
+    const lock = heldLock(ctx, instance, open);
     return asked?.kind === "done" && holder ? { lock, supervisor: holder } : { lock };
   }
-  const more = [asked && askedInVain(asked), freed === false ? undefined : freed].filter(Boolean);
-  return { report: noLock(ctx, place, [`${who} holds its lock`, ...more].join("; "), holder), held: open };
+  const more = [asked && noAnswerWithin(asked), freed === false ? undefined : freed].filter(Boolean);
+  return { report: noLock(ctx, instance, [`${who} holds its lock`, ...more].join("; "), holder), held: open };
 }
 
-function noLock(ctx: Context, place: Place, because: string, holder?: LockRecord): Report {
-  const what = join(place.dir, LOCK_FILE);
+function noLock(ctx: Context, instance: Instance, because: string, holder?: LockRecord): Report {
+  const what = join(instance.dir, LOCK_FILE);
   const look = holder ? psCommand(holder.pid) : lsofCommand(what);
-  const hint = [look, lookCommand(what), guardCommand(place, `--${ctx.role}`)].join("; ");
-  return report(place.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what, because, hint }] });
+  const hint = [look, lookCommand(what), guardCommand(instance, `--${ctx.role}`)].join("; ");
+  return report(instance.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what, because, hint }] });
 }
 
 function describeHolder(holder: LockRecord | undefined): string {
@@ -3868,23 +3958,23 @@ function describeHolder(holder: LockRecord | undefined): string {
 }
 
 /** Whether a lock came free in time, or why it was not waited for any longer: a person who interrupts has waited enough. */
-async function freedWithin({ skips }: Context, held: Lockable, ms: number): Promise<boolean | string> {
+async function freedWithin({ skips }: Context, held: LockFile, ms: number): Promise<boolean | string> {
   const interrupted = skips.bell.next().then(() => "the waiting was interrupted by a signal");
   return await Promise.race([held.lockWithin(ms), interrupted]);
 }
 
-function askedInVain(asked: Outcome): string | undefined {
+function noAnswerWithin(asked: Outcome): string | undefined {
   if (asked.kind === "done") return undefined;
   return "why" in asked ? asked.why : outcomeWords(asked);
 }
 
 /** Sends one SIGTERM to the `--run` that holds the lock, and is proven to. */
-async function askToStop(ctx: Context, place: Place, held: Lockable, holder: LockRecord): Promise<Outcome> {
+async function askToStop(ctx: Context, instance: Instance, held: LockFile, holder: LockRecord): Promise<Outcome> {
   if (holder.phase === "stopping") return DONE;
-  const proof = await proveHolder(ctx, place, held, holder);
+  const proof = await proveHolder(ctx, instance, held, holder);
   if ("why" in proof) return { kind: "failed", why: proof.why };
   const sent = await signalProven(ctx.host, proof.row, "SIGTERM", PS_LIMIT_MS);
-  ctx.say("info", place, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${outcomeWords(sent)}`);
+  ctx.say("info", instance, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${outcomeWords(sent)}`);
   return sent.kind === "already gone" ? DONE : sent;
 }
 
@@ -3893,18 +3983,18 @@ async function askToStop(ctx: Context, place: Place, held: Lockable, holder: Loc
  * that PID with that start time and a guard's command, and the lock was held before and after. A record stays when its
  * writer is killed.
  */
-async function proveHolder(ctx: Context, place: Place, held: Lockable, holder: LockRecord) {
+async function proveHolder(ctx: Context, instance: Instance, held: LockFile, holder: LockRecord) {
   const unproven = { why: `PID ${holder.pid} could not be proven to be it` };
   const table = await ps(ctx.host, [holder.pid], PS_LIMIT_MS);
   const row = table.ok?.rows.find((r) => r.pid === holder.pid);
   if (!row) return unproven;
   // The grammar, the record and the lock prove it; the program may have any name.
   const ours = / -- /.test(row.command) ? row.command.split(" -- ", 1)[0]?.split(" ") ?? [] : [];
-  const isGuard = ours.includes("--run") && ours.includes(place.name);
-  const same = row.started === holder.started && row.uid === place.owner && isGuard;
+  const isGuard = ours.includes("--run") && ours.includes(instance.name);
+  const same = row.started === holder.started && row.uid === instance.owner && isGuard;
   if (!same) return unproven;
   const taken = held.tryLock();
-  if (taken.trouble || taken.ok || readLockRecord(held.read(), place.dir)?.pid !== holder.pid) {
+  if (taken.trouble || taken.ok || readLockRecord(held.read(), instance.dir)?.pid !== holder.pid) {
     return { why: "it let go of the lock just now" };
   }
   return { row };
@@ -3933,7 +4023,7 @@ export function limaHomes(host: Host, option: string | undefined): Homes | { why
 /** Where Colima (by its own rule), Rancher Desktop and Finch have their instances. */
 function otherHomes(host: Host): string[] {
   const userHome = host.env("HOME") ?? "/";
-  const isThere = (path: string | undefined) => path && host.look(path, "follow links").ok ? path : undefined;
+  const isThere = (path: string | undefined) => path && host.stat(path, "follow links").ok ? path : undefined;
   const xdg = host.env("XDG_CONFIG_HOME");
   const colima = isThere(host.env("COLIMA_HOME")) ?? isThere(join(userHome, ".colima")) ??
     (xdg ? join(xdg, "colima") : join(userHome, ".config/colima"));
@@ -3951,7 +4041,7 @@ function realHome(host: Host, path: string): string {
 
 /** Why a Lima home cannot be looked into; undefined where it can. A link that leads nowhere says where it points. */
 function homeTrouble(host: Host, path: string): { because: string; status: number } | undefined {
-  const look = host.look(path, "follow links");
+  const look = host.stat(path, "follow links");
   if (look.ok) return look.ok.kind === "directory" ? undefined : { because: "no directory", status: EXIT.noInstance };
   if (look.trouble === "denied") return { because: look.why, status: EXIT.denied };
   if (look.trouble !== "absent") return { because: look.why, status: EXIT.tryAgain };
@@ -3963,7 +4053,7 @@ function homeTrouble(host: Host, path: string): { because: string; status: numbe
 /** The home that has an instance of this name: the first, else the single other one; a report where several have. */
 function homeOf(ctx: Context, homes: Homes, name: string): { home: string } | { report: Report } {
   const { host } = ctx;
-  const isThere = (home: string) => host.look(join(home, name, LIMA_YAML), "follow links").trouble !== "absent";
+  const isThere = (home: string) => host.stat(join(home, name, LIMA_YAML), "follow links").trouble !== "absent";
   const first = realHome(host, homes.paths[0] ?? "");
   if (homes.isExplicit || isThere(first)) return { home: first };
   const hits = [...new Set(homes.paths.slice(1).map((path) => realHome(host, path)))].filter(isThere);
@@ -3982,7 +4072,11 @@ function homeOf(ctx: Context, homes: Homes, name: string): { home: string } | { 
 }
 
 /** Where an instance lives; a report where nothing may be done about it. */
-async function findPlace(ctx: Context, homes: Homes, name: string): Promise<{ place: Place } | { report: Report }> {
+async function findInstance(
+  ctx: Context,
+  homes: Homes,
+  name: string,
+): Promise<{ instance: Instance } | { report: Report }> {
   const { host } = ctx;
   const at = homeOf(ctx, homes, name);
   if ("report" in at) return at;
@@ -3991,7 +4085,7 @@ async function findPlace(ctx: Context, homes: Homes, name: string): Promise<{ pl
   const refuse = (state: State, status: number, because: string, hint: string, what = dir) => ({
     report: report(name, state, status, state, { blockers: [{ what, because, hint }] }),
   });
-  const look = host.look(dir, "follow links");
+  const look = host.stat(dir, "follow links");
   if (look.trouble === "denied") return refuse("blocked", EXIT.denied, look.why, lookCommand(home));
   if (look.trouble || look.ok.kind !== "directory") {
     const trouble = homeTrouble(host, homes.paths[0] ?? home);
@@ -4025,26 +4119,30 @@ function nameHint({ host, role }: Context, home: string, name: string): string {
 type Refuse = (state: State, status: number, because: string, hint: string) => { report: Report };
 
 /** The last questions of `findPlace`: is there a readable lima.yaml, and is the instance ours to work on? */
-async function permitted(ctx: Context, at: Place, refuse: Refuse): Promise<{ place: Place } | { report: Report }> {
+async function permitted(
+  ctx: Context,
+  at: Instance,
+  refuse: Refuse,
+): Promise<{ instance: Instance } | { report: Report }> {
   const { host, role } = ctx;
   const { dir, owner } = at;
   const isOwn = owner === host.uid;
-  const missing = whyMissing(host, dir);
+  const missing = missingInstance(host, dir);
   if (missing && isOwn && (missing.state === "missing" || role !== "stop")) {
     return refuse(missing.state, missing.status, missing.because, missing.hint);
   }
-  if (isOwn) return { place: { ...at, address: { isDefaultHome: isDefaultHome(host, at.home) } } };
+  if (isOwn) return { instance: { ...at, address: { isDefaultHome: isDefaultHome(host, at.home) } } };
   const user = await userName(host, owner);
-  const place = { ...at, address: { sudoUser: user } };
-  if (role === "status") return { place };
+  const instance = { ...at, address: { sudoUser: user } };
+  if (role === "status") return { instance };
   if (user.startsWith("#")) {
     const because = `no user here has uid ${owner}: is it a copied home?`;
-    const isHomeToo = host.look(at.home, "follow links").ok?.uid === owner;
+    const isHomeToo = host.stat(at.home, "follow links").ok?.uid === owner;
     const me = host.uid === 0 ? undefined : await userName(host, host.uid);
     return refuse("blocked", EXIT.denied, because, chownCommand(isHomeToo ? at.home : dir, me));
   }
   const because = `it belongs to ${user}, and files of another user in it would lock its own lima-guard out`;
-  const hint = guardCommand(place, `--${role}`) + (role === "run" ? " -- COMMAND" : "");
+  const hint = guardCommand(instance, `--${role}`) + (role === "run" ? " -- COMMAND" : "");
   return refuse("blocked", EXIT.denied, because, hint);
 }
 
@@ -4062,12 +4160,12 @@ async function userName(host: Host, uid: number): Promise<string> {
 }
 
 /** All instances of a LIMA_HOME, by Lima's own rule: real directories with a valid name and a lima.yaml. */
-function allInstances(host: Host, home: string): Tried<string[]> {
+function allInstances(host: Host, home: string): Result<string[]> {
   const entries = host.list(home);
   if (entries.trouble) return entries;
   const isInstance = (name: string) =>
-    nameTrouble(name) === undefined && host.look(join(home, name)).ok?.kind === "directory" &&
-    host.look(join(home, name, LIMA_YAML), "follow links").trouble !== "absent";
+    nameTrouble(name) === undefined && host.stat(join(home, name)).ok?.kind === "directory" &&
+    host.stat(join(home, name, LIMA_YAML), "follow links").trouble !== "absent";
   return { ok: entries.ok.filter(isInstance).sort() };
 }
 
@@ -4086,7 +4184,9 @@ async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
   const trouble = homeTrouble(host, homes.paths[0] ?? "");
   if (trouble && (homes.isExplicit || trouble.status !== EXIT.noInstance)) return trouble;
   const table = homes.isExplicit ? undefined : await ps(host, "all", PS_LIMIT_MS);
-  const agents = livingOf((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid)).map(({ home }) => home);
+  const agents = runningInstances((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid)).map(({ home }) =>
+    home
+  );
   const all = [...homes.paths, ...agents].map((path) => realHome(host, path));
   // Two spellings of one directory are one home: macOS does not tell upper case from lower.
   const once = all.filter((home, i) => all.findIndex((other) => isSameDirectory(host, home, other)) === i);
@@ -4108,8 +4208,8 @@ async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
 function linkedInstances(host: Host, home: string): { name: string; dir: string }[] {
   const named = (host.list(home).ok ?? []).map((name) => ({ name, dir: join(home, name) }));
   return named.filter(({ name, dir }) =>
-    nameTrouble(name) === undefined && host.look(dir).ok?.kind === "link" &&
-    host.look(join(dir, LIMA_YAML), "follow links").ok !== undefined
+    nameTrouble(name) === undefined && host.stat(dir).ok?.kind === "link" &&
+    host.stat(join(dir, LIMA_YAML), "follow links").ok !== undefined
   );
 }
 
@@ -4119,7 +4219,7 @@ function linkedInstances(host: Host, home: string): { name: string; dir: string 
 const OWNER_RESERVE_MS = 3_000;
 
 /** The directory of a living process of Lima's, and whose it is. */
-interface Living {
+interface RunningInstance {
   readonly pid: number;
   readonly uid: number;
   readonly home: string;
@@ -4140,7 +4240,7 @@ function dirNamed(command: string): string | undefined {
 }
 
 /** The instances of living host agents and drivers, by the paths in their commands. */
-function livingOf(rows: readonly ProcessRow[]): Living[] {
+function runningInstances(rows: readonly ProcessRow[]): RunningInstance[] {
   const found = rows.filter((row) => !row.stat.startsWith("Z")).flatMap(({ pid, uid, command }) => {
     const dir = dirNamed(command);
     return dir === undefined ? [] : [{ pid, uid, home: dirname(dir), name: basename(dir), dir }];
@@ -4153,11 +4253,11 @@ async function ofOtherUsers(ctx: Context): Promise<Report[]> {
   const { host, role } = ctx;
   const table = await ps(host, "all", PS_LIMIT_MS);
   if (table.trouble) return [notListed(table.why)];
-  const others = livingOf(table.ok.rows).filter(({ uid }) => uid !== host.uid);
+  const others = runningInstances(table.ok.rows).filter(({ uid }) => uid !== host.uid);
   return await Promise.all(others.map(async ({ home, name, uid, dir }) => {
-    const place = { name, home, dir, owner: uid, address: { sudoUser: await userName(host, uid) } };
-    const because = `it runs and belongs to ${place.address.sudoUser}; root does not touch it`;
-    const blockers = [{ what: dir, because, hint: guardCommand(place, `--${role}`) }];
+    const instance = { name, home, dir, owner: uid, address: { sudoUser: await userName(host, uid) } };
+    const because = `it runs and belongs to ${instance.address.sudoUser}; root does not touch it`;
+    const blockers = [{ what: dir, because, hint: guardCommand(instance, `--${role}`) }];
     return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
   }));
 }
@@ -4199,9 +4299,9 @@ async function daemonHomes(host: Host): Promise<OwnedHome[]> {
  */
 async function wholeMachine(ctx: Context): Promise<Report[]> {
   const { host } = ctx;
-  const untilMs = host.clockMs() + ctx.budgetS * 1000;
+  const deadlineMs = host.clockMs() + ctx.budgetS * 1000;
   const table = await ps(host, "all", PS_LIMIT_MS);
-  const living = livingOf(table.ok?.rows ?? []).filter(({ uid }) => uid !== host.uid);
+  const living = runningInstances(table.ok?.rows ?? []).filter(({ uid }) => uid !== host.uid);
   const entries = new Map<number, OwnedHome["user"] | undefined>();
   for (const uid of new Set(living.map((one) => one.uid))) entries.set(uid, await userEntry(host, String(uid)));
   const served: OwnedHome[] = living.flatMap(({ uid, home }) => {
@@ -4212,7 +4312,7 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
   const same = (a: OwnedHome, b: OwnedHome) => a.user.uid === b.user.uid && isSameDirectory(host, a.home, b.home);
   const once = homes.filter((one, i) => homes.findIndex((o) => same(o, one)) === i);
   const self = await ownCommand(host);
-  const told = (await Promise.all(once.map((one) => serveHome(ctx, one, self, untilMs)))).flat();
+  const told = (await Promise.all(once.map((one) => serveHome(ctx, one, self, deadlineMs)))).flat();
   const unserved = living.filter(({ uid }) => entries.get(uid) === undefined).map(withoutEntry);
   return [...told, ...unserved, ...table.trouble ? [notListed(table.why)] : []];
 }
@@ -4221,7 +4321,7 @@ function isSameDirectory(host: Host, a: string, b: string): boolean {
   return realHome(host, a) === realHome(host, b) || sameDirectoryOn(host)(a, b) === "same";
 }
 
-function withoutEntry({ name, home, dir, uid, pid }: Living): Report {
+function withoutEntry({ name, home, dir, uid, pid }: RunningInstance): Report {
   const because = `uid ${uid} has no entry in the user database: lima-guard cannot be run for it`;
   const hint = shellWords(["ps", "-ww", "-p", String(pid)]);
   return report(name, "unknown", EXIT.tryAgain, "unknown", { home, blockers: [{ what: dir, because, hint }] });
@@ -4247,7 +4347,7 @@ function commandOfUser(host: Host, user: OwnedHome["user"], words: readonly stri
   const cache = host.self.script === undefined ? undefined : host.env("DENO_DIR");
   const env = { HOME: user.home, USER: user.name, LOGNAME: user.name, PATH: path, ...cache ? { DENO_DIR: cache } : {} };
   const clean = ["/usr/bin/env", "-i", ...Object.entries(env).map(([name, value]) => `${name}=${value}`), ...words];
-  const setpriv = host.os === "linux" && host.look("/usr/bin/setpriv", "follow links").ok !== undefined;
+  const setpriv = host.os === "linux" && host.stat("/usr/bin/setpriv", "follow links").ok !== undefined;
   const ids = [`--reuid=${user.uid}`, `--regid=${user.gid}`, "--init-groups"];
   const shut = `${[3, 4, 5, 6, 7, 8, 9].map((n) => `${n}>&-`).join(" ")}`;
   const argv: Command["argv"] = setpriv
@@ -4257,9 +4357,9 @@ function commandOfUser(host: Host, user: OwnedHome["user"], words: readonly stri
 }
 
 /** One home, served by its owner's lima-guard. What that did not answer in time is unknown. */
-async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], untilMs: number): Promise<Report[]> {
+async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], deadlineMs: number): Promise<Report[]> {
   const { host, role } = ctx;
-  const leftMs = untilMs - host.clockMs();
+  const leftMs = deadlineMs - host.clockMs();
   const timeout = String(Math.max(1, Math.floor(leftMs / 100) / 10));
   const asked = role === "stop" ? ["--stop", "--all", "--timeout", timeout] : ["--status"];
   const words = [...self, ...asked, "--json", "--lima-home", at.home, ...ctx.dryRun ? ["--dry-run"] : []];
@@ -4305,17 +4405,17 @@ async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Re
   const { host, role } = ctx;
   const table = await ps(host, "all", PS_LIMIT_MS);
   if (table.trouble) return [notListed(table.why)];
-  const isTold = (one: Living) =>
+  const isTold = (one: RunningInstance) =>
     reports.some((r) =>
       r.name === one.name && (r.home === undefined || isSameDirectory(host, r.home, one.home)) &&
       (role === "status" || ctx.dryRun || r.status !== EXIT.done)
     );
   return await Promise.all(
-    livingOf(table.ok.rows).filter((one) => !isTold(one)).map(async (one) => {
+    runningInstances(table.ok.rows).filter((one) => !isTold(one)).map(async (one) => {
       const user = await userName(host, one.uid);
-      const place = { ...one, owner: one.uid, address: one.uid === host.uid ? {} : { sudoUser: user } };
+      const instance = { ...one, owner: one.uid, address: one.uid === host.uid ? {} : { sudoUser: user } };
       const because = `PID ${one.pid} of ${user} still lives`;
-      const blockers = [{ what: one.dir, because, hint: guardCommand(place, `--${role}`) }];
+      const blockers = [{ what: one.dir, because, hint: guardCommand(instance, `--${role}`) }];
       const address = { owner: user, home: one.home };
       return report(one.name, "running", EXIT.failed, `of ${user}, in ${one.home}: still lives`, {
         ...address,
@@ -4331,7 +4431,7 @@ async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Re
 export interface Details {
   readonly evidence: readonly { file: string; holds: string | null; verdict: Verdict["kind"]; because: string }[];
   readonly limactlStart: string;
-  readonly jobs: readonly JobSeen[];
+  readonly jobs: readonly JobStatus[];
   readonly supervisor: number | null;
   readonly lastStop: string;
   readonly lastStopKind: LastStopKind;
@@ -4351,9 +4451,9 @@ export interface Details {
 }
 
 /** What a journal that is there and cannot be read makes unknown; nothing where it is read, or absent. */
-function unreadJournal(host: Host, place: Place): Partial<Details> {
-  const path = join(place.dir, JOURNAL_FILE);
-  const look = host.look(path, "follow links");
+function unreadJournal(host: Host, instance: Instance): Partial<Details> {
+  const path = join(instance.dir, JOURNAL_FILE);
+  const look = host.stat(path, "follow links");
   if (look.trouble === "absent") return {};
   const text = look.trouble ? look : look.ok.kind === "file" ? host.read(path, 1) : undefined;
   if (text && !text.trouble) return {};
@@ -4363,15 +4463,15 @@ function unreadJournal(host: Host, place: Place): Partial<Details> {
 }
 
 /** The last line of the host agent's log where it is a fatal one: why the last start failed. */
-function lastFatal(host: Host, place: Place): Remark[] {
-  const path = join(place.dir, "ha.stderr.log");
+function lastFatal(host: Host, instance: Instance): Diagnostic[] {
+  const path = join(instance.dir, "ha.stderr.log");
   const line = jsonObject(tailOf(host, path).trimEnd().split("\n").at(-1) ?? "");
   if (line?.["level"] !== "fatal" || typeof line["msg"] !== "string") return [];
   return [{ what: path, because: `the host agent's last words: ${line["msg"]}` }];
 }
 
 /** Homes whose application owns the VM, so that no launchd job is to be wrapped. */
-function ownerNotes({ home }: Place): Remark[] {
+function ownerNotes({ home }: Instance): Diagnostic[] {
   const app = /\/rancher-desktop\/lima$/.test(home)
     ? "Rancher Desktop"
     : /\/Finch\/lima\/data$/.test(home)
@@ -4383,44 +4483,44 @@ function ownerNotes({ home }: Place): Remark[] {
 }
 
 /** Links that are no instances for `--all`, and an instance of an old Colima beside the one of today. */
-function besideNotes(host: Host, place: Place): Remark[] {
-  const isLink = host.look(place.dir).ok?.kind === "link";
-  const link = { what: place.dir, because: "it is a link, which --all and Lima's own list leave out" };
+function besideNotes(host: Host, instance: Instance): Diagnostic[] {
+  const isLink = host.stat(instance.dir).ok?.kind === "link";
+  const link = { what: instance.dir, because: "it is a link, which --all and Lima's own list leave out" };
   const userHome = host.env("HOME") ?? "/";
   const today = join(userHome, ".colima/_lima/colima");
-  const isOld = place.name === "colima" && place.dir !== today &&
-    place.home === realHome(host, join(userHome, ".lima")) && host.look(today, "follow links").ok !== undefined;
-  const old = { what: place.dir, because: `Colima before 0.6 left it; the one of today is ${today}` };
+  const isOld = instance.name === "colima" && instance.dir !== today &&
+    instance.home === realHome(host, join(userHome, ".lima")) && host.stat(today, "follow links").ok !== undefined;
+  const old = { what: instance.dir, because: `Colima before 0.6 left it; the one of today is ${today}` };
   return [...isLink ? [link] : [], ...isOld ? [old] : []];
 }
 
 /** `--status`: what the guard sees, why, and what it would do. Changes nothing, and never calls limactl. */
-async function status(ctx: Context, homes: Homes, name: string): Promise<Report & Partial<Details>> {
+async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Report & Partial<Details>> {
   const { host } = ctx;
-  const found = await findPlace(ctx, homes, name);
+  const found = await findInstance(ctx, homes, name);
   if ("report" in found) return found.report;
-  const { place } = found;
-  const seen = await observe(host, place, { pace: HURRIED });
+  const { instance } = found;
+  const seen = await observe(host, instance, { timeouts: STOP_TIMEOUTS });
   const p = planPre(seen);
-  if (p.state === "missing") return reportPlan(place, p);
-  const holder = holderOf(ctx, place);
+  if (p.state === "missing") return reportPlan(instance, p);
+  const holder = holderOf(ctx, instance);
   const supervised = holder?.role === "run";
-  const lines = journalOf(host, place);
+  const lines = journalOf(host, instance);
   const boot = await bootId(host);
-  const jobs = await jobsOf(host, place);
-  const stages = ladderSteps(seen, "", ctx.budgetS).map((step) => step.kind);
+  const jobs = await jobsOf(host, instance);
+  const stages = stageSteps(seen, "", ctx.budgetS).map((step) => step.kind);
   const stopping = stopUnderWay(holder, lines, stages);
-  const { troubles, notes } = judgeJobs(jobs, place, p.state, supervised || stopping !== null);
-  const readiness = readinessOf(host, place, seen);
+  const { troubles, notes } = judgeJobs(jobs, instance, p.state, supervised || stopping !== null);
+  const readiness = readinessOf(host, instance, seen);
   const repair = lines.filter((l) => l.event === "pre").at(-1);
   const details: Details = {
-    evidence: seen.claims.map(({ path, seen, verdict }) => ({
+    evidence: seen.stateFiles.map(({ path, stamp: seen, verdict }) => ({
       file: path,
       holds: seen.text?.trim() ?? null,
       verdict: verdict.kind,
       because: verdict.why,
     })),
-    limactlStart: limaWouldSay(seen, await sockOf(host, place)),
+    limactlStart: limaWouldSay(seen, await sockOf(host, instance)),
     jobs,
     supervisor: supervised ? holder.pid : null,
     ready: readiness.ready,
@@ -4432,33 +4532,33 @@ async function status(ctx: Context, homes: Homes, name: string): Promise<Report 
     lastRepair: repair ? `${localTime(repair.time)}: ${repair["state"]}` : null,
     lastRepairAt: repair && !Number.isNaN(Date.parse(repair.time)) ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
-    brakeSeconds: Math.ceil(brakeMs(lines, host.wallMs()) / 1000),
-    ...unreadJournal(host, place),
+    brakeSeconds: Math.ceil(restartBackoffMs(lines, host.wallMs()) / 1000),
+    ...unreadJournal(host, instance),
   };
   const degraded = readiness.errors.map((error) => ({
-    what: join(place.dir, HA_STDOUT),
+    what: join(instance.dir, HA_STDOUT),
     because: `the host agent says that the instance is degraded: ${error}`,
-    hint: shellWords(["tail", join(place.dir, "ha.stderr.log")]),
+    hint: shellWords(["tail", join(instance.dir, "ha.stderr.log")]),
   }));
   const needed = needsPerson(p.state) || troubles.length > 0 || degraded.length > 0;
-  const told = reportPlan(place, p);
+  const told = reportPlan(instance, p);
   const state = p.state === "clear" ? "stopped" : p.state;
   const blockers = [...p.blockers, ...troubles, ...degraded];
-  const fatal = seen.alive.length === 0 ? lastFatal(host, place) : [];
-  const allNotes = [...p.notes, ...notes, ...ownerNotes(place), ...besideNotes(host, place), ...fatal];
+  const fatal = seen.alive.length === 0 ? lastFatal(host, instance) : [];
+  const allNotes = [...p.notes, ...notes, ...ownerNotes(instance), ...besideNotes(host, instance), ...fatal];
   const result = { ...told, state, status: needed ? EXIT.failed : EXIT.done, blockers, notes: allNotes };
   const waits = readiness.waits === undefined ? "" : `, the guest is not ready: it waits for ${readiness.waits}`;
   return { ...result, summary: `${state}: ${p.because}${waits}`, ...details };
 }
 
 /** Nothing is asked of logs that no living host agent writes: they are of the run before. */
-function readinessOf(host: Host, place: Place, seen: Observation): Readiness {
+function readinessOf(host: Host, instance: Instance, seen: Observation): Readiness {
   if (!seen.alive.some((p) => p.role === "host agent")) return { ready: null, errors: [] };
   const seenReady = readReadiness(
-    textOf(host, join(place.dir, HA_STDOUT)),
-    textOf(host, join(place.dir, "ha.stderr.log")),
+    textOf(host, join(instance.dir, HA_STDOUT)),
+    textOf(host, join(instance.dir, "ha.stderr.log")),
   );
-  return seenReady.ready === false && hasReportedRunning(host, place)
+  return seenReady.ready === false && hasReportedRunning(host, instance)
     ? { ready: true, errors: seenReady.errors }
     : seenReady;
 }
@@ -4468,28 +4568,30 @@ function versionIn(lines: readonly JournalLine[]): string | null {
   return typeof version === "string" ? version : null;
 }
 
-async function sockOf(host: Host, place: Place): Promise<"answers" | "there" | "absent"> {
-  const path = join(place.dir, HA_SOCK);
-  if (host.look(path).trouble === "absent") return "absent";
+async function sockOf(host: Host, instance: Instance): Promise<"answers" | "there" | "absent"> {
+  const path = join(instance.dir, HA_SOCK);
+  if (host.stat(path).trouble === "absent") return "absent";
   return await hasAnswer(host, path) ? "answers" : "there";
 }
 
 /** The launchd jobs of an instance, by reading the plists of both folders: whatever the label, the program counts. */
-export async function jobsOf(host: Host, place: Place): Promise<JobSeen[]> {
+export async function jobsOf(host: Host, instance: Instance): Promise<JobStatus[]> {
   const agents = join(host.env("HOME") ?? "/", "Library/LaunchAgents");
   const folders = [
     { folder: "/Library/LaunchDaemons", domains: ["system"] },
     { folder: agents, domains: [`gui/${host.uid}`, `user/${host.uid}`] },
   ];
-  const jobs: JobSeen[] = [];
+  const jobs: JobStatus[] = [];
   for (const { folder, domains } of folders) {
     for (const file of (host.list(folder).ok ?? []).filter((f) => f.endsWith(".plist")).sort()) {
       const plist = join(folder, file);
       const text = textOf(host, plist);
       const named = readPlistString(text, "LIMA_HOME") ?? optionOf(readProgramArguments(text), "--lima-home");
-      if (!runsInstance(text, place.name) || (named !== undefined && realHome(host, named) !== place.home)) continue;
+      if (!runsInstance(text, instance.name) || (named !== undefined && realHome(host, named) !== instance.home)) {
+        continue;
+      }
       const label = readPlistString(text, "Label") ?? basename(file, ".plist");
-      jobs.push(await jobSeen(host, place.name, label, plist, text, domains));
+      jobs.push(await jobStatus(host, instance.name, label, plist, text, domains));
     }
   }
   return jobs;
@@ -4502,7 +4604,7 @@ function optionOf(args: readonly string[], option: string): string | undefined {
   return joined ?? (own.includes(option) ? own[own.indexOf(option) + 1] : undefined);
 }
 
-async function jobSeen(host: Host, name: string, label: string, plist: string, text: string, domains: string[]) {
+async function jobStatus(host: Host, name: string, label: string, plist: string, text: string, domains: string[]) {
   const ask = (...argv: string[]) => host.run({ argv: ["launchctl", ...argv] }, LAUNCHCTL_LIMIT_MS);
   const answers = await Promise.all(domains.map(async (domain) => {
     const [print, off] = await Promise.all([ask("print", `${domain}/${label}`), ask("print-disabled", domain)]);
@@ -4534,7 +4636,7 @@ export function localTime(recorded: string): string {
 }
 
 /** The status for people: a line each, and for what needs a person, or was asked for by name, everything known. */
-function tellStatus(reports: readonly (Report & Partial<Details>)[], verbose: boolean): string {
+function formatStatus(reports: readonly (Report & Partial<Details>)[], verbose: boolean): string {
   if (reports.length === 0) return "no instance\n";
   const width = Math.max(4, ...reports.map((r) => r.name.length));
   const rows = reports.map((r) => {
@@ -4543,10 +4645,10 @@ function tellStatus(reports: readonly (Report & Partial<Details>)[], verbose: bo
   });
   const head = ["NAME".padEnd(width), "STATE".padEnd(8), "JOB".padEnd(11), "LAST STOP"].join("  ");
   const told = reports.filter((r) => verbose || reports.length === 1 || r.status !== EXIT.done);
-  return [head, ...rows, ...told.flatMap((r) => ["", ...tellDetails(r, verbose)])].join("\n") + "\n";
+  return [head, ...rows, ...told.flatMap((r) => ["", ...formatDetails(r, verbose)])].join("\n") + "\n";
 }
 
-export function tellDetails(r: Report & Partial<Details>, verbose = false): string[] {
+export function formatDetails(r: Report & Partial<Details>, verbose = false): string[] {
   const told: string[] = [r.summary];
   // A reason that stands above already is not printed again.
   const once = (before: string, because: string, after = "") => {
@@ -4554,7 +4656,7 @@ export function tellDetails(r: Report & Partial<Details>, verbose = false): stri
     told.push(because);
     return isKnown ? "" : `${before}${because}${after}`;
   };
-  const remark = (word: string) => ({ what, because, hint }: Remark) =>
+  const remark = (word: string) => ({ what, because, hint }: Diagnostic) =>
     `  ${word}: ${what}${once(": ", because)}${hint === undefined ? "" : ` (hint: ${hint})`}`;
   const s = r.stopping;
   return [
@@ -4591,7 +4693,7 @@ interface Job {
   /** `system/LABEL` and the like, where launchctl knows the job and its PID is ours. */
   readonly target?: string;
   /** Seconds from SIGTERM to SIGKILL. */
-  readonly grantedS?: number;
+  readonly timeLimitS?: number;
 }
 
 /** One `--run`. */
@@ -4601,21 +4703,21 @@ interface Run {
   readonly name: string;
   readonly command: readonly [string, ...string[]];
   readonly events: RunEvent[];
-  readonly bell: Bell;
+  readonly wakeUp: WakeUp;
   /** Rings when the host agent has reported that the guest is up. */
-  readonly bootBell: Bell;
+  readonly bootWakeUp: WakeUp;
   /** The label launchd gave us, or undefined where somebody else started us. */
   label: string | undefined;
   job?: Job | undefined;
   /** What launchd grants a stop; its shortest until it is known. Undefined where it is not launchd that stops us. */
-  grantedS: number | undefined;
-  place?: Place;
-  lock?: Lock;
-  startLock?: Lockable | undefined;
+  timeLimitS: number | undefined;
+  instance?: Instance;
+  lock?: InstanceLock;
+  startLock?: LockFile | undefined;
   child?: Child | undefined;
-  line?: Line | undefined;
+  session?: GuestSession | undefined;
   /** The host agent where it is not the child. */
-  agent?: Proven | undefined;
+  agent?: VerifiedProcess | undefined;
   /** The PID whose end is waited for, where it is not the child. */
   watchedPid?: number;
   startedMs: number;
@@ -4642,55 +4744,55 @@ async function prepare(run: Run): Promise<RunEvent> {
   const ctx = { ...run.ctx, host: untilStop(run) };
   run.job = await jobOf(ctx.host, run.label);
   run.label = run.job?.label;
-  run.grantedS = run.job?.grantedS;
-  const place = await placeOf(run, ctx);
-  if (!place) return "refused";
-  run.place = place;
-  const lock = await ownLock(run, place);
+  run.timeLimitS = run.job?.timeLimitS;
+  const instance = await waitForInstance(run, ctx);
+  if (!instance) return "refused";
+  run.instance = instance;
+  const lock = await acquireOwnLock(run, instance);
   if (!lock) return "refused";
   run.lock = lock;
-  adviseBudget(run, place);
+  warnOfShortTimeLimit(run, instance);
   for (let blocked = 0;;) {
-    const healed = await heal(ctx, place);
+    const healed = await repair(ctx, instance);
     if (healed.state === "running") return "healthy";
     // Only launchd starts it before all volumes are mounted.
     if (run.label === undefined && healed.blockers.some((b) => b.waitsFor === "volume")) {
       run.status = healed.status;
-      ctx.host.stderr(tellAll([healed], false));
+      ctx.host.stderr(formatReports([healed], false));
       return "refused";
     }
     if (healed.status !== EXIT.done) {
-      tellBlocked(ctx, place, healed, growingPause(blocked));
-      await ctx.host.pause(growingPause(blocked++));
+      logBlocked(ctx, instance, healed, backoffMs(blocked));
+      await ctx.host.pause(backoffMs(blocked++));
       continue;
     }
-    if (await braked(ctx, place) || !await turnToStart(run, ctx, place)) continue;
-    keepLogs(ctx, place);
+    if (await waitForBackoff(ctx, instance) || !await acquireStartSlot(run, ctx, instance)) continue;
+    preserveLogs(ctx, instance);
     return "clear";
   }
 }
 
 /** The instance, waited for under launchd: its volume may not be mounted yet. */
-async function placeOf(run: Run, ctx: Context): Promise<Place | undefined> {
+async function waitForInstance(run: Run, ctx: Context): Promise<Instance | undefined> {
   for (let n = 0;; n++) {
-    const found = await findPlace(ctx, run.homes, run.name);
-    if ("place" in found) return found.place;
+    const found = await findInstance(ctx, run.homes, run.name);
+    if ("instance" in found) return found.instance;
     const told = found.report;
     run.status = told.status;
     if (run.label === undefined || told.status === EXIT.denied || told.status === EXIT.usage) {
-      ctx.host.stderr(tellAll([told], false));
+      ctx.host.stderr(formatReports([told], false));
       return undefined;
     }
-    tellBlocked(ctx, { name: run.name }, told, growingPause(n));
-    await ctx.host.pause(growingPause(n));
+    logBlocked(ctx, { name: run.name }, told, backoffMs(n));
+    await ctx.host.pause(backoffMs(n));
   }
 }
 
-function tellBlocked(ctx: Context, place: { name: string }, told: Report, pauseMs: number): void {
-  for (const b of told.blockers) ctx.say("warn", place, describeRemark("blocked")(b));
-  ctx.say("warn", place, `${told.state}; looks again in ${pauseMs / 1000} s`);
+function logBlocked(ctx: Context, instance: { name: string }, told: Report, pauseMs: number): void {
+  for (const b of told.blockers) ctx.say("warn", instance, describeDiagnostic("blocked")(b));
+  ctx.say("warn", instance, `${told.state}; looks again in ${pauseMs / 1000} s`);
   const [first] = told.blockers;
-  announce(ctx, place, "blocked", {
+  announce(ctx, instance, "blocked", {
     event: "blocked",
     state: told.state,
     status: told.status,
@@ -4699,36 +4801,36 @@ function tellBlocked(ctx: Context, place: { name: string }, told: Report, pauseM
 }
 
 /** The instance's lock, with the guard's own start time in it, by which `--stop` proves whom it signals. */
-async function ownLock(run: Run, place: Place): Promise<Lock | undefined> {
+async function acquireOwnLock(run: Run, instance: Instance): Promise<InstanceLock | undefined> {
   const { ctx } = run;
   const table = await ps(ctx.host, [ctx.host.pid], PS_LIMIT_MS);
   const started = table.ok?.rows[0]?.started ?? "";
   let held: HeldLock | undefined;
   for (let n = 0;; n++) {
-    const taken = await lockFor(ctx, place, run.label === undefined ? LOCK_WAIT_MS : growingPause(n), held);
+    const taken = await lockFor(ctx, instance, run.label === undefined ? LOCK_WAIT_MS : backoffMs(n), held);
     if ("lock" in taken) {
-      taken.lock.note("preparing", started);
+      taken.lock.setPhase("preparing", started);
       return taken.lock;
     }
     held = taken.held;
     run.status = taken.report.status;
     // A lock that cannot be opened gives nothing to wait on.
-    if (!held && run.label !== undefined) await ctx.host.pause(growingPause(n));
+    if (!held && run.label !== undefined) await ctx.host.pause(backoffMs(n));
     if (run.label === undefined) {
       held?.file.close();
-      ctx.host.stderr(tellAll([taken.report], false));
+      ctx.host.stderr(formatReports([taken.report], false));
       return undefined;
     }
   }
 }
 
 /** Waits while the brake holds; `true` where it did, so that everything is looked at again. */
-async function braked(ctx: Context, place: Place): Promise<boolean> {
-  const ms = brakeMs(journalOf(ctx.host, place), ctx.host.wallMs());
+async function waitForBackoff(ctx: Context, instance: Instance): Promise<boolean> {
+  const ms = restartBackoffMs(journalOf(ctx.host, instance), ctx.host.wallMs());
   if (ms === 0) return false;
   const because = `the last runs ended badly soon after their start; waits ${Math.ceil(ms / 1000)} s`;
-  ctx.say("warn", place, because);
-  announce(ctx, place, "braked", { event: "braked", because, seconds: Math.ceil(ms / 1000) });
+  ctx.say("warn", instance, because);
+  announce(ctx, instance, "braked", { event: "braked", because, seconds: Math.ceil(ms / 1000) });
   await ctx.host.pause(ms);
   return true;
 }
@@ -4740,14 +4842,14 @@ const START_TURN_MS = 120_000;
  * Takes the turn to start: Lima stops the networks of instances that are still booting when another one starts. `false`
  * where it had to be waited for, so that everything is looked at again.
  */
-async function turnToStart(run: Run, ctx: Context, place: Place): Promise<boolean> {
+async function acquireStartSlot(run: Run, ctx: Context, instance: Instance): Promise<boolean> {
   if (run.startLock) return true;
   const { host } = ctx;
-  const dir = join(place.home, "_lima-guard");
+  const dir = join(instance.home, "_lima-guard");
   host.makeDir(dir);
   const file = host.openLock(join(dir, "start.lock"), true);
   if (file.trouble) {
-    ctx.say("warn", place, `starts without waiting for its turn: ${file.why}`);
+    ctx.say("warn", instance, `starts without waiting for its turn: ${file.why}`);
     return true;
   }
   const taken = file.ok.tryLock();
@@ -4755,14 +4857,14 @@ async function turnToStart(run: Run, ctx: Context, place: Place): Promise<boolea
     run.startLock = file.ok;
     return true;
   }
-  ctx.say("info", place, "waits for its turn: another instance is starting");
+  ctx.say("info", instance, "waits for its turn: another instance is starting");
   if (await file.ok.lockWithin(START_TURN_MS)) {
     run.startLock = file.ok;
     return false;
   }
   // Or the lock would be taken for us one day, and nobody would know.
   file.ok.close();
-  ctx.say("warn", place, "starts out of turn: another instance has been starting for two minutes");
+  ctx.say("warn", instance, "starts out of turn: another instance has been starting for two minutes");
   return true;
 }
 
@@ -4770,17 +4872,17 @@ async function turnToStart(run: Run, ctx: Context, place: Place): Promise<boolea
 const KEPT_LOG_BYTES = 256 * 1024;
 
 /** Lima deletes its logs at each start: after an unclean end their tails are copied first. */
-function keepLogs(ctx: Context, place: Place): void {
-  const last = journalOf(ctx.host, place).filter((l) => ["start", "end", "pre"].includes(l.event)).at(-1);
+function preserveLogs(ctx: Context, instance: Instance): void {
+  const last = journalOf(ctx.host, instance).filter((l) => ["start", "end", "pre"].includes(l.event)).at(-1);
   const clean = last === undefined || (last.event === "end" && last["status"] === 0 && last["stage"] !== "killed");
   if (clean) return;
-  const dir = join(place.dir, "lima-guard.previous");
+  const dir = join(instance.dir, "lima-guard.previous");
   ctx.host.makeDir(dir);
-  const serial = (ctx.host.list(place.dir).ok ?? []).filter((f) => /^serial.*\.log$/.test(f));
+  const serial = (ctx.host.list(instance.dir).ok ?? []).filter((f) => /^serial.*\.log$/.test(f));
   for (const file of ["ha.stderr.log", HA_STDOUT, ...serial]) {
-    if (ctx.host.look(join(place.dir, file)).ok?.kind !== "file") continue;
-    const kept = ctx.host.copyTail(join(place.dir, file), join(dir, file), KEPT_LOG_BYTES);
-    if (kept.trouble) ctx.say("warn", place, `${file} of the last run is not kept: ${kept.why}`);
+    if (ctx.host.stat(join(instance.dir, file)).ok?.kind !== "file") continue;
+    const kept = ctx.host.copyTail(join(instance.dir, file), join(dir, file), KEPT_LOG_BYTES);
+    if (kept.trouble) ctx.say("warn", instance, `${file} of the last run is not kept: ${kept.why}`);
   }
 }
 
@@ -4813,7 +4915,7 @@ async function jobOf(host: Host, label: string | undefined): Promise<Job | undef
   const someoneElses = own === undefined && asked.some((a) => a.printed.pid !== undefined);
   if (someoneElses) return undefined;
   const grantedS = own?.printed.exitTimeoutS ?? exitTimeoutOfPlist(host, label);
-  return { label, ...own ? { target: own.target } : {}, grantedS };
+  return { label, ...own ? { target: own.target } : {}, timeLimitS: grantedS };
 }
 
 function exitTimeoutOfPlist(host: Host, label: string): number {
@@ -4822,13 +4924,13 @@ function exitTimeoutOfPlist(host: Host, label: string): number {
   return text === undefined ? LAUNCHD_DEFAULT_S : readExitTimeout(text);
 }
 
-function adviseBudget(run: Run, place: Place): void {
-  const granted = run.job?.grantedS;
+function warnOfShortTimeLimit(run: Run, instance: Instance): void {
+  const granted = run.job?.timeLimitS;
   if (granted === undefined || granted === 0 || granted >= DEFAULT_BUDGET_S) return;
   const graceS = Math.floor(stageLimits(granted).agent);
   const text = `launchd grants ${granted} s for a stop, which leaves the guest ${graceS} s ` +
-    `(hint: ${guardCommand(place, "--install")})`;
-  run.ctx.say("warn", place, text);
+    `(hint: ${guardCommand(instance, "--install")})`;
+  run.ctx.say("warn", instance, text);
 }
 
 // ──────────────────────────────────────────────────────────────────────────── running: supervising ──
@@ -4842,38 +4944,38 @@ async function superviseRun(ctx: Context, homes: Homes, name: string, command: r
     name,
     command,
     events: [],
-    bell: new Bell(),
-    bootBell: new Bell(),
+    wakeUp: new WakeUp(),
+    bootWakeUp: new WakeUp(),
     label,
-    grantedS: label === undefined ? undefined : LAUNCHD_DEFAULT_S,
+    timeLimitS: label === undefined ? undefined : LAUNCHD_DEFAULT_S,
     startedMs: ctx.host.clockMs(),
     status: EXIT.done,
   };
-  hearStop(run);
-  void prepare(run).catch((error) => (fault(run, "prepare", error), "refused" as const)).then((event) =>
+  onStopSignals(run);
+  void prepare(run).catch((error) => (logInternalError(run, "prepare", error), "refused" as const)).then((event) =>
     post(run, event)
   );
   let state: RunState = "preparing";
   while (state !== "leaving") {
     const event = run.events.shift();
     if (event === undefined) {
-      await run.bell.next();
+      await run.wakeUp.next();
       continue;
     }
-    const [next, deed]: readonly [RunState, RunDeed] = RUN_TABLE[state][event];
+    const [next, deed]: readonly [RunState, RunAction] = RUN_TABLE[state][event];
     ctx.say("debug", run, `${state}: ${event}: ${deed}`);
     if (deed === "impossible") ctx.say("error", run, `${event} while ${state}: cannot be, and is survived`);
     state = next;
-    await DEEDS[deed](run).catch((error) => fault(run, deed, error));
+    await ACTIONS[deed](run).catch((error) => logInternalError(run, deed, error));
   }
   // Whatever went wrong inside the guard: it never leaves while the command lives.
   await run.child?.ended;
-  run.lock?.free();
+  run.lock?.release();
   return run.status;
 }
 
 /** A fault of the guard's own, survived; work that a stop interrupted is none. */
-function fault(run: Run, what: string, error: unknown): void {
+function logInternalError(run: Run, what: string, error: unknown): void {
   if (error instanceof Interrupted) return;
   run.status = EXIT.failed;
   run.ctx.say("error", run, `${what} failed: ${error instanceof Error ? error.stack : error}`);
@@ -4881,11 +4983,11 @@ function fault(run: Run, what: string, error: unknown): void {
 
 function post(run: Run, event: RunEvent): void {
   run.events.push(event);
-  run.bell.ring();
+  run.wakeUp.notify();
 }
 
 /** The first signal asks for the stop. Under launchd further ones come from machines and change nothing. */
-function hearStop(run: Run): void {
+function onStopSignals(run: Run): void {
   const { ctx } = run;
   let lastMs = -Infinity;
   for (const signal of ["SIGTERM", "SIGINT", "SIGHUP"] as const) {
@@ -4895,48 +4997,48 @@ function hearStop(run: Run): void {
         run.stopMs = nowMs;
         post(run, "stop");
       } else if (run.label !== undefined) {
-        if (run.place) void journal(ctx, run.place, "signal", { signal });
+        if (run.instance) void journal(ctx, run.instance, "signal", { signal });
       } else if (signal !== "SIGHUP" && nowMs - lastMs >= SKIP_APART_MS) {
         ctx.skips.count++;
-        ctx.skips.bell.ring();
+        ctx.skips.bell.notify();
       }
       lastMs = nowMs;
     });
   }
 }
 
-const DEEDS: Record<RunDeed, (run: Run) => Promise<void>> = {
+const ACTIONS: Record<RunAction, (run: Run) => Promise<void>> = {
   ignore: () => Promise.resolve(),
   impossible: () => Promise.resolve(),
   start: startCommand,
   adopt: adoptAgent,
-  climb: stopRun,
-  leave: leaveRun,
+  stop: stopRun,
+  leave: finishRun,
 };
 
 async function startCommand(run: Run): Promise<void> {
-  const { ctx, place } = run;
-  if (!place) return post(run, "ended");
-  const env = await environmentOf(ctx.host, place, run.command[0], run.label);
+  const { ctx, instance } = run;
+  if (!instance) return post(run, "ended");
+  const env = await environmentOf(ctx.host, instance, run.command[0], run.label);
   if (run.stopMs !== undefined) return; // the stop is next in the queue, and there is no command to end
   const started = ctx.host.start({ argv: run.command, env, supervised: true });
   run.startedMs = ctx.host.clockMs();
   if (started.trouble) {
     const code = started.trouble === "denied" ? 126 : 127;
-    ctx.say("error", place, `Cannot start ${JSON.stringify(run.command[0])}: ${started.why}`);
+    ctx.say("error", instance, `Cannot start ${JSON.stringify(run.command[0])}: ${started.why}`);
     run.ended = { code, signal: undefined };
     return post(run, "ended");
   }
   const child = started.ok;
   run.child = child;
-  run.lock?.note("starting");
-  void child.ended.then((ended) => commandEnded(run, place, child, ended)).catch((error) => {
-    fault(run, "looking for the host agent", error);
+  run.lock?.setPhase("starting");
+  void child.ended.then((ended) => commandEnded(run, instance, child, ended)).catch((error) => {
+    logInternalError(run, "looking for the host agent", error);
     post(run, "ended");
   });
-  ctx.say("info", place, `started ${run.command[0]}, PID ${child.pid}`);
-  void becomeRunning(run, place).catch((error) => fault(run, "watching the boot", error));
-  await journal(ctx, place, "start", {
+  ctx.say("info", instance, `started ${run.command[0]}, PID ${child.pid}`);
+  void becomeRunning(run, instance).catch((error) => logInternalError(run, "watching the boot", error));
+  await journal(ctx, instance, "start", {
     version: VERSION,
     pid: child.pid,
     command: run.command,
@@ -4951,15 +5053,20 @@ const APPEARS_MS = 10_000;
  * The end of the command is not the end of the instance: `limactl start` without `--foreground` leaves a host agent
  * behind. That one is supervised as an adopted one is.
  */
-async function commandEnded(run: Run, place: Place, child: Child, ended: NonNullable<Run["ended"]>): Promise<void> {
+async function commandEnded(
+  run: Run,
+  instance: Instance,
+  child: Child,
+  ended: NonNullable<Run["ended"]>,
+): Promise<void> {
   const { ctx } = run;
   const { host } = ctx;
-  const untilMs = host.clockMs() + APPEARS_MS;
-  let agent: Proven | undefined;
+  const deadlineMs = host.clockMs() + APPEARS_MS;
+  let agent: VerifiedProcess | undefined;
   while (run.stopMs === undefined && run.ended === undefined) {
-    const seen = await observeProcesses(host, place, HURRIED, true);
+    const seen = await observeProcesses(host, instance, STOP_TIMEOUTS, true);
     agent = seen.alive.find((p) => p.role === "host agent" && p.row.pid !== child.pid);
-    if (agent || !isAgentAppearing(host, place) || host.clockMs() >= untilMs) break;
+    if (agent || !isAgentAppearing(host, instance) || host.clockMs() >= deadlineMs) break;
     await host.pause(ASK_AGAIN_MS / 4);
   }
   if (!agent || run.stopMs !== undefined || run.ended !== undefined) {
@@ -4969,23 +5076,27 @@ async function commandEnded(run: Run, place: Place, child: Child, ended: NonNull
   const { pid } = agent.row;
   const how = ended.signal ?? `status ${ended.code}`;
   const advice = "the command in the plist should have --foreground";
-  ctx.say("warn", place, `${run.command[0]} ended with ${how}, and host agent ${pid} lives: it is adopted; ${advice}`);
+  ctx.say(
+    "warn",
+    instance,
+    `${run.command[0]} ended with ${how}, and host agent ${pid} lives: it is adopted; ${advice}`,
+  );
   run.child = undefined;
   run.agent = agent;
-  run.lock?.note("supervising");
-  void watchAgent(run, place, pid).catch((error) => fault(run, "watching the agent", error));
-  await journal(ctx, place, "adopted", { pid, code: ended.code, signal: ended.signal ?? null });
+  run.lock?.setPhase("supervising");
+  void watchAgent(run, instance, pid).catch((error) => logInternalError(run, "watching the agent", error));
+  await journal(ctx, instance, "adopted", { pid, code: ended.code, signal: ended.signal ?? null });
 }
 
 /** Whether files say that a host agent starts: its PID file is empty or names a living process, or its socket is there first. */
-function isAgentAppearing(host: Host, place: Place): boolean {
-  const text = lookWithText(host, join(place.dir, HA_PID))?.seen.text;
-  if (text === undefined) return host.look(join(place.dir, HA_SOCK)).ok?.kind === "socket";
-  return text.trim() === "" || pidIn(host, join(place.dir, HA_PID)) !== undefined;
+function isAgentAppearing(host: Host, instance: Instance): boolean {
+  const text = statWithText(host, join(instance.dir, HA_PID))?.stamp.text;
+  if (text === undefined) return host.stat(join(instance.dir, HA_SOCK)).ok?.kind === "socket";
+  return text.trim() === "" || pidIn(host, join(instance.dir, HA_PID)) !== undefined;
 }
 
 /** What limactl needs and launchd may not give: HOME (it panics without), a PATH that finds QEMU, its own label. */
-async function environmentOf(host: Host, place: Place, program: string, label: string | undefined) {
+async function environmentOf(host: Host, instance: Instance, program: string, label: string | undefined) {
   const known = ["HOME", "USER", "LOGNAME"].filter((v) => host.env(v));
   const user = known.length === 3 ? undefined : await userEntry(host);
   const own = { HOME: user?.home ?? "", USER: user?.name ?? "", LOGNAME: user?.name ?? "" };
@@ -4994,7 +5105,7 @@ async function environmentOf(host: Host, place: Place, program: string, label: s
   const more = [...program.startsWith("/") ? [dirname(program)] : [], "/opt/homebrew/bin", "/usr/local/bin"];
   return {
     ...Object.fromEntries(filled),
-    LIMA_HOME: place.home,
+    LIMA_HOME: instance.home,
     PATH: [...path, ...more.filter((p) => !path.includes(p))].join(":"),
     ...label === undefined ? {} : { XPC_SERVICE_NAME: label },
   };
@@ -5012,86 +5123,86 @@ async function userEntry(host: Host, who = String(host.uid)) {
 // ─────────────────────────────────────────────────────────────────────────────── running: watching ──
 
 /** Watches the boot: until Lima calls the instance Running, at most as long as a boot may take. Then nothing is polled. */
-async function becomeRunning(run: Run, place: Place): Promise<void> {
+async function becomeRunning(run: Run, instance: Instance): Promise<void> {
   const { ctx } = run;
   const { host } = ctx;
   const isBooting = () => run.ended === undefined && run.stopMs === undefined;
   let agentPid: number | undefined;
-  while (isBooting() && (agentPid = await runningAgent(host, place)) === undefined) {
+  while (isBooting() && (agentPid = await runningAgent(host, instance)) === undefined) {
     const sinceMs = host.clockMs() - run.startedMs;
-    if (sinceMs > START_TURN_MS) releaseTurn(run);
-    if (sinceMs > BOOT_WINDOW_S * 1000) return ctx.say("warn", place, "is still not Running; it is left to itself");
+    if (sinceMs > START_TURN_MS) releaseStartSlot(run);
+    if (sinceMs > BOOT_WINDOW_S * 1000) return ctx.say("warn", instance, "is still not Running; it is left to itself");
     await host.pause(sinceMs > START_TURN_MS ? FIRST_PAUSE_MS : 500);
   }
-  releaseTurn(run);
+  releaseStartSlot(run);
   if (!isBooting()) return;
-  run.lock?.note("supervising");
+  run.lock?.setPhase("supervising");
   const seconds = secondsSince(host, run.startedMs);
-  ctx.say("info", place, `Running after ${seconds.toFixed(1)} s`);
-  watchRunning(run, place, agentPid);
-  await journal(ctx, place, "running", { seconds });
-  await becomeBooted(run, place);
+  ctx.say("info", instance, `Running after ${seconds.toFixed(1)} s`);
+  watchRunning(run, instance, agentPid);
+  await journal(ctx, instance, "running", { seconds });
+  await becomeBooted(run, instance);
 }
 
 /** Running is the VM; the guest is there once the host agent has reported it. Then the ready session is made at once. */
-async function becomeBooted(run: Run, place: Place): Promise<void> {
+async function becomeBooted(run: Run, instance: Instance): Promise<void> {
   const { ctx } = run;
-  while (!hasReportedRunning(ctx.host, place)) {
+  while (!hasReportedRunning(ctx.host, instance)) {
     const sinceMs = ctx.host.clockMs() - run.startedMs;
     if (run.ended !== undefined || run.stopMs !== undefined || sinceMs > BOOT_WINDOW_S * 1000) return;
     await ctx.host.pause(sinceMs > START_TURN_MS ? FIRST_PAUSE_MS : 500);
   }
   const seconds = secondsSince(ctx.host, run.startedMs);
-  run.bootBell.ring();
-  ctx.say("info", place, `the guest is up after ${seconds.toFixed(1)} s`);
-  await journal(ctx, place, "booted", { seconds });
+  run.bootWakeUp.notify();
+  ctx.say("info", instance, `the guest is up after ${seconds.toFixed(1)} s`);
+  await journal(ctx, instance, "booted", { seconds });
 }
 
-function watchRunning(run: Run, place: Place, agentPid: number | undefined): void {
-  void keepLine(run, place).catch((error) => fault(run, "keeping the line", error));
-  void watchAgent(run, place, agentPid).catch((error) => fault(run, "watching the agent", error));
+function watchRunning(run: Run, instance: Instance, agentPid: number | undefined): void {
+  void keepGuestSession(run, instance).catch((error) => logInternalError(run, "keeping the line", error));
+  void watchAgent(run, instance, agentPid).catch((error) => logInternalError(run, "watching the agent", error));
 }
 
 /** Another instance may start now. */
-function releaseTurn(run: Run): void {
+function releaseStartSlot(run: Run): void {
   run.startLock?.close();
   run.startLock = undefined;
 }
 
 /** The agent of an instance that is Running by Lima's own definition: both PID files name living processes, ha.sock answers. */
-async function runningAgent(host: Host, place: Place): Promise<number | undefined> {
-  const agent = pidIn(host, join(place.dir, HA_PID));
-  const files = (host.list(place.dir).ok ?? []).filter((e) => e.endsWith(".pid") && !e.endsWith(".drv.pid"));
-  const living = files.filter((f) => pidIn(host, join(place.dir, f)) !== undefined);
+async function runningAgent(host: Host, instance: Instance): Promise<number | undefined> {
+  const agent = pidIn(host, join(instance.dir, HA_PID));
+  const files = (host.list(instance.dir).ok ?? []).filter((e) => e.endsWith(".pid") && !e.endsWith(".drv.pid"));
+  const living = files.filter((f) => pidIn(host, join(instance.dir, f)) !== undefined);
   if (agent === undefined || living.length < 2) return undefined;
-  return await hasAnswer(host, join(place.dir, HA_SOCK)) ? agent : undefined;
+  return await hasAnswer(host, join(instance.dir, HA_SOCK)) ? agent : undefined;
 }
 
 /** The living PID that a file names, whoever that is. */
 function pidIn(host: Host, path: string): number | undefined {
-  const number = readPid(lookWithText(host, path)?.seen.text ?? "");
+  const number = readPid(statWithText(host, path)?.stamp.text ?? "");
   return "pid" in number && host.alive(number.pid) !== "no" ? number.pid : undefined;
 }
 
 /** Keeps a line to the guest ready, made again with growing pauses when it breaks: at the stop nothing is started. */
-async function keepLine(run: Run, place: Place): Promise<void> {
+async function keepGuestSession(run: Run, instance: Instance): Promise<void> {
   const { host } = run.ctx;
   for (let broken = 0; run.ended === undefined && run.stopMs === undefined;) {
     const madeMs = host.clockMs();
-    const seen = await observeProcesses(host, place, HURRIED);
-    const whole: Observation = { ...nothingSeen(place), ...seen };
-    const own = isOwnPort(whole, sshFile(host, place, whole));
-    const line = own ? openLine(host, place) : "the port in ssh.config is not provably this instance's";
-    if (typeof line === "string") run.ctx.say("debug", place, `no line to the guest: ${line}`);
+    const seen = await observeProcesses(host, instance, STOP_TIMEOUTS);
+    const whole: Observation = { ...emptyObservation(instance), ...seen };
+    const own = isOwnPort(whole, sshFile(host, instance, whole));
+    const line = own ? openGuestSession(host, instance) : "the port in ssh.config is not provably this instance's";
+    if (typeof line === "string") run.ctx.say("debug", instance, `no line to the guest: ${line}`);
     else {
-      run.line = line;
+      run.session = line;
       await line.ended;
-      run.line = undefined;
-      run.ctx.say("debug", place, `the line to the guest broke: ${line.refusal() ?? ""}`);
+      run.session = undefined;
+      run.ctx.say("debug", instance, `the line to the guest broke: ${line.refusal() ?? ""}`);
     }
     if (host.clockMs() - madeMs > LAST_PAUSE_MS) broken = 0;
-    const isUp = run.bootBell.next().then(() => true);
-    if (await Promise.race([isUp, host.pause(growingPause(broken++)).then(() => false)])) broken = 0;
+    const isUp = run.bootWakeUp.next().then(() => true);
+    if (await Promise.race([isUp, host.pause(backoffMs(broken++)).then(() => false)])) broken = 0;
   }
 }
 
@@ -5102,22 +5213,22 @@ const ADOPTED_POLL_MS = 2_000;
  * Waits for the end of a host agent that is not our child (adopted, or started in the background by the command). A
  * command that goes on without it would wait for ever: then it is stopped, and the guard leaves with 1.
  */
-async function watchAgent(run: Run, place: Place, pid: number | undefined): Promise<void> {
+async function watchAgent(run: Run, instance: Instance, pid: number | undefined): Promise<void> {
   const { ctx } = run;
   if ((run.child && pid === run.child.pid) || (pid !== undefined && pid === run.watchedPid)) return;
   if (pid !== undefined) run.watchedPid = pid;
-  if (pid !== undefined) await untilAgentEnds(run, place, pid);
+  if (pid !== undefined) await untilAgentEnds(run, instance, pid);
   if (run.ended !== undefined || run.stopMs !== undefined) return;
-  ctx.say("warn", place, `host agent ${pid ?? ""} has ended`);
-  run.ended = { code: leftCleanly(ctx.host, place) ? 0 : 1, signal: undefined };
+  ctx.say("warn", instance, `host agent ${pid ?? ""} has ended`);
+  run.ended = { code: leftCleanly(ctx.host, instance) ? 0 : 1, signal: undefined };
   post(run, "ended");
 }
 
-async function untilAgentEnds(run: Run, place: Place, pid: number): Promise<void> {
+async function untilAgentEnds(run: Run, instance: Instance, pid: number): Promise<void> {
   const { host } = run.ctx;
   while (host.alive(pid) === "yes" && run.stopMs === undefined) {
-    run.agent ??= (await observeProcesses(host, place, HURRIED)).alive.find((p) => p.row.pid === pid);
-    const held = await host.connect(join(place.dir, HA_SOCK), ANSWER_LIMIT_MS);
+    run.agent ??= (await observeProcesses(host, instance, STOP_TIMEOUTS)).alive.find((p) => p.row.pid === pid);
+    const held = await host.connect(join(instance.dir, HA_SOCK), ANSWER_LIMIT_MS);
     if (held.trouble) {
       await host.pause(ADOPTED_POLL_MS);
       // The number may be somebody else's by now. Its files may be gone before it is.
@@ -5127,16 +5238,16 @@ async function untilAgentEnds(run: Run, place: Place, pid: number): Promise<void
       if (isGone || row?.stat.startsWith("Z") || (row && run.agent && row.command !== run.agent.row.command)) return;
       continue;
     }
-    while (await held.ok.hear() !== undefined);
+    while (await held.ok.read() !== undefined);
     held.ok.close();
     for (let n = 0; n < ADOPTED_POLL_MS / POLL_MS && host.alive(pid) === "yes"; n++) await host.pause(POLL_MS);
   }
 }
 
 /** Somebody stopped it in an orderly way: its last event is `exiting`, and it took its own PID file away. */
-function leftCleanly(host: Host, place: Place): boolean {
-  if (host.look(join(place.dir, HA_PID)).trouble !== "absent") return false;
-  const log = join(place.dir, HA_STDOUT);
+function leftCleanly(host: Host, instance: Instance): boolean {
+  if (host.stat(join(instance.dir, HA_PID)).trouble !== "absent") return false;
+  const log = join(instance.dir, HA_STDOUT);
   const events = tailOf(host, log).split("\n").map((l) => jsonObject(l)?.["status"]);
   const last = events.findLast((e) => typeof e === "object" && e !== null);
   return (last as Record<string, unknown> | undefined)?.["exiting"] === true;
@@ -5144,19 +5255,19 @@ function leftCleanly(host: Host, place: Place): boolean {
 
 /** A healthy agent that somebody else started: supervised all the same, as far as that can be done from outside. */
 async function adoptAgent(run: Run): Promise<void> {
-  const { ctx, place } = run;
-  if (!place) return post(run, "ended");
-  releaseTurn(run);
+  const { ctx, instance } = run;
+  if (!instance) return post(run, "ended");
+  releaseStartSlot(run);
   // Its PID file may be damaged, so it is asked for by its command.
-  const found = (await observeProcesses(ctx.host, place, HURRIED)).alive.find((p) => p.role === "host agent");
+  const found = (await observeProcesses(ctx.host, instance, STOP_TIMEOUTS)).alive.find((p) => p.role === "host agent");
   if (found) run.agent = found;
-  const pid = found?.row.pid ?? pidIn(ctx.host, join(place.dir, HA_PID));
-  ctx.say("warn", place, `is running already: host agent ${pid} is adopted, ${run.command[0]} is not started`);
-  run.lock?.note("supervising");
+  const pid = found?.row.pid ?? pidIn(ctx.host, join(instance.dir, HA_PID));
+  ctx.say("warn", instance, `is running already: host agent ${pid} is adopted, ${run.command[0]} is not started`);
+  run.lock?.setPhase("supervising");
   run.startedMs = ctx.host.clockMs();
   const job = run.job?.target ?? run.label ?? null;
-  await journal(ctx, place, "start", { version: VERSION, pid: pid ?? null, adopted: true, job });
-  watchRunning(run, place, pid);
+  await journal(ctx, instance, "start", { version: VERSION, pid: pid ?? null, adopted: true, job });
+  watchRunning(run, instance, pid);
 }
 
 // ──────────────────────────────────────────────────────────────────────────────── running: the end ──
@@ -5165,15 +5276,15 @@ async function adoptAgent(run: Run): Promise<void> {
 async function stopRun(run: Run): Promise<void> {
   const { ctx } = run;
   const beganMs = run.stopMs ?? ctx.host.clockMs();
-  releaseTurn(run);
+  releaseStartSlot(run);
   run.status = EXIT.done; // whatever it waited for before is no matter of the stop
   try {
-    const own = await ownedPlace(run, beganMs);
+    const own = await acquireForStop(run, beganMs);
     if (own) await stopSupervised(run, own, beganMs);
   } catch (error) {
     run.status = EXIT.failed;
     ctx.say("error", run, `the stop failed: ${error instanceof Error ? error.stack : error}`);
-    await endChild(run, beganMs, budgetOf(run.grantedS, ctx.limitS));
+    await endChild(run, beganMs, budgetOf(run.timeLimitS, ctx.limitS));
   }
   post(run, "stopped");
 }
@@ -5183,76 +5294,82 @@ async function stopRun(run: Run): Promise<void> {
  * waited for as long as there is time to do something then, unless nothing lives. What could not be done is said, and
  * its status set.
  */
-async function ownedPlace(run: Run, beganMs: number): Promise<Place | undefined> {
+async function acquireForStop(run: Run, beganMs: number): Promise<Instance | undefined> {
   const { ctx } = run;
-  const found = run.place ? { place: run.place } : await findPlace(ctx, run.homes, run.name);
+  const found = run.instance ? { instance: run.instance } : await findInstance(ctx, run.homes, run.name);
   const refuse = (told: Report) => {
-    for (const b of told.blockers) ctx.say("warn", run, describeRemark("not stopped")(b));
+    for (const b of told.blockers) ctx.say("warn", run, describeDiagnostic("not stopped")(b));
     // No instance at all is nothing to stop.
     run.status = told.status === EXIT.noInstance ? EXIT.done : told.status;
     return undefined;
   };
   if ("report" in found) return refuse(found.report);
-  const { place } = found;
+  const { instance } = found;
   const isDown = async () => {
-    const seen: Observation = { ...nothingSeen(place), ...await observeProcesses(ctx.host, place, HURRIED) };
+    const seen: Observation = {
+      ...emptyObservation(instance),
+      ...await observeProcesses(ctx.host, instance, STOP_TIMEOUTS),
+    };
     return planStop(seen, ctx.budgetS).state === "stopped";
   };
-  const untilMs = beganMs + stageLimits(budgetOf(run.grantedS, ctx.limitS)).agent * 1000;
+  const deadlineMs = beganMs + stageLimits(budgetOf(run.timeLimitS, ctx.limitS)).agent * 1000;
   // Polled: prepare() may be waiting for it too, and then that is how it comes.
   for (let said = false; !run.lock; await ctx.host.pause(5 * POLL_MS)) {
-    const taken = tryLock(ctx, place);
+    const taken = tryLock(ctx, instance);
     if ("lock" in taken) run.lock = taken.lock;
     else {
-      const holder = "held" in taken ? readLockRecord(taken.held.file.read(), place.dir) : undefined;
+      const holder = "held" in taken ? readLockRecord(taken.held.file.read(), instance.dir) : undefined;
       const who = describeHolder(holder);
-      const isSupervised = "held" in taken && holder !== undefined && await supervises(ctx, place, taken.held, holder);
+      const isSupervised = "held" in taken && holder !== undefined &&
+        await supervises(ctx, instance, taken.held, holder);
       if ("held" in taken) taken.held.file.close();
-      if (isSupervised) ctx.say("info", place, `leaves: ${who} supervises it`);
+      if (isSupervised) ctx.say("info", instance, `leaves: ${who} supervises it`);
       if (isSupervised || await isDown()) return undefined;
-      if (!said) ctx.say("info", place, `is to be stopped, and waits for ${who}`);
+      if (!said) ctx.say("info", instance, `is to be stopped, and waits for ${who}`);
       said = true;
-      if (ctx.host.clockMs() < untilMs) continue;
+      if (ctx.host.clockMs() < deadlineMs) continue;
       const because = `${who} holds its lock`;
-      const blocker = { what: join(place.dir, LOCK_FILE), because, hint: guardCommand(place, "--stop") };
+      const blocker = { what: join(instance.dir, LOCK_FILE), because, hint: guardCommand(instance, "--stop") };
       return refuse(report(run.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }));
     }
   }
-  return place;
+  return instance;
 }
 
 /** Whether the holder of the lock is proven to be the `--run` that has this instance: a stop of it is that one's. */
-async function supervises(ctx: Context, place: Place, held: HeldLock, holder: LockRecord): Promise<boolean> {
+async function supervises(ctx: Context, instance: Instance, held: HeldLock, holder: LockRecord): Promise<boolean> {
   const isItsWork = ["starting", "supervising", "stopping"].includes(holder.phase);
-  return holder.role === "run" && isItsWork && "row" in await proveHolder(ctx, place, held.file, holder);
+  return holder.role === "run" && isItsWork && "row" in await proveHolder(ctx, instance, held.file, holder);
 }
 
-async function stopSupervised(run: Run, place: Place, beganMs: number): Promise<void> {
-  const { ctx, child, line } = run;
-  const budgetS = budgetOf(run.grantedS, ctx.limitS);
-  run.lock?.note("stopping");
+async function stopSupervised(run: Run, instance: Instance, beganMs: number): Promise<void> {
+  const { ctx, child, session: line } = run;
+  const budgetS = budgetOf(run.timeLimitS, ctx.limitS);
+  run.lock?.setPhase("stopping");
   const own = child ? { child } : {};
   const known = run.agent ? [run.agent] : [];
-  let went = await climb(ctx, place, { budgetS, beganMs, known, ...line ? { ready: line } : {}, ...own });
+  let went = await stopProcesses(ctx, instance, { budgetS, beganMs, known, ...line ? { ready: line } : {}, ...own });
   await endChild(run, beganMs, budgetS);
   if (went.steps.length === 0 && child) {
     // The command may have brought up a VM between the look and its own end.
-    const again = await climb(ctx, place, { budgetS, beganMs });
+    const again = await stopProcesses(ctx, instance, { budgetS, beganMs });
     if (again.steps.length > 0) went = again;
   }
-  const cleaned = await cleanUp(ctx, place, beganMs + stageLimits(budgetS)["clean up"] * 1000, went.searched);
-  const alive = went.left.filter((p) => p.row.pid !== child?.pid);
+  const cleaned = await cleanUp(ctx, instance, beganMs + stageLimits(budgetS)["clean up"] * 1000, went.searched);
+  const alive = went.remaining.filter((p) => p.row.pid !== child?.pid);
   run.status = alive.length > 0 ? EXIT.failed : cleaned.isDown ? EXIT.done : EXIT.tryAgain;
   const seconds = { ...went.seconds, total: secondsSince(ctx.host, beganMs) };
   const isUnknown = !cleaned.isDown && went.steps.length === 0;
-  const words = isUnknown ? "not stopped: unknown" : describeStop(went.end, seconds.total, went.cut, went.isAgentHung);
-  ctx.say("info", place, alive.length > 0 ? `not stopped: ${names(alive)} did not end` : words);
+  const words = isUnknown
+    ? "not stopped: unknown"
+    : describeStop(went.end, seconds.total, went.guestCutOff, went.isAgentHung);
+  ctx.say("info", instance, alive.length > 0 ? `not stopped: ${names(alive)} did not end` : words);
   for (const b of eachOnce(cleaned.isDown ? cleaned.blockers : [...went.blockers, ...cleaned.blockers])) {
-    ctx.say("warn", place, describeRemark("unknown")(b));
+    ctx.say("warn", instance, describeDiagnostic("unknown")(b));
   }
   const stage = isUnknown ? null : went.end;
-  const requested = { requested: true, stage, cut: went.cut, seconds, status: run.status, ranS: ranS(run) };
-  await journal(ctx, place, "end", requested);
+  const requested = { requested: true, stage, cut: went.guestCutOff, seconds, status: run.status, ranS: ranS(run) };
+  await journal(ctx, instance, "end", requested);
 }
 
 /** Ends the command by its handle, which needs no proof, and waits for it. */
@@ -5276,13 +5393,13 @@ function ranS(run: Run): number {
 }
 
 /** After any end: nothing of the command lives, what it left is cleared, the journal has it. */
-async function leaveRun(run: Run): Promise<void> {
-  const { place, ended } = run;
-  releaseTurn(run);
-  run.line?.close();
-  run.line = undefined;
-  if (run.stopMs !== undefined || !place || !ended) return;
-  const cleared = clearAfter(run, place, ended).catch((error) => fault(run, "clearing up", error));
+async function finishRun(run: Run): Promise<void> {
+  const { instance, ended } = run;
+  releaseStartSlot(run);
+  run.session?.close();
+  run.session = undefined;
+  if (run.stopMs !== undefined || !instance || !ended) return;
+  const cleared = cleanUpAfterExit(run, instance, ended).catch((error) => logInternalError(run, "clearing up", error));
   await Promise.race([cleared, stopAsked(run)]);
   // What is left of it ends inside launchd's time, like anything else.
   if (run.stopMs !== undefined) await stopRun(run);
@@ -5290,23 +5407,31 @@ async function leaveRun(run: Run): Promise<void> {
 
 /** Resolves once a stop is asked for. */
 async function stopAsked(run: Run): Promise<void> {
-  while (run.stopMs === undefined) await run.bell.next();
+  while (run.stopMs === undefined) await run.wakeUp.next();
 }
 
-async function clearAfter(run: Run, place: Place, ended: { code: number; signal: string | undefined }): Promise<void> {
+async function cleanUpAfterExit(
+  run: Run,
+  instance: Instance,
+  ended: { code: number; signal: string | undefined },
+): Promise<void> {
   const ctx = { ...run.ctx, host: untilStop(run) };
   const lastedS = ranS(run);
   run.status = ended.code; // 128 + n where signal n ended it: Deno has added them
   await endChild(run, ctx.host.clockMs(), DEFAULT_BUDGET_S);
-  const healed = await heal(ctx, place);
-  if (healed.status !== EXIT.done) tellBlocked(ctx, place, healed, 0);
+  const healed = await repair(ctx, instance);
+  if (healed.status !== EXIT.done) logBlocked(ctx, instance, healed, 0);
   // Something of it may have come up meanwhile: that is no clean end.
-  if (healed.state === "running") ctx.say("warn", place, `it is left running, unsupervised: ${healed.summary}`);
+  if (healed.state === "running") ctx.say("warn", instance, `it is left running, unsupervised: ${healed.summary}`);
   if (run.status === EXIT.done && healed.state === "running") run.status = EXIT.failed;
   if (run.status === EXIT.done) run.status = healed.status;
   const { code, signal } = ended;
-  ctx.say("info", place, `${run.child ? run.command[0] : "the host agent"} ended with ${signal ?? `status ${code}`}`);
-  await journal(ctx, place, "end", {
+  ctx.say(
+    "info",
+    instance,
+    `${run.child ? run.command[0] : "the host agent"} ended with ${signal ?? `status ${code}`}`,
+  );
+  await journal(ctx, instance, "end", {
     requested: false,
     code,
     signal: signal ?? null,
@@ -5330,51 +5455,51 @@ export function realHost(): Host {
     clockMs: () => performance.now(),
     uptimeMs: () => Deno.osUptime() * 1000,
     pause: (ms) => new Promise((resolve) => setTimeout(resolve, Math.max(0, ms))),
-    look: (path, follow) => attempt(() => lookOf(follow ? Deno.statSync(path) : Deno.lstatSync(path))),
-    list: (dir) => attempt(() => [...Deno.readDirSync(dir)].map((e) => e.name)),
-    read: (path, most) => attempt(() => readTail(path, most)),
-    linkTarget: (path) => attempt(() => Deno.readLinkSync(path)),
-    realPath: (path) => attempt(() => Deno.realPathSync(path)),
+    stat: (path, follow) => tryCall(() => fileInfoOf(follow ? Deno.statSync(path) : Deno.lstatSync(path))),
+    list: (dir) => tryCall(() => [...Deno.readDirSync(dir)].map((e) => e.name)),
+    read: (path, most) => tryCall(() => readTail(path, most)),
+    linkTarget: (path) => tryCall(() => Deno.readLinkSync(path)),
+    realPath: (path) => tryCall(() => Deno.realPathSync(path)),
     writeTrouble: (path) => {
-      const opened = attempt(() => Deno.lstatSync(path).isFile && Deno.openSync(path, { write: true }).close());
+      const opened = tryCall(() => Deno.lstatSync(path).isFile && Deno.openSync(path, { write: true }).close());
       return opened.trouble === "read-only" ? opened.why : undefined;
     },
-    remove: (path) => attempt(() => Deno.removeSync(path)),
-    rename: (from, to) => attempt(() => Deno.renameSync(from, to)),
-    append: (path, text) => attempt(() => appendThrough(path, text)),
-    openLock: (path, create) => attempt(() => openLock(path, create)),
-    makeDir: (path) => attempt(() => Deno.mkdirSync(path, { recursive: true })),
-    copyTail: (from, to, most) => attempt(() => Deno.writeFileSync(to, readTailBytes(from, most))),
+    remove: (path) => tryCall(() => Deno.removeSync(path)),
+    rename: (from, to) => tryCall(() => Deno.renameSync(from, to)),
+    append: (path, text) => tryCall(() => appendThrough(path, text)),
+    openLock: (path, create) => tryCall(() => openLock(path, create)),
+    makeDir: (path) => tryCall(() => Deno.mkdirSync(path, { recursive: true })),
+    copyTail: (from, to, most) => tryCall(() => Deno.writeFileSync(to, readTailBytes(from, most))),
     alive: (pid) => {
       if (!isPid(pid)) return "no";
-      const asked = attempt(() => Deno.kill(pid, 0 as unknown as Deno.Signal));
+      const asked = tryCall(() => Deno.kill(pid, 0 as unknown as Deno.Signal));
       return asked.trouble === undefined ? "yes" : asked.trouble === "absent" ? "no" : "another user's";
     },
     signal: (pid, signal) => {
       if (!isPid(pid)) return { trouble: "other", why: `${pid} is no PID` };
-      return attempt(() => Deno.kill(pid, signal));
+      return tryCall(() => Deno.kill(pid, signal));
     },
     run: runToEnd,
-    start: (command) => attempt(() => command.supervised ? startSupervised(command) : startChild(command)),
-    connect: dial,
+    start: (command) => tryCall(() => command.supervised ? startSupervised(command) : startChild(command)),
+    connect,
     onSignal: (signal, take) => Deno.addSignalListener(signal, take),
     isTerminal: Deno.stderr.isTerminal(),
-    columns: () => attempt(() => Deno.consoleSize().columns).ok || 80,
+    columns: () => tryCall(() => Deno.consoleSize().columns).ok || 80,
     stdout: (text) => writeAll(Deno.stdout, text),
     stderr: (text) => writeAll(Deno.stderr, text),
   };
 }
 
 /** Turns what the system throws into an answer. Whatever is no error of the system is a bug and goes on flying. */
-function attempt<T>(effect: () => T): Tried<T> {
+function tryCall<T>(effect: () => T): Result<T> {
   try {
     return { ok: effect() };
   } catch (error) {
-    return troubleOf(error);
+    return errorKindOf(error);
   }
 }
 
-function troubleOf(error: unknown): { trouble: Trouble; why: string } {
+function errorKindOf(error: unknown): { trouble: ErrorKind; why: string } {
   if (!(error instanceof Error)) throw error;
   const code = (error as { code?: string }).code ?? /\bE[A-Z]{3,}\b/.exec(error.message)?.[0];
   const why = error.message;
@@ -5390,7 +5515,7 @@ function troubleOf(error: unknown): { trouble: Trouble; why: string } {
   return { trouble: "other", why };
 }
 
-function lookOf(info: Deno.FileInfo): Look {
+function fileInfoOf(info: Deno.FileInfo): FileInfo {
   const kind = info.isSymlink ? "link" : info.isFile ? "file" : info.isDirectory ? "directory" : otherKind(info);
   const { dev, size } = info;
   const mtimeMs = info.mtime?.getTime() ?? 0;
@@ -5423,27 +5548,27 @@ function appendThrough(path: string, text: string): void {
   const bytes = new TextEncoder().encode(text);
   for (let sent = 0; sent < bytes.length;) sent += file.writeSync(bytes.subarray(sent));
   // SMB and NFS refuse a sync: the line is there all the same.
-  attempt(() => file.syncDataSync());
+  tryCall(() => file.syncDataSync());
 }
 
-function openLock(path: string, create: boolean): Lockable {
-  const kind = attempt(() => lookOf(Deno.lstatSync(path))).ok?.kind;
+function openLock(path: string, create: boolean): LockFile {
+  const kind = tryCall(() => fileInfoOf(Deno.lstatSync(path))).ok?.kind;
   if (kind !== undefined && kind !== "file" && kind !== "directory") throw new Error(`${path} is a ${kind}`);
   // Who makes no file writes none either: a lock can be tried by anybody who may read it.
   const file = Deno.openSync(path, create ? { read: true, write: true, create } : { read: true });
   let pending: Promise<boolean> | undefined;
   return {
-    tryLock: () => attempt(() => file.tryLockSync(true)),
+    tryLock: () => tryCall(() => file.tryLockSync(true)),
     // Nothing can cancel a pending flock: the next wait uses the same one, and closing the file releases it.
     lockWithin: (ms) => within(pending ??= file.lock(true).then(() => true, () => false), ms, false),
     read: () => readTail(path, 4096),
     write: (text) => {
       // The record is a courtesy: on a full disk the lock itself still holds.
-      attempt(() => file.truncateSync(0));
-      attempt(() => file.seekSync(0, Deno.SeekMode.Start));
-      attempt(() => file.writeSync(new TextEncoder().encode(text)));
+      tryCall(() => file.truncateSync(0));
+      tryCall(() => file.seekSync(0, Deno.SeekMode.Start));
+      tryCall(() => file.writeSync(new TextEncoder().encode(text)));
     },
-    close: () => attempt(() => file.close()),
+    close: () => tryCall(() => file.close()),
   };
 }
 
@@ -5467,7 +5592,7 @@ function environmentFor(command: Command): Record<string, string> {
 }
 
 /** `signal:` of Deno.Command is no limit (one SIGTERM, and a grandchild may hold the pipe): so its whole own group. */
-async function runToEnd(command: Command, limitMs: number): Promise<Tried<Ended>> {
+async function runToEnd(command: Command, limitMs: number): Promise<Result<CommandResult>> {
   const [program, ...args] = command.argv;
   const env = environmentFor(command);
   const options = {
@@ -5480,11 +5605,11 @@ async function runToEnd(command: Command, limitMs: number): Promise<Tried<Ended>
     detached: true,
     ...command.apart ? { cwd: "/" } : {},
   } as const;
-  const child = attempt(() => new Deno.Command(program, options).spawn());
+  const child = tryCall(() => new Deno.Command(program, options).spawn());
   if (child.trouble) return child;
   const answer = await within(child.ok.output(), limitMs, undefined);
   if (answer === undefined) {
-    attempt(() => Deno.kill(-child.ok.pid, "SIGKILL"));
+    tryCall(() => Deno.kill(-child.ok.pid, "SIGKILL"));
     return { trouble: "limit", why: `${program} did not end within ${Math.round(limitMs)} ms` };
   }
   const text = new TextDecoder();
@@ -5514,7 +5639,7 @@ function startChild(command: Command): Child {
       await within(errorsEnd, POLL_MS, undefined);
       return { code, signal: signal ?? undefined };
     }),
-    kill: (signal) => attempt(() => child.kill(signal)),
+    kill: (signal) => tryCall(() => child.kill(signal)),
     // The reader may be gone: then its end tells more than the failed write.
     say: (text) => input.write(new TextEncoder().encode(text)).catch(() => {}),
     onLine: (take) => void eachLine(lines, take),
@@ -5535,7 +5660,7 @@ function startSupervised(command: Command): Child {
   return {
     pid: child.pid,
     ended: child.status.then(({ code, signal }) => ({ code, signal: signal ?? undefined })),
-    kill: (signal) => attempt(() => child.kill(signal)),
+    kill: (signal) => tryCall(() => child.kill(signal)),
     say: () => Promise.resolve(),
     onLine: () => {},
     lastWords: () => "",
@@ -5552,7 +5677,7 @@ async function eachLine(stream: ReadableStream<Uint8Array>, take: (line: string)
   }
 }
 
-async function dial(to: string | { port: number }, limitMs: number): Promise<Tried<Conversation>> {
+async function connect(to: string | { port: number }, limitMs: number): Promise<Result<Connection>> {
   const connecting: Promise<Deno.Conn> = typeof to === "string"
     ? Deno.connect({ transport: "unix", path: to })
     : Deno.connect({ hostname: "127.0.0.1", port: to.port });
@@ -5560,8 +5685,11 @@ async function dial(to: string | { port: number }, limitMs: number): Promise<Tri
   const tried = connecting.then((ok) => {
     if (late) ok.close();
     return { ok };
-  }, troubleOf);
-  const answer = await within<Tried<Deno.Conn>>(tried, limitMs, { trouble: "limit", why: "it did not accept in time" });
+  }, errorKindOf);
+  const answer = await within<Result<Deno.Conn>>(tried, limitMs, {
+    trouble: "limit",
+    why: "it did not accept in time",
+  });
   late = answer.trouble === "limit";
   if (answer.trouble) return answer;
   const conn = answer.ok;
@@ -5569,12 +5697,12 @@ async function dial(to: string | { port: number }, limitMs: number): Promise<Tri
   return {
     ok: {
       // An end of the connection shows in hear(); close() makes both fail, on purpose.
-      say: async (text) => void await conn.write(new TextEncoder().encode(text)).catch(() => 0),
-      hear: async () => {
+      write: async (text) => void await conn.write(new TextEncoder().encode(text)).catch(() => 0),
+      read: async () => {
         const n = await conn.read(bytes).catch(() => null);
         return n === null ? undefined : new TextDecoder().decode(bytes.subarray(0, n));
       },
-      close: () => attempt(() => conn.close()),
+      close: () => tryCall(() => conn.close()),
     },
   };
 }
@@ -5582,7 +5710,7 @@ async function dial(to: string | { port: number }, limitMs: number): Promise<Tri
 /** Written through. A reader that went away, or a full disk, must never stop a stop. */
 function writeAll(to: { writeSync(bytes: Uint8Array): number }, text: string): void {
   const bytes = new TextEncoder().encode(text);
-  attempt(() => {
+  tryCall(() => {
     for (let sent = 0; sent < bytes.length;) sent += to.writeSync(bytes.subarray(sent));
   });
 }
@@ -5801,7 +5929,7 @@ export async function main(args: readonly string[], host: Host): Promise<number>
 /** Leaves without a report of any instance: one line on stderr, and with `--json` a document on stdout. */
 function refuse(host: Host, args: readonly string[], status: number, what: string, hint?: string): number {
   host.stderr(`lima-guard: ${what}${hint === undefined ? "" : ` (hint: ${hint})`}\n`);
-  if (wantsJson(args)) host.stdout(documentOf(roleOf(args), [], { status, error: { what, hint: hint ?? null } }));
+  if (wantsJson(args)) host.stdout(toJson(roleOf(args), [], { status, error: { what, hint: hint ?? null } }));
   return status;
 }
 
@@ -5823,7 +5951,7 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
   const invocation = parseCommandLine(args);
   if ("print" in invocation) {
     const text = invocation.print;
-    host.stdout(wantsJson(args) ? documentOf(null, [], { status: EXIT.done, text }) : text);
+    host.stdout(wantsJson(args) ? toJson(null, [], { status: EXIT.done, text }) : text);
     return EXIT.done;
   }
   if ("usage" in invocation) {
@@ -5835,7 +5963,7 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
   }
   if ("install" in invocation) return await install(invocation.install, host);
   const { onEvent } = invocation;
-  if (onEvent !== undefined && host.look(onEvent, "follow links").ok?.kind !== "file") {
+  if (onEvent !== undefined && host.stat(onEvent, "follow links").ok?.kind !== "file") {
     return refuse(host, args, EXIT.usage, `Cannot find the program of --on-event: ${onEvent}`, guardLine("--help"));
   }
   const { role, all } = invocation;
@@ -5845,8 +5973,8 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
     ("why" in found || !found.isExplicit);
   const homes = isMachine && "why" in found ? { isExplicit: false, paths: [] } : found;
   if ("why" in homes) return refuse(host, args, EXIT.tryAgain, homes.why, "--lima-home DIR names it");
-  const ctx = contextFor(host, invocation);
-  if (role === "stop") hearSkips(ctx);
+  const ctx = makeContext(host, invocation);
+  if (role === "stop") onSkipSignals(ctx);
   const machine = isMachine ? wholeMachine(ctx) : Promise.resolve([]);
   const others = host.uid === 0 && all && role === "pre" && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
   const listed = invocation.all || invocation.names.length === 0
@@ -5866,8 +5994,10 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
   const told = [...own, ...others, ...await machine, ...unlisted];
   const reports = isMachine ? [...told, ...await stillLiving(ctx, told)] : told;
   const status = worst([...reports.map((r) => r.status), ...isLate ? [EXIT.tryAgain] : []]);
-  const text = role === "status" ? tellStatus(reports, invocation.verbose) : tellAll(reports, invocation.dryRun);
-  host.stdout(invocation.json ? documentOf(role, reports) : text);
+  const text = role === "status"
+    ? formatStatus(reports, invocation.verbose)
+    : formatReports(reports, invocation.dryRun);
+  host.stdout(invocation.json ? toJson(role, reports) : text);
   return status;
 }
 
@@ -5879,7 +6009,7 @@ async function serveAll(ctx: Context, wanted: readonly Requested[], { command, w
   const { host } = ctx;
   const endMs = waitS === 0 ? 0 : host.clockMs() + waitS * 1000;
   for (;;) {
-    const own: (Report & Partial<Details>)[] = await Promise.all(wanted.map((one) => serve(ctx, one, command)));
+    const own: (Report & Partial<Details>)[] = await Promise.all(wanted.map((one) => runRole(ctx, one, command)));
     const isUp = own.every((r) => r.state === "running" && r.ready !== false);
     // Waiting brings no instance that is not there, and no permission.
     const isFinal = own.some((r) => r.status !== EXIT.done && r.status !== EXIT.failed && r.status !== EXIT.tryAgain);
@@ -5903,16 +6033,16 @@ async function install(args: readonly string[], host: Host): Promise<number> {
 }
 
 /** One role for one instance. Whatever is thrown is a bug of ours; the other instances must not suffer from it. */
-async function serve(ctx: Context, { homes, name }: Requested, command: readonly string[]): Promise<Report> {
+async function runRole(ctx: Context, { homes, name }: Requested, command: readonly string[]): Promise<Report> {
   try {
-    if (ctx.role === "status") return await status(ctx, homes, name);
-    const found = await findPlace(ctx, homes, name);
+    if (ctx.role === "status") return await runStatus(ctx, homes, name);
+    const found = await findInstance(ctx, homes, name);
     if ("report" in found) return found.report;
-    if (ctx.role === "stop") return await stop(ctx, found.place);
-    const told = await pre(ctx, found.place);
+    if (ctx.role === "stop") return await runStop(ctx, found.instance);
+    const told = await runPre(ctx, found.instance);
     if (told.blockers.length > 0) {
       const { state, status, blockers } = told;
-      announce(ctx, found.place, "blocked", { event: "blocked", state, status, because: blockers[0]?.because });
+      announce(ctx, found.instance, "blocked", { event: "blocked", state, status, because: blockers[0]?.because });
     }
     return ctx.role === "run" ? withStart(told, command) : told;
   } catch (error) {
@@ -5932,7 +6062,7 @@ function withStart(told: Report, command: readonly string[]): Report {
  * The first signal of a stop skips a stage at once, further ones only when they are no echo of it. A terminal that goes
  * away does not end a stop halfway.
  */
-function hearSkips(ctx: Context): void {
+function onSkipSignals(ctx: Context): void {
   ctx.host.onSignal("SIGHUP", () => {});
   let lastMs = -Infinity;
   for (const signal of ["SIGINT", "SIGTERM"] as const) {
@@ -5941,7 +6071,7 @@ function hearSkips(ctx: Context): void {
       if (nowMs - lastMs < SKIP_APART_MS) return;
       lastMs = nowMs;
       ctx.skips.count++;
-      ctx.skips.bell.ring();
+      ctx.skips.bell.notify();
     });
   }
 }
@@ -5977,8 +6107,8 @@ export function progressLine(
   return text.slice(0, Math.max(0, columns - 1));
 }
 
-function contextFor(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbose }: Invocation): Context {
-  const stages = new Map<string, { stage: string; untilMs: number }>();
+function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbose }: Invocation): Context {
+  const stages = new Map<string, { stage: string; deadlineMs: number }>();
   const show = host.isTerminal && !dryRun;
   const clear = () => show && stages.size > 0 ? host.stderr("\r\x1b[K") : undefined;
   const write = (text: string) => {
@@ -5986,19 +6116,19 @@ function contextFor(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbos
     host.stderr(logLine(host, text));
   };
   const log = new Logger("lima-guard", verbose ? "DEBUG" : "INFO", { handlers: [new StderrHandler(write)] });
-  const say: Context["say"] = (level, place, text) => log[level](`${role} ${place.name}: ${text}`);
+  const say: Context["say"] = (level, instance, text) => log[level](`${role} ${instance.name}: ${text}`);
   const tell = async () => {
     for (; stages.size > 0; await host.pause(1000)) {
-      const waits = [...stages].map(([name, s]) => ({ name, stage: s.stage, leftS: secondsLeft(host, s.untilMs) }));
+      const waits = [...stages].map(([name, s]) => ({ name, stage: s.stage, leftS: secondsLeft(host, s.deadlineMs) }));
       host.stderr(`\r\x1b[K${progressLine(waits, host.columns())}`);
     }
   };
-  const stage: Context["stage"] = (place, name, untilMs) => {
+  const stage: Context["stage"] = (instance, name, deadlineMs) => {
     clear();
     const wasEmpty = stages.size === 0;
-    if (name === "") return void stages.delete(place.name);
-    stages.set(place.name, { stage: name, untilMs });
-    if (!show) say("info", place, `stage ${name}, ${secondsLeft(host, untilMs)} s left`);
+    if (name === "") return void stages.delete(instance.name);
+    stages.set(instance.name, { stage: name, deadlineMs });
+    if (!show) say("info", instance, `stage ${name}, ${secondsLeft(host, deadlineMs)} s left`);
     else if (wasEmpty) void tell();
   };
   return {
@@ -6010,27 +6140,27 @@ function contextFor(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbos
     onEvent,
     say,
     stage,
-    skips: { count: 0, bell: new Bell() },
+    skips: { count: 0, bell: new WakeUp() },
   };
 }
 
-function secondsLeft(host: Host, untilMs: number): number {
-  return Math.max(0, Math.round((untilMs - host.clockMs()) / 1000));
+function secondsLeft(host: Host, deadlineMs: number): number {
+  return Math.max(0, Math.round((deadlineMs - host.clockMs()) / 1000));
 }
 
 /** The JSON document of a run; the field names are stable. */
-function documentOf(role: string | null, reports: readonly Report[], more: Record<string, unknown> = {}): string {
+function toJson(role: string | null, reports: readonly Report[], more: Record<string, unknown> = {}): string {
   const instances = reports.map(({ summary: _, ...fields }) => ({ ...fields, recent: undefined }));
   return `${JSON.stringify({ version: 1, role, ...more, instances }, null, 2)}\n`;
 }
 
 /** The results for people: a line each, with what is in the way below it. */
-function tellAll(reports: readonly Report[], dryRun: boolean): string {
+function formatReports(reports: readonly Report[], dryRun: boolean): string {
   const lines = reports.flatMap((r) => [
     `${r.name}: ${r.summary}`,
     ...dryRun ? r.steps.map(({ kind, what, because }) => `  would ${describeStep({ kind, what, because })}`) : [],
-    ...r.blockers.map((b) => `  ${describeRemark("blocked")(b)}`),
-    ...r.notes.map((n) => `  ${describeRemark("note")(n)}`),
+    ...r.blockers.map((b) => `  ${describeDiagnostic("blocked")(b)}`),
+    ...r.notes.map((n) => `  ${describeDiagnostic("note")(n)}`),
   ]);
   return lines.length === 0 ? "no instance\n" : `${lines.join("\n")}\n`;
 }

@@ -6,7 +6,7 @@
 
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { type Ended, type Host, main, realHost, type Tried } from "../lima_guard.ts";
+import { type CommandResult, type Host, main, realHost, type Result } from "../lima_guard.ts";
 import { type Home, IMPOSSIBLE_PID, type Instance, killChild, tempLimaHome } from "./helpers/mod.ts";
 import { LOCK, tree } from "./helpers/pre.ts";
 
@@ -83,7 +83,7 @@ async function build(world: World): Promise<Built> {
 }
 
 /** A call of the host that may fail, by its name and its place among all of them. */
-type Fails = (call: string, n: number) => Tried<never> | { readonly ended: Ended } | undefined;
+type Fails = (call: string, n: number) => Result<never> | { readonly ended: CommandResult } | undefined;
 
 interface Ran {
   readonly status: number;
@@ -93,7 +93,7 @@ interface Ran {
 }
 
 const CALLS = [
-  ...["look", "list", "read", "linkTarget", "realPath", "remove", "rename", "append", "openLock", "connect", "run"],
+  ...["stat", "list", "read", "linkTarget", "realPath", "remove", "rename", "append", "openLock", "connect", "run"],
 ] as const;
 
 /** `main`, with a host whose calls fail as is said; the pauses of a patient look are over at once. */

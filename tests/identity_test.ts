@@ -5,7 +5,7 @@
 
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { judge, type Place, rolesOf, type SameDirectory } from "../lima_guard.ts";
+import { type Instance, judge, rolesOf, type SameDirectory } from "../lima_guard.ts";
 import { DIR, HOME, PLACE, row } from "./observations.ts";
 
 interface Case {
@@ -22,7 +22,7 @@ interface Case {
 /** `ours: ROLE`, `not ours: WHY` or `unknown: ROLE`: why something is unknown has tests of its own below. */
 function test(name: string, expected: string, { command, uid = 501, home = HOME, same = {}, file }: Case): void {
   Deno.test(`judge() ${expected.replace(/:.*/, "")}: ${name}`, () => {
-    const place: Place = { ...PLACE, home, dir: `${home}/k3s` };
+    const place: Instance = { ...PLACE, home, dir: `${home}/k3s` };
     const asked = new Set<string>();
     const sameDirectory: SameDirectory = (named, ours) => {
       assert.ok([place.dir, home].includes(ours), `compared with ${ours}`);

@@ -5,16 +5,16 @@
 
 import assert from "node:assert/strict";
 import {
-  type AgentSigns,
-  type Claim,
+  type AgentHealth,
   describePlan,
+  type Diagnostic,
   type Observation,
   type Plan,
   planPre,
   planStop,
-  type Proven,
-  type Remark,
+  type StateFile,
   type Step,
+  type VerifiedProcess,
 } from "../lima_guard.ts";
 import {
   at,
@@ -25,9 +25,9 @@ import {
   ours,
   proven,
   recycled,
-  SEEN,
   signs,
   stale,
+  STAMP,
   unknown,
 } from "./observations.ts";
 
@@ -35,12 +35,12 @@ import {
 const [AGENT, QEMU, DRIVER, USERNET, DEAD, STRANGER] = [811, 812, 813, 815, 7001, 7002];
 const INNOCENT = [DEAD, STRANGER];
 const WHY_UNKNOWN = unknown("ps gave no answer");
-const FIXED = "its directory belongs to uid 0 and has mode 0755";
+const UNDELETABLE = "its directory belongs to uid 0 and has mode 0755";
 const USERNET_FILE = "_networks/user-v2/usernet_user-v2.pid";
-const USERNET_SOCKETS = { companions: ["_networks/user-v2/user-v2_fd.sock", "_networks/user-v2/user-v2_ep.sock"] };
+const USERNET_SOCKETS = { sockets: ["_networks/user-v2/user-v2_fd.sock", "_networks/user-v2/user-v2_ep.sock"] };
 
 /** Who lives; what the agent shows, where one does: undefined means that nobody asked it. */
-const LIVING: Record<string, Proven[]> = {
+const LIVING: Record<string, VerifiedProcess[]> = {
   nobody: [],
   usernet: [proven("usernet", USERNET)],
   agent: [proven("host agent", AGENT)],
@@ -50,36 +50,36 @@ const LIVING: Record<string, Proven[]> = {
   QEMU: [proven("QEMU", QEMU)],
   "QEMU and external driver": [proven("external driver", DRIVER), proven("QEMU", QEMU, { named: false })],
 };
-const SIGNS: Record<string, AgentSigns | undefined> = {
+const SIGNS: Record<string, AgentHealth | undefined> = {
   "not asked": undefined,
   answers: signs(),
-  "answers, young": signs({ ageS: 10, noEvent: true }),
+  "answers, young": signs({ ageS: 10, neverReported: true }),
   "silent, young": signs({ answers: false, ageS: 899, silentS: 600 }),
   "silent for a moment": signs({ answers: false, ageS: 86_400, silentS: 59 }),
   "silent for long": signs({ answers: false, ageS: 86_400, silentS: 60 }),
-  deadlocked: signs({ ageS: 900, noEvent: true }),
+  deadlocked: signs({ ageS: 900, neverReported: true }),
 };
 /** What a file of the instance may claim; `ours` only where somebody lives whom it may name. */
-const HA_PID: Record<string, Claim[]> = {
+const HA_PID: Record<string, StateFile[]> = {
   none: [],
-  dead: [claim("ha.pid", dead(DEAD), { companions: ["ha.sock"] })],
-  "not ours": [claim("ha.pid", recycled(STRANGER), { companions: ["ha.sock"] })],
-  fixed: [claim("ha.pid", dead(DEAD), { companions: ["ha.sock"], fixed: FIXED })],
-  unknown: [claim("ha.pid", WHY_UNKNOWN, { companions: ["ha.sock"] })],
-  ours: [claim("ha.pid", ours("host agent", AGENT), { companions: ["ha.sock"] })],
+  dead: [claim("ha.pid", dead(DEAD), { sockets: ["ha.sock"] })],
+  "not ours": [claim("ha.pid", recycled(STRANGER), { sockets: ["ha.sock"] })],
+  fixed: [claim("ha.pid", dead(DEAD), { sockets: ["ha.sock"], undeletable: UNDELETABLE })],
+  unknown: [claim("ha.pid", WHY_UNKNOWN, { sockets: ["ha.sock"] })],
+  ours: [claim("ha.pid", ours("host agent", AGENT), { sockets: ["ha.sock"] })],
 };
-const DRIVER_PID: Record<string, Claim[]> = {
+const DRIVER_PID: Record<string, StateFile[]> = {
   none: [],
   "vz dead": [claim("vz.pid", dead(DEAD))],
   "vz not ours": [claim("vz.pid", recycled(STRANGER))],
-  "vz fixed": [claim("vz.pid", recycled(STRANGER), { fixed: FIXED })],
+  "vz fixed": [claim("vz.pid", recycled(STRANGER), { undeletable: UNDELETABLE })],
   "vz unknown": [claim("vz.pid", WHY_UNKNOWN)],
   "vz ours": [claim("vz.pid", ours("host agent", AGENT))],
   "QEMU ours": [claim("qemu.pid", ours("QEMU", QEMU)), claim("x.drv.pid", recycled(STRANGER))],
   "driver ours": [claim("x.drv.pid", ours("external driver", DRIVER)), claim("vz.pid", dead(DEAD))],
   "driver of Lima 2.1 ours": [claim("lima-driver-x-ha.pid", ours("external driver", DRIVER))],
 };
-const SHARED: Record<string, Claim[]> = {
+const SHARED: Record<string, StateFile[]> = {
   none: [],
   "usernet ours": [claim(USERNET_FILE, ours("usernet", USERNET), USERNET_SOCKETS)],
   "usernet unknown": [claim(USERNET_FILE, WHY_UNKNOWN, USERNET_SOCKETS), claim("ssh.config", stale("it is cut short"))],
@@ -90,19 +90,19 @@ const SHARED: Record<string, Claim[]> = {
   ],
   "lock unknown, usernet fixed": [
     claim("_disks/data/in_use_by", WHY_UNKNOWN),
-    claim(USERNET_FILE, recycled(STRANGER), { ...USERNET_SOCKETS, fixed: FIXED }),
+    claim(USERNET_FILE, recycled(STRANGER), { ...USERNET_SOCKETS, undeletable: UNDELETABLE }),
   ],
 };
-const PORT: Remark = { what: "port 60022", because: "it is taken", hint: "lsof -i" };
-const VMNET: Remark = { what: "shared_socket_vmnet.pid", because: "it is recycled", status: 77 };
+const PORT: Diagnostic = { what: "port 60022", because: "it is taken", hint: "lsof -i" };
+const VMNET: Diagnostic = { what: "shared_socket_vmnet.pid", because: "it is recycled", status: 77 };
 /** What is not the instance's: in the way of a start, and Lima 2.3's marker. */
 const AROUND: Record<string, Partial<Observation>> = {
   nothing: {},
-  marker: { bootMarker: SEEN },
-  "port, marker": { obstacles: [PORT], bootMarker: SEEN },
-  "socket_vmnet, a note": { obstacles: [VMNET], notes: [{ what: "a usernet", because: "no PID file names it" }] },
+  marker: { bootMarker: STAMP },
+  "port, marker": { startBlockers: [PORT], bootMarker: STAMP },
+  "socket_vmnet, a note": { startBlockers: [VMNET], notes: [{ what: "a usernet", because: "no PID file names it" }] },
 };
-const UNKNOWNS: Record<string, Remark[]> = {
+const UNKNOWNS: Record<string, Diagnostic[]> = {
   "ps answered": [],
   "ps failed": [{ what: "all processes", because: "ps gave no answer" }],
 };
@@ -131,7 +131,7 @@ function everything(): Case[] {
     const isNamed = (role: string) => alive.some((p) => p.role === role && p.named);
     if (agent && !alive.some((p) => p.role === "host agent")) return [];
     if (claims.some((c) => c.verdict.kind === "ours" && !isNamed(c.verdict.role))) return [];
-    const facts = { claims, alive, unknowns, ...around };
+    const facts = { stateFiles: claims, alive, unknowns, ...around };
     const seen = frozen(observation({ ...facts, ...(agent ? { agent } : {}) }));
     const words = chosen.map(([word]) => word).join(" · ");
     return [{ words, seen, plans: { pre: planPre(seen), stop: planStop(seen, 60) } }];
@@ -169,16 +169,16 @@ const BOTH = ["pre", "stop"] as const;
 const isRemoval = (s: Step) => s.kind === "remove";
 const removed = (p: Plan) => p.steps.filter(isRemoval).map((s) => s.path ?? "");
 const ladder = (p: Plan) => p.steps.filter((s) => !isRemoval(s));
-const isPidFile = (c: Claim) => c.scope === "instance" && c.path.endsWith(".pid");
+const isPidFile = (c: StateFile) => c.scope === "instance" && c.path.endsWith(".pid");
 /** Something about the instance's own processes could not be found out. */
 const isUnsure = (seen: Observation) =>
-  seen.unknowns.length > 0 || seen.claims.some((c) => c.scope === "instance" && c.verdict.kind === "unknown");
+  seen.unknowns.length > 0 || seen.stateFiles.some((c) => c.scope === "instance" && c.verdict.kind === "unknown");
 const carriers = (seen: Observation) => seen.alive.filter((p) => p.role !== "usernet");
 const agentLives = (seen: Observation) => seen.alive.some((p) => p.role === "host agent");
 /** Past its boot, and deaf for a minute or without one event. An agent nobody asked is not known to be hung. */
 const isHung = ({ agent }: Observation) =>
-  agent !== undefined && agent.ageS >= 15 * 60 && (agent.noEvent || (!agent.answers && agent.silentS >= 60));
-const may = (c: Claim) => ["dead", "not ours", "stale"].includes(c.verdict.kind) && c.fixed === undefined;
+  agent !== undefined && agent.ageS >= 15 * 60 && (agent.neverReported || (!agent.answers && agent.silentS >= 60));
+const may = (c: StateFile) => ["dead", "not ours", "stale"].includes(c.verdict.kind) && c.undeletable === undefined;
 
 Deno.test("the laws are tried on thousands of observations of every kind", () => {
   assert.ok(ALL.length > 5_000, `${ALL.length}`);
@@ -222,8 +222,8 @@ law(
   ["pre"],
   (p, seen) => {
     if (p.state !== "running") return;
-    const isDrivers = (c: Claim) => /\/(vz|qemu|krunkit)\.pid$/.test(c.path) && c.verdict.kind === "ours";
-    assert.ok(agentLives(seen) && seen.agent?.answers === true && seen.claims.some(isDrivers));
+    const isDrivers = (c: StateFile) => /\/(vz|qemu|krunkit)\.pid$/.test(c.path) && c.verdict.kind === "ours";
+    assert.ok(agentLives(seen) && seen.agent?.answers === true && seen.stateFiles.some(isDrivers));
   },
 );
 
@@ -252,27 +252,27 @@ law("unknown about the instance's processes is no success, unless it is seen to 
 });
 
 law("what is unknown about something shared is not touched, and is told", ["pre"], (p, seen) => {
-  for (const c of seen.claims.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown")) {
-    assert.ok([c, ...c.companions].map(({ path }) => path).every((path) => !removed(p).includes(path)), c.path);
+  for (const c of seen.stateFiles.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown")) {
+    assert.ok([c, ...c.sockets].map(({ path }) => path).every((path) => !removed(p).includes(path)), c.path);
     if (carriers(seen).length === 0 && !isUnsure(seen)) assert.ok(p.blockers.some((b) => b.what === c.path), c.path);
   }
 });
 
 law("nothing is removed but a claim without proof, with its companions, and the boot marker", BOTH, (p, seen) => {
-  const going = seen.claims.filter(may);
-  const permitted = [...going.flatMap((c) => [c, ...c.companions]).map(({ path }) => path), `${DIR}/boot-session.tmp`];
+  const going = seen.stateFiles.filter(may);
+  const permitted = [...going.flatMap((c) => [c, ...c.sockets]).map(({ path }) => path), `${DIR}/boot-session.tmp`];
   const paths = removed(p);
   assert.ok(paths.every((path) => permitted.includes(path)), `${paths}`);
   assert.equal(new Set(paths).size, paths.length, "no file goes twice");
-  for (const { path, seen } of p.steps.filter(isRemoval)) {
-    assert.ok(seen !== undefined, `${path} goes only while it looks as it did`);
+  for (const { path, stamp } of p.steps.filter(isRemoval)) {
+    assert.ok(stamp !== undefined, `${path} goes only while it looks as it did`);
   }
 });
 
 law("a companion goes with its file and directly before it", BOTH, (p, seen) => {
   const paths = removed(p);
-  for (const c of seen.claims.filter((c) => c.companions.length > 0)) {
-    const companions = c.companions.map(({ path }) => path);
+  for (const c of seen.stateFiles.filter((c) => c.sockets.length > 0)) {
+    const companions = c.sockets.map(({ path }) => path);
     const place = paths.indexOf(c.path);
     const before = place < 0 ? [] : paths.slice(place - companions.length, place);
     assert.deepEqual(before, place < 0 ? [] : companions);
@@ -282,7 +282,7 @@ law("a companion goes with its file and directly before it", BOTH, (p, seen) => 
 
 law("the boot marker goes with the last PID file, after it, and never alone", BOTH, (p, seen) => {
   const paths = removed(p);
-  const files = seen.claims.filter(isPidFile).map((c) => c.path);
+  const files = seen.stateFiles.filter(isPidFile).map((c) => c.path);
   const lastGoes = files.length > 0 && files.every((path) => paths.includes(path));
   assert.equal(paths.includes(at("boot-session.tmp")), lastGoes && seen.bootMarker !== undefined);
   if (paths.includes(at("boot-session.tmp"))) assert.equal(paths.at(-1), at("boot-session.tmp"));
@@ -294,11 +294,11 @@ law("the boot marker goes with the last PID file, after it, and never alone", BO
 function after({ agent, bootMarker, ...seen }: Observation, p: Plan): Observation {
   const isGone = (path: string) => removed(p).includes(path);
   const ended = ladder(p).length > 0;
-  const died = (c: Claim): Claim =>
+  const died = (c: StateFile): StateFile =>
     ended && c.verdict.kind === "ours" && c.verdict.role !== "usernet" ? { ...c, verdict: dead(DEAD) } : c;
   return {
     ...seen,
-    claims: seen.claims.filter((c) => !isGone(c.path)).map(died),
+    stateFiles: seen.stateFiles.filter((c) => !isGone(c.path)).map(died),
     alive: ended ? seen.alive.filter((p) => p.role === "usernet") : seen.alive,
     ...(ended || !agent ? {} : { agent }),
     ...(bootMarker && !isGone(at("boot-session.tmp")) ? { bootMarker } : {}),
@@ -322,7 +322,7 @@ law("a stop that was carried out leaves nothing alive and no file that says so",
   const next = after(seen, p);
   const last = after(next, planStop(next, 60));
   assert.deepEqual(carriers(last), []);
-  assert.deepEqual(last.claims.filter(may), [], "the next boot starts clean");
+  assert.deepEqual(last.stateFiles.filter(may), [], "the next boot starts clean");
   const then = planStop(last, 60);
   assert.equal(then.state, "stopped");
   assert.deepEqual(then.steps, []);
@@ -347,8 +347,8 @@ law("status 0 means that nothing is in the way, and nothing else does", BOTH, (p
 
 law("what is in the way of a start is told where a start is what comes next", ["pre"], (p, seen) => {
   if (["clear", "stale", "blocked"].includes(p.state)) {
-    for (const o of seen.obstacles) assert.ok(p.blockers.includes(o), o.what);
-    const fixed = seen.claims.filter((c) => c.fixed !== undefined);
+    for (const o of seen.startBlockers) assert.ok(p.blockers.includes(o), o.what);
+    const fixed = seen.stateFiles.filter((c) => c.undeletable !== undefined);
     for (const c of fixed) assert.ok(p.blockers.some((b) => b.what === c.path), c.path);
   }
 });

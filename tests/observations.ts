@@ -1,14 +1,24 @@
 /** Facts made by hand, for the deciding functions: whoever states some says only what matters. Plain data, no files. */
 
-import { nothingSeen } from "../lima_guard.ts";
-import type { AgentSigns, Claim, Observation, Place, ProcessRow, Proven, Role, Seen, Verdict } from "../lima_guard.ts";
+import { emptyObservation } from "../lima_guard.ts";
+import type {
+  AgentHealth,
+  FileStamp,
+  Instance,
+  Observation,
+  ProcessRow,
+  Role,
+  StateFile,
+  Verdict,
+  VerifiedProcess,
+} from "../lima_guard.ts";
 
 export const HOME = "/Users/zoe/.lima";
 export const DIR = `${HOME}/k3s`;
-export const PLACE: Place = { name: "k3s", home: HOME, dir: DIR, owner: 501, address: { isDefaultHome: true } };
+export const PLACE: Instance = { name: "k3s", home: HOME, dir: DIR, owner: 501, address: { isDefaultHome: true } };
 
 /** How every file here looked. */
-export const SEEN: Seen = { dev: 1, ino: 2, size: 4, mtimeMs: 1_790_000_000_000, text: "789\n" };
+export const STAMP: FileStamp = { dev: 1, ino: 2, size: 4, mtimeMs: 1_790_000_000_000, text: "789\n" };
 
 /** A process of the owner, in the state most processes are in. */
 export function row(command: string, more: Partial<ProcessRow> = {}): ProcessRow {
@@ -24,7 +34,7 @@ const COMMANDS: Record<Role, string> = {
 };
 
 /** A process proven to be the instance's. */
-export function proven(role: Role, pid: number, more: Partial<Proven> = {}): Proven {
+export function proven(role: Role, pid: number, more: Partial<VerifiedProcess> = {}): VerifiedProcess {
   return { role, row: row(COMMANDS[role], { pid }), named: true, ...more };
 }
 
@@ -49,26 +59,26 @@ export function at(file: string): string {
 }
 
 /** What a file claims; those outside the instance directory are shared with other instances. */
-export function claim(file: string, verdict: Verdict, { companions = [], fixed }: {
-  companions?: string[];
-  fixed?: string;
-} = {}): Claim {
+export function claim(file: string, verdict: Verdict, { sockets = [], undeletable }: {
+  sockets?: string[];
+  undeletable?: string;
+} = {}): StateFile {
   const scope = file.startsWith("_") ? "shared" : "instance";
   const place = {
     path: at(file),
-    seen: SEEN,
+    stamp: STAMP,
     scope,
-    companions: companions.map((path) => ({ path: at(path), seen: SEEN })),
+    sockets: sockets.map((path) => ({ path: at(path), stamp: STAMP })),
   } as const;
-  return { ...place, verdict, ...(fixed === undefined ? {} : { fixed }) };
+  return { ...place, verdict, ...(undeletable === undefined ? {} : { undeletable }) };
 }
 
 /** A host agent that is well: it answers, and is long past its boot. */
-export function signs(more: Partial<AgentSigns> = {}): AgentSigns {
-  return { answers: true, ageS: 86_400, silentS: 0, noEvent: false, ...more };
+export function signs(more: Partial<AgentHealth> = {}): AgentHealth {
+  return { answers: true, ageS: 86_400, silentS: 0, neverReported: false, ...more };
 }
 
 /** An instance of which nothing is alive and nothing is left: what Lima calls Stopped. */
 export function observation(more: Partial<Observation> = {}): Observation {
-  return { ...nothingSeen(PLACE), ...more };
+  return { ...emptyObservation(PLACE), ...more };
 }

@@ -8,19 +8,19 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import {
   buttonEndMs,
-  type Claim,
   describePlan,
   describeStep,
   describeStop,
+  type Diagnostic,
   isOwnPort,
-  ladderSteps,
   type Observation,
   type Plan,
   planPre,
   planStop,
   quote,
-  type Remark,
   stageLimits,
+  stageSteps,
+  type StateFile,
   type Step,
   type StopEnd,
   worst,
@@ -37,23 +37,23 @@ import {
   proven,
   recycled,
   row,
-  SEEN,
   signs,
   stale,
+  STAMP,
   unknown,
 } from "./observations.ts";
 
 /** A removal: only while the file looks as it did. */
 const remove = (file: string, because: string): Step => (
-  { kind: "remove", what: `remove ${at(file)}`, because, path: at(file), seen: SEEN }
+  { kind: "remove", what: `remove ${at(file)}`, because, path: at(file), stamp: STAMP }
 );
-const drops = (...claims: Claim[]): Step[] =>
+const drops = (...claims: StateFile[]): Step[] =>
   claims.flatMap((c) => {
     const file = (path: string) => path.replace(`${DIR}/`, "").replace(`${HOME}/`, "");
     const name = c.path.replace(/.*\//, "");
     // Sockets first: a guard that dies after them leaves the file that tells about them.
     return [
-      ...c.companions.map(({ path }) => remove(file(path), `it belongs to ${name}`)),
+      ...c.sockets.map(({ path }) => remove(file(path), `it belongs to ${name}`)),
       remove(file(c.path), c.verdict.why),
     ];
   });
@@ -71,16 +71,16 @@ function pre(name: string, seen: Partial<Observation>, expected: Plan): void {
 }
 
 /** An instance in which some files claim something without proof: they go, in this order, and that is all. */
-function healed(name: string, claims: Claim[], more: Partial<Observation> = {}, lastSteps: Step[] = []): void {
+function healed(name: string, claims: StateFile[], more: Partial<Observation> = {}, lastSteps: Step[] = []): void {
   const steps = [...drops(...claims), ...lastSteps];
-  pre(name, { claims, ...more }, plan("stale", claims[0]?.verdict.why ?? "", { steps }));
+  pre(name, { stateFiles: claims, ...more }, plan("stale", claims[0]?.verdict.why ?? "", { steps }));
 }
 
 // ── --pre, row by row ──
 
-const HA_SOCK = { companions: ["ha.sock"] };
+const HA_SOCK = { sockets: ["ha.sock"] };
 const sockets = (network: string) => ({
-  companions: ["fd", "qemu", "ep"].map((kind) => `_networks/${network}/${network}_${kind}.sock`),
+  sockets: ["fd", "qemu", "ep"].map((kind) => `_networks/${network}/${network}_${kind}.sock`),
 });
 const USERNET = "_networks/user-v2/usernet_user-v2.pid";
 const garbage = (why: string) => notOurs(`it is not a PID: ${why}`);
@@ -92,7 +92,7 @@ healed("row 2: ha.pid and vz.pid, PID dead", [claim("ha.pid", dead(789), HA_SOCK
 healed(
   "row 2: the same with Lima 2.3's boot marker",
   [claim("ha.pid", dead(789), HA_SOCK), claim("vz.pid", dead(789))],
-  { bootMarker: SEEN },
+  { bootMarker: STAMP },
   [MARKER_GOES],
 );
 healed("row 3: both recycled, ha.sock refuses", [
@@ -147,7 +147,7 @@ const killStep = (who: string): Step => (
   const claims = [claim("ha.pid", EMPTY, HA_SOCK), claim("vz.pid", EMPTY)];
   pre(
     "row 7: PID files are empty, and a host agent lives that none of them names",
-    { claims, alive: [stray], agent: signs({ answers: false, ageS: 30, silentS: 3 }) },
+    { stateFiles: claims, alive: [stray], agent: signs({ answers: false, ageS: 30, silentS: 3 }) },
     booting(811, "host agent 811 is alive and does not answer yet"),
   );
   const because = "QEMU 812 runs without a host agent";
@@ -159,7 +159,7 @@ const killStep = (who: string): Step => (
   ];
   pre(
     "row 7: qemu.pid is empty, and a QEMU lives that no file names",
-    { claims: [claim("qemu.pid", EMPTY)], alive: [proven("QEMU", 812, { named: false })] },
+    { stateFiles: [claim("qemu.pid", EMPTY)], alive: [proven("QEMU", 812, { named: false })] },
     plan("orphan", because, { steps }),
   );
 }
@@ -183,29 +183,29 @@ const young = signs({ ageS: 30 });
 
 pre(
   "row 10: a host agent, and no vz.pid yet",
-  { claims: [HA_OURS], alive: [AGENT], agent: young },
+  { stateFiles: [HA_OURS], alive: [AGENT], agent: young },
   booting(811, ANSWERS_ALONE),
 );
 pre(
   "row 10: a host agent, and neither ha.sock nor vz.pid yet",
-  { claims: [HA_OURS], alive: [AGENT], agent: signs({ answers: false, ageS: 2, silentS: 0, noEvent: true }) },
+  { stateFiles: [HA_OURS], alive: [AGENT], agent: signs({ answers: false, ageS: 2, silentS: 0, neverReported: true }) },
   booting(811, SILENT),
 );
 pre(
   "row 10: a host agent beside the vz.pid of a run before",
-  { claims: [HA_OURS, claim("vz.pid", dead(700))], alive: [AGENT], agent: young },
+  { stateFiles: [HA_OURS, claim("vz.pid", dead(700))], alive: [AGENT], agent: young },
   booting(811, DRIVER_DIED),
 );
 pre(
   "row 10: a host agent that answers a day later, and its VM has ended",
-  { claims: [HA_OURS, claim("qemu.pid", dead(700))], alive: [AGENT], agent: signs() },
+  { stateFiles: [HA_OURS, claim("qemu.pid", dead(700))], alive: [AGENT], agent: signs() },
   booting(811, DRIVER_DIED),
 );
 for (const file of ["x.drv.pid", "lima-driver-x-ha.pid"]) {
   pre(
     `row 10: a host agent whose external driver (${file}) has not started the VM yet`,
     {
-      claims: [HA_OURS, claim(file, ours("external driver", 813))],
+      stateFiles: [HA_OURS, claim(file, ours("external driver", 813))],
       alive: [AGENT, proven("external driver", 813)],
       agent: young,
     },
@@ -214,11 +214,11 @@ for (const file of ["x.drv.pid", "lima-driver-x-ha.pid"]) {
 }
 
 const RUNNING = plan("running", "host agent 811 answers and its driver is alive");
-pre("row 11: all good, vz", { claims: [HA_OURS, VZ_OURS], alive: [AGENT], agent: signs() }, RUNNING);
+pre("row 11: all good, vz", { stateFiles: [HA_OURS, VZ_OURS], alive: [AGENT], agent: signs() }, RUNNING);
 pre(
   "row 11: all good, QEMU",
   {
-    claims: [HA_OURS, claim("qemu.pid", ours("QEMU", 812))],
+    stateFiles: [HA_OURS, claim("qemu.pid", ours("QEMU", 812))],
     alive: [AGENT, proven("QEMU", 812)],
     agent: signs({ ageS: 100 }),
   },
@@ -227,7 +227,7 @@ pre(
 pre(
   "row 11: all good, an external driver that writes the driver's PID file itself",
   {
-    claims: [HA_OURS, claim("new.pid", ours("external driver", 813))],
+    stateFiles: [HA_OURS, claim("new.pid", ours("external driver", 813))],
     alive: [AGENT, proven("external driver", 813)],
     agent: signs(),
   },
@@ -244,7 +244,7 @@ pre(
   const note = { what: `${HOME}/old`, because: "it holds no lima.yaml" };
   pre(
     "row 11: a running instance is left alone, whatever else lies there",
-    { claims, alive: [AGENT], agent: signs(), bootMarker: SEEN, notes: [note] },
+    { stateFiles: claims, alive: [AGENT], agent: signs(), bootMarker: STAMP, notes: [note] },
     { ...RUNNING, notes: [note] },
   );
 }
@@ -255,7 +255,7 @@ pre(
   const because = "host agent 811 is stopped by a signal (ps: T)";
   pre(
     "a host agent that a signal stopped, and that does not answer: unknown, and how to let it run",
-    { claims: [HA_OURS, VZ_OURS], alive: [halted], agent: signs({ answers: false, ageS: 30, silentS: 3 }) },
+    { stateFiles: [HA_OURS, VZ_OURS], alive: [halted], agent: signs({ answers: false, ageS: 30, silentS: 3 }) },
     plan("unknown", because, {
       status: 75,
       blockers: [{ what: "host agent 811", because, hint: "kill -CONT 811" }],
@@ -271,7 +271,7 @@ for (
 ) {
   pre(
     `row 12: a host agent that ${what}`,
-    { claims: [HA_OURS, VZ_OURS], alive: [AGENT], agent: signs(agent) },
+    { stateFiles: [HA_OURS, VZ_OURS], alive: [AGENT], agent: signs(agent) },
     booting(811, SILENT),
   );
 }
@@ -291,13 +291,13 @@ for (
     ],
     [
       "row 13: deadlocked: it answers, and has never written an event",
-      { ageS: 16 * 60 + 59, noEvent: true },
+      { ageS: 16 * 60 + 59, neverReported: true },
       "host agent 811 is 16 min old and has not written one event",
       [HA_OURS, VZ_OURS],
     ],
     [
       "row 13: deadlocked, and its VM is gone",
-      { ageS: 20 * 60, noEvent: true },
+      { ageS: 20 * 60, neverReported: true },
       "host agent 811 is 20 min old and has not written one event",
       [HA_OURS],
     ],
@@ -305,7 +305,7 @@ for (
 ) {
   pre(
     name,
-    { claims, alive: [AGENT], agent: signs(agent) },
+    { stateFiles: claims, alive: [AGENT], agent: signs(agent) },
     plan("hung", because, { steps: [guest(because), agentStep(811), killStep("host agent 811")] }),
   );
 }
@@ -315,10 +315,10 @@ for (
   pre(
     "row 12: a hung host agent and its QEMU, and an external driver's PID that is recycled",
     {
-      claims: [HA_OURS, claim("qemu.pid", ours("QEMU", 812)), drv],
+      stateFiles: [HA_OURS, claim("qemu.pid", ours("QEMU", 812)), drv],
       alive: [AGENT, proven("QEMU", 812)],
       agent: signs({ answers: false, ageS: 3600, silentS: 60 }),
-      bootMarker: SEEN,
+      bootMarker: STAMP,
     },
     plan("hung", because, {
       steps: [
@@ -333,7 +333,7 @@ for (
 }
 pre(
   "row 13: a young host agent without an event is not hung",
-  { claims: [HA_OURS, VZ_OURS], alive: [AGENT], agent: signs({ ageS: 899, noEvent: true }) },
+  { stateFiles: [HA_OURS, VZ_OURS], alive: [AGENT], agent: signs({ ageS: 899, neverReported: true }) },
   RUNNING,
 );
 
@@ -360,14 +360,14 @@ for (
   const because = `${who} runs without a host agent`;
   const void_ = claims.filter((c) => c.verdict.kind !== "ours");
   const steps = [guest(because), driverStep(who, how), killStep(who), ...drops(...void_)];
-  pre(name, { claims, alive: [proven(role, pid)], bootMarker: SEEN }, plan("orphan", because, { steps }));
+  pre(name, { stateFiles: claims, alive: [proven(role, pid)], bootMarker: STAMP }, plan("orphan", because, { steps }));
 }
 {
   const because = "QEMU 812 and external driver 813 run without a host agent";
   pre(
     "row 14: QEMU and its external driver without a host agent",
     {
-      claims: [claim("qemu.pid", ours("QEMU", 812)), claim("x.drv.pid", ours("external driver", 813))],
+      stateFiles: [claim("qemu.pid", ours("QEMU", 812)), claim("x.drv.pid", ours("external driver", 813))],
       alive: [proven("QEMU", 812), proven("external driver", 813)],
     },
     plan("orphan", because, {
@@ -381,8 +381,8 @@ for (
 }
 
 Deno.test("--pre has the budget of --timeout for an orphan", () => {
-  const seen = observation({ claims: [claim("qemu.pid", ours("QEMU", 812))], alive: [proven("QEMU", 812)] });
-  assert.deepEqual(planPre(seen, 30).steps, ladderSteps(seen, "QEMU 812 runs without a host agent", 30));
+  const seen = observation({ stateFiles: [claim("qemu.pid", ours("QEMU", 812))], alive: [proven("QEMU", 812)] });
+  assert.deepEqual(planPre(seen, 30).steps, stageSteps(seen, "QEMU 812 runs without a host agent", 30));
   assert.match(planPre(seen, 30).steps.at(-1)?.what ?? "", /^SIGKILL to QEMU 812, until 24 s$/);
 });
 
@@ -396,17 +396,17 @@ healed("row 16: the same beside dead PID files", [
 ]);
 pre(
   "row 16: in_use_by points to this instance, and it runs",
-  { claims: [HA_OURS, VZ_OURS, claim(LOCK, OWN_LOCK)], alive: [AGENT], agent: signs() },
+  { stateFiles: [HA_OURS, VZ_OURS, claim(LOCK, OWN_LOCK)], alive: [AGENT], agent: signs() },
   RUNNING,
 );
-const IN_USE: Remark = {
+const IN_USE: Diagnostic = {
   what: at(LOCK),
   because: `disk data is in use by ${HOME}/docker`,
   hint: "limactl stop docker, or take the disk out of lima.yaml",
 };
 pre(
   "row 17: in_use_by points to another instance",
-  { obstacles: [IN_USE] },
+  { startBlockers: [IN_USE] },
   plan("blocked", IN_USE.because, { status: 75, blockers: [IN_USE] }),
 );
 healed("row 17: in_use_by points to a directory that is gone", [
@@ -422,7 +422,7 @@ healed("row 17: in_use_by points to a directory that is gone", [
   };
   pre(
     "row 17: the same, and the disk is in use, or that is unknown: nothing is removed",
-    { claims: [vz, lock], held: [held], bootMarker: SEEN },
+    { stateFiles: [vz, lock], held: [held], bootMarker: STAMP },
     plan("blocked", held.because, { status: 75, blockers: [held] }),
   );
 }
@@ -440,7 +440,7 @@ healed("row 20: the PID of usernet user-v2 is recycled, the network is not wante
 healed("row 21: usernet's PID file is empty", [claim(USERNET, EMPTY, sockets("user-v2"))]);
 pre(
   "row 21: usernet lives",
-  { claims: [claim(USERNET, ours("usernet", 815), sockets("user-v2"))], alive: [proven("usernet", 815)] },
+  { stateFiles: [claim(USERNET, ours("usernet", 815), sockets("user-v2"))], alive: [proven("usernet", 815)] },
   CLEAR,
 );
 {
@@ -453,7 +453,7 @@ pre(
   };
   pre(
     "row 21: what usernet's PID is cannot be found out: only that network is left alone",
-    { claims: [ha, claim(USERNET, unknown(why), sockets("user-v2"))], bootMarker: SEEN },
+    { stateFiles: [ha, claim(USERNET, unknown(why), sockets("user-v2"))], bootMarker: STAMP },
     plan("blocked", why, { status: 75, steps: [...drops(ha), MARKER_GOES], blockers: [blocker] }),
   );
 }
@@ -466,7 +466,7 @@ pre(
 }
 {
   const file = "/private/var/run/lima/shared_socket_vmnet.pid";
-  const blocker: Remark = {
+  const blocker: Diagnostic = {
     what: file,
     because: 'PID 789 is "/usr/libexec/sirittsd", not socket_vmnet',
     hint: `sudo rm ${file}`,
@@ -474,7 +474,7 @@ pre(
   };
   pre(
     "row 23: socket_vmnet's PID is recycled, and the file is root's",
-    { obstacles: [blocker] },
+    { startBlockers: [blocker] },
     plan("blocked", blocker.because, { status: 77, blockers: [blocker] }),
   );
 }
@@ -486,7 +486,7 @@ pre(
   "row 25: lima.yaml is missing, whatever else is there",
   {
     missing: "no such instance: it has no lima.yaml",
-    claims: [claim("vz.pid", recycled(789))],
+    stateFiles: [claim("vz.pid", recycled(789))],
     unknowns: [{ what: "x", because: "y" }],
     notes: [{ what: "z", because: "w" }],
   },
@@ -518,18 +518,18 @@ pre(
   const vz = claim("vz.pid", dead(789));
   pre(
     "row 27: LIMA_HOME holds a directory with an invalid name; the rest is healed all the same",
-    { claims: [vz], obstacles: [blocker] },
+    { stateFiles: [vz], startBlockers: [blocker] },
     plan("blocked", blocker.because, { status: 75, steps: drops(vz), blockers: [blocker] }),
   );
 }
 {
   const fixed = "its directory belongs to uid 0 and has mode 0755";
-  const ha = claim("ha.pid", dead(789), { ...HA_SOCK, fixed });
+  const ha = claim("ha.pid", dead(789), { ...HA_SOCK, undeletable: fixed });
   const vz = claim("vz.pid", recycled(789));
   const because = `it is stale (${ha.verdict.why}) and cannot be removed: ${fixed}`;
   pre(
     "row 28: a PID file cannot be removed; the boot marker stays with it",
-    { claims: [ha, vz], bootMarker: SEEN },
+    { stateFiles: [ha, vz], bootMarker: STAMP },
     plan("blocked", because, {
       status: 77,
       steps: drops(vz),
@@ -540,7 +540,7 @@ pre(
 const CUT = stale("it is cut short: no port in it, and Lima refuses to read it");
 healed("row 29: ssh.config is cut short", [claim("ssh.config", CUT)]);
 healed("row 29: ssh.config is cut short, and a boot marker lies there alone", [claim("ssh.config", CUT)], {
-  bootMarker: SEEN,
+  bootMarker: STAMP,
 });
 {
   const blocker = {
@@ -550,51 +550,51 @@ healed("row 29: ssh.config is cut short, and a boot marker lies there alone", [c
   };
   pre(
     "row 30: the fixed ssh port is taken",
-    { obstacles: [blocker] },
+    { startBlockers: [blocker] },
     plan("blocked", blocker.because, { status: 75, blockers: [blocker] }),
   );
 }
 healed("row 33: PID files and the boot marker of an earlier boot", [claim("vz.pid", recycled(789))], {
-  bootMarker: SEEN,
+  bootMarker: STAMP,
 }, [
   MARKER_GOES,
 ]);
-pre("row 33: a boot marker without a PID file is left alone", { bootMarker: SEEN }, CLEAR);
+pre("row 33: a boot marker without a PID file is left alone", { bootMarker: STAMP }, CLEAR);
 // A socket alone is no fact that anything is decided by; with it, but without a PID file, there is nothing else.
-pre("row 34: cold sockets without PID files", { claims: [], alive: [] }, CLEAR);
+pre("row 34: cold sockets without PID files", { stateFiles: [], alive: [] }, CLEAR);
 
 // ── unknown permits nothing ──
 
 const UNREADABLE = unknown("it cannot be read: Permission denied (os error 13)");
-const DOUBT: Remark = {
+const DOUBT: Diagnostic = {
   what: at("vz.pid"),
   because: UNREADABLE.why,
   hint: "ps -ww -p 789; if it is a process of this VM: kill 789",
 };
-const PS_FAILED: Remark = { what: "all processes", because: "ps gave no answer", hint: "run this again" };
+const PS_FAILED: Diagnostic = { what: "all processes", because: "ps gave no answer", hint: "run this again" };
 const UNKNOWN = "nothing is touched while this is unknown";
 pre(
   "unknown: one PID file cannot be read: the others stay, and so does a lock",
   {
-    claims: [claim("ha.pid", dead(789), HA_SOCK), claim("vz.pid", UNREADABLE), claim(LOCK, OWN_LOCK)],
-    bootMarker: SEEN,
+    stateFiles: [claim("ha.pid", dead(789), HA_SOCK), claim("vz.pid", UNREADABLE), claim(LOCK, OWN_LOCK)],
+    bootMarker: STAMP,
   },
   plan("unknown", UNKNOWN, { status: 75, blockers: [DOUBT] }),
 );
 pre(
   "unknown: ps gave no answer",
-  { claims: [claim("vz.pid", EMPTY)], unknowns: [PS_FAILED] },
+  { stateFiles: [claim("vz.pid", EMPTY)], unknowns: [PS_FAILED] },
   plan("unknown", UNKNOWN, { status: 75, blockers: [PS_FAILED] }),
 );
 pre(
   "unknown: an orphan, and something else that cannot be told",
-  { claims: [claim("qemu.pid", ours("QEMU", 812)), claim("vz.pid", UNREADABLE)], alive: [proven("QEMU", 812)] },
+  { stateFiles: [claim("qemu.pid", ours("QEMU", 812)), claim("vz.pid", UNREADABLE)], alive: [proven("QEMU", 812)] },
   plan("unknown", UNKNOWN, { status: 75, blockers: [DOUBT] }),
 );
 pre(
   "unknown: a hung host agent, and something else that cannot be told",
   {
-    claims: [HA_OURS],
+    stateFiles: [HA_OURS],
     alive: [AGENT],
     agent: signs({ answers: false, ageS: 3600, silentS: 60 }),
     unknowns: [PS_FAILED],
@@ -603,16 +603,16 @@ pre(
 );
 pre(
   "unknown: a running instance runs all the same",
-  { claims: [HA_OURS, VZ_OURS], alive: [AGENT], agent: signs(), unknowns: [PS_FAILED] },
+  { stateFiles: [HA_OURS, VZ_OURS], alive: [AGENT], agent: signs(), unknowns: [PS_FAILED] },
   RUNNING,
 );
 pre(
   "unknown: a path with a blank is quoted in what to type",
   {
-    claims: [{
+    stateFiles: [{
       ...claim("vz.pid", UNREADABLE),
       path: "/Volumes/My VMs/k3s/vz.pid",
-      seen: { ...SEEN, text: undefined },
+      stamp: { ...STAMP, text: undefined },
     }],
   },
   plan("unknown", UNKNOWN, {
@@ -638,7 +638,7 @@ stop("nothing is alive, nothing is left", {}, plan("stopped", NOBODY));
   const steps = [...drops(...claims), MARKER_GOES];
   stop(
     "nothing is alive, the next boot must start clean",
-    { claims, bootMarker: SEEN },
+    { stateFiles: claims, bootMarker: STAMP },
     plan("stopped", NOBODY, { steps }),
   );
 }
@@ -651,20 +651,24 @@ stop("nothing is alive, nothing is left", {}, plan("stopped", NOBODY));
   const [driver, ...files] = drops(...claims.slice(2));
   stop(
     "a running instance with stale files beside it",
-    { ...seen, claims },
+    { ...seen, stateFiles: claims },
     plan("running", because, {
       steps: [driver!, ...steps, ...files],
     }),
   );
   // A booting agent is stopped as well: somebody asked for it.
-  stop("a booting instance", { ...seen, agent: young, claims: [HA_OURS] }, plan("running", because, { steps }));
+  stop("a booting instance", { ...seen, agent: young, stateFiles: [HA_OURS] }, plan("running", because, { steps }));
 }
 {
   const because = "host agent 811 and QEMU 812 are alive";
   const [agent, driver, kill] = ["host agent 811", "QEMU 812", "host agent 811 and QEMU 812"];
   stop(
     "a running QEMU instance in 30 s",
-    { claims: [HA_OURS, claim("qemu.pid", ours("QEMU", 812))], alive: [AGENT, proven("QEMU", 812)], agent: signs() },
+    {
+      stateFiles: [HA_OURS, claim("qemu.pid", ours("QEMU", 812))],
+      alive: [AGENT, proven("QEMU", 812)],
+      agent: signs(),
+    },
     plan("running", because, {
       steps: [
         { kind: "guest", what: "ask the guest over ssh to power off, until 7 s", because },
@@ -684,18 +688,21 @@ stop("nothing is alive, nothing is left", {}, plan("stopped", NOBODY));
   const because = "krunkit 814 is alive";
   stop(
     "an orphan; usernet serves others too and stays",
-    { alive: [proven("krunkit", 814), proven("usernet", 815)], claims: [claim("krunkit.pid", ours("krunkit", 814))] },
+    {
+      alive: [proven("krunkit", 814), proven("usernet", 815)],
+      stateFiles: [claim("krunkit.pid", ours("krunkit", 814))],
+    },
     plan("orphan", because, { steps: [guest(because), driverStep("krunkit 814"), killStep("krunkit 814")] }),
   );
 }
 stop(
   "only usernet is alive",
-  { alive: [proven("usernet", 815)], claims: [claim(USERNET, ours("usernet", 815))] },
+  { alive: [proven("usernet", 815)], stateFiles: [claim(USERNET, ours("usernet", 815))] },
   plan("stopped", NOBODY),
 );
 stop(
   "what is unknown is not touched",
-  { claims: [claim("ha.pid", dead(789), HA_SOCK), claim("vz.pid", UNREADABLE)], bootMarker: SEEN },
+  { stateFiles: [claim("ha.pid", dead(789), HA_SOCK), claim("vz.pid", UNREADABLE)], bootMarker: STAMP },
   plan("unknown", UNKNOWN, { status: 75, blockers: [DOUBT] }),
 );
 {
@@ -703,10 +710,10 @@ stop(
   stop(
     "what is proven is stopped beside what is unknown, of which no file goes but one that Lima would signal by",
     {
-      claims: [HA_OURS, claim("vz.pid", UNREADABLE), claim("x.drv.pid", dead(700))],
+      stateFiles: [HA_OURS, claim("vz.pid", UNREADABLE), claim("x.drv.pid", dead(700))],
       alive: [AGENT],
       agent: signs(),
-      bootMarker: SEEN,
+      bootMarker: STAMP,
     },
     plan("running", because, {
       status: 75,
@@ -722,7 +729,7 @@ stop(
 }
 stop(
   "what only a start would stumble over is no matter of a stop",
-  { obstacles: [IN_USE] },
+  { startBlockers: [IN_USE] },
   plan("stopped", NOBODY),
 );
 Deno.test("--stop: an instance that is not there is told as by --pre", () => {
@@ -793,7 +800,7 @@ for (
   ] as const
 ) {
   Deno.test(`ladderSteps() for ${name}: ${kinds}`, () => {
-    assert.equal(ladderSteps(observation({ alive }), "why", 60).map((s) => s.kind).join(" "), kinds);
+    assert.equal(stageSteps(observation({ alive }), "why", 60).map((s) => s.kind).join(" "), kinds);
   });
 }
 

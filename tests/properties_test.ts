@@ -8,7 +8,6 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { build, parse } from "npm:plist@5.0.0";
 import {
-  brakeMs,
   lastStop,
   main,
   type ProcessRow,
@@ -26,6 +25,7 @@ import {
   readSshPort,
   readVarRun,
   realHost,
+  restartBackoffMs,
 } from "../lima_guard.ts";
 import {
   decodePlist,
@@ -138,7 +138,7 @@ Deno.test("no journal makes the verdict on the last stop or the brake fail", () 
       const read = readJournal(lines.join(""), DIR);
       assert.equal(read.length, lines.length);
       assert.notEqual(lastStop(read, "B", alive), "");
-      const ms = brakeMs(read, Date.parse("2026-11-22T23:17:00.000Z"));
+      const ms = restartBackoffMs(read, Date.parse("2026-11-22T23:17:00.000Z"));
       assert.ok(ms >= 0 && ms <= 300_000, `${ms} ms`);
     }),
     RUNS,

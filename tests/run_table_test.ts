@@ -3,14 +3,14 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import {
-  brakeMs,
+  backoffMs,
   budgetOf,
-  growingPause,
   type JournalLine,
   readExitTimeout,
   readPrint,
+  restartBackoffMs,
   RUN_TABLE,
-  type RunDeed,
+  type RunAction,
   type RunEvent,
   type RunState,
 } from "../lima_guard.ts";
@@ -21,18 +21,18 @@ const EVENTS: readonly RunEvent[] = ["clear", "healthy", "refused", "ended", "st
 // ── states × events ──
 
 /** Every cell. A look that began before the stop may still answer in `stopping`; nothing matters once it leaves. */
-const CELLS: readonly (readonly [RunState, RunEvent, RunState, RunDeed])[] = [
+const CELLS: readonly (readonly [RunState, RunEvent, RunState, RunAction])[] = [
   ["preparing", "clear", "supervising", "start"],
   ["preparing", "healthy", "supervising", "adopt"],
   ["preparing", "refused", "leaving", "leave"],
   ["preparing", "ended", "preparing", "impossible"],
-  ["preparing", "stop", "stopping", "climb"],
+  ["preparing", "stop", "stopping", "stop"],
   ["preparing", "stopped", "preparing", "impossible"],
   ["supervising", "clear", "supervising", "impossible"],
   ["supervising", "healthy", "supervising", "impossible"],
   ["supervising", "refused", "supervising", "impossible"],
   ["supervising", "ended", "leaving", "leave"],
-  ["supervising", "stop", "stopping", "climb"],
+  ["supervising", "stop", "stopping", "stop"],
   ["supervising", "stopped", "supervising", "impossible"],
   ["stopping", "clear", "stopping", "ignore"],
   ["stopping", "healthy", "stopping", "ignore"],
@@ -61,12 +61,12 @@ Deno.test("the table has these states and events, and no others", () => {
 });
 
 /** What happens one after the other: the deeds, and the state in the end. */
-function walk(events: readonly RunEvent[]): { state: RunState; deeds: RunDeed[]; states: RunState[] } {
+function walk(events: readonly RunEvent[]): { state: RunState; deeds: RunAction[]; states: RunState[] } {
   let state: RunState = "preparing";
-  const deeds: RunDeed[] = [];
+  const deeds: RunAction[] = [];
   const states: RunState[] = [state];
   for (const event of events) {
-    const cell: readonly [RunState, RunDeed] = RUN_TABLE[state][event];
+    const cell: readonly [RunState, RunAction] = RUN_TABLE[state][event];
     const [next, deed] = cell;
     state = next;
     deeds.push(deed);
@@ -100,16 +100,16 @@ Deno.test("after a stop was asked for, only its end leads to leaving, and nothin
     const { state, deeds } = walk([...before, "stop", ...after]);
     assert.equal(state, after.includes("stopped") ? "leaving" : "stopping");
     const since = deeds.slice(before.length + 1);
-    assert.deepEqual(since.filter((deed) => deed === "start" || deed === "adopt" || deed === "climb"), []);
+    assert.deepEqual(since.filter((deed) => deed === "start" || deed === "adopt" || deed === "stop"), []);
   }));
 });
 
 Deno.test("the command is started once, the ladder climbed once, and both left once", () => {
   fc.assert(fc.property(anyEvents, (events) => {
     const { deeds } = walk(events);
-    const count = (...wanted: RunDeed[]) => deeds.filter((deed) => wanted.includes(deed)).length;
+    const count = (...wanted: RunAction[]) => deeds.filter((deed) => wanted.includes(deed)).length;
     assert.ok(count("start", "adopt") <= 1);
-    assert.ok(count("climb") <= 1);
+    assert.ok(count("stop") <= 1);
     assert.ok(count("leave") <= 1);
   }));
 });
@@ -125,16 +125,16 @@ Deno.test("a cell that cannot be changes nothing", () => {
 
 Deno.test("a stop is heard in every state in which something can be stopped", () => {
   for (const state of ["preparing", "supervising"] as const) {
-    assert.deepEqual(RUN_TABLE[state].stop, ["stopping", "climb"]);
+    assert.deepEqual(RUN_TABLE[state].stop, ["stopping", "stop"]);
   }
 });
 
 // ── growing pauses and the brake ──
 
 Deno.test("pauses grow from 5 s, doubling, to 5 min", () => {
-  const seconds = Array.from({ length: 10 }, (_, n) => growingPause(n) / 1000);
+  const seconds = Array.from({ length: 10 }, (_, n) => backoffMs(n) / 1000);
   assert.deepEqual(seconds, [5, 10, 20, 40, 80, 160, 300, 300, 300, 300]);
-  for (const n of [11, 64, 1100, 1e9, Number.MAX_SAFE_INTEGER]) assert.equal(growingPause(n), 300_000);
+  for (const n of [11, 64, 1100, 1e9, Number.MAX_SAFE_INTEGER]) assert.equal(backoffMs(n), 300_000);
 });
 
 const NOW = Date.parse("2026-11-23T03:00:00.000Z");
@@ -214,7 +214,7 @@ const BRAKE: readonly BrakeRow[] = [
 ];
 
 for (const { what, lines, seconds } of BRAKE) {
-  Deno.test(`brake: ${what}: ${seconds} s`, () => assert.equal(brakeMs(lines, NOW), seconds * 1000));
+  Deno.test(`brake: ${what}: ${seconds} s`, () => assert.equal(restartBackoffMs(lines, NOW), seconds * 1000));
 }
 
 const anyLine = fc.record({
@@ -232,9 +232,9 @@ const anyLine = fc.record({
 Deno.test("brake: whatever stands in the journal, it is over after 5 min at most", () => {
   fc.assert(
     fc.property(fc.array(anyLine, { maxLength: 20 }), (lines) => {
-      const ms = brakeMs(lines, NOW);
+      const ms = restartBackoffMs(lines, NOW);
       assert.ok(ms >= 0 && ms <= 300_000, String(ms));
-      assert.ok(brakeMs(lines, NOW + 300_000) <= Math.max(0, ms), "it holds longer the longer one waits");
+      assert.ok(restartBackoffMs(lines, NOW + 300_000) <= Math.max(0, ms), "it holds longer the longer one waits");
     }),
     { numRuns: 1000 },
   );

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import {
   isWrapped,
-  type JobSeen,
+  type JobStatus,
   type JournalLine,
   journalWords,
   judgeJobs,
@@ -161,7 +161,7 @@ for (
 // ── what needs a person ──
 
 const PLACE = { name: "k3s", home: "/Users/zoe/.lima", dir: DIR, owner: 501, address: { isDefaultHome: true } };
-const JOB: JobSeen = {
+const JOB: JobStatus = {
   label: "io.lima-vm.daemon.k3s",
   plist: "/Library/LaunchDaemons/io.lima-vm.daemon.k3s.plist",
   wrapped: true,
@@ -244,16 +244,16 @@ Deno.test("running, stopped, clear and booting need nobody, all else does", () =
 // ── what limactl start would say: the recorded refusals of Lima 2.2.0 ──
 
 const claims = (...files: [string, string][]): Partial<Observation> => ({
-  claims: files.map(([file, why]) => ({
+  stateFiles: files.map(([file, why]) => ({
     path: `${DIR}/${file}`,
     verdict: {
       kind: why.startsWith("PID 7 is dead") ? "dead" : "not ours",
       why,
       ...(why.includes("zombie") ? { reason: "zombie" } : {}),
     },
-    seen: { dev: 1, ino: 1, size: 4, mtimeMs: 0, text: why.startsWith("it is not a PID") ? "" : "789\n" },
+    stamp: { dev: 1, ino: 1, size: 4, mtimeMs: 0, text: why.startsWith("it is not a PID") ? "" : "789\n" },
     scope: "instance",
-    companions: [],
+    sockets: [],
   })),
 });
 const STRANGER = 'PID 789 is not ours: it is "sleep", none of Lima\'s programs';
@@ -300,7 +300,7 @@ for (
     [
       "a zombie lives for Lima",
       {
-        claims: [
+        stateFiles: [
           claim("qemu.pid", { kind: "dead", why: "PID 7 is dead: ended, and not waited for", reason: "zombie" }),
         ],
       },
@@ -324,8 +324,8 @@ for (
   ] as const
 ) {
   Deno.test(`limactl start would say: vz.pid holds ${JSON.stringify(text)}`, () => {
-    const told = claims(["vz.pid", "it is not a PID"]).claims!.map((c) => ({ ...c, seen: { ...c.seen, text } }));
-    assert.equal(limaWouldSay(observation({ claims: told }), "absent"), expected);
+    const told = claims(["vz.pid", "it is not a PID"]).stateFiles!.map((c) => ({ ...c, seen: { ...c.stamp, text } }));
+    assert.equal(limaWouldSay(observation({ stateFiles: told }), "absent"), expected);
   });
 }
 
@@ -380,7 +380,7 @@ Deno.test("a job of another label is found, and what its KeepAlive means is a tr
   Deno.writeTextFileSync(`${folder}/homebrew.mxcl.colima.plist`, plist);
   const { status, json } = await runGuard(home, ["--status", "--json", "colima"]);
   const [told] = json().instances;
-  assert.deepEqual(told.jobs.map((j: JobSeen) => [j.label, j.wrapped, j.exitTimeoutS]), [[
+  assert.deepEqual(told.jobs.map((j: JobStatus) => [j.label, j.wrapped, j.exitTimeoutS]), [[
     "homebrew.mxcl.colima",
     true,
     60,

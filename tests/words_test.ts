@@ -1,7 +1,7 @@
 /** What people read: times, the line of a wait, and each reason once. Nothing is started here. */
 
 import assert from "node:assert/strict";
-import { localTime, logLine, progressLine, tellDetails } from "../lima_guard.ts";
+import { formatDetails, localTime, logLine, progressLine } from "../lima_guard.ts";
 
 const NOON = { wallMs: () => Date.UTC(2026, 10, 27, 12, 5, 9, 7) };
 
@@ -31,7 +31,7 @@ Deno.test("a recorded time is shown to the minute of the local clock", () => {
 Deno.test("--status prints each reason once", () => {
   const because = "PID 7 is dead";
   const what = "/h/k3s/vz.pid";
-  const told = tellDetails({
+  const told = formatDetails({
     ...{ name: "k3s", state: "stale", status: 1, stage: null, seconds: {}, notes: [{ what, because, hint: "do it" }] },
     ...{ summary: `stale: ${because}`, blockers: [{ what, because }] },
     steps: [{ kind: "remove", what: "remove vz.pid", because, outcome: "planned" }],

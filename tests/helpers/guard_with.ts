@@ -42,7 +42,7 @@ export interface Twist {
 }
 
 export interface Stay {
-  /** A regular expression: `before remove .*vz\\.pid`, `after run /bin/ps`, `before look …`, `before pause …` */
+  /** A regular expression: `before remove .*vz\\.pid`, `after run /bin/ps`, `before stat …`, `before pause …` */
   readonly at: string;
   /** Which of those that match, counted from 1; the first unless said. */
   readonly nth?: number;
@@ -154,9 +154,9 @@ function twisted(real: Host, twist: Twist): Host {
       jumpedMs += ms;
       return real.pause(20);
     },
-    look: (path, follow) => {
-      note(`before look ${path}`);
-      return real.look(isMissing(path) ? "/nonexistent" : path, follow);
+    stat: (path, follow) => {
+      note(`before stat ${path}`);
+      return real.stat(isMissing(path) ? "/nonexistent" : path, follow);
     },
     read: (path, most) => {
       note(`before read ${path}`);
