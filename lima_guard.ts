@@ -164,7 +164,7 @@ function distance(a: string, b: string): number {
 }
 
 /** The word of a list that was probably meant: at most two letters differ, and most are the same. */
-export function nearest(word: string, known: readonly string[]): string | undefined {
+function nearest(word: string, known: readonly string[]): string | undefined {
   if (word.length > 2 * NAME_LIMIT) return undefined;
   const [best] = known.map((k) => ({ k, d: distance(word.toLowerCase(), k.toLowerCase()) })).sort((a, b) => a.d - b.d);
   return best && best.d <= 2 && best.d * 2 < word.length ? best.k : undefined;
@@ -184,7 +184,7 @@ export interface Instance {
 }
 
 /** What is known of the person who will type a printed command. */
-export interface Address {
+interface Address {
   /** A bare `lima-guard NAME` of that person finds this instance: the command needs no `--lima-home`. */
   readonly isDefaultHome?: boolean;
   /** The owner's user name, where another user (root, an administrator) reads the message: `sudo -H -u OWNER`. */
@@ -232,7 +232,7 @@ export interface FileStamp {
 }
 
 /** A socket that belongs to a PID file. */
-export interface StampedPath {
+interface StampedPath {
   readonly path: string;
   readonly stamp: FileStamp;
 }
@@ -307,7 +307,7 @@ export function emptyObservation(instance: Instance): Observation {
 }
 
 /** A process that has a file open for writing. */
-export interface Holder {
+interface Holder {
   readonly pid: number;
   readonly command: string;
   readonly path: string;
@@ -320,7 +320,7 @@ export interface Holder {
 export type SameDirectory = (named: string, ours: string) => "same" | "different" | "cannot tell";
 
 /** What a process is to an instance. */
-export type Judgement =
+type Judgement =
   /** `renamed`: by the whole grammar of a host agent, under the name of a program that is none of Lima's. */
   | { readonly kind: "ours"; readonly role: Role; readonly renamed?: true }
   | { readonly kind: "not ours"; readonly why: string }
@@ -351,7 +351,7 @@ export interface Step {
 }
 
 /** What came of a step. */
-export type Outcome =
+type Outcome =
   | {
     readonly kind: "done" | "already gone" | "process changed" | "no end in time" | "skipped by a signal";
     readonly note?: string;
@@ -377,7 +377,7 @@ export type Stage = "guest" | "agent" | "driver" | "kill" | "clean up";
 export type StopEnd = "guest" | "agent" | "driver" | "killed" | "already stopped" | "gone before the request";
 
 /** What `launchctl print` says of a job, as far as it could be read: only lines with exactly one tab are the job's own. */
-export interface PrintedJob {
+interface PrintedJob {
   readonly pid?: number;
   readonly exitTimeoutS?: number;
   readonly state?: string;
@@ -402,10 +402,10 @@ export interface JobStatus {
 }
 
 /** How the last stop ended, for a monitor. */
-export type LastStopKind = "none" | "graceful" | "cut by agent" | "killed" | "cut off" | "by itself" | "unknown";
+type LastStopKind = "none" | "graceful" | "cut by agent" | "killed" | "cut off" | "by itself" | "unknown";
 
 /** A stop under way: who does it, since when, in which stage, and when its budget ends. */
-export interface Stopping {
+interface Stopping {
   readonly pid: number;
   readonly role: string;
   readonly since: string | null;
@@ -414,7 +414,7 @@ export interface Stopping {
 }
 
 /** Whether the guest was ready, by the events of its host agent; null where there are none to read. */
-export interface Readiness {
+interface Readiness {
   readonly ready: boolean | null;
   readonly errors: readonly string[];
   /** What the host agent waits for. */
@@ -466,7 +466,7 @@ function report(name: string, state: State, status: number, summary: string, mor
 }
 
 /** What `--status` adds to a report. */
-export interface Details {
+interface Details {
   readonly evidence: readonly { file: string; holds: string | null; verdict: Verdict["kind"]; because: string }[];
   readonly limactlStart: string;
   readonly jobs: readonly JobStatus[];
@@ -1589,7 +1589,7 @@ export function budgetOf(grantedS: number | undefined, wantedS: number): number 
 // ─────────────────────────────────────────────────────────────────────────────────────────────── verdicts and words ──
 
 /** An outcome as it is printed, in the log, the journal and the JSON document. */
-export function outcomeWords(outcome: Outcome): string {
+function outcomeWords(outcome: Outcome): string {
   if (outcome.kind === "process changed") return "skipped: the process changed";
   if (outcome.kind === "alive") return `failed: ${outcome.why}`;
   if ("why" in outcome) return `${outcome.kind}: ${outcome.why}`;
@@ -1638,7 +1638,7 @@ function reasonOf(verdict: Verdict): "zombie" | undefined {
 }
 
 /** What is said where nothing was seen: Lima may still refuse, its lima.yaml for one. */
-export const STARTS = "nothing seen that would keep it";
+const STARTS = "nothing seen that would keep it";
 
 /**
  * What `limactl start` would say. It believes every living PID in ha.pid and DRIVER.pid, whoever that is, and asks
@@ -1914,10 +1914,10 @@ export type Result<T> =
   | { readonly ok?: undefined; readonly trouble: ErrorKind; readonly why: string };
 
 /** The kinds of trouble that the guard treats differently. */
-export type ErrorKind = "absent" | "denied" | "refused" | "read-only" | "unsupported" | "limit" | "other";
+type ErrorKind = "absent" | "denied" | "refused" | "read-only" | "unsupported" | "limit" | "other";
 
 /** A file as lstat(2) or stat(2) shows it. `mode` is the nine permission bits. */
-export interface FileInfo extends Omit<FileStamp, "text"> {
+interface FileInfo extends Omit<FileStamp, "text"> {
   readonly kind: "file" | "directory" | "link" | "FIFO" | "socket" | "device";
   readonly uid: number;
   readonly mode: number;
@@ -1943,7 +1943,7 @@ export interface Command {
 }
 
 /** A long-lived child of the guard, signalled by its handle only: a handle cannot be recycled. */
-export interface Child {
+interface Child {
   readonly pid: number;
   readonly ended: Promise<{ code: number; signal: string | undefined }>;
   kill(signal: Signal): void;
@@ -1965,7 +1965,7 @@ export interface Connection {
 }
 
 /** A file or directory that can be locked with flock(2). */
-export interface LockFile {
+interface LockFile {
   /** `false`: held by another process. `unsupported`: this file system has no locks. */
   tryLock(): Result<boolean>;
   /** Taken within the time; woken by the release, not by polling. However often it is asked, one request is pending. */
@@ -2029,7 +2029,7 @@ export interface Host {
 }
 
 /** How long an observation may take: a stop has less time than a start. Milliseconds. */
-export interface Timeouts {
+interface Timeouts {
   /** How long a PID file that may be half written is waited for. */
   readonly youngMs: number;
   /** The limit of one ps, and of one lsof. */
@@ -2056,7 +2056,7 @@ const STOP_TIMEOUTS: Timeouts = {
 };
 
 /** What a run of the guard carries along: its role, its options, where its words go. */
-export interface Context {
+interface Context {
   readonly host: Host;
   readonly role: string;
   readonly dryRun: boolean;
@@ -2073,7 +2073,7 @@ export interface Context {
 }
 
 /** Something that several can wait for: each ring wakes all who listen then. */
-export class WakeUp {
+class WakeUp {
   #next = Promise.withResolvers<void>();
   /** Resolves at the next ring. However often it is asked, one promise is pending. */
   next(): Promise<void> {
@@ -2321,7 +2321,7 @@ interface PidFile {
  * none where no named process lives. A socket that answers without a proven owner, and a PID file that is garbage, lead
  * to one search of all processes. Where that finds no owner, the answer still stands: unknown.
  */
-export async function observeProcesses(
+async function observeProcesses(
   host: Host,
   instance: Instance,
   timeouts = START_TIMEOUTS,
@@ -2616,7 +2616,11 @@ async function scanAllProcesses(
 
 function doubtfulProcess(instance: Instance, row: ProcessRow, because: string): Diagnostic {
   const look = psCommand(row.pid);
-  return { what: `PID ${row.pid}`, because, hint: `${look}; to end it: ${killCommand(instance, row.pid)}` };
+  return {
+    what: `PID ${row.pid}`,
+    because,
+    hint: `${look}; if it is a process of this VM: ${killCommand(instance, row.pid)}`,
+  };
 }
 
 function unownedSocket({ path, answer }: Answering, naming: readonly ProcessRow[]): Diagnostic {
@@ -2648,7 +2652,7 @@ interface ObserveOptions {
  * Observes an instance: its processes, and, where none is alive, its disks and whatever else may keep Lima from
  * starting it.
  */
-export async function observe(host: Host, instance: Instance, how: ObserveOptions = {}): Promise<Observation> {
+async function observe(host: Host, instance: Instance, how: ObserveOptions = {}): Promise<Observation> {
   const { timeouts = START_TIMEOUTS, searchAll = false, forStop = false } = how;
   const missing = missingInstance(host, instance.dir);
   const nothing = emptyObservation(instance);
@@ -2930,15 +2934,27 @@ function sshConfigFile(host: Host, instance: Instance): StateFile[] {
 // ── networks
 
 /** usernet sockets that answer for no PID file (row 22), and socket_vmnet's PID files (row 23). */
-async function observeNetworks(host: Host, instance: Instance, stateFiles: readonly StateFile[]) {
+/** What the networks of an instance do to its start. */
+interface NetworkFindings {
+  readonly startBlockers: readonly Diagnostic[];
+  readonly notes: readonly Diagnostic[];
+}
+
+/** What could not be read of the networks: a start may fail on it, and nothing is removed because of it. */
+function unreadable(what: string, found: Result<unknown>): Diagnostic[] {
+  if (found.trouble === undefined || found.trouble === "absent") return [];
+  const because = `whether its networks are in order is unknown: it cannot be read: ${found.why}`;
+  return [{ what, because, hint: lookCommand(what) }];
+}
+
+async function observeNetworks(
+  host: Host,
+  instance: Instance,
+  stateFiles: readonly StateFile[],
+): Promise<NetworkFindings> {
   const unnamed: string[] = [];
   const dir = join(instance.home, "_networks");
   const networks = host.list(dir);
-  const unread: Diagnostic[] = networks.trouble === undefined || networks.trouble === "absent" ? [] : [{
-    what: dir,
-    because: `whether a usernet answers is unknown: it cannot be read: ${networks.why}`,
-    hint: lookCommand(dir),
-  }];
   for (const network of (networks.ok ?? []).sort()) {
     const named = stateFiles.some((c) => c.path === join(dir, network, `usernet_${network}.pid`));
     const socket = join(dir, network, `${network}_ep.sock`);
@@ -2949,28 +2965,39 @@ async function observeNetworks(host: Host, instance: Instance, stateFiles: reado
   const because = "a usernet answers that no PID file names; Lima starts another beside it" +
     (unnamed.length > 1 ? ` (${unnamed.length} of them)` : "");
   const notes: Diagnostic[] = first === undefined ? [] : [{ what: first, because, hint: lsofCommand(...unnamed) }];
-  return { notes, startBlockers: [...unread, ...await observeSocketVmnet(host, instance)] };
+  const vmnet = await observeSocketVmnet(host, instance);
+  return {
+    notes: [...notes, ...vmnet.notes],
+    startBlockers: [...unreadable(dir, networks), ...vmnet.startBlockers],
+  };
 }
 
-async function observeSocketVmnet(host: Host, instance: Instance): Promise<Diagnostic[]> {
-  const dir = readVarRun(textOf(host, join(instance.home, "_config", "networks.yaml")));
-  const files = (host.list(dir).ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
+async function observeSocketVmnet(host: Host, instance: Instance): Promise<NetworkFindings> {
+  const config = join(instance.home, "_config", "networks.yaml");
+  const dir = readVarRun(textOf(host, config));
+  const listed = host.list(dir);
+  const text = host.stat(config, "follow links");
+  const notes = [...unreadable(config, text.ok ? host.read(config, 1) : text), ...unreadable(dir, listed)];
+  const files = (listed.ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
   const pidFiles = files.flatMap((f) => readPidFile(host, join(dir, f), "shared") ?? []);
   const named = pidFiles.flatMap((m) =>
     "pid" in m.content && host.alive(m.content.pid) !== "no" ? [{ m, pid: m.content.pid }] : []
   );
-  if (named.length === 0) return [];
+  if (named.length === 0) return { startBlockers: [], notes };
   const table = await ps(host, named.map((n) => n.pid), PS_LIMIT_MS);
-  return named.flatMap(({ m, pid }) => {
+  const startBlockers: Diagnostic[] = [];
+  for (const { m, pid } of named) {
     const row = table.ok?.rows.find((r) => r.pid === pid);
-    if (table.trouble) return [{ what: m.path, because: table.why, hint: psCommand(pid) }];
+    if (table.trouble) startBlockers.push({ what: m.path, because: table.why, hint: psCommand(pid) });
     // Its options may be spelt in several ways: a program of that name is one.
-    if (!row || /^(\/.*\/)?socket_vmnet( |$)/.test(row.command)) return [];
+    if (!row || /^(\/.*\/)?socket_vmnet( |$)/.test(row.command)) continue;
     const because = `PID ${pid} is ${JSON.stringify(programWords(row.command))}, not socket_vmnet; ` +
       "Lima would take it for the running network, or signal it as root";
-    if (/socket_vmnet/.test(row.command)) return [{ what: m.path, because, hint: psCommand(pid) }];
-    return [{ what: m.path, because, hint: removeCommand(m.path), status: EXIT.denied }];
-  });
+    // A script of another name may run it: no start is refused for that.
+    if (/socket_vmnet/.test(row.command)) notes.push({ what: m.path, because, hint: psCommand(pid) });
+    else startBlockers.push({ what: m.path, because, hint: removeCommand(m.path), status: EXIT.denied });
+  }
+  return { startBlockers, notes };
 }
 // ── disks
 
@@ -3153,7 +3180,7 @@ function namedProcesses(host: Host, paths: readonly string[], h: Holder): string
 // ── finding instances
 
 /** The Lima homes of one run, as they were named: links are resolved anew at every look. */
-export interface Homes {
+interface Homes {
   /** `--lima-home` or LIMA_HOME named it: no other home is looked at. */
   readonly isExplicit: boolean;
   /** The first is LIMA_HOME, or ~/.lima. */
@@ -3161,7 +3188,7 @@ export interface Homes {
 }
 
 /** LIMA_HOME as Lima finds it: the option, the environment, ~/.lima and then the homes of other programs. */
-export function limaHomes(host: Host, option: string | undefined): Homes | { why: string } {
+function limaHomes(host: Host, option: string | undefined): Homes | { why: string } {
   const userHome = host.env("HOME");
   const given = option ?? (host.env("LIMA_HOME") || undefined);
   if (given === undefined && !userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
@@ -3405,7 +3432,7 @@ function isSameDirectory(host: Host, a: string, b: string): boolean {
 // ────────────────────────────────────────────────────────────────────────────────────────────────────────── launchd ──
 
 /** The launchd jobs of an instance, by reading the plists of both folders: whatever the label, the program counts. */
-export async function jobsOf(host: Host, instance: Instance): Promise<JobStatus[]> {
+async function jobsOf(host: Host, instance: Instance): Promise<JobStatus[]> {
   const agents = join(host.env("HOME") ?? "/", "Library/LaunchAgents");
   const folders = [
     { folder: "/Library/LaunchDaemons", domains: ["system"] },
@@ -3485,7 +3512,7 @@ function exitTimeoutOfPlist(host: Host, label: string): number {
 // ─────────────────────────────────────────────────────────────────────────────────────────────────────── signalling ──
 
 /** Takes one removal step: only while the file still looks as it was judged, and never a directory. */
-export function removeStep(host: Host, step: Step): Step {
+function removeStep(host: Host, step: Step): Step {
   const path = step.path ?? "";
   const now = statWithText(host, path);
   const took = (outcome: Outcome): Step => ({ ...step, outcome });
@@ -3501,7 +3528,7 @@ export function removeStep(host: Host, step: Step): Step {
  * Sends a signal to a process that was proven to be this instance's, after one more reading of ps: start time and
  * command must be those that were judged. Without an answer of ps no process is signalled.
  */
-export async function signalProven(host: Host, proven: ProcessRow, signal: Signal, psMs: number): Promise<Outcome> {
+async function signalProven(host: Host, proven: ProcessRow, signal: Signal, psMs: number): Promise<Outcome> {
   const { pid, started, command, uid } = proven;
   const table = await ps(host, [pid], psMs);
   if (table.trouble) return { kind: "skipped", why: table.why };
@@ -4296,14 +4323,17 @@ async function afterJob(ctx: Context, instance: Instance, told: Report, stopped:
   await ctx.host.pause(RESTART_LOOK_MS);
   const now = holderOf(ctx, instance);
   const seen = job.includes("/") ? undefined : (await jobsOf(ctx.host, instance)).find((j) => j.label === job);
-  const target = seen?.target ?? (job.includes("/") ? job : `system/${job}`);
+  const target = seen?.target ?? (job.includes("/") ? job : undefined);
+  const find = `its job was not found: ${guardCommand(instance, "--status")}`;
   if (now?.role !== "run" || now.pid === stopped.pid) {
-    const start = startJobCommand(seen ?? { target, plist: "", loaded: "yes", disabled: false });
-    const note = { what: target, because: "its job is stopped", hint: `to start it: ${start}` };
-    return { ...told, notes: [...told.notes, note] };
+    const known = target === undefined ? undefined : { target, plist: "", loaded: "yes" as const, disabled: false };
+    const start = seen ?? known;
+    const hint = start === undefined ? find : `to start it: ${startJobCommand(start)}`;
+    return { ...told, notes: [...told.notes, { what: target ?? job, because: "its job is stopped", hint }] };
   }
   const because = `launchd started it again (KeepAlive), as PID ${now.pid}`;
-  const blocker = { what: target, because, hint: `to keep it down: ${bootoutCommand(target)}` };
+  const hint = target === undefined ? find : `to keep it down: ${bootoutCommand(target)}`;
+  const blocker = { what: target ?? job, because, hint };
   const summary = "stopped, and started again by launchd";
   return { ...told, state: "running", status: EXIT.failed, blockers: [...told.blockers, blocker], summary };
 }
@@ -4325,36 +4355,44 @@ async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, 
   const beganMs = Math.max(askedMs, ctx.host.clockMs() - limits.agent * 1000);
   const went = await stopProcesses(ctx, instance, { budgetS, beganMs });
   const cleaned = await cleanUp(ctx, instance, beganMs + limits["clean up"] * 1000, went.searched);
-  const { end, seconds, guestCutOff: cut } = went;
+  const { end, guestCutOff: cut, seconds } = went;
   const steps = [...went.steps, ...cleaned.steps];
-  const blockers = eachOnce([...went.blockers, ...cleaned.blockers]);
-  const alive = went.remaining.length > 0;
-  const status = worst([alive ? EXIT.failed : EXIT.done, statusOfSteps(steps), statusOfBlockers(blockers)]);
-  // Where nothing could be proven nothing was stopped, whatever the journal said before.
-  const isUnknown = went.blockers.length > 0 && went.steps.length === 0;
-  if (!isUnknown && (steps.length > 0 || end === "gone before the request")) {
+  const { state, stage, words, blockers } = stopVerdict(went, cleaned, went.remaining);
+  const found = state === "running" ? EXIT.failed : statusOfBlockers(blockers);
+  const status = worst([found, statusOfSteps(steps)]);
+  if (stage !== null && (steps.length > 0 || end === "gone before the request")) {
     await journal(ctx, instance, "end", { stage: end, cut, seconds, status });
   }
-  const state = alive ? "running" : went.blockers.length > 0 ? "unknown" : "stopped";
-  const words = alive
-    ? `not stopped: ${names(went.remaining)} did not end`
-    : describeStop(end, seconds["total"] ?? 0, cut, went.isAgentHung);
   const summary = state === "unknown" ? state : words;
-  return report(instance.name, state, status, summary, {
-    stage: isUnknown ? null : end,
-    seconds,
-    steps: steps.map(bare),
-    blockers,
-  });
+  return report(instance.name, state, status, summary, { stage, seconds, steps: steps.map(bare), blockers });
+}
+
+/**
+ * What a stop and its clean-up came to. The clean-up looked last, in the same places: what it found counts, and no
+ * result is better than that. `alive` is what the stop could not end.
+ */
+function stopVerdict(went: StopResult, cleaned: CleanupResult, alive: readonly VerifiedProcess[]) {
+  const state: State = alive.length > 0 ? "running" : cleaned.state;
+  const blockers = cleaned.state === "stopped" ? cleaned.blockers : eachOnce([...went.blockers, ...cleaned.blockers]);
+  // Where nothing could be proven nothing was stopped, whatever the journal said before.
+  const isUnknown = state === "unknown" && went.steps.length === 0;
+  const words = alive.length > 0
+    ? `not stopped: ${names(alive)} did not end`
+    : state === "running"
+    ? "not stopped: a process of it lives again"
+    : isUnknown
+    ? "not stopped: unknown"
+    : describeStop(went.end, went.seconds["total"] ?? 0, went.guestCutOff, went.isAgentHung);
+  return { state, stage: isUnknown ? null : went.end, words, blockers };
 }
 
 function eachOnce(remarks: readonly Diagnostic[]): Diagnostic[] {
   return remarks.filter((r, i) => remarks.findIndex((o) => o.what === r.what) === i);
 }
 
-/** What a clean-up did; `isDown` where nothing of the instance lives for certain. */
+/** What a clean-up found and did; `stopped` only where nothing of the instance lives for certain. */
 interface CleanupResult {
-  readonly isDown: boolean;
+  readonly state: "stopped" | "running" | "unknown";
   readonly steps: readonly Step[];
   readonly blockers: readonly Diagnostic[];
 }
@@ -4373,11 +4411,16 @@ async function cleanUp(
   if (!seen) {
     const because = "whether a process still uses it was not found out in time; its files stay";
     const hint = guardCommand(instance, "--pre");
-    return { isDown: false, steps: [], blockers: [{ what: instance.dir, because, hint }] };
+    return { state: "unknown", steps: [], blockers: [{ what: instance.dir, because, hint }] };
   }
   const p = planStop(seen, ctx.budgetS);
-  if (p.state !== "stopped") return { isDown: false, steps: [], blockers: [...unknownsOf(seen), ...seen.held] };
-  return { isDown: true, steps: removeAll(ctx, instance, p.steps), blockers: p.blockers };
+  if (p.state === "stopped") {
+    return { state: "stopped", steps: removeAll(ctx, instance, p.steps), blockers: p.blockers };
+  }
+  const alive = seen.alive.filter((process) => process.role !== "usernet");
+  const again = { what: instance.dir, because: aliveWords(alive), hint: guardCommand(instance, "--status") };
+  const blockers = [...alive.length > 0 ? [again] : [], ...unknownsOf(seen), ...seen.held];
+  return { state: alive.length > 0 ? "running" : "unknown", steps: [], blockers };
 }
 // ── taking the lock
 
@@ -5390,17 +5433,12 @@ async function stopSupervised(run: Run, instance: Instance, beganMs: number): Pr
   }
   const cleaned = await cleanUp(ctx, instance, beganMs + stageLimits(budgetS)["clean up"] * 1000, went.searched);
   const alive = went.remaining.filter((p) => p.row.pid !== child?.pid);
-  run.status = alive.length > 0 ? EXIT.failed : cleaned.isDown ? EXIT.done : EXIT.tryAgain;
   const seconds = { ...went.seconds, total: secondsSince(ctx.host, beganMs) };
-  const isUnknown = !cleaned.isDown && went.steps.length === 0;
-  const words = isUnknown
-    ? "not stopped: unknown"
-    : describeStop(went.end, seconds.total, went.guestCutOff, went.isAgentHung);
-  ctx.say("info", instance, alive.length > 0 ? `not stopped: ${names(alive)} did not end` : words);
-  for (const b of eachOnce(cleaned.isDown ? cleaned.blockers : [...went.blockers, ...cleaned.blockers])) {
-    ctx.say("warn", instance, describeDiagnostic("unknown")(b));
-  }
-  const stage = isUnknown ? null : went.end;
+  const { state, stage, words, blockers } = stopVerdict({ ...went, seconds }, cleaned, alive);
+  // A stale file that cannot be removed does not make a stop fail.
+  run.status = state === "running" ? EXIT.failed : state === "unknown" ? EXIT.tryAgain : EXIT.done;
+  ctx.say("info", instance, words);
+  for (const b of blockers) ctx.say("warn", instance, describeDiagnostic("unknown")(b));
   const requested = {
     requested: true,
     stage,
@@ -5847,7 +5885,7 @@ interface Refused {
 }
 
 /** What the arguments ask for: a role of ours, one of install.ts, a text to print, or nothing that can be done. */
-export type Asked = Invocation | { install: readonly string[] } | { print: string } | Refused;
+type Asked = Invocation | { install: readonly string[] } | { print: string } | Refused;
 
 /** An option that is not understood, with the one that was probably meant. */
 function misspelt(arg: string): Refused {
