@@ -265,7 +265,7 @@ function textHost(env: Record<string, string>) {
       if (member === "uid") return 501;
       if (member === "isTerminal") return false;
       if (member === "realPath" || member === "list") return () => ({ trouble: "absent", why: "No such file" });
-      if (member === "linkTarget" || member === "look") return () => ({ trouble: "absent", why: "No such file" });
+      if (member === "linkTarget" || member === "stat") return () => ({ trouble: "absent", why: "No such file" });
       if (member === "onSignal") return () => {};
       if (member === "run") return () => Promise.resolve({ trouble: "absent", why: "No such file" });
       throw new Error(`host.${String(member)} is used`);

@@ -15,6 +15,7 @@ import {
   killChild,
   runGuard,
   spawnGuard,
+  startAgent,
   startBystander,
 } from "./helpers/mod.ts";
 import { leavesAlone, LOCK, pre, remark, repairs, test } from "./helpers/pre.ts";
@@ -212,3 +213,39 @@ test("waiting for a lock for twenty turns: no descriptor, no thread and no line 
   const { stderr } = await run.result();
   assert.equal(stderr.match(/waits up to/g)?.length, 1, stderr);
 }, { ignore: Deno.build.os === "linux" ? undefined : "no /proc" });
+
+test("networks.yaml cannot be read: a note, and the start is not refused", async ({ home, k3s }) => {
+  Deno.mkdirSync(`${home.lima}/_config/networks.yaml`, { recursive: true });
+  const { report } = await leavesAlone(k3s, { state: "clear", status: 0 });
+  assert.match(report.notes.map(remark).join("\n"), /networks\.yaml: whether its networks are in order is unknown/);
+});
+
+test("a script that names socket_vmnet has the PID of socket_vmnet: a note, since it may run it", async ({ home, k3s }) => {
+  const run = `${home.root}/run`;
+  Deno.mkdirSync(run);
+  await using wrapper = await startBystander(home, { command: ["/bin/sh", "/opt/bin/start-socket_vmnet.sh"] });
+  Deno.writeTextFileSync(`${run}/shared_socket_vmnet.pid`, `${wrapper.pid}\n`);
+  Deno.writeTextFileSync(`${home.lima}/_config/networks.yaml`, `paths:\n  varRun: ${run}\n`);
+  const { report } = await leavesAlone(k3s, { state: "clear", status: 0 });
+  assert.match(report.notes.map(remark).join("\n"), /shared_socket_vmnet\.pid: PID \d+ is .*, not socket_vmnet/);
+  wrapper.assertAlive();
+});
+
+/** What `--stop` may say at most of what it found last: its state, its status and its blockers agree. */
+function agrees({ state, status, blockers }: { state: string; status: number; blockers: readonly unknown[] }): void {
+  if (state === "running") assert.equal(status, 1);
+  else if (state === "unknown") assert.ok(status === 75 && blockers.length > 0, `${status}`);
+  else assert.deepEqual([state, status, blockers], ["stopped", 0, []]);
+}
+
+for (const nth of [1, 2, 3, 4, 5, 6]) {
+  test(`a host agent is stopped, and from its look number ${nth} on ps hangs: the state is not better than that`, async (world) => {
+    await using agent = await startAgent(world.k3s);
+    const hangs = { programs: { ps: { does: "hang", from: nth } as const }, limitsBy: 10 };
+    const done = await runGuard(world.home, ["--stop", "k3s", "--json", "--timeout", "4"], guardWith(hangs));
+    const [told] = done.json().instances;
+    assert.equal(told.status, done.status);
+    agrees(told);
+    void agent;
+  });
+}

@@ -25,9 +25,9 @@ import {
   ours,
   proven,
   recycled,
-  SEEN,
   signs,
   stale,
+  STAMP,
   unknown,
 } from "./observations.ts";
 
@@ -35,9 +35,9 @@ import {
 const [AGENT, QEMU, DRIVER, USERNET, DEAD, OTHER_PROGRAM] = [811, 812, 813, 815, 7001, 7002];
 const NOT_OURS = [DEAD, OTHER_PROGRAM];
 const WHY_UNKNOWN = unknown("ps gave no answer");
-const FIXED = "its directory belongs to uid 0 and has mode 0755";
+const UNDELETABLE = "its directory belongs to uid 0 and has mode 0755";
 const USERNET_FILE = "_networks/user-v2/usernet_user-v2.pid";
-const USERNET_SOCKETS = { companions: ["_networks/user-v2/user-v2_fd.sock", "_networks/user-v2/user-v2_ep.sock"] };
+const USERNET_SOCKETS = { sockets: ["_networks/user-v2/user-v2_fd.sock", "_networks/user-v2/user-v2_ep.sock"] };
 
 /** Who lives; what the agent shows, where one does: undefined means that it was not asked. */
 const LIVING: Record<string, VerifiedProcess[]> = {
@@ -62,17 +62,17 @@ const SIGNS: Record<string, AgentHealth | undefined> = {
 /** What a file of the instance may claim; `ours` only where a process lives that it may name. */
 const HA_PID: Record<string, StateFile[]> = {
   none: [],
-  dead: [claim("ha.pid", dead(DEAD), { companions: ["ha.sock"] })],
-  "not ours": [claim("ha.pid", recycled(OTHER_PROGRAM), { companions: ["ha.sock"] })],
-  fixed: [claim("ha.pid", dead(DEAD), { companions: ["ha.sock"], fixed: FIXED })],
-  unknown: [claim("ha.pid", WHY_UNKNOWN, { companions: ["ha.sock"] })],
-  ours: [claim("ha.pid", ours("host agent", AGENT), { companions: ["ha.sock"] })],
+  dead: [claim("ha.pid", dead(DEAD), { sockets: ["ha.sock"] })],
+  "not ours": [claim("ha.pid", recycled(OTHER_PROGRAM), { sockets: ["ha.sock"] })],
+  fixed: [claim("ha.pid", dead(DEAD), { sockets: ["ha.sock"], undeletable: UNDELETABLE })],
+  unknown: [claim("ha.pid", WHY_UNKNOWN, { sockets: ["ha.sock"] })],
+  ours: [claim("ha.pid", ours("host agent", AGENT), { sockets: ["ha.sock"] })],
 };
 const DRIVER_PID: Record<string, StateFile[]> = {
   none: [],
   "vz dead": [claim("vz.pid", dead(DEAD))],
   "vz not ours": [claim("vz.pid", recycled(OTHER_PROGRAM))],
-  "vz fixed": [claim("vz.pid", recycled(OTHER_PROGRAM), { fixed: FIXED })],
+  "vz fixed": [claim("vz.pid", recycled(OTHER_PROGRAM), { undeletable: UNDELETABLE })],
   "vz unknown": [claim("vz.pid", WHY_UNKNOWN)],
   "vz ours": [claim("vz.pid", ours("host agent", AGENT))],
   "QEMU ours": [claim("qemu.pid", ours("QEMU", QEMU)), claim("x.drv.pid", recycled(OTHER_PROGRAM))],
@@ -90,7 +90,7 @@ const SHARED: Record<string, StateFile[]> = {
   ],
   "lock unknown, usernet fixed": [
     claim("_disks/data/in_use_by", WHY_UNKNOWN),
-    claim(USERNET_FILE, recycled(OTHER_PROGRAM), { ...USERNET_SOCKETS, fixed: FIXED }),
+    claim(USERNET_FILE, recycled(OTHER_PROGRAM), { ...USERNET_SOCKETS, undeletable: UNDELETABLE }),
   ],
 };
 const PORT: Diagnostic = { what: "port 60022", because: "it is taken", hint: "lsof -i" };
@@ -98,8 +98,8 @@ const VMNET: Diagnostic = { what: "shared_socket_vmnet.pid", because: "it is rec
 /** What is not the instance's: in the way of a start, and Lima 2.3's marker. */
 const AROUND: Record<string, Partial<Observation>> = {
   nothing: {},
-  marker: { bootMarker: SEEN },
-  "port, marker": { startBlockers: [PORT], bootMarker: SEEN },
+  marker: { bootMarker: STAMP },
+  "port, marker": { startBlockers: [PORT], bootMarker: STAMP },
   "socket_vmnet, a note": { startBlockers: [VMNET], notes: [{ what: "a usernet", because: "no PID file names it" }] },
 };
 const UNKNOWNS: Record<string, Diagnostic[]> = {
@@ -131,7 +131,7 @@ function everything(): Case[] {
     const isNamed = (role: string) => alive.some((p) => p.role === role && p.named);
     if (agent && !alive.some((p) => p.role === "host agent")) return [];
     if (claims.some((c) => c.verdict.kind === "ours" && !isNamed(c.verdict.role))) return [];
-    const facts = { claims, alive, unknowns, ...around };
+    const facts = { stateFiles: claims, alive, unknowns, ...around };
     const seen = frozen(observation({ ...facts, ...(agent ? { agent } : {}) }));
     const words = chosen.map(([word]) => word).join(" · ");
     return [{ words, seen, plans: { pre: planPre(seen), stop: planStop(seen, 60) } }];
@@ -264,8 +264,8 @@ law("nothing is removed but a claim without proof, with its companions, and the 
   const paths = removed(p);
   assert.ok(paths.every((path) => permitted.includes(path)), `${paths}`);
   assert.equal(new Set(paths).size, paths.length, "no file goes twice");
-  for (const { path, seen } of p.steps.filter(isRemoval)) {
-    assert.ok(seen !== undefined, `${path} goes only while it looks as it did`);
+  for (const { path, stamp } of p.steps.filter(isRemoval)) {
+    assert.ok(stamp !== undefined, `${path} goes only while it looks as it did`);
   }
 });
 

@@ -18,7 +18,7 @@ export const DIR = `${HOME}/k3s`;
 export const PLACE: Instance = { name: "k3s", home: HOME, dir: DIR, owner: 501, address: { isDefaultHome: true } };
 
 /** How every file here looked. */
-export const SEEN: FileStamp = { dev: 1, ino: 2, size: 4, mtimeMs: 1_790_000_000_000, text: "789\n" };
+export const STAMP: FileStamp = { dev: 1, ino: 2, size: 4, mtimeMs: 1_790_000_000_000, text: "789\n" };
 
 /** A process of the owner, in the state most processes are in. */
 export function row(command: string, more: Partial<ProcessRow> = {}): ProcessRow {
@@ -59,18 +59,18 @@ export function at(file: string): string {
 }
 
 /** What a file claims; those outside the instance directory are shared with other instances. */
-export function claim(file: string, verdict: Verdict, { companions = [], fixed }: {
-  companions?: string[];
-  fixed?: string;
+export function claim(file: string, verdict: Verdict, { sockets = [], undeletable }: {
+  sockets?: string[];
+  undeletable?: string;
 } = {}): StateFile {
   const scope = file.startsWith("_") ? "shared" : "instance";
   const place = {
     path: at(file),
-    seen: SEEN,
+    stamp: STAMP,
     scope,
-    companions: companions.map((path) => ({ path: at(path), seen: SEEN })),
+    sockets: sockets.map((path) => ({ path: at(path), stamp: STAMP })),
   } as const;
-  return { ...place, verdict, ...(fixed === undefined ? {} : { undeletable: fixed }) };
+  return { ...place, verdict, ...(undeletable === undefined ? {} : { undeletable }) };
 }
 
 /** A host agent that is well: it answers, and is long past its boot. */

@@ -37,15 +37,15 @@ import {
   proven,
   recycled,
   row,
-  SEEN,
   signs,
   stale,
+  STAMP,
   unknown,
 } from "./observations.ts";
 
 /** A removal: only while the file looks as it did. */
 const remove = (file: string, because: string): Step => (
-  { kind: "remove", what: `remove ${at(file)}`, because, path: at(file), seen: SEEN }
+  { kind: "remove", what: `remove ${at(file)}`, because, path: at(file), stamp: STAMP }
 );
 const drops = (...claims: StateFile[]): Step[] =>
   claims.flatMap((c) => {
@@ -78,9 +78,9 @@ function healed(name: string, claims: StateFile[], more: Partial<Observation> = 
 
 // ── --pre, row by row ──
 
-const HA_SOCK = { companions: ["ha.sock"] };
+const HA_SOCK = { sockets: ["ha.sock"] };
 const sockets = (network: string) => ({
-  companions: ["fd", "qemu", "ep"].map((kind) => `_networks/${network}/${network}_${kind}.sock`),
+  sockets: ["fd", "qemu", "ep"].map((kind) => `_networks/${network}/${network}_${kind}.sock`),
 });
 const USERNET = "_networks/user-v2/usernet_user-v2.pid";
 const garbage = (why: string) => notOurs(`it is not a PID: ${why}`);
@@ -92,7 +92,7 @@ healed("row 2: ha.pid and vz.pid, PID dead", [claim("ha.pid", dead(789), HA_SOCK
 healed(
   "row 2: the same with Lima 2.3's boot marker",
   [claim("ha.pid", dead(789), HA_SOCK), claim("vz.pid", dead(789))],
-  { bootMarker: SEEN },
+  { bootMarker: STAMP },
   [MARKER_GOES],
 );
 healed("row 3: both recycled, ha.sock refuses", [
@@ -244,7 +244,7 @@ pre(
   const note = { what: `${HOME}/old`, because: "it holds no lima.yaml" };
   pre(
     "row 11: a running instance is left alone, whatever else lies there",
-    { stateFiles: claims, alive: [AGENT], agent: signs(), bootMarker: SEEN, notes: [note] },
+    { stateFiles: claims, alive: [AGENT], agent: signs(), bootMarker: STAMP, notes: [note] },
     { ...RUNNING, notes: [note] },
   );
 }
@@ -291,13 +291,13 @@ for (
     ],
     [
       "row 13: deadlocked: it answers, and has never written an event",
-      { ageS: 16 * 60 + 59, noEvent: true },
+      { ageS: 16 * 60 + 59, neverReported: true },
       "host agent 811 is 16 min old and has not written one event",
       [HA_OURS, VZ_OURS],
     ],
     [
       "row 13: deadlocked, and its VM is gone",
-      { ageS: 20 * 60, noEvent: true },
+      { ageS: 20 * 60, neverReported: true },
       "host agent 811 is 20 min old and has not written one event",
       [HA_OURS],
     ],
@@ -318,7 +318,7 @@ for (
       stateFiles: [HA_OURS, claim("qemu.pid", ours("QEMU", 812)), drv],
       alive: [AGENT, proven("QEMU", 812)],
       agent: signs({ answers: false, ageS: 3600, silentS: 60 }),
-      bootMarker: SEEN,
+      bootMarker: STAMP,
     },
     plan("hung", because, {
       steps: [
@@ -360,7 +360,7 @@ for (
   const because = `${who} runs without a host agent`;
   const void_ = claims.filter((c) => c.verdict.kind !== "ours");
   const steps = [guest(because), driverStep(who, how), killStep(who), ...drops(...void_)];
-  pre(name, { stateFiles: claims, alive: [proven(role, pid)], bootMarker: SEEN }, plan("orphan", because, { steps }));
+  pre(name, { stateFiles: claims, alive: [proven(role, pid)], bootMarker: STAMP }, plan("orphan", because, { steps }));
 }
 {
   const because = "QEMU 812 and external driver 813 run without a host agent";
@@ -422,7 +422,7 @@ healed("row 17: in_use_by points to a directory that is gone", [
   };
   pre(
     "row 17: the same, and the disk is in use, or that is unknown: nothing is removed",
-    { stateFiles: [vz, lock], held: [held], bootMarker: SEEN },
+    { stateFiles: [vz, lock], held: [held], bootMarker: STAMP },
     plan("blocked", held.because, { status: 75, blockers: [held] }),
   );
 }
@@ -453,7 +453,7 @@ pre(
   };
   pre(
     "row 21: what usernet's PID is cannot be found out: only that network is left alone",
-    { stateFiles: [ha, claim(USERNET, unknown(why), sockets("user-v2"))], bootMarker: SEEN },
+    { stateFiles: [ha, claim(USERNET, unknown(why), sockets("user-v2"))], bootMarker: STAMP },
     plan("blocked", why, { status: 75, steps: [...drops(ha), MARKER_GOES], blockers: [blocker] }),
   );
 }
@@ -524,12 +524,12 @@ pre(
 }
 {
   const fixed = "its directory belongs to uid 0 and has mode 0755";
-  const ha = claim("ha.pid", dead(789), { ...HA_SOCK, fixed });
+  const ha = claim("ha.pid", dead(789), { ...HA_SOCK, undeletable: fixed });
   const vz = claim("vz.pid", recycled(789));
   const because = `it is stale (${ha.verdict.why}) and cannot be removed: ${fixed}`;
   pre(
     "row 28: a PID file cannot be removed; the boot marker stays with it",
-    { stateFiles: [ha, vz], bootMarker: SEEN },
+    { stateFiles: [ha, vz], bootMarker: STAMP },
     plan("blocked", because, {
       status: 77,
       steps: drops(vz),
@@ -540,7 +540,7 @@ pre(
 const CUT = stale("it is cut short: no port in it, and Lima refuses to read it");
 healed("row 29: ssh.config is cut short", [claim("ssh.config", CUT)]);
 healed("row 29: ssh.config is cut short, and a boot marker lies there alone", [claim("ssh.config", CUT)], {
-  bootMarker: SEEN,
+  bootMarker: STAMP,
 });
 {
   const blocker = {
@@ -555,11 +555,11 @@ healed("row 29: ssh.config is cut short, and a boot marker lies there alone", [c
   );
 }
 healed("row 33: PID files and the boot marker of an earlier boot", [claim("vz.pid", recycled(789))], {
-  bootMarker: SEEN,
+  bootMarker: STAMP,
 }, [
   MARKER_GOES,
 ]);
-pre("row 33: a boot marker without a PID file is left alone", { bootMarker: SEEN }, CLEAR);
+pre("row 33: a boot marker without a PID file is left alone", { bootMarker: STAMP }, CLEAR);
 // A socket alone is no fact that anything is decided by; with it, but without a PID file, there is nothing else.
 pre("row 34: cold sockets without PID files", { stateFiles: [], alive: [] }, CLEAR);
 
@@ -577,7 +577,7 @@ pre(
   "unknown: one PID file cannot be read: the others stay, and so does a lock",
   {
     stateFiles: [claim("ha.pid", dead(789), HA_SOCK), claim("vz.pid", UNREADABLE), claim(LOCK, OWN_LOCK)],
-    bootMarker: SEEN,
+    bootMarker: STAMP,
   },
   plan("unknown", UNKNOWN, { status: 75, blockers: [DOUBT] }),
 );
@@ -612,7 +612,7 @@ pre(
     stateFiles: [{
       ...claim("vz.pid", UNREADABLE),
       path: "/Volumes/My VMs/k3s/vz.pid",
-      stamp: { ...SEEN, text: undefined },
+      stamp: { ...STAMP, text: undefined },
     }],
   },
   plan("unknown", UNKNOWN, {
@@ -638,7 +638,7 @@ stop("nothing is alive, nothing is left", {}, plan("stopped", NOTHING_ALIVE));
   const steps = [...drops(...claims), MARKER_GOES];
   stop(
     "nothing is alive, the next boot must start clean",
-    { stateFiles: claims, bootMarker: SEEN },
+    { stateFiles: claims, bootMarker: STAMP },
     plan("stopped", NOTHING_ALIVE, { steps }),
   );
 }
@@ -702,7 +702,7 @@ stop(
 );
 stop(
   "what is unknown is not touched",
-  { stateFiles: [claim("ha.pid", dead(789), HA_SOCK), claim("vz.pid", UNREADABLE)], bootMarker: SEEN },
+  { stateFiles: [claim("ha.pid", dead(789), HA_SOCK), claim("vz.pid", UNREADABLE)], bootMarker: STAMP },
   plan("unknown", UNKNOWN, { status: 75, blockers: [DOUBT] }),
 );
 {
@@ -713,7 +713,7 @@ stop(
       stateFiles: [HA_OURS, claim("vz.pid", UNREADABLE), claim("x.drv.pid", dead(700))],
       alive: [AGENT],
       agent: signs(),
-      bootMarker: SEEN,
+      bootMarker: STAMP,
     },
     plan("running", because, {
       status: 75,

@@ -293,7 +293,7 @@ async function turncoat(home: Home, command: string) {
 /** Everything is judged, and the first step will be on this file: one look at it more than in a dry run. */
 async function judged(k3s: Instance, file: string): Promise<Stay> {
   const log = `${k3s.home.root}/looks`;
-  const look = `before look ${k3s.path(file)}`;
+  const look = `before stat ${k3s.path(file)}`;
   await pre(k3s, { ...guardWith({ log }), args: ["--dry-run"] });
   const looks = Deno.readTextFileSync(log).split("\n").filter((line) => line.endsWith(` ${look}`)).length;
   assert.ok(looks > 0);

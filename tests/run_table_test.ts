@@ -26,13 +26,13 @@ const CELLS: readonly (readonly [RunState, RunEvent, RunState, RunAction])[] = [
   ["preparing", "healthy", "supervising", "adopt"],
   ["preparing", "refused", "leaving", "leave"],
   ["preparing", "ended", "preparing", "impossible"],
-  ["preparing", "stop", "stopping", "climb"],
+  ["preparing", "stop", "stopping", "stop"],
   ["preparing", "stopped", "preparing", "impossible"],
   ["supervising", "clear", "supervising", "impossible"],
   ["supervising", "healthy", "supervising", "impossible"],
   ["supervising", "refused", "supervising", "impossible"],
   ["supervising", "ended", "leaving", "leave"],
-  ["supervising", "stop", "stopping", "climb"],
+  ["supervising", "stop", "stopping", "stop"],
   ["supervising", "stopped", "supervising", "impossible"],
   ["stopping", "clear", "stopping", "ignore"],
   ["stopping", "healthy", "stopping", "ignore"],
@@ -100,7 +100,7 @@ Deno.test("after a stop was asked for, only its end leads to leaving, and nothin
     const { state, actions } = walk([...before, "stop", ...after]);
     assert.equal(state, after.includes("stopped") ? "leaving" : "stopping");
     const since = actions.slice(before.length + 1);
-    assert.deepEqual(since.filter((action) => action === "start" || action === "adopt" || action === "climb"), []);
+    assert.deepEqual(since.filter((action) => action === "start" || action === "adopt" || action === "stop"), []);
   }));
 });
 
@@ -109,7 +109,7 @@ Deno.test("the command is started once, the stop stages run once, and both are l
     const { actions } = walk(events);
     const count = (...wanted: RunAction[]) => actions.filter((action) => wanted.includes(action)).length;
     assert.ok(count("start", "adopt") <= 1);
-    assert.ok(count("climb") <= 1);
+    assert.ok(count("stop") <= 1);
     assert.ok(count("leave") <= 1);
   }));
 });
@@ -125,7 +125,7 @@ Deno.test("a cell that cannot be changes nothing", () => {
 
 Deno.test("a stop is heard in every state in which something can be stopped", () => {
   for (const state of ["preparing", "supervising"] as const) {
-    assert.deepEqual(RUN_TABLE[state].stop, ["stopping", "climb"]);
+    assert.deepEqual(RUN_TABLE[state].stop, ["stopping", "stop"]);
   }
 });
 

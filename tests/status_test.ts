@@ -259,9 +259,9 @@ const claims = (...files: [string, string][]): Partial<Observation> => ({
       why,
       ...(why.includes("zombie") ? { reason: "zombie" } : {}),
     },
-    seen: { dev: 1, ino: 1, size: 4, mtimeMs: 0, text: why.startsWith("it is not a PID") ? "" : "789\n" },
+    stamp: { dev: 1, ino: 1, size: 4, mtimeMs: 0, text: why.startsWith("it is not a PID") ? "" : "789\n" },
     scope: "instance",
-    companions: [],
+    sockets: [],
   })),
 });
 const OTHER_PROGRAM = 'PID 789 is not ours: it is "sleep", none of Lima\'s programs';
@@ -308,7 +308,7 @@ for (
     [
       "a zombie lives for Lima",
       {
-        claims: [
+        stateFiles: [
           claim("qemu.pid", { kind: "dead", why: "PID 7 is dead: ended, and not waited for", reason: "zombie" }),
         ],
       },
@@ -332,7 +332,10 @@ for (
   ] as const
 ) {
   Deno.test(`limactl start would say: vz.pid holds ${JSON.stringify(text)}`, () => {
-    const report = claims(["vz.pid", "it is not a PID"]).stateFiles!.map((c) => ({ ...c, seen: { ...c.stamp, text } }));
+    const report = claims(["vz.pid", "it is not a PID"]).stateFiles!.map((c) => ({
+      ...c,
+      stamp: { ...c.stamp, text },
+    }));
     assert.equal(limaWouldSay(observation({ stateFiles: report }), "absent"), expected);
   });
 }

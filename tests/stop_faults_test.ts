@@ -565,10 +565,10 @@ const VANISHING: readonly {
   readonly conf?: Conf;
   readonly stage: string;
 }[] = [
-  { file: "ha.pid", at: "before look .*/ha\\.pid$", stage: "agent" },
+  { file: "ha.pid", at: "before stat .*/ha\\.pid$", stage: "agent" },
   { file: "ha.pid", at: "before read .*/ha\\.pid$", stage: "agent" },
   { file: "vz.pid", at: "before read .*/vz\\.pid$", stage: "agent" },
-  { file: "ssh.config", at: "before look .*/ssh\\.config$", stage: "agent" },
+  { file: "ssh.config", at: "before stat .*/ssh\\.config$", stage: "agent" },
   { file: "ssh.config", at: "before read .*/ssh\\.config$", stage: "agent" },
   { file: "ssh.config", at: "after start ssh", stage: "agent" },
   { file: "ha.sock", at: "before connect", stage: "agent" },
@@ -576,7 +576,7 @@ const VANISHING: readonly {
   { file: "lima-guard.lock", at: "after tryLock", stage: "agent" },
   { file: "lima-guard.jsonl", at: "before remove", stage: "agent" },
   { file: "vz.pid", at: "before remove .*/vz\\.pid", stage: "agent" },
-  { file: "qmp.sock", at: "before look .*/qmp\\.sock", conf: { vmtype: "qemu" }, stage: "agent" },
+  { file: "qmp.sock", at: "before stat .*/qmp\\.sock", conf: { vmtype: "qemu" }, stage: "agent" },
   { file: "qemu.pid", at: "before read .*/qemu\\.pid", conf: { vmtype: "qemu" }, stage: "agent" },
 ];
 
@@ -602,9 +602,9 @@ for (const { file, at, conf = {}, stage } of VANISHING) {
 Deno.test("a PID file vanishes between the judgement and the look before its removal", async () => {
   await using home = await tempLimaHome();
   await using world = await withoutSsh(home);
-  const look = / before look .*\/vz\.pid$/;
+  const look = / before stat .*\/vz\.pid$/;
   const nth = await countBefore(/ before remove .*\/vz\.pid$/, look);
-  const stay: Stay = { at: "before look .*/vz\\.pid$", nth, file: `${home.root}/stay` };
+  const stay: Stay = { at: "before stat .*/vz\\.pid$", nth, file: `${home.root}/stay` };
   const stopping = stopOne(world.k3s, { budgetS: 20, ...guardWith({ stays: [stay] }) });
   await meanwhile(stay, () => world.k3s.remove("vz.pid"));
   const { report } = await stopping;

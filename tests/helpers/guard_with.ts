@@ -42,7 +42,7 @@ export interface Twist {
 }
 
 export interface Stay {
-  /** A regular expression: `before remove .*vz\\.pid`, `after run /bin/ps`, `before look …`, `before pause …` */
+  /** A regular expression: `before remove .*vz\\.pid`, `after run /bin/ps`, `before stat …`, `before pause …` */
   readonly at: string;
   /** Which of those that match, counted from 1; the first unless said. */
   readonly nth?: number;
@@ -155,7 +155,7 @@ function twisted(real: Host, twist: Twist): Host {
       return real.pause(20);
     },
     stat: (path, follow) => {
-      note(`before look ${path}`);
+      note(`before stat ${path}`);
       return real.stat(isMissing(path) ? "/nonexistent" : path, follow);
     },
     read: (path, most) => {
