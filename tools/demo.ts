@@ -13,7 +13,6 @@ import assert from "node:assert/strict";
 import { parseInstallArgs } from "../install.ts";
 import { parseCommandLine, VERSION } from "../lima_guard.ts";
 import {
-  bystander,
   eventually,
   exists,
   type Home,
@@ -22,6 +21,7 @@ import {
   killChild,
   runGuard,
   sshGuest,
+  startBystander,
   tempColimaHome,
   tempLimaHome,
   whyNoSshd,
@@ -90,7 +90,7 @@ class Stage {
   /** A process that looks in `ps` like NAME. */
   async otherProgram(name: string) {
     await goOn(this.interrupted);
-    return this.undo.use(await bystander(this.home, { command: [name] }));
+    return this.undo.use(await startBystander(this.home, { command: [name] }));
   }
 
   async #spawn(program: string, args: string[], stderr: "piped" | "null" = "null"): Promise<Deno.ChildProcess> {
@@ -255,11 +255,11 @@ networks:
 
 function realEnv(home: Home, real: RealLimactl): Record<string, string> {
   const qemu = variableOf(`qemu-system-${Deno.build.arch}`);
-  const told = Deno.env.get(qemu);
+  const path = Deno.env.get(qemu);
   return {
     ...home.env,
     PATH: `${real.path.replace(/\/[^/]*$/, "")}:${Deno.env.get("PATH") ?? ""}`,
-    ...told === undefined ? {} : { [qemu]: told },
+    ...path === undefined ? {} : { [qemu]: path },
   };
 }
 

@@ -10,7 +10,6 @@ import { parseArgs } from "node:util";
 import {
   type Agent,
   type Bystander,
-  bystander,
   deadPid,
   eventually,
   exists,
@@ -24,6 +23,7 @@ import {
   spawnGuard,
   staleSocket,
   startAgent,
+  startBystander,
   startOrphan,
   tempLimaHome,
   waitForExit,
@@ -33,8 +33,8 @@ import { PID_FILES } from "../tests/helpers/pid_files.ts";
 import { tree } from "../tests/helpers/pre.ts";
 import { foreground, hold, writeBadEnds } from "../tests/launchd/run.ts";
 import {
+  type Action,
   type Case,
-  type Deed,
   describeCase,
   describeStep,
   makeCase,
@@ -47,7 +47,7 @@ import {
 
 /** What starting a process and its Deno may take on a busy machine, beyond the budget of a stop. */
 const ALLOWANCE_S = 5;
-/** A `--run` that does not come to anything by then is told to stop where it is. */
+/** A `--run` that has not come to anything after this time is asked to stop where it is. */
 const RUN_LIMIT_MS = 5_000;
 const START_LIMIT_MS = 5_000;
 
@@ -60,8 +60,8 @@ interface World {
   readonly neighbour: Instance;
   readonly neighbourAgent: Agent;
   /** None of Lima's processes. Its number is everywhere. */
-  readonly stranger: Bystander;
-  /** Looks like a host agent, and nobody can tell whose: its directory is gone. */
+  readonly bystander: Bystander;
+  /** Looks like a host agent, and nothing shows whose: its directory is gone. */
   readonly riddle: Bystander;
   isRiddled: boolean;
   readonly dead: number;
@@ -86,8 +86,8 @@ async function makeWorld(use: AsyncDisposableStack, vm: Vm): Promise<World> {
     k3s,
     neighbour,
     neighbourAgent: use.use(await startAgent(neighbour)),
-    stranger: use.use(await bystander(home)),
-    riddle: use.use(await bystander(home, { command: riddle })),
+    bystander: use.use(await startBystander(home)),
+    riddle: use.use(await startBystander(home, { command: riddle })),
     isRiddled: true,
     dead: await deadPid(),
     use,
@@ -101,7 +101,7 @@ async function makeWorld(use: AsyncDisposableStack, vm: Vm): Promise<World> {
 }
 
 async function startVm({ k3s, use }: World, { what, conf, until }: Vm): Promise<void> {
-  if (what === "nobody") return k3s.conf(conf);
+  if (what === "nothing") return k3s.conf(conf);
   if (what === "orphan") return void use.use(await startOrphan(k3s, conf.vmtype as "qemu", conf));
   const agent = use.use(await startAgent(k3s, { conf, until }));
   if (what === "agent") return;
@@ -120,11 +120,17 @@ function calm({ open }: World, which: RegExp): void {
 
 /** Lays something in the place of a file. */
 function put(world: World, { file, holds }: Put): void {
-  const { k3s, neighbour, home, stranger, riddle } = world;
+  const { k3s, neighbour, home, bystander, riddle } = world;
   const path = k3s.path(file);
   const start = { time: new Date().toISOString(), boot: "another", dir: k3s.dir, role: "run", event: "start" };
   const line = (value: unknown) => `${JSON.stringify(value)}\n`;
-  const record = { pid: stranger.pid, started: startOf(stranger.pid), dir: k3s.dir, role: "run", phase: "supervising" };
+  const record = {
+    pid: bystander.pid,
+    started: startOf(bystander.pid),
+    dir: k3s.dir,
+    role: "run",
+    phase: "supervising",
+  };
   const text = (content: string | number) => k3s.pidFile(file, content);
   const locked = (content: string) => {
     text(content);
@@ -132,26 +138,26 @@ function put(world: World, { file, holds }: Put): void {
   };
   // deno-lint-ignore no-explicit-any
   const things: Record<string, () => any> = {
-    "the stranger": () => text(stranger.pid),
+    "the bystander": () => text(bystander.pid),
     "the riddle": () => text(riddle.pid),
     "the neighbour": () => text(world.neighbourAgent.pid),
     "dead": () => text(world.dead),
     "impossible": () => text(IMPOSSIBLE_PID),
     "nothing": () => text(""),
     "blanks": () => text(" \r\n"),
-    "half a number": () => text(String(stranger.pid).slice(0, -1) + "x"),
+    "half a number": () => text(String(bystander.pid).slice(0, -1) + "x"),
     "0": () => text(0),
     "1": () => text(1),
     "-1": () => text(-1),
-    "the stranger's group": () => text(-stranger.pid),
+    "the bystander's group": () => text(-bystander.pid),
     "2**32": () => text(2 ** 32),
-    "2**32 + the stranger": () => text(2 ** 32 + stranger.pid),
-    "two numbers": () => text(`${stranger.pid}\n${riddle.pid}\n`),
+    "2**32 + the bystander": () => text(2 ** 32 + bystander.pid),
+    "two numbers": () => text(`${bystander.pid}\n${riddle.pid}\n`),
     "zeros": () => text("\0".repeat(40)),
     "gone": () => {},
-    "a link to the stranger's": () => {
-      Deno.writeTextFileSync(`${home.root}/stranger.pid`, `${stranger.pid}\n`);
-      Deno.symlinkSync(`${home.root}/stranger.pid`, path);
+    "a link to the bystander's": () => {
+      Deno.writeTextFileSync(`${home.root}/bystander.pid`, `${bystander.pid}\n`);
+      Deno.symlinkSync(`${home.root}/bystander.pid`, path);
     },
     "a dangling link": () => Deno.symlinkSync(`${home.root}/nothing`, path),
     "a link to it": () => Deno.symlinkSync(k3s.dir, path),
@@ -162,8 +168,8 @@ function put(world: World, { file, holds }: Put): void {
     "a silent socket": () => world.open.set(path, silentSocket(path)),
     "a file": () => text("no socket\n"),
     "held": () => locked(""),
-    "held as the stranger": () => locked(line(record)),
-    "the stranger as --run": () => text(line(record)),
+    "held as the bystander": () => locked(line(record)),
+    "the bystander as --run": () => text(line(record)),
     "garbage": () => text('{"pid":\n\xff\0]'),
     "a torn line": () => text(`${line(start)}{"time":"2026-1`),
     "bad ends": () => writeBadEnds(k3s, 5),
@@ -175,7 +181,7 @@ function put(world: World, { file, holds }: Put): void {
   const thing = things[holds];
   assert.ok(thing, `nothing is called "${holds}"`);
   calm(world, new RegExp(`^${RegExp.escape(path)}$`));
-  // A guard that is at work holds its own lock: nobody can hold it too, and a file that is locked is not replaced.
+  // A lima-guard that works holds its own lock: nothing else can hold it too, and a locked file is not replaced.
   if (file === "lima-guard.lock" && k3s.has(file) && !isFree(path)) return;
   if (k3s.has(file)) k3s.remove(file);
   thing();
@@ -220,7 +226,7 @@ async function kill(world: World, who: "agent" | "driver"): Promise<void> {
 
 // ── the truth ──
 
-/** Who lives of the instance, told without the guard: by what the test itself has started. */
+/** Who lives of the instance, found out without lima-guard: by what the test itself has started. */
 interface Living {
   readonly agent: readonly number[];
   readonly driver: readonly number[];
@@ -245,7 +251,7 @@ interface Scene {
   /** The number in each PID file that is one. */
   readonly named: ReadonlyMap<string, number>;
   readonly files: Readonly<Record<string, string>>;
-  /** Whom a host agent has signalled, or would have, were it the real one: it believes *.drv.pid while it stops. */
+  /** What a host agent has signalled, or would have, were it the real one: it believes *.drv.pid while it stops. */
   readonly hitByLima: readonly string[];
 }
 
@@ -273,7 +279,7 @@ function mayName(file: string, who: keyof Living): boolean {
   return file !== USERNET_PID;
 }
 
-/** Those who live and whom a file names that may: nobody can be expected to find the others. */
+/** The living that a file of the right kind names: the others need not be found. */
 function findable({ living, named }: Scene): number[] {
   const of = (who: "agent" | "driver") =>
     living[who].filter((pid) => [...named].some(([file, n]) => n === pid && mayName(file, who)));
@@ -282,13 +288,13 @@ function findable({ living, named }: Scene): number[] {
 
 // ── the laws ──
 
-/** Law 1: nobody else got any signal. */
-function assertNobodyElse(world: World): void {
-  world.stranger.assertAlive();
+/** Law 1: no other process got any signal. */
+function assertOthersUnharmed(world: World): void {
+  world.bystander.assertAlive();
   if (world.isRiddled) world.riddle.assertAlive();
   const { neighbour, neighbourAgent } = world;
   assert.ok(neighbourAgent.isAlive() && isAlive(neighbourAgent.pid), "the neighbour's host agent is dead");
-  assert.ok(!neighbour.log().some((line) => /Received|shutting down/i.test(line)), "the neighbour was told to stop");
+  assert.ok(!neighbour.log().some((line) => /Received|shutting down/i.test(line)), "the neighbour was asked to stop");
   assert.equal(neighbour.pid("ha.pid"), neighbourAgent.pid, "the neighbour's ha.pid");
   assert.equal(neighbour.pid("vz.pid"), neighbourAgent.pid, "the neighbour's vz.pid");
   assert.equal(world.home.wouldHaveCreated(), undefined, "limactl start would have created a new VM");
@@ -303,7 +309,7 @@ function assertFilesKept(world: World, before: Scene, after: Scene, changed: rea
     .some((pid) => !after.living.agent.includes(pid) && !after.living.driver.includes(pid));
   const kept = [...before.named].filter(([file, pid]) => {
     if (changed.includes(file)) return false;
-    // An agent or a QEMU that ends removes its files itself, whoever stands in them by then.
+    // An agent or a QEMU that ends removes its files itself, whatever PID stands in them then.
     if (pid === world.riddle.pid) return world.isRiddled && !hasEnded && mayName(file, "agent");
     return (["agent", "driver", "usernet"] as const).some((who) =>
       after.living[who].includes(pid) && mayName(file, who)
@@ -335,11 +341,11 @@ interface Outcome {
   /** Of a stop: from the request. */
   readonly tookS: number | undefined;
   /** What was done to it meanwhile. */
-  readonly deed: Deed | undefined;
+  readonly action: Action | undefined;
 }
 
 /** What the guard says of k3s. */
-interface Told {
+interface Report {
   readonly state: string;
   readonly status: number;
   readonly stage: string | null;
@@ -347,27 +353,27 @@ interface Told {
   readonly blockers: readonly { what: string; because: string }[];
 }
 
-/** All laws about one run. Returns what it told, where it lived to tell. */
+/** All laws about one run. Returns what it reported, where it lived to do so. */
 function assertLaws(
   world: World,
-  { step, result, tookS, deed }: Outcome,
+  { step, result, tookS, action }: Outcome,
   before: Scene,
   after: Scene,
-): Told | undefined {
+): Report | undefined {
   const { role } = step;
-  const changed = deed?.do === "put" ? [deed.file] : [];
-  assert.notEqual(result.status, OUTSIDER, "it was about to signal somebody outside of the test");
-  assertNobodyElse(world);
+  const changed = action?.do === "put" ? [action.file] : [];
+  assert.notEqual(result.status, OUTSIDER, "it was about to signal a process outside of the test");
+  assertOthersUnharmed(world);
   assertFilesKept(world, before, after, changed);
   if (tookS !== undefined) {
     assert.ok(tookS < step.budgetS + ALLOWANCE_S, `the stop took ${tookS.toFixed(1)} s of ${step.budgetS} s`);
   }
   const stillThere = findable(before).filter((pid) => findable(after).includes(pid));
-  const isAlone = deed === undefined || deed.do === "signal" || (deed.do === "kill" && deed.who !== "guard");
+  const isAlone = action === undefined || action.do === "signal" || (action.do === "kill" && action.who !== "guard");
   if (!isAlone) return undefined;
   const newlyHit = after.hitByLima.slice(before.hitByLima.length);
   // An agent whose driver was killed stops by itself: that is not the guard's doing.
-  if (deed?.do !== "kill") assert.deepEqual(newlyHit, [], "it let Lima signal somebody");
+  if (action?.do !== "kill") assert.deepEqual(newlyHit, [], "it let Lima signal a process");
   if (result.status >= 128) return undefined;
   if (role === "run") {
     if (tookS !== undefined && result.status === 0 && !step.dryRun) {
@@ -378,40 +384,42 @@ function assertLaws(
 
   const document = result.json();
   assert.equal(document.role, role);
-  const told: Told = document.instances[0];
+  const report: Report = document.instances[0];
   const lives = (scene: Scene) => scene.living.agent.length + scene.living.driver.length > 0;
-  assert.equal(told.status, result.status, "its status is not the one it told");
+  assert.equal(report.status, result.status, "its status is not the one it reported");
   if (result.status !== 0 && role !== "status") {
-    const failed = told.steps.some(({ outcome }) => outcome !== "done");
-    assert.ok(told.blockers.length > 0 || failed, "a status without a reason");
+    const failed = report.steps.some(({ outcome }) => outcome !== "done");
+    assert.ok(report.blockers.length > 0 || failed, "a status without a reason");
   }
   if (step.dryRun || role === "status") {
-    if (deed?.do !== "kill") assertSameFiles(before, after, "what only looks has changed something");
+    if (action?.do !== "kill") assertSameFiles(before, after, "what only looks has changed something");
   }
-  if (told.state === "running" && role !== "stop") assert.ok(before.living.agent.length > 0, "nobody is running");
-  if (["stopped", "clear", "stale"].includes(told.state) && deed === undefined && !step.dryRun) {
-    assert.deepEqual(stillThere, [], `it is called ${told.state}, and lives`);
+  if (report.state === "running" && role !== "stop") assert.ok(before.living.agent.length > 0, "nothing is running");
+  if (["stopped", "clear", "stale"].includes(report.state) && action === undefined && !step.dryRun) {
+    assert.deepEqual(stillThere, [], `it is called ${report.state}, and lives`);
   }
   const named = (pid: number) => [...before.named].some(([file, n]) => n === pid && mayName(file, "agent"));
   if (world.isRiddled && named(world.riddle.pid) && result.status === 0 && changed.length === 0) {
-    const isLeftAlone = told.state === "running" || (role === "status" && told.state === "booting");
+    const isLeftAlone = report.state === "running" || (role === "status" && report.state === "booting");
     assert.ok(isLeftAlone && lives(before), "what is unknown counted as success");
   }
-  if (step.dryRun || role === "status") return told;
+  if (step.dryRun || role === "status") return report;
 
   const left = [...after.named].filter(([file]) => file !== USERNET_PID);
   if (role === "stop") {
     if (result.status === 0) {
-      assert.equal(told.state, "stopped");
+      assert.equal(report.state, "stopped");
       assert.deepEqual(left, [], "PID files are left after a stop");
     }
-    if (told.blockers.length === 0) assert.deepEqual(stillThere, [], "a stop that stops nobody, and does not say so");
+    if (report.blockers.length === 0) {
+      assert.deepEqual(stillThere, [], "a stop that stops nothing, and does not say so");
+    }
   }
-  if (role === "pre" && result.status === 0 && told.state !== "running") {
+  if (role === "pre" && result.status === 0 && report.state !== "running") {
     assert.deepEqual(left, [], "PID files are left");
     assert.deepEqual(stillThere, []);
   }
-  return told;
+  return report;
 }
 
 // ── the steps ──
@@ -428,7 +436,7 @@ async function take(world: World, step: Step): Promise<void> {
   } else if (step.do === "kill") await kill(world, step.who as "agent" | "driver");
   else put(world, step);
   world.ready = false;
-  assertNobodyElse(world);
+  assertOthersUnharmed(world);
 }
 
 async function takeGuard(world: World, step: Run): Promise<void> {
@@ -436,11 +444,11 @@ async function takeGuard(world: World, step: Run): Promise<void> {
   const outcome = await guard(world, step);
   calm(world, /\.lock$/);
   const after = await lookAt(world);
-  const told = inContext(outcome.result, () => assertLaws(world, outcome, before, after));
-  const isDone = told?.status === 0 && outcome.deed === undefined && !step.dryRun;
-  const nobody = [before, after].every(({ living }) => living.agent.length + living.driver.length === 0);
-  world.ready = isDone && step.role === "pre" && nobody;
-  if (!isDone || !nobody || step.role === "status") return;
+  const report = inContext(outcome.result, () => assertLaws(world, outcome, before, after));
+  const isDone = report?.status === 0 && outcome.action === undefined && !step.dryRun;
+  const nothingLives = [before, after].every(({ living }) => living.agent.length + living.driver.length === 0);
+  world.ready = isDone && step.role === "pre" && nothingLives;
+  if (!isDone || !nothingLives || step.role === "status") return;
 
   // Law 3, its last part: what was carried out is done, and done once.
   const again = await guard(world, step);
@@ -466,17 +474,17 @@ async function guard(world: World, step: Run): Promise<Outcome> {
   const { role, budgetS, wallMs, uptimeMs, meanwhile } = step;
   const file = `${home.root}/stay-${world.guards++}`;
   const stays: Stay[] = [
-    ...meanwhile ? [{ at: ".", nth: meanwhile.nth, file: `${file}-deed` }] : [],
+    ...meanwhile ? [{ at: ".", nth: meanwhile.nth, file: `${file}-action` }] : [],
     // A `--run` that waits for something, or supervises, is one that can be asked to stop.
     ...role === "run" && !meanwhile ? [{ at: "^before pause \\d{4}", file: `${file}-pause` }] : [],
   ];
   const twist: Twist = {
     stays,
-    hitsOnly: { under: home.root, and: [world.stranger.pid, world.riddle.pid] },
+    hitsOnly: { under: home.root, and: [world.bystander.pid, world.riddle.pid] },
     ...wallMs === undefined ? {} : { wallMs },
     ...uptimeMs === undefined ? {} : { uptimeMs },
     ...step.hurry ? { hurry: true } : {},
-    // Who holds the lock here never lets go of it.
+    // The process that holds the lock here never releases it.
     ...world.open.has(k3s.path("lima-guard.lock")) ? { lockMs: 300 } : {},
   };
   const flags = [
@@ -497,17 +505,17 @@ async function guard(world: World, step: Run): Promise<Outcome> {
     const limitMs = role === "run" ? RUN_LIMIT_MS : 60_000;
     await eventually(() => assert.ok(isHere() || ended || isRunning()), { withinMs: limitMs }).catch(() => {});
   }
-  let deed: Deed | undefined;
+  let action: Action | undefined;
   let another: Guard | undefined;
   let askedMs = role === "stop" ? began : undefined;
   let heldMs = 0;
   if (!ended) {
-    deed = meanwhile && (isHere() || role === "run") ? meanwhile.deed : undefined;
+    action = meanwhile && (isHere() || role === "run") ? meanwhile.action : undefined;
     const heldAt = performance.now();
-    if (deed) another = await doMeanwhile(world, guard, deed);
+    if (action) another = await doMeanwhile(world, guard, action);
     heldMs = performance.now() - heldAt;
     for (const stay of stays) Deno.writeTextFileSync(`${stay.file}.go`, "");
-    if (role === "run" && !(deed?.do === "kill" && deed.who === "guard")) {
+    if (role === "run" && !(action?.do === "kill" && action.who === "guard")) {
       askedMs = performance.now() - heldMs;
       signal(guard, "SIGTERM");
     }
@@ -519,27 +527,27 @@ async function guard(world: World, step: Run): Promise<Outcome> {
     await another[Symbol.asyncDispose]();
   }
   for (const stay of stays) for (const end of ["here", "go"]) removeIfThere(`${stay.file}.${end}`);
-  return { step, result, tookS, deed };
+  return { step, result, tookS, action };
 }
 
-/** Returns the other guard where one was started. */
-async function doMeanwhile(world: World, guard: Guard, deed: Deed): Promise<Guard | undefined> {
-  switch (deed.do) {
+/** Returns the other lima-guard where one was started. */
+async function doMeanwhile(world: World, guard: Guard, action: Action): Promise<Guard | undefined> {
+  switch (action.do) {
     case "put":
-      put(world, deed);
+      put(world, action);
       return;
     case "kill":
-      if (deed.who === "guard") signal(guard, "SIGKILL");
-      else await kill(world, deed.who);
+      if (action.who === "guard") signal(guard, "SIGKILL");
+      else await kill(world, action.who);
       return;
     case "signal":
-      return signal(guard, deed.signal);
+      return signal(guard, action.signal);
     case "start":
       await start(world);
       return;
     case "another": {
-      const hitsOnly = { under: world.home.root, and: [world.stranger.pid, world.riddle.pid] };
-      return spawnGuard(world.home, [`--${deed.role}`, "k3s", "--timeout", "3"], guardWith({ hitsOnly }));
+      const hitsOnly = { under: world.home.root, and: [world.bystander.pid, world.riddle.pid] };
+      return spawnGuard(world.home, [`--${action.role}`, "k3s", "--timeout", "3"], guardWith({ hitsOnly }));
     }
   }
 }
