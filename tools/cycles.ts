@@ -4,7 +4,7 @@
  * descriptor. Prints what a cycle takes, and the memory of the guard in the first and in the last ones.
  *
  * Five kinds of cycles take turns, each with another end: vz and QEMU that are asked to stop, a host agent that is
- * killed, a guard that is killed and whose agent the next one adopts, a stop during the boot.
+ * killed, a lima-guard that is killed and whose agent the next one adopts, a stop during the boot.
  * @module
  */
 

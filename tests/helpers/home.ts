@@ -92,7 +92,7 @@ export class Instance {
     return path;
   }
 
-  /** A PID file: a number gets Lima's line end, a text is written as it stands. A minute old, unless told otherwise. */
+  /** A PID file: a number gets Lima's line end, a text is written unchanged. A minute old, unless stated. */
   pidFile(
     file: string,
     content: number | string,
@@ -149,7 +149,7 @@ export class Instance {
     this.write("standin.conf", [...all].map(([key, value]) => `${key}=${value}\n`).join(""));
   }
 
-  /** A unix socket that nobody listens on any more: connecting is refused. */
+  /** A unix socket that no process listens on any more: connecting is refused. */
   staleSocket(file: string): string {
     return staleSocket(this.path(file));
   }
