@@ -1390,8 +1390,9 @@ function removableFiles(seen: Observation): StateFile[] {
  * they go before anything is stopped, and even where something else is unknown: no stranger is ever signalled.
  */
 function urgentRemovals(seen: Observation): Step[] {
-  // A file that names no number makes Lima signal nothing, and it is what leads to the search of all processes.
-  const stateFiles = seen.stateFiles.filter((c) => "pid" in readPid(c.stamp.text ?? ""));
+  // A file that names no number makes Lima signal nothing, and it is what leads to the search of all processes. Of what
+  // is no small regular file the text is not known here, but Lima reads through a link.
+  const stateFiles = seen.stateFiles.filter((c) => c.stamp.text === undefined || "pid" in readPid(c.stamp.text));
   return removals({ ...seen, stateFiles }).filter((s) => rolesOf(basename(s.path ?? ""))[0] === "external driver");
 }
 
@@ -3866,8 +3867,9 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
     if (isQemu && await goneByButton(c, drivers(), buttonEndMs(nowMs, deadlineMs), skipped)) return DONE;
     const sent = await signalAll(c, drivers, "SIGTERM", deadlineMs, skipped);
     const gone = await waitGone(c, drivers(), deadlineMs, skipped);
-    c.powerCut = isQemu && gone && sent === undefined;
-    if (c.powerCut) return { kind: "done", note: "SIGTERM to QEMU cut the guest's power" };
+    // SIGTERM to QEMU is a power cut, also where QEMU ends only later.
+    c.powerCut = isQemu && sent === undefined;
+    if (c.powerCut && gone) return { kind: "done", note: "SIGTERM to QEMU cut the guest's power" };
     return gone ? DONE : sent ?? waitOutcome(skipped);
   },
   kill: async (c, deadlineMs) => {

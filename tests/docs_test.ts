@@ -1,7 +1,6 @@
 /** The documents: every link leads somewhere, every test that is named exists, and the map is that of the code. */
 
 import assert from "node:assert/strict";
-import { FORBIDDEN } from "../tools/house.ts";
 import { project } from "./helpers/paths.ts";
 import { runGuard, tempLimaHome } from "./helpers/mod.ts";
 

@@ -108,7 +108,7 @@ Deno.test("formula: Homebrew's rules for the description and for the order of wh
     "resource",
     "def install",
   ];
-  const found = [...text.matchAll(/^  (def \w+|\w+)(?= |$)/gm)].map(([, word]) => word).filter((word) =>
+  const found = [...text.matchAll(/^ {2}(def \w+|\w+)(?= |$)/gm)].map(([, word]) => word).filter((word) =>
     word !== "end"
   );
   assert.deepEqual(found, [...order, "def caveats", "test"]);
