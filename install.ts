@@ -40,11 +40,16 @@ import {
   colimaInstance,
   DEFAULT_BUDGET_S,
   EXIT,
+  type Host,
   LAUNCHD_DEFAULT_S,
   nameTrouble,
   quote,
+  readJournal,
   readPrint,
+  realHost,
+  type Signal,
   VERSION,
+  worst,
 } from "./lima_guard.ts";
 
 // ────────────────────────────────────────────────────────────────────── names, numbers and facts ──
@@ -58,9 +63,12 @@ export const BACKUP_SUFFIX = ".before-lima-guard";
 /** What the last install was asked for, and which job it has booted out: survives a plist that Lima writes again. */
 export const MEMORY_SUFFIX = ".lima-guard.json";
 /** Files that are not in place yet: this and eight random digits. */
-export const TEMPORARY_SUFFIX = ".lima-guard-new-";
+const TEMPORARY_SUFFIX = ".lima-guard-new-";
+/** In /var/log, or in the user's Library/Logs: a line for each job that a run has changed. */
+export const LOG_NAME = "lima-guard-install.log";
 const GUARD_NAME = "lima-guard";
 const PREVIOUS_SUFFIX = ".previous";
+const LITTER = /\.lima-guard-new-[\da-f]{8}$/;
 
 /** Lima's plists have 800 bytes; 10 MB of them are an attack, or a mistake. */
 export const PLIST_LIMIT_BYTES = 1024 * 1024;
@@ -68,9 +76,11 @@ export const PLIST_LIMIT_BYTES = 1024 * 1024;
 const DEPTH_LIMIT = 32;
 /** A compiled guard has some 90 MB; what has more is something else. */
 const GUARD_LIMIT_BYTES = 512 * 1024 * 1024;
+/** So much of a journal has the last start of an instance, whose lines have some 200 bytes. */
+const JOURNAL_TAIL_BYTES = 65_536;
 
 /** What a stop needs (see lima_guard.ts), and the most that launchd grants agents on macOS 26 and later. */
-export const EXIT_TIMEOUT_S = DEFAULT_BUDGET_S;
+const EXIT_TIMEOUT_S = DEFAULT_BUDGET_S;
 
 const GUARD_MODE = 0o755;
 /** The groups of macOS whose members may become root anyway. */
@@ -123,45 +133,33 @@ export const TOOL_PATHS = {
   rm: "/bin/rm",
   sudo: "/usr/bin/sudo",
   sysctl: "/usr/sbin/sysctl",
+  tail: "/usr/bin/tail",
   xattr: "/usr/bin/xattr",
 } as const;
-export type Tool = keyof typeof TOOL_PATHS;
+type Tool = keyof typeof TOOL_PATHS;
 
 /** The PATH of every process that changes something. */
-export const OWN_PATH = "/usr/bin:/bin:/usr/sbin:/sbin";
+const OWN_PATH = "/usr/bin:/bin:/usr/sbin:/sbin";
 
 /** How long things may take, in milliseconds. launchctl can block while launchd is busy; tests shorten all of them. */
-export interface InstallLimits {
-  readonly commandMs: number;
-  /** macOS scans a new program of 90 MB at its first start. */
-  readonly handshakeMs: number;
-  /** The guard's stop: its time limit, a lock that it waits for, its clean-up. */
-  readonly stopMs: number;
-  /** Until launchd has noticed that a process has ended. */
-  readonly reapMs: number;
-  /** From bootout until the job is gone, beyond the exit timeout in force. */
-  readonly goneMs: number;
-  /** A second of the exit timeout. */
-  readonly secondMs: number;
-  /** bootstrap is tried again so long while launchd says that the old job is still there. */
-  readonly bootstrapMs: number;
-  readonly runningMs: number;
-  readonly pollMs: number;
-  readonly compileMs: number;
-}
-
-export const INSTALL_LIMITS: InstallLimits = {
+export const INSTALL_LIMITS = {
   commandMs: 10_000,
+  /** macOS scans a new program of 90 MB at its first start. */
   handshakeMs: 60_000,
+  /** The guard's stop: its time limit, a lock that it waits for, its clean-up. */
   stopMs: 180_000,
+  /** Until launchd has noticed that a process has ended. */
   reapMs: 5_000,
+  /** From bootout until the job is gone, beyond the exit timeout in force. */
   goneMs: 15_000,
   secondMs: 1000,
+  /** bootstrap is tried again so long while launchd says that the old job is still there. */
   bootstrapMs: 30_000,
   runningMs: 15_000,
   pollMs: 250,
   compileMs: 600_000,
 };
+type InstallLimits = Readonly<typeof INSTALL_LIMITS>;
 
 /** A refusal: the reason, what to do about it, and the exit status. Nothing has been touched when it is thrown. */
 export class Refusal extends Error {
@@ -170,29 +168,24 @@ export class Refusal extends Error {
   }
 }
 
-/** A value of a plist. */
-export type Value = string | number | boolean | Date | Uint8Array | Value[] | Dict;
-export type Dict = { [key: string]: Value };
+type Value = string | number | boolean | Date | Uint8Array | Value[] | Dict;
+type Dict = { [key: string]: Value };
 
 /** An element of the XML text, and where it is. */
-export interface PlistNode {
+interface PlistNode {
   readonly tag: string;
-  /** The whole element, and its content. */
   readonly start: number;
   end: number;
   readonly innerStart: number;
   innerEnd: number;
   readonly isEmptyTag: boolean;
-  /** The raw text of a leaf. */
   text: string;
   /** The elements in it; in a dict keys and values in turn. */
   readonly children: PlistNode[];
 }
 
-/** The plist package's reader: the one reader of values. */
 export type PlistReader = (text: string) => unknown;
 
-/** A plist as text, as elements, and as value. */
 export interface Plist {
   readonly text: string;
   readonly root: PlistNode;
@@ -205,7 +198,6 @@ export interface LaunchdJob {
   readonly label: string;
   readonly args: readonly string[];
   readonly program: string | undefined;
-  /** The command without the guard. */
   readonly command: readonly string[];
   /** The guard that runs it, and its options except `--run NAME`. */
   readonly guard: string | undefined;
@@ -245,7 +237,7 @@ export interface FileLook {
 }
 
 /** `denied`: a folder above does not let us look. */
-export type Looked = FileLook | "absent" | "denied";
+type Looked = FileLook | "absent" | "denied";
 
 export function isThere(look: Looked): look is FileLook {
   return typeof look === "object";
@@ -255,7 +247,7 @@ export function isThere(look: Looked): look is FileLook {
  * What launchd has of a job; `isEnding` after bootout, until its process is gone. `unknown` where launchctl did not
  * answer, or not in words that we can read.
  */
-export type Loaded =
+type Loaded =
   | {
     readonly kind: "loaded";
     readonly args: readonly string[];
@@ -269,7 +261,7 @@ export type Loaded =
   | { readonly kind: "unknown"; readonly why: string };
 
 /** A job's plist: `file` as it is called, `target` where a link leads. `file` kind: launchd does not read it there. */
-export interface JobPlace {
+interface JobPlace {
   readonly name: string;
   readonly kind: "daemon" | "agent" | "file";
   readonly file: string;
@@ -277,7 +269,7 @@ export interface JobPlace {
 }
 
 /** What the last install was asked for; and the job that it had booted out when it was interrupted. */
-export interface Memory {
+interface Memory {
   readonly guard?: string;
   /** The guard was put there by an install, and an upgrade replaces it. */
   readonly isPlaced?: boolean;
@@ -286,8 +278,7 @@ export interface Memory {
   readonly bootedOut?: { readonly boot: string; readonly wasRunning: boolean };
 }
 
-/** Everything known of one job before anything is decided. */
-export interface JobFacts {
+interface JobFacts {
   readonly place: JobPlace;
   readonly look: FileLook;
   readonly bytes: Uint8Array;
@@ -304,29 +295,25 @@ export interface JobFacts {
   readonly instance: "there" | "gone" | "volume missing" | "hidden";
   readonly domain: string;
   readonly loaded: Loaded;
-  /** Every domain that has the job. */
   readonly domains: readonly string[];
-  /** Undefined where launchctl did not say. */
   readonly disabled: boolean | undefined;
   readonly notes: readonly string[];
 }
 
 /** The guard that the job is to run, and how it gets there. */
-export interface GuardFacts {
+interface GuardFacts {
   readonly path: string;
   /** The bytes to put there; undefined where it is in place already. */
   readonly bytes: Uint8Array | undefined;
   /** The version that will be in place, as far as known, and the one that is now. */
   readonly version: string | undefined;
   readonly previous: string | undefined;
-  /** Folders that are missing, the highest first. */
   readonly missing: readonly string[];
   readonly isPlaced: boolean;
   readonly warnings: readonly string[];
 }
 
-/** What became of a key. */
-export interface KeyChange {
+interface KeyChange {
   readonly key: string;
   readonly before?: Value;
   readonly after?: Value;
@@ -356,7 +343,7 @@ const DECLARATION =
  * Reads the XML of a plist into elements with their places. Refuses whatever Apple's reader refuses, and all that could
  * cost more than its length: an internal DTD, entities beyond XML's five, depth.
  */
-export function readXml(text: string): PlistNode {
+function readXml(text: string): PlistNode {
   const open: PlistNode[] = [];
   let root: PlistNode | undefined;
   for (let at = text.startsWith("\uFEFF") ? 1 : 0; at < text.length;) {
@@ -587,7 +574,6 @@ function isDict(value: unknown): value is Dict {
     !(value instanceof Uint8Array);
 }
 
-/** Keys and values of a dict, in the order of the text. */
 function entriesOf(dict: PlistNode): (readonly [PlistNode, PlistNode | undefined])[] {
   return dict.children.flatMap((key, i) => i % 2 === 0 ? [[key, dict.children[i + 1]] as const] : []);
 }
@@ -597,13 +583,12 @@ function nodeOf(dict: PlistNode, key: string): PlistNode | undefined {
 }
 
 /** A plain loop: `every()` takes a second on a 90 MB binary. */
-export function isSameBytes(a: Uint8Array, b: Uint8Array): boolean {
+function isSameBytes(a: Uint8Array, b: Uint8Array): boolean {
   if (a.length !== b.length) return false;
   for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
   return true;
 }
 
-/** Deep equality of plist values; the order of keys does not count. */
 export function isEqual(a: unknown, b: unknown): boolean {
   if (a instanceof Date || b instanceof Date) return a instanceof Date && b instanceof Date && +a === +b;
   if (a instanceof Uint8Array || b instanceof Uint8Array) {
@@ -743,13 +728,11 @@ function splitWrapped(args: readonly string[], name: string) {
   throw new Refusal(`Cannot take the job for ${name}: ${why}`, `lima-guard --uninstall ${names[0] ?? "NAME"}`);
 }
 
-/** Whether a command is the guard's `--run`. */
 export function isGuard(args: readonly string[]): boolean {
   const end = args.indexOf("--");
   return /^lima-guard/.test(basename(args[0] ?? "")) && args.slice(0, end < 0 ? args.length : end).includes("--run");
 }
 
-/** The seconds of `--timeout` among the guard's options. */
 function timeoutIn(options: readonly string[]): number | undefined {
   const at = options.indexOf("--timeout");
   const text = at >= 0 ? options[at + 1] : options.find((o) => o.startsWith("--timeout="))?.slice("--timeout=".length);
@@ -772,17 +755,17 @@ const LIMACTL_FLAGS = {
   plain: ("--debug --tty --yes -y --help -h --foreground --progress --list-drivers --list-templates --mount-inotify " +
     "--mount-none --mount-writable --nested-virt --plain --rosetta --video").split(" "),
 };
-/** The same of `colima start`. */
 const COLIMA_FLAGS = {
   valued: ["--profile", "-p", ...COLIMA_VALUES],
-  plain: ("--foreground -f --activate --force-disk-image --template --network-address --network-host-addresses " +
-    "--network-preferred-route --vz-rosetta --nested-virtualization -z --binfmt --edit -e --save-config " +
-    "--mount-inotify --ssh-agent -s --ssh-config --kubernetes -k --with-kubernetes --verbose -v --very-verbose " +
-    "--help -h").split(" "),
+  plain: ["--ssh-agent"].concat(
+    ("--foreground -f --activate --force-disk-image --template --network-address --network-host-addresses " +
+      "--network-preferred-route --vz-rosetta --nested-virtualization -z --binfmt --edit -e --save-config " +
+      "--mount-inotify -s --ssh-config --kubernetes -k --with-kubernetes --verbose -v --very-verbose " +
+      "--help -h").split(" "),
+  ),
 };
 
-/** Which tool a command starts the instance with, in the foreground. */
-export function readCommand(
+function readCommand(
   command: readonly string[],
   name: string,
   environment: Readonly<Record<string, string>> = {},
@@ -823,7 +806,6 @@ export function readCommand(
   return tool;
 }
 
-/** The shortest way to a job that can be wrapped. */
 function otherProgramHint(command: readonly string[]): string {
   const tool = basename(command[0] ?? "");
   if (/^(rdctl|finch|limactl\..*|rancher.*)$/.test(tool)) {
@@ -909,7 +891,7 @@ export function readDisabled(text: string, label: string): boolean {
 }
 
 /** Lima's labels among the services that `launchctl print DOMAIN` lists. */
-export function readLimaLabels(text: string): string[] {
+function readLimaLabels(text: string): string[] {
   return [...new Set([...text.matchAll(/\bio\.lima-vm\.(?:daemon|autostart)\.[\w.-]+/g)].map(([label]) => label))];
 }
 
@@ -923,7 +905,7 @@ export function readUser(line: string): User | undefined {
 }
 
 /** `lima-guard X.Y.Z`, from a command that ended well. */
-export function readVersion(answer: Answer): string | undefined {
+function readVersion(answer: Answer): string | undefined {
   return answer.code === 0 && !answer.late ? /^lima-guard (\d+\.\d+\.\d+\S*)\n?$/.exec(answer.stdout)?.[1] : undefined;
 }
 
@@ -936,7 +918,7 @@ export function compareVersions(a: string, b: string): number {
 }
 
 /** How a command ended, for people: launchctl's codes have words. */
-export function inWords(answer: Answer): string {
+function inWords(answer: Answer): string {
   if (answer.late) return "it did not end in time";
   const isLaunchctl = answer.argv.some((word) => basename(word) === "launchctl");
   const words = isLaunchctl ? LAUNCHCTL_WORDS[answer.code] : undefined;
@@ -945,7 +927,7 @@ export function inWords(answer: Answer): string {
 }
 
 /** What the last run has noted beside the plist; anything that is not of that shape is left out. */
-export function readMemory(text: string): Memory {
+function readMemory(text: string): Memory {
   let noted: unknown;
   try {
     noted = JSON.parse(text);
@@ -981,7 +963,7 @@ export interface Wanted {
 }
 
 /** A new text of the plist, and what is different in it. No changes: the text is as wanted already. */
-export interface Rewritten {
+interface Rewritten {
   readonly text: string;
   readonly changes: readonly KeyChange[];
 }
@@ -1046,7 +1028,7 @@ function keepAliveEdits(plist: Plist, job: LaunchdJob, wanted: Wanted, set: (ele
 }
 
 /** Whether this KeepAlive starts a job again after status 0 and leaves it down after another: the wrong way round. */
-export function restartsOnSuccess(keepAlive: Value | undefined): boolean {
+function restartsOnSuccess(keepAlive: Value | undefined): boolean {
   return isDict(keepAlive) && keepAlive["SuccessfulExit"] === true;
 }
 
@@ -1062,7 +1044,6 @@ function limaHomeEdits(plist: Plist, job: LaunchdJob, wanted: Wanted, set: (elem
   return [];
 }
 
-/** The instance that a job starts, from its own command. */
 function startedIn(job: LaunchdJob): string {
   const { positionals, flags } = splitFlags(job.command.slice(1), job.tool);
   return job.tool === "limactl" ? positionals[1] ?? "" : startedByColima(positionals.slice(1), flags, job.environment);
@@ -1199,9 +1180,9 @@ export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefi
   }
   restore("ExitTimeOut", (now, before) => now !== before && (before === undefined || isTimeout(before)));
   restore("KeepAlive", (now, before) => isKeepAliveOfOurs(now, before));
-  restore("WorkingDirectory", (now, before) => now === "/" && isPath(before));
-  restore("StandardOutPath", (now, before) => isOurLog(now) && isPath(before));
-  restore("StandardErrorPath", (now, before) => isOurLog(now) && isPath(before));
+  restore("WorkingDirectory", (now, before) => now === "/" && typeof before === "string");
+  restore("StandardOutPath", (now, before) => isOurLog(now) && typeof before === "string");
+  restore("StandardErrorPath", (now, before) => isOurLog(now) && typeof before === "string");
   edits.push(...environmentEdits(plist, backup));
   return checkedText(plist, applyEdits(text, edits), [...OWNED, ...MOVED]);
 }
@@ -1217,10 +1198,6 @@ function isTimeout(value: Value): boolean {
   return typeof value === "number" && Number.isInteger(value) && value >= 0;
 }
 
-function isPath(value: Value | undefined): boolean {
-  return typeof value === "string";
-}
-
 function environmentEdits({ root, text, value }: Plist, backup: Plist | undefined): TextEdit[] {
   const now = nodeOf(root, "EnvironmentVariables");
   const wasThere = (backup?.value["EnvironmentVariables"] as Dict | undefined)?.["LIMA_HOME"] !== undefined;
@@ -1234,7 +1211,7 @@ function environmentEdits({ root, text, value }: Plist, backup: Plist | undefine
   return [removalEdit(now, "LIMA_HOME", text)];
 }
 
-function isOurLog(path: Value): boolean {
+function isOurLog(path: Value | undefined): path is string {
   return typeof path === "string" && /\/Logs\/lima-guard\/[^/]+\.std(out|err)\.log$/.test(path);
 }
 
@@ -1248,7 +1225,7 @@ function removalEdit(dict: PlistNode, key: string, text: string): TextEdit {
 // ──────────────────────────────────────────────────────────────────────────── who can change what ──
 
 /** Who may be able to change a path. `place`: something is to be made there; `run`: what is there is to be run or read. */
-export interface Trust {
+interface Trust {
   readonly uids: readonly number[];
   readonly admins: "may" | "may not";
   readonly purpose: "place" | "run";
@@ -1261,8 +1238,7 @@ export function trustOf(uid: number, purpose: Trust["purpose"]): Trust {
   return uid === 0 ? { ...ONLY_ROOT, purpose } : { uids: [0, uid], admins: "may", purpose };
 }
 
-/** What is wrong with a path, and what is only a warning. */
-export interface PathVerdict {
+interface PathVerdict {
   readonly why: string | undefined;
   readonly hint: string | undefined;
   readonly warnings: readonly string[];
@@ -1306,31 +1282,30 @@ function isUnder(path: string, folder: string): boolean {
 }
 
 /** Who must change this plist: root for a daemon and for a file of root's, else its owner. */
-export function changerOf(place: Pick<JobPlace, "kind">, look: { readonly uid: number }): number {
+function changerOf(place: Pick<JobPlace, "kind">, look: { readonly uid: number }): number {
   return place.kind === "daemon" ? 0 : look.uid;
 }
 
 // ──────────────────────────────────────────────────────────────────────── the plan and the check ──
 
-/** A command with its arguments; the first is an absolute path. */
-export type Argv = readonly [string, ...string[]];
+type Argv = readonly [string, ...string[]];
 
 /** What `launchctl print` must say at the end. */
-export interface Expected {
+interface Expected {
   readonly args: readonly string[];
   readonly exitTimeoutS: number;
   readonly isRunning: boolean;
 }
 
 /** A step of a plan: plain data. `what` is what is printed, in a dry run and before it is done. */
-export type InstallStep =
+type InstallStep =
   & { readonly what: string; readonly because: string; readonly outcome?: string }
   & (
     | { readonly kind: "folder"; readonly path: string }
     | { readonly kind: "place"; readonly path: string; readonly bytes: Uint8Array; readonly sign: string | undefined }
     | { readonly kind: "handshake"; readonly argv: Argv }
     | { readonly kind: "write"; readonly path: string; readonly bytes: Uint8Array; readonly isPlist: boolean }
-    | { readonly kind: "remove"; readonly path: string }
+    | { readonly kind: "remove" | "clear"; readonly path: string }
     | { readonly kind: "run" | "logs" | "bootout"; readonly argv: Argv }
     | { readonly kind: "stop"; readonly argv: Argv; readonly pid: number }
     | { readonly kind: "wait" }
@@ -1339,11 +1314,10 @@ export type InstallStep =
   );
 
 /** What is to be reached: the text of the file, the guard in its place, and whether launchd is to know. */
-export interface Target {
+interface Target {
   readonly role: "install" | "uninstall";
   readonly facts: JobFacts;
   readonly rewritten: Rewritten;
-  /** The job of the new text. */
   readonly job: LaunchdJob;
   readonly guard: GuardFacts | undefined;
   readonly sign: string | undefined;
@@ -1352,25 +1326,27 @@ export interface Target {
   readonly enables: boolean;
   /** The guard that stops the instance; undefined where there is none, and launchd must do. */
   readonly stopWith: string | undefined;
-  /** The folder of the logs, to be made by the job's user. */
+  /** The folder of the logs, to be made by the job's user; and logs that go with the job. */
   readonly logFolder: string | undefined;
+  readonly purgedLogs: readonly string[];
   readonly memory: Memory | undefined;
   /** Uninstall of a job whose instance is gone: the plist goes too. */
   readonly removesJob: boolean;
-  /** Files that go with the last job. */
   readonly purged: readonly string[];
+  /** What a run that was killed has left, the files before their folder. */
+  readonly litter: readonly string[];
   readonly onMac: boolean;
 }
 
 /** Who carries the plan out, and where the tools are. */
-export interface Actor {
+interface Actor {
   readonly uid: number;
   readonly boot: string;
   tool(name: Tool): string;
 }
 
 /** A command as this user: as ourselves, or as one child of root that is he. */
-export function asUser(actor: Pick<Actor, "uid" | "tool">, uid: number, argv: Argv): Argv | undefined {
+function asUser(actor: Pick<Actor, "uid" | "tool">, uid: number, argv: Argv): Argv | undefined {
   if (uid === actor.uid) return argv;
   return actor.uid === 0 ? [actor.tool("sudo"), "-n", "-H", "-u", `#${uid}`, ...argv] : undefined;
 }
@@ -1380,7 +1356,7 @@ function runStep<K extends "run" | "logs" | "bootout" | "handshake">(kind: K, ar
 }
 
 /** The whole plan of an install or uninstall; empty where all is as wanted. */
-export function planSteps(target: Target, actor: Actor): InstallStep[] {
+function planSteps(target: Target, actor: Actor): InstallStep[] {
   const { facts, rewritten, role } = target;
   const { target: plist } = facts.place;
   const backup = plist + BACKUP_SUFFIX;
@@ -1393,6 +1369,12 @@ export function planSteps(target: Target, actor: Actor): InstallStep[] {
     (isFileNew || target.removesJob || (old.guard === undefined && isSameBytes(kept.bytes, bytes)));
   const text = new TextEncoder().encode(rewritten.text);
   return [
+    ...target.litter.map((path) => ({
+      kind: "clear" as const,
+      path,
+      what: `remove ${path}`,
+      because: "a run that was killed has left it",
+    })),
     ...guardSteps(target, actor),
     ...logSteps(target, actor),
     ...role === "install" && isFileNew && facts.job.guard === undefined
@@ -1405,7 +1387,14 @@ export function planSteps(target: Target, actor: Actor): InstallStep[] {
     ...isUsed ? [remove(backup, "the plist is as it was before")] : [],
     ...memorySteps(target, isFileNew, marks),
     ...target.purged.map((path) => remove(path, "--purge: no job needs it")),
+    ...purgedLogSteps(target, actor),
   ];
+}
+
+/** In the user's own folder, so by the user. */
+function purgedLogSteps({ purgedLogs, facts }: Target, actor: Actor): InstallStep[] {
+  const argv = asUser(actor, facts.user.uid, [actor.tool("rm"), "-f", ...purgedLogs]);
+  return argv && purgedLogs.length > 0 ? [runStep("logs", argv, "--purge: the logs of this job")] : [];
 }
 
 function write(path: string, bytes: Uint8Array, because: string, isPlist = false): InstallStep {
@@ -1444,7 +1433,7 @@ function guardSteps({ guard, facts, sign, verifies }: Target, actor: Actor): Ins
     kind: "folder",
     path,
     what: `make ${path}`,
-    because: "the guard's folder",
+    because: "the folder of lima-guard",
   }));
   if (guard.bytes) {
     const size = `${(guard.bytes.length / 1e6).toFixed(1)} MB`;
@@ -1521,12 +1510,12 @@ function bootstrapSteps({ place, domain }: JobFacts, job: LaunchdJob, isRunning:
 }
 
 /** Loaded with these arguments, and not about to be gone. */
-export function isLoadedAs(loaded: Loaded, args: readonly string[] | undefined): boolean {
+function isLoadedAs(loaded: Loaded, args: readonly string[] | undefined): boolean {
   return loaded.kind === "loaded" && !loaded.isEnding && isEqual(loaded.args, args);
 }
 
 /** Whether a plan that was made for what launchd had then is still one for what it has now. */
-export function isUnchanged(then: Loaded, now: Loaded): boolean {
+function isUnchanged(then: Loaded, now: Loaded): boolean {
   if (then.kind !== "loaded") return then.kind === now.kind;
   if (now.kind !== "loaded") return then.isEnding && now.kind === "absent";
   // Another process of the same job is stopped like the first one.
@@ -1535,7 +1524,7 @@ export function isUnchanged(then: Loaded, now: Loaded): boolean {
 }
 
 /** The steps of launchd in a rollback: first what unloads a job that is not the old one, then, after the files, the old one. */
-export function planRollback(
+function planRollback(
   target: Target,
   now: Loaded,
   hasBootedOut: boolean,
@@ -1568,7 +1557,7 @@ export function planRollback(
 }
 
 /** What install wants of this job, with these options and what is remembered; refused where it contradicts the plist. */
-export function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Wanted {
+function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Wanted {
   const { job, limaHome, place, memory, user } = facts;
   const there = job.environment["LIMA_HOME"];
   if (options.limaHome !== undefined && there !== undefined && there !== options.limaHome) {
@@ -1599,7 +1588,7 @@ export function wantedOf(facts: JobFacts, guard: string, options: InstallOptions
 }
 
 /** What of the world keeps the job from starting the instance: install refuses it, `--check` names it. */
-export interface WorldFacts {
+interface WorldFacts {
   /** The program of the command is there and can be run; else where another one is. */
   readonly tool: "there" | "gone" | "hidden";
   readonly otherTool: string | undefined;
@@ -1607,7 +1596,7 @@ export interface WorldFacts {
 }
 
 /** What is wrong with a job in the world, for every user who looks. */
-export function judgeWorld(facts: JobFacts, world: WorldFacts): { troubles: string[]; unknown: string[] } {
+function judgeWorld(facts: JobFacts, world: WorldFacts): { troubles: string[]; unknown: string[] } {
   const { job, place, limaHome, instance } = facts;
   const troubles: string[] = [];
   const unknown: string[] = [];
@@ -1623,14 +1612,13 @@ export function judgeWorld(facts: JobFacts, world: WorldFacts): { troubles: stri
   return { troubles, unknown };
 }
 
-/** What asking the guard has brought. */
-export type GuardAnswer =
-  | { readonly kind: "version"; readonly version: string }
+type GuardAnswer =
+  | { readonly kind: "version"; readonly version: string; readonly running: string | undefined }
   | { readonly kind: "proven by its job" | "not asked" }
   | { readonly kind: "trouble"; readonly why: string };
 
 /** A job as `--check` judges it: what is wrong, what could not be found out, and what is only a note. */
-export function judgeCheck(
+function judgeCheck(
   facts: JobFacts,
   guard: GuardAnswer | undefined,
   world: WorldFacts,
@@ -1647,8 +1635,8 @@ export function judgeCheck(
   else if (guard?.kind === "trouble") troubles.push(guard.why);
   else if (guard?.kind === "not asked") {
     unknown.push(`${job.guard} was not asked: only the job's user and root may run it`);
-  } else if (guard?.kind === "version" && guard.version !== VERSION) {
-    notes.push(`${job.guard} is version ${guard.version}, this is ${VERSION}`);
+  } else if (guard?.kind === "version") {
+    if (guard.version !== VERSION) notes.push(`${job.guard} is version ${guard.version}, this is ${VERSION}`);
   }
   judgeTimeouts(job, { needed, isAskedFor }, troubles, notes);
   if (job.guard !== undefined && restartsOnSuccess(job.keepAlive)) {
@@ -1726,8 +1714,16 @@ function writerOf({ label, tool }: LaunchdJob): string {
 
 // ────────────────────────────────────────────────────────────────────────────────────────── words ──
 
+/** The lima-guard of a job: its version, the one that was in place before this run, and (`--check`) the one that runs. */
+interface GuardReport {
+  readonly path: string;
+  readonly version: string | null;
+  readonly previous: string | null;
+  readonly running: string | null;
+}
+
 /** What became of one job: the document that `--json` prints, field by field. */
-export interface JobReport {
+interface JobReport {
   readonly name: string;
   readonly state:
     | "guarded"
@@ -1749,14 +1745,13 @@ export interface JobReport {
   readonly notes: readonly { readonly what: string; readonly because: string }[];
   readonly changes: readonly KeyChange[];
   readonly plist: string | null;
-  /** The guard of the job: its version as far as it was asked, and the one that was in place before this run. */
-  readonly guard: { readonly path: string; readonly version: string | null; readonly previous: string | null } | null;
+  readonly guard: GuardReport | null;
   /** The result in one line, and the diff, for people. */
   readonly summary: string;
   readonly diff: string;
 }
 
-export function jobReport(
+function jobReport(
   name: string,
   state: JobReport["state"],
   status: number,
@@ -1768,7 +1763,7 @@ export function jobReport(
 }
 
 /** A refusal as report. An error that is none is reported for this job; the other jobs are served all the same. */
-export function refusedReport(name: string, error: unknown): JobReport {
+function refusedReport(name: string, error: unknown): JobReport {
   if (!(error instanceof Refusal)) {
     const because = `internal error: please report it: ${error instanceof Error ? error.stack : error}`;
     return jobReport(name, "unknown", EXIT.failed, "unknown", { blockers: [{ what: name, because }] });
@@ -1779,8 +1774,7 @@ export function refusedReport(name: string, error: unknown): JobReport {
   return jobReport(name, state, status, state, { blockers: [blocker] });
 }
 
-/** The results for people. */
-export function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
+function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
   return reports.map((r) =>
     [
       `${r.name}: ${r.summary}\n`,
@@ -1793,7 +1787,7 @@ export function formatJobs(reports: readonly JobReport[], isDry: boolean): strin
 }
 
 /** The one document of a run. `blockers` holds what is wrong with the run itself: its arguments, its folders. */
-export function jobsToJson(role: string, reports: readonly JobReport[], blockers: JobReport["blockers"] = []): string {
+function jobsToJson(role: string, reports: readonly JobReport[], blockers: JobReport["blockers"] = []): string {
   const instances = reports.map(({ summary: _, diff: __, ...fields }) => fields);
   const changed = reports.some((r) => r.changed);
   return `${
@@ -1802,18 +1796,12 @@ export function jobsToJson(role: string, reports: readonly JobReport[], blockers
 }
 
 /** A step in words: what a dry run shows, and what is said before it is done. */
-export function stepInWords({ what, because, outcome }: Pick<InstallStep, "what" | "because" | "outcome">): string {
+function stepInWords({ what, because, outcome }: Pick<InstallStep, "what" | "because" | "outcome">): string {
   return `${what}  (${because})${outcome === undefined ? "" : `: ${outcome}`}`;
 }
 
-/** 1, 77, 66, 75, 0: the worst status of several jobs. */
-export function worstOf(statuses: readonly number[]): number {
-  const order = [EXIT.failed, EXIT.denied, EXIT.noInstance, EXIT.tryAgain, EXIT.done];
-  return order.find((status) => statuses.includes(status)) ?? EXIT.done;
-}
-
 /** Our own command line for these jobs, as it is typed or handed over. Paths are absolute already. */
-export function commandWords(options: InstallOptions, names: readonly string[], program: readonly string[]): string[] {
+function commandWords(options: InstallOptions, names: readonly string[], program: readonly string[]): string[] {
   const words = INSTALL_OPTIONS.flatMap((o) => {
     const value = options[o.key as keyof InstallOptions];
     if (o.key === "role" || value === undefined || value === false) return [];
@@ -1824,12 +1812,10 @@ export function commandWords(options: InstallOptions, names: readonly string[], 
 
 // ─────────────────────────────────────────────────────────────────────────────────────── the host ──
 
-/** Everything that touches the world. */
 export interface InstallHost {
   readonly os: "darwin" | "linux";
   readonly arch: string;
   readonly uid: number;
-  /** There is a person who can be asked. */
   readonly canAsk: boolean;
   readonly limits: InstallLimits;
   readonly folders: {
@@ -1840,6 +1826,8 @@ export interface InstallHost {
     readonly boot: readonly string[];
     /** Root's own, for its lock and for what is signed. */
     readonly own: string;
+    /** Where what was done is logged: root's, or this user's. */
+    readonly log: string;
     /** Where another limactl may be. */
     readonly programs: readonly string[];
   };
@@ -1853,12 +1841,13 @@ export interface InstallHost {
   /** The caller's environment, as it was before our own was set. */
   env(name: string): string | undefined;
   clockMs(): number;
+  /** The time of day, for the log. */
+  now(): Date;
   pause(ms: number): Promise<void>;
   /** Sets umask, working directory and environment: first thing in every process. */
   settle(): void;
   absolute(path: string): string;
 
-  /** lstat(2). */
   stat(path: string): Looked;
   linkTarget(path: string): string;
   /** The path with its links resolved, as far as it exists. */
@@ -1871,6 +1860,8 @@ export interface InstallHost {
   isReadOnly(path: string): boolean;
   /** Makes a file that must not be there yet: mode and group come with the descriptor; on the disk when this returns. */
   create(path: string, bytes: Uint8Array, mode: number, gid: number): void;
+  /** Adds to a regular file of this user, which is made where it is missing; never through a link. */
+  append(path: string, text: string): void;
   rename(from: string, to: string): void;
   link(from: string, to: string): void;
   remove(path: string): void;
@@ -1897,13 +1888,34 @@ export interface InstallHost {
 }
 
 /** What one run looks at once: the host, its options, and what has been placed already. */
-export interface InstallRun {
+interface InstallRun {
   readonly host: InstallHost;
   readonly options: InstallOptions;
   readonly actor: Actor;
   /** The guards that this run has put in place and heard, by path and user. */
   readonly placed: Set<string>;
   readonly sources: Map<string, Uint8Array>;
+}
+
+/** The answer of one of Apple's tools that only looks, within the limit of a command. */
+function askTool({ host }: Pick<InstallRun, "host">, tool: Tool, ...args: string[]): Promise<Answer> {
+  return host.run([host.tool(tool), ...args], { limitMs: host.limits.commandMs });
+}
+
+/** The answer of a command as this user; undefined where we may not be that user. */
+async function askAsUser({ host, actor }: InstallRun, user: User, argv: Argv, limitMs = host.limits.commandMs) {
+  const whole = asUser(actor, user.uid, argv);
+  return whole && await host.run(whole, { limitMs });
+}
+
+/** Does something that may take long, and shows a person that it does. */
+async function withProgress<T>({ host }: Pick<InstallRun, "host">, text: string, work: () => Promise<T>): Promise<T> {
+  const progress = host.progress(text);
+  try {
+    return await work();
+  } finally {
+    progress.finish();
+  }
 }
 
 function say(run: InstallRun, text: string): void {
@@ -1977,7 +1989,7 @@ function instanceIn(run: InstallRun, file: string, parse: PlistReader): string |
   const named = own && basename(file).slice(own.length, -".plist".length);
   const target = host.real(file) ?? file;
   // Root opens nothing that another user could have changed.
-  if (host.uid === 0 && checkPathOwners(wayTo(host, target).way, ONLY_ROOT).why !== undefined) return named;
+  if (host.uid === 0 && checkPathOwners(pathComponents(host, target).way, ONLY_ROOT).why !== undefined) return named;
   const bytes = host.read(target, PLIST_LIMIT_BYTES + 1);
   if (!bytes) return named;
   const text = new TextDecoder().decode(bytes);
@@ -2012,7 +2024,7 @@ function jobPlaceOf(run: InstallRun, name: string, named: string): JobPlace {
 }
 
 /** Every file, folder and link on the way to a path, as far as it can be seen. */
-export function wayTo(host: Pick<InstallHost, "stat" | "linkTarget">, path: string) {
+export function pathComponents(host: Pick<InstallHost, "stat" | "linkTarget">, path: string) {
   const way: FileLook[] = [];
   let todo = path.split("/").filter((part) => part !== "");
   let at = "/";
@@ -2047,7 +2059,7 @@ export function wayTo(host: Pick<InstallHost, "stat" | "linkTarget">, path: stri
 /** Judges the whole way to a path: owners, modes, access control lists, and its volume. */
 async function judgePath(run: InstallRun, path: string, trust: Trust, name = "root"): Promise<PathVerdict> {
   const { host } = run;
-  const { way, look } = wayTo(host, path);
+  const { way, look } = pathComponents(host, path);
   const verdict = checkPathOwners(way, trust);
   if (verdict.why !== undefined) return verdict;
   const hint = `ls -led ${quote(path)}`;
@@ -2068,7 +2080,7 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
   const emptied = EMPTIED.find((folder) => isUnder(path, folder));
   if (emptied !== undefined) return { ...verdict, why: `${emptied} is emptied at boot`, hint };
   const folders = [...new Set(way.filter((l) => l.kind !== "link").map((l) => l.path))];
-  const listed = await host.run([host.tool("ls"), "-lde", ...folders], { limitMs: host.limits.commandMs });
+  const listed = await askTool(run, "ls", "-lde", ...folders);
   const names = ["user:root", `user:${name}`, ...trust.admins === "may" ? ["group:admin", "group:wheel"] : []];
   if (listed.late || listed.code !== 0) {
     throw new Refusal(`Cannot look at the access control lists of ${path}: ${inWords(listed)}`, hint, EXIT.tryAgain);
@@ -2078,7 +2090,7 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
 }
 
 async function userOf(run: InstallRun, who: string): Promise<User> {
-  const answer = await run.host.run([run.host.tool("id"), "-P", who], { limitMs: run.host.limits.commandMs });
+  const answer = await askTool(run, "id", "-P", who);
   const user = answer.code === 0 && !answer.late ? readUser(answer.stdout) : undefined;
   if (user) return user;
   throw new Refusal(`Cannot find user ${who}: ${inWords(answer)}`, `id -P ${who}`, EXIT.tryAgain);
@@ -2095,7 +2107,7 @@ async function jobUser(run: InstallRun, place: JobPlace, look: FileLook, job: La
     throw new Refusal(`Cannot wrap ${place.file}: it would run as root (no UserName), and Lima refuses that`, hint);
   }
   if (place.kind === "agent" && look.uid === 0) {
-    const why = "it belongs to root, and launchd loads an agent of its own user only";
+    const why = "it belongs to root, and launchd loads a login agent of its own user only";
     throw new Refusal(`Cannot wrap ${place.file}: ${why}`, `sudo chown USER ${quote(place.file)}`);
   }
   if (host.os === "darwin") return await userOf(run, who ?? "");
@@ -2172,14 +2184,12 @@ async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): 
   const { host } = run;
   if (host.os !== "darwin" || place.kind !== "daemon" || host.uid !== 0) return;
   const folder = join(user.home, "Library/LaunchAgents");
-  const child = async (...argv: [Tool, ...string[]]) => {
-    const [tool, ...rest] = argv;
-    const whole = asUser(run.actor, user.uid, [host.tool(tool), ...rest]) ?? [host.tool(tool)];
-    const answer = await host.run(whole, { limitMs: host.limits.commandMs });
-    if (answer.late) {
+  const child = async (tool: Tool, ...args: string[]) => {
+    const answer = await askAsUser(run, user, [host.tool(tool), ...args]);
+    if (answer?.late) {
       throw new Refusal(`Cannot look into ${folder}: ${inWords(answer)}`, "run this again", EXIT.tryAgain);
     }
-    return answer.code === 0 ? answer.stdout : "";
+    return answer?.code === 0 ? answer.stdout : "";
   };
   const names = (await child("ls", "-1", folder)).split("\n").filter((n) => /^[^/]+\.plist$/.test(n));
   for (const name of names) {
@@ -2221,7 +2231,7 @@ function limaHomeOf(host: InstallHost, job: LaunchdJob, user: User, name: string
 }
 
 /** Colima's own order (`config/files.go`). What depends on a folder that cannot be seen is not written down. */
-export function colimaHome(
+function colimaHome(
   host: Pick<InstallHost, "stat">,
   job: Pick<LaunchdJob, "environment">,
   user: Pick<User, "home">,
@@ -2252,10 +2262,10 @@ function isOtherVolume(host: InstallHost, dir: string): boolean {
 }
 
 function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFacts["instance"] {
-  const { look } = wayTo(host, join(dir, "lima.yaml"));
+  const { look } = pathComponents(host, join(dir, "lima.yaml"));
   if (look === "denied") return "hidden";
   if (look !== "absent") return "there";
-  const home = wayTo(host, limaHome).look;
+  const home = pathComponents(host, limaHome).look;
   return isThere(home) ? "gone" : "volume missing";
 }
 
@@ -2297,9 +2307,7 @@ function lookAtMemory(run: InstallRun, place: JobPlace, plist: FileLook): Memory
 }
 
 async function askLoaded(run: InstallRun, service: string): Promise<Loaded> {
-  const { host } = run;
-  const argv: Argv = [host.tool("launchctl"), "print", service];
-  return readLoaded(await host.run(argv, { limitMs: host.limits.commandMs }));
+  return readLoaded(await askTool(run, "launchctl", "print", service));
 }
 
 /** What launchd has of a job, and in which domains: an agent that was loaded over ssh is in user/UID. */
@@ -2318,12 +2326,11 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
   for (const domain of names) asked.push({ domain, loaded: await askLoaded(run, `${domain}/${label}`) });
   const found = asked.filter((a) => a.loaded.kind === "loaded");
   let { domain, loaded } = found[0] ?? asked[0] ?? { domain: "system", loaded: { kind: "absent" } as Loaded };
-  const limit = { limitMs: host.limits.commandMs };
   if (loaded.kind === "absent" && domain !== "system") {
-    const session = await host.run([host.tool("launchctl"), "print", domain], limit);
+    const session = await askTool(run, "launchctl", "print", domain);
     if (session.code === NO_SERVICE || NO_SESSION.includes(session.code)) loaded = { kind: "no session" };
   }
-  const off = await host.run([host.tool("launchctl"), "print-disabled", domain], limit);
+  const off = await askTool(run, "launchctl", "print-disabled", domain);
   const isAnswer = off.code === 0 && !off.late && off.stdout.includes("}");
   const disabled = isAnswer ? readDisabled(off.stdout, label) : loaded.kind === "no session" ? false : undefined;
   return { domain, loaded, disabled, domains: found.map((a) => a.domain) };
@@ -2334,17 +2341,17 @@ async function lookAtWorld(run: InstallRun, { job, user }: JobFacts): Promise<Wo
   const { host } = run;
   if (host.os !== "darwin") return { tool: "there", otherTool: undefined, eventProgram: undefined };
   const program = job.command[0] ?? "";
-  const { look } = wayTo(host, program);
+  const { look } = pathComponents(host, program);
   const isProgramThere = isThere(look) && look.kind === "file" && (look.mode & 0o111) !== 0;
   const tool = look === "denied" ? "hidden" : isProgramThere || !program.startsWith("/") ? "there" : "gone";
   const others = host.folders.programs.map((folder) => join(folder, basename(program)));
   const at = job.guardOptions.indexOf("--on-event");
   const event = run.options.onEvent ?? (at < 0 ? undefined : job.guardOptions[at + 1]);
   const missing = { why: `${event} is not there`, hint: undefined, warnings: [] };
-  const isEventThere = event !== undefined && isThere(wayTo(host, event).look);
+  const isEventThere = event !== undefined && isThere(pathComponents(host, event).look);
   return {
     tool,
-    otherTool: tool === "gone" ? others.find((path) => isThere(wayTo(host, path).look)) : undefined,
+    otherTool: tool === "gone" ? others.find((path) => isThere(pathComponents(host, path).look)) : undefined,
     eventProgram: event === undefined
       ? undefined
       : isEventThere
@@ -2368,7 +2375,7 @@ async function lookAtGuard(
   const inPlace = source && bytesOf(run, host.real(path));
   const isSame = !source || (source.bytes !== undefined && inPlace !== undefined && isSameBytes(inPlace, source.bytes));
   const trust = isSame ? trustOf(facts.user.uid, "run") : trustOf(changer, "place");
-  const { way, missing } = wayTo(host, isSame ? path : dirname(path));
+  const { way, missing } = pathComponents(host, isSame ? path : dirname(path));
   const verdict = await judgePath(run, isSame ? path : dirname(path), trust, facts.user.name);
   if (verdict.why !== undefined) throw new Refusal(`Cannot let the job run ${path}: ${verdict.why}`, verdict.hint);
   const warnings = verdict.warnings.map((w) => `${w}: only trust it as far as you trust them`);
@@ -2379,7 +2386,7 @@ async function lookAtGuard(
   if (previous !== undefined && compareVersions(VERSION, previous) < 0 && !options.downgrade) {
     throw new Refusal(`Cannot replace ${path}: it is version ${previous}, this is ${VERSION}`, "--downgrade");
   }
-  if (!source.bytes) warnings.push(`the guard would be compiled now: ${source.from}`);
+  if (!source.bytes) warnings.push(`lima-guard would be compiled now: ${source.from}`);
   const isSigned = !source.bytes || await hasSignature(run, source.from);
   const sign = isSigned || host.arch !== "aarch64" || host.os !== "darwin" ? undefined : "-";
   return {
@@ -2399,35 +2406,26 @@ async function lookAtGuard(
 function refuseOccupied(host: InstallHost, path: string, way: readonly FileLook[], changer: number): void {
   const deepest = way.findLast((look) => look.kind === "directory");
   if (deepest && deepest.uid !== changer) {
-    const why = `Cannot put the guard into ${dirname(path)}: ${deepest.path} belongs to user ${deepest.uid}`;
+    const why = `Cannot put lima-guard into ${dirname(path)}: ${deepest.path} belongs to user ${deepest.uid}`;
     throw new Refusal(why, "--guard-dir ~/.local/libexec", EXIT.denied);
   }
   const there = host.stat(path);
   if (isThere(there) && there.kind !== "file") {
-    throw new Refusal(`Cannot put the guard at ${path}: there is a ${there.kind}`, `ls -ld ${quote(path)}`);
+    throw new Refusal(`Cannot put lima-guard at ${path}: there is a ${there.kind}`, `ls -ld ${quote(path)}`);
   }
 }
 
 async function guardInPlace(run: InstallRun, chosen: { path: string; isPlaced: boolean }, warnings: readonly string[]) {
-  const { host } = run;
   const { path } = chosen;
   await refuseScript(run, path);
   const isSigned = await hasSignature(run, path);
-  if (!isSigned && host.arch === "aarch64") {
+  if (!isSigned && run.host.arch === "aarch64") {
     throw new Refusal(`Cannot use ${path}: its signature is not valid`, `codesign --force --sign - ${quote(path)}`);
   }
-  return {
-    path,
-    bytes: undefined,
-    version: undefined,
-    previous: undefined,
-    missing: [],
-    isPlaced: chosen.isPlaced,
-    warnings,
-    sign: undefined,
-    isSigned,
-  };
+  return { ...chosen, ...IN_PLACE, warnings, isSigned };
 }
+
+const IN_PLACE = { bytes: undefined, version: undefined, previous: undefined, sign: undefined, missing: [] };
 
 /** Where the guard is to be: as asked, as the job has it, as it was before Lima wrote the plist again, or by default. */
 async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: string; isPlaced: boolean }> {
@@ -2456,20 +2454,19 @@ async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: st
     if (verdict.why === undefined) return { path: join(folder, GUARD_NAME), isPlaced: true };
     first ??= verdict;
   }
-  throw new Refusal(`Cannot put the guard into ${host.folders.guards.join(" or ")}: ${first?.why}`, "--guard-dir DIR");
+  throw new Refusal(`Cannot put lima-guard into ${host.folders.guards.join(" or ")}: ${first?.why}`, "--guard-dir DIR");
 }
 
 /** The version of what is in place, if it is judged to be safe to run, asked as the job's user. */
 async function versionInPlace(run: InstallRun, path: string, user: User): Promise<string | undefined> {
-  const { host } = run;
-  const argv = asUser(run.actor, user.uid, [path, "--version"]);
-  if (!argv || (await judgePath(run, path, trustOf(user.uid, "run"), user.name)).why !== undefined) return undefined;
-  return readVersion(await host.run(argv, { limitMs: host.limits.handshakeMs }));
+  if ((await judgePath(run, path, trustOf(user.uid, "run"), user.name)).why !== undefined) return undefined;
+  const answer = await askAsUser(run, user, [path, "--version"], run.host.limits.handshakeMs);
+  return answer && readVersion(answer);
 }
 
-async function hasSignature({ host }: InstallRun, path: string): Promise<boolean> {
-  if (host.os !== "darwin") return false;
-  const answer = await host.run([host.tool("codesign"), "--verify", path], { limitMs: host.limits.commandMs });
+async function hasSignature(run: InstallRun, path: string): Promise<boolean> {
+  if (run.host.os !== "darwin") return false;
+  const answer = await askTool(run, "codesign", "--verify", path);
   if (answer.late || answer.code === 127) {
     throw new Refusal(`Cannot verify ${path}: ${inWords(answer)}`, "codesign --verify", EXIT.tryAgain);
   }
@@ -2488,21 +2485,23 @@ async function refuseScript(run: InstallRun, path: string): Promise<void> {
   const real = host.real(path);
   const bytes = bytesOf(run, real);
   if (!bytes || real === undefined) {
-    throw new Refusal(`Cannot use ${path} as guard: there is no such file that can be read`, "--guard PATH");
+    throw new Refusal(`Cannot use ${path} as lima-guard: there is no such file that can be read`, "--guard PATH");
   }
   const look = host.stat(real);
   if (!isThere(look) || (look.mode & 0o111) === 0) {
-    throw new Refusal(`Cannot use ${path} as guard: it is not executable`, `chmod 0755 ${quote(path)}`);
+    throw new Refusal(`Cannot use ${path} as lima-guard: it is not executable`, `chmod 0755 ${quote(path)}`);
   }
   if (!isProgram(host, bytes)) {
     const why = "it is no compiled program, and a job at boot cannot wait for Deno's cache or the network";
-    throw new Refusal(`Cannot use ${path} as guard: ${why}`, "deno task compile; --guard dist/lima-guard-…");
+    throw new Refusal(`Cannot use ${path} as lima-guard: ${why}`, "deno task compile; --guard dist/lima-guard-…");
   }
   if (host.os !== "darwin") return;
-  const argv: Argv = [host.tool("xattr"), "-p", "com.apple.quarantine", real];
-  const quarantine = await host.run(argv, { limitMs: host.limits.commandMs });
+  const quarantine = await askTool(run, "xattr", "-p", "com.apple.quarantine", real);
   if (quarantine.code === 0 && !quarantine.late) {
-    throw new Refusal(`Cannot use ${path} as guard: it is quarantined`, `xattr -d com.apple.quarantine ${quote(real)}`);
+    throw new Refusal(
+      `Cannot use ${path} as lima-guard: it is quarantined`,
+      `xattr -d com.apple.quarantine ${quote(real)}`,
+    );
   }
 }
 
@@ -2527,17 +2526,15 @@ async function guardSource(
   const hint =
     `where https://dl.deno.land can be reached: deno task compile; then copy dist/lima-guard-${target} here ` +
     `and run it: lima-guard --install …`;
-  if (folder === undefined || host.uid === 0) throw new Refusal("Cannot find a compiled guard", hint);
+  if (folder === undefined || host.uid === 0) throw new Refusal("Cannot find a compiled lima-guard", hint);
   const from = join(folder, "dist", `lima-guard-${target}`);
   if (options.dryRun || options.print) return { from, bytes: undefined };
-  say(run, "compiles the guard: this downloads Deno's runtime the first time");
-  const progress = host.progress("compiles the guard");
-  const compiled = await host.compile(folder);
-  progress.finish();
-  if (typeof compiled !== "string") throw new Refusal(`Cannot compile the guard here: ${inWords(compiled)}`, hint);
+  say(run, "compiles lima-guard: this downloads Deno's runtime the first time");
+  const compiled = await withProgress(run, "compiles lima-guard", () => host.compile(folder));
+  if (typeof compiled !== "string") throw new Refusal(`Cannot compile lima-guard here: ${inWords(compiled)}`, hint);
   const bytes = sourceBytes(run, compiled);
   if (bytes) return { from: compiled, bytes };
-  throw new Refusal("Cannot compile the guard here: what came out is no program", hint);
+  throw new Refusal("Cannot compile lima-guard here: what came out is no program", hint);
 }
 
 /** The bytes of a source, once for many jobs. It is judged as strictly as the place: for root also by who called sudo. */
@@ -2557,7 +2554,7 @@ function refuseSource(run: InstallRun, from: string): void {
   if (host.os !== "darwin") return;
   const caller = host.uid === 0 ? Number(host.env("SUDO_UID") ?? 0) : host.uid;
   const trust: Trust = { uids: [0, caller], admins: "may not", purpose: "place" };
-  const verdict = checkPathOwners(wayTo(host, from).way, trust);
+  const verdict = checkPathOwners(pathComponents(host, from).way, trust);
   if (verdict.why === undefined) return;
   throw new Refusal(`Cannot copy ${from}: ${verdict.why}`, verdict.hint ?? "copy it into your home folder, mode 0700");
 }
@@ -2603,7 +2600,6 @@ interface Acting {
   isInterrupted: boolean;
 }
 
-/** How a plan has ended. */
 interface Acted {
   readonly acting: Acting;
   readonly failure: StepFailure | undefined;
@@ -2670,6 +2666,8 @@ async function doStep(a: Acting, step: InstallStep): Promise<string | void> {
       return await writeFile(a, step);
     case "remove":
       return removeFile(a, step.path);
+    case "clear":
+      return attemptEffect(() => isThere(host.stat(step.path)) ? host.remove(step.path) : undefined);
     case "handshake":
       return await handshake(a, step.argv);
     case "run":
@@ -2737,6 +2735,8 @@ function replaceFile(
     if (!isStill(host, path, old, oldBytes)) throw new StepFailure(`${path} has changed in the meantime`, "changed");
     attemptEffect(() => isThere(old) && host.link(path, kept));
     attemptEffect(() => host.rename(beside, path));
+    // Of two names of one file rename(2) leaves both, and says that all is well.
+    attemptEffect(() => isThere(host.stat(beside)) && host.remove(beside));
   } catch (error) {
     for (const file of [beside, kept]) if (isThere(host.stat(file))) host.remove(file);
     throw error;
@@ -2764,8 +2764,7 @@ async function writeFile(a: Acting, { path, bytes, isPlist }: InstallStep & { ki
   // Apple's own reader must take it before it gets its name.
   const beside = path + TEMPORARY_SUFFIX + host.random();
   attemptEffect(() => make(beside));
-  const argv: Argv = [host.tool("plutil"), "-lint", beside];
-  const answer = await host.run(argv, { limitMs: host.limits.commandMs });
+  const answer = await askTool(run, "plutil", "-lint", beside);
   const isBad = answer.late || answer.code !== 0;
   if (isBad) host.remove(beside);
   if (isBad) throw new StepFailure(`plutil -lint: ${inWords(answer)}`);
@@ -2790,7 +2789,7 @@ function removeFile(a: Acting, path: string): string | void {
 /** The previous guard is kept beside the new one, and comes back with a rollback. */
 async function placeGuard(a: Acting, { path, bytes, sign }: InstallStep & { kind: "place" }): Promise<void> {
   const { host } = a.run;
-  const { way } = wayTo(host, dirname(path));
+  const { way } = pathComponents(host, dirname(path));
   const changer = changerOf(a.target.facts.place, a.target.facts.look);
   const verdict = checkPathOwners(way, trustOf(changer, "place"));
   if (verdict.why !== undefined) throw new StepFailure(verdict.why);
@@ -2834,16 +2833,15 @@ async function handshake(a: Acting, argv: Argv): Promise<string> {
   const path = target.guard?.path ?? "";
   const verdict = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
   if (verdict.why !== undefined) throw new StepFailure(verdict.why);
-  const { limits } = run.host;
-  const progress = run.host.progress("asks the guard for its version: macOS scans a new program the first time");
-  const answer = await run.host.run(argv, { limitMs: limits.handshakeMs, words: argv.map(quote).join(" ") });
-  progress.finish();
+  const how = { limitMs: run.host.limits.handshakeMs, words: argv.map(quote).join(" ") };
+  const shown = "asks lima-guard for its version: macOS scans a new program the first time";
+  const answer = await withProgress(run, shown, () => run.host.run(argv, how));
   const version = readVersion(answer);
   if (version === undefined) {
     const said = answer.stdout.trim().slice(0, 80) || inWords(answer);
     throw new StepFailure(`it did not say its version to ${user.name}: ${said}`);
   }
-  if (version !== VERSION) a.notes.push(`the guard is version ${version}, this is ${VERSION}`);
+  if (version !== VERSION) a.notes.push(`lima-guard is version ${version}, this is ${VERSION}`);
   a.version = version;
   return `lima-guard ${version}`;
 }
@@ -2979,10 +2977,9 @@ async function waitUntilGone(a: Acting): Promise<void> {
   const inForce = loaded.kind === "loaded" ? loaded.exitTimeoutS ?? EXIT_TIMEOUT_S : EXIT_TIMEOUT_S;
   const pid = loaded.kind === "loaded" ? loaded.pid : undefined;
   const limitMs = host.limits.goneMs + inForce * host.limits.secondMs;
-  const progress = host.progress(`waits for launchd, up to ${Math.round(limitMs / 1000)} s`);
   const isGone = (l: Loaded) => l.kind === "absent" && (pid === undefined || !host.alive(pid));
-  const { isEnough, value } = await poll(a, limitMs, isGone);
-  progress.finish();
+  const shown = `waits for launchd, up to ${Math.round(limitMs / 1000)} s`;
+  const { isEnough, value } = await withProgress(a.run, shown, () => poll(a, limitMs, isGone));
   if (isEnough) return;
   if (value.kind === "unknown") throw new StepFailure(value.why);
   throw new StepFailure(value.kind === "absent" ? `PID ${pid} still lives` : "it is still there");
@@ -3015,9 +3012,11 @@ async function verifyLoaded(a: Acting, expect: Expected | undefined): Promise<st
   const isRight = (l: Loaded) =>
     l.kind === "loaded" && (expect === undefined || isLoadedAs(l, expect.args)) &&
     (!expect?.isRunning || l.pid !== undefined);
-  const progress = host.progress("looks at the job");
-  const { isEnough, value } = await poll(a, host.limits.runningMs, isRight);
-  progress.finish();
+  const { isEnough, value } = await withProgress(
+    a.run,
+    "looks at the job",
+    () => poll(a, host.limits.runningMs, isRight),
+  );
   if (!isEnough) throw new StepFailure(notAsWanted(value, expect));
   if (value.kind !== "loaded") return "as wanted";
   const inForce = value.exitTimeoutS;
@@ -3094,6 +3093,9 @@ async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
   }
 }
 
+const NOTHING_REMOVED = { removesJob: false, purged: [], purgedLogs: [] };
+const NOTHING_PLACED = { guard: undefined, sign: undefined, verifies: false, logFolder: undefined, memory: undefined };
+
 async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
   const { host, options } = run;
   const onMac = host.os === "darwin";
@@ -3107,6 +3109,7 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
   const reload = needsReload(run, facts, job, rewritten);
   const notes = [...facts.notes, ...installNotes(run, facts, job, { guard, wanted, reload })];
   return {
+    ...NOTHING_REMOVED,
     role: "install",
     facts: { ...facts, notes },
     rewritten,
@@ -3124,8 +3127,7 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
       options: wanted.guardOptions ?? [],
       keepAlive: wanted.keepAlive === true || facts.memory.keepAlive === true,
     },
-    removesJob: false,
-    purged: [],
+    litter: litterOf(run, facts, path),
     onMac,
   };
 }
@@ -3134,7 +3136,8 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
 function stopWith(run: InstallRun, { job, loaded }: JobFacts, path: string | undefined): string | undefined {
   if (path !== undefined) return path;
   const old = job.guard ?? (loaded.kind === "loaded" ? loaded.args[0] : undefined);
-  const isGuardThere = old !== undefined && /^lima-guard/.test(basename(old)) && isThere(wayTo(run.host, old).look);
+  const isGuardThere = old !== undefined && /^lima-guard/.test(basename(old)) &&
+    isThere(pathComponents(run.host, old).look);
   return isGuardThere ? old : undefined;
 }
 
@@ -3148,10 +3151,9 @@ function installNotes(
   const { options, host } = run;
   const isOff = facts.loaded.kind === "absent" && !reload && !options.noReload && host.os === "darwin" &&
     facts.place.kind !== "file";
-  const start = commandFor(run, facts, ["--start"]);
+  const start = commandFor(run, facts, { start: true, noReload: false });
   const short = (wanted.exitTimeoutS ?? EXIT_TIMEOUT_S) < EXIT_TIMEOUT_S;
   const table: [boolean, string][] = [
-    [facts.job.guard !== wanted.guard, ""],
     [options.keepAlive && facts.job.keepAlive !== undefined, "KeepAlive is there already, and stays as it is"],
     [
       restartsOnSuccess(facts.job.keepAlive),
@@ -3176,7 +3178,7 @@ function installNotes(
     ...facts.job.remarks,
     ...guard?.warnings ?? [],
     ...consent,
-    ...table.filter(([holds, words]) => holds && words !== "").map(([, words]) => words),
+    ...table.filter(([holds]) => holds).map(([, words]) => words),
   ];
 }
 
@@ -3194,20 +3196,18 @@ function uninstallTarget(run: InstallRun, facts: JobFacts): Target {
     ...isLost ? ["there is no backup: only the command goes back, ExitTimeOut and the rest stay as they are"] : [],
   ];
   return {
+    ...NOTHING_PLACED,
     role: "uninstall",
     facts: { ...facts, notes },
     rewritten: removesJob ? { text: facts.plist.text, changes: [] } : rewritten,
     job,
-    guard: undefined,
-    sign: undefined,
-    verifies: false,
     reload: (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten),
     enables: options.start,
     stopWith: stopWith(run, facts, undefined),
-    logFolder: undefined,
-    memory: undefined,
     removesJob,
     purged: options.purge ? purgedFiles(run, facts, removesJob) : [],
+    purgedLogs: options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter((path) => isOurLog(path)) : [],
+    litter: litterOf(run, facts, facts.job.guard ?? facts.memory.guard),
     onMac,
   };
 }
@@ -3223,10 +3223,32 @@ function purgedFiles(run: InstallRun, { place, job, loaded, backup, memory }: Jo
     const bytes = host.read(join(folder, n), PLIST_LIMIT_BYTES);
     return bytes !== undefined && new TextDecoder().decode(bytes).includes(stringElement(guard));
   });
-  const guards = isNamed || guard === undefined ? [] : [guard, guard + PREVIOUS_SUFFIX];
+  const log = join(host.folders.log, LOG_NAME);
+  const guards = isNamed || guard === undefined ? [] : [guard, guard + PREVIOUS_SUFFIX, log];
   const isBackupLeft = backup !== undefined && job.guard === undefined && !removesJob;
   const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards];
   return left.filter((path) => isThere(host.stat(path)));
+}
+
+/** Files under temporary names that a run which was killed has left beside these, and its private folders. */
+function litterOf({ host }: InstallRun, { place, look }: JobFacts, guard: string | undefined): string[] {
+  const changer = changerOf(place, look);
+  const isOwn = (path: string, kind: FileLook["kind"]) => {
+    const there = host.stat(path);
+    return isThere(there) && there.kind === kind && there.uid === changer;
+  };
+  const names = (folder: string) => {
+    const there = host.stat(folder);
+    return host.uid === changer && isThere(there) && there.kind === "directory" ? host.list(folder) ?? [] : [];
+  };
+  const beside = [place.target, ...guard === undefined ? [] : [guard]].flatMap((file) =>
+    names(dirname(file)).filter((name) => name.startsWith(basename(file)) && LITTER.test(name))
+      .map((name) => join(dirname(file), name)).filter((path) => isOwn(path, "file"))
+  );
+  const folders = names(host.folders.own).filter((name) => /^lima-guard-[\da-f]{8}$/.test(name))
+    .map((name) => join(host.folders.own, name)).filter((path) => isOwn(path, "directory"));
+  const copies = folders.map((folder) => join(folder, GUARD_NAME)).filter((path) => isOwn(path, "file"));
+  return [...beside, ...copies, ...folders];
 }
 
 /** Whether launchd has something else than the file will say. What was off stays off. */
@@ -3263,23 +3285,20 @@ function refuseManaged(run: InstallRun, { place, job }: JobFacts): void {
   );
 }
 
-/** Our own command for this very job, as the person who reads it can type it. */
-function commandFor(
-  run: InstallRun,
-  { place, user, look }: Pick<JobFacts, "place" | "user" | "look">,
-  words: readonly string[],
-  role = "install",
-): string {
+/** Our own command for this very job, as the person who reads it can type it: with the options of this run. */
+function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptions> = {}): string {
   const { options, host } = run;
-  const changer = changerOf(place, look);
+  const { place, user, look } = facts;
+  const once = { all: false, dryRun: false, print: false, yes: false, json: false, verbose: false };
+  const role = more.role ?? options.role;
+  const changer = role === "check" ? user.uid : changerOf(place, look);
   const sudo = host.uid === changer ? [] : changer === 0 ? ["sudo"] : ["sudo", "-H", "-u", user.name];
-  const more = options.plist === undefined ? [] : ["--plist", options.plist];
-  const home = options.limaHome === undefined ? [] : ["--lima-home", options.limaHome];
-  return [...sudo, "lima-guard", `--${role}`, ...words, ...more, ...home, place.name].map(quote).join(" ");
+  const given = { ...options, ...once, purge: options.purge && role === "uninstall", ...more };
+  return [...sudo, ...commandWords(given, [place.name], ["lima-guard"])].map(quote).join(" ");
 }
 
 function troubleHint(run: InstallRun, facts: JobFacts): string {
-  if (facts.instance === "gone") return commandFor(run, facts, [], "uninstall");
+  if (facts.instance === "gone") return commandFor(run, facts, { role: "uninstall" });
   if (facts.domains.length > 1) {
     return facts.domains.slice(1).map((d) => `launchctl bootout ${d}/${facts.job.label}`).join("; ");
   }
@@ -3301,68 +3320,89 @@ async function nothingToDo(run: InstallRun, target: Target, steps: readonly Inst
   return jobReport(name, state, EXIT.done, words, {
     plist: file,
     guard: guardOf(target, acted?.acting.version),
-    notes: facts.notes.map((because) => ({ what: job.label, because })),
+    notes: notesOf(job, facts.notes),
   });
+}
+
+function notesOf({ label }: LaunchdJob, notes: readonly string[]): JobReport["notes"] {
+  return notes.map((because) => ({ what: label, because }));
 }
 
 function guardOf({ guard, job }: Target, version: string | undefined): JobReport["guard"] {
   const path = guard?.path ?? job.guard;
   if (path === undefined) return null;
-  return { path, version: version ?? guard?.version ?? null, previous: guard?.previous ?? null };
+  return { path, version: version ?? guard?.version ?? null, previous: guard?.previous ?? null, running: null };
 }
 
 async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
-  const { place, job, user, loaded } = facts;
+  const { place, job, loaded } = facts;
   const onMac = run.host.os === "darwin";
   const answer = job.guard !== undefined && onMac ? await askGuard(run, facts, job.guard) : undefined;
-  const seen: JobFacts = onMac
-    ? facts
-    : { ...facts, loaded: { kind: "no session" }, disabled: false, instance: "there" };
+  const off: Partial<JobFacts> = onMac ? {} : { loaded: { kind: "no session" }, disabled: false, instance: "there" };
+  const seen: JobFacts = { ...facts, ...off };
   const judged = judgeCheck(seen, answer, await lookAtWorld(run, seen), run.options.exitTimeoutS);
   const { troubles, unknown } = judged;
+  const { version = null, running = null } = answer?.kind === "version" ? answer : {};
   const notes = judged.notes.filter((note) => onMac || !note.startsWith("no user is logged in"));
+  if (running !== null && running !== version) {
+    const restart = commandFor(run, facts, { role: "install", restart: true });
+    notes.push(`version ${running} is running, and ${job.guard} is version ${version}: ${restart} loads that one`);
+  }
+  const state = checkedState(facts, judged, answer, onMac);
+  const pid = loaded.kind === "loaded" && loaded.pid !== undefined ? `, running (PID ${loaded.pid})` : "";
   const status = troubles.length > 0 ? EXIT.failed : unknown.length > 0 ? EXIT.tryAgain : EXIT.done;
-  const open = answer?.kind === "not asked" ? "not asked" : "unknown";
-  const good = judged.isOff && onMac ? "guarded, off" : "guarded";
-  const state = job.guard === undefined
-    ? "not guarded"
-    : troubles.length > 0
-    ? "broken"
-    : unknown.length > 0
-    ? open
-    : good;
-  const hint = answer?.kind === "not asked" && troubles.length === 0
-    ? `sudo -H -u ${user.name} lima-guard --check ${place.name}`
+  const hint = state === "not asked"
+    ? commandFor(run, facts)
     : facts.instance === "gone" || facts.domains.length > 1
     ? troubleHint(run, facts)
-    : commandFor(run, facts, []);
-  const pid = loaded.kind === "loaded" && loaded.pid !== undefined ? `, running (PID ${loaded.pid})` : "";
-  const version = answer?.kind === "version" ? answer.version : null;
+    : commandFor(run, facts, { role: "install" });
   return jobReport(place.name, state, status, `${state}${troubles.length === 0 ? `: ${job.label}${pid}` : ""}`, {
     plist: place.file,
-    guard: job.guard === undefined ? null : { path: job.guard, version, previous: null },
+    guard: job.guard === undefined ? null : { path: job.guard, version, previous: null, running },
     blockers: [...troubles, ...unknown].map((because) => ({ what: job.label, because, hint })),
-    notes: notes.map((because) => ({ what: job.label, because })),
+    notes: notesOf(job, notes),
   });
 }
 
+function checkedState(
+  { job }: JobFacts,
+  { troubles, unknown, isOff }: ReturnType<typeof judgeCheck>,
+  answer: GuardAnswer | undefined,
+  onMac: boolean,
+): JobReport["state"] {
+  if (job.guard === undefined) return "not guarded";
+  if (troubles.length > 0) return "broken";
+  if (unknown.length > 0) return answer?.kind === "not asked" ? "not asked" : "unknown";
+  return isOff && onMac ? "guarded, off" : "guarded";
+}
+
 /** Asks the guard for its version: judged first, and only as the job's user. A job that runs proves that it starts. */
-async function askGuard(run: InstallRun, { user, loaded, job }: JobFacts, path: string): Promise<GuardAnswer> {
+async function askGuard(run: InstallRun, facts: JobFacts, path: string): Promise<GuardAnswer> {
   const { host } = run;
-  const { look } = wayTo(host, path);
+  const { user, loaded, job } = facts;
+  const { look } = pathComponents(host, path);
   if (look === "absent") return { kind: "trouble", why: `${path} is not there` };
   const verdict = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
   if (verdict.why !== undefined) return { kind: "trouble", why: verdict.why };
-  const argv = asUser(run.actor, user.uid, [path, "--version"]);
-  if (!argv) {
+  const answer = await askAsUser(run, user, [path, "--version"], host.limits.handshakeMs);
+  if (!answer) {
     const runs = loaded.kind === "loaded" && loaded.pid !== undefined && !loaded.isEnding &&
       isEqual(loaded.args, job.args);
     return { kind: runs ? "proven by its job" : "not asked" };
   }
-  const version = readVersion(await host.run(argv, { limitMs: host.limits.handshakeMs }));
-  return version === undefined
-    ? { kind: "trouble", why: `${path} does not answer to --version` }
-    : { kind: "version", version };
+  const version = readVersion(answer);
+  if (version === undefined) return { kind: "trouble", why: `${path} does not answer to --version` };
+  return { kind: "version", version, running: await runningVersion(run, facts) };
+}
+
+/** The version of the lima-guard that runs the job now, by the last start in the instance's journal. */
+async function runningVersion(run: InstallRun, { user, loaded, limaHome, place }: JobFacts) {
+  if (loaded.kind !== "loaded" || loaded.pid === undefined) return undefined;
+  const dir = join(limaHome, place.name);
+  const tail: Argv = [run.host.tool("tail"), "-c", String(JOURNAL_TAIL_BYTES), join(dir, "lima-guard.jsonl")];
+  const answer = await askAsUser(run, user, tail);
+  const start = answer?.code === 0 ? readJournal(answer.stdout, dir).findLast((l) => l.event === "start") : undefined;
+  return typeof start?.["version"] === "string" ? start["version"] : undefined;
 }
 
 /** `--print`: the finished plist, for those who own it. */
@@ -3390,7 +3430,7 @@ async function planned(
     diff: rewritten.changes.length === 0
       ? ""
       : await run.host.unifiedDiff(facts.place.target, facts.plist.text, rewritten.text),
-    notes: facts.notes.map((because) => ({ what: target.job.label, because })),
+    notes: notesOf(target.job, facts.notes),
   });
 }
 
@@ -3428,11 +3468,11 @@ async function carryOut(
     guard: guardOf(target, acting.version),
     seconds: { total: Math.round(host.clockMs() - begun) / 1000 },
     steps: acting.done.map(({ kind, what, because, outcome }) => ({ kind, what, because, outcome: outcome ?? "done" })),
-    notes: [
+    notes: notesOf(job, [
       ...facts.notes,
       ...acting.notes,
       ...acting.leftAlone.map((path) => `${path} was changed by another program in the meantime, and was left alone`),
-    ].map((because) => ({ what: job.label, because })),
+    ]),
   };
   if (failure !== undefined) return failedReport(run, target, acted, more);
   if (target.guard && acting.version !== undefined) run.placed.add(target.guard.path);
@@ -3455,12 +3495,12 @@ function failedReport(
   { acting, failure, isBack }: Acted,
   more: Partial<JobReport>,
 ): JobReport {
-  const { facts, role, job } = target;
+  const { facts, job } = target;
   const { name, file } = facts.place;
   const because = failure?.message ?? "";
   if (isBack) {
     const status = failure?.reason === "changed" ? EXIT.tryAgain : EXIT.failed;
-    const hint = `${commandFor(run, facts, [], role)}, once that is solved`;
+    const hint = `${commandFor(run, facts)}, once that is solved`;
     const words = acting.leftAlone.length > 0
       ? "rolled back, except for what another program has changed"
       : "rolled back: the old plist and the old job are in place";
@@ -3506,12 +3546,40 @@ async function carryOutAll(run: InstallRun, ready: readonly (PreparedJob & { kin
       const path = target.guard?.path;
       const isPlaced = path !== undefined && run.placed.has(path);
       const left = isPlaced ? steps.filter((s) => s.kind !== "place" && s.kind !== "folder") : steps;
-      reports.push(await carryOut(run, name, target, left).catch((error: unknown) => refusedReport(name, error)));
+      const report = await carryOut(run, name, target, left).catch((error: unknown) => refusedReport(name, error));
+      reports.push(await logged(run, target, report));
     }
   } finally {
     lock.close();
   }
   return reports;
+}
+
+/** Who has done what, and when, for the next administrator. A log that cannot be written is a note. */
+async function logged(run: InstallRun, target: Target, report: JobReport): Promise<JobReport> {
+  const { host, options } = run;
+  const file = join(host.folders.log, LOG_NAME);
+  if (host.os !== "darwin" || target.purged.includes(file) || report.steps.length === 0) return report;
+  const { name, state, changed, plist, guard, blockers } = report;
+  const line = {
+    time: host.now().toISOString(),
+    uid: host.uid,
+    sudoUid: host.env("SUDO_UID") ?? null,
+    version: VERSION,
+    role: options.role,
+    ...{ name, state, changed, plist, guard },
+    because: blockers.map((b) => b.because),
+  };
+  try {
+    const verdict = await judgePath(run, host.folders.log, trustOf(host.uid, "place"));
+    if (verdict.why !== undefined) throw new Refusal(verdict.why);
+    host.append(file, `${JSON.stringify(line)}\n`);
+    return report;
+  } catch (error) {
+    if (!(error instanceof Error)) throw error;
+    const because = `no line was written to ${file}: ${error.message}`;
+    return { ...report, notes: [...report.notes, { what: name, because }] };
+  }
 }
 
 /** Hands the whole command over, once: to root through sudo, or as root to one child that is the user. */
@@ -3570,7 +3638,7 @@ async function allNames(run: InstallRun): Promise<string[]> {
   if (options.role !== "install" && host.os === "darwin") {
     const domains = ["system", ...host.uid === 0 ? [] : [`gui/${host.uid}`]];
     for (const domain of domains) {
-      const listed = await host.run([host.tool("launchctl"), "print", domain], { limitMs: host.limits.commandMs });
+      const listed = await askTool(run, "launchctl", "print", domain);
       for (const label of readLimaLabels(listed.stdout)) found.add(label.split(".").slice(3).join("."));
     }
   }
@@ -3610,32 +3678,20 @@ async function runCommand(run: InstallRun): Promise<number> {
   if (mayAct !== true) {
     const refusal = mayAct === false ? new Refusal("Nothing was changed: the answer was no") : mayAct;
     reports.push(...[...ready, ...others].map((p) => refusedReport(p.name, refusal)));
-  } else if (options.dryRun) {
-    for (const { name, target, steps } of ready) reports.push(await planned(run, name, target, steps));
-    for (const uid of new Set(others.map((o) => o.uid))) {
-      passed = await passOn(
-        run,
-        others.filter((o) => o.uid === uid),
-        reports,
-      );
-    }
   } else {
-    reports.push(...await carryOutAll(run, ready));
+    if (!options.dryRun) reports.push(...await carryOutAll(run, ready));
+    else for (const { name, target, steps } of ready) reports.push(await planned(run, name, target, steps));
     for (const uid of new Set(others.map((o) => o.uid))) {
-      passed = await passOn(
-        run,
-        others.filter((o) => o.uid === uid),
-        reports,
-      );
+      passed = await passOn(run, others.filter((o) => o.uid === uid), reports);
     }
   }
   reports.sort((a, b) => names.indexOf(a.name) - names.indexOf(b.name));
   if (options.print && !options.json) host.stdout(reports.map((r) => r.status === EXIT.done ? r.diff : "").join(""));
-  const told = options.print ? reports.filter((r) => r.status !== EXIT.done) : reports;
+  const shown = options.print ? reports.filter((r) => r.status !== EXIT.done) : reports;
   if (options.json) host.stdout(jobsToJson(options.role, reports));
-  else if (options.print) host.stderr(formatJobs(told, false));
-  else host.stdout(formatJobs(told, options.dryRun));
-  return worstOf([...reports.map((r) => r.status), ...passed === undefined ? [] : [Number(passed)]]);
+  else if (options.print) host.stderr(formatJobs(shown, false));
+  else host.stdout(formatJobs(shown, options.dryRun));
+  return worst([...reports.map((r) => r.status), ...passed === undefined ? [] : [Number(passed)]]);
 }
 
 async function passOn(
@@ -3657,70 +3713,78 @@ async function passOn(
 
 /** The machine itself. dax asks and shows progress; Deno's own commands can end a whole process group, dax's cannot. */
 export function realInstallHost(settings: { readonly canAsk: boolean; readonly isVerbose: boolean }): InstallHost {
-  const os = Deno.build.os === "darwin" ? "darwin" : "linux";
+  const machine = realHost();
+  const { os, uid } = machine;
   const before = Deno.env.toObject();
   const cwd = Deno.cwd();
   const here = import.meta.dirname;
-  const uid = Deno.uid() ?? -1;
   const host: InstallHost = {
     os,
     arch: Deno.build.arch,
     uid,
     canAsk: settings.canAsk,
     limits: INSTALL_LIMITS,
-    folders: {
-      daemons: "/Library/LaunchDaemons",
-      guards: ["/usr/local/libexec", "/Library/PrivilegedHelperTools"],
-      boot: ["/", "/Library"],
-      own: uid !== 0 ? before["HOME"] ?? "/nonexistent" : os === "darwin" ? "/var/db" : "/run",
-      programs: ["/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin"],
-    },
+    folders: realFolders(os, uid, before["HOME"] ?? "/nonexistent"),
     self: Deno.build.standalone ? { binary: Deno.execPath() } : here === undefined ? {} : { folder: here },
     magic: ["cffaedfe", "cafebabe", "7f454c46"],
     boot: () => bootIdentity(host),
     tool: (name) => TOOL_PATHS[name],
     env: (name) => before[name],
-    clockMs: () => performance.now(),
-    pause: (ms) => new Promise((resolve) => setTimeout(resolve, Math.max(0, ms))),
+    clockMs: machine.clockMs,
+    now: () => new Date(),
+    pause: machine.pause,
     settle: () => settle(before),
-    absolute: (path) =>
-      path.startsWith("/")
-        ? path
-        : path.startsWith("~/")
-        ? join(before["HOME"] ?? "/", path.slice(2))
-        : join(cwd, path),
-    ...realFiles(),
+    absolute: (path) => path.replace(/^~(?=\/)/, before["HOME"] ?? "").replace(/^(?!\/)/, `${cwd}/`),
+    ...realFiles(machine),
     lock: () => lockFile(join(host.folders.own, uid === 0 ? "lima-guard-install.lock" : ".lima-guard-install.lock")),
     random: () => crypto.getRandomValues(new Uint8Array(4)).toHex(),
-    alive: (pid) => isProcessThere(pid),
+    alive: (pid) => machine.alive(pid) !== "no",
     run: (argv, options) => {
       const words = options.words ?? (settings.isVerbose ? argv.map(quote).join(" ") : undefined);
       if (words !== undefined) host.stderr(`$ ${words}\n`);
-      return runToLimit(argv, options.limitMs);
+      return runToLimit(machine, argv, options.limitMs);
     },
-    handOver: runWithTerminal,
-    confirm: async (question) => (await import("npm:dax@0.49.0")).$.confirm(question, { default: false }),
-    progress: (text) => {
-      if (!settings.canAsk) return { finish: () => {} };
-      const shown = import("npm:dax@0.49.0").then(({ $ }) => $.progress(text));
-      return { finish: () => void shown.then((progress) => progress.finish()) };
-    },
+    handOver: (argv, passesOn) => runWithTerminal(machine, argv, passesOn),
     compile: (folder) => compileHere(host, folder, before),
-    onSignal: (take) => {
-      for (const signal of SIGNALS) Deno.addSignalListener(signal, take);
-      return () => SIGNALS.forEach((signal) => Deno.removeSignalListener(signal, take));
-    },
-    plistReader: async () => (await import("npm:plist@5.0.0")).parse as PlistReader,
-    unifiedDiff: async (path, a, b) =>
-      (await import("npm:diff@9.0.0")).createTwoFilesPatch(path, path, a, b).replace(/^=+\n/, ""),
-    stdout: (text) => writeAllTo(Deno.stdout, text),
-    stderr: (text) => writeAllTo(Deno.stderr, text),
+    ...realPerson(settings.canAsk),
+    stdout: machine.stdout,
+    stderr: machine.stderr,
   };
   return host;
 }
 
+/** What a person sees and sends, and the packages, which are read only when they are needed. */
+function realPerson(canAsk: boolean) {
+  return {
+    confirm: async (question: string) => (await import("npm:dax@0.49.0")).$.confirm(question, { default: false }),
+    progress: (text: string) => {
+      if (!canAsk) return { finish: () => {} };
+      const shown = import("npm:dax@0.49.0").then(({ $ }) => $.progress(text));
+      return { finish: () => void shown.then((progress) => progress.finish()) };
+    },
+    onSignal: (take: () => void) => {
+      for (const signal of SIGNALS) Deno.addSignalListener(signal, take);
+      return () => SIGNALS.forEach((signal) => Deno.removeSignalListener(signal, take));
+    },
+    plistReader: async () => (await import("npm:plist@5.0.0")).parse as PlistReader,
+    unifiedDiff: async (path: string, a: string, b: string) =>
+      (await import("npm:diff@9.0.0")).createTwoFilesPatch(path, path, a, b).replace(/^=+\n/, ""),
+  };
+}
+
+function realFolders(os: InstallHost["os"], uid: number, home: string): InstallHost["folders"] {
+  return {
+    daemons: "/Library/LaunchDaemons",
+    guards: ["/usr/local/libexec", "/Library/PrivilegedHelperTools"],
+    boot: ["/", "/Library"],
+    log: uid === 0 ? "/var/log" : join(home, "Library/Logs"),
+    own: uid !== 0 ? home : os === "darwin" ? "/var/db" : "/run",
+    programs: ["/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin"],
+  };
+}
+
 /** What a person may send in the middle: then the old job is put back before we leave. */
-const SIGNALS = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+const SIGNALS: readonly Signal[] = ["SIGINT", "SIGTERM", "SIGHUP"];
 
 /** umask, working directory and environment of our own: nothing of the caller's decides what is made or run. */
 function settle(before: Readonly<Record<string, string>>): void {
@@ -3732,56 +3796,21 @@ function settle(before: Readonly<Record<string, string>>): void {
 }
 
 async function bootIdentity(host: InstallHost): Promise<string> {
-  const argv: Argv = [
-    host.tool("sysctl"),
-    "-n",
-    host.os === "darwin" ? "kern.bootsessionuuid" : "kernel.random.boot_id",
-  ];
-  const answer = await host.run(argv, { limitMs: host.limits.commandMs });
+  const name = host.os === "darwin" ? "kern.bootsessionuuid" : "kernel.random.boot_id";
+  const answer = await askTool({ host }, "sysctl", "-n", name);
   return answer.code === 0 && !answer.late ? answer.stdout.trim() : "unknown";
 }
 
-/** Started in a process group of its own: at the limit all of it is killed. */
-async function runToLimit(argv: Argv, limitMs: number): Promise<Answer> {
-  const [program, ...args] = argv;
-  const failed = (stderr: string) => ({ argv, code: 127, stdout: "", stderr, late: false });
-  let child: Deno.ChildProcess;
-  try {
-    child = new Deno.Command(program, {
-      args,
-      cwd: "/",
-      stdin: "null",
-      stdout: "piped",
-      stderr: "piped",
-      detached: true,
-    }).spawn();
-  } catch (error) {
-    if (!(error instanceof Error)) throw error;
-    return failed(error.message);
-  }
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<undefined>((resolve) => timer = setTimeout(() => resolve(undefined), limitMs));
-  const output = child.output();
-  const ended = await Promise.race([output, late]);
-  clearTimeout(timer);
-  const text = new TextDecoder();
-  if (ended) {
-    const code = ended.signal === null ? ended.code : -1;
-    return { argv, code, stdout: text.decode(ended.stdout), stderr: text.decode(ended.stderr), late: false };
-  }
-  try {
-    Deno.kill(-child.pid, "SIGKILL");
-  } catch (error) {
-    // Root's processes cannot be killed by us; what they did is looked at all the same.
-    if (!(error instanceof Error)) throw error;
-  }
-  output.catch(() => {});
-  child.unref();
-  return { argv, code: -1, stdout: "", stderr: "", late: true };
+/** Started in a process group of its own: at the limit all of it is killed. A signal shows as -1, no program as 127. */
+async function runToLimit(machine: Host, argv: Argv, limitMs: number): Promise<Answer> {
+  const ran = await machine.run({ argv }, limitMs);
+  if (ran.ok) return { argv, ...ran.ok, code: ran.ok.signal === undefined ? ran.ok.code : -1, late: false };
+  const late = ran.trouble === "limit";
+  return { argv, code: late ? -1 : 127, stdout: "", stderr: late ? "" : ran.why, late };
 }
 
 /** With the terminal, for a password and a question; stdout is read, and passed on as it comes. */
-async function runWithTerminal([program, ...args]: Argv, passesOn: boolean): Promise<{ code: number; stdout: string }> {
+async function runWithTerminal(machine: Host, [program, ...args]: Argv, passesOn: boolean) {
   const child = new Deno.Command(program, { args, stdin: "inherit", stdout: "piped", stderr: "inherit" }).spawn();
   const silent = () => {};
   for (const signal of SIGNALS) Deno.addSignalListener(signal, silent);
@@ -3790,50 +3819,23 @@ async function runWithTerminal([program, ...args]: Argv, passesOn: boolean): Pro
   for await (const bytes of child.stdout) {
     const text = decoder.decode(bytes, { stream: true });
     stdout += text;
-    if (passesOn) writeAllTo(Deno.stdout, text);
+    if (passesOn) machine.stdout(text);
   }
   const { code } = await child.status;
   for (const signal of SIGNALS) Deno.removeSignalListener(signal, silent);
   return { code, stdout };
 }
 
-/** A lost terminal or a full disk must not end a run half-way. */
-function writeAllTo(stream: { writeSync(bytes: Uint8Array): number }, text: string): void {
-  const bytes = new TextEncoder().encode(text);
-  try {
-    for (let sent = 0; sent < bytes.length;) sent += stream.writeSync(bytes.subarray(sent));
-  } catch (error) {
-    if (!(error instanceof Error)) throw error;
-  }
-}
-
-function isProcessThere(pid: number): boolean {
-  if (!Number.isInteger(pid) || pid <= 1 || pid > 4194304) return false;
-  try {
-    Deno.kill(pid, 0 as unknown as Deno.Signal);
-    return true;
-  } catch (error) {
-    return error instanceof Deno.errors.PermissionDenied;
-  }
-}
-
-function realFiles() {
+function realFiles(machine: Host) {
   return {
     stat: lookAtPath,
-    linkTarget: (path: string) => Deno.readLinkSync(path),
-    real: (path: string) => undefinedWhereAbsent(() => Deno.realPathSync(path)),
-    list: listFolder,
+    linkTarget: (path: string) => machine.linkTarget(path).ok ?? "",
+    real: (path: string) => machine.realPath(path).ok,
+    list: (folder: string) => listFolder(machine, folder),
     read: readRegular,
-    isReadOnly: (path: string) => {
-      try {
-        if (Deno.lstatSync(path).isFile) Deno.openSync(path, { write: true }).close();
-        return false;
-      } catch (error) {
-        return error instanceof Error &&
-          /EROFS|Read-only file system/.test(`${(error as { code?: string }).code} ${error.message}`);
-      }
-    },
+    isReadOnly: (path: string) => machine.writeTrouble(path) !== undefined,
     create: createFile,
+    append: appendToFile,
     rename: (from: string, to: string) => Deno.renameSync(from, to),
     link: (from: string, to: string) => Deno.linkSync(from, to),
     remove: (path: string) => Deno.removeSync(path),
@@ -3845,66 +3847,46 @@ function realFiles() {
   };
 }
 
-function undefinedWhereAbsent<T>(effect: () => T): T | undefined {
-  try {
-    return effect();
-  } catch (error) {
-    const isAbsent = error instanceof Deno.errors.NotFound || error instanceof Deno.errors.PermissionDenied ||
-      (error instanceof Error && "code" in error && (error.code === "ENOTDIR" || error.code === "ELOOP"));
-    if (!isAbsent) throw error;
-    return undefined;
-  }
-}
-
 function lookAtPath(path: string): Looked {
   try {
-    const info = Deno.lstatSync(path);
-    const kind = info.isSymlink ? "link" : info.isFile ? "file" : info.isDirectory ? "directory" : "other";
-    const { dev, size } = info;
-    return {
-      path,
-      kind,
-      uid: info.uid ?? -1,
-      gid: info.gid ?? -1,
-      mode: (info.mode ?? 0) & 0o7777,
-      dev,
-      ino: info.ino ?? 0,
-      size,
-    };
+    const { isSymlink, isFile, isDirectory, uid, gid, mode, dev, ino, size } = Deno.lstatSync(path);
+    const kind = isSymlink ? "link" : isFile ? "file" : isDirectory ? "directory" : "other";
+    return { path, kind, uid: uid ?? -1, gid: gid ?? -1, mode: (mode ?? 0) & 0o7777, dev, ino: ino ?? 0, size };
   } catch (error) {
     if (error instanceof Deno.errors.PermissionDenied) return "denied";
-    if (
-      error instanceof Deno.errors.NotFound || (error instanceof Error && "code" in error && error.code === "ENOTDIR")
-    ) return "absent";
+    if (error instanceof Deno.errors.NotFound) return "absent";
+    if (error instanceof Error && "code" in error && error.code === "ENOTDIR") return "absent";
     throw error;
   }
 }
 
-function listFolder(folder: string): string[] | undefined {
-  try {
-    return [...Deno.readDirSync(folder)].map((e) => e.name);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return undefined;
-    if (!(error instanceof Error)) throw error;
-    const status = error instanceof Deno.errors.PermissionDenied ? EXIT.denied : EXIT.tryAgain;
-    throw new Refusal(`Cannot list ${folder}: ${error.message}`, `ls -ld ${quote(folder)}`, status);
-  }
+function listFolder(machine: Host, folder: string): string[] | undefined {
+  const names = machine.list(folder);
+  if (names.ok || names.trouble === "absent") return names.ok;
+  const status = names.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
+  throw new Refusal(`Cannot list ${folder}: ${names.why}`, `ls -ld ${quote(folder)}`, status);
 }
 
-/** Never a FIFO, which would wait for a writer: what lstat has not called a file is not opened. */
+/** Never waits: a FIFO, also one that has just taken the place of a file, is opened without a writer, and not read. */
 function readRegular(path: string, most: number): Uint8Array | undefined {
+  let fd: number;
   try {
-    if (!Deno.lstatSync(path).isFile) return undefined;
-    using file = Deno.openSync(path);
-    const bytes = new Uint8Array(Math.min(most, file.statSync().size + 1));
+    fd = fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);
+  } catch (error) {
+    if (error instanceof Error && "code" in error) return undefined;
+    throw error;
+  }
+  try {
+    const info = fs.fstatSync(fd);
+    if (!info.isFile()) return undefined;
+    const bytes = new Uint8Array(Math.min(most, info.size + 1));
     let filled = 0;
-    for (let n: number | null; filled < bytes.length && (n = file.readSync(bytes.subarray(filled))) !== null;) {
-      filled += n;
+    for (let n = 1; n > 0 && filled < bytes.length; filled += n) {
+      n = fs.readSync(fd, bytes, filled, bytes.length - filled, null);
     }
     return bytes.subarray(0, filled);
-  } catch (error) {
-    if (error instanceof Deno.errors.PermissionDenied || error instanceof Deno.errors.NotFound) return undefined;
-    throw error;
+  } finally {
+    fs.closeSync(fd);
   }
 }
 
@@ -3918,6 +3900,22 @@ function createFile(path: string, bytes: Uint8Array, mode: number, gid: number):
   } catch (error) {
     Deno.removeSync(path);
     throw error;
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+/** Never through a link, which O_NOFOLLOW does not see under Deno's permissions; and never to what waits for a reader. */
+function appendToFile(path: string, text: string): void {
+  const look = lookAtPath(path);
+  const { O_APPEND, O_NONBLOCK, O_WRONLY } = fs.constants;
+  const fd = fs.openSync(path, look === "absent" ? "ax" : O_APPEND | O_NONBLOCK | O_WRONLY, 0o644);
+  try {
+    const info = fs.fstatSync(fd);
+    const isSame = look === "absent" || (isThere(look) && look.ino === info.ino && look.dev === info.dev);
+    const isOwn = info.isFile() && info.uid === Deno.uid() && info.nlink === 1;
+    if (!isSame || !isOwn) throw new Error(`${path} is not a file of this user's alone`);
+    fs.writeSync(fd, text);
   } finally {
     fs.closeSync(fd);
   }
@@ -4042,32 +4040,19 @@ export const INSTALL_OPTIONS = [
   { flag: "version", key: "version", text: "print the version and exit" },
 ] as const;
 
-/** What the command line asks for. */
-export interface InstallOptions {
-  readonly role: "install" | "check" | "uninstall";
-  readonly names: readonly string[];
-  readonly all: boolean;
-  readonly plist?: string;
-  readonly guard?: string;
-  readonly guardDir?: string;
-  readonly sign?: string;
-  readonly onEvent?: string;
-  readonly keepAlive: boolean;
-  readonly exitTimeoutS?: number;
-  readonly limaHome?: string;
-  readonly start: boolean;
-  readonly restart: boolean;
-  readonly downgrade: boolean;
-  readonly purge: boolean;
-  readonly print: boolean;
-  readonly noReload: boolean;
-  readonly dryRun: boolean;
-  readonly yes: boolean;
-  readonly json: boolean;
-  readonly verbose: boolean;
-}
+type Option = Exclude<typeof INSTALL_OPTIONS[number], { key: "role" | "help" | "version" | "exitTimeoutS" }>;
+type Valued = Extract<Option, { argument: string }>["key"];
 
-/** The text of `--help`. */
+/** What the command line asks for. */
+export type InstallOptions =
+  & {
+    readonly role: "install" | "check" | "uninstall";
+    readonly names: readonly string[];
+    readonly exitTimeoutS?: number;
+  }
+  & { readonly [key in Valued]?: string }
+  & { readonly [key in Exclude<Option["key"], Valued>]: boolean };
+
 export function installHelp(): string {
   const rows = INSTALL_OPTIONS.map((o) => {
     const flag = `${"short" in o ? `-${o.short}, ` : ""}--${o.flag}${"argument" in o ? ` ${o.argument}` : ""}`;
@@ -4201,18 +4186,19 @@ async function missingPermissions(): Promise<string[]> {
 }
 
 if (import.meta.main) {
+  const print = (text: string) => Deno.stderr.writeSync(new TextEncoder().encode(text));
   // An internal error must not leave a job half-way: reported, and the run continues.
   for (const kind of ["error", "unhandledrejection"] as const) {
     addEventListener(kind, (event) => {
       event.preventDefault();
       const cause = "reason" in event ? event.reason : (event as ErrorEvent).error;
-      writeAllTo(Deno.stderr, `lima-guard: internal error: please report it: ${cause?.stack ?? cause}\n`);
+      print(`lima-guard: internal error: please report it: ${cause?.stack ?? cause}\n`);
     });
   }
   const missing = await missingPermissions();
   const words = `lima-guard: Cannot start without permission for ${
     missing.join(", ")
   } (hint: deno run -P install.ts …)\n`;
-  if (missing.length > 0) writeAllTo(Deno.stderr, words);
+  if (missing.length > 0) print(words);
   Deno.exit(missing.length > 0 ? EXIT.denied : await installMain(Deno.args));
 }

@@ -26,13 +26,8 @@
  * or another guard is at work: try again · 77 not permitted. --run: the command's own, 128 + n if signal n killed it,
  * 126 and 127 as in a shell, and 0 after a requested stop that succeeded.
  *
- * Sections: names and numbers · what we saw · reading · proof of identity · proof of identity: a command's parts ·
- * deciding: --pre · deciding: the rules · commands to type · deciding: --stop · deciding: --run · deciding: --status · the
- * host · observing: PID files · observing: processes · observing: for a start · observing: networks · observing: disks ·
- * lock and journal · acting · stopping: the line to the guest · stopping: the ladder · stopping: the stages · the
- * role --pre · the role --stop · taking the lock · finding instances · root: the whole machine · the role
- * --status · running: preparing · running: launchd's word · running: supervising · running: watching · running: the end · the real host · the real
- * host: processes and sockets · command line · main.
+ * Part I (below) decides: no clock, no file, no process. Part II looks and acts. Part III is the real host, the command
+ * line and the only exit. CONTRIBUTING.md has the map.
  *
  * Exports exist for install.ts and for the tests.
  * @module
@@ -45,7 +40,9 @@ import { basename } from "jsr:@std/path@1.1.4/posix/basename";
 import { dirname } from "jsr:@std/path@1.1.4/posix/dirname";
 import { join } from "jsr:@std/path@1.1.4/posix/join";
 
-// ─────────────────────────────────────────────────────────────────────────────── names and numbers ──
+// ══════════════════════════════════════════════════════════════════════════════════════════ part I: what it decides ══
+
+// ──────────────────────────────────────────────────────────────────────────────────────────────── names and numbers ──
 
 /** The version that `--version` prints; the tag of a release is `v` and this. */
 export const VERSION = "0.1.0";
@@ -130,7 +127,50 @@ export function worst(statuses: readonly number[]): number {
   return WORST_FIRST.find((s) => statuses.includes(s)) ?? EXIT.done;
 }
 
-// ───────────────────────────────────────────────────────────────────────────────────── what we saw ──
+/** The first pause of a growing series, and the last: of the brake, of waiting while blocked, of a broken line. */
+const FIRST_PAUSE_MS = 5_000;
+const LAST_PAUSE_MS = 300_000;
+
+/** The pause after `n` pauses: 5 s, doubling to 5 min. */
+export function backoffMs(n: number): number {
+  return Math.min(LAST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.min(n, 10));
+}
+
+/** launchd's patience with a job whose plist has no ExitTimeOut (measured by many; the manual says "system-defined"). */
+export const LAUNCHD_DEFAULT_S = 5;
+
+/** Flags of `colima start` that are followed by a value. */
+export const COLIMA_VALUES = new Set(
+  ("--runtime -r --cpus -c --cpu --cpu-type --memory -m --disk -d --root-disk --arch -a --hostname --disk-image -i " +
+    "--disk-image-mirror --port-forwarder --network-mode --network-interface --vm-type -t --model-runner " +
+    "--gateway-address --editor --mount -V --mount-type --ssh-port --kubernetes-version --kubernetes-disable --k3s-arg " +
+    "--k3s-listen-port --env --dns -n --dns-host --registry-mirror --downloader").split(" "),
+);
+
+/** How long launchctl may take in all; it can block while launchd is busy. */
+const LAUNCHCTL_LIMIT_MS = 5_000;
+
+/** How many letters differ; two that changed places count as two. */
+function distance(a: string, b: string): number {
+  let above = Array.from({ length: b.length + 1 }, (_, i) => i);
+  for (const [i, letter] of [...a].entries()) {
+    const row = [i + 1];
+    for (const [j, other] of [...b].entries()) {
+      row.push(Math.min((row[j] ?? 0) + 1, (above[j + 1] ?? 0) + 1, (above[j] ?? 0) + (letter === other ? 0 : 1)));
+    }
+    above = row;
+  }
+  return above[b.length] ?? Infinity;
+}
+
+/** The word of a list that was probably meant: at most two letters differ, and most are the same. */
+function nearest(word: string, known: readonly string[]): string | undefined {
+  if (word.length > 2 * NAME_LIMIT) return undefined;
+  const [best] = known.map((k) => ({ k, d: distance(word.toLowerCase(), k.toLowerCase()) })).sort((a, b) => a.d - b.d);
+  return best && best.d <= 2 && best.d * 2 < word.length ? best.k : undefined;
+}
+
+// ──────────────────────────────────────────────────────────────────────────────────────────────────────────── facts ──
 
 /** One instance and where it lives. `home` is LIMA_HOME with its links resolved, as Lima itself does. */
 export interface Instance {
@@ -144,7 +184,7 @@ export interface Instance {
 }
 
 /** What is known of the person who will type a printed command. */
-export interface Address {
+interface Address {
   /** A bare `lima-guard NAME` of that person finds this instance: the command needs no `--lima-home`. */
   readonly isDefaultHome?: boolean;
   /** The owner's user name, where another user (root, an administrator) reads the message: `sudo -H -u OWNER`. */
@@ -192,7 +232,7 @@ export interface FileStamp {
 }
 
 /** A socket that belongs to a PID file. */
-export interface StampedPath {
+interface StampedPath {
   readonly path: string;
   readonly stamp: FileStamp;
 }
@@ -266,7 +306,198 @@ export function emptyObservation(instance: Instance): Observation {
   return { instance, stateFiles: [], alive: [], unknowns: [], startBlockers: [], held: [], notes: [] };
 }
 
-// ───────────────────────────────────────────────────────────────────────────────────────── reading ──
+/** A process that has a file open for writing. */
+interface Holder {
+  readonly pid: number;
+  readonly command: string;
+  readonly path: string;
+  /** The file's device and inode; undefined where lsof does not know them. */
+  readonly dev: number | undefined;
+  readonly ino: number | undefined;
+}
+
+/** Whether two spellings name one directory, by device and inode. */
+export type SameDirectory = (named: string, ours: string) => "same" | "different" | "cannot tell";
+
+/** What a process is to an instance. */
+type Judgement =
+  /** `renamed`: by the whole grammar of a host agent, under the name of a program that is none of Lima's. */
+  | { readonly kind: "ours"; readonly role: Role; readonly renamed?: true }
+  | { readonly kind: "not ours"; readonly why: string }
+  /** With a role: it has the shape of one, and only whose it is cannot be told. */
+  | { readonly kind: "unknown"; readonly why: string; readonly role?: Role };
+
+/** What the guard finds an instance to be. `clear` is what Lima calls Stopped, with nothing in the way of a start. */
+export type State =
+  | "clear"
+  | "running"
+  | "booting"
+  | "hung"
+  | "orphan"
+  | "stale"
+  | "blocked"
+  | "unknown"
+  | "missing"
+  | "stopped";
+
+/** One thing to do. `outcome` is filled in by acting; the dry run prints the same words without it. */
+export interface Step {
+  readonly kind: "remove" | "guest" | "agent" | "driver" | "kill" | "start";
+  readonly what: string;
+  readonly because: string;
+  readonly path?: string;
+  readonly stamp?: FileStamp;
+  readonly outcome?: Outcome;
+}
+
+/** What came of a step. */
+type Outcome =
+  | {
+    readonly kind: "done" | "already gone" | "process changed" | "no end in time" | "skipped by a signal";
+    readonly note?: string;
+  }
+  | { readonly kind: "skipped" | "refused" | "failed" | "alive"; readonly why: string };
+
+const DONE: Outcome = { kind: "done" };
+
+/** What is to be done about an instance, with all reasons. Plain data. */
+export interface Plan {
+  readonly state: State;
+  readonly because: string;
+  readonly status: number;
+  readonly steps: readonly Step[];
+  readonly blockers: readonly Diagnostic[];
+  readonly notes: readonly Diagnostic[];
+}
+
+/** The rungs of the ladder, in order. */
+export type Stage = "guest" | "agent" | "driver" | "kill" | "clean up";
+
+/** How a stop ended. */
+export type StopEnd = "guest" | "agent" | "driver" | "killed" | "already stopped" | "gone before the request";
+
+/** What `launchctl print` says of a job, as far as it could be read: only lines with exactly one tab are the job's own. */
+interface PrintedJob {
+  readonly pid?: number;
+  readonly exitTimeoutS?: number;
+  readonly state?: string;
+  readonly program?: string;
+  readonly path?: string;
+}
+
+/** A launchd job of an instance, as its plist and launchctl show it. */
+export interface JobStatus {
+  readonly label: string;
+  readonly plist: string;
+  readonly wrapped: boolean;
+  readonly loaded: "yes" | "no" | "unknown";
+  readonly disabled: boolean;
+  /** Seconds from SIGTERM to SIGKILL: what launchd has in force, else what the plist will bring. 0 is for ever. */
+  readonly exitTimeoutS: number;
+  readonly target: string;
+  /** launchctl's 125: the domain of the screen's user is not there, since no user is logged in. */
+  readonly noLogin?: true;
+  /** `KeepAlive {SuccessfulExit: true}`: started again after a good stop, and never after a failure. */
+  readonly restartsAfterSuccess?: boolean;
+}
+
+/** How the last stop ended, for a monitor. */
+export type LastStopKind = "none" | "graceful" | "cut by agent" | "killed" | "cut off" | "by itself" | "unknown";
+
+/** A stop under way: who does it, since when, in which stage, and when its budget ends. */
+interface Stopping {
+  readonly pid: number;
+  readonly role: string;
+  readonly since: string | null;
+  readonly stage: string | null;
+  readonly until: string | null;
+}
+
+/** Whether the guest was ready, by the events of its host agent; null where there are none to read. */
+interface Readiness {
+  readonly ready: boolean | null;
+  readonly errors: readonly string[];
+  /** What the host agent waits for. */
+  readonly waits?: string;
+}
+
+/** What the holder of an instance's lock writes into it, one line of JSON. Believed only while the lock is held. */
+export interface LockRecord {
+  readonly pid: number;
+  /** The holder's start time as ps shows it; empty where nobody may signal the holder. */
+  readonly started: string;
+  readonly dir: string;
+  readonly role: string;
+  readonly phase: string;
+}
+
+/** One line of an instance's journal, written by any role. */
+export interface JournalLine {
+  readonly time: string;
+  readonly boot: string;
+  readonly dir: string;
+  readonly role: string;
+  readonly event: string;
+  readonly [more: string]: unknown;
+}
+
+/** What became of one instance: the document that `--json` prints, field by field. */
+export interface Report {
+  readonly name: string;
+  /** Where several users' homes are served (root's `--all`): whose instance it is, and its LIMA_HOME. */
+  readonly owner?: string;
+  readonly home?: string;
+  /** What the guard found it to be; `stopped` after a stop. */
+  readonly state: State;
+  readonly status: number;
+  /** Which stage ended a stop, or null. */
+  readonly stage: StopEnd | null;
+  readonly seconds: Readonly<Record<string, number>>;
+  readonly steps: readonly (Pick<Step, "kind" | "what" | "because"> & { readonly outcome: string })[];
+  readonly blockers: readonly Diagnostic[];
+  readonly notes: readonly Diagnostic[];
+  /** The result in one line, for people. */
+  readonly summary: string;
+}
+
+function report(name: string, state: State, status: number, summary: string, more: Partial<Report> = {}): Report {
+  const empty = { stage: null, seconds: {}, steps: [], blockers: [], notes: [] };
+  return { name, state, status, ...empty, ...more, summary };
+}
+
+/** What `--status` adds to a report. */
+interface Details {
+  readonly evidence: readonly { file: string; holds: string | null; verdict: Verdict["kind"]; because: string }[];
+  readonly limactlStart: string;
+  readonly jobs: readonly JobStatus[];
+  readonly supervisor: number | null;
+  readonly lastStop: string;
+  readonly lastStopKind: LastStopKind;
+  readonly lastStopAt: string | null;
+  readonly lastRepair: string | null;
+  readonly lastRepairAt: string | null;
+  /** Whether the guest was ever ready since its host agent started; null where that is not known, or none lives. */
+  readonly ready: boolean | null;
+  readonly stopping: Stopping | null;
+  /** The version of the lima-guard that supervises it. */
+  readonly guardVersion: string | null;
+  /** The last lines of the journal in words, for people only. */
+  readonly recent: readonly string[];
+  /** How often a guard started it since the host did, and for how long the brake still holds. */
+  readonly starts: number | null;
+  readonly brakeSeconds: number | null;
+}
+
+/** The launchd job that the guard runs as. */
+interface Job {
+  readonly label: string;
+  /** `system/LABEL` and the like, where launchctl knows the job and its PID is ours. */
+  readonly target?: string;
+  /** Seconds from SIGTERM to SIGKILL. */
+  readonly timeLimitS?: number;
+}
+
+// ────────────────────────────────────────────────────────────────────────────────────────────────────────── parsers ──
 
 /**
  * Reads the text of a PID file: one decimal number, white space around it, nothing else, and a number that may be
@@ -312,16 +543,6 @@ export function readPs(text: string): { rows: ProcessRow[]; unreadable: string[]
 /** Milliseconds since 1970 of ps's start time, which is in UTC because ps ran with TZ=UTC0. */
 function startedAt(row: ProcessRow): number {
   return Date.parse(`${row.started.replaceAll(/ +/g, " ")} UTC`);
-}
-
-/** A process that has a file open for writing. */
-export interface Holder {
-  readonly pid: number;
-  readonly command: string;
-  readonly path: string;
-  /** The file's device and inode; undefined where lsof does not know them. */
-  readonly dev: number | undefined;
-  readonly ino: number | undefined;
 }
 
 /**
@@ -431,7 +652,208 @@ export function readSocketPaths(yaml: string): string[] {
   });
 }
 
-// ─────────────────────────────────────────────────────────────────────────────── proof of identity ──
+/** How many lines of the host agent behind its last stop are read. */
+const CUT_LINES = 40;
+
+/**
+ * What a host agent wrote in its last stop, if that is that it could not stop its guest: the guest's power went with the
+ * agent (lima-vm/lima#5087). Level and phrase count together, since Lima 2.3 warns in the same words and stops the guest
+ * all the same. Children share the file: lines of theirs mean nothing, wherever they stand.
+ */
+export function readCut(haStderr: string): string | undefined {
+  const lines = haStderr.split("\n");
+  const events = lines.map((l) => jsonObject(l)).map((e) => ({ level: String(e?.["level"]), msg: e?.["msg"] }));
+  const begin = events.findLastIndex((e) => typeof e.msg === "string" && /^(Shutting down|Received SIG)/.test(e.msg));
+  const said = events.slice(begin + 1).filter((e) => typeof e.msg === "string").slice(0, CUT_LINES);
+  const cut = said.find(({ level, msg }) =>
+    level === "fatal"
+      ? /CanRequestStop|timeout while waiting for stop/.test(String(msg))
+      : /forcibly killing QEMU/.test(String(msg))
+  );
+  return cut === undefined ? lines.slice(begin + 1).find((l) => l.startsWith("panic: ")) : String(cut.msg);
+}
+
+/** Reads `launchctl print DOMAIN/LABEL`. Its text is no API: what is not there is simply not known. */
+export function readPrint(text: string): PrintedJob {
+  const values = (name: string) => [...text.matchAll(new RegExp(`^\\t${name} = (.*)$`, "gm"))].map((m) => m[1]);
+  // Arguments and environment are printed as they are, between these and the numbers, and may hold any line.
+  const value = (name: string) => values(name)[0];
+  const number = (name: string) =>
+    /^\d{1,9}$/.test(values(name).at(-1) ?? "") ? Number(values(name).at(-1)) : undefined;
+  const [pid, exitTimeoutS, state, program, path] = [
+    number("pid"),
+    number("exit timeout"),
+    value("state"),
+    value("program"),
+    value("path"),
+  ];
+  return {
+    ...pid === undefined ? {} : { pid },
+    ...exitTimeoutS === undefined ? {} : { exitTimeoutS },
+    ...state === undefined ? {} : { state },
+    ...program === undefined ? {} : { program },
+    ...path === undefined ? {} : { path },
+  };
+}
+
+/** `ExitTimeOut` of a plist's text, launchd's default where it has none. 0 means for ever, which no shutdown grants. */
+export function readExitTimeout(plist: string): number {
+  const text = plist.replaceAll(/<!--[\s\S]*?-->/g, "");
+  const n = Number(/<key>\s*ExitTimeOut\s*<\/key>\s*<integer>\s*(\d{1,9})\s*<\/integer>/.exec(text)?.[1] ?? Number.NaN);
+  return Number.isNaN(n) ? LAUNCHD_DEFAULT_S : n;
+}
+
+/** A plist's text without comments, and with the text of its CDATA sections as any other text. */
+function plainPlist(plist: string): string {
+  const escape = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  return plist.replaceAll(/<!--[\s\S]*?-->/g, "").replaceAll(/<!\[CDATA\[([\s\S]*?)\]\]>/g, (_, t) => escape(t));
+}
+
+function plainText(xml: string): string {
+  const entities: Record<string, string> = { lt: "<", gt: ">", quot: '"', apos: "'", amp: "&" };
+  return xml.replaceAll(/&(lt|gt|quot|apos|amp);/g, (_, name) => entities[name] ?? "");
+}
+
+/** The strings of a plist's ProgramArguments. Read by pattern: nothing is changed on its word. */
+export function readProgramArguments(plist: string): string[] {
+  const array = /<key>\s*ProgramArguments\s*<\/key>\s*<array>([\s\S]*?)<\/array>/.exec(plainPlist(plist))?.[1] ?? "";
+  return [...array.matchAll(/<string>([\s\S]*?)<\/string>/g)].map((m) => plainText(m[1] ?? ""));
+}
+
+/** One string of a plist by its key, wherever it stands. */
+function readPlistString(plist: string, key: string): string | undefined {
+  const found = new RegExp(`<key>\\s*${key}\\s*</key>\\s*<string>([\\s\\S]*?)</string>`).exec(plainPlist(plist))?.[1];
+  return found === undefined ? undefined : plainText(found);
+}
+
+/** The command of a job, without the shell that only waits for a path: `/bin/sh -c "/bin/wait4path DIR && exec …"`. */
+function unwaited(args: readonly string[]): readonly string[] {
+  const line = args.length === 3 && args[0] === "/bin/sh" && args[1] === "-c" ? args[2] ?? "" : "";
+  const rest = /^\/bin\/wait4path \S+ && exec (.+)$/s.exec(line.trim())?.[1];
+  if (rest === undefined || /[|;&<>$`(){}\\]/.test(rest)) return args;
+  return [...rest.matchAll(/'([^']*)'|"([^"]*)"|(\S+)/g)].map((m) => m[1] ?? m[2] ?? m[3] ?? "");
+}
+
+/** Whether a job runs lima-guard for this instance. */
+export function isWrapped(args: readonly string[], name: string): boolean {
+  const words = unwaited(args);
+  const end = words.indexOf("--");
+  const own = end < 0 ? words : words.slice(0, end);
+  if (!/^lima-guard/.test(basename(own[0] ?? "")) || !own.includes("--run")) return false;
+  return own.some((word, i) => i > 0 && word === name && own[i - 1] !== "--lima-home" && own[i - 1] !== "--timeout");
+}
+
+/** The Lima instance of a Colima profile. */
+export function colimaInstance(profile: string): string {
+  if (["", "colima", "default"].includes(profile)) return "colima";
+  return profile.startsWith("colima-") ? profile : `colima-${profile}`;
+}
+
+/** The Lima instance that `colima ARGS` starts; undefined where it starts none. `--profile` beats the argument. */
+function instanceOfColima(args: readonly string[], fromEnv: string): string | undefined {
+  const words: string[] = [];
+  let profile: string | undefined;
+  for (let i = 1; i < args.length; i++) {
+    const word = args[i] ?? "";
+    const given = /^(?:--profile|-p)(?:=(.*))?$/.exec(word);
+    if (given) profile = given[1] ?? args[++i] ?? "";
+    else if (COLIMA_VALUES.has(word)) i++;
+    else if (!word.startsWith("-")) words.push(word);
+  }
+  return words[0] === "start" ? colimaInstance(profile ?? words[1] ?? fromEnv) : undefined;
+}
+
+/** Whether a plist's program runs lima-guard, limactl or colima for an instance, whatever the job's label. */
+export function runsInstance(plist: string, name: string): boolean {
+  const args = unwaited(readProgramArguments(plist));
+  if (isWrapped(args, name)) return true;
+  const program = basename(args[0] ?? "");
+  if (program === "colima") return instanceOfColima(args, readPlistString(plist, "COLIMA_PROFILE") ?? "") === name;
+  const start = /^limactl(\.|$)/.test(program) ? args.indexOf("start") : -1;
+  return start > 0 && args.slice(start + 1).includes(name);
+}
+
+/** Whether launchd starts a job again after status 0, and never after anything else. */
+function restartsAfterSuccess(plist: string): boolean {
+  const dict = /<key>\s*KeepAlive\s*<\/key>\s*<dict>([\s\S]*?)<\/dict>/.exec(plainPlist(plist))?.[1] ?? "";
+  return /<key>\s*SuccessfulExit\s*<\/key>\s*<true\s*\/>/.test(dict);
+}
+
+/** Reads ha.stdout.log (events) and ha.stderr.log of a living host agent. */
+export function readReadiness(events: string, log: string): Readiness {
+  const seen = events.split("\n").flatMap((line) => {
+    const status = jsonObject(line)?.["status"];
+    return typeof status === "object" && status !== null ? [status as Record<string, unknown>] : [];
+  });
+  if (seen.length === 0 && log === "") return { ready: null, errors: [] };
+  const ready = seen.some((status) => status["running"] === true);
+  const last = seen.findLast((status) => status["running"] === true || status["degraded"] === true);
+  const given = last?.["degraded"] === true ? last["errors"] : undefined;
+  const errors = Array.isArray(given) ? given.map(String) : last?.["degraded"] === true ? ["no error is given"] : [];
+  if (ready) return { ready, errors };
+  const lines = log.split("\n").map(jsonObject);
+  const shape = /^(Waiting for the .*requirement \d+ of \d+: .+|The .*requirement \d+ of \d+ is satisfied)$/;
+  const asked = lines.findLast((line) => shape.test(String(line?.["msg"])));
+  const [, number, of, what] = /requirement (\d+) of (\d+): (.+)$/.exec(String(asked?.["msg"])) ?? [];
+  if (what === undefined) return { ready, errors };
+  return { ready, errors, waits: `${what.trim()}, requirement ${number} of ${of}, since ${asked?.["time"]}` };
+}
+
+function textOfFact(fact: unknown): string {
+  return typeof fact === "string" ? fact : JSON.stringify(fact) ?? "";
+}
+
+/** Reads the record in a lock file; undefined where it is damaged or of another directory. */
+export function readLockRecord(text: string, dir: string): LockRecord | undefined {
+  const record = jsonObject(text.split("\n", 1)[0] ?? "");
+  const { pid, started, role, phase } = record ?? {};
+  if (record?.["dir"] !== dir || typeof pid !== "number" || !isPid(pid)) return undefined;
+  if (typeof started !== "string" || typeof role !== "string" || typeof phase !== "string") return undefined;
+  return { pid, started, dir, role, phase };
+}
+
+/** Reads a journal: damaged lines and those of another directory (a clone brings them along) do not count. */
+export function readJournal(text: string, dir: string): JournalLine[] {
+  return text.split("\n").flatMap((line) => {
+    const o = jsonObject(line);
+    if (!o || o["dir"] !== dir) return [];
+    const { time, boot, role, event } = o;
+    if (typeof time !== "string" || typeof boot !== "string") return [];
+    if (typeof role !== "string" || typeof event !== "string") return [];
+    return [{ ...o, time, boot, dir, role, event }];
+  });
+}
+
+function jsonObject(text: string): Record<string, unknown> | undefined {
+  try {
+    const value: unknown = JSON.parse(text);
+    return typeof value === "object" && value !== null ? value as Record<string, unknown> : undefined;
+  } catch {
+    return undefined; // a line cut short by a power cut is an ordinary guest here
+  }
+}
+
+function cutIn(line: JournalLine): string | undefined {
+  return typeof line["cut"] === "string" ? line["cut"] : undefined;
+}
+
+function isSeconds(value: unknown): value is Record<string, number> {
+  return typeof value === "object" && value !== null && Object.values(value).every((v) => typeof v === "number");
+}
+
+function versionIn(lines: readonly JournalLine[]): string | null {
+  const version = lines.findLast((l) => l.event === "start")?.["version"];
+  return typeof version === "string" ? version : null;
+}
+
+/** The value of an option in a job's command, before its `--`. */
+function optionOf(args: readonly string[], option: string): string | undefined {
+  const own = args.slice(0, args.includes("--") ? args.indexOf("--") : args.length);
+  const joined = own.find((word) => word.startsWith(`${option}=`))?.slice(option.length + 1);
+  return joined ?? (own.includes(option) ? own[own.indexOf(option) + 1] : undefined);
+}
+
+// ──────────────────────────────────────────────────────────────────────────────────────────────── proof of identity ──
 
 /** A shape that a command of Lima's can have: which program, which word after its flags, and where its path stands. */
 interface Shape {
@@ -475,17 +897,6 @@ export function rolesOf(file: string): readonly Role[] {
   return ["QEMU", "krunkit", "external driver", "host agent"];
 }
 
-/** Whether two spellings name one directory, by device and inode. */
-export type SameDirectory = (named: string, ours: string) => "same" | "different" | "cannot tell";
-
-/** What a process is to an instance. */
-export type Judgement =
-  /** `renamed`: by the whole grammar of a host agent, under the name of a program that is none of Lima's. */
-  | { readonly kind: "ours"; readonly role: Role; readonly renamed?: true }
-  | { readonly kind: "not ours"; readonly why: string }
-  /** With a role: it has the shape of one, and only whose it is cannot be told. */
-  | { readonly kind: "unknown"; readonly why: string; readonly role?: Role };
-
 /**
  * Judges one process by its owner and its command; see SHAPES. `sameDirectory` is asked only about directories that
  * a command of Lima's shape names in another spelling, `isFile` only about programs whose path may hold a blank. Not
@@ -508,16 +919,16 @@ export function judge(
     const found = program && compareShape(row.command, shape, program, instance, sameDirectory);
     if (found === "same" && !stranger) return { kind: "ours", role: shape.role };
     if (found === "same") {
-      return unknown(`it looks like this instance's ${shape.role} and belongs to uid ${row.uid}`, shape.role);
+      return cannotTell(`it looks like this instance's ${shape.role} and belongs to uid ${row.uid}`, shape.role);
     }
     if (stranger) continue;
     if (found === "different") return notOurs(`it is the ${shape.role} of another directory`);
     if (found === "cannot tell") {
-      return unknown(`it may be a ${shape.role}, and whose cannot be told from its command`, shape.role);
+      return cannotTell(`it may be a ${shape.role}, and whose cannot be told from its command`, shape.role);
     }
   }
   if (whole === "same") {
-    return unknown(`it looks like this instance's host agent and belongs to uid ${row.uid}`, "host agent");
+    return cannotTell(`it looks like this instance's host agent and belongs to uid ${row.uid}`, "host agent");
   }
   if (stranger) return notOurs(`it belongs to uid ${row.uid}`);
   return judgeProgram(row.command, instance, sameDirectory);
@@ -527,25 +938,25 @@ function notOurs(why: string): Judgement {
   return { kind: "not ours", why };
 }
 
-function unknown(why: string, role?: Role): Judgement & { kind: "unknown" } {
+function cannotTell(why: string, role?: Role): Judgement & { kind: "unknown" } {
   return { kind: "unknown", why, ...(role === undefined ? {} : { role }) };
 }
 
 /** What can still be said of a process of our user whose command has none of the shapes. */
 function judgeProgram(command: string, instance: Instance, sameDirectory: SameDirectory): Judgement {
-  if (command === "") return unknown("ps shows no command for it");
+  if (command === "") return cannotTell("ps shows no command for it");
   const raw = limaProgram(command);
   if (!raw) {
     // A process whose arguments name this instance's PID file may be a renamed Lima program.
     const names = SHAPES.some((s) => compareShape(command, s, "certain", instance, sameDirectory) === "same");
     const all = JSON.stringify(command);
-    if (names) return unknown(`it is none of Lima's programs, and names this instance's own files: ${all}`);
+    if (names) return cannotTell(`it is none of Lima's programs, and names this instance's own files: ${all}`);
     return notOurs(`it is ${JSON.stringify(programWords(command))}, none of Lima's programs`);
   }
   const program = unwrapped(raw);
   const isLimactl = program.startsWith("limactl");
   if (isLimactl && / (start|restart) /.test(`${command} `)) {
-    return unknown("it is a `limactl start`, which becomes a host agent under the same PID");
+    return cannotTell("it is a `limactl start`, which becomes a host agent under the same PID");
   }
   if (isLimactl && !/ (hostagent|usernet)( |$)/.test(command) && command.includes(" ")) {
     return notOurs("it is a limactl that is no host agent");
@@ -553,10 +964,8 @@ function judgeProgram(command: string, instance: Instance, sameDirectory: SameDi
   if (program.startsWith("qemu-system-") && command.includes(" ") && !command.includes("/qemu.pid")) {
     return notOurs("it is a QEMU without the PID file that Lima gives to each of its own");
   }
-  return unknown(`it may be Lima's ${program}, and its command does not tell whose`);
+  return cannotTell(`it may be Lima's ${program}, and its command does not tell whose`);
 }
-
-// ──────────────────────────────────────────────────────────── proof of identity: a command's parts ──
 
 /**
  * Holds a command against one shape. The path must stand directly after its flag and end there: found anywhere else
@@ -682,268 +1091,16 @@ function escaped(text: string): string {
   return text.replaceAll(/[.*+?^${}()|[\]\\]/g, String.raw`\$&`);
 }
 
-// ───────────────────────────────────────────────────────────────────────────────── deciding: --pre ──
-
-/** What the guard finds an instance to be. `clear` is what Lima calls Stopped, with nothing in the way of a start. */
-export type State =
-  | "clear"
-  | "running"
-  | "booting"
-  | "hung"
-  | "orphan"
-  | "stale"
-  | "blocked"
-  | "unknown"
-  | "missing"
-  | "stopped";
-
-/** One thing to do. `outcome` is filled in by acting; the dry run prints the same words without it. */
-export interface Step {
-  readonly kind: "remove" | "guest" | "agent" | "driver" | "kill" | "start";
-  readonly what: string;
-  readonly because: string;
-  readonly path?: string;
-  readonly seen?: FileStamp;
-  readonly outcome?: Outcome;
-}
-
-/** What came of a step. */
-export type Outcome =
-  | {
-    readonly kind: "done" | "already gone" | "process changed" | "no end in time" | "skipped by a signal";
-    readonly note?: string;
-  }
-  | { readonly kind: "skipped" | "refused" | "failed" | "alive"; readonly why: string };
-
-const DONE: Outcome = { kind: "done" };
-
-/** An outcome as it is printed, in the log, the journal and the JSON document. */
-export function outcomeWords(outcome: Outcome): string {
-  if (outcome.kind === "process changed") return "skipped: the process changed";
-  if (outcome.kind === "alive") return `failed: ${outcome.why}`;
-  if ("why" in outcome) return `${outcome.kind}: ${outcome.why}`;
-  return outcome.note === undefined ? outcome.kind : `${outcome.kind}; ${outcome.note}`;
-}
-
-/** What is to be done about an instance, with all reasons. Plain data. */
-export interface Plan {
-  readonly state: State;
-  readonly because: string;
-  readonly status: number;
-  readonly steps: readonly Step[];
-  readonly blockers: readonly Diagnostic[];
-  readonly notes: readonly Diagnostic[];
-}
-
-/**
- * Decides what `--pre` does. Seven rules: R0 nothing claims anything; R1 not there; R2 proven alive; R3 unknown permits
- * nothing; the first of R1–R3 that speaks decides. Otherwise R4 and R5, a claim without proof goes with its companions,
- * and R6, what is not ours to mend is named, add up.
- */
-export function planPre(seen: Observation, budgetS = DEFAULT_BUDGET_S): Plan {
-  const notes = seen.notes;
-  if (seen.missing !== undefined) {
-    const because = seen.missing;
-    const hint = "limactl start would silently create a new VM of this name";
-    return plan("missing", because, { notes, blockers: [{ what: seen.instance.dir, because, hint }] }, EXIT.noInstance);
-  }
-  const alive = planAlive(seen, budgetS);
-  if (alive) return alive;
-  const doubts = unknownsOf(seen);
-  if (doubts.length > 0) {
-    return plan("unknown", "nothing is touched while this is unknown", { notes, blockers: doubts });
-  }
-  return planFiles(seen);
-}
-
-function plan(
-  state: State,
-  because: string,
-  more: { steps?: readonly Step[]; blockers?: readonly Diagnostic[]; notes?: readonly Diagnostic[] },
-  status?: number,
-): Plan {
-  const { steps = [], blockers = [], notes = [] } = more;
-  return { state, because, status: status ?? statusOfBlockers(blockers), steps, blockers, notes };
-}
-
-/** 77 where only permissions are missing, 75 where anything else is in the way too. */
-function statusOfBlockers(blockers: readonly Diagnostic[]): number {
-  if (blockers.length === 0) return EXIT.done;
-  return blockers.every((b) => b.status === EXIT.denied) ? EXIT.denied : EXIT.tryAgain;
-}
-
-/** Whether a PID file of a driver names a process that is dead: an agent that boots has not written one yet. */
-function hasDeadDriver(seen: Observation): boolean {
-  const isDrivers = (path: string) => rolesOf(basename(path)).some((role) => role === "QEMU" || role === "krunkit");
-  return seen.stateFiles.some((c) => c.scope === "instance" && c.verdict.kind === "dead" && isDrivers(c.path));
-}
-
-/** R2: what to do about processes that are proven to be this instance's; undefined where there are none. */
-function planAlive(seen: Observation, budgetS: number): Plan | undefined {
-  const agent = seen.alive.find((p) => p.role === "host agent");
-  const drivers = seen.alive.filter((p) => p.role !== "host agent" && p.role !== "usernet");
-  const signs = seen.agent;
-  if (agent && !(signs && isHung(signs))) {
-    const pid = `host agent ${agent.row.pid}`;
-    if (signs?.answers && hasDriver(seen)) return plan("running", `${pid} answers and its driver is alive`, seen);
-    if (agent.row.stat.startsWith("T") && !signs?.answers) {
-      const hint = killCommand(seen.instance, agent.row.pid, "CONT");
-      const halted = { what: pid, because: `${pid} is stopped by a signal (ps: ${agent.row.stat})`, hint };
-      return plan("unknown", halted.because, { notes: seen.notes, blockers: [halted] });
-    }
-    const driver = hasDeadDriver(seen) ? "its driver has died" : "its driver is not up";
-    const because = signs?.answers ? `${pid} answers, ${driver}` : `${pid} is alive and does not answer yet`;
-    const blocker = {
-      what: pid,
-      because,
-      hint: `it is left alone; to end it: ${guardCommand(seen.instance, "--stop")}`,
-    };
-    return plan("booting", because, { notes: seen.notes, blockers: [blocker] });
-  }
-  if (!agent && drivers.length === 0) return undefined;
-  const doubts = unknownsOf(seen);
-  if (doubts.length > 0) {
-    return plan("unknown", "nothing is touched while this is unknown", { notes: seen.notes, blockers: doubts });
-  }
-  const state = agent ? "hung" : "orphan";
-  const because = agent && signs
-    ? hungBecause(agent, signs)
-    : `${names(drivers)} ${drivers.length > 1 ? "run" : "runs"} without a host agent`;
-  const steps = [...urgentRemovals(seen), ...stageSteps(seen, because, budgetS), ...laterRemovals(seen)];
-  return plan(state, because, { steps, notes: seen.notes });
-}
-
-/** Hung: beyond the boot window, and deaf for a minute of asking, or without a single event since its start. */
-function isHung(signs: AgentHealth): boolean {
-  if (signs.ageS < BOOT_WINDOW_S) return false;
-  return signs.neverReported || (!signs.answers && signs.silentS * 1000 >= SILENCE_MS);
-}
-
-function hungBecause(agent: VerifiedProcess, signs: AgentHealth): string {
-  const age = `host agent ${agent.row.pid} is ${Math.floor(signs.ageS / 60)} min old`;
-  return signs.neverReported
-    ? `${age} and has not written one event`
-    : `${age} and silent for ${Math.floor(signs.silentS)} s`;
-}
-
-/** vz.pid holds the host agent's own number, so that for vz a file that names the agent is the driver's. */
-function hasDriver(seen: Observation): boolean {
-  const isDriverFile = (path: string) => rolesOf(basename(path)).includes("QEMU");
-  return seen.stateFiles.some((c) => c.scope === "instance" && c.verdict.kind === "ours" && isDriverFile(c.path));
-}
-
-// ───────────────────────────────────────────────────────────────────────────── deciding: the rules ──
-
-/** What about this instance's processes could not be found out: R3's reasons. */
-function unknownsOf(seen: Observation): Diagnostic[] {
-  const claims = seen.stateFiles.filter((c) => c.scope === "instance" && c.verdict.kind === "unknown");
-  return [...claims.map(unknownFile(seen.instance)), ...seen.unknowns];
-}
-
-/** A claim that is unknown, with what settles it: the process ends, or the file is no witness any more. */
-function unknownFile(instance: Instance): (claim: StateFile) => Diagnostic {
-  return ({ path, verdict, stamp: seen }) => {
-    const pid = readPid(seen.text ?? "");
-    const hint = "pid" in pid
-      ? `${psCommand(pid.pid)}; if it is a process of this VM: ${killCommand(instance, pid.pid)}`
-      : `${lookCommand(path)}; if this VM does not run: move it out of the folder`;
-    return { what: path, because: verdict.why, hint };
-  };
-}
-
-/** R4 to R6. Nothing is removed while the disk is in use. */
-function planFiles(seen: Observation): Plan {
-  if (seen.held.length > 0) {
-    const blockers = [...seen.held, ...seen.startBlockers];
-    return plan("blocked", blockers[0]?.because ?? "", { blockers, notes: seen.notes }, EXIT.tryAgain);
-  }
-  const steps = removals(seen);
-  const shared = seen.stateFiles.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown").map(
-    unknownFile(seen.instance),
-  );
-  const blockers = [...undeletableFiles(seen), ...shared, ...seen.startBlockers];
-  const notes = seen.notes;
-  if (blockers.length > 0) return plan("blocked", blockers[0]?.because ?? "", { steps, blockers, notes });
-  if (steps.length > 0) return plan("stale", removableFiles(seen)[0]?.verdict.why ?? "", { steps, notes });
-  return plan("clear", "nothing claims to be running", { notes });
-}
-
-/** Stale files that cannot be removed: row 28. */
-function undeletableFiles(seen: Observation): Diagnostic[] {
-  return seen.stateFiles.filter((c) => isStale(c) && c.undeletable !== undefined).map((c) => ({
-    what: c.path,
-    because: `it is stale (${c.verdict.why}) and cannot be removed: ${c.undeletable}`,
-    hint: remedyCommand(c),
-    status: EXIT.denied,
-  }));
-}
-
-/** A claim that nothing stands behind. */
-function isStale(claim: StateFile): boolean {
-  return claim.verdict.kind === "dead" || claim.verdict.kind === "not ours" || claim.verdict.kind === "stale";
-}
-
-/** R4 and R5 as steps; the boot marker goes with the last PID file of the instance, and never before it. */
-function removals(seen: Observation): Step[] {
-  const going = removableFiles(seen);
-  // The sockets go first: a guard that dies after them leaves the file that tells the next one about them.
-  const steps = going.flatMap((c) => [
-    ...c.sockets.map((socket) => removal(socket, `it belongs to ${basename(c.path)}`)),
-    removal(c, c.verdict.why),
-  ]);
-  const pidFiles = seen.stateFiles.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
-  const isLast = pidFiles.length > 0
-    ? pidFiles.every((c) => going.includes(c))
-    : seen.isOldMarker && seen.alive.every((p) => p.role === "usernet");
-  if (!isLast || !seen.bootMarker) return steps;
-  const marker = { path: join(seen.instance.dir, BOOT_MARKER), seen: seen.bootMarker };
-  const because = pidFiles.length > 0 ? "it goes with the last PID file, as in Lima ≥ 2.2.1" : "it is of another boot";
-  return [...steps, removal(marker, because)];
-}
-
-function removal({ path, seen }: { path: string; seen: FileStamp }, because: string): Step {
-  return { kind: "remove", what: `remove ${path}`, because, path, seen };
-}
-
-/** The claims that go, as far as is known beforehand. */
-function removableFiles(seen: Observation): StateFile[] {
-  return seen.stateFiles.filter((c) => isStale(c) && c.undeletable === undefined);
-}
-
-/**
- * Stale PID files of external drivers: while it stops, a host agent of Lima 2.2 signals whoever they name (row 24). So
- * they go before anything is stopped, and even where something else is unknown: no stranger is ever signalled.
- */
-function urgentRemovals(seen: Observation): Step[] {
-  // A file that names no number makes Lima signal nothing, and it is what leads to the search of all processes.
-  const claims = seen.stateFiles.filter((c) => "pid" in readPid(c.stamp.text ?? ""));
-  return removals({ ...seen, stateFiles: claims }).filter((s) =>
-    rolesOf(basename(s.path ?? ""))[0] === "external driver"
-  );
-}
-
-function laterRemovals(seen: Observation): Step[] {
-  const urgent = urgentRemovals(seen).map((s) => s.path);
-  return removals(seen).filter((s) => !urgent.includes(s.path));
-}
-
 function names(processes: readonly VerifiedProcess[]): string {
   return processes.map((p) => `${p.role} ${p.row.pid}`).join(" and ");
 }
 
-/** What makes a file removable, where that is known. */
-function remedyCommand({ path, remedy: cure }: StateFile): string {
-  if (cure === "mode") return writableCommand(dirname(path));
-  if (cure === "owner") return chownCommand(dirname(path));
-  return lookCommand(dirname(path), path);
-}
+// ───────────────────────────────────────────────────────────────────────────────────────────────── commands to type ──
 
 /** A path as a POSIX shell takes it, for commands that a person is to type. */
 export function quote(text: string): string {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }
-
-// ─────────────────────────────────────────────────────────────────────────────── commands to type ──
 
 /** A command line as a POSIX shell takes it. */
 function shellWords(words: readonly string[]): string {
@@ -1053,13 +1210,203 @@ function killCommand(instance: Instance, pid: number, signal?: string): string {
   return shellWords([...sudo, "kill", ...signal === undefined ? [] : [`-${signal}`], String(pid)]);
 }
 
-// ──────────────────────────────────────────────────────────────────────────────── deciding: --stop ──
+// ──────────────────────────────────────────────────────────────────────────────────────────────── the plan of --pre ──
 
-/** The rungs of the ladder, in order. */
-export type Stage = "guest" | "agent" | "driver" | "kill" | "clean up";
+/**
+ * Decides what `--pre` does. Seven rules: R0 nothing claims anything; R1 not there; R2 proven alive; R3 unknown permits
+ * nothing; the first of R1–R3 that speaks decides. Otherwise R4 and R5, a claim without proof goes with its companions,
+ * and R6, what is not ours to mend is named, add up.
+ */
+export function planPre(seen: Observation, budgetS = DEFAULT_BUDGET_S): Plan {
+  const notes = seen.notes;
+  if (seen.missing !== undefined) {
+    const because = seen.missing;
+    const hint = "limactl start would silently create a new VM of this name";
+    return plan("missing", because, { notes, blockers: [{ what: seen.instance.dir, because, hint }] }, EXIT.noInstance);
+  }
+  const alive = planAlive(seen, budgetS);
+  if (alive) return alive;
+  const doubts = unknownsOf(seen);
+  if (doubts.length > 0) {
+    return plan("unknown", "nothing is touched while this is unknown", { notes, blockers: doubts });
+  }
+  return planFiles(seen);
+}
 
-/** How a stop ended. */
-export type StopEnd = "guest" | "agent" | "driver" | "killed" | "already stopped" | "gone before the request";
+function plan(
+  state: State,
+  because: string,
+  more: { steps?: readonly Step[]; blockers?: readonly Diagnostic[]; notes?: readonly Diagnostic[] },
+  status?: number,
+): Plan {
+  const { steps = [], blockers = [], notes = [] } = more;
+  return { state, because, status: status ?? statusOfBlockers(blockers), steps, blockers, notes };
+}
+
+/** 77 where only permissions are missing, 75 where anything else is in the way too. */
+function statusOfBlockers(blockers: readonly Diagnostic[]): number {
+  if (blockers.length === 0) return EXIT.done;
+  return blockers.every((b) => b.status === EXIT.denied) ? EXIT.denied : EXIT.tryAgain;
+}
+
+/** Whether a PID file of a driver names a process that is dead: an agent that boots has not written one yet. */
+function hasDeadDriver(seen: Observation): boolean {
+  const isDrivers = (path: string) => rolesOf(basename(path)).some((role) => role === "QEMU" || role === "krunkit");
+  return seen.stateFiles.some((c) => c.scope === "instance" && c.verdict.kind === "dead" && isDrivers(c.path));
+}
+
+/** R2: what to do about processes that are proven to be this instance's; undefined where there are none. */
+function planAlive(seen: Observation, budgetS: number): Plan | undefined {
+  const agent = seen.alive.find((p) => p.role === "host agent");
+  const drivers = seen.alive.filter((p) => p.role !== "host agent" && p.role !== "usernet");
+  const signs = seen.agent;
+  if (agent && !(signs && isHung(signs))) {
+    const pid = `host agent ${agent.row.pid}`;
+    if (signs?.answers && hasDriver(seen)) return plan("running", `${pid} answers and its driver is alive`, seen);
+    if (agent.row.stat.startsWith("T") && !signs?.answers) {
+      const hint = killCommand(seen.instance, agent.row.pid, "CONT");
+      const halted = { what: pid, because: `${pid} is stopped by a signal (ps: ${agent.row.stat})`, hint };
+      return plan("unknown", halted.because, { notes: seen.notes, blockers: [halted] });
+    }
+    const driver = hasDeadDriver(seen) ? "its driver has died" : "its driver is not up";
+    const because = signs?.answers ? `${pid} answers, ${driver}` : `${pid} is alive and does not answer yet`;
+    const blocker = {
+      what: pid,
+      because,
+      hint: `it is left alone; to end it: ${guardCommand(seen.instance, "--stop")}`,
+    };
+    return plan("booting", because, { notes: seen.notes, blockers: [blocker] });
+  }
+  if (!agent && drivers.length === 0) return undefined;
+  const doubts = unknownsOf(seen);
+  if (doubts.length > 0) {
+    return plan("unknown", "nothing is touched while this is unknown", { notes: seen.notes, blockers: doubts });
+  }
+  const state = agent ? "hung" : "orphan";
+  const because = agent && signs
+    ? hungBecause(agent, signs)
+    : `${names(drivers)} ${drivers.length > 1 ? "run" : "runs"} without a host agent`;
+  const steps = [...urgentRemovals(seen), ...stageSteps(seen, because, budgetS), ...laterRemovals(seen)];
+  return plan(state, because, { steps, notes: seen.notes });
+}
+
+/** Hung: beyond the boot window, and deaf for a minute of asking, or without a single event since its start. */
+function isHung(signs: AgentHealth): boolean {
+  if (signs.ageS < BOOT_WINDOW_S) return false;
+  return signs.neverReported || (!signs.answers && signs.silentS * 1000 >= SILENCE_MS);
+}
+
+function hungBecause(agent: VerifiedProcess, signs: AgentHealth): string {
+  const age = `host agent ${agent.row.pid} is ${Math.floor(signs.ageS / 60)} min old`;
+  return signs.neverReported
+    ? `${age} and has not written one event`
+    : `${age} and silent for ${Math.floor(signs.silentS)} s`;
+}
+
+/** vz.pid holds the host agent's own number, so that for vz a file that names the agent is the driver's. */
+function hasDriver(seen: Observation): boolean {
+  const isDriverFile = (path: string) => rolesOf(basename(path)).includes("QEMU");
+  return seen.stateFiles.some((c) => c.scope === "instance" && c.verdict.kind === "ours" && isDriverFile(c.path));
+}
+
+/** What about this instance's processes could not be found out: R3's reasons. */
+function unknownsOf(seen: Observation): Diagnostic[] {
+  const stateFiles = seen.stateFiles.filter((c) => c.scope === "instance" && c.verdict.kind === "unknown");
+  return [...stateFiles.map(unknownFile(seen.instance)), ...seen.unknowns];
+}
+
+/** A claim that is unknown, with what settles it: the process ends, or the file is no witness any more. */
+function unknownFile(instance: Instance): (claim: StateFile) => Diagnostic {
+  return ({ path, verdict, stamp: seen }) => {
+    const pid = readPid(seen.text ?? "");
+    const hint = "pid" in pid
+      ? `${psCommand(pid.pid)}; if it is a process of this VM: ${killCommand(instance, pid.pid)}`
+      : `${lookCommand(path)}; if this VM does not run: move it out of the folder`;
+    return { what: path, because: verdict.why, hint };
+  };
+}
+
+/** R4 to R6. Nothing is removed while the disk is in use. */
+function planFiles(seen: Observation): Plan {
+  if (seen.held.length > 0) {
+    const blockers = [...seen.held, ...seen.startBlockers];
+    return plan("blocked", blockers[0]?.because ?? "", { blockers, notes: seen.notes }, EXIT.tryAgain);
+  }
+  const steps = removals(seen);
+  const shared = seen.stateFiles.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown").map(
+    unknownFile(seen.instance),
+  );
+  const blockers = [...undeletableFiles(seen), ...shared, ...seen.startBlockers];
+  const notes = seen.notes;
+  if (blockers.length > 0) return plan("blocked", blockers[0]?.because ?? "", { steps, blockers, notes });
+  if (steps.length > 0) return plan("stale", removableFiles(seen)[0]?.verdict.why ?? "", { steps, notes });
+  return plan("clear", "nothing claims to be running", { notes });
+}
+
+/** Stale files that cannot be removed: row 28. */
+function undeletableFiles(seen: Observation): Diagnostic[] {
+  return seen.stateFiles.filter((c) => isStale(c) && c.undeletable !== undefined).map((c) => ({
+    what: c.path,
+    because: `it is stale (${c.verdict.why}) and cannot be removed: ${c.undeletable}`,
+    hint: remedyCommand(c),
+    status: EXIT.denied,
+  }));
+}
+
+/** A claim that nothing stands behind. */
+function isStale(claim: StateFile): boolean {
+  return claim.verdict.kind === "dead" || claim.verdict.kind === "not ours" || claim.verdict.kind === "stale";
+}
+
+/** R4 and R5 as steps; the boot marker goes with the last PID file of the instance, and never before it. */
+function removals(seen: Observation): Step[] {
+  const going = removableFiles(seen);
+  // The sockets go first: a guard that dies after them leaves the file that tells the next one about them.
+  const steps = going.flatMap((c) => [
+    ...c.sockets.map((socket) => removal(socket, `it belongs to ${basename(c.path)}`)),
+    removal(c, c.verdict.why),
+  ]);
+  const pidFiles = seen.stateFiles.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
+  const isLast = pidFiles.length > 0
+    ? pidFiles.every((c) => going.includes(c))
+    : seen.isOldMarker && seen.alive.every((p) => p.role === "usernet");
+  if (!isLast || !seen.bootMarker) return steps;
+  const marker = { path: join(seen.instance.dir, BOOT_MARKER), stamp: seen.bootMarker };
+  const because = pidFiles.length > 0 ? "it goes with the last PID file, as in Lima ≥ 2.2.1" : "it is of another boot";
+  return [...steps, removal(marker, because)];
+}
+
+function removal({ path, stamp }: StampedPath, because: string): Step {
+  return { kind: "remove", what: `remove ${path}`, because, path, stamp };
+}
+
+/** The claims that go, as far as is known beforehand. */
+function removableFiles(seen: Observation): StateFile[] {
+  return seen.stateFiles.filter((c) => isStale(c) && c.undeletable === undefined);
+}
+
+/**
+ * Stale PID files of external drivers: while it stops, a host agent of Lima 2.2 signals whoever they name (row 24). So
+ * they go before anything is stopped, and even where something else is unknown: no stranger is ever signalled.
+ */
+function urgentRemovals(seen: Observation): Step[] {
+  // A file that names no number makes Lima signal nothing, and it is what leads to the search of all processes. Of what
+  // is no small regular file the text is not known here, but Lima reads through a link.
+  const stateFiles = seen.stateFiles.filter((c) => c.stamp.text === undefined || "pid" in readPid(c.stamp.text));
+  return removals({ ...seen, stateFiles }).filter((s) => rolesOf(basename(s.path ?? ""))[0] === "external driver");
+}
+
+function laterRemovals(seen: Observation): Step[] {
+  const urgent = urgentRemovals(seen).map((s) => s.path);
+  return removals(seen).filter((s) => !urgent.includes(s.path));
+}
+
+/** What makes a file removable, where that is known. */
+function remedyCommand({ path, remedy: cure }: StateFile): string {
+  if (cure === "mode") return writableCommand(dirname(path));
+  if (cure === "owner") return chownCommand(dirname(path));
+  return lookCommand(dirname(path), path);
+}
 
 /**
  * When each stage must have ended, in seconds after the request. tail = min(9, T/2) is for killing and cleaning up,
@@ -1104,6 +1451,12 @@ function driversOf(seen: Observation): VerifiedProcess[] {
   return seen.alive.filter((p) => p.role === "QEMU" || p.role === "krunkit" || p.role === "external driver");
 }
 
+function aliveWords(processes: readonly VerifiedProcess[]): string {
+  return `${names(processes)} ${processes.length > 1 ? "are" : "is"} alive`;
+}
+
+// ─────────────────────────────────────────────────────────────────────────── the plan of --stop, the table of --run ──
+
 /** Decides what `--stop` does. What is unknown is left alone; what is proven is stopped all the same. */
 export function planStop(seen: Observation, budgetS: number): Plan {
   if (seen.missing !== undefined) return planPre(seen);
@@ -1127,31 +1480,6 @@ export function planStop(seen: Observation, budgetS: number): Plan {
   return plan(state, because, { steps, blockers, notes });
 }
 
-/** How many lines of the host agent behind its last stop are read. */
-const CUT_LINES = 40;
-
-/**
- * What a host agent wrote in its last stop, if that is that it could not stop its guest: the guest's power went with the
- * agent (lima-vm/lima#5087). Level and phrase count together, since Lima 2.3 warns in the same words and stops the guest
- * all the same. Children share the file: lines of theirs mean nothing, wherever they stand.
- */
-export function readCut(haStderr: string): string | undefined {
-  const lines = haStderr.split("\n");
-  const events = lines.map((l) => jsonObject(l)).map((e) => ({ level: String(e?.["level"]), msg: e?.["msg"] }));
-  const begin = events.findLastIndex((e) => typeof e.msg === "string" && /^(Shutting down|Received SIG)/.test(e.msg));
-  const said = events.slice(begin + 1).filter((e) => typeof e.msg === "string").slice(0, CUT_LINES);
-  const cut = said.find(({ level, msg }) =>
-    level === "fatal"
-      ? /CanRequestStop|timeout while waiting for stop/.test(String(msg))
-      : /forcibly killing QEMU/.test(String(msg))
-  );
-  return cut === undefined ? lines.slice(begin + 1).find((l) => l.startsWith("panic: ")) : String(cut.msg);
-}
-
-function aliveWords(processes: readonly VerifiedProcess[]): string {
-  return `${names(processes)} ${processes.length > 1 ? "are" : "is"} alive`;
-}
-
 /**
  * Whether the port in ssh.config is this instance's own now. A stopped instance keeps its last port in the file, and
  * by then it may lead into another guest, with the same key. So: the proven QEMU forwards this very port, or the
@@ -1169,6 +1497,105 @@ export function isOwnPort(
 }
 
 const HUNG_AGENT = "the hung host agent was killed";
+
+/**
+ * Whom a host agent of Lima 2.2 may signal while it stops, although nobody can tell whose it is: it believes the PID
+ * files of external drivers. Such a file may not be removed; and the driver of Lima 2.0, which has no arguments, is one
+ * that must end.
+ */
+function mayBeSignalledByLima(seen: Observation): Diagnostic[] {
+  const isDoubtful = ({ path, verdict }: StateFile) =>
+    verdict.kind === "unknown" && rolesOf(basename(path))[0] === "external driver";
+  const because = (why: string) => `Lima's host agent may signal the process that it names, while it stops: ${why}`;
+  return seen.stateFiles.filter(isDoubtful).map(({ path, verdict }) => ({ what: path, because: because(verdict.why) }));
+}
+
+/** The states of `--run`. Waiting for a volume, a lock or the brake is all _preparing_; the cause is a word. */
+export type RunState = "preparing" | "supervising" | "stopping" | "leaving";
+
+/** What can happen to it: preparing came to an end in one of three ways, the job ended, a stop was asked or done. */
+export type RunEvent = "clear" | "healthy" | "refused" | "ended" | "stop" | "stopped";
+
+/** What it does about it. */
+export type RunAction = "start" | "adopt" | "stop" | "leave" | "ignore" | "impossible";
+
+/**
+ * States × events. Before the command runs the guard waits, and leaves only when told to; once it runs the guard never
+ * leaves while it lives. Cells that cannot happen are logged and survived.
+ */
+export const RUN_TABLE: Readonly<Record<RunState, Readonly<Record<RunEvent, readonly [RunState, RunAction]>>>> = {
+  preparing: {
+    clear: ["supervising", "start"],
+    healthy: ["supervising", "adopt"],
+    refused: ["leaving", "leave"],
+    ended: ["preparing", "impossible"],
+    stop: ["stopping", "stop"],
+    stopped: ["preparing", "impossible"],
+  },
+  supervising: {
+    clear: ["supervising", "impossible"],
+    healthy: ["supervising", "impossible"],
+    refused: ["supervising", "impossible"],
+    ended: ["leaving", "leave"],
+    stop: ["stopping", "stop"],
+    stopped: ["supervising", "impossible"],
+  },
+  stopping: {
+    // A look that began before the stop may still bring its answer; the end of the command is what the ladder is for.
+    clear: ["stopping", "ignore"],
+    healthy: ["stopping", "ignore"],
+    refused: ["stopping", "ignore"],
+    ended: ["stopping", "ignore"],
+    stop: ["stopping", "ignore"],
+    stopped: ["leaving", "leave"],
+  },
+  leaving: {
+    clear: ["leaving", "ignore"],
+    healthy: ["leaving", "ignore"],
+    refused: ["leaving", "ignore"],
+    ended: ["leaving", "ignore"],
+    stop: ["leaving", "ignore"],
+    stopped: ["leaving", "ignore"],
+  },
+};
+
+/** A run that ended badly within this time of its start counts for the brake; one that lasted so long resets it. */
+const SHORT_RUN_S = 60;
+const LONG_RUN_S = 600;
+
+/**
+ * How long the crash-loop brake still holds, in milliseconds. launchd starts a job again every 10 s for ever; after the
+ * second bad end in a row the next start waits until 5 s after the last end, then 10, 20 … 5 min. It lives in the
+ * journal, so that it survives the guard.
+ */
+export function restartBackoffMs(lines: readonly JournalLine[], nowMs: number): number {
+  let [bad, lastMs] = [0, 0];
+  for (const line of lines) {
+    if (line.event !== "end" || line.role !== "run") continue;
+    const ranS = typeof line["ranS"] === "number" ? line["ranS"] : 0;
+    if (line["requested"] === true || ranS >= LONG_RUN_S) bad = 0;
+    else if (line["status"] !== 0 && ranS < SHORT_RUN_S) [bad, lastMs] = [bad + 1, Date.parse(line.time)];
+  }
+  if (bad < 2 || Number.isNaN(lastMs)) return 0;
+  const pause = backoffMs(bad - 2);
+  // A clock that was stepped back must not make the pause longer than it is.
+  return Math.max(0, Math.min(pause, lastMs + pause - nowMs));
+}
+
+/** The budget of a stop: what launchd grants, which `--timeout` can only shorten. */
+export function budgetOf(grantedS: number | undefined, wantedS: number): number {
+  return Math.min(grantedS === undefined || grantedS === 0 ? DEFAULT_BUDGET_S : grantedS, wantedS);
+}
+
+// ─────────────────────────────────────────────────────────────────────────────────────────────── verdicts and words ──
+
+/** An outcome as it is printed, in the log, the journal and the JSON document. */
+function outcomeWords(outcome: Outcome): string {
+  if (outcome.kind === "process changed") return "skipped: the process changed";
+  if (outcome.kind === "alive") return `failed: ${outcome.why}`;
+  if ("why" in outcome) return `${outcome.kind}: ${outcome.why}`;
+  return outcome.note === undefined ? outcome.kind : `${outcome.kind}; ${outcome.note}`;
+}
 
 /** The result of a stop in one line. `cut` is what the host agent said where it could not stop its guest. */
 export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgentHung = false): string {
@@ -1205,252 +1632,10 @@ function describeDiagnostic(word: string): (r: Diagnostic) => string {
       r.hint === undefined ? "" : ` (hint: ${r.hint})`
     }`;
 }
-
-/**
- * Whom a host agent of Lima 2.2 may signal while it stops, although nobody can tell whose it is: it believes the PID
- * files of external drivers. Such a file may not be removed; and the driver of Lima 2.0, which has no arguments, is one
- * that must end.
- */
-function mayBeSignalledByLima(seen: Observation): Diagnostic[] {
-  const isDoubtful = ({ path, verdict }: StateFile) =>
-    verdict.kind === "unknown" && rolesOf(basename(path))[0] === "external driver";
-  const because = (why: string) => `Lima's host agent may signal the process that it names, while it stops: ${why}`;
-  return seen.stateFiles.filter(isDoubtful).map(({ path, verdict }) => ({ what: path, because: because(verdict.why) }));
-}
-
-// ───────────────────────────────────────────────────────────────────────────────── deciding: --run ──
-
-/** The states of `--run`. Waiting for a volume, a lock or the brake is all _preparing_; the cause is a word. */
-export type RunState = "preparing" | "supervising" | "stopping" | "leaving";
-
-/** What can happen to it: preparing came to an end in one of three ways, the job ended, a stop was asked or done. */
-export type RunEvent = "clear" | "healthy" | "refused" | "ended" | "stop" | "stopped";
-
-/** What it does about it. */
-export type RunAction = "start" | "adopt" | "climb" | "leave" | "ignore" | "impossible";
-
-/**
- * States × events. Before the command runs the guard waits, and leaves only when told to; once it runs the guard never
- * leaves while it lives. Cells that cannot happen are logged and survived.
- */
-export const RUN_TABLE: Readonly<Record<RunState, Readonly<Record<RunEvent, readonly [RunState, RunAction]>>>> = {
-  preparing: {
-    clear: ["supervising", "start"],
-    healthy: ["supervising", "adopt"],
-    refused: ["leaving", "leave"],
-    ended: ["preparing", "impossible"],
-    stop: ["stopping", "climb"],
-    stopped: ["preparing", "impossible"],
-  },
-  supervising: {
-    clear: ["supervising", "impossible"],
-    healthy: ["supervising", "impossible"],
-    refused: ["supervising", "impossible"],
-    ended: ["leaving", "leave"],
-    stop: ["stopping", "climb"],
-    stopped: ["supervising", "impossible"],
-  },
-  stopping: {
-    // A look that began before the stop may still bring its answer; the end of the command is what the ladder is for.
-    clear: ["stopping", "ignore"],
-    healthy: ["stopping", "ignore"],
-    refused: ["stopping", "ignore"],
-    ended: ["stopping", "ignore"],
-    stop: ["stopping", "ignore"],
-    stopped: ["leaving", "leave"],
-  },
-  leaving: {
-    clear: ["leaving", "ignore"],
-    healthy: ["leaving", "ignore"],
-    refused: ["leaving", "ignore"],
-    ended: ["leaving", "ignore"],
-    stop: ["leaving", "ignore"],
-    stopped: ["leaving", "ignore"],
-  },
-};
-
-/** A run that ended badly within this time of its start counts for the brake; one that lasted so long resets it. */
-const SHORT_RUN_S = 60;
-const LONG_RUN_S = 600;
-/** The first pause of a growing series, and the last: of the brake, of waiting while blocked, of a broken line. */
-const FIRST_PAUSE_MS = 5_000;
-const LAST_PAUSE_MS = 300_000;
-
-/** The pause after `n` pauses: 5 s, doubling to 5 min. */
-export function backoffMs(n: number): number {
-  return Math.min(LAST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.min(n, 10));
-}
-
-/**
- * How long the crash-loop brake still holds, in milliseconds. launchd starts a job again every 10 s for ever; after the
- * second bad end in a row the next start waits until 5 s after the last end, then 10, 20 … 5 min. It lives in the
- * journal, so that it survives the guard.
- */
-export function restartBackoffMs(lines: readonly JournalLine[], nowMs: number): number {
-  let [bad, lastMs] = [0, 0];
-  for (const line of lines) {
-    if (line.event !== "end" || line.role !== "run") continue;
-    const ranS = typeof line["ranS"] === "number" ? line["ranS"] : 0;
-    if (line["requested"] === true || ranS >= LONG_RUN_S) bad = 0;
-    else if (line["status"] !== 0 && ranS < SHORT_RUN_S) [bad, lastMs] = [bad + 1, Date.parse(line.time)];
-  }
-  if (bad < 2 || Number.isNaN(lastMs)) return 0;
-  const pause = backoffMs(bad - 2);
-  // A clock that was stepped back must not make the pause longer than it is.
-  return Math.max(0, Math.min(pause, lastMs + pause - nowMs));
-}
-
-/** What `launchctl print` says of a job, as far as it could be read: only lines with exactly one tab are the job's own. */
-export interface PrintedJob {
-  readonly pid?: number;
-  readonly exitTimeoutS?: number;
-  readonly state?: string;
-  readonly program?: string;
-  readonly path?: string;
-}
-
-/** Reads `launchctl print DOMAIN/LABEL`. Its text is no API: what is not there is simply not known. */
-export function readPrint(text: string): PrintedJob {
-  const values = (name: string) => [...text.matchAll(new RegExp(`^\\t${name} = (.*)$`, "gm"))].map((m) => m[1]);
-  // Arguments and environment are printed as they are, between these and the numbers, and may hold any line.
-  const value = (name: string) => values(name)[0];
-  const number = (name: string) =>
-    /^\d{1,9}$/.test(values(name).at(-1) ?? "") ? Number(values(name).at(-1)) : undefined;
-  const [pid, exitTimeoutS, state, program, path] = [
-    number("pid"),
-    number("exit timeout"),
-    value("state"),
-    value("program"),
-    value("path"),
-  ];
-  return {
-    ...pid === undefined ? {} : { pid },
-    ...exitTimeoutS === undefined ? {} : { exitTimeoutS },
-    ...state === undefined ? {} : { state },
-    ...program === undefined ? {} : { program },
-    ...path === undefined ? {} : { path },
-  };
-}
-
-/** launchd's patience with a job whose plist has no ExitTimeOut (measured by many; the manual says "system-defined"). */
-export const LAUNCHD_DEFAULT_S = 5;
-
-/** `ExitTimeOut` of a plist's text, launchd's default where it has none. 0 means for ever, which no shutdown grants. */
-export function readExitTimeout(plist: string): number {
-  const text = plist.replaceAll(/<!--[\s\S]*?-->/g, "");
-  const n = Number(/<key>\s*ExitTimeOut\s*<\/key>\s*<integer>\s*(\d{1,9})\s*<\/integer>/.exec(text)?.[1] ?? Number.NaN);
-  return Number.isNaN(n) ? LAUNCHD_DEFAULT_S : n;
-}
-
-/** The budget of a stop: what launchd grants, which `--timeout` can only shorten. */
-export function budgetOf(grantedS: number | undefined, wantedS: number): number {
-  return Math.min(grantedS === undefined || grantedS === 0 ? DEFAULT_BUDGET_S : grantedS, wantedS);
-}
-
-// ────────────────────────────────────────────────────────────────────────────── deciding: --status ──
-
-/** A launchd job of an instance, as its plist and launchctl show it. */
-export interface JobStatus {
-  readonly label: string;
-  readonly plist: string;
-  readonly wrapped: boolean;
-  readonly loaded: "yes" | "no" | "unknown";
-  readonly disabled: boolean;
-  /** Seconds from SIGTERM to SIGKILL: what launchd has in force, else what the plist will bring. 0 is for ever. */
-  readonly exitTimeoutS: number;
-  readonly target: string;
-  /** launchctl's 125: the domain of the screen's user is not there, since no user is logged in. */
-  readonly noLogin?: true;
-  /** `KeepAlive {SuccessfulExit: true}`: started again after a good stop, and never after a failure. */
-  readonly restartsAfterSuccess?: boolean;
-}
-
-/** A plist's text without comments, and with the text of its CDATA sections as any other text. */
-function plainPlist(plist: string): string {
-  const escape = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-  return plist.replaceAll(/<!--[\s\S]*?-->/g, "").replaceAll(/<!\[CDATA\[([\s\S]*?)\]\]>/g, (_, t) => escape(t));
-}
-
-function plainText(xml: string): string {
-  const entities: Record<string, string> = { lt: "<", gt: ">", quot: '"', apos: "'", amp: "&" };
-  return xml.replaceAll(/&(lt|gt|quot|apos|amp);/g, (_, name) => entities[name] ?? "");
-}
-
-/** The strings of a plist's ProgramArguments. Read by pattern: nothing is changed on its word. */
-export function readProgramArguments(plist: string): string[] {
-  const array = /<key>\s*ProgramArguments\s*<\/key>\s*<array>([\s\S]*?)<\/array>/.exec(plainPlist(plist))?.[1] ?? "";
-  return [...array.matchAll(/<string>([\s\S]*?)<\/string>/g)].map((m) => plainText(m[1] ?? ""));
-}
-
-/** One string of a plist by its key, wherever it stands. */
-function readPlistString(plist: string, key: string): string | undefined {
-  const found = new RegExp(`<key>\\s*${key}\\s*</key>\\s*<string>([\\s\\S]*?)</string>`).exec(plainPlist(plist))?.[1];
-  return found === undefined ? undefined : plainText(found);
-}
+// ── --status
 
 function reasonOf(verdict: Verdict): "zombie" | undefined {
   return verdict.kind === "ours" ? undefined : verdict.reason;
-}
-
-/** The command of a job, without the shell that only waits for a path: `/bin/sh -c "/bin/wait4path DIR && exec …"`. */
-function unwaited(args: readonly string[]): readonly string[] {
-  const line = args.length === 3 && args[0] === "/bin/sh" && args[1] === "-c" ? args[2] ?? "" : "";
-  const rest = /^\/bin\/wait4path \S+ && exec (.+)$/s.exec(line.trim())?.[1];
-  if (rest === undefined || /[|;&<>$`(){}\\]/.test(rest)) return args;
-  return [...rest.matchAll(/'([^']*)'|"([^"]*)"|(\S+)/g)].map((m) => m[1] ?? m[2] ?? m[3] ?? "");
-}
-
-/** Whether a job runs lima-guard for this instance. */
-export function isWrapped(args: readonly string[], name: string): boolean {
-  const words = unwaited(args);
-  const end = words.indexOf("--");
-  const own = end < 0 ? words : words.slice(0, end);
-  if (!/^lima-guard/.test(basename(own[0] ?? "")) || !own.includes("--run")) return false;
-  return own.some((word, i) => i > 0 && word === name && own[i - 1] !== "--lima-home" && own[i - 1] !== "--timeout");
-}
-
-/** Flags of `colima start` that are followed by a value. */
-export const COLIMA_VALUES = new Set(
-  ("--runtime -r --cpus -c --cpu --cpu-type --memory -m --disk -d --root-disk --arch -a --hostname --disk-image -i " +
-    "--disk-image-mirror --port-forwarder --network-mode --network-interface --vm-type -t --model-runner " +
-    "--gateway-address --editor --mount -V --mount-type --ssh-port --kubernetes-version --kubernetes-disable --k3s-arg " +
-    "--k3s-listen-port --env --dns -n --dns-host --registry-mirror --downloader").split(" "),
-);
-
-/** The Lima instance of a Colima profile. */
-export function colimaInstance(profile: string): string {
-  if (["", "colima", "default"].includes(profile)) return "colima";
-  return profile.startsWith("colima-") ? profile : `colima-${profile}`;
-}
-
-/** The Lima instance that `colima ARGS` starts; undefined where it starts none. `--profile` beats the argument. */
-function instanceOfColima(args: readonly string[], fromEnv: string): string | undefined {
-  const words: string[] = [];
-  let profile: string | undefined;
-  for (let i = 1; i < args.length; i++) {
-    const word = args[i] ?? "";
-    const given = /^(?:--profile|-p)(?:=(.*))?$/.exec(word);
-    if (given) profile = given[1] ?? args[++i] ?? "";
-    else if (COLIMA_VALUES.has(word)) i++;
-    else if (!word.startsWith("-")) words.push(word);
-  }
-  return words[0] === "start" ? colimaInstance(profile ?? words[1] ?? fromEnv) : undefined;
-}
-
-/** Whether a plist's program runs lima-guard, limactl or colima for an instance, whatever the job's label. */
-export function runsInstance(plist: string, name: string): boolean {
-  const args = unwaited(readProgramArguments(plist));
-  if (isWrapped(args, name)) return true;
-  const program = basename(args[0] ?? "");
-  if (program === "colima") return instanceOfColima(args, readPlistString(plist, "COLIMA_PROFILE") ?? "") === name;
-  const start = /^limactl(\.|$)/.test(program) ? args.indexOf("start") : -1;
-  return start > 0 && args.slice(start + 1).includes(name);
-}
-
-/** Whether launchd starts a job again after status 0, and never after anything else. */
-function restartsAfterSuccess(plist: string): boolean {
-  const dict = /<key>\s*KeepAlive\s*<\/key>\s*<dict>([\s\S]*?)<\/dict>/.exec(plainPlist(plist))?.[1] ?? "";
-  return /<key>\s*SuccessfulExit\s*<\/key>\s*<true\s*\/>/.test(dict);
 }
 
 /** What is said where nothing was seen: Lima may still refuse, its lima.yaml for one. */
@@ -1482,12 +1667,12 @@ export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "a
   if (usernet) return "refuses: failed to stop usernet";
   const [unsure] = unknownsOf(seen);
   if (unsure) return `cannot be known, because of ${unsure.what}`;
-  const [obstacle] = [
+  const [startBlocker] = [
     ...seen.held,
     ...seen.startBlockers,
     ...seen.stateFiles.filter((c) => c.verdict.kind !== "dead").map(unknownFile(seen.instance)),
   ];
-  return obstacle ? `may refuse, because of ${obstacle.what}` : STARTS;
+  return startBlocker ? `may refuse, because of ${startBlocker.what}` : STARTS;
 }
 
 /** What Lima says of a PID file that holds no PID of a process: Go reads 0 and -1, and refuses them in its own words. */
@@ -1524,11 +1709,12 @@ function endWords(line: JournalLine): string {
   return `ended by itself with ${typeof signal === "string" ? signal : `status ${textOfFact(status)}`}`;
 }
 
-/** How the last stop ended, for a monitor. */
-export type LastStopKind = "none" | "graceful" | "cut by agent" | "killed" | "cut off" | "by itself" | "unknown";
-
 /** The verdict of `lastStop` as a field, and when it was recorded. */
-export function lastStopFields(lines: readonly JournalLine[], boot: string, alive: boolean) {
+export function lastStopFields(
+  lines: readonly JournalLine[],
+  boot: string,
+  alive: boolean,
+): { lastStopKind: LastStopKind; lastStopAt: string | null } {
   const last = lastOf(lines, alive);
   const kind = (): LastStopKind => {
     if (!last) return "none";
@@ -1540,15 +1726,6 @@ export function lastStopFields(lines: readonly JournalLine[], boot: string, aliv
   };
   const isRecorded = last?.event === "end" && !Number.isNaN(Date.parse(last.time));
   return { lastStopKind: kind(), lastStopAt: isRecorded ? last.time : null };
-}
-
-/** A stop under way: who does it, since when, in which stage, and when its budget ends. */
-export interface Stopping {
-  readonly pid: number;
-  readonly role: string;
-  readonly since: string | null;
-  readonly stage: string | null;
-  readonly until: string | null;
 }
 
 /** The stop that the holder of the lock does now. `stages` are those that what lives needs, in their order. */
@@ -1574,38 +1751,6 @@ export function stopUnderWay(
   return { pid, role, since: new Date(sinceMs).toISOString(), stage, until };
 }
 
-/** Whether the guest was ready, by the events of its host agent; null where there are none to read. */
-export interface Readiness {
-  readonly ready: boolean | null;
-  readonly errors: readonly string[];
-  /** What the host agent waits for. */
-  readonly waits?: string;
-}
-
-/** Reads ha.stdout.log (events) and ha.stderr.log of a living host agent. */
-export function readReadiness(events: string, log: string): Readiness {
-  const seen = events.split("\n").flatMap((line) => {
-    const status = jsonObject(line)?.["status"];
-    return typeof status === "object" && status !== null ? [status as Record<string, unknown>] : [];
-  });
-  if (seen.length === 0 && log === "") return { ready: null, errors: [] };
-  const ready = seen.some((status) => status["running"] === true);
-  const last = seen.findLast((status) => status["running"] === true || status["degraded"] === true);
-  const given = last?.["degraded"] === true ? last["errors"] : undefined;
-  const errors = Array.isArray(given) ? given.map(String) : last?.["degraded"] === true ? ["no error is given"] : [];
-  if (ready) return { ready, errors };
-  const lines = log.split("\n").map(jsonObject);
-  const shape = /^(Waiting for the .*requirement \d+ of \d+: .+|The .*requirement \d+ of \d+ is satisfied)$/;
-  const asked = lines.findLast((line) => shape.test(String(line?.["msg"])));
-  const [, number, of, what] = /requirement (\d+) of (\d+): (.+)$/.exec(String(asked?.["msg"])) ?? [];
-  if (what === undefined) return { ready, errors };
-  return { ready, errors, waits: `${what.trim()}, requirement ${number} of ${of}, since ${asked?.["time"]}` };
-}
-
-function textOfFact(fact: unknown): string {
-  return typeof fact === "string" ? fact : JSON.stringify(fact) ?? "";
-}
-
 /** A line of the journal in words, in the time of the place. */
 export function journalWords(line: JournalLine): string {
   // A journal may hold anything: an object need not even have a text.
@@ -1625,7 +1770,12 @@ export function journalWords(line: JournalLine): string {
 }
 
 /** What about an instance's jobs needs a person, and what is only worth a word. */
-export function judgeJobs(jobs: readonly JobStatus[], instance: Instance, state: State, supervised: boolean) {
+export function judgeJobs(
+  jobs: readonly JobStatus[],
+  instance: Instance,
+  state: State,
+  supervised: boolean,
+): { troubles: Diagnostic[]; notes: Diagnostic[] } {
   const { name } = instance;
   const troubles: Diagnostic[] = [];
   const notes: Diagnostic[] = [];
@@ -1670,7 +1820,103 @@ export function needsPerson(state: State): boolean {
   return !["running", "clear", "stopped", "booting"].includes(state);
 }
 
-// ──────────────────────────────────────────────────────────────────────────────────────── the host ──
+/** The worst thing that came of some steps, as an exit status. A stage that failed is made good by the next one. */
+function statusOfSteps(steps: readonly Step[]): number {
+  const isBad = ({ kind, outcome }: Step) =>
+    outcome?.kind === "alive" || (kind === "remove" && outcome?.kind === "failed");
+  return steps.some(isBad) ? EXIT.failed : EXIT.done;
+}
+
+function reportPlan(instance: Instance, p: Plan, steps = p.steps): Report {
+  const { blockers, notes } = p;
+  // Blockers are told below the line, each with its reason.
+  const summary = blockers.length > 0 ? p.state : `${p.state}: ${p.because}`;
+  return report(instance.name, p.state, p.status, summary, { steps: steps.map(bare), blockers, notes });
+}
+
+function bare({ kind, what, because, outcome }: Step): Report["steps"][number] {
+  return { kind, what, because, outcome: outcome === undefined ? "planned" : outcomeWords(outcome) };
+}
+
+/** A recorded time for people: their own, to the minute. What is no time is shown as it was written. */
+export function localTime(recorded: string): string {
+  const time = new Date(recorded);
+  if (Number.isNaN(time.getTime())) return recorded;
+  const two = (n: number) => String(n).padStart(2, "0");
+  const date = [time.getFullYear(), two(time.getMonth() + 1), two(time.getDate())].join("-");
+  return `${date} ${two(time.getHours())}:${two(time.getMinutes())}`;
+}
+
+/** The status for people: a line each, and for what needs a person, or was asked for by name, everything known. */
+function formatStatus(reports: readonly (Report & Partial<Details>)[], verbose: boolean): string {
+  if (reports.length === 0) return "no instance\n";
+  const width = Math.max(4, ...reports.map((r) => r.name.length));
+  const rows = reports.map((r) => {
+    const job = r.jobs?.[0] ? (r.jobs[0].wrapped ? "guarded" : "not guarded") : "none";
+    return [r.name.padEnd(width), r.state.padEnd(8), job.padEnd(11), r.lastStop ?? ""].join("  ").trimEnd();
+  });
+  const head = ["NAME".padEnd(width), "STATE".padEnd(8), "JOB".padEnd(11), "LAST STOP"].join("  ");
+  const told = reports.filter((r) => verbose || reports.length === 1 || r.status !== EXIT.done);
+  return [head, ...rows, ...told.flatMap((r) => ["", ...formatDetails(r, verbose)])].join("\n") + "\n";
+}
+
+export function formatDetails(r: Report & Partial<Details>, verbose = false): string[] {
+  const told: string[] = [r.summary];
+  // A reason that stands above already is not printed again.
+  const once = (before: string, because: string, after = "") => {
+    const isKnown = told.some((text) => text.includes(because));
+    told.push(because);
+    return isKnown ? "" : `${before}${because}${after}`;
+  };
+  const remark = (word: string) => ({ what, because, hint }: Diagnostic) =>
+    `  ${word}: ${what}${once(": ", because)}${hint === undefined ? "" : ` (hint: ${hint})`}`;
+  const s = r.stopping;
+  return [
+    `${r.name}: ${r.summary}`,
+    ...s ? [`  lima-guard --${s.role}, PID ${s.pid}, is stopping it${stoppingWords(s)}`] : [],
+    ...r.evidence?.map((e) =>
+      `  ${basename(e.file)}${e.holds ? ` (${e.holds})` : ""}${once(": ", e.because) || `: ${e.verdict}`}`
+    ) ?? [],
+    ...r.limactlStart === undefined ? [] : [`  limactl start: ${r.limactlStart}`],
+    ...r.steps.map(({ what, because }) => `  --pre would ${what}${once(" (", because, ")")}`),
+    ...r.supervisor
+      ? [`  supervised by lima-guard --run ${r.guardVersion ?? ""}, PID ${r.supervisor}`.replace(" ,", ",")]
+      : [],
+    ...r.jobs?.map((j) => `  job ${j.label}: ${j.wrapped ? "guarded" : "not guarded"}, loaded: ${j.loaded}`) ?? [],
+    ...r.lastRepair ? [`  last repair: ${r.lastRepair}`] : [],
+    ...r.brakeSeconds ? [`  the brake holds for ${r.brakeSeconds} s after ${r.starts} starts`] : [],
+    ...r.blockers.map(remark("look")),
+    ...r.notes.map(remark("note")),
+    ...verbose ? (r.recent ?? []).map((line) => `  ${line}`) : [],
+  ];
+}
+
+function stoppingWords({ since, stage, until }: Stopping): string {
+  const local = (time: string) => new Date(time).toLocaleTimeString("sv-SE");
+  if (since === null) return "";
+  return ` since ${local(since)}, stage ${stage}${until === null ? "" : `, until ${local(until)} at the latest`}`;
+}
+
+/** The JSON document of a run; the field names are stable. */
+function toJson(role: string | null, reports: readonly Report[], more: Record<string, unknown> = {}): string {
+  const instances = reports.map(({ summary: _, ...fields }) => ({ ...fields, recent: undefined }));
+  return `${JSON.stringify({ version: 1, role, ...more, instances }, null, 2)}\n`;
+}
+
+/** The results for people: a line each, with what is in the way below it. */
+function formatReports(reports: readonly Report[], dryRun: boolean): string {
+  const lines = reports.flatMap((r) => [
+    `${r.name}: ${r.summary}`,
+    ...dryRun ? r.steps.map(({ kind, what, because }) => `  would ${describeStep({ kind, what, because })}`) : [],
+    ...r.blockers.map((b) => `  ${describeDiagnostic("blocked")(b)}`),
+    ...r.notes.map((n) => `  ${describeDiagnostic("note")(n)}`),
+  ]);
+  return lines.length === 0 ? "no instance\n" : `${lines.join("\n")}\n`;
+}
+
+// ═══════════════════════════════════════════════════════════════════════════════════ part II: how it looks and acts ══
+
+// ───────────────────────────────────────────────────────────────────────────────────────────────────────── the host ──
 
 /** The answer of an effect that can fail: a value, or what kind of trouble and the system's own words. */
 export type Result<T> =
@@ -1678,10 +1924,10 @@ export type Result<T> =
   | { readonly ok?: undefined; readonly trouble: ErrorKind; readonly why: string };
 
 /** The kinds of trouble that the guard treats differently. */
-export type ErrorKind = "absent" | "denied" | "refused" | "read-only" | "unsupported" | "limit" | "other";
+type ErrorKind = "absent" | "denied" | "refused" | "read-only" | "unsupported" | "limit" | "other";
 
 /** A file as lstat(2) or stat(2) shows it. `mode` is the nine permission bits. */
-export interface FileInfo extends Omit<FileStamp, "text"> {
+interface FileInfo extends Omit<FileStamp, "text"> {
   readonly kind: "file" | "directory" | "link" | "FIFO" | "socket" | "device";
   readonly uid: number;
   readonly mode: number;
@@ -1707,7 +1953,7 @@ export interface Command {
 }
 
 /** A long-lived child of the guard, signalled by its handle only: a handle cannot be recycled. */
-export interface Child {
+interface Child {
   readonly pid: number;
   readonly ended: Promise<{ code: number; signal: string | undefined }>;
   kill(signal: Signal): void;
@@ -1729,7 +1975,7 @@ export interface Connection {
 }
 
 /** A file or directory that can be locked with flock(2). */
-export interface LockFile {
+interface LockFile {
   /** `false`: held by another process. `unsupported`: this file system has no locks. */
   tryLock(): Result<boolean>;
   /** Taken within the time; woken by the release, not by polling. However often it is asked, one request is pending. */
@@ -1792,21 +2038,8 @@ export interface Host {
   stderr(text: string): void;
 }
 
-// ──────────────────────────────────────────────────────────────────────────── observing: PID files ──
-
-/** What looking at an instance's PID files and processes brings; part of an Observation. */
-type Processes = Pick<Observation, "claims" | "alive" | "unknowns" | "bootMarker" | "isOldMarker" | "searched">;
-
-/** A PID file as it was found: its number, or the verdict that needs no process. */
-interface PidFile {
-  readonly path: string;
-  readonly scope: "instance" | "shared";
-  readonly stamp: FileStamp;
-  readonly content: { readonly pid: number } | { readonly verdict: Verdict; readonly garbage: boolean };
-}
-
 /** How long an observation may take: a stop has less time than a start. Milliseconds. */
-export interface Timeouts {
+interface Timeouts {
   /** How long a PID file that may be half written is waited for. */
   readonly youngMs: number;
   /** The limit of one ps, and of one lsof. */
@@ -1832,12 +2065,273 @@ const STOP_TIMEOUTS: Timeouts = {
   holderMs: 0,
 };
 
+/** What a run of the guard carries along: its role, its options, where its words go. */
+interface Context {
+  readonly host: Host;
+  readonly role: string;
+  readonly dryRun: boolean;
+  readonly budgetS: number;
+  /** `--timeout`, or Infinity. */
+  readonly limitS: number;
+  /** The program of `--on-event`. */
+  readonly onEvent: string | undefined;
+  say(level: "debug" | "info" | "warn" | "error", instance: { readonly name: string }, text: string): void;
+  /** A stage of a long wait, for the person who waits. */
+  stage(instance: Instance, stage: string, deadlineMs: number): void;
+  /** How many times a person asked to skip a stage, and the bell that rings then. */
+  readonly skips: { count: number; readonly bell: WakeUp };
+}
+
+/** Something that several can wait for: each ring wakes all who listen then. */
+class WakeUp {
+  #next = Promise.withResolvers<void>();
+  /** Resolves at the next ring. However often it is asked, one promise is pending. */
+  next(): Promise<void> {
+    return this.#next.promise;
+  }
+  notify(): void {
+    this.#next.resolve();
+    this.#next = Promise.withResolvers<void>();
+  }
+}
+
+function secondsLeft(host: Host, deadlineMs: number): number {
+  return Math.max(0, Math.round((deadlineMs - host.clockMs()) / 1000));
+}
+
+// ────────────────────────────────────────────────────────────────────────────────────────── files, lock and journal ──
+
+/** lstat, and the text where it is a small regular file; nothing else is ever opened: a FIFO would hang us. */
+function statWithText(host: Host, path: string): { info: FileInfo; stamp: FileStamp; trouble?: string } | undefined {
+  const look = host.stat(path);
+  if (look.trouble === "absent") return undefined;
+  const nothing = { dev: 0, ino: 0, size: 0, mtimeMs: 0, text: undefined };
+  if (look.trouble) return { info: { ...nothing, kind: "file", uid: 0, mode: 0 }, stamp: nothing, trouble: look.why };
+  const { dev, ino, size, mtimeMs, kind } = look.ok;
+  const stamp = { dev, ino, size, mtimeMs, text: undefined };
+  if (kind !== "file" || size > PID_FILE_LIMIT_BYTES) return { info: look.ok, stamp };
+  const text = host.read(path, PID_FILE_LIMIT_BYTES + 1);
+  if (text.trouble === "absent") return undefined;
+  if (text.trouble) return { info: look.ok, stamp, trouble: text.why };
+  return { info: look.ok, stamp: { ...stamp, text: text.ok } };
+}
+
+/** The end of a log. */
+function tailOf(host: Host, path: string): string {
+  return host.stat(path).ok?.kind === "file" ? host.read(path, 65_536).ok ?? "" : "";
+}
+
+/** How much of a file is read: its end. */
+const TEXT_LIMIT_BYTES = 1_048_576;
+
+function textOf(host: Host, path: string): string {
+  const look = host.stat(path, "follow links");
+  return look.ok?.kind === "file" ? host.read(path, TEXT_LIMIT_BYTES).ok ?? "" : "";
+}
+
+/** The lock of one instance: one guard works on it, never two. */
+interface InstanceLock {
+  /** Says in the record what the holder is doing. `started`, once told, stays. */
+  setPhase(phase: string, started?: string): void;
+  release(): void;
+}
+
+const NO_LOCK: InstanceLock = { setPhase: () => {}, release: () => {} };
+
+/** An open lock file that another process holds; without a file of its own, the directory is locked. */
+interface HeldLock {
+  readonly file: LockFile;
+  readonly hasRecord: boolean;
+}
+
+/**
+ * Opens the file that is locked. Where none can be made, or the one that is there may not be written, what can be read
+ * is locked: the file, else the directory. Any other failure permits nothing.
+ */
+function openLockFile(ctx: Context, instance: Instance): Result<HeldLock> {
+  const { host } = ctx;
+  const path = join(instance.dir, LOCK_FILE);
+  const own = host.openLock(path, !ctx.dryRun);
+  if (!own.trouble) return { ok: { file: own.ok, hasRecord: true } };
+  if (own.trouble !== "denied" && own.trouble !== "read-only") return own;
+  const readable = host.openLock(path, false);
+  const file = readable.trouble === "absent" || readable.trouble === "denied"
+    ? host.openLock(instance.dir, false)
+    : readable;
+  return file.trouble ? file : { ok: { file: file.ok, hasRecord: false } };
+}
+
+/**
+ * Tries to take an instance's lock. Where the file system has no locks the guard warns and continues. A dry run makes no
+ * file, and releases the lock at once.
+ */
+function tryLock(ctx: Context, instance: Instance): { lock: InstanceLock } | { held: HeldLock } | { why: string } {
+  const opened = openLockFile(ctx, instance);
+  if (opened.trouble === "absent" && ctx.dryRun) return { lock: NO_LOCK };
+  if (opened.trouble) return { why: opened.why };
+  const taken = opened.ok.file.tryLock();
+  if (taken.ok === false) return { held: opened.ok };
+  if (taken.trouble === "unsupported") {
+    ctx.say("warn", instance, `continues without a lock: this file system has none (${taken.why})`);
+  } else if (taken.trouble) {
+    opened.ok.file.close();
+    return { why: taken.why };
+  }
+  return { lock: heldLock(ctx, instance, opened.ok) };
+}
+
+function heldLock(ctx: Context, instance: Instance, { file, hasRecord }: HeldLock): InstanceLock {
+  if (ctx.dryRun) {
+    file.close();
+    return NO_LOCK;
+  }
+  let start = "";
+  const note = (phase: string, started = start) => {
+    start = started;
+    const record: LockRecord = { pid: ctx.host.pid, started, dir: instance.dir, role: ctx.role, phase };
+    if (hasRecord) file.write(`${JSON.stringify(record)}\n`);
+  };
+  note("working");
+  return { setPhase: note, release: () => file.close() };
+}
+
+/** The journal; a young one with the end of the one before, or a rotation would make everybody forget. */
+function journalOf(host: Host, instance: Instance): JournalLine[] {
+  const text = (file: string, most: number) => {
+    const path = join(instance.dir, file);
+    return host.stat(path).ok?.kind === "file" ? host.read(path, most).ok ?? "" : "";
+  };
+  const young = text(JOURNAL_FILE, JOURNAL_LIMIT_BYTES);
+  const old = young.length < OLD_JOURNAL_BYTES ? text(OLD_JOURNAL_FILE, OLD_JOURNAL_BYTES) : "";
+  return readJournal(`${old}\n${young}`, instance.dir);
+}
+
+/** Writes one line through to the disk. A journal that cannot be written never stops a start or a stop. */
+async function journal(
+  ctx: Context,
+  instance: Instance,
+  event: string,
+  more: Record<string, unknown> = {},
+): Promise<void> {
+  const { host } = ctx;
+  const path = join(instance.dir, JOURNAL_FILE);
+  const look = host.stat(path);
+  if (look.ok && look.ok.kind !== "file") return ctx.say("warn", instance, `no journal: ${path} is a ${look.ok.kind}`);
+  if (look.ok && look.ok.size >= JOURNAL_LIMIT_BYTES) host.rename(path, join(instance.dir, OLD_JOURNAL_FILE));
+  const time = new Date(host.wallMs()).toISOString();
+  const line = { time, boot: await bootId(host), dir: instance.dir, role: ctx.role, event, ...more };
+  // A line that a full disk cut short must not spoil the next one.
+  const torn = look.ok !== undefined && look.ok.size > 0 && !(host.read(path, 1).ok ?? "\n").endsWith("\n");
+  const starts = ctx.onEvent !== undefined && event === "start" ? journalOf(host, instance) : [];
+  const before = starts.filter((l) => l.event === "start" || l.event === "end").at(-1);
+  const written = host.append(path, `${torn ? "\n" : ""}${JSON.stringify(line)}\n`);
+  if (written.trouble) ctx.say("warn", instance, `no journal: ${written.why}`);
+  for (const name of eventsOf(line, before)) announce(ctx, instance, name, line);
+}
+
+/** What `--on-event` is run at, from a new line of the journal and the last start or end before it. */
+export function eventsOf(line: JournalLine, before: JournalLine | undefined): string[] {
+  if (line.event === "pre") return line["status"] === EXIT.done ? ["repaired"] : [];
+  if (line.event === "running") return ["running"];
+  if (line.event === "start") {
+    return before?.event === "start" && !line["adopted"] ? ["cut off", "started"] : ["started"];
+  }
+  if (line.event !== "end") return [];
+  return [typeof line["stage"] !== "string" ? "ended" : line["stage"] === "killed" ? "killed" : "stopped"];
+}
+
+/** How long the program of `--on-event` may run. */
+const EVENT_LIMIT_S = 30;
+
+/**
+ * Runs $0 with $1 as its stdin for at most $2 seconds, and prints its status. It must be the leader of its process
+ * group, which it ends as a whole: a program that hangs, floods or ignores SIGTERM ends too, also after lima-guard.
+ */
+export const EVENT_SCRIPT = `[ "$(ps -o pgid= -p $$ | tr -d ' ')" = $$ ] || exit 126
+{ sleep "$2"; kill -9 -$$; } >/dev/null 2>&1 &
+"$0" >/dev/null 2>&1 <<END
+$1
+END
+s=$?
+(echo "$s")
+kill -9 -$$`;
+
+/** Starts the program of `--on-event` and does not wait for it. */
+function announce(ctx: Context, at: Partial<Instance> & { name: string }, event: string, line: object): void {
+  const { host, onEvent } = ctx;
+  if (onEvent === undefined || ctx.dryRun) return;
+  const facts = line as Record<string, unknown>;
+  const { total } = (facts["seconds"] ?? {}) as Record<string, unknown>;
+  const text = (fact: unknown) => fact === undefined || fact === null ? "" : String(fact);
+  const env = {
+    LIMA_GUARD_EVENT: event,
+    LIMA_GUARD_INSTANCE: at.name,
+    LIMA_GUARD_HOME: at.home ?? "",
+    LIMA_GUARD_BECAUSE: text(facts["because"] ?? facts["state"]),
+    LIMA_GUARD_STATUS: text(facts["status"]),
+    LIMA_GUARD_STAGE: text(facts["stage"]),
+    LIMA_GUARD_SECONDS: text(total ?? (typeof facts["seconds"] === "number" ? facts["seconds"] : undefined)),
+  };
+  const argv = ["/bin/sh", "-c", EVENT_SCRIPT, onEvent, JSON.stringify(line), String(EVENT_LIMIT_S)] as const;
+  const child = host.start({ argv: [...argv], env });
+  if (child.trouble) return ctx.say("warn", at, `event ${event}: ${onEvent}: ${child.why}`);
+  let status: string | undefined;
+  child.ok.onLine((printed) => status = printed);
+  void child.ok.ended.then(() => {
+    const because = status === undefined ? `no end within ${EVENT_LIMIT_S} s` : `status ${status}`;
+    if (status !== "0") ctx.say("warn", at, `event ${event}: ${onEvent}: ${because}`);
+  });
+}
+
+const bootIds = new WeakMap<Host, { readonly id: string; readonly askedMs: number }>();
+/** A question that took all its time is not asked again for so long: each line of a stop's journal would wait for it. */
+const BOOT_ID_PAUSE_MS = 60_000;
+
+/**
+ * The identity of this boot; an empty text where it cannot be had, which is then asked again and compared with nothing.
+ * Not a date: the clock may be stepped.
+ */
+async function bootId(host: Host): Promise<string> {
+  const known = bootIds.get(host);
+  if (known && (known.id !== "" || host.clockMs() - known.askedMs < BOOT_ID_PAUSE_MS)) return known.id;
+  const file = "/proc/sys/kernel/random/boot_id";
+  const direct = host.os === "linux" ? host.read(file, 64).ok?.trim() : undefined;
+  // A compiled program may not read /proc: Deno allows that under --allow-all only.
+  const argv = host.os === "linux"
+    ? ["/bin/cat", file] as const
+    : ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"] as const;
+  const answer = direct ? undefined : await host.run({ argv }, PS_LIMIT_MS);
+  const id = direct ?? (answer?.ok?.code === 0 ? answer.ok.stdout.trim() : "");
+  if (id !== "" || answer?.trouble === "limit") bootIds.set(host, { id, askedMs: host.clockMs() });
+  return id;
+}
+
+function looksSame(a: FileStamp, b: FileStamp): boolean {
+  const sameText = a.text === undefined || a.text === b.text;
+  return a.dev === b.dev && a.ino === b.ino && a.size === b.size && a.mtimeMs === b.mtimeMs && sameText;
+}
+
+// ──────────────────────────────────────────────────────────────────────────────────────────────────────── observing ──
+
+// ── PID files
+
+/** What looking at an instance's PID files and processes brings; part of an Observation. */
+type Processes = Pick<Observation, "stateFiles" | "alive" | "unknowns" | "bootMarker" | "isOldMarker" | "searched">;
+
+/** A PID file as it was found: its number, or the verdict that needs no process. */
+interface PidFile {
+  readonly path: string;
+  readonly scope: "instance" | "shared";
+  readonly stamp: FileStamp;
+  readonly content: { readonly pid: number } | { readonly verdict: Verdict; readonly garbage: boolean };
+}
+
 /**
  * Looks at the PID files of an instance and of its networks, and at the processes they name: one ps for all of them,
  * none where no named process lives. A socket that answers without a proven owner, and a PID file that is garbage, lead
  * to one search of all processes. Where that finds no owner, the answer still stands: unknown.
  */
-export async function observeProcesses(
+async function observeProcesses(
   host: Host,
   instance: Instance,
   timeouts = START_TIMEOUTS,
@@ -1851,7 +2345,7 @@ export async function observeProcesses(
   const pidFiles = await readPidFiles(host, instance, listed.ok, timeouts.youngMs);
   const pids = pidFiles.flatMap((m) => "pid" in m.content ? [m.content.pid] : []);
   const judged = await judgePids(host, instance, pids, timeouts.psMs);
-  const claims = await Promise.all(pidFiles.map((m) => stateFileOf(host, instance, m, judged)));
+  const stateFiles = await Promise.all(pidFiles.map((m) => stateFileOf(host, instance, m, judged)));
   const alive: VerifiedProcess[] = [];
   for (const { row, judgement } of judged.values()) {
     if (row && judgement?.kind === "ours") alive.push({ role: judgement.role, row, named: true });
@@ -1863,13 +2357,13 @@ export async function observeProcesses(
     ? await scanAllProcesses(host, instance, alive, answering, timeouts.psMs)
     : { alive: [], unknowns: [] };
   const file = statWithText(host, join(instance.dir, BOOT_MARKER));
-  const marker = file?.look.kind === "file" && file.trouble === undefined ? file : undefined;
+  const marker = file?.info.kind === "file" && file.trouble === undefined ? file : undefined;
   return {
-    stateFiles: claims,
+    stateFiles,
     alive: [...alive, ...found.alive],
     unknowns: found.unknowns,
     searched,
-    ...(marker ? { bootMarker: marker.seen, isOldMarker: await isOfAnotherBoot(host, marker.seen) } : {}),
+    ...(marker ? { bootMarker: marker.stamp, isOldMarker: await isOfAnotherBoot(host, marker.stamp) } : {}),
   };
 }
 
@@ -1909,38 +2403,22 @@ function mayBeHalfWritten(pidFile: PidFile): boolean {
 function readPidFile(host: Host, path: string, scope: PidFile["scope"]): PidFile | undefined {
   const file = statWithText(host, path);
   if (!file) return undefined;
-  const { look, seen, trouble } = file;
+  const { info, stamp, trouble } = file;
   const verdict = (kind: "not ours" | "unknown", why: string): PidFile => ({
     path,
     scope,
-    stamp: seen,
+    stamp,
     content: { verdict: { kind, why }, garbage: kind === "not ours" },
   });
-  if (look.kind === "directory") return verdict("unknown", "it is a directory, which Lima never makes");
-  if (look.kind !== "file") return verdict("not ours", `it is a ${look.kind}, not a PID file`);
+  if (info.kind === "directory") return verdict("unknown", "it is a directory, which Lima never makes");
+  if (info.kind !== "file") return verdict("not ours", `it is a ${info.kind}, not a PID file`);
   if (trouble !== undefined) return verdict("unknown", `it cannot be read: ${trouble}`);
-  if (look.size > PID_FILE_LIMIT_BYTES) return verdict("not ours", `it is not a PID file: ${look.size} bytes`);
-  const number = readPid(seen.text ?? "");
+  if (info.size > PID_FILE_LIMIT_BYTES) return verdict("not ours", `it is not a PID file: ${info.size} bytes`);
+  const number = readPid(stamp.text ?? "");
   if ("not" in number) return verdict("not ours", `it is not a PID: ${number.not}`);
-  return { path, scope, stamp: seen, content: { pid: number.pid } };
+  return { path, scope, stamp, content: { pid: number.pid } };
 }
-
-/** lstat, and the text where it is a small regular file; nothing else is ever opened: a FIFO would hang us. */
-function statWithText(host: Host, path: string): { look: FileInfo; seen: FileStamp; trouble?: string } | undefined {
-  const look = host.stat(path);
-  if (look.trouble === "absent") return undefined;
-  const nothing = { dev: 0, ino: 0, size: 0, mtimeMs: 0, text: undefined };
-  if (look.trouble) return { look: { ...nothing, kind: "file", uid: 0, mode: 0 }, seen: nothing, trouble: look.why };
-  const { dev, ino, size, mtimeMs, kind } = look.ok;
-  const seen = { dev, ino, size, mtimeMs, text: undefined };
-  if (kind !== "file" || size > PID_FILE_LIMIT_BYTES) return { look: look.ok, seen };
-  const text = host.read(path, PID_FILE_LIMIT_BYTES + 1);
-  if (text.trouble === "absent") return undefined;
-  if (text.trouble) return { look: look.ok, seen, trouble: text.why };
-  return { look: look.ok, seen: { ...seen, text: text.ok } };
-}
-
-// ──────────────────────────────────────────────────────────────────────────── observing: processes ──
+// ── processes
 
 /** What became of each number: the row where it lives and is somebody, and what that is to us. */
 type Judgements = Map<number, { row?: ProcessRow; judgement?: Judgement; dead?: string; zombie?: true }>;
@@ -1952,7 +2430,7 @@ async function judgePids(host: Host, instance: Instance, pids: readonly number[]
   const table = await ps(host, living, psMs);
   for (const pid of living) {
     const row = table.ok?.rows.find((r) => r.pid === pid);
-    if (table.trouble) judged.set(pid, { judgement: unknown(table.why) });
+    if (table.trouble) judged.set(pid, { judgement: cannotTell(table.why) });
     else if (!row) judged.set(pid, withoutRow(host, pid, table.ok.unreadable.length));
     else if (row.stat.startsWith("Z")) {
       judged.set(pid, { dead: "it is a zombie: ended, and not waited for", zombie: true });
@@ -1966,7 +2444,7 @@ function withoutRow(host: Host, pid: number, unreadable: number) {
   const now = host.alive(pid);
   if (now === "no") return { dead: "it ended a moment ago" };
   if (now === "another user's" && unreadable === 0) return { judgement: notOurs("it belongs to another user") };
-  return { judgement: unknown("ps shows no row for it that could be read") };
+  return { judgement: cannotTell("ps shows no row for it that could be read") };
 }
 
 /** Asks ps about some PIDs, or about all processes. None of them alive is an answer too: no rows. */
@@ -1981,7 +2459,10 @@ async function ps(
   const places = ["/bin/ps", "/usr/bin/ps", "/run/current-system/sw/bin/ps"];
   const program = places.find((path) => host.stat(path, "follow links").ok?.kind === "file");
   if (program === undefined) return { trouble: "absent", why: `there is no ps: looked for ${places.join(", ")}` };
-  const answer = await host.run({ argv: [program, ...select, "-ww", "-o", PS_COLUMNS], ...readable(host) }, limitMs);
+  const answer = await host.run(
+    { argv: [program, ...select, "-ww", "-o", PS_COLUMNS], ...psEnvironment(host) },
+    limitMs,
+  );
   if (answer.trouble) return { trouble: answer.trouble, why: `ps gave no answer: ${answer.why}` };
   const { code, signal, stdout, stderr } = answer.ok;
   const nobody = code === 1 && stdout === "" && stderr === "" && which !== "all";
@@ -1993,7 +2474,7 @@ async function ps(
 }
 
 /** What ps and lsof need: LC_ALL=C would hide each byte beyond ASCII; zone and language keep start times comparable. */
-function readable(host: Host): Pick<Command, "env" | "unset"> {
+function psEnvironment(host: Host): Pick<Command, "env" | "unset"> {
   return {
     env: { TZ: "UTC0", LC_TIME: "C", LC_CTYPE: host.os === "darwin" ? "UTF-8" : "C.UTF-8" },
     unset: ["LC_ALL", "LANG", "COLUMNS", "PS_FORMAT", "PS_PERSONALITY", "PS_COLORS"],
@@ -2018,7 +2499,7 @@ async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, jud
   const first = "verdict" in found ? found.verdict : verdictOf(basename(path), found.pid, judged);
   // The same witness as for the instance's own sockets. The other two are for drivers, not for a question.
   const socket = scope === "shared" ? path.replace(/usernet_([^/]+)\.pid$/, "$1_ep.sock") : undefined;
-  const answer = first.kind !== "ours" && socket !== undefined && await answers(host, socket);
+  const answer = first.kind !== "ours" && socket !== undefined && await socketAnswer(host, socket);
   const verdict = answer ? { kind: "unknown" as const, why: `${first.why}; but ${socket} ${answer}` } : first;
   const fixed = verdict.kind === "ours" ? {} : whyUndeletable(host, path);
   return { path, scope, stamp: seen, verdict, sockets: companions, ...fixed };
@@ -2045,21 +2526,21 @@ function socketsOf(host: Host, instance: Instance, path: string): StampedPath[] 
     : ["fd", "qemu", "ep"].map((kind) => join(dirname(path), `${network}_${kind}.sock`));
   return sockets.flatMap((path) => {
     const file = statWithText(host, path);
-    return file?.look.kind === "socket" ? [{ path, seen: file.seen }] : [];
+    return file?.info.kind === "socket" ? [{ path, stamp: file.stamp }] : [];
   });
 }
 
 /** Why a file could not be removed, as far as that can be seen without trying. */
-function whyUndeletable(host: Host, path: string): Pick<StateFile, "fixed" | "cure"> {
+function whyUndeletable(host: Host, path: string): Pick<StateFile, "undeletable" | "remedy"> {
   const dir = host.stat(dirname(path), "follow links");
   if (dir.trouble) return { undeletable: dir.why };
   if (host.uid !== 0 && (dir.ok.uid !== host.uid || (dir.ok.mode & 0o300) !== 0o300)) {
     const mode = dir.ok.mode.toString(8).padStart(4, "0");
-    const fixed = `its directory belongs to uid ${dir.ok.uid} and has mode ${mode}`;
-    return { undeletable: fixed, remedy: dir.ok.uid === host.uid ? "mode" : "owner" };
+    const undeletable = `its directory belongs to uid ${dir.ok.uid} and has mode ${mode}`;
+    return { undeletable, remedy: dir.ok.uid === host.uid ? "mode" : "owner" };
   }
-  const fixed = host.writeTrouble(path);
-  return fixed === undefined ? {} : { undeletable: fixed };
+  const undeletable = host.writeTrouble(path);
+  return undeletable === undefined ? {} : { undeletable };
 }
 
 /** A socket that took a connection although no proven process owns it, and what it did. */
@@ -2090,14 +2571,14 @@ async function answeringSockets(
   ];
   const asked = await Promise.all(sockets.map(async ({ file, owner }): Promise<Answering[]> => {
     const path = join(instance.dir, file);
-    const answer = await answers(host, path);
+    const answer = await socketAnswer(host, path);
     return answer === undefined ? [] : [{ path, owner, answer }];
   }));
   return asked.flat();
 }
 
 /** What a socket did when it was asked; undefined where nothing listens on it. */
-async function answers(host: Host, socket: string): Promise<string | undefined> {
+async function socketAnswer(host: Host, socket: string): Promise<string | undefined> {
   const look = host.stat(socket);
   if (look.trouble !== undefined && look.trouble !== "absent") return `cannot be looked at (${look.why})`;
   if (look.ok?.kind !== "socket") return undefined;
@@ -2145,7 +2626,11 @@ async function scanAllProcesses(
 
 function doubtfulProcess(instance: Instance, row: ProcessRow, because: string): Diagnostic {
   const look = psCommand(row.pid);
-  return { what: `PID ${row.pid}`, because, hint: `${look}; to end it: ${killCommand(instance, row.pid)}` };
+  return {
+    what: `PID ${row.pid}`,
+    because,
+    hint: `${look}; if it is a process of this VM: ${killCommand(instance, row.pid)}`,
+  };
 }
 
 function unownedSocket({ path, answer }: Answering, naming: readonly ProcessRow[]): Diagnostic {
@@ -2162,8 +2647,7 @@ function whyUnbelievable(table: ReturnType<typeof readPs>, ownPid: number): stri
   const own = table.rows.find((r) => r.pid === ownPid);
   return own === undefined || own.command === "" ? "ps did not list lima-guard itself with its command" : undefined;
 }
-
-// ────────────────────────────────────────────────────────────────────────── observing: for a start ──
+// ── for a start
 
 /** How an instance is looked at. */
 interface ObserveOptions {
@@ -2178,14 +2662,14 @@ interface ObserveOptions {
  * Observes an instance: its processes, and, where none is alive, its disks and whatever else may keep Lima from
  * starting it.
  */
-export async function observe(host: Host, instance: Instance, how: ObserveOptions = {}): Promise<Observation> {
+async function observe(host: Host, instance: Instance, how: ObserveOptions = {}): Promise<Observation> {
   const { timeouts = START_TIMEOUTS, searchAll = false, forStop = false } = how;
   const missing = missingInstance(host, instance.dir);
   const nothing = emptyObservation(instance);
   if (missing?.state === "missing") return { ...nothing, missing: missing.because };
   const processes = await observeProcesses(host, instance, timeouts, searchAll);
   const agent = processes.alive.find((p) => p.role === "host agent");
-  const foreign = forStop ? { obstacles: [], notes: [] } : foreignEntries(host, instance.home);
+  const foreign = forStop ? { startBlockers: [], notes: [] } : foreignEntries(host, instance.home);
   const seen: Observation = { ...nothing, ...processes, notes: foreign.notes };
   if (agent) {
     const notes = [...seen.notes, ...bootMarkerNotes(seen)];
@@ -2197,26 +2681,26 @@ export async function observe(host: Host, instance: Instance, how: ObserveOption
   // Which disks the instance uses, and so whether one is in use, is unknown without a readable lima.yaml.
   const unread = missing ? [{ what: join(instance.dir, LIMA_YAML), because: missing.because, hint: missing.hint }] : [];
   const held = [...unread, ...disks.held];
-  const claims = [
+  const stateFiles = [
     ...processes.stateFiles,
-    ...disks.claims,
+    ...disks.stateFiles,
     ...sshConfigFile(host, instance),
     ...await colimaDaemonFile(host, instance, timeouts),
   ];
-  if (forStop) return { ...seen, stateFiles: claims, held };
+  if (forStop) return { ...seen, stateFiles, held };
   const networks = await observeNetworks(host, instance, processes.stateFiles);
   return {
     ...seen,
-    stateFiles: claims,
+    stateFiles,
     held,
     startBlockers: [
       ...foreign.startBlockers,
       ...longPath(host, instance),
       ...sshConfigDirectory(host, instance),
       ...await takenPort(host, yaml),
-      ...yamlObstacles(host, instance, yaml),
-      ...disks.obstacles,
-      ...networks.obstacles,
+      ...yamlBlockers(host, instance, yaml),
+      ...disks.startBlockers,
+      ...networks.startBlockers,
     ],
     notes: [...seen.notes, ...networks.notes, ...lostDisk(host, instance), ...await socketNotes(host, yaml)],
   };
@@ -2231,7 +2715,7 @@ function bootMarkerNotes({ instance, isOldMarker }: Observation): Diagnostic[] {
 }
 
 /** What lima.yaml shows that no start survives: it is empty, or names a disk whose volume may not be mounted yet. */
-function yamlObstacles(host: Host, instance: Instance, yaml: string): Diagnostic[] {
+function yamlBlockers(host: Host, instance: Instance, yaml: string): Diagnostic[] {
   const path = join(instance.dir, LIMA_YAML);
   if (host.stat(path, "follow links").ok?.size === 0) {
     const because = "it is empty (a full disk, or an edit that was cut off)";
@@ -2359,7 +2843,7 @@ const foreignSeen = new WeakMap<Host, { home: string; atMs: number; foreign: For
 function foreignEntries(host: Host, home: string): Foreign {
   const known = foreignSeen.get(host);
   if (known?.home === home && host.clockMs() - known.atMs < FOREIGN_FRESH_MS) return known.foreign;
-  const obstacles: Diagnostic[] = [];
+  const startBlockers: Diagnostic[] = [];
   const notes: Diagnostic[] = [];
   for (const entry of (host.list(home).ok ?? []).filter((e) => !/^[._]/.test(e)).sort()) {
     const path = join(home, entry);
@@ -2369,14 +2853,14 @@ function foreignEntries(host: Host, home: string): Foreign {
       const hint = entry === "lost+found"
         ? "the top of a volume cannot be LIMA_HOME: move the instances into a folder of it, and name that one"
         : `move it out of ${home}, or let its name begin with a dot`;
-      obstacles.push({ what: path, because, hint });
+      startBlockers.push({ what: path, because, hint });
     } else if (host.stat(join(path, LIMA_YAML)).trouble === "absent") {
       const because = "it holds no lima.yaml; Lima up to 2.1 refuses to start any instance beside it";
       notes.push({ what: path, because, hint: `move it out of ${home}` });
     }
   }
-  foreignSeen.set(host, { home, atMs: host.clockMs(), foreign: { startBlockers: obstacles, notes } });
-  return { startBlockers: obstacles, notes };
+  foreignSeen.set(host, { home, atMs: host.clockMs(), foreign: { startBlockers, notes } });
+  return { startBlockers, notes };
 }
 
 function longPath(host: Host, instance: Instance): Diagnostic[] {
@@ -2457,73 +2941,81 @@ function sshConfigFile(host: Host, instance: Instance): StateFile[] {
   const fixed = whyUndeletable(host, path);
   return [{ path, verdict, stamp: seen, scope: "instance", sockets: [], ...fixed }];
 }
-
-// ───────────────────────────────────────────────────────────────────────────── observing: networks ──
+// ── networks
 
 /** usernet sockets that answer for no PID file (row 22), and socket_vmnet's PID files (row 23). */
-async function observeNetworks(host: Host, instance: Instance, claims: readonly StateFile[]) {
+/** What the networks of an instance do to its start. */
+interface NetworkFindings {
+  readonly startBlockers: readonly Diagnostic[];
+  readonly notes: readonly Diagnostic[];
+}
+
+/** What could not be read of the networks: a start may fail on it, and nothing is removed because of it. */
+function unreadable(what: string, found: Result<unknown>): Diagnostic[] {
+  if (found.trouble === undefined || found.trouble === "absent") return [];
+  const because = `whether its networks are in order is unknown: it cannot be read: ${found.why}`;
+  return [{ what, because, hint: lookCommand(what) }];
+}
+
+async function observeNetworks(
+  host: Host,
+  instance: Instance,
+  stateFiles: readonly StateFile[],
+): Promise<NetworkFindings> {
   const unnamed: string[] = [];
   const dir = join(instance.home, "_networks");
   const networks = host.list(dir);
-  const unread: Diagnostic[] = networks.trouble === undefined || networks.trouble === "absent" ? [] : [{
-    what: dir,
-    because: `whether a usernet answers is unknown: it cannot be read: ${networks.why}`,
-    hint: lookCommand(dir),
-  }];
   for (const network of (networks.ok ?? []).sort()) {
-    const named = claims.some((c) => c.path === join(dir, network, `usernet_${network}.pid`));
+    const named = stateFiles.some((c) => c.path === join(dir, network, `usernet_${network}.pid`));
     const socket = join(dir, network, `${network}_ep.sock`);
-    if (named || await answers(host, socket) === undefined) continue;
+    if (named || await socketAnswer(host, socket) === undefined) continue;
     unnamed.push(socket);
   }
   const [first] = unnamed;
   const because = "a usernet answers that no PID file names; Lima starts another beside it" +
     (unnamed.length > 1 ? ` (${unnamed.length} of them)` : "");
   const notes: Diagnostic[] = first === undefined ? [] : [{ what: first, because, hint: lsofCommand(...unnamed) }];
-  return { notes, obstacles: [...unread, ...await observeSocketVmnet(host, instance)] };
+  const vmnet = await observeSocketVmnet(host, instance);
+  return {
+    notes: [...notes, ...vmnet.notes],
+    startBlockers: [...unreadable(dir, networks), ...vmnet.startBlockers],
+  };
 }
 
-async function observeSocketVmnet(host: Host, instance: Instance): Promise<Diagnostic[]> {
-  const dir = readVarRun(textOf(host, join(instance.home, "_config", "networks.yaml")));
-  const files = (host.list(dir).ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
+async function observeSocketVmnet(host: Host, instance: Instance): Promise<NetworkFindings> {
+  const config = join(instance.home, "_config", "networks.yaml");
+  const dir = readVarRun(textOf(host, config));
+  const listed = host.list(dir);
+  const text = host.stat(config, "follow links");
+  const notes = [...unreadable(config, text.ok ? host.read(config, 1) : text), ...unreadable(dir, listed)];
+  const files = (listed.ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
   const pidFiles = files.flatMap((f) => readPidFile(host, join(dir, f), "shared") ?? []);
   const named = pidFiles.flatMap((m) =>
     "pid" in m.content && host.alive(m.content.pid) !== "no" ? [{ m, pid: m.content.pid }] : []
   );
-  if (named.length === 0) return [];
+  if (named.length === 0) return { startBlockers: [], notes };
   const table = await ps(host, named.map((n) => n.pid), PS_LIMIT_MS);
-  return named.flatMap(({ m, pid }) => {
+  const startBlockers: Diagnostic[] = [];
+  for (const { m, pid } of named) {
     const row = table.ok?.rows.find((r) => r.pid === pid);
-    if (table.trouble) return [{ what: m.path, because: table.why, hint: psCommand(pid) }];
+    if (table.trouble) startBlockers.push({ what: m.path, because: table.why, hint: psCommand(pid) });
     // Its options may be spelt in several ways: a program of that name is one.
-    if (!row || /^(\/.*\/)?socket_vmnet( |$)/.test(row.command)) return [];
+    if (!row || /^(\/.*\/)?socket_vmnet( |$)/.test(row.command)) continue;
     const because = `PID ${pid} is ${JSON.stringify(programWords(row.command))}, not socket_vmnet; ` +
       "Lima would take it for the running network, or signal it as root";
-    if (/socket_vmnet/.test(row.command)) return [{ what: m.path, because, hint: psCommand(pid) }];
-    return [{ what: m.path, because, hint: removeCommand(m.path), status: EXIT.denied }];
-  });
+    // A script of another name may run it: no start is refused for that.
+    if (/socket_vmnet/.test(row.command)) notes.push({ what: m.path, because, hint: psCommand(pid) });
+    else startBlockers.push({ what: m.path, because, hint: removeCommand(m.path), status: EXIT.denied });
+  }
+  return { startBlockers, notes };
 }
-
-/** The end of a log. */
-function tailOf(host: Host, path: string): string {
-  return host.stat(path).ok?.kind === "file" ? host.read(path, 65_536).ok ?? "" : "";
-}
-
-/** How much of a file is read: its end. */
-const TEXT_LIMIT_BYTES = 1_048_576;
-
-function textOf(host: Host, path: string): string {
-  const look = host.stat(path, "follow links");
-  return look.ok?.kind === "file" ? host.read(path, TEXT_LIMIT_BYTES).ok ?? "" : "";
-}
-
-// ──────────────────────────────────────────────────────────────────────────────── observing: disks ──
+// ── disks
 
 /** The lock of an additional disk: a link to the directory of the instance that uses it. */
 interface DiskLock {
   readonly path: string;
   readonly disk: string;
-  readonly seen: FileStamp;
+  readonly stamp: FileStamp;
   readonly target: string;
   readonly whose: "own" | "gone" | "another's" | "unknown";
 }
@@ -2537,22 +3029,22 @@ async function observeDisks(
   host: Host,
   instance: Instance,
   yaml: string,
-  claims: readonly StateFile[],
+  stateFiles: readonly StateFile[],
   timeouts: Timeouts,
 ) {
   const used = readDiskNames(yaml);
   const { locks: all, unread } = diskLocks(host, instance);
-  const nothing = { claims: [] as StateFile[], obstacles: [] as Diagnostic[], held: unread };
+  const nothing = { stateFiles: [] as StateFile[], startBlockers: [] as Diagnostic[], held: unread };
   const locks = all.filter((l) => l.whose === "own" || used.includes(l.disk));
   const foreign = locks.filter((l) => l.whose === "another's").map((l) => ({
     what: l.path,
     because: `disk ${l.disk} is in use by ${l.target}`,
     hint: `${stopOther(instance, l.target)}, or take the disk out of lima.yaml`,
   }));
-  const ownVm = host.os === "darwin" && hasStaleVzAgent(host, instance, claims);
+  const ownVm = host.os === "darwin" && hasStaleVzAgent(host, instance, stateFiles);
   const voidLocks = locks.filter((l) => l.whose !== "another's");
-  if (voidLocks.length === 0 && !ownVm) return { ...nothing, obstacles: foreign };
-  const recent = await isOfThisBoot(host, instance, claims, voidLocks);
+  if (voidLocks.length === 0 && !ownVm) return { ...nothing, startBlockers: foreign };
+  const recent = await isOfThisBoot(host, instance, stateFiles, voidLocks);
   const isImage = (path: string) => {
     const look = host.stat(path, "follow links");
     return look.trouble === undefined ? look.ok.kind === "file" : look.trouble !== "absent";
@@ -2569,7 +3061,11 @@ async function observeDisks(
       hint: lsofCommand(...images),
     }]
     : holders.ok.map(holderRemark(instance));
-  return { claims: voidLocks.map((l) => diskStateFile(host, l)), obstacles: foreign, held: [...unread, ...held] };
+  return {
+    stateFiles: voidLocks.map((l) => diskStateFile(host, l)),
+    startBlockers: foreign,
+    held: [...unread, ...held],
+  };
 }
 
 /** The locks of all disks, and what of them could not be read: it may say that a disk of the instance is in use. */
@@ -2593,8 +3089,8 @@ function diskLocks(host: Host, instance: Instance): { locks: DiskLock[]; unread:
     cannotRead(path, target);
     if (target.ok === undefined) continue;
     const { dev, ino, size, mtimeMs } = look.ok;
-    const seen = { dev, ino, size, mtimeMs, text: undefined };
-    locks.push({ path, disk, seen, target: target.ok, whose: lockOwner(host, instance, target.ok) });
+    const stamp = { dev, ino, size, mtimeMs, text: undefined };
+    locks.push({ path, disk, stamp, target: target.ok, whose: lockOwner(host, instance, target.ok) });
   }
   return { locks, unread };
 }
@@ -2607,7 +3103,7 @@ function lockOwner(host: Host, instance: Instance, target: string): DiskLock["wh
 }
 
 function diskStateFile(host: Host, lock: DiskLock): StateFile {
-  const { path, seen, target, whose } = lock;
+  const { path, stamp, target, whose } = lock;
   const reason = whose === "own"
     ? "it says this instance, of which nothing is alive"
     : `it says ${target}, which is gone`;
@@ -2615,7 +3111,7 @@ function diskStateFile(host: Host, lock: DiskLock): StateFile {
     ? { kind: "unknown", why: `it says ${target}, which cannot be looked at` }
     : { kind: "stale", why: reason };
   const fixed = whyUndeletable(host, path);
-  return { path, stamp: seen, verdict, scope: "shared", sockets: [], ...fixed };
+  return { path, stamp, verdict, scope: "shared", sockets: [], ...fixed };
 }
 
 function holderRemark(instance: Instance): (h: Holder) => Diagnostic {
@@ -2626,16 +3122,21 @@ function holderRemark(instance: Instance): (h: Holder) => Diagnostic {
   };
 }
 
-function hasStaleVzAgent(host: Host, instance: Instance, claims: readonly StateFile[]): boolean {
+function hasStaleVzAgent(host: Host, instance: Instance, stateFiles: readonly StateFile[]): boolean {
   const isVz = ["vz.pid", "vz-identifier"].some((f) => host.stat(join(instance.dir, f)).trouble !== "absent");
-  return isVz && claims.some((c) => basename(c.path) === HA_PID && isStale(c));
+  return isVz && stateFiles.some((c) => basename(c.path) === HA_PID && isStale(c));
 }
 
 /** Whether a PID file, a disk lock or the last line of the journal is of this boot. In doubt it is. */
-async function isOfThisBoot(host: Host, instance: Instance, claims: readonly StateFile[], locks: readonly DiskLock[]) {
+async function isOfThisBoot(
+  host: Host,
+  instance: Instance,
+  stateFiles: readonly StateFile[],
+  locks: readonly DiskLock[],
+) {
   const booted = host.wallMs() - host.uptimeMs() - 60_000;
-  const files = claims.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
-  if ([...files, ...locks].some(({ stamp: seen }) => seen.mtimeMs >= booted)) return true;
+  const files = stateFiles.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
+  if ([...files, ...locks].some(({ stamp }) => stamp.mtimeMs >= booted)) return true;
   const path = join(instance.dir, JOURNAL_FILE);
   const look = host.stat(path);
   if (look.trouble ? look.trouble !== "absent" : look.ok.kind !== "file" || host.read(path, 1).trouble) return true;
@@ -2658,7 +3159,10 @@ async function holdersOf(host: Host, paths: readonly string[], patienceMs: numbe
 async function lsof(host: Host, paths: readonly string[], limitMs: number): Promise<Result<Holder[]>> {
   const program = ["/usr/sbin/lsof", "/usr/bin/lsof"].find((p) => host.stat(p, "follow links").ok?.kind === "file");
   if (program === undefined) return { trouble: "absent", why: "there is no lsof on this machine" };
-  const command = { argv: [program, "-n", "-P", "-w", "-F", "pcanDi", "--", ...paths] as const, ...readable(host) };
+  const command = {
+    argv: [program, "-n", "-P", "-w", "-F", "pcanDi", "--", ...paths] as const,
+    ...psEnvironment(host),
+  };
   const answer = await host.run(command, limitMs);
   if (answer.trouble) return { trouble: answer.trouble, why: `lsof gave no answer: ${answer.why}` };
   const { code, signal, stdout, stderr } = answer.ok;
@@ -2683,298 +3187,358 @@ function namedProcesses(host: Host, paths: readonly string[], h: Holder): string
   };
   return paths.find(isFile) ?? paths.find((p) => p === h.path) ?? paths.join(" ");
 }
+// ── finding instances
 
-// ──────────────────────────────────────────────────────────────────────────────── lock and journal ──
-
-/** What the holder of an instance's lock writes into it, one line of JSON. Believed only while the lock is held. */
-export interface LockRecord {
-  readonly pid: number;
-  /** The holder's start time as ps shows it; empty where nobody may signal the holder. */
-  readonly started: string;
-  readonly dir: string;
-  readonly role: string;
-  readonly phase: string;
+/** The Lima homes of one run, as they were named: links are resolved anew at every look. */
+interface Homes {
+  /** `--lima-home` or LIMA_HOME named it: no other home is looked at. */
+  readonly isExplicit: boolean;
+  /** The first is LIMA_HOME, or ~/.lima. */
+  readonly paths: readonly string[];
 }
 
-/** The lock of one instance: one guard works on it, never two. */
-interface InstanceLock {
-  /** Says in the record what the holder is doing. `started`, once told, stays. */
-  setPhase(phase: string, started?: string): void;
-  release(): void;
+/** LIMA_HOME as Lima finds it: the option, the environment, ~/.lima and then the homes of other programs. */
+function limaHomes(host: Host, option: string | undefined): Homes | { why: string } {
+  const userHome = host.env("HOME");
+  const given = option ?? (host.env("LIMA_HOME") || undefined);
+  if (given === undefined && !userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
+  if (given === undefined) return { isExplicit: false, paths: [join(userHome ?? "", ".lima"), ...otherHomes(host)] };
+  const path = userHome && given.startsWith("~/") ? join(userHome, given.slice(2)) : given;
+  return { isExplicit: true, paths: [path.startsWith("/") ? path : host.realPath(path).ok ?? path] };
 }
 
-const NO_LOCK: InstanceLock = { setPhase: () => {}, release: () => {} };
-
-/** Reads the record in a lock file; undefined where it is damaged or of another directory. */
-export function readLockRecord(text: string, dir: string): LockRecord | undefined {
-  const record = jsonObject(text.split("\n", 1)[0] ?? "");
-  const { pid, started, role, phase } = record ?? {};
-  if (record?.["dir"] !== dir || typeof pid !== "number" || !isPid(pid)) return undefined;
-  if (typeof started !== "string" || typeof role !== "string" || typeof phase !== "string") return undefined;
-  return { pid, started, dir, role, phase };
+/** Where Colima (by its own rule), Rancher Desktop and Finch have their instances. */
+function otherHomes(host: Host): string[] {
+  const userHome = host.env("HOME") ?? "/";
+  const isThere = (path: string | undefined) => path && host.stat(path, "follow links").ok ? path : undefined;
+  const xdg = host.env("XDG_CONFIG_HOME");
+  const colima = isThere(host.env("COLIMA_HOME")) ?? isThere(join(userHome, ".colima")) ??
+    (xdg ? join(xdg, "colima") : join(userHome, ".config/colima"));
+  return [
+    join(colima, "_lima"),
+    join(userHome, "Library/Application Support/rancher-desktop/lima"),
+    "/Applications/Finch/lima/data",
+  ];
 }
 
-/** An open lock file that another process holds; without a file of its own, the directory is locked. */
-interface HeldLock {
-  readonly file: LockFile;
-  readonly hasRecord: boolean;
+/** A home with its links resolved; the path itself where it is not there. */
+function realHome(host: Host, path: string): string {
+  return host.realPath(path).ok ?? path;
 }
 
-/**
- * Opens the file that is locked. Where none can be made, or the one that is there may not be written, what can be read
- * is locked: the file, else the directory. Any other failure permits nothing.
- */
-function openLockFile(ctx: Context, instance: Instance): Result<HeldLock> {
+/** Why a Lima home cannot be looked into; undefined where it can. A link that leads nowhere says where it points. */
+function homeTrouble(host: Host, path: string): { because: string; status: number } | undefined {
+  const look = host.stat(path, "follow links");
+  if (look.ok) return look.ok.kind === "directory" ? undefined : { because: "no directory", status: EXIT.noInstance };
+  if (look.trouble === "denied") return { because: look.why, status: EXIT.denied };
+  if (look.trouble !== "absent") return { because: look.why, status: EXIT.tryAgain };
+  const target = host.linkTarget(path).ok;
+  const because = target === undefined ? "there is no such directory" : `it is a link to ${target}, which is not there`;
+  return { because, status: EXIT.noInstance };
+}
+
+/** The home that has an instance of this name: the first, else the single other one; a report where several have. */
+function homeOf(ctx: Context, homes: Homes, name: string): { home: string } | { report: Report } {
   const { host } = ctx;
-  const path = join(instance.dir, LOCK_FILE);
-  const own = host.openLock(path, !ctx.dryRun);
-  if (!own.trouble) return { ok: { file: own.ok, hasRecord: true } };
-  if (own.trouble !== "denied" && own.trouble !== "read-only") return own;
-  const readable = host.openLock(path, false);
-  const file = readable.trouble === "absent" || readable.trouble === "denied"
-    ? host.openLock(instance.dir, false)
-    : readable;
-  return file.trouble ? file : { ok: { file: file.ok, hasRecord: false } };
-}
-
-/**
- * Tries to take an instance's lock. Where the file system has no locks the guard warns and continues. A dry run makes no
- * file, and releases the lock at once.
- */
-function tryLock(ctx: Context, instance: Instance): { lock: InstanceLock } | { held: HeldLock } | { why: string } {
-  const opened = openLockFile(ctx, instance);
-  if (opened.trouble === "absent" && ctx.dryRun) return { lock: NO_LOCK };
-  if (opened.trouble) return { why: opened.why };
-  const taken = opened.ok.file.tryLock();
-  if (taken.ok === false) return { held: opened.ok };
-  if (taken.trouble === "unsupported") {
-    ctx.say("warn", instance, `continues without a lock: this file system has none (${taken.why})`);
-  } else if (taken.trouble) {
-    opened.ok.file.close();
-    return { why: taken.why };
+  const isThere = (home: string) => host.stat(join(home, name, LIMA_YAML), "follow links").trouble !== "absent";
+  const first = realHome(host, homes.paths[0] ?? "");
+  if (homes.isExplicit || isThere(first)) return { home: first };
+  const hits = [...new Set(homes.paths.slice(1).map((path) => realHome(host, path)))].filter(isThere);
+  const [hit] = hits;
+  if (hit === undefined) return { home: first };
+  if (hits.length === 1) {
+    ctx.say("info", { name }, `found in ${hit}`);
+    return { home: hit };
   }
-  return { lock: heldLock(ctx, instance, opened.ok) };
+  const blockers = hits.map((home) => ({
+    what: join(home, name),
+    because: "several Lima homes have an instance of this name",
+    hint: guardCommand({ name, home, dir: join(home, name), owner: host.uid }, `--${ctx.role}`),
+  }));
+  return { report: report(name, "blocked", EXIT.usage, "several instances of this name", { blockers }) };
 }
 
-function heldLock(ctx: Context, instance: Instance, { file, hasRecord }: HeldLock): InstanceLock {
-  if (ctx.dryRun) {
-    file.close();
-    return NO_LOCK;
-  }
-  let start = "";
-  const note = (phase: string, started = start) => {
-    start = started;
-    const record: LockRecord = { pid: ctx.host.pid, started, dir: instance.dir, role: ctx.role, phase };
-    if (hasRecord) file.write(`${JSON.stringify(record)}\n`);
-  };
-  note("working");
-  return { setPhase: note, release: () => file.close() };
-}
-
-/** One line of an instance's journal, written by any role. */
-export interface JournalLine {
-  readonly time: string;
-  readonly boot: string;
-  readonly dir: string;
-  readonly role: string;
-  readonly event: string;
-  readonly [more: string]: unknown;
-}
-
-/** Reads a journal: damaged lines and those of another directory (a clone brings them along) do not count. */
-export function readJournal(text: string, dir: string): JournalLine[] {
-  return text.split("\n").flatMap((line) => {
-    const o = jsonObject(line);
-    if (!o || o["dir"] !== dir) return [];
-    const { time, boot, role, event } = o;
-    if (typeof time !== "string" || typeof boot !== "string") return [];
-    if (typeof role !== "string" || typeof event !== "string") return [];
-    return [{ ...o, time, boot, dir, role, event }];
-  });
-}
-
-function jsonObject(text: string): Record<string, unknown> | undefined {
-  try {
-    const value: unknown = JSON.parse(text);
-    return typeof value === "object" && value !== null ? value as Record<string, unknown> : undefined;
-  } catch {
-    return undefined; // a line cut short by a power cut is an ordinary guest here
-  }
-}
-
-/** The journal; a young one with the end of the one before, or a rotation would make everybody forget. */
-function journalOf(host: Host, instance: Instance): JournalLine[] {
-  const text = (file: string, most: number) => {
-    const path = join(instance.dir, file);
-    return host.stat(path).ok?.kind === "file" ? host.read(path, most).ok ?? "" : "";
-  };
-  const young = text(JOURNAL_FILE, JOURNAL_LIMIT_BYTES);
-  const old = young.length < OLD_JOURNAL_BYTES ? text(OLD_JOURNAL_FILE, OLD_JOURNAL_BYTES) : "";
-  return readJournal(`${old}\n${young}`, instance.dir);
-}
-
-/** Writes one line through to the disk. A journal that cannot be written never stops a start or a stop. */
-async function journal(
+/** Where an instance lives; a report where nothing may be done about it. */
+async function findInstance(
   ctx: Context,
-  instance: Instance,
-  event: string,
-  more: Record<string, unknown> = {},
-): Promise<void> {
+  homes: Homes,
+  name: string,
+): Promise<{ instance: Instance } | { report: Report }> {
   const { host } = ctx;
-  const path = join(instance.dir, JOURNAL_FILE);
-  const look = host.stat(path);
-  if (look.ok && look.ok.kind !== "file") return ctx.say("warn", instance, `no journal: ${path} is a ${look.ok.kind}`);
-  if (look.ok && look.ok.size >= JOURNAL_LIMIT_BYTES) host.rename(path, join(instance.dir, OLD_JOURNAL_FILE));
-  const time = new Date(host.wallMs()).toISOString();
-  const line = { time, boot: await bootId(host), dir: instance.dir, role: ctx.role, event, ...more };
-  // A line that a full disk cut short must not spoil the next one.
-  const torn = look.ok !== undefined && look.ok.size > 0 && !(host.read(path, 1).ok ?? "\n").endsWith("\n");
-  const starts = ctx.onEvent !== undefined && event === "start" ? journalOf(host, instance) : [];
-  const before = starts.filter((l) => l.event === "start" || l.event === "end").at(-1);
-  const written = host.append(path, `${torn ? "\n" : ""}${JSON.stringify(line)}\n`);
-  if (written.trouble) ctx.say("warn", instance, `no journal: ${written.why}`);
-  for (const name of eventsOf(line, before)) announce(ctx, instance, name, line);
-}
-
-/** What `--on-event` is run at, from a new line of the journal and the last start or end before it. */
-export function eventsOf(line: JournalLine, before: JournalLine | undefined): string[] {
-  if (line.event === "pre") return line["status"] === EXIT.done ? ["repaired"] : [];
-  if (line.event === "running") return ["running"];
-  if (line.event === "start") {
-    return before?.event === "start" && !line["adopted"] ? ["cut off", "started"] : ["started"];
-  }
-  if (line.event !== "end") return [];
-  return [typeof line["stage"] !== "string" ? "ended" : line["stage"] === "killed" ? "killed" : "stopped"];
-}
-
-/** How long the program of `--on-event` may run. */
-const EVENT_LIMIT_S = 30;
-
-/**
- * Runs $0 with $1 as its stdin for at most $2 seconds, and prints its status. It must be the leader of its process
- * group, which it ends as a whole: a program that hangs, floods or ignores SIGTERM ends too, also after lima-guard.
- */
-export const EVENT_SCRIPT = `[ "$(ps -o pgid= -p $$ | tr -d ' ')" = $$ ] || exit 126
-{ sleep "$2"; kill -9 -$$; } >/dev/null 2>&1 &
-"$0" >/dev/null 2>&1 <<END
-$1
-END
-s=$?
-(echo "$s")
-kill -9 -$$`;
-
-/** Starts the program of `--on-event` and does not wait for it. */
-function announce(ctx: Context, at: Partial<Instance> & { name: string }, event: string, line: object): void {
-  const { host, onEvent } = ctx;
-  if (onEvent === undefined || ctx.dryRun) return;
-  const facts = line as Record<string, unknown>;
-  const { total } = (facts["seconds"] ?? {}) as Record<string, unknown>;
-  const text = (fact: unknown) => fact === undefined || fact === null ? "" : String(fact);
-  const env = {
-    LIMA_GUARD_EVENT: event,
-    LIMA_GUARD_INSTANCE: at.name,
-    LIMA_GUARD_HOME: at.home ?? "",
-    LIMA_GUARD_BECAUSE: text(facts["because"] ?? facts["state"]),
-    LIMA_GUARD_STATUS: text(facts["status"]),
-    LIMA_GUARD_STAGE: text(facts["stage"]),
-    LIMA_GUARD_SECONDS: text(total ?? (typeof facts["seconds"] === "number" ? facts["seconds"] : undefined)),
-  };
-  const argv = ["/bin/sh", "-c", EVENT_SCRIPT, onEvent, JSON.stringify(line), String(EVENT_LIMIT_S)] as const;
-  const child = host.start({ argv: [...argv], env });
-  if (child.trouble) return ctx.say("warn", at, `event ${event}: ${onEvent}: ${child.why}`);
-  let status: string | undefined;
-  child.ok.onLine((printed) => status = printed);
-  void child.ok.ended.then(() => {
-    const because = status === undefined ? `no end within ${EVENT_LIMIT_S} s` : `status ${status}`;
-    if (status !== "0") ctx.say("warn", at, `event ${event}: ${onEvent}: ${because}`);
+  const at = homeOf(ctx, homes, name);
+  if ("report" in at) return at;
+  const { home } = at;
+  const dir = join(home, name);
+  const refuse = (state: State, status: number, because: string, hint: string, what = dir) => ({
+    report: report(name, state, status, state, { blockers: [{ what, because, hint }] }),
   });
-}
-
-const bootIds = new WeakMap<Host, { readonly id: string; readonly askedMs: number }>();
-/** A question that took all its time is not asked again for so long: each line of a stop's journal would wait for it. */
-const BOOT_ID_PAUSE_MS = 60_000;
-
-/**
- * The identity of this boot; an empty text where it cannot be had, which is then asked again and compared with nothing.
- * Not a date: the clock may be stepped.
- */
-async function bootId(host: Host): Promise<string> {
-  const known = bootIds.get(host);
-  if (known && (known.id !== "" || host.clockMs() - known.askedMs < BOOT_ID_PAUSE_MS)) return known.id;
-  const file = "/proc/sys/kernel/random/boot_id";
-  const direct = host.os === "linux" ? host.read(file, 64).ok?.trim() : undefined;
-  // A compiled program may not read /proc: Deno allows that under --allow-all only.
-  const argv = host.os === "linux"
-    ? ["/bin/cat", file] as const
-    : ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"] as const;
-  const answer = direct ? undefined : await host.run({ argv }, PS_LIMIT_MS);
-  const id = direct ?? (answer?.ok?.code === 0 ? answer.ok.stdout.trim() : "");
-  if (id !== "" || answer?.trouble === "limit") bootIds.set(host, { id, askedMs: host.clockMs() });
-  return id;
-}
-
-// ────────────────────────────────────────────────────────────────────────────────────────── acting ──
-
-/** What a run of the guard carries along: its role, its options, where its words go. */
-export interface Context {
-  readonly host: Host;
-  readonly role: string;
-  readonly dryRun: boolean;
-  readonly budgetS: number;
-  /** `--timeout`, or Infinity. */
-  readonly limitS: number;
-  /** The program of `--on-event`. */
-  readonly onEvent: string | undefined;
-  say(level: "debug" | "info" | "warn" | "error", instance: { readonly name: string }, text: string): void;
-  /** A stage of a long wait, for the person who waits. */
-  stage(instance: Instance, stage: string, deadlineMs: number): void;
-  /** How many times a person asked to skip a stage, and the bell that rings then. */
-  readonly skips: { count: number; readonly bell: WakeUp };
-}
-
-/** Something that several can wait for: each ring wakes all who listen then. */
-export class WakeUp {
-  #next = Promise.withResolvers<void>();
-  /** Resolves at the next ring. However often it is asked, one promise is pending. */
-  next(): Promise<void> {
-    return this.#next.promise;
+  const look = host.stat(dir, "follow links");
+  if (look.trouble === "denied") return refuse("blocked", EXIT.denied, look.why, lookCommand(home));
+  if (look.trouble || look.ok.kind !== "directory") {
+    const trouble = homeTrouble(host, homes.paths[0] ?? home);
+    const hint = `${listCommand(dirname(home))}; --lima-home DIR names another LIMA_HOME`;
+    if (trouble) return refuse("missing", EXIT.noInstance, `no such instance: ${trouble.because}`, hint, home);
+    const because = look.trouble === "absent"
+      ? "no such instance"
+      : `no such instance: ${look.trouble ? look.why : "no directory"}`;
+    return refuse("missing", EXIT.noInstance, because, nameHint(ctx, home, name));
   }
-  notify(): void {
-    this.#next.resolve();
-    this.#next = Promise.withResolvers<void>();
+  const entries = host.list(home).ok ?? [name];
+  const onDisk = entries.find((e) => e.toLowerCase() === name.toLowerCase());
+  if (!entries.includes(name) && onDisk !== undefined) {
+    const because = `there is no ${name} here, but ${onDisk}`;
+    const hint = guardCommand({ name: onDisk, home, dir, owner: host.uid }, `--${ctx.role}`);
+    return refuse("missing", EXIT.noInstance, because, hint);
   }
+  return await permitted(ctx, { name, home, dir, owner: look.ok.uid }, refuse);
 }
+
+/** What to type where a home has no instance of this name: the name that was probably meant, and a look at the home. */
+function nameHint({ host, role }: Context, home: string, name: string): string {
+  const look = `${listCommand(home)}; --lima-home DIR names another LIMA_HOME`;
+  const meant = nearest(name, allInstances(host, home).ok ?? []);
+  if (meant === undefined) return look;
+  const address = { isDefaultHome: isDefaultHome(host, home) };
+  const other = { name: meant, home, dir: join(home, meant), owner: host.uid, address };
+  return `did you mean ${meant}? ${guardCommand(other, `--${role}`)}; ${look}`;
+}
+
+type Refuse = (state: State, status: number, because: string, hint: string) => { report: Report };
+
+/** The last questions of `findPlace`: is there a readable lima.yaml, and is the instance ours to work on? */
+async function permitted(
+  ctx: Context,
+  at: Instance,
+  refuse: Refuse,
+): Promise<{ instance: Instance } | { report: Report }> {
+  const { host, role } = ctx;
+  const { dir, owner } = at;
+  const isOwn = owner === host.uid;
+  const missing = missingInstance(host, dir);
+  if (missing && isOwn && (missing.state === "missing" || role !== "stop")) {
+    return refuse(missing.state, missing.status, missing.because, missing.hint);
+  }
+  if (isOwn) return { instance: { ...at, address: { isDefaultHome: isDefaultHome(host, at.home) } } };
+  const user = await userName(host, owner);
+  const instance = { ...at, address: { sudoUser: user } };
+  if (role === "status") return { instance };
+  if (user.startsWith("#")) {
+    const because = `no user here has uid ${owner}: is it a copied home?`;
+    const isHomeToo = host.stat(at.home, "follow links").ok?.uid === owner;
+    const me = host.uid === 0 ? undefined : await userName(host, host.uid);
+    return refuse("blocked", EXIT.denied, because, chownCommand(isHomeToo ? at.home : dir, me));
+  }
+  const because = `it belongs to ${user}, and files of another user in it would lock its own lima-guard out`;
+  const hint = guardCommand(instance, `--${role}`) + (role === "run" ? " -- COMMAND" : "");
+  return refuse("blocked", EXIT.denied, because, hint);
+}
+
+/** Whether bare commands, also those of limactl, find this home: it is ~/.lima, and LIMA_HOME says nothing else. */
+function isDefaultHome(host: Host, home: string): boolean {
+  const userHome = host.env("HOME");
+  return Boolean(userHome) && !host.env("LIMA_HOME") && realHome(host, join(userHome ?? "", ".lima")) === home;
+}
+
+/** The name of a user for a command line, `#501` where it has none; sudo takes both. */
+async function userName(host: Host, uid: number): Promise<string> {
+  const answer = await host.run({ argv: ["/usr/bin/id", "-un", String(uid)] }, PS_LIMIT_MS);
+  const name = answer.ok?.code === 0 ? answer.ok.stdout.trim() : "";
+  return name === "" ? `#${uid}` : name;
+}
+
+/** All instances of a LIMA_HOME, by Lima's own rule: real directories with a valid name and a lima.yaml. */
+function allInstances(host: Host, home: string): Result<string[]> {
+  const entries = host.list(home);
+  if (entries.trouble) return entries;
+  const isInstance = (name: string) =>
+    nameTrouble(name) === undefined && host.stat(join(home, name)).ok?.kind === "directory" &&
+    host.stat(join(home, name, LIMA_YAML), "follow links").trouble !== "absent";
+  return { ok: entries.ok.filter(isInstance).sort() };
+}
+
+/** One instance to serve, and where to look for it. */
+interface Requested {
+  readonly name: string;
+  readonly homes: Homes;
+}
+
+/** What `--all` and a bare `--status` serve; `unknown` where it could not be found out whether that is all. */
+type Listed = { ok: Requested[]; unknown?: Report } | { because: string; status: number };
+
+/** All instances of these homes, and of those that this user's living host agents name: one ps. */
+async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
+  const { host } = ctx;
+  const trouble = homeTrouble(host, homes.paths[0] ?? "");
+  if (trouble && (homes.isExplicit || trouble.status !== EXIT.noInstance)) return trouble;
+  const table = homes.isExplicit ? undefined : await ps(host, "all", PS_LIMIT_MS);
+  const agents = runningInstances((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid)).map(({ home }) =>
+    home
+  );
+  const all = [...homes.paths, ...agents].map((path) => realHome(host, path));
+  // Two spellings of one directory are one home: macOS does not tell upper case from lower.
+  const once = all.filter((home, i) => all.findIndex((other) => isSameDirectory(host, home, other)) === i);
+  const wanted = once.flatMap((home): Requested[] =>
+    (allInstances(host, home).ok ?? []).map((name) => ({ name, homes: { isExplicit: true, paths: [home] } }))
+  );
+  for (const { name, dir } of once.flatMap((home) => linkedInstances(host, home))) {
+    ctx.say("info", { name }, `${dir} is a link, which --all and Lima's own list leave out`);
+  }
+  const unknown = table?.trouble ? { unknown: notListed(table.why) } : {};
+  if (wanted.length > 0 || homes.isExplicit || table?.trouble) return { ok: wanted, ...unknown };
+  if (trouble && host.linkTarget(homes.paths[0] ?? "").ok !== undefined) return trouble;
+  const there = trouble ? trouble.because : "no instance is there";
+  const because = `${there}, nor is one in ${homes.paths.slice(1).join(", ")}; and no host agent of this user lives`;
+  return { because, status: EXIT.noInstance };
+}
+
+/** Links to instance directories: `--all` leaves them out, as Lima does. */
+function linkedInstances(host: Host, home: string): { name: string; dir: string }[] {
+  const named = (host.list(home).ok ?? []).map((name) => ({ name, dir: join(home, name) }));
+  return named.filter(({ name, dir }) =>
+    nameTrouble(name) === undefined && host.stat(dir).ok?.kind === "link" &&
+    host.stat(join(dir, LIMA_YAML), "follow links").ok !== undefined
+  );
+}
+
+/** The directory of a living process of Lima's, and whose it is. */
+interface RunningInstance {
+  readonly pid: number;
+  readonly uid: number;
+  readonly home: string;
+  readonly name: string;
+  readonly dir: string;
+}
+
+/** The instance directory that a command of Lima's names: a host agent's, or that of a driver, which may be alone. */
+function dirNamed(command: string): string | undefined {
+  const agent = / hostagent (?:.* )?--pidfile[ =](\/.*?)\/ha\.pid(?= |$)/.exec(command)?.[1];
+  if (agent !== undefined || limaProgram(command) === undefined) return agent;
+  const driver = [
+    / -pidfile (\/.*?)\/qemu\.pid(?= |$)/,
+    /[ ,]path=(\/[^,]*?)\/(?:disk|diffdisk)(?=$|[ ,])/,
+    / --inst-dir (\/.*?)(?=$| -)/,
+  ];
+  return driver.map((shape) => shape.exec(command)?.[1]).find((dir) => dir !== undefined);
+}
+
+/** The instances of living host agents and drivers, by the paths in their commands. */
+function runningInstances(rows: readonly ProcessRow[]): RunningInstance[] {
+  const found = rows.filter((row) => !row.stat.startsWith("Z")).flatMap(({ pid, uid, command }) => {
+    const dir = dirNamed(command);
+    return dir === undefined ? [] : [{ pid, uid, home: dirname(dir), name: basename(dir), dir }];
+  });
+  return found.filter((one, i) => found.findIndex((o) => o.uid === one.uid && o.dir === one.dir) === i);
+}
+
+function notListed(because: string): Report {
+  const blockers = [{ what: "ps", because, hint: psCommand() }];
+  return report("*", "unknown", EXIT.tryAgain, "unknown", { blockers });
+}
+
+function isSameDirectory(host: Host, a: string, b: string): boolean {
+  return realHome(host, a) === realHome(host, b) || sameDirectoryOn(host)(a, b) === "same";
+}
+
+// ────────────────────────────────────────────────────────────────────────────────────────────────────────── launchd ──
+
+/** The launchd jobs of an instance, by reading the plists of both folders: whatever the label, the program counts. */
+async function jobsOf(host: Host, instance: Instance): Promise<JobStatus[]> {
+  const agents = join(host.env("HOME") ?? "/", "Library/LaunchAgents");
+  const folders = [
+    { folder: "/Library/LaunchDaemons", domains: ["system"] },
+    { folder: agents, domains: [`gui/${host.uid}`, `user/${host.uid}`] },
+  ];
+  const jobs: JobStatus[] = [];
+  for (const { folder, domains } of folders) {
+    for (const file of (host.list(folder).ok ?? []).filter((f) => f.endsWith(".plist")).sort()) {
+      const plist = join(folder, file);
+      const text = textOf(host, plist);
+      const named = readPlistString(text, "LIMA_HOME") ?? optionOf(readProgramArguments(text), "--lima-home");
+      if (!runsInstance(text, instance.name) || (named !== undefined && realHome(host, named) !== instance.home)) {
+        continue;
+      }
+      const label = readPlistString(text, "Label") ?? basename(file, ".plist");
+      jobs.push(await jobStatus(host, instance.name, label, plist, text, domains));
+    }
+  }
+  return jobs;
+}
+
+async function jobStatus(host: Host, name: string, label: string, plist: string, text: string, domains: string[]) {
+  const ask = (...argv: string[]) => host.run({ argv: ["launchctl", ...argv] }, LAUNCHCTL_LIMIT_MS);
+  const answers = await Promise.all(domains.map(async (domain) => {
+    const [print, off] = await Promise.all([ask("print", `${domain}/${label}`), ask("print-disabled", domain)]);
+    return { domain, code: print.ok?.code, printed: readPrint(print.ok?.stdout ?? ""), off: off.ok?.stdout ?? "" };
+  }));
+  const loaded = answers.find((a) => a.code === 0);
+  const known = answers.every((a) => a.code === 0 || a.code === 113);
+  const isOff = (line: string) => line.trim().startsWith(`"${label}"`) && /=> (disabled|true)/.test(line);
+  return {
+    label,
+    plist,
+    wrapped: isWrapped(readProgramArguments(text), name),
+    loaded: loaded ? "yes" as const : known ? "no" as const : "unknown" as const,
+    disabled: answers.some((a) => a.off.split("\n").some(isOff)),
+    exitTimeoutS: loaded?.printed.exitTimeoutS ?? readExitTimeout(text),
+    restartsAfterSuccess: restartsAfterSuccess(text),
+    target: `${loaded?.domain ?? domains[0]}/${label}`,
+    ...!loaded && answers[0]?.code === 125 ? { noLogin: true as const } : {},
+  };
+}
+
+/** The label of the launchd job that we are, if we may be one: a terminal's children have `0` or an application's. */
+function labelOf(host: Host): string | undefined {
+  const label = host.env("XPC_SERVICE_NAME") ?? "";
+  return label === "" || label === "0" || label.startsWith("application.") ? undefined : label;
+}
+
+/** The domains a job of ours may be in. */
+function targetsOf(host: Host, label: string): string[] {
+  return ["system", `gui/${host.uid}`, `user/${host.uid}`].map((domain) => `${domain}/${label}`);
+}
+
+/** The job we run as: launchctl's word where its PID is ours, else the plist's. */
+async function jobOf(host: Host, label: string | undefined): Promise<Job | undefined> {
+  if (label === undefined) return undefined;
+  const asked = await Promise.all(
+    targetsOf(host, label).map(async (target) => {
+      const answer = await host.run({ argv: ["launchctl", "print", target] }, LAUNCHCTL_LIMIT_MS);
+      return { target, printed: answer.ok?.code === 0 ? readPrint(answer.ok.stdout) : {} };
+    }),
+  );
+  const own = asked.find((a) => a.printed.pid === host.pid);
+  const someoneElses = own === undefined && asked.some((a) => a.printed.pid !== undefined);
+  if (someoneElses) return undefined;
+  const grantedS = own?.printed.exitTimeoutS ?? exitTimeoutOfPlist(host, label);
+  return { label, ...own ? { target: own.target } : {}, timeLimitS: grantedS };
+}
+
+function exitTimeoutOfPlist(host: Host, label: string): number {
+  const folders = [join(host.env("HOME") ?? "/", "Library/LaunchAgents"), "/Library/LaunchDaemons"];
+  const text = folders.map((f) => textOf(host, join(f, `${label}.plist`))).find((t) => t !== "");
+  return text === undefined ? LAUNCHD_DEFAULT_S : readExitTimeout(text);
+}
+
+// ─────────────────────────────────────────────────────────────────────────────────────────────────────── signalling ──
 
 /** Takes one removal step: only while the file still looks as it was judged, and never a directory. */
-export function removeStep(host: Host, step: Step): Step {
+function removeStep(host: Host, step: Step): Step {
   const path = step.path ?? "";
   const now = statWithText(host, path);
   const took = (outcome: Outcome): Step => ({ ...step, outcome });
   if (!now) return took({ kind: "already gone" });
-  if (now.look.kind === "directory") return took({ kind: "skipped", why: "it is a directory" });
-  if (!step.seen || !looksSame(step.seen, now.seen)) return took({ kind: "skipped", why: "the file changed" });
+  if (now.info.kind === "directory") return took({ kind: "skipped", why: "it is a directory" });
+  if (!step.stamp || !looksSame(step.stamp, now.stamp)) return took({ kind: "skipped", why: "the file changed" });
   const removed = host.remove(path);
   if (removed.trouble === "absent") return took({ kind: "already gone" });
   return took(removed.trouble ? { kind: "failed", why: removed.why } : DONE);
-}
-
-function looksSame(a: FileStamp, b: FileStamp): boolean {
-  const sameText = a.text === undefined || a.text === b.text;
-  return a.dev === b.dev && a.ino === b.ino && a.size === b.size && a.mtimeMs === b.mtimeMs && sameText;
-}
-
-/** The worst thing that came of some steps, as an exit status. A stage that failed is made good by the next one. */
-function statusOfSteps(steps: readonly Step[]): number {
-  const isBad = ({ kind, outcome }: Step) =>
-    outcome?.kind === "alive" || (kind === "remove" && outcome?.kind === "failed");
-  return steps.some(isBad) ? EXIT.failed : EXIT.done;
 }
 
 /**
  * Sends a signal to a process that was proven to be this instance's, after one more reading of ps: start time and
  * command must be those that were judged. Without an answer of ps no process is signalled.
  */
-export async function signalProven(host: Host, proven: ProcessRow, signal: Signal, psMs: number): Promise<Outcome> {
+async function signalProven(host: Host, proven: ProcessRow, signal: Signal, psMs: number): Promise<Outcome> {
   const { pid, started, command, uid } = proven;
   const table = await ps(host, [pid], psMs);
   if (table.trouble) return { kind: "skipped", why: table.why };
@@ -2987,7 +3551,9 @@ export async function signalProven(host: Host, proven: ProcessRow, signal: Signa
   return sent?.trouble ? { kind: "failed", why: sent.why } : DONE;
 }
 
-// ───────────────────────────────────────────────────────────────── stopping: the line to the guest ──
+// ───────────────────────────────────────────────────────────────────────────────────────────────────────── stopping ──
+
+// ── the session with the guest
 
 /**
  * An ssh session in which a root shell of the guest waits for one word. It is opened before anything is proven, which
@@ -3086,8 +3652,7 @@ function openGuestSession(host: Host, instance: Instance): GuestSession | string
     close: () => ssh.ok.kill("SIGKILL"),
   };
 }
-
-// ──────────────────────────────────────────────────────────────────────────── stopping: the ladder ──
+// ── the stages in order
 
 /** How the ladder is to be climbed. */
 interface StopOptions {
@@ -3207,9 +3772,9 @@ async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "r
 
 function stopResult(stop: Stop, end: StopEnd): StopResult {
   const total = secondsSince(stop.ctx.host, stop.beganMs);
-  const cut = stop.guestCutOff === undefined ? {} : { cut: stop.guestCutOff };
+  const cut = stop.guestCutOff === undefined ? {} : { guestCutOff: stop.guestCutOff };
   const { steps, seen, isAgentHung } = stop;
-  const more = { left: remaining(stop), blockers: unknownsOf(seen), searched: seen.searched === true };
+  const more = { remaining: remaining(stop), blockers: unknownsOf(seen), searched: seen.searched === true };
   return { end, ...cut, isAgentHung, seconds: { ...stop.seconds, total }, steps, ...more };
 }
 
@@ -3222,7 +3787,7 @@ function secondsSince(host: Host, sinceMs: number): number {
 function mayBeAlive(host: Host, instance: Instance): boolean {
   const files = (host.list(instance.dir).ok ?? []).filter((e) => e.endsWith(".pid"));
   return files.some((f) => {
-    const text = statWithText(host, join(instance.dir, f))?.seen.text;
+    const text = statWithText(host, join(instance.dir, f))?.stamp.text;
     const number = readPid(text ?? "");
     return "pid" in number && host.alive(number.pid) !== "no";
   });
@@ -3273,8 +3838,7 @@ async function runStage(stop: Stop, stage: "guest" | "agent" | "driver" | "kill"
   await journal(ctx, instance, "stage", { stage, seconds, until: stop.limits[stage], outcome: outcomeWords(outcome) });
   return remaining(stop).length === 0;
 }
-
-// ──────────────────────────────────────────────────────────────────────────── stopping: the stages ──
+// ── one stage
 
 /** One stage: acts, waits at most until the given moment or the skip, and says what came of it. */
 type StageWork = (stop: Stop, deadlineMs: number, skipped: () => boolean) => Promise<Outcome>;
@@ -3303,8 +3867,9 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
     if (isQemu && await goneByButton(c, drivers(), buttonEndMs(nowMs, deadlineMs), skipped)) return DONE;
     const sent = await signalAll(c, drivers, "SIGTERM", deadlineMs, skipped);
     const gone = await waitGone(c, drivers(), deadlineMs, skipped);
-    c.powerCut = isQemu && gone && sent === undefined;
-    if (c.powerCut) return { kind: "done", note: "SIGTERM to QEMU cut the guest's power" };
+    // SIGTERM to QEMU is a power cut, also where QEMU ends only later.
+    c.powerCut = isQemu && sent === undefined;
+    if (c.powerCut && gone) return { kind: "done", note: "SIGTERM to QEMU cut the guest's power" };
     return gone ? DONE : sent ?? waitOutcome(skipped);
   },
   kill: async (c, deadlineMs) => {
@@ -3551,12 +4116,12 @@ async function watchAgentSocket(stop: Stop): Promise<void> {
  */
 async function waitGone(
   stop: Stop,
-  whom: readonly VerifiedProcess[],
+  processes: readonly VerifiedProcess[],
   deadlineMs: number,
   giveUp: () => boolean,
 ): Promise<boolean> {
   const { host, skips } = stop.ctx;
-  let there = whom;
+  let there = processes;
   let nextPsMs = host.clockMs() + PS_POLL_MS / 4;
   for (;;) {
     there = there.filter((p) => host.alive(p.row.pid) === "yes");
@@ -3602,10 +4167,10 @@ function doneOutcome(stop: Stop): Outcome {
   return stop.isAgentHung ? { kind: "done", note: HUNG_AGENT } : DONE;
 }
 
-async function stillAlive(stop: Stop, whom: readonly VerifiedProcess[]): Promise<readonly VerifiedProcess[]> {
-  const table = await ps(stop.ctx.host, whom.map((p) => p.row.pid), timeoutsOf(stop).psMs);
-  if (table.trouble) return whom;
-  return whom.filter(({ row }) => {
+async function stillAlive(stop: Stop, processes: readonly VerifiedProcess[]): Promise<readonly VerifiedProcess[]> {
+  const table = await ps(stop.ctx.host, processes.map((p) => p.row.pid), timeoutsOf(stop).psMs);
+  if (table.trouble) return processes;
+  return processes.filter(({ row }) => {
     const now = table.ok.rows.find((r) => r.pid === row.pid);
     return now !== undefined && !now.stat.startsWith("Z") && now.command === row.command;
   });
@@ -3651,42 +4216,17 @@ async function diskReleased(stop: Stop, deadlineMs: number): Promise<boolean> {
   return holders.trouble === undefined && holders.ok.length === 0;
 }
 
-// ────────────────────────────────────────────────────────────────────────────────── the role --pre ──
-
-/** What became of one instance: the document that `--json` prints, field by field. */
-export interface Report {
-  readonly name: string;
-  /** Where several users' homes are served (root's `--all`): whose instance it is, and its LIMA_HOME. */
-  readonly owner?: string;
-  readonly home?: string;
-  /** What the guard found it to be; `stopped` after a stop. */
-  readonly state: State;
-  readonly status: number;
-  /** Which stage ended a stop, or null. */
-  readonly stage: StopEnd | null;
-  readonly seconds: Readonly<Record<string, number>>;
-  readonly steps: readonly (Pick<Step, "kind" | "what" | "because"> & { readonly outcome: string })[];
-  readonly blockers: readonly Diagnostic[];
-  readonly notes: readonly Diagnostic[];
-  /** The result in one line, for people. */
-  readonly summary: string;
+function removeAll(ctx: Context, instance: Instance, steps: readonly Step[]): Step[] {
+  return steps.filter((s) => s.kind === "remove").map((step) => {
+    const taken = removeStep(ctx.host, step);
+    ctx.say(taken.outcome?.kind === "failed" ? "error" : "info", instance, describeStep(taken));
+    return taken;
+  });
 }
 
-function report(name: string, state: State, status: number, summary: string, more: Partial<Report> = {}): Report {
-  const empty = { stage: null, seconds: {}, steps: [], blockers: [], notes: [] };
-  return { name, state, status, ...empty, ...more, summary };
-}
+// ───────────────────────────────────────────────────────────────────────────────────────────────────── the commands ──
 
-function reportPlan(instance: Instance, p: Plan, steps = p.steps): Report {
-  const { blockers, notes } = p;
-  // Blockers are told below the line, each with its reason.
-  const summary = blockers.length > 0 ? p.state : `${p.state}: ${p.because}`;
-  return report(instance.name, p.state, p.status, summary, { steps: steps.map(bare), blockers, notes });
-}
-
-function bare({ kind, what, because, outcome }: Step): Report["steps"][number] {
-  return { kind, what, because, outcome: outcome === undefined ? "planned" : outcomeWords(outcome) };
-}
+// ── --pre
 
 /** How often `--pre` looks again after it did something; a world that changes faster is left to the next try. */
 const ROUNDS = 4;
@@ -3748,16 +4288,7 @@ async function actOn(ctx: Context, instance: Instance, p: Plan, beganMs: number)
   const what = `end ${names(stop.remaining)}`;
   return [...stop.steps, { kind: "kill", what, because: p.because, outcome: { kind: "alive", why: "alive" } }];
 }
-
-function removeAll(ctx: Context, instance: Instance, steps: readonly Step[]): Step[] {
-  return steps.filter((s) => s.kind === "remove").map((step) => {
-    const taken = removeStep(ctx.host, step);
-    ctx.say(taken.outcome?.kind === "failed" ? "error" : "info", instance, describeStep(taken));
-    return taken;
-  });
-}
-
-// ───────────────────────────────────────────────────────────────────────────────── the role --stop ──
+// ── --stop
 
 /** `--stop`: the ladder, then clean up, so that the next boot starts clean. */
 async function runStop(ctx: Context, instance: Instance): Promise<Report> {
@@ -3793,14 +4324,6 @@ function lastEnd(host: Host, instance: Instance): JournalLine | undefined {
   return journalOf(host, instance).filter((l) => l.event === "end").at(-1);
 }
 
-function cutIn(line: JournalLine): string | undefined {
-  return typeof line["cut"] === "string" ? line["cut"] : undefined;
-}
-
-function isSeconds(value: unknown): value is Record<string, number> {
-  return typeof value === "object" && value !== null && Object.values(value).every((v) => typeof v === "number");
-}
-
 /** How soon launchd starts a job again that ran for longer than its throttle: at once. */
 const RESTART_LOOK_MS = 1_000;
 
@@ -3811,14 +4334,17 @@ async function afterJob(ctx: Context, instance: Instance, told: Report, stopped:
   await ctx.host.pause(RESTART_LOOK_MS);
   const now = holderOf(ctx, instance);
   const seen = job.includes("/") ? undefined : (await jobsOf(ctx.host, instance)).find((j) => j.label === job);
-  const target = seen?.target ?? (job.includes("/") ? job : `system/${job}`);
+  const target = seen?.target ?? (job.includes("/") ? job : undefined);
+  const find = `its job was not found: ${guardCommand(instance, "--status")}`;
   if (now?.role !== "run" || now.pid === stopped.pid) {
-    const start = startJobCommand(seen ?? { target, plist: "", loaded: "yes", disabled: false });
-    const note = { what: target, because: "its job is stopped", hint: `to start it: ${start}` };
-    return { ...told, notes: [...told.notes, note] };
+    const known = target === undefined ? undefined : { target, plist: "", loaded: "yes" as const, disabled: false };
+    const start = seen ?? known;
+    const hint = start === undefined ? find : `to start it: ${startJobCommand(start)}`;
+    return { ...told, notes: [...told.notes, { what: target ?? job, because: "its job is stopped", hint }] };
   }
   const because = `launchd started it again (KeepAlive), as PID ${now.pid}`;
-  const blocker = { what: target, because, hint: `to keep it down: ${bootoutCommand(target)}` };
+  const hint = target === undefined ? find : `to keep it down: ${bootoutCommand(target)}`;
+  const blocker = { what: target ?? job, because, hint };
   const summary = "stopped, and started again by launchd";
   return { ...told, state: "running", status: EXIT.failed, blockers: [...told.blockers, blocker], summary };
 }
@@ -3840,36 +4366,44 @@ async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, 
   const beganMs = Math.max(askedMs, ctx.host.clockMs() - limits.agent * 1000);
   const went = await stopProcesses(ctx, instance, { budgetS, beganMs });
   const cleaned = await cleanUp(ctx, instance, beganMs + limits["clean up"] * 1000, went.searched);
-  const { end, seconds, guestCutOff: cut } = went;
+  const { end, guestCutOff: cut, seconds } = went;
   const steps = [...went.steps, ...cleaned.steps];
-  const blockers = eachOnce([...went.blockers, ...cleaned.blockers]);
-  const alive = went.remaining.length > 0;
-  const status = worst([alive ? EXIT.failed : EXIT.done, statusOfSteps(steps), statusOfBlockers(blockers)]);
-  // Where nothing could be proven nothing was stopped, whatever the journal said before.
-  const isUnknown = went.blockers.length > 0 && went.steps.length === 0;
-  if (!isUnknown && (steps.length > 0 || end === "gone before the request")) {
+  const { state, stage, words, blockers } = stopVerdict(went, cleaned, went.remaining);
+  const found = state === "running" ? EXIT.failed : statusOfBlockers(blockers);
+  const status = worst([found, statusOfSteps(steps)]);
+  if (stage !== null && (steps.length > 0 || end === "gone before the request")) {
     await journal(ctx, instance, "end", { stage: end, cut, seconds, status });
   }
-  const state = alive ? "running" : went.blockers.length > 0 ? "unknown" : "stopped";
-  const words = alive
-    ? `not stopped: ${names(went.remaining)} did not end`
-    : describeStop(end, seconds["total"] ?? 0, cut, went.isAgentHung);
   const summary = state === "unknown" ? state : words;
-  return report(instance.name, state, status, summary, {
-    stage: isUnknown ? null : end,
-    seconds,
-    steps: steps.map(bare),
-    blockers,
-  });
+  return report(instance.name, state, status, summary, { stage, seconds, steps: steps.map(bare), blockers });
+}
+
+/**
+ * What a stop and its clean-up came to. The clean-up looked last, in the same places: what it found counts, and no
+ * result is better than that. `alive` is what the stop could not end.
+ */
+function stopVerdict(went: StopResult, cleaned: CleanupResult, alive: readonly VerifiedProcess[]) {
+  const state: State = alive.length > 0 ? "running" : cleaned.state;
+  const blockers = cleaned.state === "stopped" ? cleaned.blockers : eachOnce([...went.blockers, ...cleaned.blockers]);
+  // Where nothing could be proven nothing was stopped, whatever the journal said before.
+  const isUnknown = state === "unknown" && went.steps.length === 0;
+  const words = alive.length > 0
+    ? `not stopped: ${names(alive)} did not end`
+    : state === "running"
+    ? "not stopped: a process of it lives again"
+    : isUnknown
+    ? "not stopped: unknown"
+    : describeStop(went.end, went.seconds["total"] ?? 0, went.guestCutOff, went.isAgentHung);
+  return { state, stage: isUnknown ? null : went.end, words, blockers };
 }
 
 function eachOnce(remarks: readonly Diagnostic[]): Diagnostic[] {
   return remarks.filter((r, i) => remarks.findIndex((o) => o.what === r.what) === i);
 }
 
-/** What a clean-up did; `isDown` where nothing of the instance lives for certain. */
+/** What a clean-up found and did; `stopped` only where nothing of the instance lives for certain. */
 interface CleanupResult {
-  readonly isDown: boolean;
+  readonly state: "stopped" | "running" | "unknown";
   readonly steps: readonly Step[];
   readonly blockers: readonly Diagnostic[];
 }
@@ -3888,14 +4422,18 @@ async function cleanUp(
   if (!seen) {
     const because = "whether a process still uses it was not found out in time; its files stay";
     const hint = guardCommand(instance, "--pre");
-    return { isDown: false, steps: [], blockers: [{ what: instance.dir, because, hint }] };
+    return { state: "unknown", steps: [], blockers: [{ what: instance.dir, because, hint }] };
   }
   const p = planStop(seen, ctx.budgetS);
-  if (p.state !== "stopped") return { isDown: false, steps: [], blockers: [...unknownsOf(seen), ...seen.held] };
-  return { isDown: true, steps: removeAll(ctx, instance, p.steps), blockers: p.blockers };
+  if (p.state === "stopped") {
+    return { state: "stopped", steps: removeAll(ctx, instance, p.steps), blockers: p.blockers };
+  }
+  const alive = seen.alive.filter((process) => process.role !== "usernet");
+  const again = { what: instance.dir, because: aliveWords(alive), hint: guardCommand(instance, "--status") };
+  const blockers = [...alive.length > 0 ? [again] : [], ...unknownsOf(seen), ...seen.held];
+  return { state: alive.length > 0 ? "running" : "unknown", steps: [], blockers };
 }
-
-// ───────────────────────────────────────────────────────────────────────────────── taking the lock ──
+// ── taking the lock
 
 /** A lock that was taken, or the report of who has it; and which `--run` was asked to let go of it. */
 type LockResult = { lock: InstanceLock; supervisor?: LockRecord } | { report: Report; held?: HeldLock };
@@ -3992,254 +4530,10 @@ async function proveHolder(ctx: Context, instance: Instance, held: LockFile, hol
   }
   return { row };
 }
-
-// ─────────────────────────────────────────────────────────────────────────────── finding instances ──
-
-/** The Lima homes of one run, as they were named: links are resolved anew at every look. */
-export interface Homes {
-  /** `--lima-home` or LIMA_HOME named it: no other home is looked at. */
-  readonly isExplicit: boolean;
-  /** The first is LIMA_HOME, or ~/.lima. */
-  readonly paths: readonly string[];
-}
-
-/** LIMA_HOME as Lima finds it: the option, the environment, ~/.lima and then the homes of other programs. */
-export function limaHomes(host: Host, option: string | undefined): Homes | { why: string } {
-  const userHome = host.env("HOME");
-  const given = option ?? (host.env("LIMA_HOME") || undefined);
-  if (given === undefined && !userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
-  if (given === undefined) return { isExplicit: false, paths: [join(userHome ?? "", ".lima"), ...otherHomes(host)] };
-  const path = userHome && given.startsWith("~/") ? join(userHome, given.slice(2)) : given;
-  return { isExplicit: true, paths: [path.startsWith("/") ? path : host.realPath(path).ok ?? path] };
-}
-
-/** Where Colima (by its own rule), Rancher Desktop and Finch have their instances. */
-function otherHomes(host: Host): string[] {
-  const userHome = host.env("HOME") ?? "/";
-  const isThere = (path: string | undefined) => path && host.stat(path, "follow links").ok ? path : undefined;
-  const xdg = host.env("XDG_CONFIG_HOME");
-  const colima = isThere(host.env("COLIMA_HOME")) ?? isThere(join(userHome, ".colima")) ??
-    (xdg ? join(xdg, "colima") : join(userHome, ".config/colima"));
-  return [
-    join(colima, "_lima"),
-    join(userHome, "Library/Application Support/rancher-desktop/lima"),
-    "/Applications/Finch/lima/data",
-  ];
-}
-
-/** A home with its links resolved; the path itself where it is not there. */
-function realHome(host: Host, path: string): string {
-  return host.realPath(path).ok ?? path;
-}
-
-/** Why a Lima home cannot be looked into; undefined where it can. A link that leads nowhere says where it points. */
-function homeTrouble(host: Host, path: string): { because: string; status: number } | undefined {
-  const look = host.stat(path, "follow links");
-  if (look.ok) return look.ok.kind === "directory" ? undefined : { because: "no directory", status: EXIT.noInstance };
-  if (look.trouble === "denied") return { because: look.why, status: EXIT.denied };
-  if (look.trouble !== "absent") return { because: look.why, status: EXIT.tryAgain };
-  const target = host.linkTarget(path).ok;
-  const because = target === undefined ? "there is no such directory" : `it is a link to ${target}, which is not there`;
-  return { because, status: EXIT.noInstance };
-}
-
-/** The home that has an instance of this name: the first, else the single other one; a report where several have. */
-function homeOf(ctx: Context, homes: Homes, name: string): { home: string } | { report: Report } {
-  const { host } = ctx;
-  const isThere = (home: string) => host.stat(join(home, name, LIMA_YAML), "follow links").trouble !== "absent";
-  const first = realHome(host, homes.paths[0] ?? "");
-  if (homes.isExplicit || isThere(first)) return { home: first };
-  const hits = [...new Set(homes.paths.slice(1).map((path) => realHome(host, path)))].filter(isThere);
-  const [hit] = hits;
-  if (hit === undefined) return { home: first };
-  if (hits.length === 1) {
-    ctx.say("info", { name }, `found in ${hit}`);
-    return { home: hit };
-  }
-  const blockers = hits.map((home) => ({
-    what: join(home, name),
-    because: "several Lima homes have an instance of this name",
-    hint: guardCommand({ name, home, dir: join(home, name), owner: host.uid }, `--${ctx.role}`),
-  }));
-  return { report: report(name, "blocked", EXIT.usage, "several instances of this name", { blockers }) };
-}
-
-/** Where an instance lives; a report where nothing may be done about it. */
-async function findInstance(
-  ctx: Context,
-  homes: Homes,
-  name: string,
-): Promise<{ instance: Instance } | { report: Report }> {
-  const { host } = ctx;
-  const at = homeOf(ctx, homes, name);
-  if ("report" in at) return at;
-  const { home } = at;
-  const dir = join(home, name);
-  const refuse = (state: State, status: number, because: string, hint: string, what = dir) => ({
-    report: report(name, state, status, state, { blockers: [{ what, because, hint }] }),
-  });
-  const look = host.stat(dir, "follow links");
-  if (look.trouble === "denied") return refuse("blocked", EXIT.denied, look.why, lookCommand(home));
-  if (look.trouble || look.ok.kind !== "directory") {
-    const trouble = homeTrouble(host, homes.paths[0] ?? home);
-    const hint = `${listCommand(dirname(home))}; --lima-home DIR names another LIMA_HOME`;
-    if (trouble) return refuse("missing", EXIT.noInstance, `no such instance: ${trouble.because}`, hint, home);
-    const because = look.trouble === "absent"
-      ? "no such instance"
-      : `no such instance: ${look.trouble ? look.why : "no directory"}`;
-    return refuse("missing", EXIT.noInstance, because, nameHint(ctx, home, name));
-  }
-  const entries = host.list(home).ok ?? [name];
-  const onDisk = entries.find((e) => e.toLowerCase() === name.toLowerCase());
-  if (!entries.includes(name) && onDisk !== undefined) {
-    const because = `there is no ${name} here, but ${onDisk}`;
-    const hint = guardCommand({ name: onDisk, home, dir, owner: host.uid }, `--${ctx.role}`);
-    return refuse("missing", EXIT.noInstance, because, hint);
-  }
-  return await permitted(ctx, { name, home, dir, owner: look.ok.uid }, refuse);
-}
-
-/** What to type where a home has no instance of this name: the name that was probably meant, and a look at the home. */
-function nameHint({ host, role }: Context, home: string, name: string): string {
-  const look = `${listCommand(home)}; --lima-home DIR names another LIMA_HOME`;
-  const meant = nearest(name, allInstances(host, home).ok ?? []);
-  if (meant === undefined) return look;
-  const address = { isDefaultHome: isDefaultHome(host, home) };
-  const other = { name: meant, home, dir: join(home, meant), owner: host.uid, address };
-  return `did you mean ${meant}? ${guardCommand(other, `--${role}`)}; ${look}`;
-}
-
-type Refuse = (state: State, status: number, because: string, hint: string) => { report: Report };
-
-/** The last questions of `findPlace`: is there a readable lima.yaml, and is the instance ours to work on? */
-async function permitted(
-  ctx: Context,
-  at: Instance,
-  refuse: Refuse,
-): Promise<{ instance: Instance } | { report: Report }> {
-  const { host, role } = ctx;
-  const { dir, owner } = at;
-  const isOwn = owner === host.uid;
-  const missing = missingInstance(host, dir);
-  if (missing && isOwn && (missing.state === "missing" || role !== "stop")) {
-    return refuse(missing.state, missing.status, missing.because, missing.hint);
-  }
-  if (isOwn) return { instance: { ...at, address: { isDefaultHome: isDefaultHome(host, at.home) } } };
-  const user = await userName(host, owner);
-  const instance = { ...at, address: { sudoUser: user } };
-  if (role === "status") return { instance };
-  if (user.startsWith("#")) {
-    const because = `no user here has uid ${owner}: is it a copied home?`;
-    const isHomeToo = host.stat(at.home, "follow links").ok?.uid === owner;
-    const me = host.uid === 0 ? undefined : await userName(host, host.uid);
-    return refuse("blocked", EXIT.denied, because, chownCommand(isHomeToo ? at.home : dir, me));
-  }
-  const because = `it belongs to ${user}, and files of another user in it would lock its own lima-guard out`;
-  const hint = guardCommand(instance, `--${role}`) + (role === "run" ? " -- COMMAND" : "");
-  return refuse("blocked", EXIT.denied, because, hint);
-}
-
-/** Whether bare commands, also those of limactl, find this home: it is ~/.lima, and LIMA_HOME says nothing else. */
-function isDefaultHome(host: Host, home: string): boolean {
-  const userHome = host.env("HOME");
-  return Boolean(userHome) && !host.env("LIMA_HOME") && realHome(host, join(userHome ?? "", ".lima")) === home;
-}
-
-/** The name of a user for a command line, `#501` where it has none; sudo takes both. */
-async function userName(host: Host, uid: number): Promise<string> {
-  const answer = await host.run({ argv: ["/usr/bin/id", "-un", String(uid)] }, PS_LIMIT_MS);
-  const name = answer.ok?.code === 0 ? answer.ok.stdout.trim() : "";
-  return name === "" ? `#${uid}` : name;
-}
-
-/** All instances of a LIMA_HOME, by Lima's own rule: real directories with a valid name and a lima.yaml. */
-function allInstances(host: Host, home: string): Result<string[]> {
-  const entries = host.list(home);
-  if (entries.trouble) return entries;
-  const isInstance = (name: string) =>
-    nameTrouble(name) === undefined && host.stat(join(home, name)).ok?.kind === "directory" &&
-    host.stat(join(home, name, LIMA_YAML), "follow links").trouble !== "absent";
-  return { ok: entries.ok.filter(isInstance).sort() };
-}
-
-/** One instance to serve, and where to look for it. */
-interface Requested {
-  readonly name: string;
-  readonly homes: Homes;
-}
-
-/** What `--all` and a bare `--status` serve; `unknown` where it could not be found out whether that is all. */
-type Listed = { ok: Requested[]; unknown?: Report } | { because: string; status: number };
-
-/** All instances of these homes, and of those that this user's living host agents name: one ps. */
-async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
-  const { host } = ctx;
-  const trouble = homeTrouble(host, homes.paths[0] ?? "");
-  if (trouble && (homes.isExplicit || trouble.status !== EXIT.noInstance)) return trouble;
-  const table = homes.isExplicit ? undefined : await ps(host, "all", PS_LIMIT_MS);
-  const agents = runningInstances((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid)).map(({ home }) =>
-    home
-  );
-  const all = [...homes.paths, ...agents].map((path) => realHome(host, path));
-  // Two spellings of one directory are one home: macOS does not tell upper case from lower.
-  const once = all.filter((home, i) => all.findIndex((other) => isSameDirectory(host, home, other)) === i);
-  const wanted = once.flatMap((home): Requested[] =>
-    (allInstances(host, home).ok ?? []).map((name) => ({ name, homes: { isExplicit: true, paths: [home] } }))
-  );
-  for (const { name, dir } of once.flatMap((home) => linkedInstances(host, home))) {
-    ctx.say("info", { name }, `${dir} is a link, which --all and Lima's own list leave out`);
-  }
-  const unknown = table?.trouble ? { unknown: notListed(table.why) } : {};
-  if (wanted.length > 0 || homes.isExplicit || table?.trouble) return { ok: wanted, ...unknown };
-  if (trouble && host.linkTarget(homes.paths[0] ?? "").ok !== undefined) return trouble;
-  const there = trouble ? trouble.because : "no instance is there";
-  const because = `${there}, nor is one in ${homes.paths.slice(1).join(", ")}; and no host agent of this user lives`;
-  return { because, status: EXIT.noInstance };
-}
-
-/** Links to instance directories: `--all` leaves them out, as Lima does. */
-function linkedInstances(host: Host, home: string): { name: string; dir: string }[] {
-  const named = (host.list(home).ok ?? []).map((name) => ({ name, dir: join(home, name) }));
-  return named.filter(({ name, dir }) =>
-    nameTrouble(name) === undefined && host.stat(dir).ok?.kind === "link" &&
-    host.stat(join(dir, LIMA_YAML), "follow links").ok !== undefined
-  );
-}
-
-// ───────────────────────────────────────────────────────────────────────── root: the whole machine ──
+// ── root: the whole machine
 
 /** How long a lima-guard of another user may need beyond the budget before it is ended. */
 const OWNER_RESERVE_MS = 3_000;
-
-/** The directory of a living process of Lima's, and whose it is. */
-interface RunningInstance {
-  readonly pid: number;
-  readonly uid: number;
-  readonly home: string;
-  readonly name: string;
-  readonly dir: string;
-}
-
-/** The instance directory that a command of Lima's names: a host agent's, or that of a driver, which may be alone. */
-function dirNamed(command: string): string | undefined {
-  const agent = / hostagent (?:.* )?--pidfile[ =](\/.*?)\/ha\.pid(?= |$)/.exec(command)?.[1];
-  if (agent !== undefined || limaProgram(command) === undefined) return agent;
-  const driver = [
-    / -pidfile (\/.*?)\/qemu\.pid(?= |$)/,
-    /[ ,]path=(\/[^,]*?)\/(?:disk|diffdisk)(?=$|[ ,])/,
-    / --inst-dir (\/.*?)(?=$| -)/,
-  ];
-  return driver.map((shape) => shape.exec(command)?.[1]).find((dir) => dir !== undefined);
-}
-
-/** The instances of living host agents and drivers, by the paths in their commands. */
-function runningInstances(rows: readonly ProcessRow[]): RunningInstance[] {
-  const found = rows.filter((row) => !row.stat.startsWith("Z")).flatMap(({ pid, uid, command }) => {
-    const dir = dirNamed(command);
-    return dir === undefined ? [] : [{ pid, uid, home: dirname(dir), name: basename(dir), dir }];
-  });
-  return found.filter((one, i) => found.findIndex((o) => o.uid === one.uid && o.dir === one.dir) === i);
-}
 
 /** As root, for `--pre`: what lives of other users, which root must not touch; it keeps `--all` from answering 0. */
 async function ofOtherUsers(ctx: Context): Promise<Report[]> {
@@ -4253,11 +4547,6 @@ async function ofOtherUsers(ctx: Context): Promise<Report[]> {
     const blockers = [{ what: dir, because, hint: guardCommand(instance, `--${role}`) }];
     return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
   }));
-}
-
-function notListed(because: string): Report {
-  const blockers = [{ what: "ps", because, hint: psCommand() }];
-  return report("*", "unknown", EXIT.tryAgain, "unknown", { blockers });
 }
 
 /** A Lima home of one user, to be served by that user's own lima-guard. */
@@ -4308,10 +4597,6 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
   const told = (await Promise.all(once.map((one) => serveHome(ctx, one, self, deadlineMs)))).flat();
   const unserved = living.filter(({ uid }) => entries.get(uid) === undefined).map(withoutEntry);
   return [...told, ...unserved, ...table.trouble ? [notListed(table.why)] : []];
-}
-
-function isSameDirectory(host: Host, a: string, b: string): boolean {
-  return realHome(host, a) === realHome(host, b) || sameDirectoryOn(host)(a, b) === "same";
 }
 
 function withoutEntry({ name, home, dir, uid, pid }: RunningInstance): Report {
@@ -4417,31 +4702,7 @@ async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Re
     }),
   );
 }
-
-// ─────────────────────────────────────────────────────────────────────────────── the role --status ──
-
-/** What `--status` adds to a report. */
-export interface Details {
-  readonly evidence: readonly { file: string; holds: string | null; verdict: Verdict["kind"]; because: string }[];
-  readonly limactlStart: string;
-  readonly jobs: readonly JobStatus[];
-  readonly supervisor: number | null;
-  readonly lastStop: string;
-  readonly lastStopKind: LastStopKind;
-  readonly lastStopAt: string | null;
-  readonly lastRepair: string | null;
-  readonly lastRepairAt: string | null;
-  /** Whether the guest was ever ready since its host agent started; null where that is not known, or none lives. */
-  readonly ready: boolean | null;
-  readonly stopping: Stopping | null;
-  /** The version of the lima-guard that supervises it. */
-  readonly guardVersion: string | null;
-  /** The last lines of the journal in words, for people only. */
-  readonly recent: readonly string[];
-  /** How often a guard started it since the host did, and for how long the brake still holds. */
-  readonly starts: number | null;
-  readonly brakeSeconds: number | null;
-}
+// ── --status
 
 /** What a journal that is there and cannot be read makes unknown; nothing where it is read, or absent. */
 function unreadJournal(host: Host, instance: Instance): Partial<Details> {
@@ -4556,138 +4817,12 @@ function readinessOf(host: Host, instance: Instance, seen: Observation): Readine
     : seenReady;
 }
 
-function versionIn(lines: readonly JournalLine[]): string | null {
-  const version = lines.findLast((l) => l.event === "start")?.["version"];
-  return typeof version === "string" ? version : null;
-}
-
 async function sockOf(host: Host, instance: Instance): Promise<"answers" | "there" | "absent"> {
   const path = join(instance.dir, HA_SOCK);
   if (host.stat(path).trouble === "absent") return "absent";
   return await hasAnswer(host, path) ? "answers" : "there";
 }
-
-/** The launchd jobs of an instance, by reading the plists of both folders: whatever the label, the program counts. */
-export async function jobsOf(host: Host, instance: Instance): Promise<JobStatus[]> {
-  const agents = join(host.env("HOME") ?? "/", "Library/LaunchAgents");
-  const folders = [
-    { folder: "/Library/LaunchDaemons", domains: ["system"] },
-    { folder: agents, domains: [`gui/${host.uid}`, `user/${host.uid}`] },
-  ];
-  const jobs: JobStatus[] = [];
-  for (const { folder, domains } of folders) {
-    for (const file of (host.list(folder).ok ?? []).filter((f) => f.endsWith(".plist")).sort()) {
-      const plist = join(folder, file);
-      const text = textOf(host, plist);
-      const named = readPlistString(text, "LIMA_HOME") ?? optionOf(readProgramArguments(text), "--lima-home");
-      if (!runsInstance(text, instance.name) || (named !== undefined && realHome(host, named) !== instance.home)) {
-        continue;
-      }
-      const label = readPlistString(text, "Label") ?? basename(file, ".plist");
-      jobs.push(await jobStatus(host, instance.name, label, plist, text, domains));
-    }
-  }
-  return jobs;
-}
-
-/** The value of an option in a job's command, before its `--`. */
-function optionOf(args: readonly string[], option: string): string | undefined {
-  const own = args.slice(0, args.includes("--") ? args.indexOf("--") : args.length);
-  const joined = own.find((word) => word.startsWith(`${option}=`))?.slice(option.length + 1);
-  return joined ?? (own.includes(option) ? own[own.indexOf(option) + 1] : undefined);
-}
-
-async function jobStatus(host: Host, name: string, label: string, plist: string, text: string, domains: string[]) {
-  const ask = (...argv: string[]) => host.run({ argv: ["launchctl", ...argv] }, LAUNCHCTL_LIMIT_MS);
-  const answers = await Promise.all(domains.map(async (domain) => {
-    const [print, off] = await Promise.all([ask("print", `${domain}/${label}`), ask("print-disabled", domain)]);
-    return { domain, code: print.ok?.code, printed: readPrint(print.ok?.stdout ?? ""), off: off.ok?.stdout ?? "" };
-  }));
-  const loaded = answers.find((a) => a.code === 0);
-  const known = answers.every((a) => a.code === 0 || a.code === 113);
-  const isOff = (line: string) => line.trim().startsWith(`"${label}"`) && /=> (disabled|true)/.test(line);
-  return {
-    label,
-    plist,
-    wrapped: isWrapped(readProgramArguments(text), name),
-    loaded: loaded ? "yes" as const : known ? "no" as const : "unknown" as const,
-    disabled: answers.some((a) => a.off.split("\n").some(isOff)),
-    exitTimeoutS: loaded?.printed.exitTimeoutS ?? readExitTimeout(text),
-    restartsAfterSuccess: restartsAfterSuccess(text),
-    target: `${loaded?.domain ?? domains[0]}/${label}`,
-    ...!loaded && answers[0]?.code === 125 ? { noLogin: true as const } : {},
-  };
-}
-
-/** A recorded time for people: their own, to the minute. What is no time is shown as it was written. */
-export function localTime(recorded: string): string {
-  const time = new Date(recorded);
-  if (Number.isNaN(time.getTime())) return recorded;
-  const two = (n: number) => String(n).padStart(2, "0");
-  const date = [time.getFullYear(), two(time.getMonth() + 1), two(time.getDate())].join("-");
-  return `${date} ${two(time.getHours())}:${two(time.getMinutes())}`;
-}
-
-/** The status for people: a line each, and for what needs a person, or was asked for by name, everything known. */
-function formatStatus(reports: readonly (Report & Partial<Details>)[], verbose: boolean): string {
-  if (reports.length === 0) return "no instance\n";
-  const width = Math.max(4, ...reports.map((r) => r.name.length));
-  const rows = reports.map((r) => {
-    const job = r.jobs?.[0] ? (r.jobs[0].wrapped ? "guarded" : "not guarded") : "none";
-    return [r.name.padEnd(width), r.state.padEnd(8), job.padEnd(11), r.lastStop ?? ""].join("  ").trimEnd();
-  });
-  const head = ["NAME".padEnd(width), "STATE".padEnd(8), "JOB".padEnd(11), "LAST STOP"].join("  ");
-  const told = reports.filter((r) => verbose || reports.length === 1 || r.status !== EXIT.done);
-  return [head, ...rows, ...told.flatMap((r) => ["", ...formatDetails(r, verbose)])].join("\n") + "\n";
-}
-
-export function formatDetails(r: Report & Partial<Details>, verbose = false): string[] {
-  const told: string[] = [r.summary];
-  // A reason that stands above already is not printed again.
-  const once = (before: string, because: string, after = "") => {
-    const isKnown = told.some((text) => text.includes(because));
-    told.push(because);
-    return isKnown ? "" : `${before}${because}${after}`;
-  };
-  const remark = (word: string) => ({ what, because, hint }: Diagnostic) =>
-    `  ${word}: ${what}${once(": ", because)}${hint === undefined ? "" : ` (hint: ${hint})`}`;
-  const s = r.stopping;
-  return [
-    `${r.name}: ${r.summary}`,
-    ...s ? [`  lima-guard --${s.role}, PID ${s.pid}, is stopping it${stoppingWords(s)}`] : [],
-    ...r.evidence?.map((e) =>
-      `  ${basename(e.file)}${e.holds ? ` (${e.holds})` : ""}${once(": ", e.because) || `: ${e.verdict}`}`
-    ) ?? [],
-    ...r.limactlStart === undefined ? [] : [`  limactl start: ${r.limactlStart}`],
-    ...r.steps.map(({ what, because }) => `  --pre would ${what}${once(" (", because, ")")}`),
-    ...r.supervisor
-      ? [`  supervised by lima-guard --run ${r.guardVersion ?? ""}, PID ${r.supervisor}`.replace(" ,", ",")]
-      : [],
-    ...r.jobs?.map((j) => `  job ${j.label}: ${j.wrapped ? "guarded" : "not guarded"}, loaded: ${j.loaded}`) ?? [],
-    ...r.lastRepair ? [`  last repair: ${r.lastRepair}`] : [],
-    ...r.brakeSeconds ? [`  the brake holds for ${r.brakeSeconds} s after ${r.starts} starts`] : [],
-    ...r.blockers.map(remark("look")),
-    ...r.notes.map(remark("note")),
-    ...verbose ? (r.recent ?? []).map((line) => `  ${line}`) : [],
-  ];
-}
-
-function stoppingWords({ since, stage, until }: Stopping): string {
-  const local = (time: string) => new Date(time).toLocaleTimeString("sv-SE");
-  if (since === null) return "";
-  return ` since ${local(since)}, stage ${stage}${until === null ? "" : `, until ${local(until)} at the latest`}`;
-}
-
-// ────────────────────────────────────────────────────────────────────────────── running: preparing ──
-
-/** The launchd job that the guard runs as. */
-interface Job {
-  readonly label: string;
-  /** `system/LABEL` and the like, where launchctl knows the job and its PID is ours. */
-  readonly target?: string;
-  /** Seconds from SIGTERM to SIGKILL. */
-  readonly timeLimitS?: number;
-}
+// ── --run: preparing
 
 /** One `--run`. */
 interface Run {
@@ -4769,7 +4904,7 @@ async function prepare(run: Run): Promise<RunEvent> {
 async function waitForInstance(run: Run, ctx: Context): Promise<Instance | undefined> {
   for (let n = 0;; n++) {
     const found = await findInstance(ctx, run.homes, run.name);
-    if ("place" in found) return found.instance;
+    if ("instance" in found) return found.instance;
     const told = found.report;
     run.status = told.status;
     if (run.label === undefined || told.status === EXIT.denied || told.status === EXIT.usage) {
@@ -4879,44 +5014,6 @@ function preserveLogs(ctx: Context, instance: Instance): void {
   }
 }
 
-// ───────────────────────────────────────────────────────────────────────── running: launchd's word ──
-
-/** The label of the launchd job that we are, if we may be one: a terminal's children have `0` or an application's. */
-function labelOf(host: Host): string | undefined {
-  const label = host.env("XPC_SERVICE_NAME") ?? "";
-  return label === "" || label === "0" || label.startsWith("application.") ? undefined : label;
-}
-
-/** The domains a job of ours may be in. */
-function targetsOf(host: Host, label: string): string[] {
-  return ["system", `gui/${host.uid}`, `user/${host.uid}`].map((domain) => `${domain}/${label}`);
-}
-
-/** How long launchctl may take in all; it can block while launchd is busy. */
-const LAUNCHCTL_LIMIT_MS = 5_000;
-
-/** The job we run as: launchctl's word where its PID is ours, else the plist's. */
-async function jobOf(host: Host, label: string | undefined): Promise<Job | undefined> {
-  if (label === undefined) return undefined;
-  const asked = await Promise.all(
-    targetsOf(host, label).map(async (target) => {
-      const answer = await host.run({ argv: ["launchctl", "print", target] }, LAUNCHCTL_LIMIT_MS);
-      return { target, printed: answer.ok?.code === 0 ? readPrint(answer.ok.stdout) : {} };
-    }),
-  );
-  const own = asked.find((a) => a.printed.pid === host.pid);
-  const someoneElses = own === undefined && asked.some((a) => a.printed.pid !== undefined);
-  if (someoneElses) return undefined;
-  const grantedS = own?.printed.exitTimeoutS ?? exitTimeoutOfPlist(host, label);
-  return { label, ...own ? { target: own.target } : {}, timeLimitS: grantedS };
-}
-
-function exitTimeoutOfPlist(host: Host, label: string): number {
-  const folders = [join(host.env("HOME") ?? "/", "Library/LaunchAgents"), "/Library/LaunchDaemons"];
-  const text = folders.map((f) => textOf(host, join(f, `${label}.plist`))).find((t) => t !== "");
-  return text === undefined ? LAUNCHD_DEFAULT_S : readExitTimeout(text);
-}
-
 function warnOfShortTimeLimit(run: Run, instance: Instance): void {
   const granted = run.job?.timeLimitS;
   if (granted === undefined || granted === 0 || granted >= DEFAULT_BUDGET_S) return;
@@ -4925,8 +5022,7 @@ function warnOfShortTimeLimit(run: Run, instance: Instance): void {
     `(hint: ${guardCommand(instance, "--install")})`;
   run.ctx.say("warn", instance, text);
 }
-
-// ──────────────────────────────────────────────────────────────────────────── running: supervising ──
+// ── --run: supervising
 
 /** `--run`: prepare, run the command, on a signal stop the instance, leave with the right status. */
 async function superviseRun(ctx: Context, homes: Homes, name: string, command: readonly [string, ...string[]]) {
@@ -5005,7 +5101,7 @@ const ACTIONS: Record<RunAction, (run: Run) => Promise<void>> = {
   impossible: () => Promise.resolve(),
   start: startCommand,
   adopt: adoptAgent,
-  climb: stopRun,
+  stop: stopRun,
   leave: finishRun,
 };
 
@@ -5083,7 +5179,7 @@ async function commandEnded(
 
 /** Whether files say that a host agent starts: its PID file is empty or names a living process, or its socket is there first. */
 function isAgentAppearing(host: Host, instance: Instance): boolean {
-  const text = statWithText(host, join(instance.dir, HA_PID))?.seen.text;
+  const text = statWithText(host, join(instance.dir, HA_PID))?.stamp.text;
   if (text === undefined) return host.stat(join(instance.dir, HA_SOCK)).ok?.kind === "socket";
   return text.trim() === "" || pidIn(host, join(instance.dir, HA_PID)) !== undefined;
 }
@@ -5112,8 +5208,7 @@ async function userEntry(host: Host, who = String(host.uid)) {
   const [name, home, uid, gid] = [fields[0], fields.at(-2), Number(fields[2]), Number(fields[3])];
   return name && home?.startsWith("/") ? { name, home, uid, gid } : undefined;
 }
-
-// ─────────────────────────────────────────────────────────────────────────────── running: watching ──
+// ── --run: watching
 
 /** Watches the boot: until Lima calls the instance Running, at most as long as a boot may take. Then nothing is polled. */
 async function becomeRunning(run: Run, instance: Instance): Promise<void> {
@@ -5173,7 +5268,7 @@ async function runningAgent(host: Host, instance: Instance): Promise<number | un
 
 /** The living PID that a file names, whoever that is. */
 function pidIn(host: Host, path: string): number | undefined {
-  const number = readPid(statWithText(host, path)?.seen.text ?? "");
+  const number = readPid(statWithText(host, path)?.stamp.text ?? "");
   return "pid" in number && host.alive(number.pid) !== "no" ? number.pid : undefined;
 }
 
@@ -5262,8 +5357,7 @@ async function adoptAgent(run: Run): Promise<void> {
   await journal(ctx, instance, "start", { version: VERSION, pid: pid ?? null, adopted: true, job });
   watchRunning(run, instance, pid);
 }
-
-// ──────────────────────────────────────────────────────────────────────────────── running: the end ──
+// ── --run: the end
 
 /** The requested stop: the ladder on what is proven, the command by its handle, clean-up. 0 where nothing is left. */
 async function stopRun(run: Run): Promise<void> {
@@ -5350,18 +5444,20 @@ async function stopSupervised(run: Run, instance: Instance, beganMs: number): Pr
   }
   const cleaned = await cleanUp(ctx, instance, beganMs + stageLimits(budgetS)["clean up"] * 1000, went.searched);
   const alive = went.remaining.filter((p) => p.row.pid !== child?.pid);
-  run.status = alive.length > 0 ? EXIT.failed : cleaned.isDown ? EXIT.done : EXIT.tryAgain;
   const seconds = { ...went.seconds, total: secondsSince(ctx.host, beganMs) };
-  const isUnknown = !cleaned.isDown && went.steps.length === 0;
-  const words = isUnknown
-    ? "not stopped: unknown"
-    : describeStop(went.end, seconds.total, went.guestCutOff, went.isAgentHung);
-  ctx.say("info", instance, alive.length > 0 ? `not stopped: ${names(alive)} did not end` : words);
-  for (const b of eachOnce(cleaned.isDown ? cleaned.blockers : [...went.blockers, ...cleaned.blockers])) {
-    ctx.say("warn", instance, describeDiagnostic("unknown")(b));
-  }
-  const stage = isUnknown ? null : went.end;
-  const requested = { requested: true, stage, cut: went.guestCutOff, seconds, status: run.status, ranS: ranS(run) };
+  const { state, stage, words, blockers } = stopVerdict({ ...went, seconds }, cleaned, alive);
+  // A stale file that cannot be removed does not make a stop fail.
+  run.status = state === "running" ? EXIT.failed : state === "unknown" ? EXIT.tryAgain : EXIT.done;
+  ctx.say("info", instance, words);
+  for (const b of blockers) ctx.say("warn", instance, describeDiagnostic("unknown")(b));
+  const requested = {
+    requested: true,
+    stage,
+    cut: went.guestCutOff,
+    seconds,
+    status: run.status,
+    ranS: secondsRun(run),
+  };
   await journal(ctx, instance, "end", requested);
 }
 
@@ -5381,7 +5477,7 @@ async function endChild(run: Run, beganMs: number, budgetS: number): Promise<voi
   await ended;
 }
 
-function ranS(run: Run): number {
+function secondsRun(run: Run): number {
   return secondsSince(run.ctx.host, run.startedMs);
 }
 
@@ -5409,7 +5505,7 @@ async function cleanUpAfterExit(
   ended: { code: number; signal: string | undefined },
 ): Promise<void> {
   const ctx = { ...run.ctx, host: untilStop(run) };
-  const lastedS = ranS(run);
+  const lastedS = secondsRun(run);
   run.status = ended.code; // 128 + n where signal n ended it: Deno has added them
   await endChild(run, ctx.host.clockMs(), DEFAULT_BUDGET_S);
   const healed = await repair(ctx, instance);
@@ -5433,7 +5529,11 @@ async function cleanUpAfterExit(
   });
 }
 
-// ─────────────────────────────────────────────────────────────────────────────────── the real host ──
+// ══════════════════════════════════════════════════════════════════════════════════════════════ part III: the edges ══
+
+// ──────────────────────────────────────────────────────────────────────────────────────────────────────── the edges ──
+
+// ── the real host
 
 /** The machine itself: the only place that touches Deno. */
 export function realHost(): Host {
@@ -5553,7 +5653,7 @@ function openLock(path: string, create: boolean): LockFile {
   return {
     tryLock: () => tryCall(() => file.tryLockSync(true)),
     // Nothing can cancel a pending flock: the next wait uses the same one, and closing the file releases it.
-    lockWithin: (ms) => within(pending ??= file.lock(true).then(() => true, () => false), ms, false),
+    lockWithin: (ms) => orAtLimit(pending ??= file.lock(true).then(() => true, () => false), ms, false),
     read: () => readTail(path, 4096),
     write: (text) => {
       // The record is a courtesy: on a full disk the lock itself still holds.
@@ -5566,7 +5666,7 @@ function openLock(path: string, create: boolean): LockFile {
 }
 
 /** A promise's value, or another after a time. The timer does not outlive the answer. */
-async function within<T>(promise: Promise<T>, ms: number, otherwise: T): Promise<T> {
+async function orAtLimit<T>(promise: Promise<T>, ms: number, otherwise: T): Promise<T> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<T>((resolve) => timer = setTimeout(() => resolve(otherwise), Math.max(0, ms)));
   try {
@@ -5575,8 +5675,7 @@ async function within<T>(promise: Promise<T>, ms: number, otherwise: T): Promise
     clearTimeout(timer);
   }
 }
-
-// ──────────────────────────────────────────────────────────── the real host: processes and sockets ──
+// ── the real host: processes and sockets
 
 function environmentFor(command: Command): Record<string, string> {
   const env = { ...command.apart ? {} : Deno.env.toObject(), ...command.env };
@@ -5600,7 +5699,7 @@ async function runToEnd(command: Command, limitMs: number): Promise<Result<Comma
   } as const;
   const child = tryCall(() => new Deno.Command(program, options).spawn());
   if (child.trouble) return child;
-  const answer = await within(child.ok.output(), limitMs, undefined);
+  const answer = await orAtLimit(child.ok.output(), limitMs, undefined);
   if (answer === undefined) {
     tryCall(() => Deno.kill(-child.ok.pid, "SIGKILL"));
     return { trouble: "limit", why: `${program} did not end within ${Math.round(limitMs)} ms` };
@@ -5629,7 +5728,7 @@ function startChild(command: Command): Child {
   return {
     pid: child.pid,
     ended: child.status.then(async ({ code, signal }) => {
-      await within(errorsEnd, POLL_MS, undefined);
+      await orAtLimit(errorsEnd, POLL_MS, undefined);
       return { code, signal: signal ?? undefined };
     }),
     kill: (signal) => tryCall(() => child.kill(signal)),
@@ -5679,7 +5778,7 @@ async function connect(to: string | { port: number }, limitMs: number): Promise<
     if (late) ok.close();
     return { ok };
   }, errorKindOf);
-  const answer = await within<Result<Deno.Conn>>(tried, limitMs, {
+  const answer = await orAtLimit<Result<Deno.Conn>>(tried, limitMs, {
     trouble: "limit",
     why: "it did not accept in time",
   });
@@ -5707,8 +5806,7 @@ function writeAll(to: { writeSync(bytes: Uint8Array): number }, text: string): v
     for (let sent = 0; sent < bytes.length;) sent += to.writeSync(bytes.subarray(sent));
   });
 }
-
-// ──────────────────────────────────────────────────────────────────────────────────── command line ──
+// ── command line
 
 /** Every option there is, in the order of the help text, which is made from this table. */
 export const OPTIONS = [
@@ -5798,27 +5896,7 @@ interface Refused {
 }
 
 /** What the arguments ask for: a role of ours, one of install.ts, a text to print, or nothing that can be done. */
-export type Asked = Invocation | { install: readonly string[] } | { print: string } | Refused;
-
-/** How many letters differ; two that changed places count as two. */
-function distance(a: string, b: string): number {
-  let above = Array.from({ length: b.length + 1 }, (_, i) => i);
-  for (const [i, letter] of [...a].entries()) {
-    const row = [i + 1];
-    for (const [j, other] of [...b].entries()) {
-      row.push(Math.min((row[j] ?? 0) + 1, (above[j + 1] ?? 0) + 1, (above[j] ?? 0) + (letter === other ? 0 : 1)));
-    }
-    above = row;
-  }
-  return above[b.length] ?? Infinity;
-}
-
-/** The word of a list that was probably meant: at most two letters differ, and most are the same. */
-export function nearest(word: string, known: readonly string[]): string | undefined {
-  if (word.length > 2 * NAME_LIMIT) return undefined;
-  const [best] = known.map((k) => ({ k, d: distance(word.toLowerCase(), k.toLowerCase()) })).sort((a, b) => a.d - b.d);
-  return best && best.d <= 2 && best.d * 2 < word.length ? best.k : undefined;
-}
+type Asked = Invocation | { install: readonly string[] } | { print: string } | Refused;
 
 /** An option that is not understood, with the one that was probably meant. */
 function misspelt(arg: string): Refused {
@@ -5906,8 +5984,7 @@ function invocationOf(
   if (role === "run" && json && !dryRun) return { usage: "--json goes with --run only in a --dry-run" };
   return { role, names, command: command ?? [], all, ...limaHome, budgetS, ...limit, ...event, dryRun, json, verbose };
 }
-
-// ──────────────────────────────────────────────────────────────────────────────────────────── main ──
+// ── main
 
 /** Runs lima-guard with these arguments on this host. Returns the exit status. */
 export async function main(args: readonly string[], host: Host): Promise<number> {
@@ -5915,12 +5992,12 @@ export async function main(args: readonly string[], host: Host): Promise<number>
     return await runRequest(args, host);
   } catch (error) {
     const what = `internal error: ${error instanceof Error ? error.stack ?? error.message : String(error)}`;
-    return refuse(host, args, EXIT.failed, what);
+    return refuseRequest(host, args, EXIT.failed, what);
   }
 }
 
 /** Leaves without a report of any instance: one line on stderr, and with `--json` a document on stdout. */
-function refuse(host: Host, args: readonly string[], status: number, what: string, hint?: string): number {
+function refuseRequest(host: Host, args: readonly string[], status: number, what: string, hint?: string): number {
   host.stderr(`lima-guard: ${what}${hint === undefined ? "" : ` (hint: ${hint})`}\n`);
   if (wantsJson(args)) host.stdout(toJson(roleOf(args), [], { status, error: { what, hint: hint ?? null } }));
   return status;
@@ -5950,14 +6027,20 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
   if ("usage" in invocation) {
     const help = guardLine("--help");
     const hint = invocation.hint === undefined ? help : `${invocation.hint} ${help}`;
-    const status = refuse(host, args, EXIT.usage, invocation.usage, hint);
+    const status = refuseRequest(host, args, EXIT.usage, invocation.usage, hint);
     if (args.length === 0) host.stderr(USAGE);
     return status;
   }
   if ("install" in invocation) return await install(invocation.install, host);
   const { onEvent } = invocation;
   if (onEvent !== undefined && host.stat(onEvent, "follow links").ok?.kind !== "file") {
-    return refuse(host, args, EXIT.usage, `Cannot find the program of --on-event: ${onEvent}`, guardLine("--help"));
+    return refuseRequest(
+      host,
+      args,
+      EXIT.usage,
+      `Cannot find the program of --on-event: ${onEvent}`,
+      guardLine("--help"),
+    );
   }
   const { role, all } = invocation;
   const found = limaHomes(host, invocation.limaHome);
@@ -5965,7 +6048,7 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
   const isMachine = host.uid === 0 && all && (role === "stop" || role === "status") &&
     ("why" in found || !found.isExplicit);
   const homes = isMachine && "why" in found ? { isExplicit: false, paths: [] } : found;
-  if ("why" in homes) return refuse(host, args, EXIT.tryAgain, homes.why, "--lima-home DIR names it");
+  if ("why" in homes) return refuseRequest(host, args, EXIT.tryAgain, homes.why, "--lima-home DIR names it");
   const ctx = makeContext(host, invocation);
   if (role === "stop") onSkipSignals(ctx);
   const machine = isMachine ? wholeMachine(ctx) : Promise.resolve([]);
@@ -5976,7 +6059,7 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
   const wanted = "because" in listed && (isMachine || others.length > 0) ? { ok: [] } : listed;
   if ("because" in wanted) {
     const what = `Cannot list the instances of ${homes.paths[0]}: ${wanted.because}`;
-    return refuse(host, args, wanted.status, what, "--lima-home DIR names another LIMA_HOME");
+    return refuseRequest(host, args, wanted.status, what, "--lima-home DIR names another LIMA_HOME");
   }
   const [program, ...rest] = invocation.command;
   if (program !== undefined && !invocation.dryRun) {
@@ -6021,7 +6104,7 @@ async function install(args: readonly string[], host: Host): Promise<number> {
   } catch (error) {
     if (!(error instanceof Error && "code" in error && error.code === "ERR_MODULE_NOT_FOUND")) throw error;
     const hint = "use the compiled lima-guard, or put install.ts beside lima_guard.ts";
-    return refuse(host, args, EXIT.failed, "Cannot do this here: install.ts is not part of this copy", hint);
+    return refuseRequest(host, args, EXIT.failed, "Cannot do this here: install.ts is not part of this copy", hint);
   }
 }
 
@@ -6135,27 +6218,6 @@ function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbo
     stage,
     skips: { count: 0, bell: new WakeUp() },
   };
-}
-
-function secondsLeft(host: Host, deadlineMs: number): number {
-  return Math.max(0, Math.round((deadlineMs - host.clockMs()) / 1000));
-}
-
-/** The JSON document of a run; the field names are stable. */
-function toJson(role: string | null, reports: readonly Report[], more: Record<string, unknown> = {}): string {
-  const instances = reports.map(({ summary: _, ...fields }) => ({ ...fields, recent: undefined }));
-  return `${JSON.stringify({ version: 1, role, ...more, instances }, null, 2)}\n`;
-}
-
-/** The results for people: a line each, with what is in the way below it. */
-function formatReports(reports: readonly Report[], dryRun: boolean): string {
-  const lines = reports.flatMap((r) => [
-    `${r.name}: ${r.summary}`,
-    ...dryRun ? r.steps.map(({ kind, what, because }) => `  would ${describeStep({ kind, what, because })}`) : [],
-    ...r.blockers.map((b) => `  ${describeDiagnostic("blocked")(b)}`),
-    ...r.notes.map((n) => `  ${describeDiagnostic("note")(n)}`),
-  ]);
-  return lines.length === 0 ? "no instance\n" : `${lines.join("\n")}\n`;
 }
 
 if (import.meta.main) {

@@ -8,7 +8,6 @@ import { denoDir } from "./launchd/jobs.ts";
 import { assertDown, events, last } from "./launchd/run.ts";
 import {
   type Bystander,
-  bystander,
   colima,
   type Conf,
   daemonPidFile,
@@ -19,6 +18,7 @@ import {
   isAlive,
   project,
   runGuard,
+  startBystander,
   tempColimaHome,
   waitForExit,
   writeDaemonPid,
@@ -151,7 +151,7 @@ function test(
 ): void {
   Deno.test(name, async () => {
     await using home = await tempColimaHome();
-    await using other = await bystander(home);
+    await using other = await startBystander(home);
     // The stand-ins do to it what the real ones would do: nothing may lead them to it.
     home.mayBeSignalled(other.pid);
     await using launchd = smallLaunchd(home, { throttle: 0.05 });

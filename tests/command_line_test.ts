@@ -75,7 +75,7 @@ for (
         verbose: true,
       }),
     ],
-    // Whatever stands behind `--` is the command's own.
+    // Whatever follows `--` belongs to the command.
     [
       "--run k3s -- x --help --pre=1 -- --json -q",
       invocation("run", ["k3s"], {
@@ -265,7 +265,7 @@ function textHost(env: Record<string, string>) {
       if (member === "uid") return 501;
       if (member === "isTerminal") return false;
       if (member === "realPath" || member === "list") return () => ({ trouble: "absent", why: "No such file" });
-      if (member === "linkTarget" || member === "look") return () => ({ trouble: "absent", why: "No such file" });
+      if (member === "linkTarget" || member === "stat") return () => ({ trouble: "absent", why: "No such file" });
       if (member === "onSignal") return () => {};
       if (member === "run") return () => Promise.resolve({ trouble: "absent", why: "No such file" });
       throw new Error(`host.${String(member)} is used`);
@@ -283,13 +283,13 @@ Deno.test("with --json every command line that starts nothing gets exactly one d
     fc.asyncProperty(fc.array(arg, { maxLength: 6 }), fc.boolean(), async (args, hasHome) => {
       const { host, out } = textHost(hasHome ? { HOME: "/home/x" } : {});
       const status = await main(["--json", ...args], host);
-      const told = JSON.parse(out.stdout);
-      assert.equal(told.version, 1);
-      assert.ok([null, "pre", "stop", "run", "status"].includes(told.role));
-      assert.ok(Array.isArray(told.instances));
-      if (told.status !== undefined) assert.equal(told.status, status);
-      if (told.error) assert.ok(told.error.what && out.stderr.includes(told.error.what), out.stderr);
-      if (status === 64 && told.instances.length === 0) assert.ok(told.error.hint.includes("lima-guard --help"));
+      const report = JSON.parse(out.stdout);
+      assert.equal(report.version, 1);
+      assert.ok([null, "pre", "stop", "run", "status"].includes(report.role));
+      assert.ok(Array.isArray(report.instances));
+      if (report.status !== undefined) assert.equal(report.status, status);
+      if (report.error) assert.ok(report.error.what && out.stderr.includes(report.error.what), out.stderr);
+      if (status === 64 && report.instances.length === 0) assert.ok(report.error.hint.includes("lima-guard --help"));
       assert.doesNotMatch(out.stderr, /internal error/);
     }),
     { numRuns: 1000 },

@@ -37,9 +37,9 @@ test("a booting instance: the command that ends it ends it, and not the one of t
   const booting = home.instance("vm1");
   await using agent = await startAgent(booting);
   Deno.removeSync(booting.path("ha.sock"));
-  const told = (await runGuard(home, ["--pre", "--json", "vm1"])).json().instances[0];
-  assert.equal(told.state, "booting");
-  const [, line = ""] = /to end it: (.*)$/.exec(told.blockers[0].hint) ?? [];
+  const report = (await runGuard(home, ["--pre", "--json", "vm1"])).json().instances[0];
+  assert.equal(report.state, "booting");
+  const [, line = ""] = /to end it: (.*)$/.exec(report.blockers[0].hint) ?? [];
   assert.equal(line, `lima-guard --stop --lima-home ${home.lima} vm1`);
   const twin = other.instance("vm1");
   await using alsoRunning = await startAgent(twin);

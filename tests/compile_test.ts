@@ -8,7 +8,6 @@ import { BAKED_IN, type Builder, compile, MAC_TARGETS, PERMISSIONS, realBuilder,
 import { BAKED_IN as BAKED_IN_BY_INSTALL } from "../install.ts";
 import { running, stopRun } from "./launchd/run.ts";
 import {
-  bystander,
   denoFlags,
   eventually,
   type GuardOptions,
@@ -16,6 +15,7 @@ import {
   project,
   runGuard,
   startAgent,
+  startBystander,
   tempLimaHome,
 } from "./helpers/mod.ts";
 
@@ -74,7 +74,7 @@ function scene(name: string, more: Partial<Builder> & { fails?: Record<string, s
         calls.push({ args, runtime });
         const [target = "", output = ""] = ["--target", "--output"].map((flag) => args[args.indexOf(flag) + 1]);
         const text = more.fails?.[target];
-        if (text === undefined) Deno.writeTextFileSync(output, `a guard for ${target}\n`);
+        if (text === undefined) Deno.writeTextFileSync(output, `lima-guard for ${target}\n`);
         return Promise.resolve({ code: text === undefined ? 0 : 1, text: text ?? "" });
       },
       ...more,
@@ -134,7 +134,7 @@ scene("no runtime: what failed, what is there, what to type", { fails: { [ARM]: 
 });
 
 scene(
-  "any other failure is told in Deno's words",
+  "any other failure is reported in Deno's words",
   { fails: { [ARM]: "TS2345 [ERROR]: x\n" } },
   async ({ run, said }) => {
     assert.equal(await run(ARM), 1);
@@ -150,8 +150,8 @@ scene("DENORT_BIN serves the target that it was made for", ownRuntime, async ({ 
   }
 });
 
-const stranger = { ...ownRuntime, ask: () => Promise.resolve("deno 2.9.6") };
-scene("a binary that is no guard does not stay", stranger, async ({ run, files, said }) => {
+const otherProgram = { ...ownRuntime, ask: () => Promise.resolve("deno 2.9.6") };
+scene("a binary that is not lima-guard is removed", otherProgram, async ({ run, files, said }) => {
   assert.equal(await run(HOST), 1);
   assert.deepEqual(files(), []);
   assert.match(said[0] ?? "", /the binary answers "deno 2\.9\.6" and not "lima-guard 1\.2\.3"; is \/.* the denort of/);
@@ -202,7 +202,7 @@ Deno.test("compile: without network the task says what failed and what to type, 
   const dir = await Deno.makeTempDir({ prefix: "lg-" });
   try {
     await Deno.mkdir(`${dir}/cache`);
-    // Nobody listens on port 1.
+    // No process listens on port 1.
     const proxy = { HTTPS_PROXY: "http://127.0.0.1:1", https_proxy: "", NO_PROXY: "", no_proxy: "", DENORT_BIN: "" };
     const env = { ...proxy, DENO_DIR: cacheWithoutRuntimes(`${dir}/cache`) };
     const { code, said } = await task([HOST, "--to", `${dir}/dist`], env);
@@ -255,10 +255,10 @@ async function whyNoRuntime(): Promise<string | undefined> {
 
 // ── the roles ──
 
-/** A program of this kind does all that a guard does: the work of each role is looked at. */
+/** A program of this kind does all that lima-guard does: the work of each role is looked at. */
 async function doesAll(home: Home, program: readonly string[]): Promise<void> {
   const guard = (...args: string[]) => runGuard(home, args, { program });
-  await using passer = await bystander(home);
+  await using passer = await startBystander(home);
   assert.match((await guard("--version")).stdout, /^lima-guard \d+\.\d+\.\d+\n$/);
   assert.match((await guard("--help")).stdout, /^ {2}--pre INSTANCE/m);
   assert.equal((await guard("--force")).status, 64);

@@ -6,7 +6,6 @@
 import assert from "node:assert/strict";
 import { guardWith } from "./helpers/guard_with.ts";
 import {
-  bystander,
   eventually,
   exists,
   type Home,
@@ -16,8 +15,10 @@ import {
   killChild,
   runGuard,
   spawnGuard,
+  startAgent,
+  startBystander,
 } from "./helpers/mod.ts";
-import { heals, leavesAlone, LOCK, pre, remark, test } from "./helpers/pre.ts";
+import { leavesAlone, LOCK, pre, remark, repairs, test } from "./helpers/pre.ts";
 
 const LSOF = ["/usr/sbin/lsof", "/usr/bin/lsof"].find((path) => {
   try {
@@ -92,8 +93,8 @@ for (
     prepare(k3s);
     const command = ["/opt/x/limactl-2.1", "hostagent", "--pidfile", k3s.path("ha.pid"), "--socket"];
     await using agent = await listener(home, k3s.path("ha.sock"), [...command, k3s.path("ha.sock"), "k3s"]);
-    const { told, status } = await pre(k3s);
-    assert.deepEqual([status, told.state, told.steps], [75, "booting", []], JSON.stringify(told));
+    const { report, status } = await pre(k3s);
+    assert.deepEqual([status, report.state, report.steps], [75, "booting", []], JSON.stringify(report));
     const stop = await runGuard(home, ["--stop", "k3s", "--json", "--timeout", "10"]);
     assert.equal(stop.status, 0, stop.stdout);
     assert.equal(isAlive(agent.pid), false);
@@ -102,7 +103,7 @@ for (
 
 test("the processes that name the instance's files are named beside a socket that answers", async ({ home, k3s }) => {
   await using _other = await listener(home, k3s.path("ha.sock"), ["/usr/bin/python3", "-m", "http.server"]);
-  await using reader = await bystander(home, { command: ["tail", "-f", k3s.path("ha.stdout.log")] });
+  await using reader = await startBystander(home, { command: ["tail", "-f", k3s.path("ha.stdout.log")] });
   await staysUnknown(k3s, new RegExp(`PID ${reader.pid} \\(tail\\).*ps -ww -p ${reader.pid}`));
 });
 
@@ -121,14 +122,14 @@ test("an external driver without a PID file is found by its socket, and ended", 
   assert.equal(isAlive(driver.pid), false);
 });
 
-test("usernet's socket answers beside a PID file that is another program's: that network stays", async ({ home, k3s, stranger }) => {
-  const network = home.network("user-v2", { pid: stranger.pid });
+test("usernet's socket answers beside a PID file that is another program's: that network stays", async ({ home, k3s, bystander }) => {
+  const network = home.network("user-v2", { pid: bystander.pid });
   await using _usernet = await listener(home, `${network.dir}/user-v2_ep.sock`, ["/usr/libexec/other"]);
   await leavesAlone(k3s, { state: "blocked", status: 75, blockers: [/usernet_user-v2\.pid: .*takes connections/] });
 });
 
 test(
-  "a process holds an additional disk: nothing is removed, as often as it is run; then it heals",
+  "a process holds an additional disk: nothing is removed, as often as it is run; then it is repaired",
   async ({ home, k3s }) => {
     const data = home.disk("data", { inUseBy: k3s.dir });
     k3s.pidFile("ha.pid", IMPOSSIBLE_PID);
@@ -147,7 +148,7 @@ test(
     }
     k3s.remove(LOCK);
     const removes = ["../_disks/data/in_use_by", "boot-session.tmp", "ha.pid"];
-    await heals(k3s, { removes });
+    await repairs(k3s, { removes });
   },
   ONE_DISK,
 );
@@ -177,16 +178,16 @@ test("a LIMA_HOME beyond ASCII, no locale: the holder is found all the same", as
   assert.equal(data.inUseBy(), `${home.lima}/gone`);
 }, { ...ONE_DISK, name: "Zürich" });
 
-test("the lock's file cannot be opened: try again, and nothing is done", async ({ k3s, stranger }) => {
-  k3s.pidFile("vz.pid", stranger.pid);
-  const { status, told } = await pre(k3s, guardWith({ locks: "other" }));
-  assert.deepEqual([status, told.state, told.steps], [75, "unknown", []]);
-  assert.match(remark(told.blockers[0]!), /lima-guard\.lock: it cannot be locked: Too many open files.*--pre/);
-  assert.equal(k3s.pid("vz.pid"), stranger.pid);
+test("the lock's file cannot be opened: try again, and nothing is done", async ({ k3s, bystander }) => {
+  k3s.pidFile("vz.pid", bystander.pid);
+  const { status, report } = await pre(k3s, guardWith({ locks: "other" }));
+  assert.deepEqual([status, report.state, report.steps], [75, "unknown", []]);
+  assert.match(remark(report.blockers[0]!), /lima-guard\.lock: it cannot be locked: Too many open files.*--pre/);
+  assert.equal(k3s.pid("vz.pid"), bystander.pid);
 });
 
-test("this file system has no locks: a warning, and it continues", async ({ k3s, stranger }) => {
-  k3s.pidFile("vz.pid", stranger.pid);
+test("this file system has no locks: a warning, and it continues", async ({ k3s, bystander }) => {
+  k3s.pidFile("vz.pid", bystander.pid);
   const { status, stderr } = await pre(k3s, guardWith({ locks: "unsupported" }));
   assert.equal(status, 0);
   assert.match(stderr, /continues without a lock/);
@@ -212,3 +213,39 @@ test("waiting for a lock for twenty turns: no descriptor, no thread and no line 
   const { stderr } = await run.result();
   assert.equal(stderr.match(/waits up to/g)?.length, 1, stderr);
 }, { ignore: Deno.build.os === "linux" ? undefined : "no /proc" });
+
+test("networks.yaml cannot be read: a note, and the start is not refused", async ({ home, k3s }) => {
+  Deno.mkdirSync(`${home.lima}/_config/networks.yaml`, { recursive: true });
+  const { report } = await leavesAlone(k3s, { state: "clear", status: 0 });
+  assert.match(report.notes.map(remark).join("\n"), /networks\.yaml: whether its networks are in order is unknown/);
+});
+
+test("a script that names socket_vmnet has the PID of socket_vmnet: a note, since it may run it", async ({ home, k3s }) => {
+  const run = `${home.root}/run`;
+  Deno.mkdirSync(run);
+  await using wrapper = await startBystander(home, { command: ["/bin/sh", "/opt/bin/start-socket_vmnet.sh"] });
+  Deno.writeTextFileSync(`${run}/shared_socket_vmnet.pid`, `${wrapper.pid}\n`);
+  Deno.writeTextFileSync(`${home.lima}/_config/networks.yaml`, `paths:\n  varRun: ${run}\n`);
+  const { report } = await leavesAlone(k3s, { state: "clear", status: 0 });
+  assert.match(report.notes.map(remark).join("\n"), /shared_socket_vmnet\.pid: PID \d+ is .*, not socket_vmnet/);
+  wrapper.assertAlive();
+});
+
+/** What `--stop` may say at most of what it found last: its state, its status and its blockers agree. */
+function agrees({ state, status, blockers }: { state: string; status: number; blockers: readonly unknown[] }): void {
+  if (state === "running") assert.equal(status, 1);
+  else if (state === "unknown") assert.ok(status === 75 && blockers.length > 0, `${status}`);
+  else assert.deepEqual([state, status, blockers], ["stopped", 0, []]);
+}
+
+for (const nth of [1, 2, 3, 4, 5, 6]) {
+  test(`a host agent is stopped, and from its look number ${nth} on ps hangs: the state is not better than that`, async (world) => {
+    await using agent = await startAgent(world.k3s);
+    const hangs = { programs: { ps: { does: "hang", from: nth } as const }, limitsBy: 10 };
+    const done = await runGuard(world.home, ["--stop", "k3s", "--json", "--timeout", "4"], guardWith(hangs));
+    const [report] = done.json().instances;
+    assert.equal(report.status, done.status);
+    agrees(report);
+    void agent;
+  });
+}

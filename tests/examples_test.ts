@@ -2,6 +2,9 @@
 
 import assert from "node:assert/strict";
 import * as plist from "npm:plist@5.0.0";
+import { parseInstallArgs } from "../install.ts";
+import { parseCommandLine } from "../lima_guard.ts";
+import { LAST_STOP_KINDS } from "../tools/schema.ts";
 import { project } from "./helpers/paths.ts";
 
 const read = (file: string) => Deno.readTextFileSync(`${project}/examples/${file}`);
@@ -159,11 +162,55 @@ Deno.test("monitoring: the metrics of each instance, and a file in any case", ()
   assert.deepEqual([...Deno.readDirSync(folder.path)].filter(({ name }) => name.startsWith(".lima-guard")), []);
 });
 
-Deno.test("mdm: the profile names Lima's launchd labels", () => {
+const monitoring = Deno.readTextFileSync(`${project}/docs/monitoring.md`);
+/** The kinds of last stop that docs/monitoring.md marks for an alarm. */
+const ALARMS = [...monitoring.matchAll(/^\| `(.+?)` +\| .+ \| yes +\|$/gm)].map(([, kind = ""]) => kind).sort();
+
+Deno.test("monitoring: every alarm rings for just the kinds of last stop that are marked for it", () => {
+  const [, play = ""] = /lastStopKind not in \[(.+)\]/.exec(read("ansible/status.yml")) ?? [];
+  assert.deepEqual([...play.matchAll(/'(.+?)'/g)].map(([, kind]) => kind).sort(), ALARMS);
+  const [, rule = ""] = /lima_guard_last_stop\{kind=~"(.+?)"\}/.exec(monitoring) ?? [];
+  assert.deepEqual(rule.split("|").sort(), ALARMS);
+  assert.deepEqual(ALARMS.filter((kind) => !LAST_STOP_KINDS.includes(kind)), []);
+  // A guest that has lost its power is what the tool is for.
+  for (const kind of ["cut by agent", "cut off", "killed"]) assert.ok(ALARMS.includes(kind), kind);
+});
+
+/** The commands of a play, without the program. */
+const commandsOf = (play: string) =>
+  [...play.matchAll(/argv: \[(.+)\]/g)].map(([, words = ""]) => words.split(", ").slice(1));
+
+Deno.test("ansible: the plays call lima-guard as it understands, and fail where nothing is protected", () => {
+  const [install, status] = [read("ansible/playbook.yml"), read("ansible/status.yml")];
+  for (const args of commandsOf(install + status)) {
+    const isInstall = args.some((word) => /^--(install|check)$/.test(word));
+    assert.ok(!("usage" in (isInstall ? parseInstallArgs(args) : parseCommandLine(args))), args.join(" "));
+  }
+  const checks = (play: string) => commandsOf(play).filter((args) => args.join(" ") === "--check --all --json").length;
+  // 66 of the command fails the task, unless the task says otherwise.
+  assert.deepEqual([checks(install), checks(status)], [1, 1]);
+  assert.doesNotMatch(install, /failed_when|ignore_errors/);
+  assert.deepEqual(status.match(/failed_when: .+/g), [
+    "failed_when: status.rc not in [0, 1]",
+    "failed_when: check.rc != 0",
+  ]);
+  for (const rule of [/instances \| length > 0/, /item\.jobs \| length > 0/]) assert.match(status, rule);
+});
+
+Deno.test("ansible: a binary is fetched with the sum that the same release names for it", () => {
+  const [, url, sum] = /get_url:\n +url: "(.+)"\n +checksum: "(.+)"/.exec(read("ansible/playbook.yml")) ?? [];
+  assert.equal(url, "{{ lima_guard_release }}/{{ binary }}");
+  assert.equal(sum, "sha256:{{ lima_guard_release }}/SHA256SUMS");
+  assert.match(
+    read("ansible/inventory.yml"),
+    /lima_guard_release: https:\/\/github\.com\/OWNER\/lima-guard\/releases\//,
+  );
+});
+
+Deno.test("mdm: the profile names the launchd labels of Lima and of Homebrew's Colima", () => {
   const profile = plist.parse(read("mdm/lima-guard.mobileconfig")) as Record<string, unknown>;
   const [payload] = profile.PayloadContent as Record<string, unknown>[];
   assert.equal(payload?.PayloadType, "com.apple.servicemanagement");
-  const [rule] = payload?.Rules as Record<string, unknown>[];
-  assert.equal(rule?.RuleType, "LabelPrefix");
-  assert.equal(rule?.RuleValue, "io.lima-vm.");
+  const rules = (payload?.Rules as Record<string, unknown>[]).map(({ RuleType, RuleValue }) => [RuleType, RuleValue]);
+  assert.deepEqual(rules, [["LabelPrefix", "io.lima-vm."], ["Label", "homebrew.mxcl.colima"]]);
 });

@@ -93,7 +93,7 @@ interface Ran {
 }
 
 const CALLS = [
-  ...["look", "list", "read", "linkTarget", "realPath", "remove", "rename", "append", "openLock", "connect", "run"],
+  ...["stat", "list", "read", "linkTarget", "realPath", "remove", "rename", "append", "openLock", "connect", "run"],
 ] as const;
 
 /** `main`, with a host whose calls fail as is said; the pauses of a patient look are over at once. */
@@ -133,11 +133,11 @@ async function run({ home }: Built, args: readonly string[], fails: Fails = () =
     };
   }
   const status = await main([...args, "k3s", "--json", "--timeout", "4", "--lima-home", home.lima], host);
-  const [told] = JSON.parse(stdout).instances;
-  return { status, state: told.state, steps: told.steps.map((s: { what: string }) => s.what), calls };
+  const [report] = JSON.parse(stdout).instances;
+  return { status, state: report.state, steps: report.steps.map((s: { what: string }) => s.what), calls };
 }
 
-/** The files of the test's home, but for what the guard itself writes. */
+/** The files of the test's home, except what lima-guard itself writes. */
 function files({ home }: Built): string[] {
   return Object.keys(tree(home.lima)).filter((path) => !/\/lima-guard\.[^/]*$/.test(path)).sort();
 }
@@ -251,4 +251,32 @@ Deno.test({
       { numRuns: 60, interruptAfterTimeLimit: 30_000, markInterruptAsFailure: false },
     );
   },
+});
+
+const isBootQuestion = (call: string) => call.includes("/proc/sys/kernel/random/boot_id") || call.includes("kern.boot");
+
+/** A run of `--pre` in which the question for the boot fails `times` times in this way; the journal's last boot. */
+async function bootAsked(trouble: "other" | "limit", times: number) {
+  await using built = await build({ haPid: "dead", marker: true, evidence: [] });
+  let failed = 0;
+  const ran = await run(built, ["--pre"], (call) => {
+    if (!isBootQuestion(call)) return undefined;
+    // The file is read first, where it can be; only the answer of the program counts as an answer.
+    if (call.startsWith("read ")) return { trouble: "denied", why: "not permitted" };
+    return failed++ < times ? { trouble, why: "it failed" } : undefined;
+  });
+  const lines = (built.k3s.read("lima-guard.jsonl") ?? "").trim().split("\n").map((line) => JSON.parse(line));
+  const asked = ran.calls.filter((call) => isBootQuestion(call) && call.startsWith("run ")).length;
+  return { boot: lines.at(-1).boot, asked };
+}
+
+Deno.test("a question for the boot that fails once is asked again: its failure is not kept", async () => {
+  const { boot, asked } = await bootAsked("other", 1);
+  assert.match(boot, /^[0-9A-Fa-f-]{36}$/);
+  assert.ok(asked >= 2, `asked ${asked} times`);
+});
+
+Deno.test("a question for the boot that takes all its time is not asked again for a minute", async () => {
+  const { boot, asked } = await bootAsked("limit", 100);
+  assert.deepEqual([boot, asked], ["", 1]);
 });

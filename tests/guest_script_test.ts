@@ -7,7 +7,7 @@
 import assert from "node:assert/strict";
 import { eventually, runGuard, startAgent, tempLimaHome } from "./helpers/mod.ts";
 
-/** What ssh is told to run in the guest, and what is said to it then: taken from a real stop. */
+/** What ssh is asked to run in the guest, and what is said to it then: taken from a real stop. */
 const { argv: ARGV, remote: REMOTE, word: WORD } = await sentToTheGuest();
 
 async function sentToTheGuest(): Promise<{ argv: string[]; remote: string; word: string }> {
@@ -168,7 +168,7 @@ const ROWS: readonly {
   { what: "FreeBSD", commands: ALL, system: "FreeBSD", called: ["sync", "shutdown -p now"] },
 ];
 
-/** What arrives instead of the word and a line end: a guard that was killed in the middle of it, or somebody else. */
+/** What arrives instead of the word and a line end: lima-guard was killed in the middle of it, or another program wrote. */
 const OTHER_WORDS = [
   "",
   "\n",

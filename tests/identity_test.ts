@@ -139,7 +139,7 @@ test("a dot in the path stands for a dot only", "not ours: it is the host agent 
   command: agent("/Users/zoe/xlima/k3s"),
   same: { "/Users/zoe/xlima/k3s": "different" },
 });
-// Where a program's path ends cannot be told from blanks alone: a shell or a debugger may look so. A file of that name
+// Where a program's path ends cannot be known from blanks alone: a shell or a debugger may look so. A file of that name
 // makes it certain; so does the whole grammar of a host agent, where what stands before the blank is no program.
 const BLANKS = [
   ["host agent", "/Users/zoe/My Tools/bin/limactl", (program: string) => agent(DIR, program)],
@@ -229,7 +229,11 @@ for (
     home,
     same: { [dir]: "different" },
   });
-  test(`${what}, cannot be told`, "unknown: host agent", { command: agent(dir), home, same: { [dir]: "cannot tell" } });
+  test(`${what}, cannot be found out`, "unknown: host agent", {
+    command: agent(dir),
+    home,
+    same: { [dir]: "cannot tell" },
+  });
 }
 const LINK = "/Users/zoe/link-to-lima";
 for (

@@ -1,7 +1,7 @@
 /** install.ts on a pretended Mac, with real users: what it does, in which order, what it leaves, what it says. */
 
 import assert from "node:assert/strict";
-import { BACKUP_SUFFIX } from "../install.ts";
+import { BACKUP_SUFFIX, LOG_NAME } from "../install.ts";
 import { VERSION } from "../lima_guard.ts";
 import {
   ADA,
@@ -27,7 +27,7 @@ for (const kind of ["daemon", "agent"] as const) {
     assert.equal(installed.status, 0, installed.stderr + installed.stdout);
     const report = installed.json();
     assert.deepEqual([report.state, report.changed], ["guarded", true]);
-    assert.deepEqual(report.guard, { path: guard, version: VERSION, previous: null });
+    assert.deepEqual(report.guard, { path: guard, version: VERSION, previous: null, running: null });
     assert.deepEqual(job()!.args, guarded(mac, guard));
     assert.equal(job()!.timeout, 60);
     assert.ok(job()!.pid !== undefined && job()!.pid !== before.pid);
@@ -128,7 +128,12 @@ macTest(
     mac.putGuard(mac.source, "\n# newer\n");
     mac.forget();
     const upgrade = await mac.run(["--yes", "--json", "default"]);
-    assert.deepEqual(upgrade.json().guard, { path: mac.guard, version: VERSION, previous: VERSION });
+    assert.deepEqual(upgrade.json().guard, {
+      path: mac.guard,
+      version: VERSION,
+      previous: VERSION,
+      running: null,
+    });
     assert.equal(upgrade.json().changed, true);
     assert.ok(Deno.readTextFileSync(mac.guard).endsWith("# newer\n"));
     assert.equal(Deno.readTextFileSync(`${mac.guard}.previous`), old);
@@ -433,6 +438,82 @@ macTest(
   },
 );
 
+macTest("what was done is logged: who, what, with which versions; a log that cannot be written is a note", async () => {
+  for (const kind of ["daemon", "agent"] as const) {
+    const { mac, as, file, guard } = macWith(kind);
+    await using _ = mac;
+    const by = kind === "daemon" ? ADA : as;
+    assert.equal((await mac.run(["--yes", "default"], { as: by })).status, 0);
+    assert.equal((await mac.run(["--yes", "default"], { as: by })).status, 0, "nothing to do is no line");
+    mac.putGuard(mac.source, "\n# newer\n");
+    mac.fault("bootout:1 5", "plutil:2 1");
+    const failed = await mac.run(["--yes", "--restart", "default"], { as: by });
+    mac.forget();
+    assert.equal((await mac.run(["--uninstall", "--yes", "default"], { as: by })).status, 0);
+    const lines = mac.logged();
+    assert.deepEqual(lines.map((l) => [l["role"], l["name"], l["uid"]]), [
+      ["install", "default", as.uid],
+      ["install", "default", as.uid],
+      ["uninstall", "default", as.uid],
+    ]);
+    assert.deepEqual(lines.map((l) => l["state"]), [
+      "guarded",
+      failed.status === 0 ? "guarded" : "rolled back",
+      "not guarded",
+    ]);
+    assert.deepEqual([lines[0]!["plist"], lines[0]!["changed"], lines[0]!["version"]], [file, true, VERSION]);
+    assert.equal(lines[0]!["sudoUid"], kind === "daemon" ? "502" : null);
+    assert.deepEqual(lines[1]!["guard"], { path: guard, version: VERSION, previous: VERSION, running: null });
+    assert.ok(Math.abs(Date.parse(String(lines[2]!["time"])) - Date.now()) < 600_000);
+  }
+});
+
+macTest("a log that is a link, a FIFO or another user's is not written, and that is only a note", async () => {
+  const rows: [(mac: FakeMac, log: string) => void][] = [
+    [(mac, log) => Deno.symlinkSync(mac.write(`${mac.root}/victim`, ""), log)],
+    [(_, log) => void new Deno.Command("mkfifo", { args: [log] }).outputSync()],
+    [(mac, log) => void mac.write(log, "", ADA, 0o644)],
+    [(mac, log) => Deno.linkSync(mac.write(`${mac.root}/victim`, ""), log)],
+    [(mac) => Deno.chmodSync(`${mac.system}/var/log`, 0o777)],
+  ];
+  for (const [n, [spoil]] of rows.entries()) {
+    const { mac } = macWith("daemon");
+    await using _ = mac;
+    spoil(mac, `${mac.system}/var/log/${LOG_NAME}`);
+    const run = await mac.run(["--yes", "default"]);
+    assert.equal(run.status, 0, `${n}: ${run.stdout}`);
+    assert.match(run.stdout, /note: no line was written to /, `${n}: ${run.stdout}`);
+    if (mac.exists(`${mac.root}/victim`)) assert.equal(Deno.readTextFileSync(`${mac.root}/victim`), "");
+  }
+});
+
+macTest(
+  "--purge takes the log of installs with the last job, and the logs of the job that lie in the user's folder",
+  async () => {
+    const { mac, file, text } = macWith("daemon");
+    await using _ = mac;
+    mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    const logs = `${mac.home}/Library/Logs/lima-guard`;
+    for (const name of ["default.stdout.log", "default.stderr.log", "k3s.stdout.log"]) {
+      mac.write(
+        `${logs}/${name}`,
+        "x",
+        ZOE,
+      );
+    }
+    assert.equal(mac.logged().length, 1);
+    mac.forget();
+    const run = await mac.run(["--uninstall", "--purge", "--yes", "default"]);
+    assert.equal(run.status, 0, run.stdout);
+    assert.deepEqual(listed(logs), ["k3s.stdout.log"]);
+    assert.ok(mac.log().some((line) => line.startsWith("501: rm -f ")), "by their owner");
+    assert.deepEqual([listed(`${mac.system}/var/log`), listed(mac.daemons), Deno.readTextFileSync(file)], [[], [
+      `${DAEMON}.plist`,
+    ], text]);
+  },
+);
+
 macTest("--purge leaves the guard while another plist names it", async () => {
   const { mac, text } = macWith("daemon");
   await using _ = mac;
@@ -482,6 +563,40 @@ macTest("a backup that cannot be read is kept, and makes an install refuse", asy
     assert.ok(text.length > 0);
   }
 });
+
+// What a backup says that the plist of today does not; how it reads in the plist once it is believed.
+const SAID: [what: string, text: string][] = [
+  ["ExitTimeOut 0", "<key>ExitTimeOut</key>\n\t<integer>0</integer>"],
+  ["KeepAlive", "<key>KeepAlive</key>\n\t<dict><key>SuccessfulExit</key><true/></dict>"],
+  ["a folder", "<key>WorkingDirectory</key>\n\t<string>/evil</string>"],
+  ["a log", "<key>StandardOutPath</key>\n\t<string>/evil/out</string>"],
+  ["a log of errors", "<key>StandardErrorPath</key>\n\t<string>/evil/err</string>"],
+  ["an environment", "<key>EnvironmentVariables</key>\n\t<dict><key>LIMA_HOME</key><string>/evil</string></dict>"],
+  ["a program", "<key>Program</key>\n\t<string>/evil/limactl</string>"],
+  ["a user", "<key>UserName</key>\n\t<string>root</string>"],
+];
+for (const [what, element] of SAID) {
+  macTest(`a backup that another user could have written brings no value back: ${what}`, async () => {
+    const key = /<key>(\w+)/.exec(element)![1]!;
+    for (const spoil of ["owner", "mode"] as const) {
+      const { mac, file, text } = macWith("daemon");
+      await using _ = mac;
+      mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
+      assert.equal((await mac.run(["--yes", "default"])).status, 0);
+      const without = text.replace(new RegExp(`\\s*<key>${key}</key>\\s*<(\\w+)>[^]*?</\\1>`), "");
+      const said = without.replace("<key>RunAtLoad", `${element}\n\t<key>RunAtLoad`);
+      assert.notEqual(said, text);
+      mac.write(file + BACKUP_SUFFIX, said, spoil === "owner" ? ADA : ROOT, spoil === "mode" ? 0o666 : 0o644);
+      const run = await mac.run(["--uninstall", "--yes", "default"]);
+      assert.equal(run.status, 0, run.stdout);
+      const now = Deno.readTextFileSync(file);
+      assert.ok(!now.includes("evil") && !now.includes("<integer>0<") && !now.includes("<string>root<"), now);
+      assert.match(run.stdout, /is not used: another user could have written it/);
+      assert.ok(mac.exists(file + BACKUP_SUFFIX));
+      assert.deepEqual([/UserName<\/key>\s*<string>zoe</.test(now), now.includes("--run")], [true, false]);
+    }
+  });
+}
 
 for (const mode of [0o444, 0o600, 0o640]) {
   macTest(`a plist of mode ${mode.toString(8)} has it again after install and uninstall`, async () => {

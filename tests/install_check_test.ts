@@ -1,7 +1,21 @@
 /** `--check` is green only where the job would really come up at the next boot, and never disagrees with install. */
 
 import assert from "node:assert/strict";
-import { ADA, DAEMON, EVE, FakeMac, fixture, guarded, macTest, macWith, ROOT, ZOE } from "./install_mac.ts";
+import { VERSION } from "../lima_guard.ts";
+import {
+  ADA,
+  AGENT,
+  DAEMON,
+  EVE,
+  FakeMac,
+  fixture,
+  guarded,
+  macTest,
+  macWith,
+  type Person,
+  ROOT,
+  ZOE,
+} from "./install_mac.ts";
 
 // What is broken in a guarded daemon; what --check says; its status.
 const BROKEN: [what: string, spoil: (mac: FakeMac, file: string) => void, words: RegExp, status?: number][] = [
@@ -63,6 +77,14 @@ const BROKEN: [what: string, spoil: (mac: FakeMac, file: string) => void, words:
         "<key>KeepAlive</key><dict><key>SuccessfulExit</key><true/></dict><key>RunAtLoad",
       ),
     /SuccessfulExit: true.*after a requested stop/,
+  ],
+  [
+    "the job is ending",
+    (mac) => {
+      mac.conf("dying=50");
+      mac.launchctl(["bootout", `system/${DAEMON}`]);
+    },
+    /is ending, and will not be loaded then/,
   ],
   ["launchd does not answer", (mac) => mac.fault("print:1 1"), /launchctl print: status 1/, 75],
   ["it is not said whether it is disabled", (mac) => mac.fault("print-disabled:1 5"), /print-disabled did not say/, 75],
@@ -175,15 +197,155 @@ macTest("a job under any label is found by what it runs; Nix's is read, and what
   assert.deepEqual([checked.status, checked.json().state], [0, "guarded"], checked.stdout);
 });
 
-macTest("the hints of --check work as they are typed, and the answer changes", async () => {
+// A person, a Mac as it is broken, and what that person asks for; the command that is printed is typed by that person.
+interface Hinted {
+  readonly what: string;
+  readonly kind: "daemon" | "agent";
+  readonly as: Person;
+  readonly args: string[];
+  readonly spoil?: (mac: FakeMac, file: string) => void | Promise<unknown>;
+  /** Where in the answer the command is, if it is not the hint of the first blocker. */
+  readonly find?: RegExp;
+  readonly typed: RegExp;
+}
+const installed = (mac: FakeMac, as: Person, ...more: string[]) => mac.run(["--yes", ...more, "default"], { as });
+const HINTS: Hinted[] = [
+  { what: "a bare daemon", kind: "daemon", as: ADA, args: ["--check"], typed: /^sudo lima-guard --install default$/ },
+  { what: "a bare daemon", kind: "daemon", as: ROOT, args: ["--check"], typed: /^lima-guard --install default$/ },
+  { what: "a bare agent", kind: "agent", as: ZOE, args: ["--check"], typed: /^lima-guard --install default$/ },
+  {
+    what: "a daemon with options of the command line",
+    kind: "daemon",
+    as: ADA,
+    args: ["--check", "--lima-home", "HOME/.lima", "--exit-timeout", "45", "--plist", "FILE"],
+    typed: /^sudo lima-guard --install --plist \S+ --exit-timeout 45 --lima-home \S+ default$/,
+  },
+  {
+    what: "a job that is not loaded",
+    kind: "agent",
+    as: ZOE,
+    args: ["--yes"],
+    spoil: (mac) => mac.lose("gui/501", AGENT),
+    find: /\(((?:sudo )?lima-guard --install --start \S+) loads it now\)/,
+    typed: /--start/,
+  },
+  {
+    what: "a disabled job",
+    kind: "daemon",
+    as: ROOT,
+    args: ["--yes"],
+    spoil: (mac) => {
+      mac.launchctl(["disable", `system/${DAEMON}`]);
+      mac.lose("system", DAEMON);
+    },
+    find: /\((lima-guard --install --start \S+) enables and loads it\)/,
+    typed: /--start/,
+  },
+  {
+    what: "an instance that is gone",
+    kind: "daemon",
+    as: ADA,
+    args: ["--check"],
+    spoil: async (mac) => {
+      await installed(mac, ROOT);
+      Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
+    },
+    typed: /^sudo lima-guard --uninstall default$/,
+  },
+  {
+    what: "a daemon that only its user may ask",
+    kind: "daemon",
+    as: ADA,
+    args: ["--check"],
+    spoil: async (mac) => {
+      await installed(mac, ROOT);
+      Deno.removeSync(`${mac.state}/alive/${mac.job("system", DAEMON)!.pid}`);
+    },
+    typed: /^sudo -H -u zoe lima-guard --check default$/,
+  },
+  {
+    what: "a job that is loaded twice",
+    kind: "agent",
+    as: ZOE,
+    args: ["--check"],
+    spoil: async (mac, file) => {
+      await installed(mac, ZOE);
+      mac.launchctl(["bootstrap", "user/501", file], ZOE);
+    },
+    typed: /^launchctl bootout user\/501\//,
+  },
+  {
+    what: "a job whose file is gone",
+    kind: "daemon",
+    as: ADA,
+    args: ["--check"],
+    spoil: (_, file) => Deno.removeSync(file),
+    find: /hint: (sudo launchctl bootout [^)]*)\)/,
+    typed: /^sudo launchctl/,
+  },
+  {
+    what: "an install that was rolled back",
+    kind: "daemon",
+    as: ROOT,
+    args: ["--yes", "--exit-timeout", "45"],
+    spoil: (mac) => mac.fault("plutil:1 1"),
+    find: /hint: (lima-guard --install --exit-timeout 45 default), once that is solved/,
+    typed: /45/,
+  },
+];
+for (const { what, kind, as, args, spoil, find, typed } of HINTS) {
+  macTest(`the hint for ${what}, as ${as.name} types it, changes the answer, and nothing of another home`, async () => {
+    const { mac, file } = macWith(kind);
+    await using _ = mac;
+    // A second home with the same names: sudo keeps HOME, and nothing may be looked for there.
+    const theirs = `${mac.root}/home/eve/Library/LaunchAgents/${AGENT}.plist`;
+    mac.write(theirs, fixture(mac, "lima-2.2-agent").replaceAll(mac.home, `${mac.root}/home/eve`), EVE);
+    mac.forget();
+    await spoil?.(mac, file);
+    const words = [...args.map((a) => a.replace("HOME", mac.home).replace("FILE", file)), "default"];
+    const first = await mac.run(words, { as });
+    const hint = find ? find.exec(first.stdout)?.[1] : /\(hint: ([^)]*)\)/.exec(first.stdout)?.[1];
+    assert.ok(hint !== undefined && typed.test(hint), first.stdout);
+    mac.forget();
+    const run = await mac.type(hint, as);
+    assert.equal(run.code, 0, `${hint}\n${run.output}`);
+    // What only another person may ask is answered to that one.
+    if (hint.includes("--check")) return assert.match(run.output, /^default: guarded/m);
+    let again = "";
+    // launchd takes a while to forget a job.
+    for (let n = 0; n < 4 && (again === "" || again.includes(hint)); n++) {
+      again = (await mac.run(words.map((w) => w === "--yes" ? "--dry-run" : w), { as })).stdout;
+    }
+    assert.notEqual(again, first.stdout);
+    assert.ok(!again.includes(hint), again);
+    assert.ok(!Deno.readTextFileSync(theirs).includes("--run"));
+  });
+}
+
+macTest("--check names the version that runs, the one in place and this one; --restart leaves one", async () => {
   const { mac } = macWith("daemon");
   await using _ = mac;
-  const bare = await mac.run(["--check", "--json", "default"], { as: ADA });
-  const hint: string = bare.json().blockers[0].hint;
-  assert.match(hint, /^sudo lima-guard --install default$/);
-  const typed = await new Deno.Command("/bin/sh", {
-    args: ["-c", `${mac.root}/bin/${hint.replace("lima-guard", mac.source).replace("--install", "--install --yes")}`],
-  }).output();
-  assert.ok(typed.success, new TextDecoder().decode(typed.stderr));
-  assert.equal((await mac.run(["--check", "default"])).status, 0);
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  const dir = `${mac.home}/.lima/default`;
+  const line = (version: string, event = "start") =>
+    `${JSON.stringify({ time: "2026-01-01T00:00:00Z", boot: "1", dir, role: "run", event, version })}\n`;
+  mac.write(`${dir}/lima-guard.jsonl`, `torn\n${line("0.0.7")}${line("0.0.8")}${line("9", "end")}`, ZOE, 0o600);
+  for (const as of [ROOT, ZOE]) {
+    mac.forget();
+    const old = await mac.run(["--check", "--json", "default"], { as });
+    assert.equal(old.status, 0, old.stdout);
+    assert.deepEqual([old.json().guard.running, old.json().guard.version], ["0.0.8", VERSION]);
+    const sudo = as === ROOT ? "" : "sudo ";
+    const said =
+      `version 0.0.8 is running, and ${mac.guard} is version ${VERSION}: ${sudo}lima-guard --install --restart`;
+    assert.ok(old.stdout.includes(said), old.stdout);
+    assert.ok(mac.log().some((l) => l.startsWith("501: tail ")) && !mac.log().some((l) => l.startsWith("0: tail ")));
+  }
+  assert.equal((await mac.run(["--check", "--json", "default"], { as: ADA })).json().guard.running, null);
+  mac.write(`${dir}/lima-guard.jsonl`, line(VERSION), ZOE);
+  const one = await mac.run(["--check", "--json", "default"]);
+  assert.equal(one.json().guard.running, VERSION);
+  assert.doesNotMatch(one.stdout, /is running, and/);
+  Deno.removeSync(`${mac.state}/alive/${mac.job("system", DAEMON)!.pid}`);
+  assert.equal((await mac.run(["--check", "--json", "default"])).json().guard.running, null, "nothing runs");
 });

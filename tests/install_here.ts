@@ -46,11 +46,12 @@ const host: InstallHost = {
     guards: [`${system}/usr/local/libexec`, `${system}/Library/PrivilegedHelperTools`],
     boot: ["/"],
     own,
+    log: isRoot ? `${system}/var/log` : `${real.env("HOME")}/Library/Logs`,
     programs: [`${root}/opt/homebrew/bin`, `${system}/usr/local/bin`],
   },
   self: settings.isBinary === false ? { folder: `${root}/src` } : { binary },
   magic: ["23212f75"],
-  tool: (name) => `${root}/bin/${name}`,
+  tool: (name) => name === "launchctl" && settings.launchctl || `${root}/bin/${name}`,
   boot: async () =>
     (await host.run([host.tool("sysctl"), "-n", "kern.bootsessionuuid"], { limitMs: 5000 })).stdout.trim(),
   stat: (path) => {
@@ -59,7 +60,7 @@ const host: InstallHost = {
     return typeof look === "object" && device ? { ...look, dev: device.dev } : look;
   },
   lock: () => lockFile(isRoot ? `${own}/lima-guard-install.lock` : `${own}/.lima-guard-install.lock`),
-  alive: (pid) => typeof real.stat(`${root}/state/alive/${pid}`) === "object",
+  alive: (pid) => settings.launchctl ? real.alive(pid) : typeof real.stat(`${root}/state/alive/${pid}`) === "object",
   confirm: () => {
     if (settings.whileAsked) new Deno.Command("/bin/sh", { args: ["-c", settings.whileAsked] }).outputSync();
     return Promise.resolve(settings.answer ?? true);
@@ -68,6 +69,7 @@ const host: InstallHost = {
   compile: () => Promise.resolve({ argv: ["deno"], code: 1, stdout: "", stderr: "no network", late: false }),
   run: before("run", real.run),
   create: before("create", real.create),
+  append: before("append", real.append),
   rename: before("rename", real.rename),
   link: before("link", real.link),
   remove: before("remove", real.remove),

@@ -5,7 +5,7 @@
  */
 
 import assert from "node:assert/strict";
-import { BACKUP_SUFFIX, BAKED_IN, MEMORY_SUFFIX } from "../install.ts";
+import { BACKUP_SUFFIX, BAKED_IN, LOG_NAME, MEMORY_SUFFIX } from "../install.ts";
 import { VERSION } from "../lima_guard.ts";
 import { denoFlags } from "./helpers/guard.ts";
 import { project } from "./helpers/paths.ts";
@@ -46,6 +46,8 @@ export interface MacSettings {
   hookAt?: number;
   hook?: string;
   trace?: boolean;
+  /** Another stand-in for launchctl, of a launchd that really runs its jobs: their processes are the kernel's. */
+  launchctl?: string;
 }
 
 /** Generous where only a failure would wait so long: the machine of the tests may be busy. */
@@ -116,6 +118,8 @@ export class FakeMac implements AsyncDisposable {
   readonly guard: string;
   readonly source: string;
   readonly launchd: SmallLaunchd;
+  /** A Deno that every user can run. */
+  readonly deno = `${sharedFolder()}/deno`;
 
   constructor(readonly root: string, readonly settings: MacSettings) {
     this.state = `${root}/state`;
@@ -139,14 +143,18 @@ export class FakeMac implements AsyncDisposable {
     }
     Deno.chmodSync(mac.state, 0o777);
     for (const dir of ["bin", "lib", "src/dist", "opt/homebrew/bin"]) mac.folder(`${root}/${dir}`);
-    for (const dir of ["Library/LaunchDaemons", "usr/local", "var/root", "var/db"]) mac.folder(`${system}/${dir}`);
+    for (const dir of ["Library/LaunchDaemons", "usr/local", "var/root", "var/db", "var/log"]) {
+      mac.folder(`${system}/${dir}`);
+    }
     for (const person of PEOPLE) {
       mac.folder(`${root}/home/${person.name}`, person, 0o755);
       mac.folder(`${root}/home/${person.name}/Library`, person, 0o755);
-      mac.folder(`${root}/home/${person.name}/Library/LaunchAgents`, person, 0o755);
+      for (const name of ["LaunchAgents", "Logs"]) mac.folder(`${root}/home/${person.name}/Library/${name}`, person);
     }
     for (const tool of SOURCE_TOOLS) Deno.copyFileSync(`${STANDINS}/${tool}`, `${root}/bin/${tool}`);
-    for (const tool of ["head", "mkdir", "rm"]) Deno.copyFileSync(`${STANDINS}/real_tool`, `${root}/bin/${tool}`);
+    for (const tool of ["head", "mkdir", "rm", "tail"]) {
+      Deno.copyFileSync(`${STANDINS}/real_tool`, `${root}/bin/${tool}`);
+    }
     Deno.copyFileSync("/usr/bin/setpriv", `${root}/lib/setpriv-root`);
     Deno.chmodSync(`${root}/lib/setpriv-root`, 0o4755);
     mac.write(`${root}/lib/run`, runScript(folder, root), ROOT, 0o755);
@@ -214,7 +222,7 @@ export class FakeMac implements AsyncDisposable {
 
   /** Calls are counted and logged from here on. */
   forget(): void {
-    for (const file of ["log", "calls", "fault", "guard_uids", "effects"]) {
+    for (const file of ["log", "calls", "fault", "guard_uids", "effects", "paths"]) {
       if (this.exists(`${this.state}/${file}`)) Deno.removeSync(`${this.state}/${file}`);
     }
   }
@@ -241,7 +249,12 @@ export class FakeMac implements AsyncDisposable {
     return this.#lines("effects");
   }
 
-  /** Who has run a guard. */
+  /** With which PATH tools were called. */
+  paths(): string[] {
+    return [...new Set(this.#lines("paths"))];
+  }
+
+  /** Who has run lima-guard. */
   guardUids(): number[] {
     return [...new Set(this.#lines("guard_uids").map(Number))].sort();
   }
@@ -277,13 +290,20 @@ export class FakeMac implements AsyncDisposable {
     return this.launchd.isDisabled(domain, label);
   }
 
-  /** Every file with its owner, mode and text, but for the stand-ins' state and the locks. */
+  /** The lines of the log of all installs, root's and the users'. */
+  logged(): Record<string, unknown>[] {
+    const folders = [`${this.system}/var/log`, ...PEOPLE.map((p) => `${this.root}/home/${p.name}/Library/Logs`)];
+    const files = folders.map((folder) => `${folder}/${LOG_NAME}`).filter((file) => this.exists(file));
+    return files.flatMap((file) => Deno.readTextFileSync(file).trim().split("\n").map((line) => JSON.parse(line)));
+  }
+
+  /** Every file with its owner, mode and text, except for the stand-ins' state, the locks and the log. */
   tree(): string[] {
     const rows: string[] = [];
     const walk = (dir: string) => {
       for (const { name, isDirectory, isSymlink, isFile } of Deno.readDirSync(dir)) {
         const path = `${dir}/${name}`;
-        if (path === this.state || name.endsWith("-install.lock")) continue;
+        if (path === this.state || /-install\.(lock|log)$/.test(name)) continue;
         const { uid, gid, mode } = Deno.lstatSync(path);
         const text = isSymlink ? Deno.readLinkSync(path) : isFile ? Deno.readTextFileSync(path).slice(0, 20_000) : "";
         rows.push(`${path.slice(this.root.length)} ${uid}:${gid} ${((mode ?? 0) & 0o7777).toString(8)} ${text}`);
@@ -332,6 +352,19 @@ export class FakeMac implements AsyncDisposable {
       return document.instances[0];
     };
     return { status: code, ...out, json };
+  }
+
+  /** A line as a person types it, where `lima-guard` is the binary, sudo and launchctl are on the PATH; yes to all. */
+  async type(line: string, as: Person): Promise<{ code: number; output: string }> {
+    this.#prepare({});
+    const typed = line.replace(/\blima-guard (?=--)/, `${this.source} `).replace(/ (?=--(un)?install )/, " --yes ");
+    const env: Record<string, string> = { PATH: `${this.root}/bin:/usr/bin:/bin`, LIMA_HOME: "/nonsense" };
+    if (line.includes("sudo")) env["HOME"] = `${this.root}/home/eve`;
+    const { code, stdout, stderr } = await new Deno.Command(
+      "setpriv",
+      this.#command("/bin/sh", ["-c", typed], { as, env }),
+    ).output();
+    return { code, output: new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr) };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -1,11 +1,12 @@
 /**
  * Whatever fails, is killed, or is changed by another program in the middle of a run: the old plist, guard and job are
- * in force, or the new ones, never a mixture; nothing is left lying about; and no other program's text is lost.
+ * in force, or the new ones, never a mixture; nothing is left over; and no other program's text is lost.
  */
 
 import assert from "node:assert/strict";
-import { TEMPORARY_SUFFIX } from "../install.ts";
 import {
+  ADA,
+  DAEMON,
   type FakeMac,
   guarded,
   limactl,
@@ -14,6 +15,7 @@ import {
   macWith,
   ROOT,
   type RunOptions,
+  ZOE,
 } from "./install_mac.ts";
 
 type Kind = "daemon" | "agent";
@@ -62,10 +64,6 @@ function jobIn(world: World): string {
   return `${isWrapped ? "guarded" : "bare"}${job.pid === undefined ? ", not running" : ""}${
     job.dying ? ", ending" : ""
   }`;
-}
-
-function withoutLitter(tree: string[]): string[] {
-  return tree.filter((row) => !row.includes(TEMPORARY_SUFFIX));
 }
 
 /** The end states of a run without any fault: before and after. */
@@ -169,7 +167,7 @@ for (const [title, scenario] of Object.entries(SCENARIOS)) {
       const words = `effect ${n}\n${again.stdout}\n${again.stderr}`;
       assert.equal(again.status, 0, words);
       assert.equal(jobIn(world), ends.after.job, words);
-      const rows = (tree: string[]) => withoutLitter(tree).filter((row) => !/\.previous |before-lima-guard /.test(row));
+      const rows = (tree: string[]) => tree.filter((row) => !/\.previous |before-lima-guard /.test(row));
       assert.deepEqual(rows(withRoot(mac)), rows(ends.after.tree), words);
       assert.ok(!mac.exists(`${mac.state}/cut_off`), words);
     });
@@ -257,4 +255,159 @@ macTest("a command that is late is killed with all its children", async () => {
   assert.match(run.json().blockers[0].because, /did not end in time/);
   const left = new Deno.Command("pgrep", { args: ["-f", `${mac.root}/bin/plutil`] }).outputSync();
   assert.equal(new TextDecoder().decode(left.stdout), "");
+});
+
+macTest("what a killed run has left is removed by the next one, and nothing else", async () => {
+  const { mac, file, guard } = macWith("daemon");
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  const before = mac.tree();
+  const own = `${mac.system}/var/db/lima-guard-0123abcd`;
+  mac.folder(own, ROOT, 0o700);
+  const litter = [file, `${file}.before-lima-guard`, `${file}.lima-guard.json`, guard, `${guard}.previous`].map((
+    path,
+  ) => `${path}.lima-guard-new-0123abcd`);
+  for (const path of [...litter, `${own}/lima-guard`]) mac.write(path, "cut off");
+  // Not ours to remove: other names, other owners, no file.
+  const others = [`${file}.lima-guard-new-x`, `${mac.daemons}/other.plist.lima-guard-new-0123abcd`, `${file}.swp`];
+  for (const path of others) mac.write(path, "other");
+  mac.write(`${guard}.lima-guard-new-00000000`, "other", ADA);
+  mac.folder(`${guard}.lima-guard-new-11111111`);
+  const dry = await mac.run(["--dry-run", "default"]);
+  assert.match(dry.stdout, /would remove .*new-0123abcd {2}\(a run that was killed has left it\)/);
+  const pid = world(mac);
+  const run = await mac.run(["--yes", "default"]);
+  assert.equal(run.status, 0, run.stdout);
+  assert.equal(world(mac), pid, "the instance was not restarted");
+  const left = mac.tree().filter((row) => !before.includes(row)).map((row) => row.split(" ")[0]!.replace(/.*\//, ""));
+  assert.deepEqual(left.sort(), [
+    "io.lima-vm.daemon.default.plist.lima-guard-new-x",
+    "io.lima-vm.daemon.default.plist.swp",
+    "lima-guard.lima-guard-new-00000000",
+    "lima-guard.lima-guard-new-11111111",
+    "other.plist.lima-guard-new-0123abcd",
+  ]);
+  const again = await mac.run(["--yes", "--json", "default"]);
+  assert.equal(again.json().changed, false);
+});
+
+function world(mac: FakeMac): number | undefined {
+  return mac.job("system", DAEMON)!.pid;
+}
+
+// Commands that look, before anything is touched; and what is looked at.
+const LOOKS = ["id:1", "launchctl:1", "ls:1", "xattr:1", "print-disabled:1", "codesign:1", "sysctl:1", "sudo:1"];
+for (const look of LOOKS) {
+  macTest(`${look.split(":")[0]} hangs before anything is touched: the run ends, and leaves no process`, async () => {
+    const { mac, job } = macWith("daemon");
+    await using _ = mac;
+    if (look === "xattr:1" || look === "codesign:1") mac.putGuard(mac.guard);
+    const [before, pid] = [mac.tree(), job()!.pid];
+    mac.fault(`${look} hang`);
+    const args = ["--yes", "--json", ...look === "sysctl:1" ? ["--dry-run"] : [], "default"];
+    const run = await mac.run(args, { settings: { limits: { commandMs: 1500, handshakeMs: 1500 } } });
+    assert.ok(mac.log().some((line) => line.includes(look.split(":")[0]!)), mac.log().join("\n"));
+    if (run.status !== 0) assert.deepEqual([mac.tree(), job()!.pid], [before, pid], run.stdout);
+    assert.ok([0, 1, 75].includes(run.status), run.stdout);
+    const left = new Deno.Command("pgrep", { args: ["-f", `${mac.root}/bin/`] }).outputSync();
+    assert.equal(new TextDecoder().decode(left.stdout), "");
+  });
+}
+
+macTest("a FIFO among the user's login agents hangs neither root's child nor the user", async () => {
+  const { mac, job } = macWith("daemon");
+  await using _ = mac;
+  const fifo = `${mac.agents}/x.plist`;
+  new Deno.Command("mkfifo", { args: [fifo] }).outputSync();
+  Deno.chownSync(fifo, ZOE.uid, ZOE.gid);
+  const [before, pid] = [mac.tree(), job()!.pid];
+  const run = await mac.run(["--yes", "--json", "default"], { settings: { limits: { commandMs: 1500 } } });
+  assert.deepEqual([run.status, run.json().state], [75, "unknown"], run.stdout);
+  assert.match(run.json().blockers[0].because, /Cannot look into .*LaunchAgents: it did not end in time/);
+  assert.deepEqual([mac.tree(), job()!.pid], [before, pid]);
+  const left = new Deno.Command("pgrep", { args: ["-f", fifo] }).outputSync();
+  assert.equal(new TextDecoder().decode(left.stdout), "");
+  const asOwner = await mac.run(["--check", "--plist", fifo, "default"], { as: ZOE });
+  assert.match(asOwner.stdout, /is no file/);
+});
+
+/** The number of the effect of an undisturbed run whose line matches: before it something can be made to happen. */
+async function effectNumber(pattern: RegExp): Promise<number> {
+  const { mac } = macWith("daemon", { trace: true });
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  const n = mac.effects().findIndex((line) => pattern.test(line)) + 1;
+  assert.ok(n > 0, `${pattern}\n${mac.effects().join("\n")}`);
+  return n;
+}
+
+/** Another program puts a newer plist in the place of the old one. */
+function newerPlist(mac: FakeMac, file: string, text: string): { newer: string; hook: string } {
+  const newer = text.replace("Background", "Standard");
+  mac.write(`${mac.root}/newer`, newer);
+  return { newer, hook: `cp -p ${mac.root}/newer ${file}.x && mv ${file}.x ${file}` };
+}
+
+macTest(
+  "a plist that is written while plutil reads the new one is not replaced: 75, and the old job is in force",
+  async () => {
+    const hookAt = await effectNumber(/ run .*plutil/);
+    const { mac, file, text, job } = macWith("daemon");
+    await using _ = mac;
+    const { newer, hook } = newerPlist(mac, file, text);
+    const run = await mac.run(["--yes", "--json", "default"], { settings: { hookAt, hook } });
+    assert.deepEqual([run.status, run.json().state], [75, "rolled back"], run.stdout);
+    assert.match(run.json().blockers[0].because, /has changed in the meantime/);
+    assert.deepEqual([Deno.readTextFileSync(file), job()!.args], [newer, limactl(mac)]);
+    assert.ok(!mac.exists(mac.guard) && !mac.tree().some((row) => row.includes("lima-guard-new")));
+  },
+);
+
+macTest("a rollback leaves a newer plist of another program alone, says so, and loads it", async () => {
+  const hookAt = await effectNumber(/ run .*launchctl.*bootout|run \/\S+launchctl,bootout/);
+  const { mac, file, text, job } = macWith("daemon");
+  await using _ = mac;
+  const { newer, hook } = newerPlist(mac, file, text);
+  mac.fault("bootstrap:1 122");
+  const run = await mac.run(["--yes", "--json", "default"], { settings: { hookAt, hook } });
+  assert.deepEqual([run.status, run.json().state], [1, "rolled back"], run.stdout);
+  assert.match(JSON.stringify(run.json().notes), /was changed by another program in the meantime, and was left alone/);
+  assert.deepEqual([Deno.readTextFileSync(file), job()!.args], [newer, limactl(mac)]);
+});
+
+macTest("a run that is killed between bootout and bootstrap: the next one loads the job", async () => {
+  const freezeAt = await effectNumber(/ run \/\S+launchctl,bootstrap/);
+  const { mac, job } = macWith("daemon");
+  await using _ = mac;
+  const child = mac.start(["--yes", "default"], { settings: { freezeAt } });
+  const reader = child.stderr.getReader();
+  for (let text = ""; !text.includes("frozen");) text += new TextDecoder().decode((await reader.read()).value);
+  child.kill("SIGKILL");
+  await Promise.all([child.status, reader.cancel(), child.stdout.cancel()]);
+  assert.equal(job(), undefined);
+  const again = await mac.run(["--yes", "--json", "default"]);
+  assert.deepEqual([again.status, again.json().state], [0, "guarded"], again.stdout);
+  assert.deepEqual(job()!.args, guarded(mac));
+  assert.ok(job()!.pid !== undefined);
+});
+
+macTest("two names of one file, as a killed run leaves them: no third one is left", async () => {
+  const { mac, guard } = macWith("daemon");
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  Deno.linkSync(guard, `${guard}.previous`);
+  mac.putGuard(mac.source, "\n# newer\n");
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  assert.ok(!mac.tree().some((row) => row.includes("lima-guard-new")), mac.tree().join("\n"));
+});
+
+macTest("a job that was disabled and is rolled back is loaded and disabled again", async () => {
+  const { mac, domain, label, job } = macWith("daemon");
+  await using _ = mac;
+  mac.launchctl(["disable", `${domain}/${label}`]);
+  mac.forget();
+  mac.fault("bootstrap:1 122");
+  const run = await mac.run(["--yes", "--json", "default"]);
+  assert.deepEqual([run.status, run.json().state], [1, "rolled back"], run.stdout);
+  assert.deepEqual([job()!.args, mac.isDisabled(domain, label)], [limactl(mac), true]);
 });

@@ -51,7 +51,7 @@ function refusalOf(act: () => unknown): Refusal {
   throw new assert.AssertionError({ message: "it was not refused" });
 }
 
-// ── every fixture: what install makes of it, and the way back ──
+// ── every fixture: what install makes of it, and how it comes back ──
 
 const ALL: Partial<Wanted> = { limaHome: "/Volumes/VMs/lima & co", keepAlive: true };
 const MOVED: Partial<Wanted> = {
@@ -107,7 +107,7 @@ Deno.test("wrapText() changes the command and the exit timeout, and says so", ()
   });
 });
 
-Deno.test("wrapText() replaces another guard's path and leaves its options", () => {
+Deno.test("wrapText() replaces the path of another lima-guard and leaves its options", () => {
   const old = wrapped(LIMA, "default", { guard: "/opt/old/lima-guard-0.1" }).text
     .replace("<string>--</string>", "<string>--timeout</string><string>50</string><string>--</string>");
   const { text, changes } = wrapped(old, "default");
@@ -121,7 +121,7 @@ Deno.test("wrapText() replaces Program together with the first argument", () => 
   assert.equal(readPlist(text).value["Program"], GUARD);
 });
 
-Deno.test("wrapText() leaves a KeepAlive that is there, and adds one only when told", () => {
+Deno.test("wrapText() leaves a KeepAlive that is there, and adds one only when asked", () => {
   const draft = textOf("lima-draft-agent-keep-alive-true.plist");
   assert.equal(readPlist(wrapped(draft, "default", { keepAlive: true }).text).value["KeepAlive"], true);
   assert.equal(readPlist(wrapped(LIMA, "default").text).value["KeepAlive"], undefined);
@@ -538,7 +538,7 @@ const NAMED = [
   "StandardErrorPath",
 ];
 
-/** What the wrapped plist must say, told a second time and in another way. */
+/** What the wrapped plist must say, written a second time and in another way. */
 function expected(plist: Plist, job: LaunchdJob, wanted: Wanted): Record<string, unknown> {
   const { value } = plist;
   const environment = value["EnvironmentVariables"] as Record<string, unknown> | undefined;
@@ -720,7 +720,7 @@ Deno.test("compareVersions() orders versions as people read them", () => {
 });
 
 Deno.test("readAcl() finds the first entry that lets another user change something", () => {
-  const listed = "drwxr-xr-x+ 5 root  wheel  160 Jan  1 00:00 /opt\n 0: group:everyone deny delete\n";
+  const listed = "drwxr-xr-x+ 5 root  wheel  160 Jan  1 00:00 /opt\n 0: group:staff deny delete\n";
   assert.equal(readAcl(listed, ["user:root"]), undefined);
   assert.equal(readAcl(`${listed} 1: user:eve allow read,execute\n`, []), undefined);
   assert.match(readAcl(`${listed} 1: user:eve inherited allow read,add_file\n`, ["user:root"]) ?? "", /user:eve/);

@@ -4,7 +4,7 @@
  */
 
 import assert from "node:assert/strict";
-import { checkPathOwners, type FileLook, ONLY_ROOT, trustOf, wayTo } from "../install.ts";
+import { checkPathOwners, type FileLook, ONLY_ROOT, pathComponents, trustOf } from "../install.ts";
 import { VERSION } from "../lima_guard.ts";
 import {
   ADA,
@@ -42,7 +42,7 @@ const ROWS: [what: string, way: FileLook[], run: boolean, place: boolean][] = [
   ["the user's own folder", [look("/"), look("/opt", { uid: 501 }), guard()], true, false],
   ["another user's guard", [look("/"), guard({ uid: 502 })], false, false],
   ["another user's folder", [look("/Users/eve", { uid: 502 }), guard()], false, false],
-  ["a guard that all can write", [guard({ mode: 0o757 })], false, false],
+  ["a program that all can write", [guard({ mode: 0o757 })], false, false],
   ["a folder that all can write", [look("/opt", { mode: 0o777 }), guard()], false, false],
   ["a sticky folder that all can write", [look("/tmp", { mode: 0o1777 }), guard()], true, false],
   ["another user's file in a sticky folder", [look("/tmp", { mode: 0o1777 }), guard({ uid: 502 })], false, false],
@@ -50,7 +50,7 @@ const ROWS: [what: string, way: FileLook[], run: boolean, place: boolean][] = [
   ["a folder of group admin", [look("/opt/homebrew", { gid: 80, mode: 0o775 }), guard()], true, false],
   ["a folder of group wheel", [look("/opt", { gid: 0, mode: 0o775 }), guard()], true, false],
   ["a folder of group staff", [look("/opt", { gid: 20, mode: 0o775 }), guard()], false, false],
-  ["a guard of group staff", [guard({ gid: 20, mode: 0o775 })], false, false],
+  ["a program of group staff", [guard({ gid: 20, mode: 0o775 })], false, false],
   ["a group that can only read", [look("/opt", { gid: 20, mode: 0o755 }), guard({ gid: 20 })], true, true],
   ["a link of root's", [look("/opt", { kind: "link", mode: 0o777 }), guard()], true, true],
   ["another user's link", [look("/opt", { kind: "link", uid: 502, mode: 0o777 }), guard()], false, false],
@@ -63,7 +63,7 @@ for (const [what, way, run, place] of ROWS) {
   });
 }
 
-Deno.test("wayTo() sees every link, every folder on the way to where it leads, and what is missing", () => {
+Deno.test("pathComponents() sees every link, every folder on the way to where it leads, and what is missing", () => {
   const files: Record<string, string> = {
     "/": "",
     "/a": "",
@@ -80,8 +80,16 @@ Deno.test("wayTo() sees every link, every folder on the way to where it leads, a
     },
     linkTarget: (path: string) => files[path]!.slice(1),
   };
-  assert.deepEqual(wayTo(host, "/a/./x").way.map((l) => l.path), ["/", "/a", "/a/x", "/", "/b", "/real", "/real/x"]);
-  assert.deepEqual(wayTo(host, "/a/no/such").missing, ["/a/no", "/a/no/such"]);
+  assert.deepEqual(pathComponents(host, "/a/./x").way.map((l) => l.path), [
+    "/",
+    "/a",
+    "/a/x",
+    "/",
+    "/b",
+    "/real",
+    "/real/x",
+  ]);
+  assert.deepEqual(pathComponents(host, "/a/no/such").missing, ["/a/no", "/a/no/such"]);
 });
 
 // ── --check runs nothing that it distrusts, and nothing as the wrong user ──
@@ -213,6 +221,38 @@ for (const [what, spoil, words, args] of SPOILT) {
     assert.ok(!mac.log().some((line) => line.includes("bootout")));
   });
 }
+
+macTest("a lima-guard in a folder that is emptied at boot is refused", async () => {
+  const folder = Deno.makeTempDirSync({ dir: "/tmp", prefix: "guard-" });
+  try {
+    const { mac, job } = macWith("daemon");
+    await using _ = mac;
+    Deno.chmodSync(folder, 0o755);
+    mac.settings.devices = [{ prefix: "/tmp", dev: Deno.lstatSync("/").dev }];
+    mac.write(`${folder}/lima-guard`, Deno.readTextFileSync(mac.source), ROOT, 0o755);
+    const run = await mac.run(["--yes", "--guard", `${folder}/lima-guard`, "default"]);
+    assert.equal(run.status, 1, run.stdout);
+    assert.match(run.stdout, /\/tmp is emptied at boot/);
+    assert.deepEqual(job()!.args, limactl(mac));
+  } finally {
+    Deno.removeSync(folder, { recursive: true });
+  }
+});
+
+macTest("what another user could have noted beside a plist is not remembered", async () => {
+  for (const [owner, mode] of [[ADA, 0o644], [ROOT, 0o666], [ROOT, 0o664]] as const) {
+    const { mac, file, text, job } = macWith("daemon");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    const other = mac.putGuard(`${mac.system}/opt/lima-guard`);
+    mac.write(file, text);
+    const noted = { guard: other, options: ["--on-event", "/bin/sh"], keepAlive: true };
+    mac.write(`${file}.lima-guard.json`, JSON.stringify(noted), owner, mode);
+    const run = await mac.run(["--yes", "default"]);
+    assert.equal(run.status, 0, run.stdout);
+    assert.deepEqual(job()!.args, [mac.guard, "--run", "default", "--", ...limactl(mac)]);
+  }
+});
 
 macTest("a place is judged by where it is, not by how it is spelt", async () => {
   const answers = new Set<string>();
@@ -350,6 +390,7 @@ macTest("no PATH, HOME, TMPDIR or working directory of the caller's decides what
       assert.ok(run.status === 0 || (as === ADA && args[0] === "--check"), run.stdout + run.stderr);
     }
     assert.equal(Deno.readTextFileSync(file), text);
+    assert.deepEqual(mac.paths(), ["/usr/bin:/bin:/usr/sbin:/sbin"]);
   }
   assert.ok(!mac.exists(`${mac.state}/poisoned`));
   assert.deepEqual([...Deno.readDirSync(`${mac.root}/tmp`)], []);

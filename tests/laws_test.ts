@@ -25,23 +25,23 @@ import {
   ours,
   proven,
   recycled,
-  SEEN,
   signs,
   stale,
+  STAMP,
   unknown,
 } from "./observations.ts";
 
-// Every PID is of one kind only, so that a number in a plan tells whom it means.
-const [AGENT, QEMU, DRIVER, USERNET, DEAD, STRANGER] = [811, 812, 813, 815, 7001, 7002];
-const INNOCENT = [DEAD, STRANGER];
+// Every PID is of one kind only, so that a number in a plan shows what it means.
+const [AGENT, QEMU, DRIVER, USERNET, DEAD, OTHER_PROGRAM] = [811, 812, 813, 815, 7001, 7002];
+const NOT_OURS = [DEAD, OTHER_PROGRAM];
 const WHY_UNKNOWN = unknown("ps gave no answer");
-const FIXED = "its directory belongs to uid 0 and has mode 0755";
+const UNDELETABLE = "its directory belongs to uid 0 and has mode 0755";
 const USERNET_FILE = "_networks/user-v2/usernet_user-v2.pid";
-const USERNET_SOCKETS = { companions: ["_networks/user-v2/user-v2_fd.sock", "_networks/user-v2/user-v2_ep.sock"] };
+const USERNET_SOCKETS = { sockets: ["_networks/user-v2/user-v2_fd.sock", "_networks/user-v2/user-v2_ep.sock"] };
 
-/** Who lives; what the agent shows, where one does: undefined means that nobody asked it. */
+/** Who lives; what the agent shows, where one does: undefined means that it was not asked. */
 const LIVING: Record<string, VerifiedProcess[]> = {
-  nobody: [],
+  nothing: [],
   usernet: [proven("usernet", USERNET)],
   agent: [proven("host agent", AGENT)],
   "stray agent": [proven("host agent", AGENT, { named: false })],
@@ -59,23 +59,23 @@ const SIGNS: Record<string, AgentHealth | undefined> = {
   "silent for long": signs({ answers: false, ageS: 86_400, silentS: 60 }),
   deadlocked: signs({ ageS: 900, neverReported: true }),
 };
-/** What a file of the instance may claim; `ours` only where somebody lives whom it may name. */
+/** What a file of the instance may claim; `ours` only where a process lives that it may name. */
 const HA_PID: Record<string, StateFile[]> = {
   none: [],
-  dead: [claim("ha.pid", dead(DEAD), { companions: ["ha.sock"] })],
-  "not ours": [claim("ha.pid", recycled(STRANGER), { companions: ["ha.sock"] })],
-  fixed: [claim("ha.pid", dead(DEAD), { companions: ["ha.sock"], fixed: FIXED })],
-  unknown: [claim("ha.pid", WHY_UNKNOWN, { companions: ["ha.sock"] })],
-  ours: [claim("ha.pid", ours("host agent", AGENT), { companions: ["ha.sock"] })],
+  dead: [claim("ha.pid", dead(DEAD), { sockets: ["ha.sock"] })],
+  "not ours": [claim("ha.pid", recycled(OTHER_PROGRAM), { sockets: ["ha.sock"] })],
+  fixed: [claim("ha.pid", dead(DEAD), { sockets: ["ha.sock"], undeletable: UNDELETABLE })],
+  unknown: [claim("ha.pid", WHY_UNKNOWN, { sockets: ["ha.sock"] })],
+  ours: [claim("ha.pid", ours("host agent", AGENT), { sockets: ["ha.sock"] })],
 };
 const DRIVER_PID: Record<string, StateFile[]> = {
   none: [],
   "vz dead": [claim("vz.pid", dead(DEAD))],
-  "vz not ours": [claim("vz.pid", recycled(STRANGER))],
-  "vz fixed": [claim("vz.pid", recycled(STRANGER), { fixed: FIXED })],
+  "vz not ours": [claim("vz.pid", recycled(OTHER_PROGRAM))],
+  "vz fixed": [claim("vz.pid", recycled(OTHER_PROGRAM), { undeletable: UNDELETABLE })],
   "vz unknown": [claim("vz.pid", WHY_UNKNOWN)],
   "vz ours": [claim("vz.pid", ours("host agent", AGENT))],
-  "QEMU ours": [claim("qemu.pid", ours("QEMU", QEMU)), claim("x.drv.pid", recycled(STRANGER))],
+  "QEMU ours": [claim("qemu.pid", ours("QEMU", QEMU)), claim("x.drv.pid", recycled(OTHER_PROGRAM))],
   "driver ours": [claim("x.drv.pid", ours("external driver", DRIVER)), claim("vz.pid", dead(DEAD))],
   "driver of Lima 2.1 ours": [claim("lima-driver-x-ha.pid", ours("external driver", DRIVER))],
 };
@@ -84,13 +84,13 @@ const SHARED: Record<string, StateFile[]> = {
   "usernet ours": [claim(USERNET_FILE, ours("usernet", USERNET), USERNET_SOCKETS)],
   "usernet unknown": [claim(USERNET_FILE, WHY_UNKNOWN, USERNET_SOCKETS), claim("ssh.config", stale("it is cut short"))],
   "all void": [
-    claim(USERNET_FILE, recycled(STRANGER), USERNET_SOCKETS),
+    claim(USERNET_FILE, recycled(OTHER_PROGRAM), USERNET_SOCKETS),
     claim("_disks/data/in_use_by", stale("it says this instance, of which nothing is alive")),
     claim("ssh.config", stale("it is cut short")),
   ],
   "lock unknown, usernet fixed": [
     claim("_disks/data/in_use_by", WHY_UNKNOWN),
-    claim(USERNET_FILE, recycled(STRANGER), { ...USERNET_SOCKETS, fixed: FIXED }),
+    claim(USERNET_FILE, recycled(OTHER_PROGRAM), { ...USERNET_SOCKETS, undeletable: UNDELETABLE }),
   ],
 };
 const PORT: Diagnostic = { what: "port 60022", because: "it is taken", hint: "lsof -i" };
@@ -98,8 +98,8 @@ const VMNET: Diagnostic = { what: "shared_socket_vmnet.pid", because: "it is rec
 /** What is not the instance's: in the way of a start, and Lima 2.3's marker. */
 const AROUND: Record<string, Partial<Observation>> = {
   nothing: {},
-  marker: { bootMarker: SEEN },
-  "port, marker": { startBlockers: [PORT], bootMarker: SEEN },
+  marker: { bootMarker: STAMP },
+  "port, marker": { startBlockers: [PORT], bootMarker: STAMP },
   "socket_vmnet, a note": { startBlockers: [VMNET], notes: [{ what: "a usernet", because: "no PID file names it" }] },
 };
 const UNKNOWNS: Record<string, Diagnostic[]> = {
@@ -123,7 +123,7 @@ interface Case {
   readonly plans: Record<"pre" | "stop", Plan>;
 }
 
-/** Everything that can be seen. What cannot be is left out: signs of no agent, and files of ours that nobody is. */
+/** All that can be seen. The impossible is left out: signs without an agent, and a file whose own process is not alive. */
 function everything(): Case[] {
   return product(LIVING, SIGNS, HA_PID, DRIVER_PID, SHARED, UNKNOWNS, AROUND).flatMap((chosen): Case[] => {
     const [[, alive], [, agent], [, ha], [, driver], [, shared], [, unknowns], [, around]] = chosen;
@@ -131,7 +131,7 @@ function everything(): Case[] {
     const isNamed = (role: string) => alive.some((p) => p.role === role && p.named);
     if (agent && !alive.some((p) => p.role === "host agent")) return [];
     if (claims.some((c) => c.verdict.kind === "ours" && !isNamed(c.verdict.role))) return [];
-    const facts = { claims, alive, unknowns, ...around };
+    const facts = { stateFiles: claims, alive, unknowns, ...around };
     const seen = frozen(observation({ ...facts, ...(agent ? { agent } : {}) }));
     const words = chosen.map(([word]) => word).join(" · ");
     return [{ words, seen, plans: { pre: planPre(seen), stop: planStop(seen, 60) } }];
@@ -157,8 +157,8 @@ function law(text: string, roles: readonly ("pre" | "stop")[], check: (p: Plan, 
         try {
           check(plans[role], seen);
         } catch (failure) {
-          const told = describePlan(plans[role]).join("\n    ");
-          throw new Error(`${words}:\n    ${told}`, { cause: failure });
+          const report = describePlan(plans[role]).join("\n    ");
+          throw new Error(`${words}:\n    ${report}`, { cause: failure });
         }
       }
     });
@@ -168,14 +168,14 @@ function law(text: string, roles: readonly ("pre" | "stop")[], check: (p: Plan, 
 const BOTH = ["pre", "stop"] as const;
 const isRemoval = (s: Step) => s.kind === "remove";
 const removed = (p: Plan) => p.steps.filter(isRemoval).map((s) => s.path ?? "");
-const ladder = (p: Plan) => p.steps.filter((s) => !isRemoval(s));
+const stages = (p: Plan) => p.steps.filter((s) => !isRemoval(s));
 const isPidFile = (c: StateFile) => c.scope === "instance" && c.path.endsWith(".pid");
 /** Something about the instance's own processes could not be found out. */
 const isUnsure = (seen: Observation) =>
   seen.unknowns.length > 0 || seen.stateFiles.some((c) => c.scope === "instance" && c.verdict.kind === "unknown");
 const carriers = (seen: Observation) => seen.alive.filter((p) => p.role !== "usernet");
 const agentLives = (seen: Observation) => seen.alive.some((p) => p.role === "host agent");
-/** Past its boot, and deaf for a minute or without one event. An agent nobody asked is not known to be hung. */
+/** Past its boot, and deaf for a minute or without one event. An agent that was not asked is not known to be hung. */
 const isHung = ({ agent }: Observation) =>
   agent !== undefined && agent.ageS >= 15 * 60 && (agent.neverReported || (!agent.answers && agent.silentS >= 60));
 const may = (c: StateFile) => ["dead", "not ours", "stale"].includes(c.verdict.kind) && c.undeletable === undefined;
@@ -187,30 +187,30 @@ Deno.test("the laws are tried on thousands of observations of every kind", () =>
   assert.deepEqual([...states].sort(), all);
 });
 
-// ── No stranger is ever signalled ──
+// ── No other program is ever signalled ──
 
-law("a signal step names proven processes of this instance and nobody else", BOTH, (p, seen) => {
+law("a signal step names proven processes of this instance and no other process", BOTH, (p, seen) => {
   const proven = carriers(seen).map((p) => String(p.row.pid));
-  for (const step of ladder(p)) {
+  for (const step of stages(p)) {
     const named = [...step.what.replace(/, until \d+ s$/, "").matchAll(/\d+/g)].map(([pid]) => pid);
     assert.ok(named.every((pid) => proven.includes(pid)), `${step.what} names others than ${proven}`);
-    assert.ok(INNOCENT.every((pid) => !step.what.includes(String(pid))));
-    if (step.kind === "kill") assert.deepEqual(named.toSorted(), proven.toSorted(), "whom the last step ends");
+    assert.ok(NOT_OURS.every((pid) => !step.what.includes(String(pid))));
+    if (step.kind === "kill") assert.deepEqual(named.toSorted(), proven.toSorted(), "what the last step ends");
   }
-  assert.ok(ladder(p).length === 0 || proven.length > 0, "a ladder where nothing lives");
+  assert.ok(stages(p).length === 0 || proven.length > 0, "stop stages where nothing lives");
 });
 
-law("the ladder begins with the guest and ends with the kill", BOTH, (p) => {
-  const kinds = ladder(p).map((s) => s.kind).join(" ");
+law("the stop stages begin with the guest and end with the kill", BOTH, (p) => {
+  const kinds = stages(p).map((s) => s.kind).join(" ");
   assert.match(kinds, /^(|guest( agent| driver| agent driver) kill)$/);
-  if (ladder(p).length === 0) return;
-  // Only what Lima would signal by while it stops goes before the ladder; all other files go after it.
+  if (stages(p).length === 0) return;
+  // Only what Lima would signal by while it stops goes before the stages; all other files go after them.
   const isUrgent = (path: string | undefined) => /\.drv\.pid$|\/lima-driver-[^/]*$/.test(path ?? "");
   const begin = p.steps.findIndex((s) => s.kind === "guest");
   const end = p.steps.findIndex((s) => s.kind === "kill");
-  assert.ok(p.steps.slice(0, begin).every((s) => isRemoval(s) && isUrgent(s.path)), "before the ladder");
-  assert.ok(p.steps.slice(begin, end).every((s) => !isRemoval(s)), "inside the ladder");
-  assert.ok(p.steps.slice(end).every((s) => !isUrgent(s.path)), "after the ladder");
+  assert.ok(p.steps.slice(0, begin).every((s) => isRemoval(s) && isUrgent(s.path)), "before the stages");
+  assert.ok(p.steps.slice(begin, end).every((s) => !isRemoval(s)), "between the stages");
+  assert.ok(p.steps.slice(end).every((s) => !isUrgent(s.path)), "after the stages");
 });
 
 law("a host agent that is not proven to be hung gets no step", ["pre"], (p, seen) => {
@@ -230,7 +230,7 @@ law(
 law("a host agent or a driver that lives is never left beside a start", ["pre"], (p, seen) => {
   if (carriers(seen).length === 0) return;
   const isRunning = p.state === "running" && seen.agent?.answers === true;
-  assert.ok(isRunning || p.status !== 0 || ladder(p).length > 0, "a second VM would be started on the same disk");
+  assert.ok(isRunning || p.status !== 0 || stages(p).length > 0, "a second VM would be started on the same disk");
 });
 
 // ── Unknown is an answer ──
@@ -239,9 +239,9 @@ law("unknown about the instance's processes permits no step at all", ["pre"], (p
   if (isUnsure(seen)) assert.deepEqual(p.steps, []);
 });
 
-law("unknown about the instance's processes permits no removal, and is told", ["stop"], (p, seen) => {
+law("unknown about the instance's processes permits no removal, and is reported", ["stop"], (p, seen) => {
   if (!isUnsure(seen)) return;
-  // But for the stale file of an external driver: Lima would signal whoever it names, and that ranks higher.
+  // Except the stale file of an external driver: Lima would signal the process that it names, and that ranks higher.
   const isDrivers = (path: string) => path.endsWith(".drv.pid") || /\/lima-driver-[^/]*$/.test(path);
   assert.deepEqual(removed(p).filter((path) => !(isDrivers(path) && carriers(seen).length > 0)), []);
   assert.equal(p.status, 75);
@@ -251,7 +251,7 @@ law("unknown about the instance's processes is no success, unless it is seen to 
   if (isUnsure(seen) && p.state !== "running") assert.equal(p.status, 75);
 });
 
-law("what is unknown about something shared is not touched, and is told", ["pre"], (p, seen) => {
+law("what is unknown about something shared is not touched, and is reported", ["pre"], (p, seen) => {
   for (const c of seen.stateFiles.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown")) {
     assert.ok([c, ...c.sockets].map(({ path }) => path).every((path) => !removed(p).includes(path)), c.path);
     if (carriers(seen).length === 0 && !isUnsure(seen)) assert.ok(p.blockers.some((b) => b.what === c.path), c.path);
@@ -264,8 +264,8 @@ law("nothing is removed but a claim without proof, with its companions, and the 
   const paths = removed(p);
   assert.ok(paths.every((path) => permitted.includes(path)), `${paths}`);
   assert.equal(new Set(paths).size, paths.length, "no file goes twice");
-  for (const { path, seen } of p.steps.filter(isRemoval)) {
-    assert.ok(seen !== undefined, `${path} goes only while it looks as it did`);
+  for (const { path, stamp } of p.steps.filter(isRemoval)) {
+    assert.ok(stamp !== undefined, `${path} goes only while it looks as it did`);
   }
 });
 
@@ -290,10 +290,10 @@ law("the boot marker goes with the last PID file, after it, and never alone", BO
 
 // ── A plan that was carried out leaves nothing to do ──
 
-/** The world after a plan: removed files are gone, and those whom the ladder ended are dead, as their files say. */
+/** The world after a plan: removed files are gone, and what the stages ended is dead, as its files say. */
 function after({ agent, bootMarker, ...seen }: Observation, p: Plan): Observation {
   const isGone = (path: string) => removed(p).includes(path);
-  const ended = ladder(p).length > 0;
+  const ended = stages(p).length > 0;
   const died = (c: StateFile): StateFile =>
     ended && c.verdict.kind === "ours" && c.verdict.role !== "usernet" ? { ...c, verdict: dead(DEAD) } : c;
   return {
@@ -307,13 +307,13 @@ function after({ agent, bootMarker, ...seen }: Observation, p: Plan): Observatio
 
 law("a plan that was carried out leaves a plan without steps", ["pre"], (p, seen) => {
   const next = after(seen, p);
-  // After a ladder the files of those who ended are judged anew: one plan more.
-  const last = ladder(p).length > 0 ? after(next, planPre(next)) : next;
+  // After the stages the files of what has ended are judged again: one plan more.
+  const last = stages(p).length > 0 ? after(next, planPre(next)) : next;
   const then = planPre(last);
   assert.deepEqual(then.steps, []);
   assert.equal(
     then.state === "clear",
-    then.status === 0 && !agentLives(seen) || ladder(p).length > 0 && then.status === 0,
+    then.status === 0 && !agentLives(seen) || stages(p).length > 0 && then.status === 0,
   );
 });
 
@@ -335,7 +335,7 @@ law("everything has a reason", BOTH, (p) => {
     assert.ok(what.length > 0 && because.length > 0, what);
   }
   assert.notEqual(p.because, "");
-  assert.ok(p.steps.every((s) => s.outcome === undefined), "an outcome before the deed");
+  assert.ok(p.steps.every((s) => s.outcome === undefined), "an outcome before the step");
 });
 
 law("status 0 means that nothing is in the way, and nothing else does", BOTH, (p) => {
@@ -345,7 +345,7 @@ law("status 0 means that nothing is in the way, and nothing else does", BOTH, (p
   assert.ok(statuses.some((status) => status === p.status), `${p.status}, and its blockers have ${statuses}`);
 });
 
-law("what is in the way of a start is told where a start is what comes next", ["pre"], (p, seen) => {
+law("what is in the way of a start is reported where a start is what comes next", ["pre"], (p, seen) => {
   if (["clear", "stale", "blocked"].includes(p.state)) {
     for (const o of seen.startBlockers) assert.ok(p.blockers.includes(o), o.what);
     const fixed = seen.stateFiles.filter((c) => c.undeletable !== undefined);

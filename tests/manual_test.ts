@@ -30,7 +30,7 @@ const skipped = (why: string | undefined) => ({ ignore: why !== undefined, suffi
 for (
   const [program, ...args] of [
     ["mandoc", "-T", "lint", "-W", "warning"],
-    // groff is told more than it prints: -z.
+    // groff reads more than it prints: -z.
     ["groff", "-mdoc", "-Tascii", "-ww", "-z"],
   ]
 ) {

@@ -169,7 +169,7 @@ Deno.test({
 
 const PATH = fc.string({ unit: fc.constantFrom("/", "/", ".", "a", "b", "é", " "), maxLength: 9 });
 
-/** Node's answers, but for three: @std gives "/" and a name that is all suffix back, and ends no parent with a slash. */
+/** Node's answers, except three: @std gives "/" and a name that is all suffix back, and ends no parent with a slash. */
 const NODE = {
   basename: (path: string, suffix = "") => posix.basename(path, suffix) || posix.basename(path) || path.slice(0, 1),
   dirname: (path: string) => posix.dirname(path).replace(/(?<=.)\/+$/, "").replace(/^\/+$/, "/"),
@@ -286,7 +286,7 @@ Deno.test("the guard runs with the import map alone", async () => {
 });
 
 Deno.test("the launcher never falls back where JSR_URL is set", async () => {
-  // A port that was free a moment ago: nobody answers there.
+  // A port that was free a moment ago: no process answers there.
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const mirror = `http://127.0.0.1:${listener.addr.port}`;
   listener.close();

@@ -1,4 +1,4 @@
-/** Facts made by hand, for the deciding functions: whoever states some says only what matters. Plain data, no files. */
+/** Facts made by hand, for the deciding functions: a test states only those that matter. Plain data, no files. */
 
 import { emptyObservation } from "../lima_guard.ts";
 import type {
@@ -18,7 +18,7 @@ export const DIR = `${HOME}/k3s`;
 export const PLACE: Instance = { name: "k3s", home: HOME, dir: DIR, owner: 501, address: { isDefaultHome: true } };
 
 /** How every file here looked. */
-export const SEEN: FileStamp = { dev: 1, ino: 2, size: 4, mtimeMs: 1_790_000_000_000, text: "789\n" };
+export const STAMP: FileStamp = { dev: 1, ino: 2, size: 4, mtimeMs: 1_790_000_000_000, text: "789\n" };
 
 /** A process of the owner, in the state most processes are in. */
 export function row(command: string, more: Partial<ProcessRow> = {}): ProcessRow {
@@ -44,7 +44,7 @@ export const ours = (role: Role, pid: number): Verdict => ({
   why: `PID ${pid} is this instance's ${role}`,
   role,
 });
-/** The commonest stranger of all: a boot service that got the number of the host agent before the reboot. */
+/** The most common case of another program: a boot service that got the number of the host agent before the reboot. */
 export const recycled = (pid: number): Verdict => ({
   kind: "not ours",
   why: `PID ${pid} is not ours: it is "/usr/libexec/sirittsd", none of Lima's programs`,
@@ -59,18 +59,18 @@ export function at(file: string): string {
 }
 
 /** What a file claims; those outside the instance directory are shared with other instances. */
-export function claim(file: string, verdict: Verdict, { companions = [], fixed }: {
-  companions?: string[];
-  fixed?: string;
+export function claim(file: string, verdict: Verdict, { sockets = [], undeletable }: {
+  sockets?: string[];
+  undeletable?: string;
 } = {}): StateFile {
   const scope = file.startsWith("_") ? "shared" : "instance";
   const place = {
     path: at(file),
-    seen: SEEN,
+    stamp: STAMP,
     scope,
-    companions: companions.map((path) => ({ path: at(path), seen: SEEN })),
+    sockets: sockets.map((path) => ({ path: at(path), stamp: STAMP })),
   } as const;
-  return { ...place, verdict, ...(fixed === undefined ? {} : { undeletable: fixed }) };
+  return { ...place, verdict, ...(undeletable === undefined ? {} : { undeletable }) };
 }
 
 /** A host agent that is well: it answers, and is long past its boot. */

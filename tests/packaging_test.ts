@@ -17,12 +17,14 @@ const FILES = [
 ];
 const SUMS = new Map(FILES.map((file, i) => [file, `${i}`.repeat(64)]));
 
-function ruby(text: string): string | undefined {
+/** What Ruby says of a program: nothing where it is right; undefined where there is no Ruby. */
+function ruby(text: string, args = ["-wc"]): string | undefined {
   const file = Deno.makeTempFileSync({ suffix: ".rb" });
   try {
     Deno.writeTextFileSync(file, text);
-    const { success, stderr } = new Deno.Command("ruby", { args: ["-wc", file], stdin: "null" }).outputSync();
-    return success ? "" : new TextDecoder().decode(stderr);
+    const { success, stdout, stderr } = new Deno.Command("ruby", { args: [...args, file], stdin: "null" }).outputSync();
+    const decoder = new TextDecoder();
+    return success ? args.length > 0 ? "" : decoder.decode(stdout) : decoder.decode(stderr);
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return undefined;
     throw error;
@@ -60,6 +62,61 @@ Deno.test({
     assert.equal(ruby(formula("zoe/lima-guard", "1.2.3", SUMS)), "");
     assert.notEqual(ruby("class A"), "");
   },
+});
+
+/** As much of Homebrew's language as the formula speaks: prints each address that a machine of this kind would load. */
+const BREW = (os: string, cpu: string) => `
+class Formula
+  class << self
+    %i[desc homepage version sha256 license depends_on test].each { |name| define_method(name) { |*| nil } }
+    %w[macos linux arm intel].each do |name|
+      define_method("on_#{name}") { |&block| block.call if %w[${os} ${cpu}].include?(name) }
+    end
+    def url(address) = puts(address)
+    def resource(_name) = yield
+  end
+end
+`;
+
+Deno.test({
+  name: `formula: each machine loads its own binary, and the manual${noRuby ? ": skipped: no ruby here" : ""}`,
+  ignore: noRuby,
+  fn() {
+    const text = formula("zoe/lima-guard", "1.2.3", SUMS);
+    const machines = [["macos", "arm"], ["macos", "intel"], ["linux", "arm"], ["linux", "intel"]] as const;
+    for (const [i, [os, cpu]] of machines.entries()) {
+      const loaded = ruby(`${BREW(os, cpu)}${text}`, [])?.trim().split("\n").map((url) => url.replace(/.*\//, ""));
+      assert.deepEqual(loaded, [FILES[i], "lima-guard-manual.tar.gz"], `${os} ${cpu}`);
+    }
+  },
+});
+
+// `brew style` of the release workflow asks all of this; here is what can be checked without it.
+Deno.test("formula: Homebrew's rules for the description and for the order of what is in it", () => {
+  const text = formula("zoe/lima-guard", "1.2.3", SUMS);
+  const desc = /desc "(.+)"/.exec(text)?.[1] ?? "";
+  assert.ok(desc.length > 0 && desc.length <= 80 - "lima-guard: ".length, desc);
+  assert.doesNotMatch(desc, /^(the|an?) |^lima-?guard|\.$|command ?line/i);
+  const order = [
+    "desc",
+    "homepage",
+    "version",
+    "license",
+    "depends_on",
+    "on_macos",
+    "on_linux",
+    "resource",
+    "def install",
+  ];
+  const found = [...text.matchAll(/^ {2}(def \w+|\w+)(?= |$)/gm)].map(([, word]) => word).filter((word) =>
+    word !== "end"
+  );
+  assert.deepEqual(found, [...order, "def caveats", "test"]);
+});
+
+Deno.test("formula: the release lets brew look at it in a folder of the name that its rules know", () => {
+  const steps = Deno.readTextFileSync(`${project}/.github/workflows/release.yml`);
+  assert.match(steps, /formula=\$RUNNER_TEMP\/Formula\/lima-guard\.rb\n[^]*brew style "\$formula"/);
 });
 
 for (const [file, text] of Object.entries({ ...schemaFiles(), ...pictureFiles() })) {

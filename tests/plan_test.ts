@@ -37,21 +37,21 @@ import {
   proven,
   recycled,
   row,
-  SEEN,
   signs,
   stale,
+  STAMP,
   unknown,
 } from "./observations.ts";
 
 /** A removal: only while the file looks as it did. */
 const remove = (file: string, because: string): Step => (
-  { kind: "remove", what: `remove ${at(file)}`, because, path: at(file), seen: SEEN }
+  { kind: "remove", what: `remove ${at(file)}`, because, path: at(file), stamp: STAMP }
 );
 const drops = (...claims: StateFile[]): Step[] =>
   claims.flatMap((c) => {
     const file = (path: string) => path.replace(`${DIR}/`, "").replace(`${HOME}/`, "");
     const name = c.path.replace(/.*\//, "");
-    // Sockets first: a guard that dies after them leaves the file that tells about them.
+    // Sockets first: a lima-guard that dies after them leaves the file that leads to them.
     return [
       ...c.sockets.map(({ path }) => remove(file(path), `it belongs to ${name}`)),
       remove(file(c.path), c.verdict.why),
@@ -78,9 +78,9 @@ function healed(name: string, claims: StateFile[], more: Partial<Observation> = 
 
 // ── --pre, row by row ──
 
-const HA_SOCK = { companions: ["ha.sock"] };
+const HA_SOCK = { sockets: ["ha.sock"] };
 const sockets = (network: string) => ({
-  companions: ["fd", "qemu", "ep"].map((kind) => `_networks/${network}/${network}_${kind}.sock`),
+  sockets: ["fd", "qemu", "ep"].map((kind) => `_networks/${network}/${network}_${kind}.sock`),
 });
 const USERNET = "_networks/user-v2/usernet_user-v2.pid";
 const garbage = (why: string) => notOurs(`it is not a PID: ${why}`);
@@ -92,7 +92,7 @@ healed("row 2: ha.pid and vz.pid, PID dead", [claim("ha.pid", dead(789), HA_SOCK
 healed(
   "row 2: the same with Lima 2.3's boot marker",
   [claim("ha.pid", dead(789), HA_SOCK), claim("vz.pid", dead(789))],
-  { bootMarker: SEEN },
+  { bootMarker: STAMP },
   [MARKER_GOES],
 );
 healed("row 3: both recycled, ha.sock refuses", [
@@ -123,7 +123,7 @@ const booting = (pid: number, because: string): Plan =>
       hint: "it is left alone; to end it: lima-guard --stop k3s",
     }],
   });
-/** The ladder that `--pre` climbs: 60 s unless it is told otherwise. */
+/** The stop stages of `--pre`: 60 s unless an option says otherwise. */
 const guest = (because: string): Step => (
   { kind: "guest", what: "ask the guest over ssh to power off, until 21 s", because }
 );
@@ -244,7 +244,7 @@ pre(
   const note = { what: `${HOME}/old`, because: "it holds no lima.yaml" };
   pre(
     "row 11: a running instance is left alone, whatever else lies there",
-    { stateFiles: claims, alive: [AGENT], agent: signs(), bootMarker: SEEN, notes: [note] },
+    { stateFiles: claims, alive: [AGENT], agent: signs(), bootMarker: STAMP, notes: [note] },
     { ...RUNNING, notes: [note] },
   );
 }
@@ -291,13 +291,13 @@ for (
     ],
     [
       "row 13: deadlocked: it answers, and has never written an event",
-      { ageS: 16 * 60 + 59, noEvent: true },
+      { ageS: 16 * 60 + 59, neverReported: true },
       "host agent 811 is 16 min old and has not written one event",
       [HA_OURS, VZ_OURS],
     ],
     [
       "row 13: deadlocked, and its VM is gone",
-      { ageS: 20 * 60, noEvent: true },
+      { ageS: 20 * 60, neverReported: true },
       "host agent 811 is 20 min old and has not written one event",
       [HA_OURS],
     ],
@@ -318,7 +318,7 @@ for (
       stateFiles: [HA_OURS, claim("qemu.pid", ours("QEMU", 812)), drv],
       alive: [AGENT, proven("QEMU", 812)],
       agent: signs({ answers: false, ageS: 3600, silentS: 60 }),
-      bootMarker: SEEN,
+      bootMarker: STAMP,
     },
     plan("hung", because, {
       steps: [
@@ -360,7 +360,7 @@ for (
   const because = `${who} runs without a host agent`;
   const void_ = claims.filter((c) => c.verdict.kind !== "ours");
   const steps = [guest(because), driverStep(who, how), killStep(who), ...drops(...void_)];
-  pre(name, { stateFiles: claims, alive: [proven(role, pid)], bootMarker: SEEN }, plan("orphan", because, { steps }));
+  pre(name, { stateFiles: claims, alive: [proven(role, pid)], bootMarker: STAMP }, plan("orphan", because, { steps }));
 }
 {
   const because = "QEMU 812 and external driver 813 run without a host agent";
@@ -422,7 +422,7 @@ healed("row 17: in_use_by points to a directory that is gone", [
   };
   pre(
     "row 17: the same, and the disk is in use, or that is unknown: nothing is removed",
-    { stateFiles: [vz, lock], held: [held], bootMarker: SEEN },
+    { stateFiles: [vz, lock], held: [held], bootMarker: STAMP },
     plan("blocked", held.because, { status: 75, blockers: [held] }),
   );
 }
@@ -453,7 +453,7 @@ pre(
   };
   pre(
     "row 21: what usernet's PID is cannot be found out: only that network is left alone",
-    { stateFiles: [ha, claim(USERNET, unknown(why), sockets("user-v2"))], bootMarker: SEEN },
+    { stateFiles: [ha, claim(USERNET, unknown(why), sockets("user-v2"))], bootMarker: STAMP },
     plan("blocked", why, { status: 75, steps: [...drops(ha), MARKER_GOES], blockers: [blocker] }),
   );
 }
@@ -517,19 +517,19 @@ pre(
   };
   const vz = claim("vz.pid", dead(789));
   pre(
-    "row 27: LIMA_HOME holds a directory with an invalid name; the rest is healed all the same",
+    "row 27: LIMA_HOME holds a directory with an invalid name; the rest is repaired all the same",
     { stateFiles: [vz], startBlockers: [blocker] },
     plan("blocked", blocker.because, { status: 75, steps: drops(vz), blockers: [blocker] }),
   );
 }
 {
   const fixed = "its directory belongs to uid 0 and has mode 0755";
-  const ha = claim("ha.pid", dead(789), { ...HA_SOCK, fixed });
+  const ha = claim("ha.pid", dead(789), { ...HA_SOCK, undeletable: fixed });
   const vz = claim("vz.pid", recycled(789));
   const because = `it is stale (${ha.verdict.why}) and cannot be removed: ${fixed}`;
   pre(
     "row 28: a PID file cannot be removed; the boot marker stays with it",
-    { stateFiles: [ha, vz], bootMarker: SEEN },
+    { stateFiles: [ha, vz], bootMarker: STAMP },
     plan("blocked", because, {
       status: 77,
       steps: drops(vz),
@@ -540,7 +540,7 @@ pre(
 const CUT = stale("it is cut short: no port in it, and Lima refuses to read it");
 healed("row 29: ssh.config is cut short", [claim("ssh.config", CUT)]);
 healed("row 29: ssh.config is cut short, and a boot marker lies there alone", [claim("ssh.config", CUT)], {
-  bootMarker: SEEN,
+  bootMarker: STAMP,
 });
 {
   const blocker = {
@@ -555,11 +555,11 @@ healed("row 29: ssh.config is cut short, and a boot marker lies there alone", [c
   );
 }
 healed("row 33: PID files and the boot marker of an earlier boot", [claim("vz.pid", recycled(789))], {
-  bootMarker: SEEN,
+  bootMarker: STAMP,
 }, [
   MARKER_GOES,
 ]);
-pre("row 33: a boot marker without a PID file is left alone", { bootMarker: SEEN }, CLEAR);
+pre("row 33: a boot marker without a PID file is left alone", { bootMarker: STAMP }, CLEAR);
 // A socket alone is no fact that anything is decided by; with it, but without a PID file, there is nothing else.
 pre("row 34: cold sockets without PID files", { stateFiles: [], alive: [] }, CLEAR);
 
@@ -577,7 +577,7 @@ pre(
   "unknown: one PID file cannot be read: the others stay, and so does a lock",
   {
     stateFiles: [claim("ha.pid", dead(789), HA_SOCK), claim("vz.pid", UNREADABLE), claim(LOCK, OWN_LOCK)],
-    bootMarker: SEEN,
+    bootMarker: STAMP,
   },
   plan("unknown", UNKNOWN, { status: 75, blockers: [DOUBT] }),
 );
@@ -587,12 +587,12 @@ pre(
   plan("unknown", UNKNOWN, { status: 75, blockers: [PS_FAILED] }),
 );
 pre(
-  "unknown: an orphan, and something else that cannot be told",
+  "unknown: an orphan, and something else that cannot be found out",
   { stateFiles: [claim("qemu.pid", ours("QEMU", 812)), claim("vz.pid", UNREADABLE)], alive: [proven("QEMU", 812)] },
   plan("unknown", UNKNOWN, { status: 75, blockers: [DOUBT] }),
 );
 pre(
-  "unknown: a hung host agent, and something else that cannot be told",
+  "unknown: a hung host agent, and something else that cannot be found out",
   {
     stateFiles: [HA_OURS],
     alive: [AGENT],
@@ -612,7 +612,7 @@ pre(
     stateFiles: [{
       ...claim("vz.pid", UNREADABLE),
       path: "/Volumes/My VMs/k3s/vz.pid",
-      stamp: { ...SEEN, text: undefined },
+      stamp: { ...STAMP, text: undefined },
     }],
   },
   plan("unknown", UNKNOWN, {
@@ -631,15 +631,15 @@ function stop(name: string, seen: Partial<Observation>, expected: Plan, budgetS 
   Deno.test(`--stop: ${name}`, () => assert.deepEqual(planStop(observation(seen), budgetS), expected));
 }
 
-const NOBODY = "no process of it is alive";
-stop("nothing is alive, nothing is left", {}, plan("stopped", NOBODY));
+const NOTHING_ALIVE = "no process of it is alive";
+stop("nothing is alive, nothing is left", {}, plan("stopped", NOTHING_ALIVE));
 {
   const claims = [claim("ha.pid", dead(811), HA_SOCK), claim("vz.pid", dead(811))];
   const steps = [...drops(...claims), MARKER_GOES];
   stop(
     "nothing is alive, the next boot must start clean",
-    { stateFiles: claims, bootMarker: SEEN },
-    plan("stopped", NOBODY, { steps }),
+    { stateFiles: claims, bootMarker: STAMP },
+    plan("stopped", NOTHING_ALIVE, { steps }),
   );
 }
 {
@@ -656,7 +656,7 @@ stop("nothing is alive, nothing is left", {}, plan("stopped", NOBODY));
       steps: [driver!, ...steps, ...files],
     }),
   );
-  // A booting agent is stopped as well: somebody asked for it.
+  // A booting agent is stopped as well: that was asked for.
   stop("a booting instance", { ...seen, agent: young, stateFiles: [HA_OURS] }, plan("running", because, { steps }));
 }
 {
@@ -698,11 +698,11 @@ stop("nothing is alive, nothing is left", {}, plan("stopped", NOBODY));
 stop(
   "only usernet is alive",
   { alive: [proven("usernet", 815)], stateFiles: [claim(USERNET, ours("usernet", 815))] },
-  plan("stopped", NOBODY),
+  plan("stopped", NOTHING_ALIVE),
 );
 stop(
   "what is unknown is not touched",
-  { stateFiles: [claim("ha.pid", dead(789), HA_SOCK), claim("vz.pid", UNREADABLE)], bootMarker: SEEN },
+  { stateFiles: [claim("ha.pid", dead(789), HA_SOCK), claim("vz.pid", UNREADABLE)], bootMarker: STAMP },
   plan("unknown", UNKNOWN, { status: 75, blockers: [DOUBT] }),
 );
 {
@@ -713,7 +713,7 @@ stop(
       stateFiles: [HA_OURS, claim("vz.pid", UNREADABLE), claim("x.drv.pid", dead(700))],
       alive: [AGENT],
       agent: signs(),
-      bootMarker: SEEN,
+      bootMarker: STAMP,
     },
     plan("running", because, {
       status: 75,
@@ -728,17 +728,17 @@ stop(
   );
 }
 stop(
-  "what only a start would stumble over is no matter of a stop",
+  "what would only make a start fail does not concern a stop",
   { startBlockers: [IN_USE] },
-  plan("stopped", NOBODY),
+  plan("stopped", NOTHING_ALIVE),
 );
-Deno.test("--stop: an instance that is not there is told as by --pre", () => {
+Deno.test("--stop: an instance that is not there is reported as by --pre", () => {
   const seen = observation({ missing: "no such instance: it has no lima.yaml" });
   assert.deepEqual(planStop(seen, 60), planPre(seen));
   assert.equal(planStop(seen, 60).status, 66);
 });
 
-// ── the ladder ──
+// ── the stop stages ──
 
 for (
   const [budget, guest, grace, kill, cleanUp] of [
@@ -819,7 +819,7 @@ for (
     ["older than ha.pid: another run's", false, [AGENT], { ...WRITTEN, mtimeMs: 9_999 }],
     ["no ha.pid to compare with", false, [AGENT], { ...WRITTEN, haPidMtimeMs: undefined }],
     ["no port", false, [AGENT], { ...WRITTEN, port: undefined }],
-    ["nobody is alive", false, [], WRITTEN],
+    ["nothing is alive", false, [], WRITTEN],
     ["only usernet is alive", false, [proven("usernet", 815)], WRITTEN],
     ["an orphaned krunkit says nothing about ports", false, [proven("krunkit", 814)], WRITTEN],
     ["an orphaned QEMU forwards it", true, forwarding(HOSTFWD), { ...WRITTEN, haPidMtimeMs: undefined }],
@@ -854,8 +854,8 @@ for (
   Deno.test(`describeStop(): ${words}`, () => assert.equal(describeStop(end, seconds), words));
 }
 
-Deno.test("describePlan() tells what and why, step by step, then what is in the way, then what is worth a word", () => {
-  const told = plan("blocked", "the reason", {
+Deno.test("describePlan() prints what and why, step by step, then what is in the way, then the warnings", () => {
+  const report = plan("blocked", "the reason", {
     status: 75,
     steps: [
       { kind: "remove", what: "remove /x/vz.pid", because: "PID 789 is dead" },
@@ -867,7 +867,7 @@ Deno.test("describePlan() tells what and why, step by step, then what is in the 
     }],
     notes: [{ what: "/x/old", because: "it holds no lima.yaml" }],
   });
-  assert.deepEqual(describePlan(told), [
+  assert.deepEqual(describePlan(report), [
     "blocked: the reason",
     "remove /x/vz.pid (PID 789 is dead)",
     "SIGKILL to QEMU 812 (it is alive): done",

@@ -1,12 +1,12 @@
 /**
- * `--pre` on bad input: PID files that are none, LIMA_HOMEs in odd places, names, programs that fail, hang or lie, other
- * guards, other users. Nothing of it may hurt a stranger, hang the guard, or permit a step that was not understood.
+ * `--pre` on bad input: PID files that are none, LIMA_HOMEs in odd places, names, programs that fail, hang or lie,
+ * another lima-guard, other users. Nothing of it may hurt another program, hang lima-guard, or permit a step that was
+ * not understood.
  */
 
 import assert from "node:assert/strict";
 import { guardWith, meanwhile, type Twist } from "./helpers/guard_with.ts";
 import {
-  bystander,
   cutOff,
   eventually,
   IMPOSSIBLE_PID,
@@ -17,6 +17,7 @@ import {
   runGuard,
   spawnGuard,
   startAgent,
+  startBystander,
   startQemuOrphan,
   tempLimaHome,
   tinyMount,
@@ -27,7 +28,6 @@ import {
   allButLocks,
   dryRun,
   everything,
-  heals,
   JOURNAL,
   leavesAlone,
   LOCK,
@@ -35,11 +35,12 @@ import {
   pre,
   refuses,
   remark,
+  repairs,
+  type Report,
   SIRITTSD,
   starts,
   strew,
   test,
-  type Told,
   tree,
   USERNET,
 } from "./helpers/pre.ts";
@@ -49,7 +50,7 @@ const NO_USER = Deno.uid() === 0 && !ordinaryUser() ? NO_ORDINARY_USER : false;
 
 // --- what stands in a PID file ----------------------------------------------------------------------------------------------
 
-/** Texts that are no PID. `N` stands for the stranger's, which stands in most of them for the number it must not be. */
+/** Texts that are no PID. `N` stands for the bystander's, which most of them look like, and must not be taken for. */
 const GARBAGE: Record<string, string | ((pid: number) => string)> = {
   "empty": "",
   "blank": " \t\r\n\n",
@@ -68,8 +69,8 @@ const GARBAGE: Record<string, string | ((pid: number) => string)> = {
   "two lines": (n) => `${n}\n${n}\n`,
   "digits that are not ASCII": "١٢٣٤\n",
   "larger than any PID": "4194305\n",
-  "a number that is the stranger's in 32 bits": (n) => `${2 ** 32 + n}\n`,
-  "a number that is the stranger's in 64 bits": (n) => `${2n ** 64n + BigInt(n)}\n`,
+  "a number that is the bystander's in 32 bits": (n) => `${2 ** 32 + n}\n`,
+  "a number that is the bystander's in 64 bits": (n) => `${2n ** 64n + BigInt(n)}\n`,
   "a thousand digits": "7".repeat(1000),
   "not a number": "NaN\n",
   "a NUL behind it": (n) => `${n}\0`,
@@ -81,11 +82,11 @@ const GARBAGE: Record<string, string | ((pid: number) => string)> = {
 };
 
 for (const [what, text] of Object.entries(GARBAGE)) {
-  test(`a PID file is no PID: ${what}`, async ({ home, k3s, stranger }) => {
-    const content = typeof text === "string" ? text : text(stranger.pid);
+  test(`a PID file is no PID: ${what}`, async ({ home, k3s, bystander }) => {
+    const content = typeof text === "string" ? text : text(bystander.pid);
     for (const file of PID_FILES) k3s.pidFile(file, content);
     home.network("user-v2", { pid: content });
-    await heals(k3s, { removes: [...PID_FILES, `../${USERNET}`], because: [/^it is not a PID/] });
+    await repairs(k3s, { removes: [...PID_FILES, `../${USERNET}`], because: [/^it is not a PID/] });
   });
 }
 
@@ -98,10 +99,10 @@ const SPELLINGS: Record<string, (pid: number) => string> = {
 };
 
 for (const [what, spelt] of Object.entries(SPELLINGS)) {
-  test(`a PID file is a PID: ${what}`, async ({ k3s, stranger }) => {
-    k3s.pidFile("vz.pid", spelt(stranger.pid));
+  test(`a PID file is a PID: ${what}`, async ({ k3s, bystander }) => {
+    k3s.pidFile("vz.pid", spelt(bystander.pid));
     await refuses(k3s, "vz driver is running but host agent is not");
-    await heals(k3s, { removes: ["vz.pid"], because: [SIRITTSD] });
+    await repairs(k3s, { removes: ["vz.pid"], because: [SIRITTSD] });
     await using agent = await startAgent(k3s);
     k3s.pidFile("ha.pid", spelt(agent.pid));
     k3s.pidFile("vz.pid", spelt(agent.pid));
@@ -113,25 +114,25 @@ for (const [what, spelt] of Object.entries(SPELLINGS)) {
 // --- what stands in the place of a PID file ------------------------------------------------------------------------------------
 
 for (const file of ["ha.pid", "x.drv.pid"]) {
-  test(`${file} is a directory: unknown, and nothing of the instance is touched`, async ({ k3s, stranger }) => {
+  test(`${file} is a directory: unknown, and nothing of the instance is touched`, async ({ k3s, bystander }) => {
     Deno.mkdirSync(k3s.path(file));
     Deno.writeTextFileSync(k3s.path(`${file}/keep`), "");
-    strew(k3s, stranger.pid);
+    strew(k3s, bystander.pid);
     k3s.staleSocket("ha.sock");
     const blockers = [new RegExp(`${file}: it is a directory`)];
     await leavesAlone(k3s, { state: "unknown", status: 75, blockers });
   });
 }
 
-test("PID files are FIFOs, which make a reader wait for ever", async ({ k3s }) => {
+test("PID files are FIFOs, which make a reader wait forever", async ({ k3s }) => {
   for (const file of PID_FILES) fifo(k3s.path(file));
-  await heals(k3s, { removes: PID_FILES, because: [/^it is a FIFO/] }, { timeoutMs: 10_000 });
+  await repairs(k3s, { removes: PID_FILES, because: [/^it is a FIFO/] }, { timeoutMs: 10_000 });
   await starts(k3s);
 });
 
 test("PID files are sockets", async ({ k3s }) => {
   for (const file of PID_FILES) k3s.staleSocket(file);
-  await heals(k3s, { removes: PID_FILES, because: [/^it is a socket/] });
+  await repairs(k3s, { removes: PID_FILES, because: [/^it is a socket/] });
   await starts(k3s);
 });
 
@@ -144,12 +145,12 @@ for (
     ["to a file that makes its readers wait", "../../fifo"],
   ] as const
 ) {
-  test(`PID files are links ${what}: the links go, their targets stay`, async ({ home, k3s, stranger }) => {
-    Deno.writeTextFileSync(`${home.root}/outside`, `${stranger.pid}\n`);
+  test(`PID files are links ${what}: the links go, their targets stay`, async ({ home, k3s, bystander }) => {
+    Deno.writeTextFileSync(`${home.root}/outside`, `${bystander.pid}\n`);
     fifo(`${home.root}/fifo`);
     for (const file of PID_FILES) Deno.symlinkSync(target, k3s.path(file));
     const before = tree(home.root);
-    await heals(k3s, { removes: PID_FILES, because: [/^it is a link/] }, { timeoutMs: 10_000 });
+    await repairs(k3s, { removes: PID_FILES, because: [/^it is a link/] }, { timeoutMs: 10_000 });
     const after = tree(home.root);
     for (const name of ["outside", "fifo", "home"]) assert.equal(after[name], before[name]);
   });
@@ -158,7 +159,7 @@ for (
 test("a PID file is a device", async ({ k3s }) => {
   const { success } = new Deno.Command("mknod", { args: [k3s.path("vz.pid"), "c", "1", "5"] }).outputSync();
   assert.ok(success);
-  await heals(k3s, { removes: ["vz.pid"], because: [/^it is a device/] }, { timeoutMs: 10_000 });
+  await repairs(k3s, { removes: ["vz.pid"], because: [/^it is a device/] }, { timeoutMs: 10_000 });
 }, { ignore: Deno.uid() === 0 ? whyNoMount() : "needs root to make a device" });
 
 test("a PID file is a link to the genuine one: the host agent is found all the same", async ({ k3s }) => {
@@ -169,7 +170,7 @@ test("a PID file is a link to the genuine one: the host agent is found all the s
   assert.ok(agent.isAlive());
 });
 
-test("what goes with ha.pid goes only if it is a socket", async ({ home, k3s, stranger }) => {
+test("what goes with ha.pid goes only if it is a socket", async ({ home, k3s, bystander }) => {
   Deno.writeTextFileSync(`${home.root}/outside`, "keep\n");
   for (
     const make of [
@@ -181,7 +182,7 @@ test("what goes with ha.pid goes only if it is a socket", async ({ home, k3s, st
   ) {
     make();
     const before = tree(home.root)["lima/k3s/ha.sock"];
-    k3s.pidFile("ha.pid", stranger.pid);
+    k3s.pidFile("ha.pid", bystander.pid);
     const { status } = await pre(k3s, { timeoutMs: 10_000 });
     assert.equal(status, 0);
     assert.equal(k3s.has("ha.pid"), false);
@@ -191,9 +192,9 @@ test("what goes with ha.pid goes only if it is a socket", async ({ home, k3s, st
   assert.equal(Deno.readTextFileSync(`${home.root}/outside`), "keep\n");
 });
 
-test("everything else that is read may be a FIFO, a link to one, or a directory", async ({ home, k3s, stranger }) => {
+test("everything else that is read may be a FIFO, a link to one, or a directory", async ({ home, k3s, bystander }) => {
   const others = ["boot-session.tmp", "ssh.config", "ha.stdout.log", JOURNAL, "../_config/networks.yaml"];
-  const network = home.network("user-v2", { pid: stranger.pid });
+  const network = home.network("user-v2", { pid: bystander.pid });
   fifo(`${home.root}/fifo`);
   for (
     const make of [
@@ -209,12 +210,12 @@ test("everything else that is read may be a FIFO, a link to one, or a directory"
     make(lock);
     if (Deno.lstatSync(lock).isSymlink) Deno.removeSync(lock);
     const before = allButLocks(home);
-    k3s.pidFile("vz.pid", stranger.pid);
-    Deno.writeTextFileSync(network.pidFile, `${stranger.pid}\n`);
-    const { status, told, stdout } = await pre(k3s, { timeoutMs: 10_000 });
+    k3s.pidFile("vz.pid", bystander.pid);
+    Deno.writeTextFileSync(network.pidFile, `${bystander.pid}\n`);
+    const { status, report, stdout } = await pre(k3s, { timeoutMs: 10_000 });
     // Lima can neither read nor replace a directory in the place of ssh.config: its start would fail.
     const blockers = Deno.lstatSync(k3s.path("ssh.config")).isDirectory ? [k3s.path("ssh.config")] : [];
-    assert.deepEqual(told.blockers.map(({ what }) => what), blockers, stdout);
+    assert.deepEqual(report.blockers.map(({ what }) => what), blockers, stdout);
     assert.equal(status, blockers.length === 0 ? 0 : 75, stdout);
     assert.equal(k3s.has("vz.pid"), false);
     for (const file of others) {
@@ -227,7 +228,7 @@ test("everything else that is read may be a FIFO, a link to one, or a directory"
   }
 }, { yaml: "additionalDisks:\n- data\n" });
 
-test("the lock is a FIFO, a link out of the directory, or a directory: nothing is done, and no waiting", async ({ home, k3s, stranger }) => {
+test("the lock is a FIFO, a link out of the directory, or a directory: nothing is done, and no waiting", async ({ home, k3s, bystander }) => {
   Deno.writeTextFileSync(`${home.root}/outside`, "keep\n");
   for (
     const make of [
@@ -238,11 +239,11 @@ test("the lock is a FIFO, a link out of the directory, or a directory: nothing i
     ]
   ) {
     make(k3s.path(LOCK));
-    k3s.pidFile("vz.pid", stranger.pid);
-    const { status, told } = await pre(k3s, { timeoutMs: 10_000 });
-    assert.deepEqual([status, told.state, told.steps], [75, "unknown", []]);
-    assert.match(remark(told.blockers[0]!), /lima-guard\.lock: it cannot be locked: .*ls -l/);
-    assert.equal(k3s.pid("vz.pid"), stranger.pid);
+    k3s.pidFile("vz.pid", bystander.pid);
+    const { status, report } = await pre(k3s, { timeoutMs: 10_000 });
+    assert.deepEqual([status, report.state, report.steps], [75, "unknown", []]);
+    assert.match(remark(report.blockers[0]!), /lima-guard\.lock: it cannot be locked: .*ls -l/);
+    assert.equal(k3s.pid("vz.pid"), bystander.pid);
     k3s.remove(LOCK);
   }
   assert.equal(Deno.readTextFileSync(`${home.root}/outside`), "keep\n");
@@ -256,14 +257,14 @@ test("lima.yaml is a FIFO: no instance, and no waiting", async ({ home, k3s }) =
   assert.equal(status, 66);
 });
 
-test("a PID file cannot be read: unknown, and nothing is touched", async ({ home, k3s, stranger }) => {
+test("a PID file cannot be read: unknown, and nothing is touched", async ({ home, k3s, bystander }) => {
   const user = ordinaryUser();
-  strew(k3s, stranger.pid);
+  strew(k3s, bystander.pid);
   if (user) home.giveTo(user);
   Deno.chmodSync(k3s.path("ha.pid"), 0o000);
   const blockers = [/ha\.pid: it cannot be read/];
-  const { told } = await leavesAlone(k3s, { state: "unknown", status: 75, blockers }, { user });
-  assert.match(told.blockers[0]!.hint ?? "", /^ls -ld .*; if this VM does not run: /);
+  const { report } = await leavesAlone(k3s, { state: "unknown", status: 75, blockers }, { user });
+  assert.match(report.blockers[0]!.hint ?? "", /^ls -ld .*; if this VM does not run: /);
 }, { ignore: NO_USER });
 
 test(
@@ -272,10 +273,10 @@ test(
     const user = ordinaryUser()!;
     home.giveTo(user);
     // A process of the user's own, or the owner of the process alone would tell.
-    await using other = await bystander(home, { uid: user.uid, gid: user.gid });
+    await using other = await startBystander(home, { uid: user.uid, gid: user.gid });
     k3s.pidFile("vz.pid", other.pid);
     Deno.chownSync(k3s.path("vz.pid"), 0, 0);
-    await heals(k3s, { removes: ["vz.pid"], because: [SIRITTSD] }, { user });
+    await repairs(k3s, { removes: ["vz.pid"], because: [SIRITTSD] }, { user });
     k3s.pidFile("vz.pid", other.pid);
     Deno.chownSync(k3s.path("vz.pid"), 0, 0);
     Deno.chmodSync(k3s.path("vz.pid"), 0o600);
@@ -287,23 +288,23 @@ test(
 
 // --- PID files that change while they are read ----------------------------------------------------------------------------------
 
-test("a PID file vanishes between finding it and reading it", async ({ home, k3s, stranger }) => {
-  k3s.pidFile("vz.pid", stranger.pid);
+test("a PID file vanishes between finding it and reading it", async ({ home, k3s, bystander }) => {
+  k3s.pidFile("vz.pid", bystander.pid);
   const stay = { at: "read .*/vz\\.pid", file: `${home.root}/stay` };
   const running = pre(k3s, guardWith({ stays: [stay] }));
   await meanwhile(stay, () => k3s.remove("vz.pid"));
-  const { status, told } = await running;
-  assert.deepEqual([status, told.state, told.steps], [0, "clear", []]);
+  const { status, report } = await running;
+  assert.deepEqual([status, report.state, report.steps], [0, "clear", []]);
 });
 
-test("a PID file gets the number of a genuine host agent between looking at it and reading it", async ({ home, k3s, stranger }) => {
+test("a PID file gets the number of a genuine host agent between looking at it and reading it", async ({ home, k3s, bystander }) => {
   await using agent = await startAgent(k3s);
-  k3s.pidFile("vz.pid", stranger.pid);
+  k3s.pidFile("vz.pid", bystander.pid);
   const stay = { at: "read .*/vz\\.pid", file: `${home.root}/stay` };
   const running = pre(k3s, guardWith({ stays: [stay] }));
   await meanwhile(stay, () => void k3s.pidFile("vz.pid", agent.pid));
-  const { status, told } = await running;
-  assert.deepEqual([status, told.state, told.steps], [0, "running", []]);
+  const { status, report } = await running;
+  assert.deepEqual([status, report.state, report.steps], [0, "running", []]);
   assert.equal(k3s.pid("vz.pid"), agent.pid);
 });
 
@@ -314,26 +315,26 @@ for (const [what, text] of [["empty", ""], ["cut short", "7"]] as const) {
     const stay = { at: "before pause [1-5]\\d\\d\\d", file: `${home.root}/stay` };
     const running = pre(k3s, guardWith({ stays: [stay], hurry: true }));
     await meanwhile(stay, () => void k3s.pidFile("ha.pid", agent.pid, { ageSeconds: 0 }));
-    const { status, told } = await running;
-    assert.deepEqual([status, told.state, told.steps], [0, "running", []]);
+    const { status, report } = await running;
+    assert.deepEqual([status, report.state, report.steps], [0, "running", []]);
     assert.ok(agent.isAlive());
   });
 }
 
 test("ha.pid is young and stays empty: it is read once more, and goes", async ({ k3s }) => {
   k3s.pidFile("ha.pid", "", { ageSeconds: 0 });
-  const { status, told } = await pre(k3s, guardWith({ hurry: true }));
-  assert.deepEqual([status, told.steps.length, k3s.has("ha.pid")], [0, 1, false]);
+  const { status, report } = await pre(k3s, guardWith({ hurry: true }));
+  assert.deepEqual([status, report.steps.length, k3s.has("ha.pid")], [0, 1, false]);
 });
 
-test("a young PID file that is complete is not waited for, nor one with a date of the future", async ({ home, k3s, stranger }) => {
+test("a young PID file that is complete is not waited for, nor one with a date of the future", async ({ home, k3s, bystander }) => {
   const log = `${home.root}/points`;
-  k3s.pidFile("ha.pid", stranger.pid, { ageSeconds: 0 });
+  k3s.pidFile("ha.pid", bystander.pid, { ageSeconds: 0 });
   k3s.pidFile("vz.pid", "", { ageSeconds: -3600 });
-  k3s.pidFile("x.drv.pid", `${stranger.pid}`, { ageSeconds: 0 }); // never has a line end
+  k3s.pidFile("x.drv.pid", `${bystander.pid}`, { ageSeconds: 0 }); // never has a line end
   const stay = { at: "before pause", file: `${home.root}/stay` };
-  const { told } = await pre(k3s, guardWith({ log, stays: [stay] }));
-  assert.equal(told.steps.length, 3);
+  const { report } = await pre(k3s, guardWith({ log, stays: [stay] }));
+  assert.equal(report.steps.length, 3);
   assert.equal(exists(`${stay.file}.here`), false, "it has paused");
 });
 
@@ -350,15 +351,15 @@ test("LIMA_HOME is missing, or a file", async ({ home }) => {
   }
 });
 
-test("LIMA_HOME cannot be entered: not permitted, and no instance is missing", async ({ home, k3s, stranger }) => {
+test("LIMA_HOME cannot be entered: not permitted, and no instance is missing", async ({ home, k3s, bystander }) => {
   const user = ordinaryUser();
-  k3s.pidFile("vz.pid", stranger.pid);
+  k3s.pidFile("vz.pid", bystander.pid);
   if (user) home.giveTo(user);
   Deno.chmodSync(home.lima, 0o000);
   const result = await runGuard(home, ["--pre", "k3s", "--json"], { user });
   Deno.chmodSync(home.lima, 0o755);
   assert.equal(result.status, 77, `${result.stdout}${result.stderr}`);
-  assert.equal(k3s.pid("vz.pid"), stranger.pid);
+  assert.equal(k3s.pid("vz.pid"), bystander.pid);
 }, { ignore: NO_USER });
 
 for (
@@ -370,10 +371,10 @@ for (
     "李馬🦙",
   ]
 ) {
-  test(`LIMA_HOME is called ${name}`, async ({ home, k3s, stranger }) => {
+  test(`LIMA_HOME is called ${name}`, async ({ home, k3s, bystander }) => {
     k3s.staleSocket("ha.sock");
-    const removes = strew(k3s, stranger.pid);
-    await heals(k3s, { removes: [...removes, "ha.sock"] });
+    const removes = strew(k3s, bystander.pid);
+    await repairs(k3s, { removes: [...removes, "ha.sock"] });
     {
       // An environment in which ps could not print it, nor all of it.
       const env = { LC_ALL: "C", COLUMNS: "40", PS_FORMAT: "pid", PS_PERSONALITY: "bsd", LANG: "C" };
@@ -389,20 +390,20 @@ for (
   }, { name });
 }
 
-test("LIMA_HOME has a line end in its name: a host agent is not taken for a stranger", async ({ home, k3s }) => {
+test("LIMA_HOME has a line end in its name: a host agent is not taken for another program", async ({ home, k3s }) => {
   const command = ["limactl", "hostagent", "--pidfile", k3s.path("ha.pid"), "--socket", k3s.path("ha.sock"), "k3s"];
-  await using agent = await bystander(home, { command });
+  await using agent = await startBystander(home, { command });
   k3s.pidFile("ha.pid", agent.pid);
-  const { status, told } = await pre(k3s);
-  assert.deepEqual([status, told.state, told.steps], [75, "unknown", []]);
+  const { status, report } = await pre(k3s);
+  assert.deepEqual([status, report.state, report.steps], [75, "unknown", []]);
   assert.equal(k3s.pid("ha.pid"), agent.pid);
   agent.assertAlive();
 }, { name: "li\nma" });
 
-test("LIMA_HOME is too long for a socket: said before Lima fails", async ({ k3s, stranger }) => {
-  k3s.pidFile("vz.pid", stranger.pid);
-  const done = await heals(k3s, { removes: ["vz.pid"], state: "blocked", status: 75 });
-  assert.match(remark(done.told.blockers[0]!), /ha\.sock: its path has \d+ bytes.*\(move LIMA_HOME/);
+test("LIMA_HOME is too long for a socket: said before Lima fails", async ({ k3s, bystander }) => {
+  k3s.pidFile("vz.pid", bystander.pid);
+  const done = await repairs(k3s, { removes: ["vz.pid"], state: "blocked", status: 75 });
+  assert.match(remark(done.report.blockers[0]!), /ha\.sock: its path has \d+ bytes.*\(move LIMA_HOME/);
 }, { name: "x".repeat(100) });
 
 Deno.test({
@@ -412,21 +413,21 @@ Deno.test({
     await using home = await tempLimaHome();
     using mount = tinyMount(home.lima);
     const k3s = home.instance("k3s");
-    await using stranger = await bystander(home);
+    await using bystander = await startBystander(home);
     // They have no content, so that their removal does not make room.
     for (const file of ["ha.pid", "vz.pid"]) k3s.pidFile(file, "");
     mount.fill();
-    const { status, told, stderr } = await pre(k3s);
+    const { status, report, stderr } = await pre(k3s);
     assert.equal(status, 0, stderr);
-    assert.deepEqual([told.state, told.steps.map((step) => step.outcome)], ["stale", ["done", "done"]]);
+    assert.deepEqual([report.state, report.steps.map((step) => step.outcome)], ["stale", ["done", "done"]]);
     assert.match(stderr, /no journal: .*No space left on device/);
     assert.deepEqual([k3s.has("ha.pid"), k3s.has("vz.pid")], [false, false]);
-    stranger.assertAlive();
+    bystander.assertAlive();
   },
 });
 
-test("the disk is read-only: said, with nothing else", async ({ k3s, stranger }) => {
-  k3s.pidFile("vz.pid", stranger.pid);
+test("the disk is read-only: said, with nothing else", async ({ k3s, bystander }) => {
+  k3s.pidFile("vz.pid", bystander.pid);
   using _ = readOnlyDir(k3s.dir);
   const blockers = [/vz\.pid: it is stale \(.*\) and cannot be removed: /];
   await leavesAlone(k3s, { state: "blocked", status: 77, blockers });
@@ -439,8 +440,8 @@ test("the disk is read-only, and nothing is stale: nothing to do", async ({ k3s 
 
 // --- names ------------------------------------------------------------------------------------------------------------------------
 
-test("names that are none: usage, and nothing is touched", async ({ home, k3s, stranger }) => {
-  k3s.pidFile("vz.pid", stranger.pid);
+test("names that are none: usage, and nothing is touched", async ({ home, k3s, bystander }) => {
+  k3s.pidFile("vz.pid", bystander.pid);
   Deno.symlinkSync(k3s.dir, `${home.lima}/_link`);
   const before = everything(home);
   const names = [
@@ -467,11 +468,11 @@ test("names that are none: usage, and nothing is touched", async ({ home, k3s, s
   assert.deepEqual(everything(home), before);
 });
 
-test("instances called 42, 007, 1e3, true and NaN", async ({ home, stranger }) => {
+test("instances called 42, 007, 1e3, true and NaN", async ({ home, bystander }) => {
   for (const name of ["42", "007", "1e3", "true", "NaN"]) {
     const instance = home.instance(name);
-    instance.pidFile("vz.pid", stranger.pid);
-    await heals(instance, { removes: ["vz.pid"] });
+    instance.pidFile("vz.pid", bystander.pid);
+    await repairs(instance, { removes: ["vz.pid"] });
   }
 });
 
@@ -494,7 +495,7 @@ test("the files of k3s name the host agents of k3s-2 and of another LIMA_HOME's 
   k3s.pidFile("ha.pid", two.pid);
   k3s.pidFile("vz.pid", three.pid);
   k3s.staleSocket("ha.sock");
-  await heals(k3s, {
+  await repairs(k3s, {
     removes: ["ha.pid", "ha.sock", "vz.pid"],
     because: [/not ours: it is the host agent of another/],
   });
@@ -510,7 +511,7 @@ const LOOK_ALIKES: Record<string, (dir: string) => string> = {
   "a reader of its log": (dir) => `/usr/bin/tail -f ${dir}/ha.stderr.log`,
   "limactl shell": () => "limactl shell k3s",
   "its ssh mux": (dir) => `ssh: ${dir}/ssh.sock [mux]`,
-  "a QEMU of somebody else's": () => "qemu-system-x86_64 -name lima-k3s -display none",
+  "a QEMU of another program's": () => "qemu-system-x86_64 -name lima-k3s -display none",
   "a QEMU that only has its disk": (dir) => `qemu-system-x86_64 -drive file=${dir}/disk -name lima-k3s`,
   "a QEMU of k3s-2": (dir) => `qemu-system-x86_64 -name lima-k3s -pidfile ${dir}-2/qemu.pid`,
 };
@@ -518,15 +519,15 @@ const LOOK_ALIKES: Record<string, (dir: string) => string> = {
 for (const [what, command] of Object.entries(LOOK_ALIKES)) {
   test(`a look-alike: ${what}`, async ({ home, k3s }) => {
     home.instance("k3s-2");
-    await using other = await bystander(home, { command: command(k3s.dir).split(" ") });
+    await using other = await startBystander(home, { command: command(k3s.dir).split(" ") });
     for (const file of PID_FILES) k3s.pidFile(file, other.pid);
     k3s.staleSocket("ha.sock");
-    await heals(k3s, { removes: [...PID_FILES, "ha.sock"], because: [/is not ours: /] });
+    await repairs(k3s, { removes: [...PID_FILES, "ha.sock"], because: [/is not ours: /] });
     other.assertAlive();
   });
 }
 
-/** Of these nobody can tell whose they are: nothing is signalled, and nothing removed. */
+/** Of these it cannot be known whose they are: nothing is signalled, and nothing removed. */
 const DOUBTFUL: Record<string, (dir: string) => string> = {
   "a host agent of a directory that is gone": () => "limactl hostagent --pidfile /Volumes/gone/k3s/ha.pid k3s",
   "a host agent with a relative path": () => "limactl hostagent --pidfile k3s/ha.pid k3s",
@@ -541,7 +542,7 @@ const DOUBTFUL: Record<string, (dir: string) => string> = {
 
 for (const [what, command] of Object.entries(DOUBTFUL)) {
   test(`whose is it: ${what}`, async ({ home, k3s }) => {
-    await using other = await bystander(home, { command: command(k3s.dir).split(" ") });
+    await using other = await startBystander(home, { command: command(k3s.dir).split(" ") });
     k3s.pidFile("ha.pid", other.pid);
     k3s.pidFile("vz.pid", IMPOSSIBLE_PID);
     const blockers = [new RegExp(`ha\\.pid: PID ${other.pid} is unknown`)];
@@ -557,10 +558,10 @@ const BAD_PS: Record<string, NonNullable<Twist["programs"]>[string]> = {
   "is killed": { does: "be killed" },
   "fails and says why": { does: "answer", code: 1, stderr: "ps: cannot allocate memory\n" },
   "fails with another status": { does: "answer", code: 2 },
-  "says nothing, of somebody who is there": { does: "answer" },
-  "says nothing and 1, of somebody who is there": { does: "answer", code: 1 },
+  "says nothing, of a process that is there": { does: "answer" },
+  "says nothing and 1, of a process that is there": { does: "answer", code: 1 },
   "says something that is no table": { does: "answer", stdout: "illegal option -- o\nusage: ps\n" },
-  "speaks of somebody else": { does: "answer", stdout: "  2     1     0 S    Thu Jan  1 00:00:00 2026 /bin/sh\n" },
+  "speaks of another process": { does: "answer", stdout: "  2     1     0 S    Thu Jan  1 00:00:00 2026 /bin/sh\n" },
   "leaves the command out": { does: "lie", pattern: " (\\d{4}) .*$", by: " $1 " },
   "leaves the start time out": { does: "lie", pattern: "\\w{3} \\w{3} [ \\d]\\d .* \\d{4} ", by: "" },
   "cuts its rows": { does: "lie", pattern: "^(.{20}).*$", by: "$1" },
@@ -568,32 +569,32 @@ const BAD_PS: Record<string, NonNullable<Twist["programs"]>[string]> = {
 };
 
 for (const [how, ps] of Object.entries(BAD_PS)) {
-  test(`ps ${how}: unknown, and nothing is touched`, async ({ home, k3s, stranger }) => {
-    strew(k3s, stranger.pid);
+  test(`ps ${how}: unknown, and nothing is touched`, async ({ home, k3s, bystander }) => {
+    strew(k3s, bystander.pid);
     home.disk("data", { inUseBy: k3s.dir });
     k3s.staleSocket("ha.sock");
     k3s.sshConfig({ text: "" });
-    const { told } = await leavesAlone(
+    const { report } = await leavesAlone(
       k3s,
       { state: "unknown", status: 75, blockers: PID_FILES.map((file) => new RegExp(`${file}: PID \\d+ is unknown`)) },
       guardWith({ programs: { ps } }),
     );
-    assert.ok(told.blockers.every(({ hint }) => hint), "no hint");
+    assert.ok(report.blockers.every(({ hint }) => hint), "no hint");
   });
 }
 
 for (
   const how of [
     "is missing",
-    "says nothing, of somebody who is there",
+    "says nothing, of a process that is there",
     "cuts its rows",
     "leaves the command out",
   ] as const
 ) {
   test(`ps ${how}: a host agent that is alive is left alone`, async ({ k3s }) => {
     await using agent = await startAgent(k3s);
-    const { status, told } = await pre(k3s, guardWith({ programs: { ps: BAD_PS[how]! } }));
-    assert.deepEqual([status, told.state, told.steps], [75, "unknown", []]);
+    const { status, report } = await pre(k3s, guardWith({ programs: { ps: BAD_PS[how]! } }));
+    assert.deepEqual([status, report.state, report.steps], [75, "unknown", []]);
     assert.ok(agent.isAlive());
     assert.deepEqual([k3s.pid("ha.pid"), k3s.pid("vz.pid"), k3s.has("ha.sock")], [agent.pid, agent.pid, true]);
   });
@@ -602,28 +603,28 @@ for (
 for (
   const how of ["is missing", "says something that is no table", "cuts its rows", "leaves the command out"] as const
 ) {
-  test(`ps -A ${how}, and a PID file is garbage: somebody may live whom no file names`, async ({ k3s }) => {
+  test(`ps -A ${how}, and a PID file is garbage: a process may live that no file names`, async ({ k3s }) => {
     k3s.pidFile("ha.pid", "");
     k3s.pidFile("vz.pid", IMPOSSIBLE_PID);
     k3s.staleSocket("ha.sock");
-    const { told } = await leavesAlone(
+    const { report } = await leavesAlone(
       k3s,
       { state: "unknown", status: 75, blockers: [/all processes/] },
       guardWith({ programs: { ps: BAD_PS[how]! } }),
     );
-    assert.ok(told.blockers[0]!.hint);
+    assert.ok(report.blockers[0]!.hint);
   });
 }
 
-test("ps hangs, with a child that holds its pipes: the guard does not, and leaves neither behind", async ({ home, k3s, stranger }) => {
-  strew(k3s, stranger.pid);
+test("ps hangs, with a child that holds its pipes: the guard does not, and leaves neither behind", async ({ home, k3s, bystander }) => {
+  strew(k3s, bystander.pid);
   const before = allButLocks(home);
   const began = performance.now();
-  const { status, told } = await pre(k3s, guardWith({ programs: { ps: { does: "hang" } } }));
+  const { status, report } = await pre(k3s, guardWith({ programs: { ps: { does: "hang" } } }));
   const seconds = (performance.now() - began) / 1000;
   assert.ok(seconds > 4 && seconds < 15, `${seconds} s`);
-  assert.deepEqual([status, told.state], [75, "unknown"]);
-  assert.match(told.blockers[0]!.because, /did not end within 5000 ms/);
+  assert.deepEqual([status, report.state], [75, "unknown"]);
+  assert.match(report.blockers[0]!.because, /did not end within 5000 ms/);
   await eventually(() => assert.deepEqual(home.processes().filter((line) => line.includes("sleep 1000")), []));
   k3s.remove(LOCK);
   const after = allButLocks(home);
@@ -643,9 +644,9 @@ const BAD_LSOF: Record<string, NonNullable<Twist["programs"]>[string]> = {
 for (const [how, lsof] of Object.entries(BAD_LSOF)) {
   test(
     `lsof ${how}: who has the disk is unknown, so no file of the instance is removed`,
-    async ({ home, k3s, stranger }) => {
+    async ({ home, k3s, bystander }) => {
       const data = home.disk("data", { inUseBy: `${home.lima}/gone` });
-      k3s.pidFile("vz.pid", stranger.pid);
+      k3s.pidFile("vz.pid", bystander.pid);
       const twist = guardWith({ programs: { lsof }, limitsBy: lsof.does === "hang" ? 30 : 1 });
       const blockers = [/datadisk: whether a process has it open is unknown: .*lsof/];
       await leavesAlone(k3s, { state: "blocked", status: 75, blockers }, twist);
@@ -655,9 +656,9 @@ for (const [how, lsof] of Object.entries(BAD_LSOF)) {
   );
 }
 
-// --- other guards -------------------------------------------------------------------------------------------------------------------
+// --- another lima-guard -------------------------------------------------------------------------------------------------------------
 
-/** Somebody who has the instance's lock. */
+/** Another process that has the instance's lock. */
 function holdLock(k3s: Instance, record: Record<string, unknown> | string = ""): Disposable {
   const text = typeof record === "string"
     ? record
@@ -669,12 +670,12 @@ function holdLock(k3s: Instance, record: Record<string, unknown> | string = ""):
   return { [Symbol.dispose]: () => file.close() };
 }
 
-test("another guard has the lock, and lets go of it: waited for", async ({ home, k3s, stranger }) => {
-  k3s.pidFile("vz.pid", stranger.pid);
+test("another lima-guard has the lock, and releases it: waited for", async ({ home, k3s, bystander }) => {
+  k3s.pidFile("vz.pid", bystander.pid);
   const lock = holdLock(k3s, { role: "pre", phase: "working" });
   await using guard = spawnGuard(home, ["--pre", "k3s"]);
   await guard.waitForLine(/waits up to 10 s for lima-guard --pre, PID \d+/);
-  assert.equal(k3s.pid("vz.pid"), stranger.pid);
+  assert.equal(k3s.pid("vz.pid"), bystander.pid);
   lock[Symbol.dispose]();
   const { status, stdout } = await guard.result();
   assert.equal(status, 0);
@@ -686,16 +687,16 @@ for (
   const [what, record] of [
     ["a --pre that works on it", { role: "pre", phase: "working" }],
     ["a --run that is not yet supervising", { role: "run", phase: "preparing" }],
-    ["somebody, and the record is that of a --run killed long ago", { role: "run", phase: "supervising" }],
+    ["a process, and the record is that of a --run killed long ago", { role: "run", phase: "supervising" }],
     ["a --stop", { role: "stop", phase: "working" }],
-    ["somebody who says nothing", ""],
-    ["somebody whose record is damaged", '{"pid": 4711, "dir":'],
-    ["somebody whose record is of another directory", { role: "run", phase: "supervising", dir: "/elsewhere/k3s" }],
-    ["somebody whose record says PID 0", { role: "run", phase: "supervising", pid: 0 }],
+    ["a process that says nothing", ""],
+    ["a process whose record is damaged", '{"pid": 4711, "dir":'],
+    ["a process whose record is of another directory", { role: "run", phase: "supervising", dir: "/elsewhere/k3s" }],
+    ["a process whose record says PID 0", { role: "run", phase: "supervising", pid: 0 }],
   ] as const
 ) {
-  test(`the lock is held, and not let go of, by ${what}: try again`, async ({ k3s, stranger }) => {
-    k3s.pidFile("vz.pid", stranger.pid);
+  test(`the lock is held, and not released, by ${what}: try again`, async ({ k3s, bystander }) => {
+    k3s.pidFile("vz.pid", bystander.pid);
     using _lock = holdLock(k3s, record);
     const twist = guardWith({ lockMs: 200 });
     const blockers = [/lima-guard\.lock: .*holds its lock.*--pre --lima-home/];
@@ -710,29 +711,29 @@ test("a --run has the lock and supervises: nothing to do", async ({ k3s }) => {
   assert.equal((await stopRun(guard)).status, 0);
 });
 
-test("a lock that nobody holds says nothing, whatever stands in it", async ({ k3s, stranger }) => {
+test("a lock that no process holds says nothing, whatever stands in it", async ({ k3s, bystander }) => {
   holdLock(k3s, { role: "run", phase: "supervising" })[Symbol.dispose]();
-  k3s.pidFile("vz.pid", stranger.pid);
+  k3s.pidFile("vz.pid", bystander.pid);
   const { status } = await pre(k3s);
   assert.deepEqual([status, k3s.has("vz.pid")], [0, false]);
 });
 
-test("six guards at once: each step is taken once", async ({ home, k3s, stranger }) => {
+test("lima-guard six times at once: each step is taken once", async ({ home, k3s, bystander }) => {
   for (let round = 0; round < 3; round++) {
-    const removes = strew(k3s, stranger.pid);
+    const removes = strew(k3s, bystander.pid);
     const results = await Promise.all(Array.from({ length: 6 }, () => runGuard(home, ["--pre", "k3s", "--json"])));
     assert.deepEqual(results.map((result) => result.status), [0, 0, 0, 0, 0, 0]);
-    const told: Told[] = results.map((result) => result.json().instances[0]);
-    assert.deepEqual(told.map(({ state }) => state).sort(), [...Array(5).fill("clear"), "stale"]);
-    const done = told.flatMap(({ steps }) => steps.map(({ what, outcome }) => `${what}: ${outcome}`));
+    const report: Report[] = results.map((result) => result.json().instances[0]);
+    assert.deepEqual(report.map(({ state }) => state).sort(), [...Array(5).fill("clear"), "stale"]);
+    const done = report.flatMap(({ steps }) => steps.map(({ what, outcome }) => `${what}: ${outcome}`));
     assert.deepEqual(done.length, removes.length);
     assert.ok(done.every((step) => step.endsWith(": done")), done.join("\n"));
   }
   assert.equal((k3s.read(JOURNAL) ?? "").trim().split("\n").length, 3);
 });
 
-test("a dry run while another guard works: says so, and writes nothing", async ({ k3s, stranger }) => {
-  k3s.pidFile("vz.pid", stranger.pid);
+test("a dry run while another lima-guard works: says so, and writes nothing", async ({ k3s, bystander }) => {
+  k3s.pidFile("vz.pid", bystander.pid);
   using _lock = holdLock(k3s, { role: "pre", phase: "working" });
   const { status } = await dryRun(k3s, guardWith({ lockMs: 200 }));
   assert.equal(status, 75);
@@ -742,9 +743,9 @@ test("a dry run while another guard works: says so, and writes nothing", async (
 
 test(
   "root, where the instance is a user's: not permitted, the command is said, nothing is made",
-  async ({ home, k3s, stranger }) => {
+  async ({ home, k3s, bystander }) => {
     const user = ordinaryUser()!;
-    k3s.pidFile("vz.pid", stranger.pid);
+    k3s.pidFile("vz.pid", bystander.pid);
     home.giveTo(user);
     const before = everything(home);
     for (const args of [["--dry-run"], []]) {
@@ -759,9 +760,9 @@ test(
 
 test(
   "an ordinary user, where the instance is root's: not permitted, nothing is made",
-  async ({ home, k3s, stranger }) => {
+  async ({ home, k3s, bystander }) => {
     const user = ordinaryUser()!;
-    k3s.pidFile("vz.pid", stranger.pid);
+    k3s.pidFile("vz.pid", bystander.pid);
     const before = everything(home);
     const { status, stdout } = await runGuard(home, ["--pre", "k3s"], { user });
     assert.equal(status, 77, stdout);
@@ -774,7 +775,7 @@ test(
 test("a user's LIMA_HOME in which root once left its own lock and journal", async ({ home, k3s }) => {
   const user = ordinaryUser()!;
   home.giveTo(user);
-  await using other = await bystander(home, { uid: user.uid, gid: user.gid });
+  await using other = await startBystander(home, { uid: user.uid, gid: user.gid });
   k3s.pidFile("vz.pid", other.pid);
   for (const file of [LOCK, JOURNAL]) {
     k3s.write(file, "", { mode: 0o644 });
@@ -794,9 +795,9 @@ test(
     await using agent = await startAgent(k3s); // as root
     home.giveTo(user);
     const before = allButLocks(home);
-    const { status, told } = await pre(k3s, { user });
-    assert.deepEqual([status, told.state, told.steps], [75, "unknown", []]);
-    assert.match(told.blockers[0]!.because, /looks like this instance's host agent and belongs to uid 0/);
+    const { status, report } = await pre(k3s, { user });
+    assert.deepEqual([status, report.state, report.steps], [75, "unknown", []]);
+    assert.match(report.blockers[0]!.because, /looks like this instance's host agent and belongs to uid 0/);
     assert.ok(agent.isAlive());
     k3s.remove(LOCK);
     assert.deepEqual(Object.keys(allButLocks(home)), Object.keys(before));
@@ -806,24 +807,24 @@ test(
 
 // --- the journal ----------------------------------------------------------------------------------------------------------------------
 
-test("the journal: a line that was cut does not spoil the next; one of 1 MiB is set aside", async ({ k3s, stranger }) => {
+test("the journal: a line that was cut does not spoil the next; one of 1 MiB is set aside", async ({ k3s, bystander }) => {
   k3s.write(JOURNAL, '{"time":"2026-01-01T00:00:00.000Z","ev');
-  k3s.pidFile("vz.pid", stranger.pid);
+  k3s.pidFile("vz.pid", bystander.pid);
   await pre(k3s);
   const [torn, line, rest] = (k3s.read(JOURNAL) ?? "").split("\n");
   assert.deepEqual([torn, JSON.parse(line ?? "").event, rest], ['{"time":"2026-01-01T00:00:00.000Z","ev', "pre", ""]);
 
   const old = `${"x".repeat(1024 * 1024)}\n`;
   k3s.write(JOURNAL, old);
-  k3s.pidFile("vz.pid", stranger.pid);
+  k3s.pidFile("vz.pid", bystander.pid);
   await pre(k3s);
   assert.equal(k3s.read("lima-guard.1.jsonl"), old);
   assert.equal((k3s.read(JOURNAL) ?? "").trim().split("\n").length, 1);
 });
 
-test("a clone brings its original's lock and journal along: they say nothing about it", async ({ home, k3s, stranger }) => {
+test("a clone brings its original's lock and journal along: they say nothing about it", async ({ home, k3s, bystander }) => {
   const clone = home.instance("clone");
-  k3s.pidFile("vz.pid", stranger.pid);
+  k3s.pidFile("vz.pid", bystander.pid);
   await pre(k3s);
   await cutOff(k3s);
   for (const file of [LOCK, JOURNAL, "ha.pid", "vz.pid", "ssh.config"]) {

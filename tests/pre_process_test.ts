@@ -1,14 +1,13 @@
 /**
  * `--pre` on real files and real processes: what can be left behind of an instance, row by row, made for real; what
- * `limactl start` says to it before and after; and always a stranger whose PID stands in the files and who must not
- * notice anything. The numbers of the rows are those of plan_test.ts. Bad input is in pre_hostile_test.ts, a guard that
- * is killed or outrun in pre_faults_test.ts.
+ * `limactl start` says to it before and after; and always another program whose PID stands in the files and which must
+ * not notice anything. The numbers of the rows are those of plan_test.ts. Bad input is in pre_hostile_test.ts, a
+ * lima-guard that is killed or outrun in pre_faults_test.ts.
  */
 
 import assert from "node:assert/strict";
 import { guardWith } from "./helpers/guard_with.ts";
 import {
-  bystander,
   type Conf,
   cutOff,
   deadPid,
@@ -27,6 +26,7 @@ import {
   sshGuest,
   staleSocket,
   startAgent,
+  startBystander,
   startOrphan,
   waitForExit,
   whyNoSshd,
@@ -37,8 +37,6 @@ import {
   difference,
   dryRun,
   everything,
-  type Healing,
-  heals,
   JOURNAL,
   leavesAlone,
   LOCK,
@@ -47,13 +45,15 @@ import {
   pre,
   refuses,
   remark,
+  type Repair,
+  repairs,
+  type Report,
   SIRITTSD,
   SOCKETS,
   starts,
   strew,
   test,
   type TestOptions,
-  type Told,
   tree,
   USERNET,
   words,
@@ -64,7 +64,7 @@ const BOOT_ID = Deno.build.os === "linux"
   ? Deno.readTextFileSync("/proc/sys/kernel/random/boot_id")
   : new TextDecoder().decode(new Deno.Command("sysctl", { args: ["-n", "kern.bootsessionuuid"] }).outputSync().stdout);
 
-/** A test of one row; the stranger must have noticed nothing at its end. */
+/** A test of one row; the bystander must have noticed nothing at its end. */
 function row(number: number, title: string, body: (world: World) => Promise<void>, options: TestOptions = {}): void {
   test(`row ${number}: ${title}`, body, options);
 }
@@ -72,8 +72,8 @@ function row(number: number, title: string, body: (world: World) => Promise<void
 // --- rows 1 and 2: nothing, and the dead --------------------------------------------------------------------------------
 
 row(1, "no PID files", async ({ k3s }) => {
-  const { told, stdout, stderr } = await leavesAlone(k3s, { state: "clear", status: 0 });
-  assert.deepEqual(told.notes, [], stdout);
+  const { report, stdout, stderr } = await leavesAlone(k3s, { state: "clear", status: 0 });
+  assert.deepEqual(report.notes, [], stdout);
   assert.equal(stderr, "");
   assert.equal(k3s.has(JOURNAL), false, "nothing was done, and nothing is to be journalled");
   await starts(k3s);
@@ -82,7 +82,7 @@ row(1, "no PID files", async ({ k3s }) => {
 row(2, "ha.pid and vz.pid of a host agent that was killed", async ({ k3s }) => {
   const pid = await cutOff(k3s);
   assert.deepEqual([k3s.pid("ha.pid"), k3s.pid("vz.pid"), k3s.has("ha.sock")], [pid, pid, true]);
-  await heals(k3s, { removes: ["ha.pid", "ha.sock", "vz.pid"], because: [/PID \d+ is dead/] });
+  await repairs(k3s, { removes: ["ha.pid", "ha.sock", "vz.pid"], because: [/PID \d+ is dead/] });
   await starts(k3s);
 });
 
@@ -90,13 +90,13 @@ row(2, "every kind of PID file, of processes that have ended", async ({ home, k3
   const pid = await deadPid();
   for (const file of PID_FILES) k3s.pidFile(file, pid);
   home.network("user-v2", { pid, sockets: true });
-  await heals(k3s, { removes: [...PID_FILES, `../${USERNET}`, ...SOCKETS] });
+  await repairs(k3s, { removes: [...PID_FILES, `../${USERNET}`, ...SOCKETS] });
   await starts(k3s);
 });
 
 row(2, "a PID that no process can have", async ({ k3s }) => {
   k3s.pidFile("vz.pid", IMPOSSIBLE_PID);
-  await heals(k3s, { removes: ["vz.pid"], because: [/is dead/] });
+  await repairs(k3s, { removes: ["vz.pid"], because: [/is dead/] });
 });
 
 row(2, "the PID of a zombie, which Lima takes for alive", async ({ home, k3s }) => {
@@ -105,65 +105,65 @@ row(2, "the PID of a zombie, which Lima takes for alive", async ({ home, k3s }) 
   k3s.pidFile("qemu.pid", dead.pid);
   k3s.staleSocket("ha.sock");
   await refuses(k3s, "failed to get Info from");
-  await heals(k3s, { removes: ["ha.pid", "ha.sock", "qemu.pid"], because: [/zombie/] });
+  await repairs(k3s, { removes: ["ha.pid", "ha.sock", "qemu.pid"], because: [/zombie/] });
   assert.ok(exists(dead.pid));
   await starts(k3s);
 }, { conf: { vmtype: "qemu" } });
 
 // --- rows 3 to 9: the recycled, and what is no PID ------------------------------------------------------------------------
 
-row(3, "ha.pid and vz.pid recycled, ha.sock refuses", async ({ k3s, stranger }) => {
-  k3s.pidFile("ha.pid", stranger.pid);
-  k3s.pidFile("vz.pid", stranger.pid);
+row(3, "ha.pid and vz.pid recycled, ha.sock refuses", async ({ k3s, bystander }) => {
+  k3s.pidFile("ha.pid", bystander.pid);
+  k3s.pidFile("vz.pid", bystander.pid);
   k3s.staleSocket("ha.sock");
   await refuses(k3s, /failed to get Info from .*connection refused/);
-  await heals(k3s, { removes: ["ha.pid", "ha.sock", "vz.pid"], because: [SIRITTSD] });
+  await repairs(k3s, { removes: ["ha.pid", "ha.sock", "vz.pid"], because: [SIRITTSD] });
   await starts(k3s);
 });
 
-row(3, "ha.pid recycled, and ha.sock takes connections: unknown, both files stay", async ({ k3s, stranger }) => {
+row(3, "ha.pid recycled, and ha.sock takes connections: unknown, both files stay", async ({ k3s, bystander }) => {
   using _listener = k3s.silentSocket("ha.sock");
-  k3s.pidFile("ha.pid", stranger.pid);
+  k3s.pidFile("ha.pid", bystander.pid);
   await leavesAlone(k3s, { state: "unknown", status: 75, blockers: [/ha\.sock: it takes connections.*lsof/] });
 });
 
-row(4, "only vz.pid, recycled: a clean stop and a reboot", async ({ k3s, stranger }) => {
-  k3s.pidFile("vz.pid", stranger.pid);
+row(4, "only vz.pid, recycled: a clean stop and a reboot", async ({ k3s, bystander }) => {
+  k3s.pidFile("vz.pid", bystander.pid);
   await refuses(k3s, "vz driver is running but host agent is not");
-  await heals(k3s, { removes: ["vz.pid"], because: [SIRITTSD] });
+  await repairs(k3s, { removes: ["vz.pid"], because: [SIRITTSD] });
   await starts(k3s);
 });
 
-row(4, "the driver's file recycled, of a QEMU instance", async ({ k3s, stranger }) => {
-  k3s.pidFile("qemu.pid", stranger.pid);
+row(4, "the driver's file recycled, of a QEMU instance", async ({ k3s, bystander }) => {
+  k3s.pidFile("qemu.pid", bystander.pid);
   await refuses(k3s, "qemu driver is running but host agent is not");
-  await heals(k3s, { removes: ["qemu.pid"], because: [SIRITTSD] });
+  await repairs(k3s, { removes: ["qemu.pid"], because: [SIRITTSD] });
   await starts(k3s);
 }, { conf: { vmtype: "qemu" } });
 
-row(4, "the PIDs of two strangers in every kind of PID file at once", async ({ home, k3s, stranger }) => {
-  await using other = await bystander(home, { command: ["/Applications/Some App.app/Contents/MacOS/Some App"] });
-  const removes = strew(k3s, stranger.pid);
+row(4, "the PIDs of two other programs in every kind of PID file at once", async ({ home, k3s, bystander }) => {
+  await using other = await startBystander(home, { command: ["/Applications/Some App.app/Contents/MacOS/Some App"] });
+  const removes = strew(k3s, bystander.pid);
   k3s.pidFile("vz.pid", other.pid);
   k3s.staleSocket("ha.sock");
   await refuses(k3s, "failed to get Info from");
-  await heals(k3s, { removes: [...removes, "ha.sock"], because: [SIRITTSD, /is not ours: it is "\/Applications/] });
+  await repairs(k3s, { removes: [...removes, "ha.sock"], because: [SIRITTSD, /is not ours: it is "\/Applications/] });
   await starts(k3s);
   other.assertAlive();
 });
 
-row(5, "only ha.pid, recycled, and no ha.sock", async ({ k3s, stranger }) => {
-  k3s.pidFile("ha.pid", stranger.pid);
+row(5, "only ha.pid, recycled, and no ha.sock", async ({ k3s, bystander }) => {
+  k3s.pidFile("ha.pid", bystander.pid);
   await refuses(k3s, /failed to connect to .*ha\.sock.*: no such file or directory/);
-  await heals(k3s, { removes: ["ha.pid"], because: [SIRITTSD] });
+  await repairs(k3s, { removes: ["ha.pid"], because: [SIRITTSD] });
   await starts(k3s);
 });
 
 row(6, "the PID belongs to another user by now: kill(2) says EPERM", async ({ home, k3s }) => {
   // As root: root's process, and the guard as an ordinary user. Else: any of root's.
   const user = ordinaryUser();
-  await using own = user ? await bystander(home, { command: ["/usr/sbin/rootd"] }) : undefined;
-  const pid = own?.pid ?? somebodyElses();
+  await using own = user ? await startBystander(home, { command: ["/usr/sbin/rootd"] }) : undefined;
+  const pid = own?.pid ?? pidOfRoot();
   const who = user ?? {};
   k3s.pidFile("ha.pid", pid);
   k3s.pidFile("vz.pid", pid);
@@ -171,13 +171,13 @@ row(6, "the PID belongs to another user by now: kill(2) says EPERM", async ({ ho
   if (user) home.giveTo(user);
   await refuses(k3s, /failed to get Info from/, who);
   const removes = ["ha.pid", "ha.sock", "vz.pid"];
-  await heals(k3s, { removes, because: [/PID \d+ is not ours: it belongs to/] }, { user });
+  await repairs(k3s, { removes, because: [/PID \d+ is not ours: it belongs to/] }, { user });
   await starts(k3s, who);
   own?.assertAlive();
 });
 
 /** The number of some process of root's that is not the first. */
-function somebodyElses(): number {
+function pidOfRoot(): number {
   const { stdout } = new Deno.Command("ps", { args: ["-A", "-o", "pid=,uid="] }).outputSync();
   const rows = new TextDecoder().decode(stdout).trim().split("\n").map((line) => line.trim().split(/\s+/).map(Number));
   const pid = rows.find(([pid, uid]) => uid === 0 && pid! > 1)?.[0];
@@ -185,11 +185,11 @@ function somebodyElses(): number {
   return pid;
 }
 
-row(6, "the stranger of another user, seen by root", async ({ home, k3s }) => {
+row(6, "another user's program, seen by root", async ({ home, k3s }) => {
   const user = ordinaryUser()!;
-  await using other = await bystander(home, { command: ["/usr/libexec/otherd"], uid: user.uid, gid: user.gid });
+  await using other = await startBystander(home, { command: ["/usr/libexec/otherd"], uid: user.uid, gid: user.gid });
   for (const file of PID_FILES) k3s.pidFile(file, other.pid);
-  await heals(k3s, { removes: PID_FILES, because: [new RegExp(`it belongs to uid ${user.uid}`)] });
+  await repairs(k3s, { removes: PID_FILES, because: [new RegExp(`it belongs to uid ${user.uid}`)] });
   other.assertAlive();
 }, { ignore: ordinaryUser() ? false : NO_ORDINARY_USER });
 
@@ -197,7 +197,7 @@ row(7, "PID files are empty, or garbage", async ({ k3s }) => {
   k3s.pidFile("ha.pid", "");
   k3s.pidFile("vz.pid", "12x");
   await refuses(k3s, "strconv.Atoi: parsing");
-  await heals(k3s, { removes: ["ha.pid", "vz.pid"], because: [/not a PID: it is empty/, /not a PID: .*decimal/] });
+  await repairs(k3s, { removes: ["ha.pid", "vz.pid"], because: [/not a PID: it is empty/, /not a PID: .*decimal/] });
   await starts(k3s);
 });
 
@@ -209,18 +209,18 @@ row(7, "ha.pid is empty, and its host agent is alive: found by its command", asy
   assertUntouched(k3s, agent);
 });
 
-row(7, "qemu.pid is garbage, and its QEMU is alive: found by its command", async ({ k3s, stranger }) => {
+row(7, "qemu.pid is garbage, and its QEMU is alive: found by its command", async ({ k3s, bystander }) => {
   await using orphan = await startOrphan(k3s, "qemu");
   k3s.pidFile("qemu.pid", "\0\0\0\0");
   await refuses(k3s, "strconv.Atoi: parsing");
-  k3s.pidFile("vz.pid", stranger.pid);
-  const { told } = await stops(k3s, orphan, { removes: ["vz.pid"], gone: ["ha.pid", "qemu.pid", "qmp.sock"] });
-  assert.match(firstRung({ told }), new RegExp(`^QEMU ${orphan.pid} `));
+  k3s.pidFile("vz.pid", bystander.pid);
+  const { report } = await stops(k3s, orphan, { removes: ["vz.pid"], gone: ["ha.pid", "qemu.pid", "qmp.sock"] });
+  assert.match(firstReason({ report }), new RegExp(`^QEMU ${orphan.pid} `));
   assert.equal(k3s.guestDisk(), "clean");
   await starts(k3s);
 });
 
-row(7, "somebody ran rm *.pid, and QEMU is alive: its socket gives it away", async ({ k3s }) => {
+row(7, "rm *.pid was run, and QEMU is alive: its socket gives it away", async ({ k3s }) => {
   await using orphan = await startOrphan(k3s, "qemu");
   k3s.remove("ha.pid");
   k3s.remove("qemu.pid");
@@ -232,24 +232,24 @@ row(7, "somebody ran rm *.pid, and QEMU is alive: its socket gives it away", asy
 row(8, "a PID file holds 0", async ({ k3s }) => {
   k3s.pidFile("vz.pid", 0);
   await refuses(k3s, "os: process not initialized");
-  await heals(k3s, { removes: ["vz.pid"], because: [/not a PID/] });
+  await repairs(k3s, { removes: ["vz.pid"], because: [/not a PID/] });
   await starts(k3s);
 });
 
-row(8, "a PID file holds -1, which is everybody to kill(2)", async ({ k3s }) => {
+row(8, "a PID file holds -1, which is all processes to kill(2)", async ({ k3s }) => {
   for (const file of PID_FILES) k3s.pidFile(file, -1);
   await refuses(k3s, "os: process already released");
-  await heals(k3s, { removes: PID_FILES, because: [/not a PID/] });
+  await repairs(k3s, { removes: PID_FILES, because: [/not a PID/] });
   await starts(k3s);
 });
 
 row(8, "a PID file holds -N, and there is a process group N", async ({ home, k3s }) => {
-  await using leader = await bystander(home, { leadsGroup: true });
+  await using leader = await startBystander(home, { leadsGroup: true });
   const group = ps(leader.pid)!.pgid;
   assert.equal(group, leader.pid);
   for (const file of PID_FILES) k3s.pidFile(file, -group);
   await refuses(k3s, "failed to connect to");
-  await heals(k3s, { removes: PID_FILES, because: [/not a PID/] });
+  await repairs(k3s, { removes: PID_FILES, because: [/not a PID/] });
   await starts(k3s);
   leader.assertAlive();
 });
@@ -258,11 +258,11 @@ row(9, "the PID files name the guard itself", async ({ k3s }) => {
   k3s.pidFile("ha.pid", IMPOSSIBLE_PID);
   k3s.staleSocket("ha.sock");
   const ownPidInto = [k3s.path("ha.pid"), k3s.path("vz.pid"), k3s.path("x.drv.pid")];
-  const { told, status } = await pre(k3s, guardWith({ ownPidInto }));
+  const { report, status } = await pre(k3s, guardWith({ ownPidInto }));
   assert.equal(status, 0);
   const removed = ["ha.pid", "ha.sock", "vz.pid", "x.drv.pid"];
-  assert.deepEqual(told.steps.map((s) => s.what).sort(), removed.map((file) => `remove ${k3s.path(file)}`));
-  assert.match(told.steps.map(({ because }) => because).join("\n"), /not ours: it is lima-guard itself/);
+  assert.deepEqual(report.steps.map((s) => s.what).sort(), removed.map((file) => `remove ${k3s.path(file)}`));
+  assert.match(report.steps.map(({ because }) => because).join("\n"), /not ours: it is lima-guard itself/);
   for (const file of removed) assert.equal(k3s.has(file), false);
   await changesNothing(k3s);
   await starts(k3s);
@@ -295,21 +295,21 @@ row(10, "a host agent that answers, and no vz.pid yet", async ({ k3s }) => {
   assertUntouched(k3s, agent);
 });
 
-row(10, "a host agent beside a recycled vz.pid of the run before", async ({ k3s, stranger }) => {
+row(10, "a host agent beside a recycled vz.pid of the run before", async ({ k3s, bystander }) => {
   await using agent = await startAgent(k3s, { until: "ha.sock", conf: { stay_at: "ha.sock" } });
-  k3s.pidFile("vz.pid", stranger.pid);
+  k3s.pidFile("vz.pid", bystander.pid);
   await leavesAlone(k3s, { state: "booting", status: 75, blockers: [/its driver is not up/] });
   assertUntouched(k3s, agent);
 });
 
 for (const vmtype of ["vz", "qemu", "krunkit", "x"]) {
-  row(11, `all good, ${vmtype}: nothing is touched, whatever else lies there`, async ({ k3s, stranger }) => {
+  row(11, `all good, ${vmtype}: nothing is touched, whatever else lies there`, async ({ k3s, bystander }) => {
     await using agent = await startAgent(k3s);
     await leavesAlone(k3s, { state: "running", status: 0 });
     await using again = await startAgent(k3s, { until: "exit" });
     assert.equal((await again.status).code, 0);
     assert.match(await again.stderr, /is already running/);
-    strew(k3s, stranger.pid);
+    strew(k3s, bystander.pid);
     k3s.write("boot-session.tmp", "0d1e2f\n");
     await leavesAlone(k3s, { state: "running", status: 0 });
     assertUntouched(k3s, agent);
@@ -342,10 +342,10 @@ row(12, "a young host agent whose ha.sock accepts and never answers", async ({ k
 
 const HOURS = 3_600_000;
 
-row(12, "a host agent that is old and does not answer for a minute: hung", async ({ k3s, stranger }) => {
+row(12, "a host agent that is old and does not answer for a minute: hung", async ({ k3s, bystander }) => {
   await using agent = await startAgent(k3s, { conf: { info: "silent" } });
   await refuses(k3s, "context deadline exceeded");
-  const removes = strew(k3s, stranger.pid);
+  const removes = strew(k3s, bystander.pid);
   const old = guardWith({ wallMs: 2 * HOURS, uptimeMs: 5 * HOURS, hurry: true });
   const done = await stops(
     k3s,
@@ -353,7 +353,7 @@ row(12, "a host agent that is old and does not answer for a minute: hung", async
     { state: "hung", removes: [...removes, "vz.pid"], gone: ["ha.pid", "ha.sock"] },
     old,
   );
-  assert.match(firstRung(done.planned), /host agent \d+ is 1[12]\d min old and silent for 6\d s/);
+  assert.match(firstReason(done.planned), /host agent \d+ is 1[12]\d min old and silent for 6\d s/);
   assert.deepEqual(outcomes(done, "agent"), ["done"], "SIGTERM was enough");
   assert.deepEqual(outcomes(done, "kill"), []);
   assert.equal((await agent.status).code, 0);
@@ -372,15 +372,15 @@ row(12, "a host agent that is old by the wall clock alone is young", async ({ k3
 row(
   13,
   "deadlocked: ha.sock answers, Lima says already running, and there is not one event",
-  async ({ k3s, stranger }) => {
+  async ({ k3s, bystander }) => {
     await using agent = await startAgent(k3s, { until: "driver", conf: { stop: "deadlock" } });
     await using again = await startAgent(k3s, { until: "exit" });
     assert.match(await again.stderr, /is already running/);
     await leavesAlone(k3s, { state: "running", status: 0 });
-    const removes = strew(k3s, stranger.pid);
+    const removes = strew(k3s, bystander.pid);
     const old = { ...guardWith({ wallMs: HOURS, uptimeMs: HOURS }), args: ["--timeout", "2"] };
     const done = await stops(k3s, agent, { state: "hung", removes: [...removes, "ha.pid", "ha.sock", "vz.pid"] }, old);
-    assert.match(firstRung(done.planned), /min old and has not written one event/);
+    assert.match(firstReason(done.planned), /min old and has not written one event/);
     assert.deepEqual(outcomes(done, "agent"), ["no end in time"]);
     assert.deepEqual(outcomes(done, "kill"), ["done"]);
     assert.equal((await agent.status).signal, "SIGKILL");
@@ -401,13 +401,14 @@ row(13, "deadlocked, with a guest that listens: its file system is left clean", 
 // --- rows 14 and 15: a genuine driver without a host agent ------------------------------------------------------------------
 
 /**
- * The ladder on somebody who is alive: a dry run, the real run, and another one. The real run may need fewer steps than
- * the dry run names, but not other ones. `removes` are the guard's removals, `gone` what others take away with them.
+ * The stop stages on a process that is alive: a dry run, the real run, and another one. The real run may need fewer
+ * steps than the dry run names, but not other ones. `removes` are lima-guard's removals, `gone` what others take away
+ * with them.
  */
 async function stops(
   k3s: Instance,
   who: { pid: number },
-  { removes, gone = [], state = "orphan" }: Pick<Healing, "removes" | "state"> & { gone?: readonly string[] },
+  { removes, gone = [], state = "orphan" }: Pick<Repair, "removes" | "state"> & { gone?: readonly string[] },
   options: Parameters<typeof pre>[1] = {},
 ) {
   const before = paths(k3s.home);
@@ -416,12 +417,19 @@ async function stops(
   const done = await pre(k3s, options);
   assert.equal(done.status, 0, `${done.stdout}${done.stderr}`);
   assert.equal(planned.status, done.status);
-  assert.deepEqual([planned.told.state, done.told.state], [state, state], done.stdout);
+  assert.deepEqual([planned.report.state, done.report.state], [state, state], done.stdout);
   await waitForExit(who.pid);
   // What they leave behind is judged when they have ended; and some of it they take away themselves.
-  const [removals, plannedRemovals] = [done, planned].map(({ told }) => told.steps.filter((s) => s.kind === "remove"));
-  const rungs = (told: Told) => told.steps.filter((step) => step.kind !== "remove").map((step) => step.what);
-  assert.deepEqual(difference(rungs(done.told), rungs(planned.told)), [], "the dry run names other steps");
+  const [removals, plannedRemovals] = [done, planned].map(({ report }) =>
+    report.steps.filter((s) => s.kind === "remove")
+  );
+  const stagesTaken = (report: Report) =>
+    report.steps.filter((step) => step.kind !== "remove").map((step) => step.what);
+  assert.deepEqual(
+    difference(stagesTaken(done.report), stagesTaken(planned.report)),
+    [],
+    "the dry run names other steps",
+  );
   const path = (file: string) => file.startsWith("../") ? file.slice(3) : `k3s/${file}`;
   const file = (path: string) => `remove ${k3s.home.lima}/${path}`;
   assert.deepEqual(removals!.map((s) => s.what).sort(), removes.map((f) => file(path(f))).sort());
@@ -436,13 +444,13 @@ async function stops(
   return { ...done, planned };
 }
 
-function outcomes({ told }: Awaited<ReturnType<typeof pre>>, kind: string): string[] {
-  return told.steps.filter((step) => step.kind === kind).map((step) => step.outcome);
+function outcomes({ report }: Awaited<ReturnType<typeof pre>>, kind: string): string[] {
+  return report.steps.filter((step) => step.kind === kind).map((step) => step.outcome);
 }
 
-/** Why the ladder is climbed. */
-function firstRung({ told }: { told: Told }): string {
-  return told.steps.find((step) => step.kind !== "remove")?.because ?? "it is not";
+/** Why the stages are taken. */
+function firstReason({ report }: { report: Report }): string {
+  return report.steps.find((step) => step.kind !== "remove")?.because ?? "it is not";
 }
 
 interface OrphanCase {
@@ -455,7 +463,7 @@ interface OrphanCase {
   readonly by: "guest" | "driver" | "kill";
   readonly outcome?: string;
   readonly disk: "clean" | "dirty";
-  /** The guard's own removals besides those of the stranger's files; the driver takes away its own files itself. */
+  /** lima-guard's own removals besides those of the bystander's files; the driver takes away its own files itself. */
   readonly removes: readonly string[];
 }
 
@@ -532,15 +540,15 @@ const ORPHANS: OrphanCase[] = [
 
 for (const each of ORPHANS) {
   const { title, vmtype, conf = {}, ssh = false, args = [], by, outcome = "done", disk, removes } = each;
-  row(14, `${title}; strangers' PIDs beside it`, async ({ home, k3s, stranger }) => {
+  row(14, `${title}; other programs' PIDs beside it`, async ({ home, k3s, bystander }) => {
     await using guest = ssh ? await sshGuest(k3s) : undefined;
     await using orphan = await startOrphan(k3s, vmtype, conf);
     await refuses(k3s, `${vmtype} driver is running but host agent is not`);
-    k3s.pidFile("ha.pid", stranger.pid); // limactl has just deleted that of the dead agent
+    k3s.pidFile("ha.pid", bystander.pid); // limactl has just deleted that of the dead agent
     const own = [`${vmtype}.pid`, `${vmtype}.drv.pid`, "ha.pid"];
-    const strewn = strew(k3s, stranger.pid).filter((file) => !own.includes(file));
+    const strewn = strew(k3s, bystander.pid).filter((file) => !own.includes(file));
     const done = await stops(k3s, orphan, { removes: [...removes, ...strewn], gone: own }, { args });
-    assert.equal(done.told.steps.filter((s) => s.kind !== "remove").at(-1)?.kind, by, done.stdout);
+    assert.equal(done.report.steps.filter((s) => s.kind !== "remove").at(-1)?.kind, by, done.stdout);
     assert.deepEqual(outcomes(done, by), [outcome], done.stdout);
     if (guest) assert.ok(guest.log().some((line) => /poweroff/.test(line)), guest.log().join("\n"));
     assert.equal(k3s.guestDisk(), disk);
@@ -558,12 +566,12 @@ row(14, "the dry run says of an orphan what the real run says while it acts", as
   assertSameWords(planned, done);
 });
 
-row(15, "QEMU of an instance that is vz by now: Lima would open its disk a second time", async ({ k3s, stranger }) => {
+row(15, "QEMU of an instance that is vz by now: Lima would open its disk a second time", async ({ k3s, bystander }) => {
   await using orphan: Orphan = await startOrphan(k3s, "qemu");
   k3s.conf({ vmtype: "vz" });
   k3s.write("lima.yaml", (k3s.read("lima.yaml") ?? "").replace("qemu", "vz"));
-  k3s.pidFile("ha.pid", stranger.pid);
-  k3s.pidFile("vz.pid", stranger.pid);
+  k3s.pidFile("ha.pid", bystander.pid);
+  k3s.pidFile("vz.pid", bystander.pid);
   await stops(k3s, orphan, { removes: ["ha.pid", "ha.sock", "vz.pid"], gone: ["qemu.pid"] });
   assert.equal(k3s.guestDisk(), "clean");
   await starts(k3s);
@@ -576,7 +584,7 @@ const ONE_DISK = "additionalDisks:\n- name: data\n";
 row(16, "in_use_by says this instance, and nothing of it is alive", async ({ home, k3s }) => {
   home.disk("data", { inUseBy: k3s.dir });
   await refuses(k3s, /failed to run attach disk .data., in use by instance .k3s./);
-  await heals(k3s, {
+  await repairs(k3s, {
     removes: ["../_disks/data/in_use_by"],
     because: [/says this instance, of which nothing is alive/],
   });
@@ -587,7 +595,7 @@ row(16, "the same beside the files of a host agent that was killed", async ({ ho
   const data = home.disk("data");
   await cutOff(k3s);
   assert.equal(data.inUseBy(), k3s.dir);
-  await heals(k3s, { removes: ["ha.pid", "ha.sock", "vz.pid", "../_disks/data/in_use_by"] });
+  await repairs(k3s, { removes: ["ha.pid", "ha.sock", "vz.pid", "../_disks/data/in_use_by"] });
   assert.equal(data.inUseBy(), undefined);
   await starts(k3s);
 }, { yaml: ONE_DISK, ignore: whyNoLsof() });
@@ -622,11 +630,11 @@ row(17, "another instance's disk that this one does not use is none of its busin
 row(17, "in_use_by says a directory that is gone", async ({ home, k3s }) => {
   home.disk("data", { inUseBy: `${home.lima}/docker` });
   await refuses(k3s, /in use by instance .docker./);
-  await heals(k3s, { removes: ["../_disks/data/in_use_by"], because: [/docker, which is gone/] });
+  await repairs(k3s, { removes: ["../_disks/data/in_use_by"], because: [/docker, which is gone/] });
   await starts(k3s);
 }, { yaml: ONE_DISK, ignore: whyNoLsof() });
 
-row(17, "the same, and somebody has the disk open for writing: named, not touched", async ({ home, k3s }) => {
+row(17, "the same, and a process has the disk open for writing: named, not touched", async ({ home, k3s }) => {
   const data = home.disk("data", { inUseBy: `${home.lima}/docker` });
   using _holder = Deno.openSync(`${data.dir}/datadisk`, { write: true });
   const blockers = [new RegExp(`datadisk: PID ${Deno.pid} .*has it open for writing.*kill ${Deno.pid}`)];
@@ -638,7 +646,7 @@ row(18, "in_use_by says this instance by another path", async ({ home, k3s }) =>
   Deno.symlinkSync(home.lima, `${home.root}/other`);
   home.disk("data", { inUseBy: `${home.root}/other/k3s` });
   await refuses(k3s, /in use by instance .k3s./);
-  await heals(k3s, { removes: ["../_disks/data/in_use_by"], because: [/says this instance/] });
+  await repairs(k3s, { removes: ["../_disks/data/in_use_by"], because: [/says this instance/] });
   await starts(k3s);
 }, { yaml: ONE_DISK, ignore: whyNoLsof() });
 
@@ -655,27 +663,27 @@ function whyNoLsof(): string | undefined {
 
 // --- rows 19 to 24: networks and external drivers ---------------------------------------------------------------------------
 
-row(19, "usernet's PID is recycled, and the network is wanted", async ({ home, k3s, stranger }) => {
-  home.network("user-v2", { pid: stranger.pid, sockets: true });
+row(19, "usernet's PID is recycled, and the network is wanted", async ({ home, k3s, bystander }) => {
+  home.network("user-v2", { pid: bystander.pid, sockets: true });
   await refuses(k3s, /dial unix .*user-v2_fd\.sock: connect: connection refused/);
-  await heals(k3s, { removes: [`../${USERNET}`, ...SOCKETS], because: [SIRITTSD] });
+  await repairs(k3s, { removes: [`../${USERNET}`, ...SOCKETS], because: [SIRITTSD] });
   await starts(k3s);
 }, { conf: { usernet: 1 } });
 
-row(20, "usernet's PID is recycled, and no instance wants the network", async ({ home, k3s, stranger }) => {
-  home.network("user-v2", { pid: stranger.pid, sockets: true });
+row(20, "usernet's PID is recycled, and no instance wants the network", async ({ home, k3s, bystander }) => {
+  home.network("user-v2", { pid: bystander.pid, sockets: true });
   await refuses(k3s, "failed to stop usernet `user-v2`");
-  await heals(k3s, { removes: [`../${USERNET}`, ...SOCKETS], because: [SIRITTSD] });
+  await repairs(k3s, { removes: [`../${USERNET}`, ...SOCKETS], because: [SIRITTSD] });
   await starts(k3s);
 });
 
-row(20, "the same of a network with another name, and without sockets", async ({ home, k3s, stranger }) => {
-  home.network("mine", { pid: stranger.pid });
-  await heals(k3s, { removes: ["../_networks/mine/usernet_mine.pid"], because: [SIRITTSD] });
+row(20, "the same of a network with another name, and without sockets", async ({ home, k3s, bystander }) => {
+  home.network("mine", { pid: bystander.pid });
+  await repairs(k3s, { removes: ["../_networks/mine/usernet_mine.pid"], because: [SIRITTSD] });
   await starts(k3s);
 });
 
-row(21, "usernet's PID file is empty, and the network is wanted: Lima waits for ever", async ({ home, k3s }) => {
+row(21, "usernet's PID file is empty, and the network is wanted: Lima waits forever", async ({ home, k3s }) => {
   const network = home.network("user-v2", { pid: "" });
   {
     await using waiting = await startAgent(k3s, { until: "spawned" });
@@ -684,7 +692,7 @@ row(21, "usernet's PID file is empty, and the network is wanted: Lima waits for 
     assert.ok(waiting.isAlive());
     assert.equal(k3s.has("ha.pid"), false);
   }
-  await heals(k3s, { removes: [`../${USERNET}`], because: [/not a PID: it is empty/] });
+  await repairs(k3s, { removes: [`../${USERNET}`], because: [/not a PID: it is empty/] });
   await starts(k3s);
 }, { conf: { usernet: 1 } });
 
@@ -693,19 +701,19 @@ row(21, "usernet lives, and is left alone", async ({ home, k3s }) => {
   const network = home.network();
   const usernet = Number(Deno.readTextFileSync(network.pidFile));
   assert.ok(isAlive(usernet));
-  await heals(k3s, { removes: ["ha.pid", "ha.sock", "vz.pid"] });
+  await repairs(k3s, { removes: ["ha.pid", "ha.sock", "vz.pid"] });
   assert.ok(isAlive(usernet));
   assert.equal(Number(Deno.readTextFileSync(network.pidFile)), usernet);
   await starts(k3s);
 }, { conf: { usernet: 1 } });
 
-row(22, "a usernet lives that no PID file names: a note, and it goes on living", async ({ home, k3s }) => {
+row(22, "a usernet lives that no PID file names: a note, and it lives on", async ({ home, k3s }) => {
   await cutOff(k3s);
   const network = home.network();
   const usernet = Number(Deno.readTextFileSync(network.pidFile));
   Deno.removeSync(network.pidFile);
-  const done = await heals(k3s, { removes: ["ha.pid", "ha.sock", "vz.pid"] });
-  assert.match(done.told.notes.map(remark).join("\n"), /user-v2_ep\.sock: a usernet answers that no PID file names/);
+  const done = await repairs(k3s, { removes: ["ha.pid", "ha.sock", "vz.pid"] });
+  assert.match(done.report.notes.map(remark).join("\n"), /user-v2_ep\.sock: a usernet answers that no PID file names/);
   assert.ok(isAlive(usernet));
   await starts(k3s);
   assert.ok(isAlive(usernet));
@@ -713,21 +721,21 @@ row(22, "a usernet lives that no PID file names: a note, and it goes on living",
 
 row(
   23,
-  "socket_vmnet's PID is recycled: only root can mend it, and the command is said",
-  async ({ home, k3s, stranger }) => {
+  "socket_vmnet's PID is recycled: only root can repair it, and the command is printed",
+  async ({ home, k3s, bystander }) => {
     const run = `${home.root}/run lima`;
     const file = `${run}/shared_socket_vmnet.pid`;
     Deno.mkdirSync(run);
-    Deno.writeTextFileSync(file, `${stranger.pid}\n`);
+    Deno.writeTextFileSync(file, `${bystander.pid}\n`);
     Deno.writeTextFileSync(
       `${home.lima}/_config/networks.yaml`,
       `paths:\n  varRun: "${run}"\nnetworks:\n  shared: {}\n`,
     );
     const hint = `sudo rm '${file}'`;
-    const { told } = await leavesAlone(k3s, { state: "blocked", status: 77, blockers: [/not socket_vmnet/] });
-    assert.equal(told.blockers[0]!.hint, hint);
+    const { report } = await leavesAlone(k3s, { state: "blocked", status: 77, blockers: [/not socket_vmnet/] });
+    assert.equal(report.blockers[0]!.hint, hint);
 
-    await using vmnet = await bystander(home, {
+    await using vmnet = await startBystander(home, {
       command: [
         "/opt/socket_vmnet/bin/socket_vmnet",
         `--pidfile=${file}`,
@@ -744,9 +752,9 @@ row(
 );
 
 for (const file of ["x.drv.pid", "lima-driver-x-ha.pid", "lima-driver-x-cli.pid"]) {
-  row(24, `${file} is recycled: Lima would signal that PID at the next stop`, async ({ k3s, stranger }) => {
-    k3s.pidFile(file, `${stranger.pid}`); // external drivers' files have no line end
-    await heals(k3s, { removes: [file], because: [SIRITTSD] });
+  row(24, `${file} is recycled: Lima would signal that PID at the next stop`, async ({ k3s, bystander }) => {
+    k3s.pidFile(file, `${bystander.pid}`); // external drivers' files have no line end
+    await repairs(k3s, { removes: [file], because: [SIRITTSD] });
     await using agent = await startAgent(k3s);
     agent.signal("SIGTERM");
     assert.equal((await agent.status).code, 0);
@@ -757,29 +765,29 @@ for (const file of ["x.drv.pid", "lima-driver-x-ha.pid", "lima-driver-x-cli.pid"
 row(
   24,
   "x.drv.pid is recycled beside a hung host agent: gone before Lima is asked to stop",
-  async ({ k3s, stranger }) => {
+  async ({ k3s, bystander }) => {
     await using agent = await startAgent(k3s, { conf: { info: "silent" } });
-    k3s.pidFile("x.drv.pid", `${stranger.pid}`);
+    k3s.pidFile("x.drv.pid", `${bystander.pid}`);
     const old = guardWith({ wallMs: 2 * HOURS, uptimeMs: 5 * HOURS, hurry: true });
-    const { status, told } = await pre(k3s, old);
+    const { status, report } = await pre(k3s, old);
     await agent.status;
-    assert.deepEqual([status, told.state], [0, "hung"]);
+    assert.deepEqual([status, report.state], [0, "hung"]);
     // The stand-in spares it, and says so; Lima does not.
-    assert.doesNotMatch(k3s.read("ha.stderr.log") ?? "", /Lima would have sent SIGTERM to the other program/);
+    assert.doesNotMatch(k3s.read("ha.stderr.log") ?? "", /Lima would have sent SIGTERM to another program/);
     assert.equal(k3s.has("x.drv.pid"), false);
   },
 );
 
-// --- rows 25 to 28: what is not there, not Lima's, not ours to mend ----------------------------------------------------------
+// --- rows 25 to 28: what is not there, not Lima's, not lima-guard's to repair --------------------------------------------
 
 async function refusesMissing(home: Home, name: string, options: Parameters<typeof runGuard>[2] = {}): Promise<void> {
   const before = paths(home);
   for (const args of [["--dry-run"], []]) {
     const result = await runGuard(home, ["--pre", name, "--json", ...args], options);
-    const [told] = result.json().instances;
-    assert.deepEqual([result.status, told.status, told.state], [66, 66, "missing"], result.stdout);
-    assert.deepEqual(told.steps, []);
-    assert.equal(told.blockers.length, 1);
+    const [report] = result.json().instances;
+    assert.deepEqual([result.status, report.status, report.state], [66, 66, "missing"], result.stdout);
+    assert.deepEqual(report.steps, []);
+    assert.equal(report.blockers.length, 1);
   }
   assert.deepEqual(difference(paths(home), before).filter((path) => path !== `${name}/${LOCK}`), []);
   assert.deepEqual(difference(before, paths(home)), []);
@@ -789,9 +797,9 @@ row(25, "there is no such directory", async ({ home }) => {
   await refusesMissing(home, "docker");
 });
 
-row(25, "there is no lima.yaml, and a recycled PID", async ({ home, k3s, stranger }) => {
+row(25, "there is no lima.yaml, and a recycled PID", async ({ home, k3s, bystander }) => {
   k3s.remove("lima.yaml");
-  k3s.pidFile("vz.pid", stranger.pid);
+  k3s.pidFile("vz.pid", bystander.pid);
   await refusesMissing(home, "k3s");
 });
 
@@ -810,9 +818,9 @@ row(25, "lima.yaml cannot be read", async ({ home, k3s }) => {
   Deno.chmodSync(k3s.path("lima.yaml"), 0o000);
   for (const args of [["--dry-run"], []]) {
     const result = await runGuard(home, ["--pre", "k3s", "--json", ...args], { user });
-    const [told] = result.json().instances;
-    assert.deepEqual([result.status, told.state, told.steps], [77, "blocked", []], result.stdout);
-    assert.match(remark(told.blockers[0]), /lima\.yaml cannot be read: .*ls -l/);
+    const [report] = result.json().instances;
+    assert.deepEqual([result.status, report.state, report.steps], [77, "blocked", []], result.stdout);
+    assert.match(remark(report.blockers[0]), /lima\.yaml cannot be read: .*ls -l/);
   }
 }, { ignore: Deno.uid() === 0 && !ordinaryUser() ? NO_ORDINARY_USER : false });
 
@@ -829,44 +837,44 @@ row(
 
 row(26, "LIMA_HOME holds a directory without lima.yaml: a word about it, and it stays", async ({ home, k3s }) => {
   Deno.mkdirSync(`${home.lima}/old`);
-  const { told } = await leavesAlone(k3s, { state: "clear", status: 0 });
-  assert.equal(told.notes.length, 1);
-  assert.match(remark(told.notes[0]!), new RegExp(`${home.lima}/old: it holds no lima\\.yaml`));
+  const { report } = await leavesAlone(k3s, { state: "clear", status: 0 });
+  assert.equal(report.notes.length, 1);
+  assert.match(remark(report.notes[0]!), new RegExp(`${home.lima}/old: it holds no lima\\.yaml`));
   await starts(k3s);
 });
 
 row(
   27,
-  "LIMA_HOME holds a directory with an invalid name; the rest is healed all the same",
-  async ({ home, k3s, stranger }) => {
+  "LIMA_HOME holds a directory with an invalid name; the rest is repaired all the same",
+  async ({ home, k3s, bystander }) => {
     Deno.mkdirSync(`${home.lima}/bad name`);
     await refuses(k3s, "instance name `bad name` is not a valid identifier");
-    k3s.pidFile("vz.pid", stranger.pid);
-    const done = await heals(k3s, { state: "blocked", status: 75, removes: ["vz.pid"] });
-    assert.equal(done.told.blockers.length, 1);
-    assert.match(remark(done.told.blockers[0]!), /bad name: its name is no instance name.*\(move it out/);
+    k3s.pidFile("vz.pid", bystander.pid);
+    const done = await repairs(k3s, { state: "blocked", status: 75, removes: ["vz.pid"] });
+    assert.equal(done.report.blockers.length, 1);
+    assert.match(remark(done.report.blockers[0]!), /bad name: its name is no instance name.*\(move it out/);
     await refuses(k3s, "instance name `bad name` is not a valid identifier");
   },
 );
 
-row(27, "files, and directories that Lima does not look at, are nobody's trouble", async ({ home, k3s }) => {
+row(27, "files, and directories that Lima does not look at, do no harm", async ({ home, k3s }) => {
   for (const name of ["_bad name", ".bad name"]) Deno.mkdirSync(`${home.lima}/${name}`);
   Deno.writeTextFileSync(`${home.lima}/a file`, "");
   Deno.symlinkSync(home.root, `${home.lima}/a link`);
-  const { told } = await leavesAlone(k3s, { state: "clear", status: 0 });
-  assert.deepEqual(told.notes, []);
+  const { report } = await leavesAlone(k3s, { state: "clear", status: 0 });
+  assert.deepEqual(report.notes, []);
   await starts(k3s);
 });
 
-row(28, "the PID files cannot be removed: named, with where to look", async ({ home, k3s, stranger }) => {
+row(28, "the PID files cannot be removed: named, with where to look", async ({ home, k3s, bystander }) => {
   const user = ordinaryUser();
   k3s.pidFile("ha.pid", IMPOSSIBLE_PID);
-  k3s.pidFile("vz.pid", stranger.pid);
+  k3s.pidFile("vz.pid", bystander.pid);
   k3s.write("boot-session.tmp", "0d1e2f\n");
   if (user) home.giveTo(user);
   Deno.chmodSync(k3s.dir, 0o555);
   const before = tree(home.lima);
-  const { told } = await leavesAlone(
+  const { report } = await leavesAlone(
     k3s,
     {
       state: "blocked",
@@ -875,10 +883,10 @@ row(28, "the PID files cannot be removed: named, with where to look", async ({ h
     },
     { user },
   );
-  assert.equal(told.blockers[0]!.hint, `chmod u+rwx ${k3s.dir}`);
+  assert.equal(report.blockers[0]!.hint, `chmod u+rwx ${k3s.dir}`);
   assert.deepEqual(tree(home.lima), before);
   Deno.chmodSync(k3s.dir, 0o755);
-  await heals(k3s, { removes: ["boot-session.tmp", "ha.pid", "vz.pid"] }, { user });
+  await repairs(k3s, { removes: ["boot-session.tmp", "ha.pid", "vz.pid"] }, { user });
   await starts(k3s, user ?? {});
 }, { ignore: Deno.uid() === 0 && !ordinaryUser() ? NO_ORDINARY_USER : false });
 
@@ -893,7 +901,7 @@ for (
   row(29, `ssh.config is ${title}`, async ({ k3s }) => {
     k3s.sshConfig({ text });
     await refuses(k3s, "failed to extract SSH local port from");
-    await heals(k3s, { removes: ["ssh.config"], because: [/cut short/] });
+    await repairs(k3s, { removes: ["ssh.config"], because: [/cut short/] });
     await starts(k3s);
   });
 }
@@ -906,9 +914,9 @@ row(29, "ssh.config is whole, and stays", async ({ k3s }) => {
 
 {
   const port = freePort();
-  row(30, "the fixed ssh port is taken by somebody", async ({ k3s }) => {
+  row(30, "the fixed ssh port is taken", async ({ k3s }) => {
     {
-      using _somebody = Deno.listen({ hostname: "127.0.0.1", port });
+      using _listener = Deno.listen({ hostname: "127.0.0.1", port });
       await leavesAlone(k3s, { state: "blocked", status: 75, blockers: [new RegExp(`port ${port}: .*lsof`)] });
     }
     await leavesAlone(k3s, { state: "clear", status: 0 });
@@ -916,38 +924,38 @@ row(29, "ssh.config is whole, and stays", async ({ k3s }) => {
   }, { yaml: `ssh:\n  localPort: ${port}\n` });
 }
 
-row(31, "a LaunchAgent of it is registered too: that is not for --pre to touch", async ({ home, k3s, stranger }) => {
+row(31, "a LaunchAgent of it is registered too: that is not for --pre to touch", async ({ home, k3s, bystander }) => {
   const plist = `${home.user}/Library/LaunchAgents/io.lima-vm.autostart.k3s.plist`;
   Deno.mkdirSync(plist.replace(/\/[^/]*$/, ""), { recursive: true });
   Deno.writeTextFileSync(plist, "<plist/>");
-  k3s.pidFile("vz.pid", stranger.pid);
-  await heals(k3s, { removes: ["vz.pid"] }, { env: { XPC_SERVICE_NAME: "io.lima-vm.daemon.k3s" } });
+  k3s.pidFile("vz.pid", bystander.pid);
+  await repairs(k3s, { removes: ["vz.pid"] }, { env: { XPC_SERVICE_NAME: "io.lima-vm.daemon.k3s" } });
   assert.equal(Deno.readTextFileSync(plist), "<plist/>");
 });
 
-row(32, "HOME is not set", async ({ k3s, stranger }) => {
-  k3s.pidFile("vz.pid", stranger.pid);
-  await heals(k3s, { removes: ["vz.pid"] }, { env: { HOME: "" } });
+row(32, "HOME is not set", async ({ k3s, bystander }) => {
+  k3s.pidFile("vz.pid", bystander.pid);
+  await repairs(k3s, { removes: ["vz.pid"] }, { env: { HOME: "" } });
 });
 
-row(33, "boot-session.tmp of an earlier boot goes with the last PID file", async ({ k3s, stranger }) => {
+row(33, "boot-session.tmp of an earlier boot goes with the last PID file", async ({ k3s, bystander }) => {
   k3s.write("boot-session.tmp", "11111111-2222-3333-4444-555555555555\n");
   k3s.pidFile("ha.pid", IMPOSSIBLE_PID);
-  k3s.pidFile("vz.pid", stranger.pid);
-  await heals(k3s, { removes: ["boot-session.tmp", "ha.pid", "vz.pid"] });
+  k3s.pidFile("vz.pid", bystander.pid);
+  await repairs(k3s, { removes: ["boot-session.tmp", "ha.pid", "vz.pid"] });
   await starts(k3s);
 });
 
-row(33, "boot-session.tmp stays while a PID file stays", async ({ k3s, stranger }) => {
+row(33, "boot-session.tmp stays while a PID file stays", async ({ k3s, bystander }) => {
   k3s.write("boot-session.tmp", "11111111-2222-3333-4444-555555555555\n");
-  k3s.pidFile("vz.pid", stranger.pid);
+  k3s.pidFile("vz.pid", bystander.pid);
   Deno.mkdirSync(k3s.path("ha.pid"));
   await leavesAlone(k3s, { state: "unknown", status: 75, blockers: [/ha\.pid: it is a directory/] });
 });
 
 row(33, "boot-session.tmp alone, of another boot, is removed", async ({ k3s }) => {
   k3s.write("boot-session.tmp", "11111111-2222-3333-4444-555555555555\n");
-  await heals(k3s, { removes: ["boot-session.tmp"], because: [/of another boot/] });
+  await repairs(k3s, { removes: ["boot-session.tmp"], because: [/of another boot/] });
   await starts(k3s);
 });
 
@@ -974,15 +982,15 @@ row(34, "cold sockets without PID files", async ({ home, k3s }) => {
 function assertSameWords(planned: { stdout: string; status: number }, done: { stderr: string; status: number }): void {
   assert.equal(planned.status, done.status);
   const plan = planned.stdout.split("\n").flatMap((line) => /^ {2}would (.*)$/.exec(line)?.slice(1) ?? []);
-  const deeds = done.stderr.split("\n").flatMap((line) =>
+  const actions = done.stderr.split("\n").flatMap((line) =>
     /^[-\dT:.]+Z lima-guard: (?:\w+: )?pre k3s: (.*\)): /.exec(line)?.slice(1) ?? []
   );
-  assert.notEqual(deeds.length, 0, done.stderr);
-  for (const deed of deeds) assert.ok(plan.includes(deed), `not in the dry run: ${deed}\n${planned.stdout}`);
+  assert.notEqual(actions.length, 0, done.stderr);
+  for (const action of actions) assert.ok(plan.includes(action), `not in the dry run: ${action}\n${planned.stdout}`);
 }
 
-row(4, "the dry run says of stale files what the real run says while it acts", async ({ home, k3s, stranger }) => {
-  strew(k3s, stranger.pid);
+row(4, "the dry run says of stale files what the real run says while it acts", async ({ home, k3s, bystander }) => {
+  strew(k3s, bystander.pid);
   const planned = await runGuard(home, ["--pre", "--dry-run", "k3s"]);
   const done = await runGuard(home, ["--pre", "k3s"]);
   assertSameWords(planned, done);
@@ -1019,7 +1027,7 @@ function whyNoStrace(): string | undefined {
 
 test(
   "a clean instance costs no child process; a recycled PID costs one ps, and ps alone",
-  async ({ home, k3s, stranger }) => {
+  async ({ home, k3s, bystander }) => {
     k3s.staleSocket("ha.sock");
     k3s.sshConfig();
     const docker = home.instance("docker");
@@ -1027,8 +1035,8 @@ test(
     assert.deepEqual(await traced(home, ["--pre", "k3s"]), { programs: [], forks: 0, status: 0 });
     assert.deepEqual(await traced(home, ["--pre", "docker"]), { programs: [], forks: 0, status: 0 });
     assert.equal(docker.has("vz.pid"), false);
-    k3s.pidFile("vz.pid", stranger.pid);
-    home.network("user-v2", { pid: stranger.pid });
+    k3s.pidFile("vz.pid", bystander.pid);
+    home.network("user-v2", { pid: bystander.pid });
     const { programs, forks } = await traced(home, ["--pre", "k3s"]);
     assert.deepEqual([programs, forks], [["/bin/ps"], 1]);
   },
@@ -1037,31 +1045,31 @@ test(
 
 // --- the command line, on several instances -----------------------------------------------------------------------------------
 
-test("several instances: all are treated, the worst status is returned, a name twice is a name once", async ({ home, k3s, stranger }) => {
+test("several instances: all are treated, the worst status is returned, a name twice is a name once", async ({ home, k3s, bystander }) => {
   const docker = home.instance("docker");
-  for (const instance of [k3s, docker]) instance.pidFile("vz.pid", stranger.pid);
+  for (const instance of [k3s, docker]) instance.pidFile("vz.pid", bystander.pid);
   const cured = await runGuard(home, ["--pre", "--json", "docker", "k3s", "docker"]);
   assert.equal(cured.status, 0);
-  assert.deepEqual(told(cured), [["docker", "stale", 0], ["k3s", "stale", 0]]);
+  assert.deepEqual(report(cured), [["docker", "stale", 0], ["k3s", "stale", 0]]);
   for (const instance of [k3s, docker]) assert.equal(instance.has("vz.pid"), false);
 
   // 1, 77, 66, 75, 0: what stands first wins.
   Deno.mkdirSync(k3s.path("vz.pid"));
-  docker.pidFile("vz.pid", stranger.pid);
+  docker.pidFile("vz.pid", bystander.pid);
   const unknown = await runGuard(home, ["--pre", "--json", "docker", "k3s"]);
   assert.equal(unknown.status, 75);
-  assert.deepEqual(told(unknown), [["docker", "stale", 0], ["k3s", "unknown", 75]]);
+  assert.deepEqual(report(unknown), [["docker", "stale", 0], ["k3s", "unknown", 75]]);
   const missing = await runGuard(home, ["--pre", "--json", "gone", "k3s", "docker"]);
   assert.equal(missing.status, 66);
-  assert.deepEqual(told(missing), [["gone", "missing", 66], ["k3s", "unknown", 75], ["docker", "clear", 0]]);
+  assert.deepEqual(report(missing), [["gone", "missing", 66], ["k3s", "unknown", 75], ["docker", "clear", 0]]);
 });
 
-function told(result: { json(): { instances: Told[] } }): [string, string, number][] {
+function report(result: { json(): { instances: Report[] } }): [string, string, number][] {
   return result.json().instances.map(({ name, state, status }) => [name, state, status]);
 }
 
-test("the JSON document: its fields, and nothing else on stdout", async ({ home, k3s, stranger }) => {
-  k3s.pidFile("vz.pid", stranger.pid);
+test("the JSON document: its fields, and nothing else on stdout", async ({ home, k3s, bystander }) => {
+  k3s.pidFile("vz.pid", bystander.pid);
   const { stdout } = await runGuard(home, ["--pre", "k3s", "--json", "-v"]);
   const { version, role, instances, ...rest } = JSON.parse(stdout);
   assert.deepEqual([version, role, instances.length, rest], [1, "pre", 1, {}]);
@@ -1075,7 +1083,7 @@ test("the JSON document: its fields, and nothing else on stdout", async ({ home,
     steps: [{
       kind: "remove",
       what: `remove ${k3s.path("vz.pid")}`,
-      because: `PID ${stranger.pid} is not ours: it is "/usr/libexec/sirittsd", none of Lima's programs`,
+      because: `PID ${bystander.pid} is not ours: it is "/usr/libexec/sirittsd", none of Lima's programs`,
       outcome: "done",
     }],
     blockers: [],
@@ -1100,7 +1108,7 @@ test("LIMA_HOME: the option, else the variable, else ~/.lima; links resolved", a
   }
 });
 
-test("an instance directory that is a link to another volume", async ({ home, k3s, stranger }) => {
+test("an instance directory that is a link to another volume", async ({ home, k3s, bystander }) => {
   Deno.mkdirSync(`${home.root}/volume`);
   Deno.renameSync(k3s.dir, `${home.root}/volume/k3s`);
   Deno.symlinkSync(`${home.root}/volume/k3s`, k3s.dir);
@@ -1109,9 +1117,9 @@ test("an instance directory that is a link to another volume", async ({ home, k3
     await leavesAlone(k3s, { state: "running", status: 0 });
     assertUntouched(k3s, agent);
   }
-  k3s.pidFile("ha.pid", stranger.pid);
-  const { status, told } = await pre(k3s);
-  assert.deepEqual([status, told.state], [0, "stale"]);
+  k3s.pidFile("ha.pid", bystander.pid);
+  const { status, report } = await pre(k3s);
+  assert.deepEqual([status, report.state], [0, "stale"]);
   assert.deepEqual(["ha.pid", "ha.sock", "vz.pid"].filter((file) => k3s.has(file)), []);
   assert.ok(Deno.lstatSync(k3s.dir).isSymlink);
   await starts(k3s);

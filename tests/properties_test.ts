@@ -117,7 +117,7 @@ Deno.test("no reader throws on any bytes, and what is called a PID may be one", 
   );
 });
 
-Deno.test("no journal makes the verdict on the last stop or the brake fail", () => {
+Deno.test("no journal makes the verdict on the last stop or the restart back-off fail", () => {
   const value = fc.oneof(fc.jsonValue(), fc.constantFrom<unknown>(1, "guest", { total: 1 }, { total: "x" }, null));
   const line = fc.record({
     time: fc.oneof(fc.string(), fc.constant("2026-11-22T23:16:54.000Z")),
@@ -174,7 +174,7 @@ const row = fc.record({
 }, PLAIN);
 const psLine = ({ pid, ppid, uid, stat, started, command }: ProcessRow) =>
   `${String(pid).padStart(7)} ${ppid} ${uid} ${stat.padEnd(4)} ${started} ${command}`;
-/** A row that ends before its start time does: nobody can tell what it would have said. */
+/** A row that ends before its start time does: what it would have said cannot be known. */
 const cutRow = fc.tuple(row, fc.nat()).map(([r, cut]) => {
   const line = psLine(r);
   return line.slice(0, 1 + cut % (line.indexOf(r.started) + r.started.length - 2));
@@ -214,7 +214,7 @@ Deno.test("readLsof(): lines that mean nothing change nothing", () => {
   );
 });
 
-Deno.test("readLsof(): a holder whose number is damaged names nobody, and takes nobody else's file", () => {
+Deno.test("readLsof(): a holder whose number is damaged is left out, and takes no other holder's file", () => {
   const bad = fc.constantFrom("", "0", "1", "-7", "x", "12x", "4194305", "4294967296", "1e99", "0.5");
   fc.assert(
     fc.property(anyPid, bad, (pid, wrong) => {
@@ -300,7 +300,7 @@ Deno.test("launchctl print-disabled: each label has its own word", () => {
   );
 });
 
-Deno.test("id -P: a user is read back, and a line with too few fields is nobody", () => {
+Deno.test("id -P: a user is read back, and a line with too few fields is no user", () => {
   const field = fc.string({ unit: fc.constantFrom(..."abc 019_-é"), minLength: 1, maxLength: 8 }).map((t) => `u${t}u`);
   const id = number(4_294_967_295);
   fc.assert(
@@ -358,7 +358,7 @@ Deno.test("a plist that was cut anywhere is refused", () => {
 Deno.test("the guest is only asked through an ssh.config that names this instance", async () => {
   await using home = await tempLimaHome();
   const instance = home.instance("a.b_c");
-  // Somebody may live: that is when ssh is on its way before anything is proven.
+  // A process may live: that is when ssh is on its way before anything is proven.
   instance.pidFile("ha.pid", Deno.pid);
   const real = realHost();
   let asked = 0;

@@ -23,7 +23,7 @@ import {
 import { DIR } from "./observations.ts";
 
 const RUNS = { numRuns: 2000 };
-/** Objects as everybody makes them: fast-check makes some without a prototype, which are not equal to any other. */
+/** Ordinary objects: fast-check makes some without a prototype, which are not equal to any other. */
 const PLAIN = { noNullPrototype: true } as const;
 /** Any text at all, and text made of the characters that the readers look for, which comes nearer to their edges. */
 const anyText = fc.oneof(
@@ -39,7 +39,7 @@ const anyText = fc.oneof(
 );
 /** Every PID there may be, the first and last ones often. */
 const anyPid = fc.oneof(fc.integer({ min: 2, max: 4_194_304 }), fc.constantFrom(2, 3, 99_998, 4_194_303, 4_194_304));
-/** Numbers that kill(2) would take for a group, for everybody, or for another number than the one that was meant. */
+/** Numbers that kill(2) would take for a group, for all processes, or for another number than the one that was meant. */
 const NO_PIDS = [0, -0, 1, -1, -789, 0.5, 789.5, 4_194_305, 2 ** 31, 2 ** 32, 2 ** 32 + 789, 1e21, NaN, Infinity];
 
 // ── PID files ──
@@ -247,7 +247,7 @@ const lsof = (...lines: string[]) => lines.map((line) => `${line}\n`).join("");
 const VM = "com.apple.Virtualization.VirtualMachine";
 for (
   const [name, text, expected] of [
-    ["nobody", "", []],
+    ["no process", "", []],
     ["a VM that has the disk open for reading and writing", lsof("p901", `c${VM}`, "f14", "au", "n/d/disk"), [
       { pid: 901, command: VM, path: "/d/disk", ...NO_FILE },
     ]],
@@ -264,7 +264,7 @@ for (
     ["two descriptors of one file", lsof("p909", "cx", "f1", "au", "n/d/disk", "f2", "aw", "n/d/disk"), [
       { pid: 909, command: "x", path: "/d/disk", ...NO_FILE },
     ]],
-    // Each disk has a lock of its own, which must stay as long as anybody has that disk.
+    // Each disk has a lock of its own, which must stay as long as any process has that disk.
     ["two disks of one VM", lsof("p910", "cx", "f1", "au", "n/d/a/datadisk", "f2", "au", "n/d/b/datadisk"), [
       { pid: 910, command: "x", path: "/d/a/datadisk", ...NO_FILE },
       { pid: 910, command: "x", path: "/d/b/datadisk", ...NO_FILE },
@@ -404,7 +404,7 @@ for (
     ["a text", 'ssh:\n  localPort: "sixty"\n', undefined],
     ["an anchor", "ssh:\n  localPort: *port\n", undefined],
     ["too large", "ssh:\n  localPort: 65536\n", undefined],
-    ["a number that goes on", "ssh:\n  localPort: 60022x\n", undefined],
+    ["a number that is followed by a letter", "ssh:\n  localPort: 60022x\n", undefined],
     ["an empty file", "", undefined],
   ] as const
 ) {
@@ -547,7 +547,7 @@ const RECORD: LockRecord = { pid: 789, started: "", dir: DIR, role: "stop", phas
 const line = (value: unknown) => `${JSON.stringify(value)}\n`;
 for (
   const [name, text, expected] of [
-    ["what a guard writes", line(RECORD), RECORD],
+    ["what lima-guard writes", line(RECORD), RECORD],
     ["without a line end", JSON.stringify(RECORD), RECORD],
     ["with a start time and more", line({ ...RECORD, started: "Sun Nov 22 23:16:54 2026", version: 2 }), {
       ...RECORD,

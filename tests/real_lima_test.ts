@@ -5,16 +5,16 @@
 
 import assert from "node:assert/strict";
 import { deadPid, eventually, type Home, isAlive, runGuard, standin } from "./helpers/mod.ts";
-import { difference, heals, paths, pre, remark } from "./helpers/pre.ts";
+import { difference, paths, pre, remark, repairs } from "./helpers/pre.ts";
 import { realTest as test, runLimactl, start, type Started, type World } from "./helpers/real_lima.ts";
 
 // --- the states that were recorded ----------------------------------------------------------------------------------------------------
 
 interface State {
   make(world: World): unknown;
-  /** What `--pre` removes; then `limactl start` goes on. */
+  /** What `--pre` removes; then `limactl start` continues. */
   removes?: string[];
-  /** What it says of what is not its to mend; then the start says the same as before. */
+  /** What it says of what it must not repair; then the start says the same as before. */
   blocked?: RegExp;
   note?: RegExp;
   /** Versions of Lima that start beside it all the same, and versions that alone do not. */
@@ -24,24 +24,24 @@ interface State {
 
 /** The titles are those of the recording. */
 const STATES: Record<string, State> = {
-  "qemu.pid names a live stranger, no ha.pid": {
-    make: ({ k3s, stranger }) => k3s.pidFile("qemu.pid", stranger.pid),
+  "qemu.pid names a live process of another program, no ha.pid": {
+    make: ({ k3s, bystander }) => k3s.pidFile("qemu.pid", bystander.pid),
     removes: ["qemu.pid"],
   },
-  "ha.pid names a live stranger, no ha.sock": {
-    make: ({ k3s, stranger }) => k3s.pidFile("ha.pid", stranger.pid),
+  "ha.pid names a live process of another program, no ha.sock": {
+    make: ({ k3s, bystander }) => k3s.pidFile("ha.pid", bystander.pid),
     removes: ["ha.pid"],
   },
-  "ha.pid names a live stranger, ha.sock refuses": {
-    make({ k3s, stranger }) {
-      k3s.pidFile("ha.pid", stranger.pid);
+  "ha.pid names a live process of another program, ha.sock refuses": {
+    make({ k3s, bystander }) {
+      k3s.pidFile("ha.pid", bystander.pid);
       k3s.staleSocket("ha.sock");
     },
     removes: ["ha.pid", "ha.sock"],
   },
-  "ha.pid names a live stranger, ha.sock accepts and never answers": {
-    make({ k3s, stranger }) {
-      k3s.pidFile("ha.pid", stranger.pid);
+  "ha.pid names a live process of another program, ha.sock accepts and never answers": {
+    make({ k3s, bystander }) {
+      k3s.pidFile("ha.pid", bystander.pid);
       return k3s.silentSocket("ha.sock");
     },
     // A socket that takes a connection has an owner: who it is could not be found out.
@@ -70,13 +70,13 @@ const STATES: Record<string, State> = {
     make: ({ home }) => Deno.mkdirSync(`${home.lima}/bad name`),
     blocked: /bad name: its name is no instance name/,
   },
-  "LIMA_HOME holds a directory without lima.yaml (the start then goes on; stopped after 6 s)": {
+  "LIMA_HOME holds a directory without lima.yaml (the start then continues; stopped after 6 s)": {
     make: ({ home }) => Deno.mkdirSync(`${home.lima}/junk`),
     note: /junk: it holds no lima\.yaml/,
     refusedIn: /^2\.1\.|^1\./,
   },
-  "usernet_user-v2.pid names a live stranger (network not wanted)": {
-    make: ({ home, stranger }) => home.network("user-v2", { pid: stranger.pid }),
+  "usernet_user-v2.pid names a live process of another program (network not wanted)": {
+    make: ({ home, bystander }) => home.network("user-v2", { pid: bystander.pid }),
     removes: ["../_networks/user-v2/usernet_user-v2.pid"],
   },
 };
@@ -86,35 +86,35 @@ for (const { title, status, fatal } of recordedStates()) {
   test(`real limactl: ${title}`, async (world) => {
     const { home, k3s, guard } = world;
     const state = STATES[title];
-    assert.ok(state, "a recorded state that nobody makes");
+    assert.ok(state, "a recorded state that is not made here");
     const { version } = world.real;
-    const goesOn = state.fineIn?.test(version) || (status === 124 && !state.refusedIn?.test(version));
+    const continues = state.fineIn?.test(version) || (status === 124 && !state.refusedIn?.test(version));
     using _before = await make(state, world);
     {
       await using before = await start(world);
-      assert.equal(before.status, goesOn ? undefined : 1);
-      if (fatal && !goesOn) {
+      assert.equal(before.status, continues ? undefined : 1);
+      if (fatal && !continues) {
         assert.ok(plain(await before.said, home).includes(plain(fatal, home)), `${await before.said}\n${fatal}`);
       }
     }
     // What was started, and then killed, has left other things behind.
-    if (goesOn) assert.equal((await pre(k3s, guard)).status, 0);
-    using _after = goesOn && state.removes ? await make(state, world) : undefined;
+    if (continues) assert.equal((await pre(k3s, guard)).status, 0);
+    using _after = continues && state.removes ? await make(state, world) : undefined;
     if (state.removes) {
       await cured(state.removes, world);
       await using after = await start(world);
       assert.equal(after.status, undefined, await ended(after));
     } else {
-      const { status, told } = await pre(k3s, guard);
+      const { status, report } = await pre(k3s, guard);
       assert.equal(status, state.blocked ? 75 : 0);
-      assert.match([...told.blockers, ...told.notes].map(remark).join("\n"), state.blocked ?? state.note!);
+      assert.match([...report.blockers, ...report.notes].map(remark).join("\n"), state.blocked ?? state.note!);
       await using after = await start(world);
-      assert.equal(after.status, goesOn ? undefined : 1, await ended(after));
+      assert.equal(after.status, continues ? undefined : 1, await ended(after));
     }
   });
 }
 
-/** What root made goes to the user. A socket that somebody listens on must be let go of. */
+/** What root made goes to the user. A socket that a process listens on must be closed. */
 async function make(state: State, world: World): Promise<Disposable> {
   const made = await state.make(world);
   if (Deno.uid() === 0) world.home.giveTo(world.real.user);
@@ -132,7 +132,7 @@ async function cured(removes: string[], { home, k3s, guard }: World): Promise<vo
       difference(before, paths(home)),
       removes.map((file) => file.startsWith("../") ? file.slice(3) : `k3s/${file}`).sort(),
     );
-  } else await heals(k3s, { removes }, guard);
+  } else await repairs(k3s, { removes }, guard);
 }
 
 async function ended(started: Started): Promise<string> {
@@ -159,8 +159,8 @@ test("real limactl: a host agent that runs is left alone", async (world) => {
   const { k3s, guard, home } = world;
   await using agent = await start(world);
   const qemu = agent.qemu!;
-  const { status, told } = await pre(k3s, guard);
-  assert.deepEqual([status, told.state, told.steps], [0, "running", []]);
+  const { status, report } = await pre(k3s, guard);
+  assert.deepEqual([status, report.state, report.steps], [0, "running", []]);
   const again = await runLimactl(home, "start", "--tty=false", "k3s", "--foreground");
   assert.equal(again.status, 0);
   assert.match(again.stderr, /is already running/);
@@ -172,13 +172,13 @@ test("real limactl: ha.pid is damaged while its host agent runs", async (world) 
   const { k3s, guard } = world;
   await using agent = await start(world);
   k3s.pidFile("ha.pid", "");
-  const { status, told } = await pre(k3s, guard);
-  assert.deepEqual([status, told.state, told.steps], [0, "running", []]);
+  const { status, report } = await pre(k3s, guard);
+  assert.deepEqual([status, report.state, report.steps], [0, "running", []]);
   assert.ok(isAlive(agent.pid));
 });
 
 test("real limactl: the host agent is killed, QEMU lives on: stopped, and started again", async (world) => {
-  const { k3s, guard, stranger } = world;
+  const { k3s, guard, bystander } = world;
   await using agent = await start(world);
   const qemu = agent.qemu!;
   await agent.kill();
@@ -187,32 +187,32 @@ test("real limactl: the host agent is killed, QEMU lives on: stopped, and starte
     assert.equal(refused.status, 1);
     assert.match(await refused.said, /qemu driver is running but host agent is not/);
   }
-  k3s.pidFile("ha.pid", stranger.pid);
+  k3s.pidFile("ha.pid", bystander.pid);
   // There is no operating system that could hear the power button.
-  const { status, told, stdout } = await pre(k3s, { ...guard, args: ["--timeout", "8"] });
-  assert.deepEqual([status, told.state], [0, "orphan"], stdout);
+  const { status, report, stdout } = await pre(k3s, { ...guard, args: ["--timeout", "8"] });
+  assert.deepEqual([status, report.state], [0, "orphan"], stdout);
   assert.equal(isAlive(qemu), false);
   assert.deepEqual(["ha.pid", "ha.sock", "qemu.pid", "qmp.sock"].filter((file) => k3s.has(file)), []);
   await using after = await start(world);
   assert.equal(after.status, undefined, await ended(after));
 });
 
-test("real limactl: power is cut, and the numbers are somebody else's by now", async (world) => {
-  const { k3s, home, guard, stranger } = world;
+test("real limactl: power is cut, and the numbers are another program's by now", async (world) => {
+  const { k3s, home, guard, bystander } = world;
   await using agent = await start(world);
   const qemu = agent.qemu!;
   await agent.kill();
   Deno.kill(qemu, "SIGKILL");
   await eventually(() => assert.ok(!isAlive(qemu)));
-  k3s.pidFile("ha.pid", stranger.pid);
-  k3s.pidFile("qemu.pid", stranger.pid);
+  k3s.pidFile("ha.pid", bystander.pid);
+  k3s.pidFile("qemu.pid", bystander.pid);
   if (Deno.uid() === 0) home.giveTo(world.real.user);
   {
     await using refused = await start(world);
     assert.match(plain(await refused.said, home), /failed to get Info from .*connection refused/);
   }
   await cured(["ha.pid", "ha.sock", "qemu.pid"], world);
-  assert.equal((await pre(k3s, guard)).told.state, "clear");
+  assert.equal((await pre(k3s, guard)).report.state, "clear");
   await using after = await start(world);
   assert.equal(after.status, undefined, await ended(after));
 });
@@ -220,8 +220,8 @@ test("real limactl: power is cut, and the numbers are somebody else's by now", a
 test("real limactl: LIMA_HOME beyond ASCII and with blanks: its processes are recognised", async (world) => {
   const { k3s, guard } = world;
   await using agent = await start(world);
-  const { status, told } = await pre(k3s, guard);
-  assert.deepEqual([status, told.state, told.steps], [0, "running", []]);
+  const { status, report } = await pre(k3s, guard);
+  assert.deepEqual([status, report.state, report.steps], [0, "running", []]);
   await agent.kill();
   const orphan = await runGuard(world.home, ["--pre", "--dry-run", "--json", "k3s"], guard);
   assert.equal(orphan.json().instances[0].state, "orphan");

@@ -3,7 +3,6 @@
 import assert from "node:assert/strict";
 import {
   type Agent,
-  bystander,
   eventually,
   type Home,
   isAlive,
@@ -13,6 +12,7 @@ import {
   runGuard,
   spawnGuard,
   startAgent,
+  startBystander,
   tempLimaHome,
 } from "./helpers/mod.ts";
 
@@ -39,7 +39,7 @@ async function agentOf(home: Home, user: OrdinaryUser, name: string): Promise<Ag
   return await startAgent(instance, { uid: user.uid, gid: user.gid });
 }
 
-interface Told {
+interface Report {
   name: string;
   status: number;
   state: string;
@@ -56,8 +56,8 @@ asRoot("root's --stop --all stops the instances of two users, and --status --all
   await using yans = await agentOf(two, yan!, "k3s");
   for (const home of [one, two]) Deno.chmodSync(home.root, 0o755);
   const env = everyonesEnv(root);
-  const shown: Told[] = (await runGuard(root, ["--status", "--all", "--json"], { env })).json().instances;
-  const owners = (told: Told[]) => told.map((t) => [t.owner, t.home, t.name].join(" ")).sort();
+  const shown: Report[] = (await runGuard(root, ["--status", "--all", "--json"], { env })).json().instances;
+  const owners = (report: Report[]) => report.map((t) => [t.owner, t.home, t.name].join(" ")).sort();
   const expected = [`${zoe!.name} ${one.lima} k3s`, `${yan!.name} ${two.lima} k3s`].sort();
   assert.deepEqual(owners(shown), expected);
   assert.deepEqual(shown.map((t) => t.state), ["running", "running"]);
@@ -104,9 +104,9 @@ asRoot("a lima-guard that hangs is ended with the budget, and its home is unknow
   Deno.kill(child, "SIGSTOP");
   const result = await guard.result({ timeoutMs: 20_000 });
   assert.equal(isAlive(child), false);
-  const told: Told[] = result.json().instances;
-  assert.ok(told.some((t) => t.home === one.lima && t.state === "unknown" && t.status === 75), result.stdout);
-  assert.ok(told.some((t) => t.name === "k3s" && t.status === 1 && /still lives/.test(t.blockers[0]!.because)));
+  const report: Report[] = result.json().instances;
+  assert.ok(report.some((t) => t.home === one.lima && t.state === "unknown" && t.status === 75), result.stdout);
+  assert.ok(report.some((t) => t.name === "k3s" && t.status === 1 && /still lives/.test(t.blockers[0]!.because)));
   assert.equal(result.status, 1);
   assert.ok(agent.isAlive());
 });
@@ -116,11 +116,11 @@ asRoot("a user without an entry in the user database is no reason to answer 0", 
   const dir = `${home.root}/VM/k3s`;
   const command = ["limactl", "hostagent", "--pidfile", `${dir}/ha.pid`, "--socket", `${dir}/ha.sock`, "k3s"];
   const env = everyonesEnv(home);
-  await using agent = await bystander(home, { command, uid: 54_321, gid: 54_321 });
+  await using agent = await startBystander(home, { command, uid: 54_321, gid: 54_321 });
   const { status, json } = await runGuard(home, ["--stop", "--all", "--json"], { env });
-  const [told] = json().instances as Told[];
-  assert.deepEqual([status, told!.name, told!.status], [75, "k3s", 75]);
-  assert.match(told!.blockers[0]!.because, /uid 54321 has no entry in the user database/);
+  const [report] = json().instances as Report[];
+  assert.deepEqual([status, report!.name, report!.status], [75, "k3s", 75]);
+  assert.match(report!.blockers[0]!.because, /uid 54321 has no entry in the user database/);
   agent.assertAlive();
 });
 
@@ -135,14 +135,17 @@ asRoot(
       ]
     ) {
       await using home = await tempLimaHome();
-      const lima = `${home.root}/a home nobody names`;
+      const lima = `${home.root}/an unlisted home`;
       const command = tail.map((word) => word.replace("DIR", `${lima}/k3s`));
       const env = everyonesEnv(home);
-      await using driver = await bystander(home, { command, uid: zoe!.uid, gid: zoe!.gid });
+      await using driver = await startBystander(home, { command, uid: zoe!.uid, gid: zoe!.gid });
       const { status, json } = await runGuard(home, ["--stop", "--all", "--json"], { env });
-      const told = (json().instances as Told[]).find((t) => t.name === "k3s");
-      assert.deepEqual([status, told?.status], [1, 1], command.join(" "));
-      assert.match(told!.blockers[0]!.hint!, /sudo -H -u lgtest lima-guard --stop --lima-home '.*nobody names' k3s$/);
+      const report = (json().instances as Report[]).find((t) => t.name === "k3s");
+      assert.deepEqual([status, report?.status], [1, 1], command.join(" "));
+      assert.match(
+        report!.blockers[0]!.hint!,
+        /sudo -H -u lgtest lima-guard --stop --lima-home '.*unlisted home' k3s$/,
+      );
       driver.assertAlive();
     }
   },
@@ -165,8 +168,8 @@ asRoot("a home of a LaunchDaemon is served where no host agent lives yet", async
   );
   try {
     const { status, json, stderr } = await runGuard(root, ["--stop", "--all", "--json"], { env: everyonesEnv(root) });
-    const [told] = json().instances as Told[];
-    assert.deepEqual([status, told?.name, told?.home, told?.state], [0, "k3s", one.lima, "stopped"], stderr);
+    const [report] = json().instances as Report[];
+    assert.deepEqual([status, report?.name, report?.home, report?.state], [0, "k3s", one.lima, "stopped"], stderr);
   } finally {
     Deno.removeSync(plist);
   }

@@ -7,7 +7,6 @@ import type { Keys } from "./launchd/plist.ts";
 import { agentPid, assertDown, events, journal, last } from "./launchd/run.ts";
 import {
   type Bystander,
-  bystander,
   type Conf,
   eventually,
   type Home,
@@ -15,6 +14,7 @@ import {
   isAlive,
   runGuard,
   sshGuest,
+  startBystander,
   tempLimaHome,
   waitForExit,
   whyNoSshd,
@@ -25,7 +25,7 @@ interface Scene {
   readonly home: Home;
   readonly launchd: Launchd;
   readonly vm: Instance;
-  readonly stranger: Bystander;
+  readonly bystander: Bystander;
 }
 
 function test(
@@ -38,10 +38,10 @@ function test(
     ignore,
     async fn() {
       await using home = await tempLimaHome();
-      await using stranger = await bystander(home);
+      await using bystander = await startBystander(home);
       await using launchd = smallLaunchd(home, { throttle });
-      await body({ home, launchd, vm: home.instance("vm", { conf }), stranger });
-      stranger.assertAlive();
+      await body({ home, launchd, vm: home.instance("vm", { conf }), bystander });
+      bystander.assertAlive();
     },
   });
 }
@@ -58,7 +58,7 @@ function isRunning({ launchd }: Scene, vm: Instance, times = 1): Promise<void> {
 function assertStopped({ launchd }: Scene, vm: Instance): void {
   const job = launchd.job(labelOf(vm));
   const life = job.lives.at(-1)!;
-  assert.equal(life.killed, false, `launchd killed it:\n${job.said()}`);
+  assert.equal(life.killed, false, `launchd's time limit was over:\n${job.said()}`);
   assert.deepEqual([life.ended!.code, life.ended!.signal], [0, null], job.said());
   assertDown(vm);
   assert.equal(last(vm, "end").requested, true);
@@ -66,9 +66,9 @@ function assertStopped({ launchd }: Scene, vm: Instance): void {
 
 const ONCE_MORE: Partial<Keys> = { KeepAlive: { SuccessfulExit: false } };
 
-test("a boot with stale files: they are cleared, and nobody else is signalled", async (scene) => {
-  const { launchd, vm, stranger } = scene;
-  nameInAllPidFiles(vm, stranger.pid);
+test("a boot with stale files: they are cleared, and no other process is signalled", async (scene) => {
+  const { launchd, vm, bystander } = scene;
+  nameInAllPidFiles(vm, bystander.pid);
   vm.staleSocket("ha.sock");
   load(launchd, vm, { ...ONCE_MORE, ExitTimeOut: 6 });
   await isRunning(scene, vm);
@@ -76,7 +76,7 @@ test("a boot with stale files: they are cleared, and nobody else is signalled", 
   assert.equal(last(vm, "start").job, `system/${labelOf(vm)}`);
   await launchd.shutdown();
   assertStopped(scene, vm);
-  stranger.assertAlive();
+  bystander.assertAlive();
 });
 
 test("the budget is what launchctl print says, and only for our own PID", async (scene) => {
@@ -189,10 +189,10 @@ test("a daemon without HOME and without a user of its own: LIMA_HOME is enough",
 });
 
 test("a shutdown with a hung guest: killed in time, the next boot is clean", async (scene) => {
-  const { launchd, vm, stranger } = scene;
+  const { launchd, vm, bystander } = scene;
   load(launchd, vm, { ...ONCE_MORE, ExitTimeOut: 6 });
   await isRunning(scene, vm);
-  vm.pidFile("qemu.pid", stranger.pid);
+  vm.pidFile("qemu.pid", bystander.pid);
   await launchd.shutdown();
   assertStopped(scene, vm);
   assert.equal(last(vm, "end").stage, "killed");
@@ -238,7 +238,7 @@ test("a shutdown while the guard itself is starting", async (scene) => {
 });
 
 test("five instances: started one after another, stopped all at once", async (scene) => {
-  const { home, launchd, stranger } = scene;
+  const { home, launchd, bystander } = scene;
   const kinds: Conf[] = [{}, { vmtype: "qemu" }, { vmtype: "krunkit" }, { stop: "hang" }, {
     stop: "cannot-request-stop",
   }];
@@ -250,15 +250,15 @@ test("five instances: started one after another, stopped all at once", async (sc
   for (const [n, [start]] of spans.slice(1).entries()) {
     assert.ok(start! >= spans[n]![1]! - 250, "it was started while another one was booting");
   }
-  for (const vm of all) nameInAllPidFiles(vm, stranger.pid);
+  for (const vm of all) nameInAllPidFiles(vm, bystander.pid);
   await launchd.shutdown();
   for (const vm of all) assertStopped(scene, vm);
   assert.deepEqual(all.map((vm) => last(vm, "end").stage === "killed"), [false, false, false, true, false]);
-  stranger.assertAlive();
+  bystander.assertAlive();
 });
 
-test("a power cut, and all PIDs belong to somebody else at the next boot", async (scene) => {
-  const { home, launchd, vm, stranger } = scene;
+test("a power cut, and all PIDs belong to other programs at the next boot", async (scene) => {
+  const { home, launchd, vm, bystander } = scene;
   const qemu = home.instance("qemu", { conf: { vmtype: "qemu", usernet: 1 } });
   for (const each of [vm, qemu]) load(launchd, each, { ...ONCE_MORE, ExitTimeOut: 6 });
   for (const each of [vm, qemu]) await isRunning(scene, each);
@@ -266,10 +266,10 @@ test("a power cut, and all PIDs belong to somebody else at the next boot", async
   for (const [each, files] of [[vm, ["ha.pid", "vz.pid"]], [qemu, ["ha.pid", "qemu.pid"]]] as const) {
     for (const file of files) {
       assert.ok(each.pid(file), file);
-      each.pidFile(file, stranger.pid);
+      each.pidFile(file, bystander.pid);
     }
   }
-  Deno.writeTextFileSync(`${home.lima}/_networks/user-v2/usernet_user-v2.pid`, `${stranger.pid}\n`);
+  Deno.writeTextFileSync(`${home.lima}/_networks/user-v2/usernet_user-v2.pid`, `${bystander.pid}\n`);
   launchd.boot();
   for (const each of [vm, qemu]) await isRunning(scene, each, 2);
   for (const each of [vm, qemu]) {
@@ -278,7 +278,7 @@ test("a power cut, and all PIDs belong to somebody else at the next boot", async
   }
   await launchd.shutdown();
   for (const each of [vm, qemu]) assertStopped(scene, each);
-  stranger.assertAlive();
+  bystander.assertAlive();
 });
 
 test("launchctl kill TERM: no timer, and KeepAlive {SuccessfulExit: false} lets it be", async (scene) => {
@@ -337,7 +337,7 @@ test("the instance goes down by itself: launchd starts it again", async (scene) 
 
 // ── --stop from a second terminal ──
 
-test("--stop, KeepAlive {SuccessfulExit: false}: it stays down, and the line to start it is told", async (scene) => {
+test("--stop, KeepAlive {SuccessfulExit: false}: it stays down, and the line to start it is printed", async (scene) => {
   const { home, launchd, vm } = scene;
   const label = load(launchd, vm, { ...ONCE_MORE, ExitTimeOut: 20 });
   await isRunning(scene, vm);
@@ -351,7 +351,7 @@ test("--stop, KeepAlive {SuccessfulExit: false}: it stays down, and the line to 
   assert.deepEqual(last(vm, "end").role, "run", "the job's own guard has done it");
 });
 
-test("--stop, KeepAlive true: launchd starts it again, and that is told", async (scene) => {
+test("--stop, KeepAlive true: launchd starts it again, and that is reported", async (scene) => {
   const { home, launchd, vm } = scene;
   const label = load(launchd, vm, { KeepAlive: true, ExitTimeOut: 20 });
   await isRunning(scene, vm);
@@ -364,7 +364,7 @@ test("--stop, KeepAlive true: launchd starts it again, and that is told", async 
   assert.equal(launchd.job(label).lives.length, 2, "it was stopped twice");
 }, { throttle: 0.01 });
 
-test("--stop while the guard waits in the brake: it ends at once", async (scene) => {
+test("--stop during the restart back-off: it ends at once", async (scene) => {
   const { home, launchd, vm } = scene;
   const label = load(launchd, vm, { ...ONCE_MORE, ExitTimeOut: 20 });
   await eventually(() => assert.match(launchd.job(label).said(), /; waits \d+ s/), { withinMs: 20_000 });

@@ -21,7 +21,6 @@ import {
 } from "./launchd/run.ts";
 import {
   type Bystander,
-  bystander,
   type Conf,
   denoFlags,
   eventually,
@@ -38,6 +37,7 @@ import {
   runGuard,
   sshGuest,
   startAgent,
+  startBystander,
   startQemuOrphan,
   tempLimaHome,
   tinyMount,
@@ -57,7 +57,7 @@ interface Scene {
   readonly home: Home;
   readonly vm: Instance;
   /** Never to be signalled, whatever PID file names it. */
-  readonly stranger: Bystander;
+  readonly bystander: Bystander;
 }
 
 function test(
@@ -70,14 +70,14 @@ function test(
     ignore,
     async fn() {
       await using home = await tempLimaHome();
-      await using stranger = await bystander(home);
-      await body({ home, vm: home.instance("vm", { conf }), stranger });
-      stranger.assertAlive();
+      await using bystander = await startBystander(home);
+      await body({ home, vm: home.instance("vm", { conf }), bystander });
+      bystander.assertAlive();
     },
   });
 }
 
-/** A program that does what is told and needs no Lima. */
+/** A program that does what TEXT says and needs no Lima. */
 function shell(text: string): string[] {
   return ["/bin/sh", "-c", text];
 }
@@ -171,9 +171,9 @@ for (const signal of ["SIGINT", "SIGHUP"] as const) {
   });
 }
 
-test("--timeout is the budget of the stop: a guest that hangs is killed in it", async ({ vm, stranger }) => {
+test("--timeout is the budget of the stop: a guest that hangs is killed in it", async ({ vm, bystander }) => {
   await using guard = await running(vm, { flags: ["--timeout", "4"] });
-  vm.pidFile("qemu.pid", stranger.pid);
+  vm.pidFile("qemu.pid", bystander.pid);
   const { status, stderr, seconds } = await stopRun(guard);
   assert.equal(status, 0, stderr);
   assert.ok(seconds < 4.5, `${seconds} s`);
@@ -253,7 +253,7 @@ function has(path: string): boolean {
   }
 }
 
-/** The guard on a terminal of its own, and somebody who types. */
+/** lima-guard on a terminal of its own, and a person who types. */
 async function atTerminal(vm: Instance, flags: string[] = []) {
   const guard = ["run", "-A", ...denoFlags(), `${project}/lima_guard.ts`, ...flags, "--run", vm.name, "--"];
   const quoted = [Deno.execPath(), ...guard, ...foreground(vm)].map((word) => `'${word}'`).join(" ");
@@ -307,7 +307,7 @@ function session(pid: number): number {
   return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[3]);
 }
 
-test("at a terminal Ctrl-C, at least a second after the first, goes on to the next stage", async ({ vm }) => {
+test("at a terminal Ctrl-C, at least a second after the first, leads to the next stage", async ({ vm }) => {
   const terminal = await atTerminal(vm);
   await terminal.type("\x03");
   await eventually(() => assert.match(terminal.shown(), /agent, \d+ s left/));
@@ -410,25 +410,25 @@ test("stopped while something is in the way", async ({ vm }) => {
   assert.ok(Deno.statSync(foreign).isDirectory);
 });
 
-test("stopped while a process is unknown: nothing is touched, and it is no success", async ({ vm, stranger }) => {
-  for (const file of ["ha.pid", "vz.pid"]) vm.pidFile(file, stranger.pid);
+test("stopped while a process is unknown: nothing is touched, and it is no success", async ({ vm, bystander }) => {
+  for (const file of ["ha.pid", "vz.pid"]) vm.pidFile(file, bystander.pid);
   const { script, env } = guardWith({ programs: { ps: { does: "be killed" } } });
   await using guard = run(vm, { script: script!, env: { ...env, ...asJob(vm, 6) } });
   await guard.waitForLine(/unknown; looks again in 5 s/);
   const { status, stderr, seconds } = await stopRun(guard);
   assert.ok(seconds < 6, `it took ${seconds} s`);
-  assert.deepEqual([vm.pid("ha.pid"), vm.pid("vz.pid")], [stranger.pid, stranger.pid]);
+  assert.deepEqual([vm.pid("ha.pid"), vm.pid("vz.pid")], [bystander.pid, bystander.pid]);
   assert.match(stderr, /unknown: .*ha\.pid/);
   assert.notEqual(status, 0, "unknown never counts as success");
 });
 
-test("stopped while another guard has the lock", async ({ vm }) => {
+test("stopped while another lima-guard has the lock", async ({ vm }) => {
   using _lock = hold(vm.path("lima-guard.lock"));
   await using guard = run(vm, { env: asJob(vm, 6) });
   await stopsWaiting(vm, guard, /waits up to \d+ s for/);
 });
 
-test("stopped while another guard has the lock, and has had it for longer than one wait", async ({ vm }) => {
+test("stopped while another lima-guard has the lock, and has had it for longer than one wait", async ({ vm }) => {
   using _lock = hold(vm.path("lima-guard.lock"));
   const { script, env } = guardWith({ lockMs: 200 });
   await using guard = run(vm, { script: script!, env: { ...env, ...asJob(vm, 6) } });
@@ -438,7 +438,7 @@ test("stopped while another guard has the lock, and has had it for longer than o
   await stopsWaiting(vm, guard, /waits up to 5 s for/);
 });
 
-test("stopped while another guard has the lock and does nothing, and the machine runs: that is no success", async ({ vm }) => {
+test("stopped while another lima-guard has the lock and does nothing, and the machine runs: that is no success", async ({ vm }) => {
   await using agent = await startAgent(vm);
   using _lock = hold(vm.path("lima-guard.lock"));
   await using guard = run(vm, { env: asJob(vm, 6) });
@@ -450,7 +450,7 @@ test("stopped while another guard has the lock and does nothing, and the machine
   assert.ok(agent.isAlive());
 });
 
-test("stopped while another guard has the lock, which it lets go of: the machine is stopped", async ({ vm }) => {
+test("stopped while another lima-guard has the lock, which it releases: the machine is stopped", async ({ vm }) => {
   await using agent = await startAgent(vm);
   const lock = hold(vm.path("lima-guard.lock"));
   await using guard = run(vm, { env: asJob(vm, 20) });
@@ -471,12 +471,12 @@ test("a journal that was set aside just now is not forgotten", async ({ vm }) =>
   await guard.waitForLine(/the last runs ended badly soon after their start; waits (39|40) s/);
 });
 
-test("stopped while the brake holds: the wait is over at once", async ({ vm }) => {
+test("stopped during the restart back-off: the wait is over at once", async ({ vm }) => {
   writeBadEnds(vm, 5);
   await using guard = run(vm);
   await stopsWaiting(vm, guard, /the last runs ended badly soon after their start; waits (39|40) s/);
   const end = last(vm, "end");
-  assert.equal(end.requested, true, "it resets the brake");
+  assert.equal(end.requested, true, "it resets the back-off");
 });
 
 test("stopped while it waits for its turn to start", async ({ home, vm }) => {
@@ -497,9 +497,9 @@ test("stopped while a booting agent of another run is waited for: it is stopped,
   assertDown(vm);
 });
 
-test("stopped during the ladder on an orphan: in launchd's time, not in its own", async ({ vm, stranger }) => {
+test("stopped during the stop stages on an orphan: in launchd's time, not in its own", async ({ vm, bystander }) => {
   await using orphan = await startQemuOrphan(vm, { stop: "ignore", ignore_term: 1 });
-  vm.pidFile("krunkit.pid", stranger.pid);
+  vm.pidFile("krunkit.pid", bystander.pid);
   await using guard = run(vm, { env: asJob(vm, 5) });
   await guard.waitForLine(/stage driver/);
   const { status, stderr, seconds } = await stopRun(guard);
@@ -513,32 +513,32 @@ test("stopped during the ladder on an orphan: in launchd's time, not in its own"
 // ── a stop during the boot ──
 
 /** A command that becomes the host agent when the test says so. */
-function onceTold(vm: Instance, preamble = ""): { command: string[]; tell: () => void } {
+function onceReleased(vm: Instance, preamble = ""): { command: string[]; tell: () => void } {
   const go = `${vm.home.root}/go`;
   const text = `#!/bin/sh\n${preamble}\necho waiting >&2\nuntil [ -e '${go}' ]; do sleep 0.05; done\nexec "$@"\n`;
   return {
-    command: [script(vm, "once-told", text), ...foreground(vm)],
+    command: [script(vm, "once-released", text), ...foreground(vm)],
     tell: () => Deno.writeTextFileSync(go, ""),
   };
 }
 
 test("stopped before there is an ha.pid", async ({ vm }) => {
-  const { command } = onceTold(vm);
+  const { command } = onceReleased(vm);
   await using guard = run(vm, { command, env: asJob(vm, 6) });
   await guard.waitForLine(/^waiting$/);
   const { status, stderr, seconds } = await stopRun(guard);
   assert.equal(status, 0, stderr);
   assert.ok(seconds < 3, `${seconds} s`);
   assertDown(vm);
-  assert.deepEqual(vm.home.processes().filter((line) => line.includes("once-told")), []);
+  assert.deepEqual(vm.home.processes().filter((line) => line.includes("once-released")), []);
 });
 
 test("stopped before there is an ha.pid, and the command starts the machine all the same", async ({ vm }) => {
-  const { command, tell } = onceTold(vm, "trap '' TERM");
+  const { command, tell } = onceReleased(vm, "trap '' TERM");
   await using guard = run(vm, { command, env: asJob(vm, 6) });
   await guard.waitForLine(/^waiting$/);
   guard.signal("SIGTERM");
-  await guard.waitForLine(/SIGTERM to .*once-told/);
+  await guard.waitForLine(/SIGTERM to .*once-released/);
   tell();
   const { status, stderr } = await guard.result();
   // Either nothing of it lives, or it is no success.
@@ -613,13 +613,13 @@ test("by hand, no such instance: 66, and nothing is made", async ({ home, vm }) 
   const result = await run(vm).result();
   assert.equal(result.status, 66);
   assert.match(result.stderr, /silently create a new VM/);
-  const none = await runGuard(home, ["--run", "nobody", "--", home.limactl, "start", "nobody", "--foreground"]);
+  const none = await runGuard(home, ["--run", "absent", "--", home.limactl, "start", "absent", "--foreground"]);
   assert.equal(none.status, 66);
   assert.equal(home.wouldHaveCreated(), undefined);
   assert.deepEqual(vm.files(), ["disk", "lima-version"]);
 });
 
-test("by hand, another guard has the lock: 75", async ({ vm }) => {
+test("by hand, another lima-guard has the lock: 75", async ({ vm }) => {
   using _lock = hold(vm.path("lima-guard.lock"));
   const { script, env } = guardWith({ lockMs: 300 });
   const result = await run(vm, { script: script!, env: env! }).result();
@@ -658,8 +658,8 @@ test("under launchd it waits for the volume and for the lock, and starts when th
   assertDown(vm);
 });
 
-test("what a dead run left behind is cleared first", async ({ vm, stranger }) => {
-  for (const file of ["ha.pid", "vz.pid"]) vm.pidFile(file, stranger.pid);
+test("what a dead run left behind is cleared first", async ({ vm, bystander }) => {
+  for (const file of ["ha.pid", "vz.pid"]) vm.pidFile(file, bystander.pid);
   vm.staleSocket("ha.sock");
   await using guard = await running(vm);
   await eventually(() => assert.deepEqual(events(vm), ["pre", "start", "running"]));
@@ -667,8 +667,8 @@ test("what a dead run left behind is cleared first", async ({ vm, stranger }) =>
   assertDown(vm);
 });
 
-test("--dry-run prints the plan and the command, and starts nothing", async ({ vm, stranger }) => {
-  vm.pidFile("vz.pid", stranger.pid);
+test("--dry-run prints the plan and the command, and starts nothing", async ({ vm, bystander }) => {
+  vm.pidFile("vz.pid", bystander.pid);
   const before = vm.files();
   const result = await run(vm, { flags: ["--dry-run"] }).result();
   assert.equal(result.status, 0, result.stderr);
@@ -688,7 +688,7 @@ test("the budget is what launchd grants, more than 60 s too", async ({ home, vm 
 
 // ── a command that is not the host agent ──
 
-/** Like `colima start -f`: the host agent in the background, in a session of its own; then it waits for ever. */
+/** Like `colima start -f`: the host agent in the background, in a session of its own; then it waits forever. */
 function colima(vm: Instance, onTerm = "sub { print STDERR qq(colima ends\\n); exit 0 }"): string[] {
   const text = `#!/usr/bin/perl
 use POSIX ();
@@ -705,7 +705,7 @@ select undef, undef, undef, 0.05 while 1;
   return [script(vm, "colima", text), ...foreground(vm)];
 }
 
-test("the command starts the agent in the background: a stop is the ladder, the command comes last", async ({ vm }) => {
+test("the command starts the agent in the background: a stop takes the stages, the command comes last", async ({ vm }) => {
   await using guard = await running(vm, { command: colima(vm) });
   const pid = await agentPid(vm);
   assert.notEqual(pid, last(vm, "start").pid);
@@ -731,7 +731,7 @@ test(
 );
 
 for (const how of ["SIGKILL", "limactl stop"] as const) {
-  test(`the command waits for ever, its agent ends (${how}): the command is stopped, and the status tells how the agent ended`, async ({ home, vm }) => {
+  test(`the command waits forever, its agent ends (${how}): the command is stopped, and the status shows how the agent ended`, async ({ home, vm }) => {
     await using guard = await running(vm, { command: colima(vm) });
     if (how === "SIGKILL") Deno.kill(await agentPid(vm), "SIGKILL");
     else assert.equal((await limactl(home, ["stop", "vm"])).status, 0);
@@ -763,8 +763,8 @@ for (const [moment, until] of MOMENTS) {
   for (const code of [0, 1]) {
     test(
       `the command ends with ${code} ${moment}, and the agent lives: it is adopted and stopped`,
-      async ({ vm, stranger }) => {
-        vm.pidFile("qemu.pid", stranger.pid);
+      async ({ vm, bystander }) => {
+        vm.pidFile("qemu.pid", bystander.pid);
         await using guard = run(vm, { command: inBackground(vm, until(vm), code) });
         await guard.waitForLine(/is adopted; .*--foreground/);
         const pid = await agentPid(vm);
@@ -794,7 +794,7 @@ for (const how of ["SIGKILL", "limactl stop"] as const) {
   }, { ignore: !LINUX });
 }
 
-test("a second --run is told to stop while the first one supervises: it leaves at once, with 0 and one line", async ({ vm }) => {
+test("a second --run is asked to stop while the first one supervises: it leaves at once, with 0 and one line", async ({ vm }) => {
   await using first = await running(vm);
   await using second = run(vm, { env: asJob(vm, 60) });
   await second.waitForLine(/waits up to \d+ s for lima-guard --run, PID/);
@@ -808,7 +808,7 @@ test("a second --run is told to stop while the first one supervises: it leaves a
   assert.equal(vm.guestDisk(), "clean");
 });
 
-test("both are told to stop at once, as at a shutdown: one stop, one set of stages", async ({ vm }) => {
+test("both are asked to stop at once, as at a shutdown: one stop, one set of stages", async ({ vm }) => {
   await using first = await running(vm);
   await using second = run(vm, { env: asJob(vm, 60) });
   await second.waitForLine(/waits up to \d+ s for lima-guard --run, PID/);
@@ -870,9 +870,9 @@ test("an adopted agent that is killed: 1, and what it left is cleared", async ({
   assertDown(vm);
 });
 
-test("an adopted agent is stopped by the ladder", async ({ vm, stranger }) => {
+test("an adopted agent is stopped by the stop stages", async ({ vm, bystander }) => {
   await using agent = await startAgent(vm);
-  vm.pidFile("qemu.pid", stranger.pid);
+  vm.pidFile("qemu.pid", bystander.pid);
   await using guard = run(vm);
   await guard.waitForLine(/is adopted/);
   const { status, stderr } = await stopRun(guard);
@@ -883,12 +883,12 @@ test("an adopted agent is stopped by the ladder", async ({ vm, stranger }) => {
   assertDown(vm);
 });
 
-/** What somebody's `rm` leaves of a running instance. */
+/** What an `rm` by hand leaves of a running instance. */
 function withoutFiles(vm: Instance): void {
   for (const file of vm.files().filter((file) => /\.(pid|sock)$/.test(file))) vm.remove(file);
 }
 
-test("somebody removes the files of an adopted agent: it is known all the same, and stopped", async ({ vm }) => {
+test("the files of an adopted agent are removed by hand: it is known all the same, and stopped", async ({ vm }) => {
   await using agent = await startAgent(vm);
   await using guard = run(vm);
   await guard.waitForLine(/is adopted/);
@@ -925,7 +925,7 @@ test("the guard is killed: the next one adopts the agent that lives on", async (
   assertDown(vm);
 });
 
-test("the guard and the agent are killed: the next one heals, keeps the logs, and starts", async ({ vm }) => {
+test("lima-guard and the agent are killed: the next lima-guard repairs, keeps the logs, and starts", async ({ vm }) => {
   await using first = await running(vm);
   const pid = await agentPid(vm);
   first.signal("SIGKILL");
@@ -975,8 +975,8 @@ test(
 
 // ── one start at a time ──
 
-test("instances of one LIMA_HOME start one after another: nobody starts while another one boots", async ({ home, vm }) => {
-  const { command, tell } = onceTold(vm);
+test("instances of one LIMA_HOME start one after another: none starts while another one boots", async ({ home, vm }) => {
+  const { command, tell } = onceReleased(vm);
   await using guards = new AsyncDisposableStack();
   const first = guards.use(run(vm, { command }));
   await first.waitForLine(/^waiting$/);
@@ -995,7 +995,7 @@ test("instances of one LIMA_HOME start one after another: nobody starts while an
   for (const instance of [vm, ...others]) assertDown(instance);
 });
 
-test("a turn that was waited for too long is not taken one day behind everybody's back", async ({ home, vm }) => {
+test("a turn that was waited for too long is not taken later, when it is no longer wanted", async ({ home, vm }) => {
   Deno.mkdirSync(`${home.lima}/_lima-guard`);
   const turn = `${home.lima}/_lima-guard/start.lock`;
   const other = hold(turn);
@@ -1072,7 +1072,7 @@ test("the guest is gone before the guard can look: it was the word that did it",
   assertDown(vm);
 }, NEEDS_SSHD);
 
-test("the line is ready: ssh may be gone by then", async ({ home, vm }) => {
+test("the line is ready: ssh may be gone when it is used", async ({ home, vm }) => {
   const tools = `${home.root}/tools`;
   Deno.mkdirSync(tools);
   Deno.symlinkSync("/usr/bin/ssh", `${tools}/ssh`);
@@ -1247,7 +1247,7 @@ test("LIMA_HOME is read-only: the turn to start is not waited for", async ({ hom
   assert.equal((await stopRun(guard)).status, 0);
 }, { ignore: whyNoReadOnlyDir() !== undefined });
 
-/** The guard with a fault of its own, which comes with SIGUSR1 (thrown) or SIGUSR2 (a promise that fails). */
+/** lima-guard with an internal error, which comes with SIGUSR1 (thrown) or SIGUSR2 (a promise that fails). */
 function faulty(vm: Instance, env: Record<string, string> = {}) {
   const preload = script(
     vm,
@@ -1272,7 +1272,7 @@ Deno.addSignalListener("SIGUSR2", () => void Promise.reject(new Error("rejected 
   return { child, said: () => said, reading };
 }
 
-test("a fault of the guard's own does not kill the machine, and the guard goes on", async ({ vm }) => {
+test("an internal error of lima-guard does not kill the machine, and lima-guard continues", async ({ vm }) => {
   const { child, said, reading } = faulty(vm);
   await eventually(() => assert.match(said(), /Running after/), { withinMs: 15_000 });
   const pid = await agentPid(vm);
@@ -1289,7 +1289,7 @@ test("a fault of the guard's own does not kill the machine, and the guard goes o
   assertDown(vm);
 });
 
-test("nobody reads what the guard says: it goes on", async ({ vm }) => {
+test("no process reads what lima-guard prints: it continues", async ({ vm }) => {
   const { child, said, reading } = faulty(vm);
   await eventually(() => assert.match(said(), /Running after/), { withinMs: 15_000 });
   await child.stderr.cancel().catch(() => {});

@@ -1,4 +1,4 @@
-/** What `--run` decides without touching anything: its states, its brake, and how long launchd lets it stop. */
+/** What `--run` decides without touching anything: states, restart back-off, and how long launchd lets it stop. */
 
 import assert from "node:assert/strict";
 import fc from "fast-check";
@@ -26,13 +26,13 @@ const CELLS: readonly (readonly [RunState, RunEvent, RunState, RunAction])[] = [
   ["preparing", "healthy", "supervising", "adopt"],
   ["preparing", "refused", "leaving", "leave"],
   ["preparing", "ended", "preparing", "impossible"],
-  ["preparing", "stop", "stopping", "climb"],
+  ["preparing", "stop", "stopping", "stop"],
   ["preparing", "stopped", "preparing", "impossible"],
   ["supervising", "clear", "supervising", "impossible"],
   ["supervising", "healthy", "supervising", "impossible"],
   ["supervising", "refused", "supervising", "impossible"],
   ["supervising", "ended", "leaving", "leave"],
-  ["supervising", "stop", "stopping", "climb"],
+  ["supervising", "stop", "stopping", "stop"],
   ["supervising", "stopped", "supervising", "impossible"],
   ["stopping", "clear", "stopping", "ignore"],
   ["stopping", "healthy", "stopping", "ignore"],
@@ -48,9 +48,9 @@ const CELLS: readonly (readonly [RunState, RunEvent, RunState, RunAction])[] = [
   ["leaving", "stopped", "leaving", "ignore"],
 ];
 
-for (const [state, event, next, deed] of CELLS) {
-  Deno.test(`${state} × ${event} → ${next}, ${deed}`, () => {
-    assert.deepEqual(RUN_TABLE[state][event], [next, deed]);
+for (const [state, event, next, action] of CELLS) {
+  Deno.test(`${state} × ${event} → ${next}, ${action}`, () => {
+    assert.deepEqual(RUN_TABLE[state][event], [next, action]);
   });
 }
 
@@ -60,24 +60,24 @@ Deno.test("the table has these states and events, and no others", () => {
   assert.equal(CELLS.length, STATES.length * EVENTS.length);
 });
 
-/** What happens one after the other: the deeds, and the state in the end. */
-function walk(events: readonly RunEvent[]): { state: RunState; deeds: RunAction[]; states: RunState[] } {
+/** What happens one after the other: the actions, and the state in the end. */
+function walk(events: readonly RunEvent[]): { state: RunState; actions: RunAction[]; states: RunState[] } {
   let state: RunState = "preparing";
-  const deeds: RunAction[] = [];
+  const actions: RunAction[] = [];
   const states: RunState[] = [state];
   for (const event of events) {
     const cell: readonly [RunState, RunAction] = RUN_TABLE[state][event];
-    const [next, deed] = cell;
+    const [next, action] = cell;
     state = next;
-    deeds.push(deed);
+    actions.push(action);
     states.push(state);
   }
-  return { state, deeds, states };
+  return { state, actions, states };
 }
 
 const anyEvents = fc.array(fc.constantFrom(...EVENTS), { maxLength: 30 });
 
-Deno.test("whatever happens, in any order, is survived: each state is one of the four, and leaving is for good", () => {
+Deno.test("whatever happens, in any order: each state is one of the four, and leaving is for good", () => {
   fc.assert(fc.property(anyEvents, (events) => {
     const { states } = walk(events);
     assert.ok(states.every((state) => STATES.includes(state)));
@@ -97,19 +97,19 @@ Deno.test("after a stop was asked for, only its end leads to leaving, and nothin
   fc.assert(fc.property(anyEvents, anyEvents, (before, after) => {
     const asked = walk([...before, "stop"]);
     fc.pre(asked.state === "stopping");
-    const { state, deeds } = walk([...before, "stop", ...after]);
+    const { state, actions } = walk([...before, "stop", ...after]);
     assert.equal(state, after.includes("stopped") ? "leaving" : "stopping");
-    const since = deeds.slice(before.length + 1);
-    assert.deepEqual(since.filter((deed) => deed === "start" || deed === "adopt" || deed === "climb"), []);
+    const since = actions.slice(before.length + 1);
+    assert.deepEqual(since.filter((action) => action === "start" || action === "adopt" || action === "stop"), []);
   }));
 });
 
-Deno.test("the command is started once, the ladder climbed once, and both left once", () => {
+Deno.test("the command is started once, the stop stages run once, and both are left once", () => {
   fc.assert(fc.property(anyEvents, (events) => {
-    const { deeds } = walk(events);
-    const count = (...wanted: RunAction[]) => deeds.filter((deed) => wanted.includes(deed)).length;
+    const { actions } = walk(events);
+    const count = (...wanted: RunAction[]) => actions.filter((action) => wanted.includes(action)).length;
     assert.ok(count("start", "adopt") <= 1);
-    assert.ok(count("climb") <= 1);
+    assert.ok(count("stop") <= 1);
     assert.ok(count("leave") <= 1);
   }));
 });
@@ -117,19 +117,19 @@ Deno.test("the command is started once, the ladder climbed once, and both left o
 Deno.test("a cell that cannot be changes nothing", () => {
   for (const state of STATES) {
     for (const event of EVENTS) {
-      const [next, deed] = RUN_TABLE[state][event];
-      if (deed === "impossible" || deed === "ignore") assert.equal(next, state, `${state} × ${event}`);
+      const [next, action] = RUN_TABLE[state][event];
+      if (action === "impossible" || action === "ignore") assert.equal(next, state, `${state} × ${event}`);
     }
   }
 });
 
 Deno.test("a stop is heard in every state in which something can be stopped", () => {
   for (const state of ["preparing", "supervising"] as const) {
-    assert.deepEqual(RUN_TABLE[state].stop, ["stopping", "climb"]);
+    assert.deepEqual(RUN_TABLE[state].stop, ["stopping", "stop"]);
   }
 });
 
-// ── growing pauses and the brake ──
+// ── growing pauses and the restart back-off ──
 
 Deno.test("pauses grow from 5 s, doubling, to 5 min", () => {
   const seconds = Array.from({ length: 10 }, (_, n) => backoffMs(n) / 1000);
@@ -153,14 +153,14 @@ const requested = (ago: number, more: Record<string, unknown> = {}) =>
 /** So many bad ends, the last one just now. */
 const badly = (n: number) => Array.from({ length: n }, (_, i) => bad((n - 1 - i) * 10));
 
-interface BrakeRow {
+interface BackOffRow {
   readonly what: string;
   readonly lines: readonly JournalLine[];
-  /** How many seconds the brake still holds. */
+  /** How many seconds of the back-off are left. */
   readonly seconds: number;
 }
 
-const BRAKE: readonly BrakeRow[] = [
+const BACK_OFFS: readonly BackOffRow[] = [
   { what: "nothing was ever run", lines: [], seconds: 0 },
   { what: "one bad end", lines: badly(1), seconds: 0 },
   { what: "two bad ends in a row", lines: badly(2), seconds: 5 },
@@ -213,8 +213,9 @@ const BRAKE: readonly BrakeRow[] = [
   { what: "the clock was stepped forward by a day since", lines: [bad(86_410), bad(86_400)], seconds: 0 },
 ];
 
-for (const { what, lines, seconds } of BRAKE) {
-  Deno.test(`brake: ${what}: ${seconds} s`, () => assert.equal(restartBackoffMs(lines, NOW), seconds * 1000));
+for (const { what, lines, seconds } of BACK_OFFS) {
+  Deno.test(`restart back-off: ${what}: ${seconds} s`, () =>
+    assert.equal(restartBackoffMs(lines, NOW), seconds * 1000));
 }
 
 const anyLine = fc.record({
@@ -229,7 +230,7 @@ const anyLine = fc.record({
   ranS: fc.oneof(fc.constantFrom(undefined, null, "3", -1, 1e300), fc.double({ min: 0, max: 1000, noNaN: true })),
 }).map((fields) => ({ ...line("end", 0), ...fields }) as JournalLine);
 
-Deno.test("brake: whatever stands in the journal, it is over after 5 min at most", () => {
+Deno.test("restart back-off: whatever stands in the journal, it is over after 5 min at most", () => {
   fc.assert(
     fc.property(fc.array(anyLine, { maxLength: 20 }), (lines) => {
       const ms = restartBackoffMs(lines, NOW);
@@ -336,7 +337,7 @@ for (
     ],
     ["only the nested states are there", printed("\tstate = running\n", ""), (({ state: _, ...rest }) => rest)(JOB)],
     ["launchd's own default", printed("exit timeout = 60", "exit timeout = 5"), { ...JOB, exitTimeoutS: 5 }],
-    ["for ever", printed("exit timeout = 60", "exit timeout = 0"), { ...JOB, exitTimeoutS: 0 }],
+    ["without limit", printed("exit timeout = 60", "exit timeout = 0"), { ...JOB, exitTimeoutS: 0 }],
     ["no exit timeout", printed("\texit timeout = 60\n", ""), (({ exitTimeoutS: _, ...rest }) => rest)(JOB)],
     [
       "numbers that are none",
@@ -394,7 +395,7 @@ for (
     ["as install writes it", "<key>ExitTimeOut</key>\n\t<integer>60</integer>", 60],
     ["on one line", "<key>ExitTimeOut</key><integer>45</integer>", 45],
     ["with blanks around", "<key> ExitTimeOut </key> <integer> 45 </integer>", 45],
-    ["0, for ever", "<key>ExitTimeOut</key><integer>0</integer>", 0],
+    ["0, without limit", "<key>ExitTimeOut</key><integer>0</integer>", 0],
     ["negative: launchd ignores it", "<key>ExitTimeOut</key><integer>-5</integer>", 5],
     ["more than 31 bits: launchd ignores it", "<key>ExitTimeOut</key><integer>99999999999</integer>", 5],
     ["a string is no number", "<key>ExitTimeOut</key><string>60</string>", 5],
@@ -418,8 +419,8 @@ for (
     ["as installed", 60, 60, 60],
     ["--timeout shortens it", 60, 20, 20],
     ["--timeout cannot lengthen it", 10, 20, 10],
-    ["for ever: no shutdown grants that", 0, 60, 60],
-    ["for ever, --timeout", 0, 20, 20],
+    ["without limit: no shutdown grants that", 0, 60, 60],
+    ["without limit, --timeout", 0, 20, 20],
   ] as const
 ) {
   Deno.test(`budget: ${what}: ${budget} s`, () => assert.equal(budgetOf(granted, wanted), budget));

@@ -2,7 +2,6 @@
 
 import assert from "node:assert/strict";
 import {
-  bystander,
   type Colima,
   colima,
   daemonPidFile,
@@ -13,6 +12,7 @@ import {
   isAlive,
   ps,
   spawnColima,
+  startBystander,
   tempColimaHome,
   tempLimaHome,
   waitForExit,
@@ -96,7 +96,7 @@ Deno.test("colima start without -f ends, and the VM runs", async () => {
 Deno.test("a failed start is 1: limactl believes the recycled number in vz.pid", async () => {
   await using home = await tempColimaHome();
   const vm = home.instance("colima");
-  await using other = await bystander(home);
+  await using other = await startBystander(home);
   vm.pidFile("vz.pid", other.pid);
   const { code, stderr } = await colima(home, ["start", "-f"]);
   assert.equal(code, 1);
@@ -203,7 +203,7 @@ Deno.test("a recycled number in daemon.pid gets SIGTERM at every stop, and befor
   for (const when of ["stop", "start"]) {
     await using home = await tempColimaHome();
     const vm = home.instance("colima", { conf: when === "start" ? { colima_daemon: 1 } : {} });
-    await using other = await bystander(home);
+    await using other = await startBystander(home);
     home.mayBeSignalled(other.pid);
     if (when === "start") writeDaemonPid(home, other.pid);
     const start = spawnColima(home, ["start"]);
@@ -224,7 +224,7 @@ Deno.test("a recycled number in daemon.pid gets SIGTERM at every stop, and befor
 Deno.test("a dead number in daemon.pid is nothing; a process that the test has not released is spared", async () => {
   await using home = await tempColimaHome();
   home.instance("colima");
-  await using other = await bystander(home);
+  await using other = await startBystander(home);
   for (const pid of [await deadPid(), other.pid]) {
     assert.equal((await colima(home, ["start"])).code, 0);
     writeDaemonPid(home, pid);

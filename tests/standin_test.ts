@@ -2,7 +2,6 @@
 
 import assert from "node:assert/strict";
 import {
-  bystander,
   cutOff,
   deadPid,
   eventually,
@@ -21,6 +20,7 @@ import {
   sshGuest,
   standin,
   startAgent,
+  startBystander,
   startOrphan,
   startQemuOrphan,
   tempLimaHome,
@@ -34,17 +34,17 @@ import {
 
 // --- limactl start refuses as recorded --------------------------------------------------------------------------------
 
-type SetUp = (instance: Instance, stranger: number) => Disposable | void | Promise<void>;
+type SetUp = (instance: Instance, bystander: number) => Disposable | void | Promise<void>;
 
 /** How to make each state that was recorded; the titles are those of the recording. */
 const STATES: Record<string, SetUp> = {
-  "qemu.pid names a live stranger, no ha.pid": (i, pid) => void i.pidFile("qemu.pid", pid),
-  "ha.pid names a live stranger, no ha.sock": (i, pid) => void i.pidFile("ha.pid", pid),
-  "ha.pid names a live stranger, ha.sock refuses": (i, pid) => {
+  "qemu.pid names a live process of another program, no ha.pid": (i, pid) => void i.pidFile("qemu.pid", pid),
+  "ha.pid names a live process of another program, no ha.sock": (i, pid) => void i.pidFile("ha.pid", pid),
+  "ha.pid names a live process of another program, ha.sock refuses": (i, pid) => {
     i.pidFile("ha.pid", pid);
     i.staleSocket("ha.sock");
   },
-  "ha.pid names a live stranger, ha.sock accepts and never answers": (i, pid) => {
+  "ha.pid names a live process of another program, ha.sock accepts and never answers": (i, pid) => {
     i.pidFile("ha.pid", pid);
     return i.silentSocket("ha.sock");
   },
@@ -58,9 +58,10 @@ const STATES: Record<string, SetUp> = {
   "qemu.pid holds a dead PID with blanks and CRLF": async (i) => void i.pidFile("qemu.pid", ` ${await deadPid()} \r\n`),
   "ssh.config empty": (i) => void i.sshConfig({ text: "" }),
   "LIMA_HOME holds a directory 'bad name'": (i) => Deno.mkdirSync(`${i.home.lima}/bad name`),
-  "LIMA_HOME holds a directory without lima.yaml (the start then goes on; stopped after 6 s)": (i) =>
+  "LIMA_HOME holds a directory without lima.yaml (the start then continues; stopped after 6 s)": (i) =>
     Deno.mkdirSync(`${i.home.lima}/junk`),
-  "usernet_user-v2.pid names a live stranger (network not wanted)": (i, pid) => void i.home.network("user-v2", { pid }),
+  "usernet_user-v2.pid names a live process of another program (network not wanted)": (i, pid) =>
+    void i.home.network("user-v2", { pid }),
 };
 
 const RECORDING = await Deno.readTextFile(standin("recorded/lima-2.2.0-refusals.txt"));
@@ -69,46 +70,46 @@ for (const { title, status, lines } of recordedStates()) {
   const setUp = STATES[title];
   if (title.startsWith("limactl ")) continue; // below: the same state as the first
   Deno.test(`limactl start says what Lima 2.2.0 said when ${title}`, async () => {
-    assert.ok(setUp, "a recorded state that nobody makes");
+    assert.ok(setUp, "a recorded state that is not made here");
     await using home = await tempLimaHome();
     const k3s = home.instance("k3s", { conf: { vmtype: "qemu" } });
-    await using stranger = await bystander(home);
-    using _ = (await setUp(k3s, stranger.pid)) ?? { [Symbol.dispose]: () => {} };
+    await using bystander = await startBystander(home);
+    using _ = (await setUp(k3s, bystander.pid)) ?? { [Symbol.dispose]: () => {} };
     // 124 was `timeout`: the instance had started.
     await using agent = await startAgent(k3s, { until: status === 124 ? "running" : "exit" });
     assertSays(await agent.stderr, lines, home);
     if (status !== 124) assert.equal((await agent.status).code, status);
-    stranger.assertAlive();
+    bystander.assertAlive();
   });
 }
 
-Deno.test("limactl stop refuses a Broken instance, and stop --force kills the stranger whom a PID file names", async () => {
+Deno.test("limactl stop refuses a Broken instance, and stop --force kills another program that a PID file names", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s", { conf: { vmtype: "qemu" } });
-  await using stranger = await bystander(home);
-  k3s.pidFile("qemu.pid", stranger.pid);
+  await using bystander = await startBystander(home);
+  k3s.pidFile("qemu.pid", bystander.pid);
   const recorded = (title: string) => recordedStates().find((state) => state.title === title)!.lines;
 
   const stop = await limactl(home, ["stop", "k3s"]);
   assert.equal(stop.status, 1);
   assertSays(stop.stderr, recorded("limactl stop"), home);
 
-  home.mayBeSignalled(stranger.pid);
+  home.mayBeSignalled(bystander.pid);
   const force = await limactl(home, ["stop", "--force", "k3s"]);
-  assertSays(force.stderr, [`level=info msg="Sending SIGKILL to the qemu driver process ${stranger.pid}"`], home);
+  assertSays(force.stderr, [`level=info msg="Sending SIGKILL to the qemu driver process ${bystander.pid}"`], home);
   assertSays(force.stderr, ['level=info msg="The host agent process seems already stopped"'], home);
-  await waitForExit(stranger.pid);
+  await waitForExit(bystander.pid);
   assert.equal(k3s.has("qemu.pid"), false);
 });
 
-Deno.test("limactl stop --force spares whom the test has not released", async () => {
+Deno.test("limactl stop --force spares a process that the test has not released", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
-  await using stranger = await bystander(home);
-  k3s.pidFile("vz.pid", stranger.pid);
+  await using bystander = await startBystander(home);
+  k3s.pidFile("vz.pid", bystander.pid);
   const { stderr } = await limactl(home, ["stop", "--force", "k3s"]);
-  assert.match(stderr, /Lima would have sent SIGKILL to the stranger/);
-  stranger.assertAlive();
+  assert.match(stderr, /Lima would have sent SIGKILL to another program/);
+  bystander.assertAlive();
 });
 
 Deno.test("limactl start of a missing instance would create one: it says so, leaves a mark and nothing else", async () => {
@@ -130,14 +131,14 @@ Deno.test("limactl panics without HOME, whatever LIMA_HOME says", async () => {
 Deno.test("limactl list deletes the PID files of dead processes and keeps those of live ones", async () => {
   await using home = await tempLimaHome();
   const [dead, live] = [home.instance("docker"), home.instance("k3s")];
-  await using stranger = await bystander(home);
+  await using bystander = await startBystander(home);
   dead.pidFile("vz.pid", IMPOSSIBLE_PID);
-  live.pidFile("vz.pid", stranger.pid);
+  live.pidFile("vz.pid", bystander.pid);
   const { stdout } = await limactl(home, ["list"]);
   assert.match(stdout, /^docker +Stopped +vz /m);
   assert.match(stdout, /^k3s +Broken +vz /m);
   assert.equal(dead.has("vz.pid"), false);
-  assert.equal(live.pid("vz.pid"), stranger.pid);
+  assert.equal(live.pid("vz.pid"), bystander.pid);
 });
 
 Deno.test("limactl --version names itself", async () => {
@@ -217,7 +218,7 @@ Deno.test("lima-vm/lima#5087: a stop that cannot be requested cuts the guest off
   assert.equal(k3s.guestDisk(), "dirty");
 });
 
-Deno.test("a guest that ignores the power button is cut off when vz's patience ends, exit 1", async () => {
+Deno.test("a guest that ignores the power button is cut off when vz's time limit ends, exit 1", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s", { conf: { stop: "ignore", vz_stop_limit_ms: 100 } });
   await using agent = await startAgent(k3s);
@@ -430,15 +431,15 @@ Deno.test("usernet looks as Lima's, has its own process group, outlives the agen
 
 Deno.test("a recycled PID in usernet's file: wanted, it is taken as running, and the machine does not start", async () => {
   await using home = await tempLimaHome();
-  await using stranger = await bystander(home);
-  home.network("user-v2", { pid: stranger.pid, sockets: true });
+  await using bystander = await startBystander(home);
+  home.network("user-v2", { pid: bystander.pid, sockets: true });
   const k3s = home.instance("k3s", { conf: { usernet: 1 } });
   await using _ = await startAgent(k3s, { until: "exit" });
   assert.equal(
     k3s.log().at(-1),
     `dial unix ${home.lima}/_networks/user-v2/user-v2_fd.sock: connect: connection refused`,
   );
-  stranger.assertAlive();
+  bystander.assertAlive();
 });
 
 // --- the drivers that are processes of their own ----------------------------------------------------------------------
@@ -497,7 +498,7 @@ Deno.test("QEMU can refuse the power button, and be silent on QMP", async () => 
   assert.equal(silent.guestDisk(), "dirty");
 });
 
-Deno.test("SIGTERM quits QEMU at once, which cuts its guest off; it can be told to ignore it", async () => {
+Deno.test("SIGTERM quits QEMU at once, which cuts its guest off; it can be set to ignore it", async () => {
   await using home = await tempLimaHome();
   const quick = home.instance("quick");
   await using orphan = await startQemuOrphan(quick, { guest_off_ms: 60_000 });
@@ -547,7 +548,7 @@ for (const vmtype of ["krunkit", "x"] as const) {
 // --- the guest --------------------------------------------------------------------------------------------------------
 
 const noSshd = whyNoSshd();
-/** What a guard would ask, in one line. */
+/** What lima-guard would ask, in one line. */
 const POWER_OFF =
   "sudo -n sh -c 'sync; if command -v systemctl >/dev/null; then systemctl poweroff; else /sbin/shutdown -h now; fi'";
 
@@ -684,7 +685,7 @@ guestTest("nothing reaches this machine's own commands", async (home, k3s) => {
   const { stdout } = await ssh(k3s, "set");
   assert.doesNotMatch(stdout, /^SSH_|^STANDIN_HOME=/m, "the environment is empty");
   if (Deno.uid() === 0) {
-    // The file shows under whom the commands ran.
+    // The file shows as which user the commands ran.
     await ssh(k3s, "echo mine >whose");
     assert.notEqual(Deno.statSync(k3s.path("standin.guest/whose")).uid, 0);
   }
@@ -695,15 +696,15 @@ guestTest("nothing reaches this machine's own commands", async (home, k3s) => {
 Deno.test("a bystander shows its wanted command, and remembers every signal", async () => {
   await using home = await tempLimaHome();
   const command = ["limactl", "hostagent", "--pidfile", `${home.lima}/k3s/ha.pid`];
-  await using stranger = await bystander(home, { command });
-  assert.equal(psCommand(stranger.pid), `${command.join(" ")}\n`);
-  stranger.assertAlive();
-  Deno.kill(stranger.pid, "SIGTERM");
-  Deno.kill(stranger.pid, "SIGUSR1");
-  await eventually(() => assert.deepEqual(stranger.signals().sort(), ["SIGTERM", "SIGUSR1"]));
-  assert.throws(() => stranger.assertAlive(), /was signalled/);
-  await stranger.end();
-  assert.equal(isAlive(stranger.pid), false);
+  await using bystander = await startBystander(home, { command });
+  assert.equal(psCommand(bystander.pid), `${command.join(" ")}\n`);
+  bystander.assertAlive();
+  Deno.kill(bystander.pid, "SIGTERM");
+  Deno.kill(bystander.pid, "SIGUSR1");
+  await eventually(() => assert.deepEqual(bystander.signals().sort(), ["SIGTERM", "SIGUSR1"]));
+  assert.throws(() => bystander.assertAlive(), /was signalled/);
+  await bystander.end();
+  assert.equal(isAlive(bystander.pid), false);
 });
 
 Deno.test("a zombie exists and is not alive", async () => {
@@ -715,7 +716,7 @@ Deno.test("a zombie exists and is not alive", async () => {
 
 Deno.test("the end of a home ends everything in it, and nothing else", async () => {
   await using other = await tempLimaHome();
-  await using stranger = await bystander(other);
+  await using bystander = await startBystander(other);
   let pids: number[];
   {
     await using home = await tempLimaHome();
@@ -725,7 +726,7 @@ Deno.test("the end of a home ends everything in it, and nothing else", async () 
     assert.equal(pids.length, 3, home.processes().join("\n"));
   }
   assert.deepEqual(pids.filter(isAlive), []);
-  stranger.assertAlive();
+  bystander.assertAlive();
 });
 
 const user = ordinaryUser();
@@ -738,8 +739,8 @@ Deno.test({
     home.giveTo(user!);
     await using agent = await startAgent(k3s, user!);
     assert.equal(ps(agent.pid)!.uid, user!.uid);
-    await using stranger = await bystander(home, user!);
-    assert.equal(ps(stranger.pid)!.uid, user!.uid);
+    await using bystander = await startBystander(home, user!);
+    assert.equal(ps(bystander.pid)!.uid, user!.uid);
     const { stdout } = await user!.runAs("/usr/bin/id", ["-un"]);
     assert.equal(new TextDecoder().decode(stdout), `${user!.name}\n`);
   },

@@ -18,7 +18,15 @@ import {
   stopUnderWay,
   VERSION,
 } from "../lima_guard.ts";
-import { bystander, isAlive, ordinaryUser, runGuard, spawnGuard, startAgent, tempLimaHome } from "./helpers/mod.ts";
+import {
+  isAlive,
+  ordinaryUser,
+  runGuard,
+  spawnGuard,
+  startAgent,
+  startBystander,
+  tempLimaHome,
+} from "./helpers/mod.ts";
 import { claim, observation } from "./observations.ts";
 
 // ── plists, by pattern ──
@@ -173,21 +181,21 @@ const JOB: JobStatus = {
 
 for (
   const [name, jobs, state, supervised, troubles] of [
-    ["no job is worth a word only", [], "running", false, []],
+    ["no job is a note only", [], "running", false, []],
     ["all as it should be", [JOB], "running", true, []],
-    ["not guarded is worth a word only", [{ ...JOB, wrapped: false, exitTimeoutS: 5 }], "running", false, []],
-    ["launchd's patience is too short", [{ ...JOB, exitTimeoutS: 5 }], "stopped", false, [/launchd grants it 5 s/]],
-    ["for ever is long enough", [{ ...JOB, exitTimeoutS: 0 }], "stopped", false, []],
+    ["not guarded is a note only", [{ ...JOB, wrapped: false, exitTimeoutS: 5 }], "running", false, []],
+    ["launchd's time limit is too short", [{ ...JOB, exitTimeoutS: 5 }], "stopped", false, [/launchd grants it 5 s/]],
+    ["without a time limit it is long enough", [{ ...JOB, exitTimeoutS: 0 }], "stopped", false, []],
     ["disabled", [{ ...JOB, disabled: true }], "stopped", false, [/disabled/]],
     ["started by hand", [JOB], "running", false, [/without its job.*cut off at the next shutdown/]],
     ["registered twice", [JOB, { ...JOB, label: "io.lima-vm.autostart.k3s" }], "stopped", false, [/registered twice/]],
   ] as const
 ) {
   Deno.test(`jobs: ${name}`, () => {
-    const told = judgeJobs(jobs, PLACE, state, supervised);
-    assert.equal(told.troubles.length, troubles.length);
-    troubles.forEach((pattern, i) => assert.match(told.troubles[i]!.because, pattern));
-    for (const remark of told.troubles) assert.ok(remark.hint, "the next command to type");
+    const report = judgeJobs(jobs, PLACE, state, supervised);
+    assert.equal(report.troubles.length, troubles.length);
+    troubles.forEach((pattern, i) => assert.match(report.troubles[i]!.because, pattern));
+    for (const remark of report.troubles) assert.ok(remark.hint, "the next command to type");
   });
 }
 
@@ -225,7 +233,7 @@ Deno.test("jobs: a login agent without a user at the screen gets words, and no c
   assert.match(notes[0]?.because ?? "", /a headless Mac wants a daemon/);
 });
 
-Deno.test("jobs: one without the guard, and one with too little time, are told the command that mends them", () => {
+Deno.test("jobs: one without the guard, and one with too little time, lead to the command that repairs them", () => {
   const short = judgeJobs([{ ...JOB, exitTimeoutS: 5 }], PLACE, "stopped", false);
   const bare = judgeJobs([{ ...JOB, wrapped: false }], PLACE, "stopped", false);
   assert.deepEqual([...short.troubles, ...bare.notes].map((r) => r.hint), Array(2).fill("lima-guard --install k3s"));
@@ -233,7 +241,7 @@ Deno.test("jobs: one without the guard, and one with too little time, are told t
   assert.equal(elsewhere.notes[0]!.hint, "lima-guard --install --lima-home /Users/zoe/.lima k3s");
 });
 
-Deno.test("running, stopped, clear and booting need nobody, all else does", () => {
+Deno.test("running, stopped, clear and booting need no person, all else does", () => {
   const calm = ["running", "clear", "stopped", "booting"] as const;
   for (const state of calm) assert.equal(needsPerson(state), false, state);
   for (const state of ["hung", "orphan", "stale", "blocked", "unknown", "missing"] as const) {
@@ -251,37 +259,37 @@ const claims = (...files: [string, string][]): Partial<Observation> => ({
       why,
       ...(why.includes("zombie") ? { reason: "zombie" } : {}),
     },
-    seen: { dev: 1, ino: 1, size: 4, mtimeMs: 0, text: why.startsWith("it is not a PID") ? "" : "789\n" },
+    stamp: { dev: 1, ino: 1, size: 4, mtimeMs: 0, text: why.startsWith("it is not a PID") ? "" : "789\n" },
     scope: "instance",
-    companions: [],
+    sockets: [],
   })),
 });
-const STRANGER = 'PID 789 is not ours: it is "sleep", none of Lima\'s programs';
+const OTHER_PROGRAM = 'PID 789 is not ours: it is "sleep", none of Lima\'s programs';
 
 for (
   const [name, seen, haSock, expected] of [
     ["nothing", {}, "absent", "nothing seen that would keep it"],
     [
-      "qemu.pid names a live stranger",
-      claims(["qemu.pid", STRANGER]),
+      "qemu.pid names a live process of another program",
+      claims(["qemu.pid", OTHER_PROGRAM]),
       "absent",
       "refuses: qemu driver is running but host agent is not",
     ],
     [
-      "vz.pid names a live stranger",
-      claims(["vz.pid", STRANGER]),
+      "vz.pid names a live process of another program",
+      claims(["vz.pid", OTHER_PROGRAM]),
       "absent",
       "refuses: vz driver is running but host agent is not",
     ],
     [
-      "ha.pid names a live stranger, no ha.sock",
-      claims(["ha.pid", STRANGER]),
+      "ha.pid names a live process of another program, no ha.sock",
+      claims(["ha.pid", OTHER_PROGRAM]),
       "absent",
       "refuses: failed to connect to ha.sock: no such file or directory",
     ],
     [
-      "ha.pid names a live stranger, ha.sock refuses",
-      claims(["ha.pid", STRANGER]),
+      "ha.pid names a live process of another program, ha.sock refuses",
+      claims(["ha.pid", OTHER_PROGRAM]),
       "there",
       "refuses: failed to get Info from ha.sock",
     ],
@@ -300,7 +308,7 @@ for (
     [
       "a zombie lives for Lima",
       {
-        claims: [
+        stateFiles: [
           claim("qemu.pid", { kind: "dead", why: "PID 7 is dead: ended, and not waited for", reason: "zombie" }),
         ],
       },
@@ -324,8 +332,11 @@ for (
   ] as const
 ) {
   Deno.test(`limactl start would say: vz.pid holds ${JSON.stringify(text)}`, () => {
-    const told = claims(["vz.pid", "it is not a PID"]).stateFiles!.map((c) => ({ ...c, seen: { ...c.stamp, text } }));
-    assert.equal(limaWouldSay(observation({ stateFiles: told }), "absent"), expected);
+    const report = claims(["vz.pid", "it is not a PID"]).stateFiles!.map((c) => ({
+      ...c,
+      stamp: { ...c.stamp, text },
+    }));
+    assert.equal(limaWouldSay(observation({ stateFiles: report }), "absent"), expected);
   });
 }
 
@@ -379,14 +390,14 @@ Deno.test("a job of another label is found, and what its KeepAlive means is a tr
   assert.notEqual(plist, recorded("homebrew-colima.guarded"));
   Deno.writeTextFileSync(`${folder}/homebrew.mxcl.colima.plist`, plist);
   const { status, json } = await runGuard(home, ["--status", "--json", "colima"]);
-  const [told] = json().instances;
-  assert.deepEqual(told.jobs.map((j: JobStatus) => [j.label, j.wrapped, j.exitTimeoutS]), [[
+  const [report] = json().instances;
+  assert.deepEqual(report.jobs.map((j: JobStatus) => [j.label, j.wrapped, j.exitTimeoutS]), [[
     "homebrew.mxcl.colima",
     true,
     60,
   ]]);
   assert.equal(status, 1);
-  assert.match(told.blockers[0].because, /starts it again after a good stop/);
+  assert.match(report.blockers[0].because, /starts it again after a good stop/);
 });
 
 Deno.test("a journal that cannot be read makes the last stop unknown, and an absent one makes it none", async () => {
@@ -395,9 +406,9 @@ Deno.test("a journal that cannot be read makes the last stop unknown, and an abs
   const kind = async () => (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0];
   assert.equal((await kind()).lastStopKind, "none");
   Deno.mkdirSync(k3s.path("lima-guard.jsonl"));
-  const told = await kind();
-  assert.deepEqual([told.lastStopKind, told.lastStopAt, told.starts], ["unknown", null, null]);
-  assert.match(told.lastStop, /^unknown: .*is a directory/);
+  const report = await kind();
+  assert.deepEqual([report.lastStopKind, report.lastStopAt, report.starts], ["unknown", null, null]);
+  assert.match(report.lastStop, /^unknown: .*is a directory/);
 });
 
 Deno.test("an empty lima.yaml, and an additional disk that is not there, block a start", async () => {
@@ -415,31 +426,31 @@ Deno.test("an empty lima.yaml, and an additional disk that is not there, block a
 
 Deno.test("--status tells the truth about four instances and changes nothing", async () => {
   await using home = await tempLimaHome();
-  await using stranger = await bystander(home, { command: ["/usr/libexec/sirittsd"] });
+  await using bystander = await startBystander(home, { command: ["/usr/libexec/sirittsd"] });
   const [running, stale] = [home.instance("running"), home.instance("stale")];
   home.instance("stopped");
   await using agent = await startAgent(running);
-  stale.pidFile("vz.pid", stranger.pid);
+  stale.pidFile("vz.pid", bystander.pid);
   const before = [running.files(), stale.files()];
   const all = await runGuard(home, ["--status", "--json"]);
   assert.equal(all.status, 1, "the stale one needs a person");
-  const told = Object.fromEntries(all.json().instances.map((i: { name: string }) => [i.name, i]));
-  assert.deepEqual(Object.keys(told), ["running", "stale", "stopped"]);
-  assert.deepEqual([told.running.state, told.running.status], ["running", 0]);
-  assert.deepEqual([told.stopped.state, told.stopped.status, told.stopped.limactlStart], [
+  const report = Object.fromEntries(all.json().instances.map((i: { name: string }) => [i.name, i]));
+  assert.deepEqual(Object.keys(report), ["running", "stale", "stopped"]);
+  assert.deepEqual([report.running.state, report.running.status], ["running", 0]);
+  assert.deepEqual([report.stopped.state, report.stopped.status, report.stopped.limactlStart], [
     "stopped",
     0,
     "nothing seen that would keep it",
   ]);
-  assert.deepEqual([told.stale.state, told.stale.status], ["stale", 1]);
-  assert.equal(told.stale.limactlStart, "refuses: vz driver is running but host agent is not");
-  assert.equal(told.stale.evidence[0].holds, String(stranger.pid));
-  assert.match(told.stale.steps[0].what, /^remove .*vz\.pid$/);
+  assert.deepEqual([report.stale.state, report.stale.status], ["stale", 1]);
+  assert.equal(report.stale.limactlStart, "refuses: vz driver is running but host agent is not");
+  assert.equal(report.stale.evidence[0].holds, String(bystander.pid));
+  assert.match(report.stale.steps[0].what, /^remove .*vz\.pid$/);
   assert.equal((await runGuard(home, ["--status", "stopped"])).status, 0);
   assert.equal((await runGuard(home, ["--status", "nope"])).status, 66);
   assert.deepEqual([running.files(), stale.files()], before);
   assert.ok(agent.isAlive());
-  stranger.assertAlive();
+  bystander.assertAlive();
 });
 
 Deno.test("--status says who supervises, and how the agent was stopped that outlived its guard", async () => {
@@ -553,9 +564,9 @@ Deno.test("an agent whose guest is not ready is running, and --status says what 
   assert.match(stdout, /k3s: running: .*not ready: it waits for `ssh`, requirement 1 of 2, since 2026-/);
   k3s.write("ha.stdout.log", EVENTS(`"running":true,"degraded":true,"errors":["no DNS"]`));
   const degraded = await runGuard(home, ["--status", "--json", "k3s"]);
-  const [told] = degraded.json().instances;
-  assert.deepEqual([degraded.status, told.state, told.ready], [1, "running", true]);
-  assert.match(told.blockers[0].because, /degraded: no DNS$/);
+  const [report] = degraded.json().instances;
+  assert.deepEqual([degraded.status, report.state, report.ready], [1, "running", true]);
+  assert.match(report.blockers[0].because, /degraded: no DNS$/);
 });
 
 Deno.test("the fatal line of a start that failed is shown where nothing lives", async () => {
@@ -587,9 +598,9 @@ Deno.test("--status shows a stop under way, the supervisor's version, and with -
   Deno.kill(k3s.pid("ha.pid")!, "SIGSTOP");
   guard.signal("SIGTERM");
   await guard.waitForLine(/stage agent/);
-  const [told] = (await shown("--json")).json().instances;
-  assert.deepEqual([told.stopping.pid, told.stopping.role, told.stopping.stage], [guard.pid, "run", "agent"]);
-  assert.ok(Date.parse(told.stopping.since) < Date.parse(told.stopping.until));
+  const [report] = (await shown("--json")).json().instances;
+  assert.deepEqual([report.stopping.pid, report.stopping.role, report.stopping.stage], [guard.pid, "run", "agent"]);
+  assert.ok(Date.parse(report.stopping.since) < Date.parse(report.stopping.until));
   const { stdout } = await shown("-v");
   assert.match(
     stdout,
@@ -599,7 +610,7 @@ Deno.test("--status shows a stop under way, the supervisor's version, and with -
     stdout,
     /^ {2}\d{4}-\d\d-\d\d \d\d:\d\d:\d\d {2}--run: stop began, budget 60 s, alive: host agent \d+$/m,
   );
-  assert.equal("recent" in told, false);
+  assert.equal("recent" in report, false);
   Deno.kill(k3s.pid("ha.pid")!, "SIGCONT");
 });
 

@@ -1,13 +1,12 @@
 /**
  * `--stop` when things go wrong around it: the guard is killed at any moment, a PID changes hands before the signal, ps
- * is of no use, the clock is stepped, the disk is full, files vanish. Nobody else is ever signalled, and what is
+ * is of no use, the clock is stepped, the disk is full, files vanish. No other process is ever signalled, and what is
  * reported is what was found out.
  */
 
 import assert from "node:assert/strict";
 import { type Behaviour, guardWith, meanwhile, type Stay, type Twist } from "./helpers/guard_with.ts";
 import {
-  bystander,
   type Conf,
   denoFlags,
   eventually,
@@ -19,6 +18,7 @@ import {
   spawnGuard,
   sshGuest,
   startAgent,
+  startBystander,
   startOrphan,
   tempLimaHome,
   tinyMount,
@@ -31,8 +31,8 @@ import {
   journal,
   nameInAllPidFiles,
   readDocument,
-  rungs,
   sideBySide,
+  stagesTaken,
   stale,
   startsAgain,
   stop,
@@ -95,7 +95,7 @@ for (const scene of SCENES) {
 
 async function dieEverywhere(scene: Scene): Promise<void> {
   const { points, files } = await undisturbed(scene);
-  assert.ok(points.length > 8 && points.every(Number.isInteger), "that is not the whole ladder");
+  assert.ok(points.length > 8 && points.every(Number.isInteger), "those are not all stop stages");
   const lane = async () => {
     await using home = await tempLimaHome();
     await using use = new AsyncDisposableStack();
@@ -118,44 +118,44 @@ async function undisturbed(scene: Scene): Promise<{ points: number[]; files: str
   await scene.begin(k3s, use);
   await scene.make(k3s, use);
   const log = `${home.root}/log`;
-  const { told } = await stopOne(k3s, { budgetS: scene.budgetS[1], ...guardWith({ log }) });
-  assert.equal(told.status, 0);
+  const { report } = await stopOne(k3s, { budgetS: scene.budgetS[1], ...guardWith({ log }) });
+  assert.equal(report.status, 0);
   const effects = Deno.readTextFileSync(log).split("\n").filter((line) => EFFECT.test(line));
   const first = scene.from === undefined ? 0 : effects.findIndex((line) => line.includes(scene.from!));
   const points = effects.slice(first).map((line) => parseInt(line));
   return { points, files: filesOf(k3s) };
 }
 
-/** Without sockets that nobody serves any more, which are in nobody's way. */
+/** Without sockets that no process serves any more, which do no harm. */
 function filesOf(instance: Instance): string[] {
   return instance.files().filter((file) => !file.endsWith(".sock"));
 }
 
-/** Host agent, driver, and the ssh of a guard that was killed; the guest's side of ssh is another machine's. */
+/** Host agent, driver, and the ssh of a lima-guard that was killed; the guest's side of ssh is another machine's. */
 function ownProcesses({ dir, home }: Instance): string[] {
   return home.processes().filter((line) => line.includes(dir) && !/sshd|guest-shell/.test(line));
 }
 
 async function dieOnce(scene: Scene, k3s: Instance, dieAt: number, files: readonly string[]): Promise<void> {
   await using use = new AsyncDisposableStack();
-  const stranger = use.use(await bystander(k3s.home));
+  const bystander = use.use(await startBystander(k3s.home));
   await scene.make(k3s, use);
-  nameInAllPidFiles(k3s, stranger.pid);
+  nameInAllPidFiles(k3s, bystander.pid);
   const [short, long] = scene.budgetS;
   await runGuard(k3s.home, ["--stop", "k3s", "--timeout", String(short)], guardWith({ dieAt }));
-  stranger.assertAlive();
+  bystander.assertAlive();
   const again = await stopOne(k3s, { budgetS: long });
   const said = `killed at ${dieAt}: ${again.stdout}${again.stderr}`;
-  assert.deepEqual([again.status, again.told.state], [0, "stopped"], said);
+  assert.deepEqual([again.status, again.report.state], [0, "stopped"], said);
   assert.deepEqual(filesOf(k3s), files, said);
   assert.ok(scene.disk.includes(k3s.guestDisk() as "clean"), `${k3s.guestDisk()}: ${said}`);
   await eventually(() => assert.deepEqual(ownProcesses(k3s), [], said));
-  stranger.assertAlive();
+  bystander.assertAlive();
 }
 
 // --- the PID changes hands -------------------------------------------------------------------------------------------
 
-/** Signals that a guard with a log has sent: `PID SIGNAL`. */
+/** Signals that a lima-guard with a log has sent: `PID SIGNAL`. */
 function signalsIn(log: string): string[] {
   return Deno.readTextFileSync(log).split("\n").flatMap((line) => /^\d+ before signal (.*)$/.exec(line)?.[1] ?? []);
 }
@@ -179,12 +179,12 @@ async function withoutSsh(home: Home, conf: Conf = {}) {
   return { k3s, agent, [Symbol.asyncDispose]: () => agent[Symbol.asyncDispose]() };
 }
 
-/** How often something was done, in a stop that nobody disturbs, up to the moment that is named. */
+/** How often something was done, in an undisturbed stop, up to the moment that is named. */
 async function countBefore(moment: RegExp, what: RegExp): Promise<number> {
   await using home = await tempLimaHome();
   await using world = await withoutSsh(home);
   const log = `${home.root}/log`;
-  assert.equal((await stopOne(world.k3s, { budgetS: 20, ...guardWith({ log }) })).told.stage, "agent");
+  assert.equal((await stopOne(world.k3s, { budgetS: 20, ...guardWith({ log }) })).report.stage, "agent");
   const lines = Deno.readTextFileSync(log).split("\n");
   const end = lines.findIndex((line) => moment.test(line));
   assert.ok(end >= 0, `it never came to ${moment}`);
@@ -225,11 +225,11 @@ Deno.test("a single ps that fails costs no stage: it is asked again", async () =
     await using world = await withoutSsh(home, { stop });
     const log = `${home.root}/log`;
     const programs = once as NonNullable<Twist["programs"]>;
-    const { told, status, stdout } = await stopOne(world.k3s, { budgetS: 8, ...guardWith({ log, programs }) });
-    assert.deepEqual([told.stage, status], [stop === "" ? "agent" : "killed", 0], stdout);
+    const { report, status, stdout } = await stopOne(world.k3s, { budgetS: 8, ...guardWith({ log, programs }) });
+    assert.deepEqual([report.stage, status], [stop === "" ? "agent" : "killed", 0], stdout);
     const signals = stop === "" ? ["SIGTERM"] : ["SIGTERM", "SIGKILL"];
     assert.deepEqual(signalsIn(log), signals.map((signal) => `${world.agent.pid} ${signal}`), stdout);
-    assert.ok(told.seconds.agent! < (stop === "" ? 3 : 5), stdout);
+    assert.ok(report.seconds.agent! < (stop === "" ? 3 : 5), stdout);
   });
 });
 
@@ -239,8 +239,8 @@ Deno.test("the same process with another start time, as after a step of the cloc
   const log = `${home.root}/log`;
   const how: Behaviour = { does: "lie", pattern: " \\d{4} (?= *\\S*/limactl)", by: " 2036 " };
   const programs = { ps: { ...how, from: await proof() } };
-  const { told } = await stopOne(world.k3s, { budgetS: 20, ...guardWith({ log, programs }) });
-  assert.deepEqual([told.stage, told.status], ["agent", 0]);
+  const { report } = await stopOne(world.k3s, { budgetS: 20, ...guardWith({ log, programs }) });
+  assert.deepEqual([report.stage, report.status], ["agent", 0]);
   assert.deepEqual(signalsIn(log), [`${world.agent.pid} SIGTERM`]);
 });
 
@@ -254,8 +254,8 @@ Deno.test("it ends by itself just before the signal", async () => {
     world.agent.signal("SIGKILL");
     await world.agent.status;
   });
-  const { told } = await stopping;
-  assert.deepEqual([told.state, told.status], ["stopped", 0]);
+  const { report } = await stopping;
+  assert.deepEqual([report.state, report.status], ["stopped", 0]);
   assert.deepEqual(signalsIn(log), []);
   assert.deepEqual(stale(world.k3s), []);
 });
@@ -278,7 +278,7 @@ Deno.test({
   name: `the PID changes hands just before the signal: who has it now is not signalled${skipped(NO_NAMESPACE)}`,
   ignore: NO_NAMESPACE !== undefined,
   async fn() {
-    const pairs = ["a stranger", "another host agent"].flatMap((who) =>
+    const pairs = ["another program", "another host agent"].flatMap((who) =>
       (["SIGTERM", "SIGKILL"] as const).map((signal) => [who, signal] as const)
     );
     await sideBySide(pairs, async ([who, signal]) => {
@@ -296,7 +296,7 @@ Deno.test({
       const { pid, signals, sent, isAlive, status } = JSON.parse(text.decode(stdout));
       assert.ok(isAlive, said);
       assert.deepEqual(signals, [], said);
-      // The one that had it before was told to stop before it was to be killed.
+      // The one that had it before was asked to stop before it was to be killed.
       assert.deepEqual(sent, signal === "SIGTERM" ? [] : [`${pid} SIGTERM`], said);
       assert.equal(status, 0, said);
     });
@@ -317,7 +317,7 @@ const USELESS: Record<string, Behaviour> = {
   "cuts its rows short": { does: "lie", pattern: "^(.{20}).*$", by: "$1" },
 };
 
-/** The journal of a guard that saw it running in this boot. */
+/** The journal of a lima-guard that saw it running in this boot. */
 function wasRunning(instance: Instance): void {
   const boot = Deno.readTextFileSync("/proc/sys/kernel/random/boot_id").trim();
   const line = { time: new Date().toISOString(), boot, dir: instance.dir, role: "run", event: "running", seconds: 1 };
@@ -326,11 +326,11 @@ function wasRunning(instance: Instance): void {
 
 for (const [what, how] of Object.entries(USELESS)) {
   Deno.test({
-    name: `ps ${what}: nobody is signalled, the guest is not asked, nothing is removed, and that is no stop`,
+    name: `ps ${what}: nothing is signalled, the guest is not asked, nothing is removed, and that is no stop`,
     ignore: Deno.build.os !== "linux",
     async fn() {
       await using home = await tempLimaHome();
-      await using stranger = await bystander(home);
+      await using bystander = await startBystander(home);
       const k3s = home.instance("k3s");
       const lines = k3s.path("standin.guest/said");
       await using agent = await startAgent(k3s);
@@ -338,20 +338,23 @@ for (const [what, how] of Object.entries(USELESS)) {
       Deno.writeTextFileSync(`${home.bin}/ssh`, `#!/bin/sh\nread -r word && echo "$word" >'${lines}'\n`, {
         mode: 0o755,
       });
-      k3s.pidFile("qemu.pid", stranger.pid);
+      k3s.pidFile("qemu.pid", bystander.pid);
       wasRunning(k3s);
       const before = k3s.read("lima-guard.jsonl");
       const log = `${home.root}/log`;
-      const { status, told, tookS } = await stopOne(k3s, { budgetS: 4, ...guardWith({ log, programs: { ps: how } }) });
-      assert.deepEqual([status, told.state], [75, "unknown"]);
-      assert.notDeepEqual(told.blockers, []);
-      assert.equal(told.stage, null, "no stage has ended anything");
-      assert.deepEqual(told.steps, []);
+      const { status, report, tookS } = await stopOne(k3s, {
+        budgetS: 4,
+        ...guardWith({ log, programs: { ps: how } }),
+      });
+      assert.deepEqual([status, report.state], [75, "unknown"]);
+      assert.notDeepEqual(report.blockers, []);
+      assert.equal(report.stage, null, "no stage has ended anything");
+      assert.deepEqual(report.steps, []);
       assert.deepEqual(signalsIn(log), []);
       assert.ok(agent.isAlive());
-      stranger.assertAlive();
+      bystander.assertAlive();
       assert.equal(k3s.read("standin.guest/said"), undefined);
-      assert.equal(k3s.pid("qemu.pid"), stranger.pid);
+      assert.equal(k3s.pid("qemu.pid"), bystander.pid);
       assert.equal(k3s.read("lima-guard.jsonl"), before, "the journal tells of a stop");
       assertInTime(tookS, 4);
     },
@@ -367,11 +370,11 @@ Deno.test({
     await using _guest = await sshGuest(k3s, "slow:700");
     await using _agent = await startAgent(k3s);
     const log = `${home.root}/log`;
-    const { told } = await stopOne(k3s, {
+    const { report } = await stopOne(k3s, {
       budgetS: 8,
       ...guardWith({ log, programs: { ps: { from: 2, does: "hang" } } }),
     });
-    assert.deepEqual([told.stage, told.status], ["guest", 0]);
+    assert.deepEqual([report.stage, report.status], ["guest", 0]);
     assert.deepEqual(signalsIn(log), []);
     assert.equal(k3s.guestDisk(), "clean");
     assert.deepEqual(stale(k3s), []);
@@ -384,9 +387,9 @@ Deno.test("ps hangs from the second time on: a stop that did not succeed says so
   await using agent = await startAgent(k3s);
   const log = `${home.root}/log`;
   const programs: Twist["programs"] = { ps: { from: 2, does: "hang" } };
-  const { status, told, tookS } = await stopOne(k3s, { budgetS: 4, ...guardWith({ log, programs }) });
+  const { status, report, tookS } = await stopOne(k3s, { budgetS: 4, ...guardWith({ log, programs }) });
   assert.notEqual(status, 0);
-  assert.notEqual(told.state, "stopped");
+  assert.notEqual(report.state, "stopped");
   assertInTime(tookS, 4);
   assert.deepEqual(signalsIn(log), []);
   assert.ok(agent.isAlive());
@@ -404,10 +407,10 @@ Deno.test("a signal that comes between two stages skips the next one: it is not 
   await meanwhile(stay, () => {});
   await eventually(() => assert.ok(home.processes().some((line) => line.includes("sleep 1000")), "ps does not hang"));
   guard.signal("SIGINT");
-  const [told] = readDocument(await guard.result());
-  assert.deepEqual(rungs(told!).map(([kind]) => kind), ["guest", "agent", "kill"]);
-  assert.match(rungs(told!)[1]![1]!, /^skipped by a signal/);
-  assert.equal(told!.stage, "killed");
+  const [report] = readDocument(await guard.result());
+  assert.deepEqual(stagesTaken(report!).map(([kind]) => kind), ["guest", "agent", "kill"]);
+  assert.match(stagesTaken(report!)[1]![1]!, /^skipped by a signal/);
+  assert.equal(report!.stage, "killed");
 });
 
 // --- the clock is stepped --------------------------------------------------------------------------------------------
@@ -420,13 +423,13 @@ for (const [when, wallMs] of [["ahead", TEN_YEARS_MS], ["back", -TEN_YEARS_MS]] 
     ignore: whyNoSshd() !== undefined,
     async fn() {
       await using home = await tempLimaHome();
-      const [asked, told] = [home.instance("asked"), home.instance("told")];
+      const [asked, bare] = [home.instance("asked"), home.instance("bare")];
       await using _guest = await sshGuest(asked);
       await using _asked = await startAgent(asked);
-      await using _told = await startAgent(told);
-      const result = await stop(home, ["asked", "told"], { budgetS: 20, ...guardWith({ wallMs }) });
-      assert.deepEqual(result.told.map(({ stage, status }) => [stage, status]), [["guest", 0], ["agent", 0]]);
-      for (const instance of [asked, told]) assert.deepEqual(stale(instance), []);
+      await using _bare = await startAgent(bare);
+      const result = await stop(home, ["asked", "bare"], { budgetS: 20, ...guardWith({ wallMs }) });
+      assert.deepEqual(result.report.map(({ stage, status }) => [stage, status]), [["guest", 0], ["agent", 0]]);
+      for (const instance of [asked, bare]) assert.deepEqual(stale(instance), []);
     },
   });
 
@@ -434,9 +437,9 @@ for (const [when, wallMs] of [["ahead", TEN_YEARS_MS], ["back", -TEN_YEARS_MS]] 
     await using home = await tempLimaHome();
     const k3s = home.instance("k3s");
     await using agent = await startAgent(k3s);
-    assert.equal((await stopOne(k3s, { budgetS: 20, ...guardWith({ wallMs }) })).told.stage, "agent");
+    assert.equal((await stopOne(k3s, { budgetS: 20, ...guardWith({ wallMs }) })).report.stage, "agent");
     await agent.status;
-    assert.equal((await stopOne(k3s, { budgetS: 20 })).told.stage, "already stopped");
+    assert.equal((await stopOne(k3s, { budgetS: 20 })).report.stage, "already stopped");
   });
 
   Deno.test(`the clock is set ten years ${when} while a second administrator waits: it is the same stop`, async () => {
@@ -448,7 +451,7 @@ for (const [when, wallMs] of [["ahead", TEN_YEARS_MS], ["back", -TEN_YEARS_MS]] 
     await first.waitForLine(/stage agent/);
     const second = await stopOne(k3s, { budgetS: 20 });
     assert.equal(readDocument(await first.result())[0]!.stage, "agent");
-    assert.deepEqual([second.told.stage, second.status], ["agent", 0]);
+    assert.deepEqual([second.report.stage, second.status], ["agent", 0]);
   });
 }
 
@@ -495,10 +498,10 @@ Deno.test({
     await guard.waitForLine(/stage agent/);
     set("-10y");
     const result = await guard.result();
-    const [told] = readDocument(result);
-    assert.deepEqual([told!.stage, result.status], ["agent", 0], result.stderr);
-    assert.deepEqual(rungs(told!).map(([kind]) => kind), ["guest", "agent"]);
-    assert.ok(told!.seconds.guest! >= 1.2 && told!.seconds.total! < 9, "the stages went by the clock on the wall");
+    const [report] = readDocument(result);
+    assert.deepEqual([report!.stage, result.status], ["agent", 0], result.stderr);
+    assert.deepEqual(stagesTaken(report!).map(([kind]) => kind), ["guest", "agent"]);
+    assert.ok(report!.seconds.guest! >= 1.2 && report!.seconds.total! < 9, "the stages went by the clock on the wall");
     const years = journal(k3s).map(({ time }) => Number(time.slice(0, 4)));
     assert.ok(new Set(years).size > 1, `the clock did not jump: ${years}`);
     assert.deepEqual(stale(k3s), []);
@@ -516,8 +519,8 @@ Deno.test({
     const k3s = home.instance("k3s", { conf: { guest_disk: `${home.root}/guest-disk` } });
     await using agent = await startAgent(k3s);
     const filler = tiny.fill();
-    const { status, told, stderr } = await stopOne(k3s, { budgetS: 20 });
-    assert.deepEqual([told.stage, status], ["agent", 0], stderr);
+    const { status, report, stderr } = await stopOne(k3s, { budgetS: 20 });
+    assert.deepEqual([report.stage, status], ["agent", 0], stderr);
     assert.match(stderr, /no journal: .*(No space left|ENOSPC)/);
     await agent.status;
     assert.deepEqual(stale(k3s), []);
@@ -528,7 +531,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: `a directory that became read-only does not keep it from stopping, and what stays is told${
+  name: `a directory that became read-only does not keep it from stopping, and what stays is report${
     skipped(whyNoReadOnlyDir())
   }`,
   ignore: whyNoReadOnlyDir() !== undefined,
@@ -538,17 +541,17 @@ Deno.test({
     await using agent = await startAgent(k3s);
     {
       using _ = readOnlyDir(k3s.dir);
-      const { status, told, stderr } = await stopOne(k3s, { budgetS: 20 });
-      assert.deepEqual([told.stage, told.state], ["agent", "stopped"], stderr);
+      const { status, report, stderr } = await stopOne(k3s, { budgetS: 20 });
+      assert.deepEqual([report.stage, report.state], ["agent", "stopped"], stderr);
       assert.match(stderr, /no journal: /);
       await agent.status;
       assert.equal(Deno.readTextFileSync(`${home.root}/guest-disk`), "clean\n");
       assert.equal(status, 77);
-      assert.ok(told.blockers.some(({ what }) => what === k3s.path("vz.pid")), JSON.stringify(told.blockers));
+      assert.ok(report.blockers.some(({ what }) => what === k3s.path("vz.pid")), JSON.stringify(report.blockers));
     }
     assert.ok(k3s.has("vz.pid"));
     const again = await stopOne(k3s, { budgetS: 20 });
-    assert.deepEqual([again.status, again.told.stage], [0, "already stopped"]);
+    assert.deepEqual([again.status, again.report.stage], [0, "already stopped"]);
     assert.deepEqual(stale(k3s), []);
   },
 });
@@ -562,10 +565,10 @@ const VANISHING: readonly {
   readonly conf?: Conf;
   readonly stage: string;
 }[] = [
-  { file: "ha.pid", at: "before look .*/ha\\.pid$", stage: "agent" },
+  { file: "ha.pid", at: "before stat .*/ha\\.pid$", stage: "agent" },
   { file: "ha.pid", at: "before read .*/ha\\.pid$", stage: "agent" },
   { file: "vz.pid", at: "before read .*/vz\\.pid$", stage: "agent" },
-  { file: "ssh.config", at: "before look .*/ssh\\.config$", stage: "agent" },
+  { file: "ssh.config", at: "before stat .*/ssh\\.config$", stage: "agent" },
   { file: "ssh.config", at: "before read .*/ssh\\.config$", stage: "agent" },
   { file: "ssh.config", at: "after start ssh", stage: "agent" },
   { file: "ha.sock", at: "before connect", stage: "agent" },
@@ -573,40 +576,42 @@ const VANISHING: readonly {
   { file: "lima-guard.lock", at: "after tryLock", stage: "agent" },
   { file: "lima-guard.jsonl", at: "before remove", stage: "agent" },
   { file: "vz.pid", at: "before remove .*/vz\\.pid", stage: "agent" },
-  { file: "qmp.sock", at: "before look .*/qmp\\.sock", conf: { vmtype: "qemu" }, stage: "agent" },
+  { file: "qmp.sock", at: "before stat .*/qmp\\.sock", conf: { vmtype: "qemu" }, stage: "agent" },
   { file: "qemu.pid", at: "before read .*/qemu\\.pid", conf: { vmtype: "qemu" }, stage: "agent" },
 ];
 
 for (const { file, at, conf = {}, stage } of VANISHING) {
   Deno.test(`${file} vanishes ${at.replaceAll(/[\\$]|\.\*\/?/g, "")}`, async () => {
     await using home = await tempLimaHome();
-    await using stranger = await bystander(home);
+    await using bystander = await startBystander(home);
     const k3s = home.instance("k3s");
     await using agent = await startAgent(k3s, { conf });
-    k3s.pidFile("x.pid", stranger.pid);
+    k3s.pidFile("x.pid", bystander.pid);
     const stay: Stay = { at, file: `${home.root}/stay` };
     const stopping = stopOne(k3s, { budgetS: 20, ...guardWith({ stays: [stay] }) });
     await meanwhile(stay, () => k3s.has(file) && k3s.remove(file));
-    const { told, status } = await stopping;
-    assert.deepEqual([told.stage, told.state, status], [stage, "stopped", 0]);
+    const { report, status } = await stopping;
+    assert.deepEqual([report.stage, report.state, status], [stage, "stopped", 0]);
     assert.ok(!agent.isAlive());
     assert.deepEqual(stale(k3s), []);
     assert.equal(k3s.guestDisk(), "clean");
-    stranger.assertAlive();
+    bystander.assertAlive();
   });
 }
 
 Deno.test("a PID file vanishes between the judgement and the look before its removal", async () => {
   await using home = await tempLimaHome();
   await using world = await withoutSsh(home);
-  const look = / before look .*\/vz\.pid$/;
+  const look = / before stat .*\/vz\.pid$/;
   const nth = await countBefore(/ before remove .*\/vz\.pid$/, look);
-  const stay: Stay = { at: "before look .*/vz\\.pid$", nth, file: `${home.root}/stay` };
+  const stay: Stay = { at: "before stat .*/vz\\.pid$", nth, file: `${home.root}/stay` };
   const stopping = stopOne(world.k3s, { budgetS: 20, ...guardWith({ stays: [stay] }) });
   await meanwhile(stay, () => world.k3s.remove("vz.pid"));
-  const { told } = await stopping;
-  assert.deepEqual([told.stage, told.status], ["agent", 0]);
-  assert.deepEqual(told.steps.filter(({ kind }) => kind === "remove").map(({ outcome }) => outcome), ["already gone"]);
+  const { report } = await stopping;
+  assert.deepEqual([report.stage, report.status], ["agent", 0]);
+  assert.deepEqual(report.steps.filter(({ kind }) => kind === "remove").map(({ outcome }) => outcome), [
+    "already gone",
+  ]);
 });
 
 Deno.test("the whole directory vanishes: its host agent is stopped all the same", async () => {
@@ -616,10 +621,13 @@ Deno.test("the whole directory vanishes: its host agent is stopped all the same"
   const stay: Stay = { at: "before signal .* SIGTERM", file: `${home.root}/stay` };
   const stopping = stopOne(k3s, { budgetS: 6, ...guardWith({ stays: [stay] }) });
   await meanwhile(stay, () => Deno.removeSync(k3s.dir, { recursive: true }));
-  const { told } = await stopping;
+  const { report } = await stopping;
   assert.ok(!agent.isAlive());
-  assert.ok(told.seconds.total! < 6);
-  assert.ok(!told.blockers.some(({ because }) => because.includes("lima-guard failed")), JSON.stringify(told.blockers));
+  assert.ok(report.seconds.total! < 6);
+  assert.ok(
+    !report.blockers.some(({ because }) => because.includes("lima-guard failed")),
+    JSON.stringify(report.blockers),
+  );
 });
 
 function skipped(why: string | undefined): string {

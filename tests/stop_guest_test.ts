@@ -15,7 +15,7 @@ import {
   whyNoSshd,
 } from "./helpers/mod.ts";
 import { last, run, stopRun } from "./launchd/run.ts";
-import { limitsOf, rungs, sideBySide, stopOne } from "./helpers/stop.ts";
+import { limitsOf, sideBySide, stagesTaken, stopOne } from "./helpers/stop.ts";
 
 const ignore = whyNoSshd() !== undefined;
 
@@ -41,18 +41,18 @@ for (const { what, before, then } of COMES_LATE) {
       await using guest = await sshGuest(vm);
       await before(guest);
       await using _ = await startAgent(vm, { conf: { boot_ms: 12_000 }, until: "driver" });
-      const [{ told, stderr }] = await Promise.all([
+      const [{ report, stderr }] = await Promise.all([
         stopOne(vm, { budgetS: 60, timeoutMs: 60_000 }),
         after(5000, () => then(guest)),
       ]);
-      assert.deepEqual([told.stage, told.status], ["guest", 0], stderr);
+      assert.deepEqual([report.stage, report.status], ["guest", 0], stderr);
       assert.equal(vm.guestDisk(), "clean");
     },
   });
 }
 
 Deno.test({
-  name: "the same where --run is told to stop while its command boots",
+  name: "the same where --run is asked to stop while its command boots",
   ignore,
   async fn() {
     await using home = await tempLimaHome();
@@ -80,11 +80,11 @@ Deno.test({
     const [late, atOnce] = await Promise.all(
       [boots, runs].map((vm) => stopOne(vm, { budgetS: 24, timeoutMs: 40_000 })),
     );
-    assert.match(rungs(late!.told)[0]![1], /^refused: |^no end in time$/);
-    assert.ok(late!.told.seconds.guest! > limit - 2, `${late!.told.seconds.guest} s of ${limit}`);
-    assert.match(rungs(atOnce!.told)[0]![1], /^refused: /);
-    assert.ok(atOnce!.told.seconds.guest! < limit - 2, `${atOnce!.told.seconds.guest} s of ${limit}`);
-    assert.equal(atOnce!.told.stage, "agent");
+    assert.match(stagesTaken(late!.report)[0]![1], /^refused: |^no end in time$/);
+    assert.ok(late!.report.seconds.guest! > limit - 2, `${late!.report.seconds.guest} s of ${limit}`);
+    assert.match(stagesTaken(atOnce!.report)[0]![1], /^refused: /);
+    assert.ok(atOnce!.report.seconds.guest! < limit - 2, `${atOnce!.report.seconds.guest} s of ${limit}`);
+    assert.equal(atOnce!.report.stage, "agent");
     assert.equal(runs.guestDisk(), "clean");
   },
 });
@@ -93,9 +93,9 @@ Deno.test("a guest that hears the power button only after 10 s shuts down: it is
   await using home = await tempLimaHome();
   const vm = home.instance("vm");
   await using _ = await startOrphan(vm, "qemu", { deaf_ms: 10_000 });
-  const { told, stderr } = await stopOne(vm, { budgetS: 60, timeoutMs: 60_000 });
-  assert.deepEqual([told.stage, told.status], ["driver", 0], stderr);
-  assert.ok(told.seconds.total! > 5, "it was heard at once");
+  const { report, stderr } = await stopOne(vm, { budgetS: 60, timeoutMs: 60_000 });
+  assert.deepEqual([report.stage, report.status], ["driver", 0], stderr);
+  assert.ok(report.seconds.total! > 5, "it was heard at once");
   assert.equal(vm.guestDisk(), "clean");
 });
 
@@ -103,8 +103,8 @@ Deno.test("a guest that never hears the power button is killed, and that is a wa
   await using home = await tempLimaHome();
   const vm = home.instance("vm");
   await using _ = await startOrphan(vm, "qemu", { deaf_ms: 300_000 });
-  const { told, stderr } = await stopOne(vm, { budgetS: 20, timeoutMs: 40_000 });
-  assert.deepEqual([told.stage, told.status], ["killed", 0], stderr);
+  const { report, stderr } = await stopOne(vm, { budgetS: 20, timeoutMs: 40_000 });
+  assert.deepEqual([report.stage, report.status], ["killed", 0], stderr);
   assert.match(stderr, /WARN: .*SIGTERM to QEMU cut the guest's power/);
   assert.equal(vm.guestDisk(), "dirty");
 });
@@ -157,7 +157,7 @@ Deno.test({
       await using guest = await sshGuest(vm, "slow:48000");
       if (vm.name === "asked") {
         await using _ = await startAgent(vm);
-        assert.equal((await stopOne(vm, { timeoutMs: 80_000 })).told.stage, "guest");
+        assert.equal((await stopOne(vm, { timeoutMs: 80_000 })).report.stage, "guest");
       } else {
         await using guard = await withReadySession(vm, guest);
         assert.equal((await stopRun(guard, 80_000)).status, 0);

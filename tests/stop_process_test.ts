@@ -1,6 +1,6 @@
 /**
  * `--stop` on real processes: the stage that ends each kind of instance, with the time that it takes, what it leaves,
- * and whom it never touches. Faults of the machine are in stop_faults_test.ts; what the guest is asked to do in
+ * and what it never touches. Faults of the machine are in stop_faults_test.ts; what the guest is asked to do in
  * guest_script_test.ts.
  */
 
@@ -8,7 +8,6 @@ import assert from "node:assert/strict";
 import {
   type Agent,
   type Bystander,
-  bystander,
   type Conf,
   cutOff,
   deadPid,
@@ -31,6 +30,7 @@ import {
   spawnGuard,
   sshGuest,
   startAgent,
+  startBystander,
   startOrphan,
   tempLimaHome,
   waitForExit,
@@ -43,12 +43,12 @@ import {
   limitsOf,
   nameInAllPidFiles,
   readDocument,
-  rungs,
+  type Report,
+  stagesTaken,
   stale,
   startsAgain,
   stop,
   stopOne,
-  type Told,
 } from "./helpers/stop.ts";
 
 const NO_SSHD = whyNoSshd();
@@ -63,13 +63,13 @@ interface Cast {
 interface Row {
   readonly what: string;
   readonly make: (instance: Instance, use: AsyncDisposableStack) => Promise<Cast>;
-  /** The rungs that are taken, in order, and what comes of each. */
-  readonly rungs: readonly (readonly [string, RegExp])[];
+  /** The stages that are taken, in order, and what comes of each. */
+  readonly stages: readonly (readonly [string, RegExp])[];
   /** How the guest finds its file system when it is switched on again. */
   readonly disk: "clean" | "dirty";
   /** The last thing before the stop. */
   readonly lastly?: (instance: Instance) => unknown;
-  readonly also?: (cast: Cast, told: Told, instance: Instance) => unknown;
+  readonly also?: (cast: Cast, report: Report, instance: Instance) => unknown;
 }
 
 /** A host agent, with a guest that can be asked over ssh or without. */
@@ -98,7 +98,7 @@ function then(make: Row["make"], change: (instance: Instance) => void): Row["mak
   };
 }
 
-/** All instances of the table are stopped by one guard, side by side; a stranger's PID stands in all their PID files. */
+/** One lima-guard stops all instances of the table, side by side; another program's PID stands in all PID files. */
 function table(title: string, stage: string, budgetS: number, rows: readonly Row[]): void {
   Deno.test({ name: title, ignore: NO_SSHD !== undefined, fn: () => stopAll(stage, budgetS, rows) });
 }
@@ -106,58 +106,60 @@ function table(title: string, stage: string, budgetS: number, rows: readonly Row
 async function stopAll(stage: string, budgetS: number, rows: readonly Row[]): Promise<void> {
   await using home = await tempLimaHome();
   await using use = new AsyncDisposableStack();
-  const stranger = use.use(await bystander(home));
+  const bystander = use.use(await startBystander(home));
   const instances = rows.map((_, n) => home.instance(`i${n}`));
   const casts: Cast[] = [];
   for (const [n, row] of rows.entries()) casts.push(await row.make(instances[n]!, use));
-  for (const instance of instances) nameInAllPidFiles(instance, stranger.pid);
+  for (const instance of instances) nameInAllPidFiles(instance, bystander.pid);
   for (const [n, row] of rows.entries()) row.lastly?.(instances[n]!);
 
   const result = await stop(home, instances.map(({ name }) => name), { budgetS });
-  stranger.assertAlive();
+  bystander.assertAlive();
   assert.equal(result.status, 0, result.stdout + result.stderr);
   for (const [n, row] of rows.entries()) {
-    const [instance, cast, told] = [instances[n]!, casts[n]!, result.told[n]!];
+    const [instance, cast, report] = [instances[n]!, casts[n]!, result.report[n]!];
     try {
-      assertStopped(instance, told, stage, budgetS, row);
+      assertStopped(instance, report, stage, budgetS, row);
       for (const who of [cast.agent, cast.orphan]) assert.ok(!who?.isAlive(), "it is alive");
-      await row.also?.(cast, told, instance);
+      await row.also?.(cast, report, instance);
       await startsAgain(instance);
     } catch (error) {
-      throw new Error(`${row.what}: ${JSON.stringify(told, null, 2)}\n${instance.log().join("\n")}`, { cause: error });
+      throw new Error(`${row.what}: ${JSON.stringify(report, null, 2)}\n${instance.log().join("\n")}`, {
+        cause: error,
+      });
     }
   }
-  stranger.assertAlive();
+  bystander.assertAlive();
 }
 
-function assertStopped(instance: Instance, told: Told, stage: string, budgetS: number, row: Row): void {
-  assert.equal(told.name, instance.name);
-  assert.equal(told.stage, stage);
-  assert.equal(told.state, "stopped");
-  assert.equal(told.status, 0);
-  assert.deepEqual(told.blockers, []);
-  const taken = rungs(told);
-  assert.deepEqual(taken.map(([kind]) => kind), row.rungs.map(([kind]) => kind));
-  for (const [i, [, outcome]] of row.rungs.entries()) assert.match(taken[i]![1], outcome);
-  assertTimes(told, budgetS);
+function assertStopped(instance: Instance, report: Report, stage: string, budgetS: number, row: Row): void {
+  assert.equal(report.name, instance.name);
+  assert.equal(report.stage, stage);
+  assert.equal(report.state, "stopped");
+  assert.equal(report.status, 0);
+  assert.deepEqual(report.blockers, []);
+  const taken = stagesTaken(report);
+  assert.deepEqual(taken.map(([kind]) => kind), row.stages.map(([kind]) => kind));
+  for (const [i, [, outcome]] of row.stages.entries()) assert.match(taken[i]![1], outcome);
+  assertTimes(report, budgetS);
   assert.equal(instance.guestDisk(), row.disk);
   assert.deepEqual(stale(instance), []);
-  assertJournal(instance, told);
-  const told_to_end = instance.log().filter((line) => line.startsWith("Received SIG")).length;
-  assert.ok(told_to_end <= 1, "the host agent was signalled more than once");
+  assertJournal(instance, report);
+  const signals = instance.log().filter((line) => line.startsWith("Received SIG")).length;
+  assert.ok(signals <= 1, "the host agent was signalled more than once");
 }
 
 /** Each stage has its seconds, they add up, and none began before the one before it had had its whole time. */
-function assertTimes(told: Told, budgetS: number): void {
-  const { total, ...stages } = told.seconds;
+function assertTimes(report: Report, budgetS: number): void {
+  const { total, ...stages } = report.seconds;
   assert.ok(typeof total === "number");
-  assert.deepEqual(Object.keys(stages), rungs(told).map(([kind]) => kind));
+  assert.deepEqual(Object.keys(stages), stagesTaken(report).map(([kind]) => kind));
   const spent = Object.values(stages).reduce((sum, s) => sum + s, 0);
   assert.ok(spent <= total + 0.01, `${spent} s in stages, ${total} s in all`);
   assert.ok(total < budgetS, `${total} s of ${budgetS}`);
   const limits = limitsOf(budgetS);
   let rest = total;
-  for (const [kind, outcome] of rungs(told).toReversed()) {
+  for (const [kind, outcome] of stagesTaken(report).toReversed()) {
     // What is left of the total here is when this stage ended.
     if (outcome === "no end in time") {
       const limit = limits[kind as keyof typeof limits];
@@ -167,7 +169,7 @@ function assertTimes(told: Told, budgetS: number): void {
   }
 }
 
-/** Whether the guest's init system was told to power off; a session that was opened and never given the word is none. */
+/** Whether the guest's init system was asked to power off; a session that was opened and never given the word is none. */
 function wasAsked(guest: Guest): boolean {
   return guest.log().includes("systemctl poweroff");
 }
@@ -176,8 +178,8 @@ const DONE = /^done$/;
 
 // --- what ends it --------------------------------------------------------------------------------------------------
 
-/** A guest that is asked has powered off before anybody else was signalled. */
-const nobodyWasSignalled: Row["also"] = (_, __, instance) => {
+/** A guest that is asked has powered off before any process was signalled. */
+const nothingWasSignalled: Row["also"] = (_, __, instance) => {
   assert.deepEqual(instance.log().filter((line) => line.startsWith("Received SIG")), []);
 };
 
@@ -185,61 +187,61 @@ table("the guest powers off when it is asked over ssh", "guest", 60, [
   {
     what: "vz, whose host agent then ends with status 1",
     make: running({}, "normal"),
-    rungs: [["guest", DONE]],
+    stages: [["guest", DONE]],
     disk: "clean",
-    also: async (cast, told, instance) => {
+    also: async (cast, report, instance) => {
       assert.equal((await cast.agent!.status).code, 1);
       assert.ok(instance.log().some((line) => line.includes("CanRequestStop")));
-      nobodyWasSignalled(cast, told, instance);
+      nothingWasSignalled(cast, report, instance);
     },
   },
   {
     what: "vz that cannot be requested to stop",
     make: running({ stop: "cannot-request-stop" }, "normal"),
-    rungs: [["guest", DONE]],
+    stages: [["guest", DONE]],
     disk: "clean",
-    also: nobodyWasSignalled,
+    also: nothingWasSignalled,
   },
   {
     what: "a guest that takes its time",
     make: running({}, "slow:1200"),
-    rungs: [["guest", DONE]],
+    stages: [["guest", DONE]],
     disk: "clean",
-    also: (cast, told, instance) => {
-      assert.ok(told.seconds.guest! >= 1.1, "it was not waited for");
-      nobodyWasSignalled(cast, told, instance);
+    also: (cast, report, instance) => {
+      assert.ok(report.seconds.guest! >= 1.1, "it was not waited for");
+      nothingWasSignalled(cast, report, instance);
     },
   },
   {
     what: "a guest without systemctl",
     make: running({}, "no-systemctl"),
-    rungs: [["guest", DONE]],
+    stages: [["guest", DONE]],
     disk: "clean",
     also: ({ guest }) => assert.ok(guest!.log().includes("poweroff"), guest!.log().join("\n")),
   },
-  { what: "QEMU", make: running({ vmtype: "qemu" }, "normal"), rungs: [["guest", DONE]], disk: "clean" },
-  { what: "krunkit", make: running({ vmtype: "krunkit" }, "normal"), rungs: [["guest", DONE]], disk: "clean" },
-  { what: "an external driver", make: running({ vmtype: "x" }, "normal"), rungs: [["guest", DONE]], disk: "clean" },
+  { what: "QEMU", make: running({ vmtype: "qemu" }, "normal"), stages: [["guest", DONE]], disk: "clean" },
+  { what: "krunkit", make: running({ vmtype: "krunkit" }, "normal"), stages: [["guest", DONE]], disk: "clean" },
+  { what: "an external driver", make: running({ vmtype: "x" }, "normal"), stages: [["guest", DONE]], disk: "clean" },
   {
     what: "QEMU without a host agent, which forwards the port itself",
     make: orphaned("qemu", {}, "normal"),
-    rungs: [["guest", DONE]],
+    stages: [["guest", DONE]],
     disk: "clean",
   },
   {
     what: "QEMU whose host agent hangs: it is killed once the VM is off, and that is no hard stop",
     make: running({ vmtype: "qemu" }, "normal"),
     lastly: (instance) => Deno.kill(instance.pid("ha.pid")!, "SIGSTOP"),
-    rungs: [["guest", /^done; the hung host agent was killed$/]],
+    stages: [["guest", /^done; the hung host agent was killed$/]],
     disk: "clean",
-    also: (_, told) => assert.ok(told.seconds.total! < 18, `${told.seconds.total} s`),
+    also: (_, report) => assert.ok(report.seconds.total! < 18, `${report.seconds.total} s`),
   },
   {
     what: "QEMU whose PID files were deleted",
     make: then(running({ vmtype: "qemu" }, "normal"), (instance) => {
       for (const file of ["ha.pid", "qemu.pid"]) instance.remove(file);
     }),
-    rungs: [["guest", DONE]],
+    stages: [["guest", DONE]],
     disk: "clean",
   },
 ]);
@@ -250,7 +252,7 @@ table("the host agent stops it where the guest cannot be asked, or refuses", "ag
   {
     what: "no ssh.config",
     make: then(running({}), (instance) => instance.remove("ssh.config")),
-    rungs: [["guest", /^skipped: .*no ssh\.config/], ["agent", DONE]],
+    stages: [["guest", /^skipped: .*no ssh\.config/], ["agent", DONE]],
     disk: "clean",
   },
   {
@@ -259,26 +261,26 @@ table("the host agent stops it where the guest cannot be asked, or refuses", "ag
       const text = instance.read("ssh.config")!.replace(/^Host .*/m, "Host lima-original");
       instance.write("ssh.config", text);
     }),
-    rungs: [["guest", /^skipped: .*ssh\.config/], ["agent", DONE]],
+    stages: [["guest", /^skipped: .*ssh\.config/], ["agent", DONE]],
     disk: "clean",
     also: ({ guest }) => assert.deepEqual(guest!.log(), []),
   },
   {
     what: "a port that refuses",
     make: running({ ssh_port: refusedPort() }),
-    rungs: [["guest", /^refused: .*Connection refused/], ["agent", DONE]],
+    stages: [["guest", /^refused: .*Connection refused/], ["agent", DONE]],
     disk: "clean",
   },
   {
     what: "sudo wants a password",
     make: running({}, "no-sudo"),
-    rungs: [["guest", /^refused: .*a password is required/], ["agent", DONE]],
+    stages: [["guest", /^refused: .*a password is required/], ["agent", DONE]],
     disk: "clean",
   },
   {
     what: "the guest's init system says no",
     make: running({}, "refuse"),
-    rungs: [["guest", /^refused: /], ["agent", DONE]],
+    stages: [["guest", /^refused: /], ["agent", DONE]],
     disk: "clean",
   },
   {
@@ -286,13 +288,13 @@ table("the host agent stops it where the guest cannot be asked, or refuses", "ag
     make: then(running({}, "no-systemctl"), (instance) => {
       for (const name of ["poweroff", "shutdown", "halt"]) instance.remove(`standin.guest/sbin/${name}`);
     }),
-    rungs: [["guest", /^refused: /], ["agent", DONE]],
+    stages: [["guest", /^refused: /], ["agent", DONE]],
     disk: "clean",
   },
   {
     what: "vz that cannot be requested to stop cuts its guest off, and the stop says so (lima-vm/lima#5087)",
     make: running({ stop: "cannot-request-stop" }),
-    rungs: [["guest", /^refused: /], ["agent", /^done; but .*cut off.*CanRequestStop/]],
+    stages: [["guest", /^refused: /], ["agent", /^done; but .*cut off.*CanRequestStop/]],
     disk: "dirty",
   },
   {
@@ -300,26 +302,26 @@ table("the host agent stops it where the guest cannot be asked, or refuses", "ag
     make: running({}, "normal"),
     lastly: (instance) =>
       stale(instance).filter((file) => file.endsWith(".pid")).forEach((file) => instance.remove(file)),
-    rungs: [["guest", /^skipped: /], ["agent", DONE]],
+    stages: [["guest", /^skipped: /], ["agent", DONE]],
     disk: "clean",
     also: ({ guest }) => assert.ok(!wasAsked(guest!)),
   },
   {
     what: "QEMU",
     make: running({ vmtype: "qemu" }),
-    rungs: [["guest", /^refused: /], ["agent", DONE]],
+    stages: [["guest", /^refused: /], ["agent", DONE]],
     disk: "clean",
   },
   {
     what: "krunkit",
     make: running({ vmtype: "krunkit" }),
-    rungs: [["guest", /^refused: /], ["agent", DONE]],
+    stages: [["guest", /^refused: /], ["agent", DONE]],
     disk: "clean",
   },
   {
     what: "an external driver",
     make: running({ vmtype: "x" }),
-    rungs: [["guest", /^refused: /], ["agent", DONE]],
+    stages: [["guest", /^refused: /], ["agent", DONE]],
     disk: "clean",
   },
   {
@@ -328,7 +330,7 @@ table("the host agent stops it where the guest cannot be asked, or refuses", "ag
       const conf = { boot_ms: 3000 };
       return { agent: use.use(await startAgent(instance, { conf, until: "driver" })) };
     },
-    rungs: [["guest", /^refused: /], ["agent", DONE]],
+    stages: [["guest", /^refused: /], ["agent", DONE]],
     disk: "clean",
   },
 ]);
@@ -340,22 +342,22 @@ table("the host agent stops it where the guest lets its time run out", "agent", 
       const { port } = use.use(silentPort());
       return { agent: use.use(await startAgent(instance, { conf: { ssh_port: port } })) };
     },
-    rungs: [["guest", LATE], ["agent", DONE]],
+    stages: [["guest", LATE], ["agent", DONE]],
     disk: "clean",
   },
   {
     what: "the guest hangs before it is ready to listen",
     make: running({}, "hang-before-ready"),
-    rungs: [["guest", LATE], ["agent", DONE]],
+    stages: [["guest", LATE], ["agent", DONE]],
     disk: "clean",
   },
 ]);
 
 /** It has had all of grace, and Lima's signal came after that. */
-const hadAllOfGrace: Row["also"] = ({ guest }, told, instance) => {
+const hadAllOfGrace: Row["also"] = ({ guest }, report, instance) => {
   assert.ok(wasAsked(guest!));
   const { agent } = limitsOf(24);
-  assert.ok(told.seconds.guest! > agent - 1, `${told.seconds.guest} s of ${agent}`);
+  assert.ok(report.seconds.guest! > agent - 1, `${report.seconds.guest} s of ${agent}`);
   assert.equal(instance.log().filter((line) => line.startsWith("Received SIGTERM")).length, 1);
 };
 
@@ -367,14 +369,14 @@ table(
     {
       what: "the guest accepts and never powers off",
       make: running({ stop: "ignore" }, "ignore"),
-      rungs: [["guest", LATE], ["agent", LATE], ["kill", DONE]],
+      stages: [["guest", LATE], ["agent", LATE], ["kill", DONE]],
       disk: "dirty",
       also: hadAllOfGrace,
     },
     {
       what: "the guest says that it powers off and does not",
       make: running({ stop: "ignore" }, "lying"),
-      rungs: [["guest", LATE], ["agent", LATE], ["kill", DONE]],
+      stages: [["guest", LATE], ["agent", LATE], ["kill", DONE]],
       disk: "dirty",
       also: hadAllOfGrace,
     },
@@ -387,18 +389,18 @@ table("a driver without a host agent is stopped directly", "driver", 8, [
   {
     what: "QEMU: the power button over QMP, with the event before the answer",
     make: orphaned("qemu"),
-    rungs: [["guest", NOT_ASKED], ["driver", DONE]],
+    stages: [["guest", NOT_ASKED], ["driver", DONE]],
     disk: "clean",
     also: (_, __, instance) => assert.ok(!instance.has("qmp.sock"), "QEMU did not end by itself"),
   },
   {
     what: "QEMU whose guest takes its time",
     make: orphaned("qemu", { guest_off_ms: 1500 }),
-    rungs: [["guest", NOT_ASKED], ["driver", DONE]],
+    stages: [["guest", NOT_ASKED], ["driver", DONE]],
     disk: "clean",
   },
-  { what: "krunkit", make: orphaned("krunkit"), rungs: [["guest", NOT_ASKED], ["driver", DONE]], disk: "clean" },
-  { what: "an external driver", make: orphaned("x"), rungs: [["guest", NOT_ASKED], ["driver", DONE]], disk: "clean" },
+  { what: "krunkit", make: orphaned("krunkit"), stages: [["guest", NOT_ASKED], ["driver", DONE]], disk: "clean" },
+  { what: "an external driver", make: orphaned("x"), stages: [["guest", NOT_ASKED], ["driver", DONE]], disk: "clean" },
 ]);
 
 const POWER_CUT = /^done; SIGTERM to QEMU cut the guest's power$/;
@@ -407,21 +409,21 @@ table("a QEMU whose guest does not hear the power button is killed: SIGTERM is a
   {
     what: "QEMU that accepts on QMP and never greets",
     make: orphaned("qemu", { qmp: "silent" }),
-    rungs: [["guest", NOT_ASKED], ["driver", POWER_CUT]],
+    stages: [["guest", NOT_ASKED], ["driver", POWER_CUT]],
     disk: "dirty",
     also: (_, __, instance) => assert.ok(!instance.has("qmp.sock"), "it was not SIGTERM that ended it"),
   },
   {
     what: "QEMU that refuses the power button",
     make: orphaned("qemu", { qmp: "refuse-powerdown" }),
-    rungs: [["guest", NOT_ASKED], ["driver", POWER_CUT]],
+    stages: [["guest", NOT_ASKED], ["driver", POWER_CUT]],
     disk: "dirty",
     also: (_, __, instance) => assert.ok(!instance.has("qmp.sock"), "it was not SIGTERM that ended it"),
   },
   {
     what: "QEMU whose guest ignores the power button",
     make: orphaned("qemu", { stop: "ignore" }),
-    rungs: [["guest", NOT_ASKED], ["driver", POWER_CUT]],
+    stages: [["guest", NOT_ASKED], ["driver", POWER_CUT]],
     disk: "dirty",
   },
 ]);
@@ -430,19 +432,19 @@ table("whatever ignores everything is killed", "killed", 16, [
   {
     what: "a host agent that hangs in its own clean-up",
     make: running({ stop: "hang" }),
-    rungs: [["guest", NOT_ASKED], ["agent", LATE], ["kill", DONE]],
+    stages: [["guest", NOT_ASKED], ["agent", LATE], ["kill", DONE]],
     disk: "dirty",
   },
   {
     what: "and its guest too does nothing",
     make: running({ stop: "hang" }, "ignore"),
-    rungs: [["guest", LATE], ["agent", LATE], ["kill", DONE]],
+    stages: [["guest", LATE], ["agent", LATE], ["kill", DONE]],
     disk: "dirty",
   },
   {
     what: "a guest that ignores the power button",
     make: running({ stop: "ignore" }),
-    rungs: [["guest", NOT_ASKED], ["agent", LATE], ["kill", DONE]],
+    stages: [["guest", NOT_ASKED], ["agent", LATE], ["kill", DONE]],
     disk: "dirty",
   },
   {
@@ -450,31 +452,31 @@ table("whatever ignores everything is killed", "killed", 16, [
     make: async (instance, use) => {
       return { agent: use.use(await startAgent(instance, { conf: { stop: "deadlock" }, until: "driver" })) };
     },
-    rungs: [["guest", NOT_ASKED], ["agent", LATE], ["kill", DONE]],
+    stages: [["guest", NOT_ASKED], ["agent", LATE], ["kill", DONE]],
     disk: "dirty",
   },
   {
     what: "a QEMU goes with its host agent that hangs: QMP is left alone while that lives",
     make: running({ vmtype: "qemu", stop: "hang" }),
-    rungs: [["guest", NOT_ASKED], ["agent", LATE], ["driver", /^skipped: .*host agent/], ["kill", DONE]],
+    stages: [["guest", NOT_ASKED], ["agent", LATE], ["driver", /^skipped: .*host agent/], ["kill", DONE]],
     disk: "dirty",
   },
   {
     what: "QEMU that neither QMP nor SIGTERM reaches",
     make: orphaned("qemu", { qmp: "silent", ignore_term: 1 }),
-    rungs: [["guest", NOT_ASKED], ["driver", LATE], ["kill", DONE]],
+    stages: [["guest", NOT_ASKED], ["driver", LATE], ["kill", DONE]],
     disk: "dirty",
   },
   {
     what: "krunkit that ignores SIGTERM",
     make: orphaned("krunkit", { ignore_term: 1 }),
-    rungs: [["guest", NOT_ASKED], ["driver", LATE], ["kill", DONE]],
+    stages: [["guest", NOT_ASKED], ["driver", LATE], ["kill", DONE]],
     disk: "dirty",
   },
   {
     what: "an external driver that ignores SIGTERM",
     make: orphaned("x", { ignore_term: 1 }),
-    rungs: [["guest", NOT_ASKED], ["driver", LATE], ["kill", DONE]],
+    stages: [["guest", NOT_ASKED], ["driver", LATE], ["kill", DONE]],
     disk: "dirty",
   },
 ]);
@@ -494,12 +496,12 @@ Deno.test({
     await eventually(isSignalled, { withinMs: 20_000 });
     assert.ok(!wasAsked(guest));
     guest.mode("normal");
-    const { told, status } = await stopping;
-    assert.deepEqual([status, told.stage, k3s.guestDisk()], [0, "agent", "clean"], JSON.stringify(told));
+    const { report, status } = await stopping;
+    assert.deepEqual([status, report.stage, k3s.guestDisk()], [0, "agent", "clean"], JSON.stringify(report));
   },
 });
 
-// --- whom it never touches -------------------------------------------------------------------------------------------
+// --- what it never touches -------------------------------------------------------------------------------------------
 
 Deno.test({
   name: "the port in ssh.config leads to another instance's guest by now: that one is never powered off",
@@ -507,7 +509,7 @@ Deno.test({
   async fn() {
     await using home = await tempLimaHome();
     await using use = new AsyncDisposableStack();
-    const stranger = use.use(await bystander(home));
+    const bystander = use.use(await startBystander(home));
     const neighbour = home.instance("neighbour");
     const guest = use.use(await sshGuest(neighbour));
     const neighbours = use.use(await startAgent(neighbour));
@@ -527,17 +529,17 @@ Deno.test({
     const portless = led("portless");
     use.use(await startOrphan(portless, "krunkit"));
     portless.sshConfig({ port: guest.port });
-    const recycled = led("recycled", `${stranger.pid}\n`);
+    const recycled = led("recycled", `${bystander.pid}\n`);
     const stray = led("stray");
     use.use(await startAgent(stray, { conf: { stay_at: "ha.pid" }, until: "ha.pid" }));
-    // Its own ha.pid is gone, and an older one that names a stranger is back. A garbled file leads to a look at all.
-    stray.pidFile("ha.pid", stranger.pid, { ageSeconds: 3600 });
+    // Its own ha.pid is gone, and an older one that names another program is back. A garbled file leads to a full scan.
+    stray.pidFile("ha.pid", bystander.pid, { ageSeconds: 3600 });
     stray.pidFile("vz.pid", "garbled");
 
     const all = [booting, orphan, portless, recycled, stray];
     const result = await stop(home, all.map(({ name }) => name), { budgetS: 12 });
     assert.equal(result.status, 0, result.stdout + result.stderr);
-    assert.deepEqual(result.told.map(({ stage }) => stage), [
+    assert.deepEqual(result.report.map(({ stage }) => stage), [
       "killed",
       "driver",
       "driver",
@@ -551,21 +553,21 @@ Deno.test({
       [],
       "the neighbour did something",
     );
-    stranger.assertAlive();
+    bystander.assertAlive();
   },
 });
 
-Deno.test("a PID file of an external driver that names a stranger goes before Lima is told to stop, which would signal it", async () => {
+Deno.test("a PID file of an external driver that names another program goes before Lima is asked to stop, which would signal it", async () => {
   await using home = await tempLimaHome();
-  await using stranger = await bystander(home);
+  await using bystander = await startBystander(home);
   const k3s = home.instance("k3s");
   await using _ = await startAgent(k3s);
   // Lima 2.2 sends SIGTERM to whatever a *.drv.pid names when its host agent ends.
-  k3s.pidFile("x.drv.pid", String(stranger.pid));
-  const { told } = await stopOne(k3s, { budgetS: 20 });
-  assert.equal(told.stage, "agent");
+  k3s.pidFile("x.drv.pid", String(bystander.pid));
+  const { report } = await stopOne(k3s, { budgetS: 20 });
+  assert.equal(report.stage, "agent");
   assert.deepEqual(stale(k3s), []);
-  stranger.assertAlive();
+  bystander.assertAlive();
   assert.ok(!k3s.read("ha.stderr.log")!.includes("would have sent"), k3s.read("ha.stderr.log"));
 });
 
@@ -574,8 +576,8 @@ Deno.test("the daemon of a network, which other instances use too, stays", async
   const k3s = home.instance("k3s", { conf: { usernet: 1 } });
   await using _ = await startAgent(k3s);
   const pid = Number(Deno.readTextFileSync(`${home.lima}/_networks/user-v2/usernet_user-v2.pid`));
-  const { told } = await stopOne(k3s, { budgetS: 20 });
-  assert.equal(told.stage, "agent");
+  const { report } = await stopOne(k3s, { budgetS: 20 });
+  assert.equal(report.stage, "agent");
   assert.ok(isAlive(pid), "usernet was ended");
   assert.equal(Number(Deno.readTextFileSync(`${home.lima}/_networks/user-v2/usernet_user-v2.pid`)), pid);
 });
@@ -595,17 +597,17 @@ Deno.test({
     const before = k3s.files();
     const refused = await stopOne(k3s, { budgetS: 20 });
     assert.equal(refused.status, 77);
-    assert.equal(refused.told.stage, null);
+    assert.equal(refused.report.stage, null);
     assert.match(
-      refused.told.blockers[0]?.hint ?? "",
+      refused.report.blockers[0]?.hint ?? "",
       new RegExp(`^sudo -H -u ${OTHER!.name} lima-guard --stop --lima-home \\S+ k3s$`),
     );
     assert.ok(agent.isAlive());
     assert.deepEqual(k3s.files(), before);
     assert.deepEqual(k3s.log().filter((line) => line.startsWith("Received")), []);
 
-    const { told } = await stopOne(k3s, { budgetS: 20, user: OTHER });
-    assert.equal(told.stage, "agent");
+    const { report } = await stopOne(k3s, { budgetS: 20, user: OTHER });
+    assert.equal(report.stage, "agent");
     assert.deepEqual(stale(k3s), []);
     assert.equal(k3s.guestDisk(), "clean");
   },
@@ -616,33 +618,33 @@ Deno.test({
 Deno.test("a stopped instance is already stopped, as often as one asks", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
-  const { told, stdout, stderr } = await stopOne(k3s, { budgetS: 20 });
-  assert.deepEqual([told.stage, told.state, told.status], ["already stopped", "stopped", 0]);
-  assert.deepEqual([told.steps, told.blockers], [[], []]);
+  const { report, stdout, stderr } = await stopOne(k3s, { budgetS: 20 });
+  assert.deepEqual([report.stage, report.state, report.status], ["already stopped", "stopped", 0]);
+  assert.deepEqual([report.steps, report.blockers], [[], []]);
   assert.equal(stderr, "");
   assert.deepEqual(journal(k3s), []);
   await using agent = await startAgent(k3s);
-  assert.equal((await stopOne(k3s, { budgetS: 20 })).told.stage, "agent");
+  assert.equal((await stopOne(k3s, { budgetS: 20 })).report.stage, "agent");
   await agent.status;
   const lines = journal(k3s);
   const again = await stopOne(k3s, { budgetS: 20 });
-  assert.equal(again.told.stage, "already stopped");
-  assert.deepEqual(again.told.steps, []);
+  assert.equal(again.report.stage, "already stopped");
+  assert.deepEqual(again.report.steps, []);
   assert.deepEqual(journal(k3s), lines);
   assert.notEqual(stdout, "");
 });
 
-Deno.test("what a run that was cut off left behind goes, and the next start goes on", async () => {
+Deno.test("what a run that was cut off left behind goes, and the next start continues", async () => {
   await using home = await tempLimaHome();
-  await using stranger = await bystander(home);
+  await using bystander = await startBystander(home);
   const k3s = home.instance("k3s");
   await cutOff(k3s);
-  for (const file of ["ha.pid", "vz.pid"]) k3s.pidFile(file, stranger.pid);
+  for (const file of ["ha.pid", "vz.pid"]) k3s.pidFile(file, bystander.pid);
   k3s.write("boot-session.tmp", "an earlier boot");
-  const { told } = await stopOne(k3s, { budgetS: 20 });
-  assert.deepEqual([told.stage, told.status], ["already stopped", 0]);
+  const { report } = await stopOne(k3s, { budgetS: 20 });
+  assert.deepEqual([report.stage, report.status], ["already stopped", 0]);
   assert.deepEqual(stale(k3s), []);
-  stranger.assertAlive();
+  bystander.assertAlive();
   await startsAgain(k3s);
 });
 
@@ -656,11 +658,11 @@ Deno.test("a VM that was gone before the request is not called stopped by it", a
   const pid = k3s.pid("ha.pid")!;
   Deno.kill(pid, "SIGKILL");
   await waitForExit(pid);
-  const { told } = await stopOne(k3s, { budgetS: 20 });
-  assert.deepEqual([told.stage, told.state, told.status], ["gone before the request", "stopped", 0]);
+  const { report } = await stopOne(k3s, { budgetS: 20 });
+  assert.deepEqual([report.stage, report.state, report.status], ["gone before the request", "stopped", 0]);
   assert.deepEqual(stale(k3s), []);
   assert.equal(journal(k3s).at(-1).stage, "gone before the request");
-  assert.equal((await stopOne(k3s, { budgetS: 20 })).told.stage, "already stopped");
+  assert.equal((await stopOne(k3s, { budgetS: 20 })).report.stage, "already stopped");
 });
 
 Deno.test("there is no instance without a lima.yaml: 66, and the others are stopped all the same", async () => {
@@ -670,7 +672,7 @@ Deno.test("there is no instance without a lima.yaml: 66, and the others are stop
   await using _ = await startAgent(k3s);
   const result = await stop(home, ["none", "junk", "k3s"], { budgetS: 20 });
   assert.equal(result.status, 66);
-  assert.deepEqual(result.told.map(({ stage, status }) => [stage, status]), [[null, 66], [null, 66], ["agent", 0]]);
+  assert.deepEqual(result.report.map(({ stage, status }) => [stage, status]), [[null, 66], [null, 66], ["agent", 0]]);
   assert.deepEqual([...Deno.readDirSync(`${home.lima}/junk`)], [], "something was written into it");
   assert.deepEqual(stale(k3s), []);
 });
@@ -688,7 +690,7 @@ function whyNoStrace(): string | undefined {
   }
 }
 
-/** The system calls of a guard and of what it starts: `[seconds, call]`, in their order. */
+/** The system calls of lima-guard and of what it starts: `[seconds, call]`, in their order. */
 async function traced(home: Home, args: string[], calls: string): Promise<[number, string][]> {
   const file = `${home.root}/trace`;
   const { success, stderr } = await new Deno.Command("strace", {
@@ -764,25 +766,25 @@ Deno.test("a dry run prints the plan, and neither writes nor starts nor ends any
   const before = everything(home);
   const planned = await stopOne(k3s, { args: ["--dry-run"] });
   assert.equal(planned.status, 0);
-  const told = await runGuard(home, ["--stop", "--dry-run", "k3s"]);
-  assert.equal(told.status, 0);
+  const report = await runGuard(home, ["--stop", "--dry-run", "k3s"]);
+  assert.equal(report.status, 0);
   assert.deepEqual(everything(home), before);
   assert.ok(agent.isAlive());
   assert.deepEqual(k3s.log().filter((line) => line.startsWith("Received")), []);
 
   const pid = `host agent ${agent.pid}`;
-  assert.match(told.stdout, new RegExp(`ask the guest over ssh to power off, until 21 s .*${pid}`));
-  assert.match(told.stdout, new RegExp(`SIGTERM to ${pid}, until 51 s`));
-  assert.match(told.stdout, new RegExp(`SIGKILL to ${pid}, until 54 s`));
-  assert.match(told.stdout, new RegExp(`remove ${k3s.path("krunkit.pid")} .*not a PID`));
-  assert.ok(planned.told.steps.every(({ outcome }) => outcome === "planned"));
+  assert.match(report.stdout, new RegExp(`ask the guest over ssh to power off, until 21 s .*${pid}`));
+  assert.match(report.stdout, new RegExp(`SIGTERM to ${pid}, until 51 s`));
+  assert.match(report.stdout, new RegExp(`SIGKILL to ${pid}, until 54 s`));
+  assert.match(report.stdout, new RegExp(`remove ${k3s.path("krunkit.pid")} .*not a PID`));
+  assert.ok(planned.report.steps.every(({ outcome }) => outcome === "planned"));
 
   // What is done then is said in the same words.
-  const words = ({ what, because }: Told["steps"][number]) => `${what} (${because})`;
+  const words = ({ what, because }: Report["steps"][number]) => `${what} (${because})`;
   const done = await stopOne(k3s);
-  assert.equal(done.told.stage, "agent");
+  assert.equal(done.report.stage, "agent");
   for (const kind of ["guest", "agent"]) {
-    const [was, is] = [planned, done].map((run) => run.told.steps.find((step) => step.kind === kind)!);
+    const [was, is] = [planned, done].map((run) => run.report.steps.find((step) => step.kind === kind)!);
     assert.equal(words(is!), words(was!));
   }
 });
@@ -799,7 +801,7 @@ Deno.test("several are stopped side by side: --all begins with the last before i
   for (const instance of slow) use.use(await startAgent(instance));
   const result = await stop(home, ["--all"], { budgetS: 30 });
   assert.equal(result.status, 0, result.stderr);
-  assert.deepEqual(result.told.map(({ name, stage }) => [name, stage]), [
+  assert.deepEqual(result.report.map(({ name, stage }) => [name, stage]), [
     ...names.map((name) => [name, "agent"]),
     ["idle", "already stopped"],
   ]);
@@ -813,7 +815,7 @@ Deno.test("--all where there is nothing", async () => {
   await using home = await tempLimaHome();
   const result = await stop(home, ["--all"], { budgetS: 20 });
   assert.equal(result.status, 0);
-  assert.deepEqual(result.told, []);
+  assert.deepEqual(result.report, []);
 });
 
 Deno.test("a second administrator waits, reports the same stop, and does not cut its grace short", async () => {
@@ -827,16 +829,16 @@ Deno.test("a second administrator waits, reports the same stop, and does not cut
   await second.waitForLine(new RegExp(`waits .*lima-guard --stop, PID ${first.pid}`));
   const [one, two, three] = [await first.result(), await second.result(), await impatient.result()];
   assert.deepEqual([one.status, two.status, three.status], [0, 0, 75], `${one.stderr}\n${two.stderr}\n${three.stderr}`);
-  const [[told], [same]] = [readDocument(one), readDocument(two)];
-  assert.equal(told!.stage, "agent");
-  assert.deepEqual([same!.stage, same!.state, same!.seconds], [told!.stage, told!.state, told!.seconds]);
+  const [[report], [same]] = [readDocument(one), readDocument(two)];
+  assert.equal(report!.stage, "agent");
+  assert.deepEqual([same!.stage, same!.state, same!.seconds], [report!.stage, report!.state, report!.seconds]);
   assert.equal(k3s.guestDisk(), "clean");
   assert.equal(k3s.log().filter((line) => line.startsWith("Received SIG")).length, 1);
   assert.deepEqual(journal(k3s).map(({ event }) => event), ["stop", "stage", "stage", "end"]);
 });
 
 for (const signal of ["SIGINT", "SIGTERM"] as const) {
-  Deno.test(`${signal} while it waits for another guard: it gives up, and that one goes on`, async () => {
+  Deno.test(`${signal} while it waits for another lima-guard: it gives up, and that one continues`, async () => {
     await using home = await tempLimaHome();
     const k3s = home.instance("k3s", { conf: { stop: "hang" } });
     await using agent = await startAgent(k3s);
@@ -847,10 +849,10 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
     second.signal(signal);
     const result = await second.result();
     assert.ok(agent.isAlive(), "it has waited for the end");
-    const [told] = readDocument(result);
-    assert.deepEqual([result.status, told!.state, told!.stage, told!.steps], [75, "unknown", null, []]);
+    const [report] = readDocument(result);
+    assert.deepEqual([result.status, report!.state, report!.stage, report!.steps], [75, "unknown", null, []]);
     const because = `lima-guard --stop, PID ${first.pid} holds its lock; `;
-    assert.equal(told!.blockers[0]!.because, `${because}the waiting was interrupted by a signal`);
+    assert.equal(report!.blockers[0]!.because, `${because}the waiting was interrupted by a signal`);
     assert.equal(readDocument(await first.result())[0]!.stage, "killed");
   });
 }
@@ -863,23 +865,23 @@ Deno.test("a --pre that has the lock is waited for", async () => {
   k3s.pidFile("qemu.pid", "", { ageSeconds: 2 });
   await using pre = spawnGuard(home, ["--pre", "k3s"]);
   await eventually(() => assert.match(k3s.read("lima-guard.lock") ?? "", /"role":"pre"/));
-  const { told, stderr } = await stopOne(k3s, { budgetS: 20 });
+  const { report, stderr } = await stopOne(k3s, { budgetS: 20 });
   assert.match(stderr, new RegExp(`waits .*lima-guard --pre, PID ${pre.pid}`));
-  assert.equal(told.stage, "agent");
+  assert.equal(report.stage, "agent");
   assert.equal((await pre.result()).status, 0);
   assert.deepEqual(stale(k3s), []);
 });
 
-Deno.test("a lock that is never let go of: 75 before the budget is spent, and nobody is signalled", async () => {
+Deno.test("a lock that is never released: 75 before the budget is spent, and nothing is signalled", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
   await using agent = await startAgent(k3s);
   using _ = held(k3s, { pid: Deno.pid, started: "Mon Jan  1 00:00:00 2024", role: "pre", phase: "working" });
   const before = performance.now();
-  const { status, told } = await stopOne(k3s, { budgetS: 2 });
+  const { status, report } = await stopOne(k3s, { budgetS: 2 });
   assert.equal(status, 75);
-  assert.equal(told.stage, null);
-  assert.equal(told.blockers[0]?.what, k3s.path("lima-guard.lock"));
+  assert.equal(report.stage, null);
+  assert.equal(report.blockers[0]?.what, k3s.path("lima-guard.lock"));
   assert.ok(agent.isAlive());
   const seconds = (performance.now() - before) / 1000;
   assert.ok(seconds < 6, `--timeout 2 took ${seconds.toFixed(1)} s`);
@@ -898,7 +900,7 @@ function held(instance: Instance, record: { pid: number; started: string; role: 
   return { release, [Symbol.dispose]: release };
 }
 
-// --- an instance that a guard supervises -----------------------------------------------------------------------------
+// --- an instance that lima-guard supervises --------------------------------------------------------------------------
 
 /** `lima-guard --run`, with the options where they are said to stand. */
 function supervised(instance: Instance, args = ["--run", instance.name]): Guard {
@@ -907,7 +909,7 @@ function supervised(instance: Instance, args = ["--run", instance.name]): Guard 
 }
 
 Deno.test({
-  name: "the guard that supervises an instance is told once, does the stop, and both report it",
+  name: "the lima-guard that supervises an instance is asked once, does the stop, and both report it",
   ignore: NO_SSHD !== undefined,
   async fn() {
     await using home = await tempLimaHome();
@@ -917,8 +919,8 @@ Deno.test({
     await guard.waitForLine(/Running after/);
     await eventually(() => assert.ok(guest.log().some((line) => line.startsWith("sudo ")), "no line to the guest"));
     const result = await stopOne(k3s, { budgetS: 30 });
-    assert.equal(result.told.stage, "guest");
-    assert.deepEqual([result.told.state, result.status], ["stopped", 0]);
+    assert.equal(result.report.stage, "guest");
+    assert.deepEqual([result.report.state, result.status], ["stopped", 0]);
     assert.equal(result.stderr.match(/SIGTERM to /g)?.length, 1, result.stderr);
     assert.match(result.stderr, new RegExp(`SIGTERM to lima-guard --run, PID ${guard.pid}: done`));
     assert.equal((await guard.result()).status, 0, guard.stderr);
@@ -926,7 +928,7 @@ Deno.test({
     assert.deepEqual(stale(k3s), []);
     const ends = journal(k3s).filter(({ event }) => event === "end");
     assert.equal(ends.length, 1);
-    assert.deepEqual([ends[0].role, ends[0].stage, ends[0].seconds], ["run", "guest", result.told.seconds]);
+    assert.deepEqual([ends[0].role, ends[0].stage, ends[0].seconds], ["run", "guest", result.report.seconds]);
     assert.equal(guest.log().filter((line) => line.startsWith("ssh:")).length, 1, "the line was not used");
   },
 });
@@ -942,24 +944,28 @@ Deno.test("its options may stand where they like", async () => {
   ];
   for (const guard of guards) await guard.waitForLine(/Running after/);
   const result = await stop(home, ["plain", "between", "before"], { budgetS: 20 });
-  assert.deepEqual(result.told.map(({ stage, status }) => [stage, status]), Array(3).fill(["agent", 0]), result.stderr);
+  assert.deepEqual(
+    result.report.map(({ stage, status }) => [stage, status]),
+    Array(3).fill(["agent", 0]),
+    result.stderr,
+  );
   for (const guard of guards) assert.equal((await guard.result()).status, 0);
 });
 
-Deno.test("a guard that waits with its start is told to leave", async () => {
+Deno.test("a lima-guard that waits with its start is asked to leave", async () => {
   await using home = await tempLimaHome();
   const other = home.instance("other");
   const k3s = home.instance("k3s", { yaml: "additionalDisks:\n- data\n" });
   const disk = home.disk("data", { inUseBy: other.dir });
   await using guard = supervised(k3s);
   await guard.waitForLine(/looks again in/);
-  const { told } = await stopOne(k3s, { budgetS: 20 });
-  assert.deepEqual([told.stage, told.status], ["already stopped", 0]);
+  const { report } = await stopOne(k3s, { budgetS: 20 });
+  assert.deepEqual([report.stage, report.status], ["already stopped", 0]);
   assert.equal((await guard.result()).status, 0);
   assert.equal(disk.inUseBy(), other.dir);
 });
 
-Deno.test("the instance of a guard that was killed is stopped as one that nobody supervises", async () => {
+Deno.test("the instance of a lima-guard that was killed is stopped as one that is not supervised", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
   await using guard = supervised(k3s);
@@ -967,41 +973,41 @@ Deno.test("the instance of a guard that was killed is stopped as one that nobody
   guard.signal("SIGKILL");
   await guard.status;
   assert.match(k3s.read("lima-guard.lock")!, /"phase":"supervising"/);
-  const { told, stderr } = await stopOne(k3s, { budgetS: 20 });
-  assert.deepEqual([told.stage, told.status], ["agent", 0]);
+  const { report, stderr } = await stopOne(k3s, { budgetS: 20 });
+  assert.deepEqual([report.stage, report.status], ["agent", 0]);
   assert.doesNotMatch(stderr, /lima-guard --run/);
   assert.deepEqual(stale(k3s), []);
 });
 
-Deno.test("a record in a lock is no proof: whoever has that PID by now is not signalled", async () => {
+Deno.test("a record in a lock is no proof: the process that has that PID now is not signalled", async () => {
   await using home = await tempLimaHome();
   await using use = new AsyncDisposableStack();
   const dress = (name: string) => ["/usr/local/libexec/lima-guard", "--run", name, "--", "limactl", "start", name];
   const cases = {
-    "nobody holds the lock": { command: ["/usr/libexec/sirittsd"], isHeld: false },
+    "no process holds the lock": { command: ["/usr/libexec/sirittsd"], isHeld: false },
     "another start time": { command: dress("i1"), started: "Mon Jan  1 00:00:00 2024", isHeld: true },
-    "no guard": { command: ["/usr/libexec/sirittsd", "--run", "i2", "--"], isHeld: true },
-    "a guard of another instance": { command: dress("i33"), isHeld: true },
-    "a guard in another role": { command: ["/usr/local/libexec/lima-guard", "--pre", "i4"], isHeld: true },
+    "no lima-guard": { command: ["/usr/libexec/sirittsd", "--run", "i2", "--"], isHeld: true },
+    "a lima-guard of another instance": { command: dress("i33"), isHeld: true },
+    "a lima-guard in another role": { command: ["/usr/local/libexec/lima-guard", "--pre", "i4"], isHeld: true },
   };
-  const strangers: Bystander[] = [];
+  const bystanders: Bystander[] = [];
   const locks: ReturnType<typeof held>[] = [];
   for (const [n, { isHeld, ...how }] of Object.values(cases).entries()) {
     const instance = home.instance(`i${n}`);
     use.use(await startAgent(instance));
-    const stranger = use.use(await bystander(home, { command: how.command }));
-    const started = "started" in how ? how.started : startTime(stranger.pid);
-    const lock = use.use(held(instance, { pid: stranger.pid, started, role: "run", phase: "supervising" }));
+    const bystander = use.use(await startBystander(home, { command: how.command }));
+    const started = "started" in how ? how.started : startTime(bystander.pid);
+    const lock = use.use(held(instance, { pid: bystander.pid, started, role: "run", phase: "supervising" }));
     if (isHeld) locks.push(lock);
     else lock.release();
-    strangers.push(stranger);
+    bystanders.push(bystander);
   }
   const names = Object.keys(cases).map((_, n) => `i${n}`);
   await using guard = spawnGuard(home, ["--stop", "--json", "--timeout", "20", ...names]);
   for (const name of names.slice(1)) await guard.waitForLine(new RegExp(`stop ${name}: waits up to`));
   for (const lock of locks) lock.release();
   const result = await guard.result();
-  for (const stranger of strangers) stranger.assertAlive();
+  for (const bystander of bystanders) bystander.assertAlive();
   assert.deepEqual(readDocument(result).map(({ stage, status }) => [stage, status]), names.map(() => ["agent", 0]));
 });
 
@@ -1014,7 +1020,7 @@ function startTime(pid: number): string {
   return new TextDecoder().decode(stdout).trim();
 }
 
-Deno.test("a dry run on a supervised instance does not wait for its guard, and signals nobody", async () => {
+Deno.test("a dry run on a supervised instance does not wait for its lima-guard, and signals nothing", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
   await using guard = supervised(k3s);
@@ -1054,9 +1060,9 @@ async function skipOnce(signal: Deno.Signal): Promise<boolean> {
   const result = await guard.result();
   if (apartMs > 900) return false;
   assert.equal(result.status, 0);
-  const [told] = readDocument(result);
-  assert.deepEqual(rungs(told!), [["guest", "skipped by a signal"], ["agent", "done"]]);
-  assert.equal(told!.stage, "agent");
+  const [report] = readDocument(result);
+  assert.deepEqual(stagesTaken(report!), [["guest", "skipped by a signal"], ["agent", "done"]]);
+  assert.equal(report!.stage, "agent");
   assert.equal(k3s.guestDisk(), "clean");
   return true;
 }
@@ -1069,13 +1075,13 @@ Deno.test("a terminal that goes away (SIGHUP) does not end a stop halfway, and s
   await guard.waitForLine(/stage agent/);
   guard.signal("SIGHUP");
   const result = await guard.result();
-  const [told] = readDocument(result);
-  assert.deepEqual([result.status, told!.stage], [0, "agent"], result.stderr);
+  const [report] = readDocument(result);
+  assert.deepEqual([result.status, report!.stage], [0, "agent"], result.stderr);
   assert.ok(!agent.isAlive());
   assert.deepEqual(stale(k3s), []);
 });
 
-Deno.test("waiting for another guard is part of the budget", async () => {
+Deno.test("waiting for another lima-guard is part of the budget", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s", { conf: { stop: "ignore" } });
   await using _ = await startAgent(k3s);
@@ -1088,22 +1094,22 @@ Deno.test("waiting for another guard is part of the budget", async () => {
   const waited = performance.now();
   await eventually(() => assert.ok(performance.now() - waited > 4000));
   lock.close();
-  const [told] = readDocument(await guard.result());
-  assert.equal(told!.stage, "killed");
-  assert.ok(told!.seconds.total! > 4 && told!.seconds.total! < 10, `${told!.seconds.total} s`);
-  assert.ok(told!.seconds.agent! < 3, `the agent had ${told!.seconds.agent} s of 6 after 4 were gone`);
+  const [report] = readDocument(await guard.result());
+  assert.equal(report!.stage, "killed");
+  assert.ok(report!.seconds.total! > 4 && report!.seconds.total! < 10, `${report!.seconds.total} s`);
+  assert.ok(report!.seconds.agent! < 3, `the agent had ${report!.seconds.agent} s of 6 after 4 were gone`);
 });
 
-Deno.test("whom the host agent may signal while it stops, and nobody can tell whose it is, is told before", async () => {
+Deno.test("a process of unknown ownership that the host agent may signal while it stops is reported before", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
   // The external driver of Lima 2.0 has no arguments. Lima signals it, and that is right if it is this instance's.
-  await using driver = await bystander(home, { command: ["lima-driver-x"] });
+  await using driver = await startBystander(home, { command: ["lima-driver-x"] });
   await using agent = await startAgent(k3s);
   k3s.remove("ssh.config");
   k3s.pidFile("x.drv.pid", driver.pid);
-  const { told, stderr } = await stopOne(k3s, { budgetS: 20 });
-  assert.equal(told.stage, "agent");
+  const { report, stderr } = await stopOne(k3s, { budgetS: 20 });
+  assert.equal(report.stage, "agent");
   assert.ok(!agent.isAlive());
   const words = "Lima's host agent may signal the process that it names, while it stops: PID";
   assert.ok(stderr.includes(`x.drv.pid: ${words} ${driver.pid} is unknown`), stderr);
@@ -1123,12 +1129,12 @@ Deno.test("a signal for each stage leads to the kill", async () => {
   guard.signal("SIGINT");
   const result = await guard.result();
   assert.equal(result.status, 0);
-  const [told] = readDocument(result);
-  assert.deepEqual(rungs(told!), [["guest", "skipped by a signal"], ["agent", "skipped by a signal"], [
+  const [report] = readDocument(result);
+  assert.deepEqual(stagesTaken(report!), [["guest", "skipped by a signal"], ["agent", "skipped by a signal"], [
     "kill",
     "done",
   ]]);
-  assert.equal(told!.stage, "killed");
+  assert.equal(report!.stage, "killed");
   assert.deepEqual(stale(k3s), []);
 });
 
@@ -1221,9 +1227,9 @@ Deno.test("a host agent that has ended, and that its parent does not wait for, h
   }).spawn();
   await eventually(() => assert.ok(k3s.events().some(({ running }) => running === true)));
   const pid = k3s.pid("ha.pid")!;
-  const { told } = await stopOne(k3s, { budgetS: 20 });
-  assert.deepEqual([told.stage, told.status], ["agent", 0]);
-  assert.deepEqual(rungs(told).at(-1), ["agent", "done"], "it was waited for in vain");
+  const { report } = await stopOne(k3s, { budgetS: 20 });
+  assert.deepEqual([report.stage, report.status], ["agent", 0]);
+  assert.deepEqual(stagesTaken(report).at(-1), ["agent", "done"], "it was waited for in vain");
   assert.ok(exists(pid), "it was to be a zombie");
   assert.deepEqual(stale(k3s), []);
   await parent.stdin.close();
@@ -1237,8 +1243,8 @@ Deno.test("what a kill leaves is cleared: the lock of an additional disk, and Li
   await using _ = await startAgent(k3s);
   k3s.write("boot-session.tmp", "this boot");
   assert.equal(disk.inUseBy(), k3s.dir);
-  const { told } = await stopOne(k3s, { budgetS: 4 });
-  assert.deepEqual([told.stage, told.status], ["killed", 0]);
+  const { report } = await stopOne(k3s, { budgetS: 4 });
+  assert.deepEqual([report.stage, report.status], ["killed", 0]);
   assert.deepEqual(stale(k3s), []);
   assert.equal(disk.inUseBy(), undefined);
 });

@@ -1,10 +1,7 @@
-/**
- * The figures of lima_guard.ts and install.ts, and the shape of lima_guard.ts, kept by machine; the shape of install.ts is
- * in install_structure_test.ts.
- */
+/** The figures and the shape of lima_guard.ts and install.ts, kept by machine. */
 
 import assert from "node:assert/strict";
-import { figures, limitOf, LIMITS, notYet, Source } from "../tools/house.ts";
+import { figures, limitOf, LIMITS, notYet, PRODUCT, Source } from "../tools/house.ts";
 import { project } from "./helpers/paths.ts";
 
 const FIGURES = await figures(project);
@@ -29,8 +26,9 @@ Deno.test("what is not reached yet is a figure that is over its limit", () => {
   for (const [key, value] of Object.entries(NOT_YET)) assert.ok(value > (limitOf(key) ?? Infinity), key);
 });
 
-/** What is right for both files, and where each has its own. */
-const FILES: Record<"lima_guard.ts", {
+interface Rules {
+  /** The parts and their chapters, in their order; those of install.ts are in its header. */
+  chapters: (text: string) => string[] | undefined;
   /** What may be imported. */
   imports: RegExp[];
   /** The chapters that ask for nothing but their arguments. */
@@ -39,9 +37,34 @@ const FILES: Record<"lima_guard.ts", {
   effects: RegExp;
   mayAct: RegExp;
   /** Words that a message does not have. */
-  contractions: string;
-}> = {
+  words: string;
+}
+
+const CLI = "the command line, and main";
+/** What is right for both files, and where each has its own. */
+const FILES: Record<typeof PRODUCT[number], Rules> = {
   "lima_guard.ts": {
+    chapters: () => [
+      "part I: what it decides",
+      "names and numbers",
+      "facts",
+      "parsers",
+      "proof of identity",
+      "commands to type",
+      "the plan of --pre",
+      "the plan of --stop, the table of --run",
+      "verdicts and words",
+      "part II: how it looks and acts",
+      "the host",
+      "files, lock and journal",
+      "observing",
+      "launchd",
+      "signalling",
+      "stopping",
+      "the commands",
+      "part III: the edges",
+      "the edges",
+    ],
     imports: [
       /^import .* from "jsr:@std\/(cli|log|path)@\d+\.\d+\.\d+\/[a-z/-]+";$/,
       /\bimport\("\.\/install\.ts"\)/,
@@ -50,28 +73,43 @@ const FILES: Record<"lima_guard.ts", {
     // Date.parse reads a text; anything else of Date may ask the clock.
     impure: /\b(await|async|Math\.random|performance|setTimeout|fetch|crypto|console)\b|\bDate\b(?!\.parse|\([^)])/,
     effects: /\bDeno\b/,
-    mayAct: /^the real host(:|$)/,
-    contractions: "terminated?|teardown|shut down|unload|gather|desired",
+    mayAct: /^the edges$/,
+    words: "terminated?|teardown|shut down|unload|gather|desired",
+  },
+  "install.ts": {
+    chapters: (text) =>
+      [...text.matchAll(/Part I{1,3}[^:]*: ([^]*?)\./g)].flatMap((part) =>
+        part[1]!.replaceAll(/\s*\n \* /g, " ").replaceAll("  ", " ").replace(", the command line, main", ` · ${CLI}`)
+          .split(" · ")
+      ),
+    imports: [
+      /^import .* from "jsr:@std\/(cli|path)@\d+\.\d+\.\d+\/[a-z/-]+";$/,
+      /^import \* as fs from "node:fs";$/,
+      /^import \{$|^\} from "\.\/lima_guard\.ts";$/,
+      /(await|=) import\("npm:(plist@5\.0\.0|diff@9\.0\.0|dax@0\.49\.0)"\)/,
+    ],
+    isPure: (_, source, at) => at > source.sections[0]!.at && at < source.linesBeforeTheHost(),
+    impure: /\b(await|async|Math\.random|performance|setTimeout|fetch|crypto|console)\b|\bhost\.|\bDate\.now\b/,
+    effects: /\bDeno\.|npm:dax|\bfs\./,
+    mayAct: new RegExp(`^(the real host|${CLI})$`),
+    words: "terminated?|teardown|shut down|gather|desired",
   },
 };
 
-for (const name of ["lima_guard.ts"] as const) {
+for (const name of PRODUCT) {
   const rules = FILES[name];
   const source = new Source(await Deno.readTextFile(`${project}/${name}`));
-  const { code, sections, text } = source;
-  const titles = sections.map(({ title }) => title);
+  const { code, text } = source;
   const mainBlock = code.findIndex((line) => line.startsWith("if (import.meta.main)"));
 
-  Deno.test(`${name}: the chapters stand in the order that the header lists`, () => {
-    const listed = /\n \* Sections: ([^]*?)\.\n/.exec(text)?.[1]?.replaceAll(/\s*\n \* /g, " ").split(" · ");
-    assert.deepEqual(titles, listed);
+  Deno.test(`${name}: the parts and their chapters stand in this order`, () => {
+    const banners = [...text.matchAll(/^\/\/ [─═]+ (.+) (?:──|══)$/gm)].map((m) => m[1]);
+    assert.deepEqual(banners, rules.chapters(text));
   });
 
   Deno.test(`${name}: the world is touched by the real host and by the last lines only`, () => {
     assert.ok(mainBlock > 0);
     assert.deepEqual(source.offences(rules.effects, (title, _, at) => rules.mayAct.test(title) || at >= mainBlock), []);
-    const hosts = titles.flatMap((title, i) => title.startsWith("the real host") ? [i] : []);
-    assert.equal(hosts.at(-1)! - hosts[0]! + 1, hosts.length, "the chapters of the real host stand together");
     assert.equal(code.indexOf("}", mainBlock), code.length - 2, "the main block is the end of the file");
   });
 
@@ -95,7 +133,7 @@ for (const name of ["lima_guard.ts"] as const) {
     const words of [
       "can't|don't|won't|isn't|doesn't|couldn't|didn't",
       "virtual machine|hypervisor|box|unit",
-      rules.contractions,
+      rules.words,
       "invalid|illegal",
     ]
   ) {
@@ -108,6 +146,27 @@ for (const name of ["lima_guard.ts"] as const) {
     });
   }
 }
+
+// --- only install.ts: what root does with files ---
+
+const INSTALL = new Source(await Deno.readTextFile(`${project}/install.ts`));
+
+Deno.test("install.ts: nothing is changed by its path: owner, group and mode come with the descriptor", () => {
+  assert.deepEqual(INSTALL.offences(/\b(chown|chmod|utime)(Sync)?\(/), []);
+});
+
+Deno.test("install.ts: files are made exclusively, so that no link is followed, and synced before they get a name", () => {
+  const opens = INSTALL.code.filter((line) => /fs\.openSync\(|Deno\.(writeFile|writeTextFile|copyFile)/.test(line));
+  assert.deepEqual(opens.map((line) => line.trim()), [
+    "fd = fs.openSync(path, fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);",
+    'const fd = fs.openSync(path, "wx", mode);',
+    'const fd = fs.openSync(path, look === "absent" ? "ax" : O_APPEND | O_NONBLOCK | O_WRONLY, 0o644);',
+  ]);
+  assert.match(
+    INSTALL.text,
+    /fs\.openSync\(path, "wx", mode\);[^}]*fs\.writeSync[^}]*fs\.fsyncSync\(fd\);\n {2}\} catch/,
+  );
+});
 
 // --- the measures themselves: one that finds nothing would hold nothing ---
 
@@ -140,11 +199,11 @@ Deno.test("commands to type are made in one chapter", async () => {
   const source = new Source(await Deno.readTextFile(`${project}/lima_guard.ts`));
   const program =
     /[`"](?:[^`"]*[ ;:(])?(?:lima-guard|limactl|launchctl|sudo|chmod|chown|kill|rm|ls|ps|lsof) (?:-|\$\{)/;
-  const made = new Set(["commands to type", "command line", "stopping: the line to the guest"]);
+  const made = new Set(["commands to type", "the edges"]);
   // These name a process by its role.
   const isProcess = (line: string) =>
     /lima-guard --(?:run(?: \$\{(?:holder\.pid|r\.guardVersion)|, PID)|\$\{(?:holder|s)\.role)/.test(line);
-  // The script that ends a program of --on-event in time.
-  const isScript = (line: string) => /ps -o pgid=|kill -9 -\$\$/.test(line);
+  // The script that ends a program of --on-event in time, and the one that runs in the guest.
+  const isScript = (line: string) => /ps -o pgid=|kill -9 (?:-\$\$|\$!)|sudo -n sh -c '\$\{GUEST_SCRIPT\}'/.test(line);
   assert.deepEqual(source.offences(program, (title, line) => made.has(title) || isProcess(line) || isScript(line)), []);
 });

@@ -3,7 +3,6 @@
 import assert from "node:assert/strict";
 import { last, run, running, stopRun } from "./launchd/run.ts";
 import {
-  bystander,
   eventually,
   type Home,
   IMPOSSIBLE_PID,
@@ -14,6 +13,7 @@ import {
   silentPort,
   sshGuest,
   startAgent,
+  startBystander,
   startOrphan,
   tempLimaHome,
   whyNoSshd,
@@ -77,7 +77,7 @@ each(
   VERSIONS,
   "a recycled number of an earlier boot stops a start before 2.2.1 only",
   async ({ home, vm, version }) => {
-    await using other = await bystander(home);
+    await using other = await startBystander(home);
     for (const marker of [ANOTHER_BOOT, ""]) {
       for (const file of ["ha.pid", "vz.pid", "x.drv.pid"]) vm.pidFile(file, other.pid);
       vm.write(MARKER, marker);
@@ -101,7 +101,7 @@ each(
   ["2.2.1", "2.3"],
   "without a marker, or within one boot, a recycled number stops a start",
   async ({ home, vm }) => {
-    await using other = await bystander(home);
+    await using other = await startBystander(home);
     for (const marker of [undefined, bootId()]) {
       vm.pidFile("vz.pid", other.pid);
       if (marker !== undefined) vm.write(MARKER, marker);
@@ -188,7 +188,7 @@ each(
 // ── lima-guard ──
 
 each(VERSIONS, "--pre clears what an earlier boot left, the marker with it, and it starts", async ({ home, vm }) => {
-  await using other = await bystander(home);
+  await using other = await startBystander(home);
   for (const marker of [undefined, ANOTHER_BOOT, "", bootId()]) {
     for (const file of ["ha.pid", "vz.pid", "x.drv.pid"]) vm.pidFile(file, other.pid);
     vm.staleSocket("ha.sock");
@@ -240,8 +240,8 @@ each(
 for (const vmtype of ["vz", "qemu", "krunkit"]) {
   each(VERSIONS, `--stop of ${vmtype}: the guest powers off, nothing is left`, async ({ vm }) => {
     await using agent = await startAgent(vm, { conf: { vmtype } });
-    const { status, told } = await stopOne(vm, { budgetS: 20 });
-    assert.deepEqual([status, told.state], [0, "stopped"]);
+    const { status, report } = await stopOne(vm, { budgetS: 20 });
+    assert.deepEqual([status, report.state], [0, "stopped"]);
     assert.equal(vm.guestDisk(), "clean");
     assertDown(vm);
     await agent.status;
@@ -287,7 +287,7 @@ each(VERSIONS, "--run: the guest powers itself off, 1 up to 2.2.1 and 0 from 2.3
 });
 
 each(VERSIONS, "--run: a boot after a power cut, the numbers another program's", async ({ home, vm }) => {
-  await using other = await bystander(home);
+  await using other = await startBystander(home);
   for (const file of ["ha.pid", "vz.pid"]) vm.pidFile(file, other.pid);
   vm.write(MARKER, ANOTHER_BOOT);
   vm.staleSocket("ha.sock");

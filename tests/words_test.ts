@@ -31,13 +31,13 @@ Deno.test("a recorded time is shown to the minute of the local clock", () => {
 Deno.test("--status prints each reason once", () => {
   const because = "PID 7 is dead";
   const what = "/h/k3s/vz.pid";
-  const told = formatDetails({
+  const report = formatDetails({
     ...{ name: "k3s", state: "stale", status: 1, stage: null, seconds: {}, notes: [{ what, because, hint: "do it" }] },
     ...{ summary: `stale: ${because}`, blockers: [{ what, because }] },
     steps: [{ kind: "remove", what: "remove vz.pid", because, outcome: "planned" }],
     evidence: [{ file: what, holds: "7", verdict: "dead", because }],
   });
-  assert.deepEqual(told, [
+  assert.deepEqual(report, [
     "k3s: stale: PID 7 is dead",
     "  vz.pid (7): dead",
     "  --pre would remove vz.pid",

@@ -14,12 +14,12 @@ import { parseArgs } from "node:util";
 import { PS_COLUMNS, VERSION } from "../lima_guard.ts";
 import {
   type Bystander,
-  bystander,
   denoFlags,
   type Home,
   type Instance,
   project,
   sshGuest,
+  startBystander,
   tempLimaHome,
   whyNoSshd,
 } from "../tests/helpers/mod.ts";
@@ -82,7 +82,7 @@ interface Group {
 
 /** A LIMA_HOME with instances, and programs that are run there. */
 class Subject {
-  constructor(readonly home: Home, readonly instance: Instance, readonly stranger: Bystander) {
+  constructor(readonly home: Home, readonly instance: Instance, readonly bystander: Bystander) {
     Deno.writeTextFileSync(`${home.root}/empty.ts`, "");
   }
 
@@ -90,11 +90,11 @@ class Subject {
     return this.program([Deno.execPath(), "run", "-A", `${this.home.root}/empty.ts`]);
   }
 
-  /** `--pre` with a PID file that names somebody else: written before every run, gone after it. */
+  /** `--pre` with a PID file that names another program: written before every run, gone after it. */
   repair(guard: Program["command"]): Row {
     return this.program([...guard, "--pre", NAME], {
       prepare: () => {
-        this.instance.pidFile("vz.pid", this.stranger.pid);
+        this.instance.pidFile("vz.pid", this.bystander.pid);
         if (this.instance.has("lima-guard.jsonl")) this.instance.remove("lima-guard.jsonl"); // it would grow
       },
       check: () => {
@@ -105,7 +105,7 @@ class Subject {
 
   /** The call that the guard itself makes. */
   ps(): Row {
-    return this.program(["ps", "-ww", "-o", PS_COLUMNS, "-p", String(this.stranger.pid)]);
+    return this.program(["ps", "-ww", "-o", PS_COLUMNS, "-p", String(this.bystander.pid)]);
   }
 
   program(command: Program["command"], more: Pick<Program, "prepare" | "check"> = {}): Row {
@@ -121,7 +121,7 @@ async function subjectWith(instances: number, undo: AsyncDisposableStack): Promi
   const home = undo.use(await tempLimaHome());
   const instance = home.instance(NAME, { conf: CONF });
   for (let i = 1; i < instances; i++) home.instance(`other-${i}`, { conf: CONF });
-  return new Subject(home, instance, undo.use(await bystander(home)));
+  return new Subject(home, instance, undo.use(await startBystander(home)));
 }
 
 // --- what is measured ------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ function sourceRows(): Group["rows"] {
   return {
     "--version: the cost of loading the guard": (subject) => subject.program([...SOURCE, "--version"]),
     "--pre, clean": (subject) => subject.program([...SOURCE, "--pre", NAME]),
-    "--pre, one repair (vz.pid names a stranger)": (subject) => subject.repair(SOURCE),
+    "--pre, one repair (vz.pid names another program)": (subject) => subject.repair(SOURCE),
     "--status": (subject) => subject.program([...SOURCE, "--status"]),
   };
 }
@@ -360,7 +360,7 @@ async function restingIn(undo: AsyncDisposableStack, bench: Bench): Promise<Rest
   };
 }
 
-/** The row's name is the command but for what sleeps. */
+/** The row's name is the command except what sleeps. */
 function initPrefix(row: string): Record<string, Program["command"]> {
   const [name = "", ...args] = row.split(" ").slice(0, -1);
   const path = findProgram(name);
@@ -509,10 +509,10 @@ function outputOf(command: string, ...args: string[]): string {
 // --- the run ---------------------------------------------------------------------------------------------------------
 
 async function bench(undo: AsyncDisposableStack, interrupted: AbortSignal): Promise<number> {
-  const told = options();
-  const { only = "" } = told;
+  const chosen = options();
+  const { only = "" } = chosen;
   const results: { title: string; rows: Figures[] }[] = [];
-  for (const group of groups(undo, interrupted, told)) {
+  for (const group of groups(undo, interrupted, chosen)) {
     const [base, ...others] = Object.entries(group.rows);
     const wanted = others.filter(([name]) => `${group.title}: ${name}`.includes(only));
     if (base === undefined || wanted.length === 0) continue;
@@ -546,7 +546,7 @@ async function bench(undo: AsyncDisposableStack, interrupted: AbortSignal): Prom
   };
   try {
     Deno.writeTextFileSync(RESULTS, `${JSON.stringify(document)}\n`);
-    if (told.readme) writeReadme(document);
+    if (chosen.readme) writeReadme(document);
   } catch (error) {
     print(`not written: ${(error as Error).message}\n`);
     return 1;
@@ -618,7 +618,7 @@ function print(text: string): void {
 
 Deno.exit(
   await undoingAll(bench).catch((error) => {
-    print(`\nThe benchmark cannot go on: ${error instanceof Error ? error.message : error}\n`);
+    print(`\nThe benchmark cannot continue: ${error instanceof Error ? error.message : error}\n`);
     return 1;
   }),
 );

@@ -38,7 +38,7 @@ export interface Ran {
 
 /** What a compilation needs of the world. */
 export interface Builder {
-  /** What `--version` of a guard that was built here prints. */
+  /** What `--version` of a lima-guard that was built here prints. */
   readonly version: string;
   readonly denoVersion: string;
   readonly host: string;
@@ -94,7 +94,7 @@ function readArguments(args: readonly string[], host: string): Asked | undefined
   return { to, targets: [...new Set(all)], rest: others.filter((arg) => arg.startsWith("-")) };
 }
 
-/** The target that a runtime was made for, from the first bytes of it; undefined where it is none of ours. */
+/** The target that a runtime was made for, from its first bytes; undefined where it is no target of this file. */
 export function targetOf(head: Uint8Array): string | undefined {
   const view = new DataView(head.buffer, head.byteOffset, head.byteLength);
   if (head.length < 20) return undefined;
@@ -145,7 +145,7 @@ async function compileOne(
   return `the binary answers ${JSON.stringify(answer)} and not ${JSON.stringify(builder.version)}${culprit}`;
 }
 
-/** A runtime that is not to be had is told in a line; anything else is for the reader of Deno's own words. */
+/** A runtime that cannot be had is reported in one line; any other failure in Deno's own words. */
 function whyNot({ code, text }: Ran, { say }: Builder): string {
   const download = /^ +\d+: ((?:error sending request|.*(?:download|status)).*)$/im.exec(text)?.[1];
   if (download && text.includes("Setting up base binary")) return `its runtime cannot be downloaded: ${download}`;
@@ -193,7 +193,7 @@ export function realBuilder(root: string, say: (line: string) => void): Builder 
       return textOf(await command.output());
     },
     ask: async (binary) => {
-      // Another program than a guard may read its standard input, or never end.
+      // Another program than lima-guard may read its standard input, or never end.
       const path = Deno.realPathSync(binary);
       const signal = AbortSignal.timeout(ANSWER_LIMIT_MS);
       const command = new Deno.Command(path, { args: ["--version"], stdin: "null", signal });

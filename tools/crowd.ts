@@ -72,7 +72,7 @@ export function gatherCrowd(): Crowd {
   };
 }
 
-/** Asked before, because a machine whose last PID is taken is of no use to anybody. */
+/** Asked before, because a machine whose last PID is taken is of no use. */
 function whyNoRoom(more: number): string | undefined {
   const free = Deno.systemMemoryInfo().available;
   if (more * BYTES_EACH > free / 2) return `${more} processes would need more than half of the free memory`;

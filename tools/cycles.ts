@@ -4,7 +4,7 @@
  * descriptor. Prints what a cycle takes, and the memory of the guard in the first and in the last ones.
  *
  * Five kinds of cycles take turns, each with another end: vz and QEMU that are asked to stop, a host agent that is
- * killed, a guard that is killed and whose agent the next one adopts, a stop during the boot.
+ * killed, a lima-guard that is killed and whose agent the next one adopts, a stop during the boot.
  * @module
  */
 
@@ -28,6 +28,8 @@ export interface Result {
   readonly guardKiB: readonly number[];
   /** How many descriptors each of these guards had open. */
   readonly guardDescriptors: readonly number[];
+  /** And how many threads. */
+  readonly guardThreads: readonly number[];
   /** Of this process, before and after. */
   readonly own: { readonly before: Self; readonly after: Self };
   readonly journalBytes: number;
@@ -35,6 +37,7 @@ export interface Result {
 
 interface Self {
   readonly descriptors: number;
+  readonly threads: number;
   readonly KiB: number;
 }
 
@@ -82,6 +85,7 @@ export async function cycles(count: number, lanes = 2, done: (n: number) => void
     seconds: all.map(({ seconds }) => seconds),
     guardKiB: seen.map(({ KiB }) => KiB),
     guardDescriptors: seen.map(({ descriptors }) => descriptors),
+    guardThreads: seen.map(({ threads }) => threads),
     own: { before, after: self() },
     journalBytes,
   };
@@ -179,11 +183,11 @@ function names(dir: string): string[] {
 function of(pid: number | "self"): Self | undefined {
   if (Deno.build.os !== "linux") return undefined;
   const KiB = Number(/^VmRSS:\s+(\d+)/m.exec(Deno.readTextFileSync(`/proc/${pid}/status`))![1]);
-  return { descriptors: names(`/proc/${pid}/fd`).length, KiB };
+  return { descriptors: names(`/proc/${pid}/fd`).length, threads: names(`/proc/${pid}/task`).length, KiB };
 }
 
 function self(): Self {
-  return of("self") ?? { descriptors: 0, KiB: 0 };
+  return of("self") ?? { descriptors: 0, threads: 0, KiB: 0 };
 }
 
 export function median(values: readonly number[]): number {
@@ -192,7 +196,7 @@ export function median(values: readonly number[]): number {
 
 /** The figures for people. */
 export function tell(result: Result): string {
-  const { seconds, guardKiB, guardDescriptors, own } = result;
+  const { seconds, guardKiB, guardDescriptors, guardThreads, own } = result;
   const MiB = (KiB: number) => (KiB / 1024).toFixed(1);
   const tenth = Math.max(1, Math.floor(guardKiB.length / 10));
   const rows = [
@@ -203,7 +207,9 @@ export function tell(result: Result): string {
       `first tenth ${MiB(median(guardKiB.slice(0, tenth)))}, last tenth ${MiB(median(guardKiB.slice(-tenth)))}`,
     ],
     ["the guard's descriptors", `at most ${Math.max(...guardDescriptors)}`],
+    ["the guard's threads", `median ${median(guardThreads)}, at most ${Math.max(...guardThreads)}`],
     ["of this process", `descriptors ${own.before.descriptors} → ${own.after.descriptors}`],
+    ["", `threads ${own.before.threads} → ${own.after.threads}`],
     ["", `memory ${MiB(own.before.KiB)} → ${MiB(own.after.KiB)} MiB`],
     ["journals, KiB", (result.journalBytes / 1024).toFixed(0)],
   ];

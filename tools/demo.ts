@@ -1,6 +1,7 @@
 /**
- * `deno task demo`: the two faults that lima-guard is for, and what it does about them, on real processes in
- * directories that are thrown away. Every claim that is printed was checked; status 1 where one did not come true.
+ * `deno task demo`: the two faults that lima-guard is for, and what it does about them, also for a user of Colima, on
+ * real processes in directories that are thrown away. Every claim that is printed was checked; status 1 where one did
+ * not come true.
  *
  * The first fault is shown with the machine's own limactl where one can be used. That is harmless: the only instance of
  * its LIMA_HOME has an empty disk, and the only process that its `stop --force` hits was started to be hit. The second
@@ -9,9 +10,9 @@
  */
 
 import assert from "node:assert/strict";
-import { VERSION } from "../lima_guard.ts";
+import { parseInstallArgs } from "../install.ts";
+import { parseCommandLine, VERSION } from "../lima_guard.ts";
 import {
-  bystander,
   eventually,
   exists,
   type Home,
@@ -20,6 +21,8 @@ import {
   killChild,
   runGuard,
   sshGuest,
+  startBystander,
+  tempColimaHome,
   tempLimaHome,
   whyNoSshd,
   within,
@@ -52,40 +55,45 @@ class Stage {
   /** Runs a shell command, and shows it with all that it prints. */
   async type(line: string): Promise<{ status: number; text: string }> {
     this.show.command(line);
-    const child = await this.#spawn("sh", ["-c", `exec 2>&1\n${line}`], "stdout");
-    const text = new Response(child.stdout).text();
+    // To a file: a host agent that lives on would keep a pipe open.
+    const printed = `${this.home.root}/printed`;
+    const child = await this.#spawn("sh", ["-c", `exec >'${printed}' 2>&1\n${line}`]);
     const { code } = await within(child.status, LIMIT_MS, () => `"${line}" has not ended`);
-    this.show.output(await text);
-    return { status: code, text: await text };
+    const text = await Deno.readTextFile(printed);
+    this.show.output(text);
+    return { status: code, text };
   }
 
   /** Starts the host agent, and shows what limactl prints before it becomes that. */
   async start(): Promise<{ child: Deno.ChildProcess; text: string }> {
     this.show.command(`${START} &`);
     const [program = "", ...args] = START.split(" ");
-    const child = await this.#spawn(program, args, "stderr");
+    const child = await this.#spawn(program, args, "piped");
     // The host agent logs to files of its own: limactl's stderr ends when it has become the host agent, or has ended.
     const text = await within(new Response(child.stderr).text(), LIMIT_MS, () => `"${START}" talks without end`);
     this.show.output(text);
     return { child, text };
   }
 
-  /** Runs the guard, and shows its log and its result. */
+  /** Runs lima-guard, and shows its log and its result. */
   async guard(...args: string[]): Promise<{ status: number; text: string }> {
     this.show.command(`lima-guard ${args.join(" ")}`);
     await goOn(this.interrupted);
-    const { status, stdout, stderr } = await runGuard(this.home, args, { timeoutMs: LIMIT_MS });
+    const { status, stdout, stderr } = await runGuard(this.home, args, {
+      timeoutMs: LIMIT_MS,
+      env: { LIMA_HOME: this.env.LIMA_HOME ?? "" },
+    });
     this.show.output(stderr + stdout);
     return { status, text: stderr + stdout };
   }
 
   /** A process that looks in `ps` like NAME. */
-  async innocent(name: string) {
+  async otherProgram(name: string) {
     await goOn(this.interrupted);
-    return this.undo.use(await bystander(this.home, { command: [name] }));
+    return this.undo.use(await startBystander(this.home, { command: [name] }));
   }
 
-  async #spawn(program: string, args: string[], shown: "stdout" | "stderr"): Promise<Deno.ChildProcess> {
+  async #spawn(program: string, args: string[], stderr: "piped" | "null" = "null"): Promise<Deno.ChildProcess> {
     await goOn(this.interrupted);
     const child = new Deno.Command(program, {
       args,
@@ -93,8 +101,8 @@ class Stage {
       env: this.env,
       clearEnv: true,
       stdin: "null",
-      stdout: shown === "stdout" ? "piped" : "null",
-      stderr: shown === "stderr" ? "piped" : "null",
+      stdout: "null",
+      stderr,
     }).spawn();
     this.undo.defer(async () => {
       killChild(child);
@@ -109,9 +117,9 @@ function comesTrue(condition: () => boolean): Promise<boolean> {
   return eventually(() => assert.ok(condition()), { withinMs: 5000 }).then(() => true, () => false);
 }
 
-function isUnharmed(innocent: { assertAlive(): void }): boolean {
+function isUnharmed(program: { assertAlive(): void }): boolean {
   try {
-    innocent.assertAlive();
+    program.assertAlive();
     return true;
   } catch {
     return false;
@@ -123,7 +131,7 @@ function isUnharmed(innocent: { assertAlive(): void }): boolean {
 async function afterTheReboot({ stage, vm, using }: BestStage): Promise<void> {
   const { show, home, instance } = stage;
   const file = `${DIR}/${vm}.pid`;
-  show.heading("1. After a reboot, Lima takes an innocent program for its virtual machine");
+  show.heading("1. After a reboot, Lima takes another program for its virtual machine");
   show.say(`(limactl, Lima's command, is ${using}.)`);
   show.say(
     `Lima runs virtual machines, and writes the process number (PID) of each into a small file, here ${file}. After ` +
@@ -131,7 +139,7 @@ async function afterTheReboot({ stage, vm, using }: BestStage): Promise<void> {
       `cannot reboot your computer, so it writes the file as it would be then. The number is that of a program called ` +
       `nightly-backup, which has nothing to do with Lima.`,
   );
-  const backup = await stage.innocent("nightly-backup");
+  const backup = await stage.otherProgram("nightly-backup");
   await stage.type(`echo ${backup.pid} >${file}`);
   await stage.type(`ps -o pid,command -p ${backup.pid}`);
 
@@ -144,9 +152,9 @@ async function afterTheReboot({ stage, vm, using }: BestStage): Promise<void> {
 
   show.say(
     `The usual advice is "limactl stop --force". It kills whatever the file names. So that nightly-backup lives on, ` +
-      `the file now names another innocent program, photo-import.`,
+      `the file now names a third program, photo-import.`,
   );
-  const photos = await stage.innocent("photo-import");
+  const photos = await stage.otherProgram("photo-import");
   home.mayBeSignalled(photos.pid);
   await stage.type(`echo ${photos.pid} >${file}`);
   const wasAlive = isAlive(photos.pid);
@@ -247,11 +255,11 @@ networks:
 
 function realEnv(home: Home, real: RealLimactl): Record<string, string> {
   const qemu = variableOf(`qemu-system-${Deno.build.arch}`);
-  const told = Deno.env.get(qemu);
+  const path = Deno.env.get(qemu);
   return {
     ...home.env,
     PATH: `${real.path.replace(/\/[^/]*$/, "")}:${Deno.env.get("PATH") ?? ""}`,
-    ...told === undefined ? {} : { [qemu]: told },
+    ...path === undefined ? {} : { [qemu]: path },
   };
 }
 
@@ -306,7 +314,7 @@ async function atShutdown(
   show.claim("the PID file of the machine was left behind", instance.pid("vz.pid") === first.child.pid);
 
   show.say("After the reboot, this number belongs to a program called nightly-backup, and we are where we were above.");
-  const backup = await stage.innocent("nightly-backup");
+  const backup = await stage.otherProgram("nightly-backup");
   await stage.type(`echo ${backup.pid} >${DIR}/vz.pid`);
   const refused = await stage.type(START);
   show.claim(`Lima refuses to start its virtual machine (status ${refused.status})`, refused.status === 1);
@@ -316,7 +324,7 @@ async function atShutdown(
   const second = await stage.start();
   show.claim("the virtual machine is running", pre.status === 0 && await isRunning(second));
   show.say(
-    `At shutdown, lima-guard asks the guest itself over ssh to switch off, before anybody asks Lima. Then it removes ` +
+    `At shutdown, lima-guard asks the guest itself over ssh to switch off, before Lima is asked. Then it removes ` +
       `what Lima leaves behind.`,
   );
   const stop = await stage.guard("--stop", NAME);
@@ -336,25 +344,80 @@ async function atShutdown(
   show.claim("nightly-backup is alive, and received no signal of any kind", isUnharmed(backup));
 }
 
-// --- both ------------------------------------------------------------------------------------------------------------
+// --- Colima ----------------------------------------------------------------------------------------------------------
+
+async function withColima(
+  show: Screen,
+  undo: AsyncDisposableStack,
+  interrupted: AbortSignal,
+  home: Home,
+): Promise<void> {
+  const { LIMA_HOME: _, ...env } = home.env;
+  const stage = new Stage(show, undo, interrupted, home, home.instance("colima"), env);
+  const { instance } = stage;
+  const file = "home/.colima/_lima/colima/vz.pid";
+  show.heading("3. The same with Colima");
+  show.say(
+    `(colima is a stand-in too, above that limactl.) Colima's machines are Lima's, in a home of their own, ~/.colima/_lima. ` +
+      `The machine is called colima. This is the night after an unclean reboot:`,
+  );
+  const backup = await stage.otherProgram("nightly-backup");
+  await stage.type(`echo ${backup.pid} >${file}`);
+  const refused = await stage.type("colima start");
+  show.claim(
+    `Colima refuses to start its virtual machine (status ${refused.status})`,
+    refused.status === 1 && refused.text.includes("driver is running but host agent is not"),
+  );
+  show.say(`"colima stop --force" would kill nightly-backup, as above. lima-guard finds Colima's home by itself:`);
+  const pre = await stage.guard("--pre", "colima");
+  show.claim("lima-guard reports success (status 0)", pre.status === 0 && !instance.has("vz.pid"));
+  const started = await stage.type("colima start");
+  const isUp = await comesTrue(() => instance.events().some((event) => event.running));
+  show.claim("Colima starts its virtual machine", started.status === 0 && isUp);
+  show.claim("nightly-backup is alive, and received no signal of any kind", isUnharmed(backup));
+}
+
+// --- all -------------------------------------------------------------------------------------------------------------
+
+/** What to type after the demo; for Colima the instance is `colima`. */
+const NEXT = [
+  ["lima-guard --status", "what is there, and what is wrong; changes nothing"],
+  ["lima-guard --pre NAME", "repairs it; then limactl start NAME, or colima start"],
+  ["lima-guard --install --dry-run NAME", "what launchd would run; writes nothing"],
+  ["lima-guard --install NAME", "lets launchd run it at each boot and shutdown"],
+  ["lima-guard --check NAME", "is it still so? 1 if something has overwritten the job"],
+] as const;
+
+function isUnderstood(line: string): boolean {
+  const args = line.split(" ").slice(1);
+  const asked = parseCommandLine(args);
+  return !("usage" in ("install" in asked ? parseInstallArgs(args) : asked));
+}
+
+function showNext(show: Screen): void {
+  show.say("What to type next, with lima-guard on the machine (README.md, Install). With Colima, NAME is colima:");
+  for (const [line, what] of NEXT) show.command(`${line.padEnd(37)}# ${what}`);
+  show.claim("lima-guard understands these commands", NEXT.every(([line]) => isUnderstood(line)));
+}
 
 const show = new Screen();
 const roots: string[] = [];
 
 async function demo(undo: AsyncDisposableStack, interrupted: AbortSignal): Promise<number> {
   interrupted.addEventListener("abort", () => show.silent = true);
-  const newHome = async () => {
-    const home = undo.use(await tempLimaHome());
+  const newHome = async (make: () => Promise<Home> = tempLimaHome) => {
+    const home = undo.use(await make());
     roots.push(home.root);
     return home;
   };
   show.say(
-    `lima-guard ${VERSION} starts and stops Lima's virtual machines without harm to anybody else. All that follows ` +
+    `lima-guard ${VERSION} starts and stops Lima's virtual machines without harm to other programs. All that follows ` +
       `happens now, with real processes, in directories that are thrown away at the end. Every claim is checked. ` +
       `(lima-guard is lima_guard.ts, run by Deno. LIMA_HOME, where Lima keeps its files, is the directory lima.)`,
   );
   await afterTheReboot(bestStage(show, undo, interrupted, await newHome()));
   await atShutdown(show, undo, interrupted, await newHome());
+  await withColima(show, undo, interrupted, await newHome(tempColimaHome));
   return 0;
 }
 
@@ -368,19 +431,15 @@ function exist(path: string): boolean {
 }
 
 let status = await undoingAll(demo).catch((error) => {
-  show.output(`\nThe demo cannot go on: ${error instanceof Error ? error.stack ?? error.message : error}`);
+  show.output(`\nThe demo cannot continue: ${error instanceof Error ? error.stack ?? error.message : error}`);
   return 1;
 });
 if (status === 0) {
   show.heading("The end");
   // A process that was left would have made the undoing fail.
   show.claim("no process and no file of this demo is left", !roots.some(exist));
+  showNext(show);
   show.say(`${show.claims - show.broken} of ${show.claims} claims came true.`);
-  show.say(
-    "What to type next, with the binary of a release: lima-guard --status NAME, then lima-guard --install --dry-run NAME. " +
-      "With Colima the instance is called colima: lima-guard --lima-home ~/.colima/_lima --status colima, " +
-      "and after --pre start it with colima start. Its colima stop --force kills what a PID file names, as above.",
-  );
   if (show.broken > 0) status = 1;
 }
 Deno.exit(status);

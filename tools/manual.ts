@@ -220,7 +220,7 @@ const STATUSES: Record<keyof typeof EXIT, string> = {
   failed: "A step failed. For --status: something needs a person. For --install: refused, or failed and put back.",
   usage: "Usage; nothing was touched.",
   noInstance: "No such instance (no readable lima.yaml), or no such launchd job.",
-  tryAgain: "Could not find out, or another guard is at work on it: try again.",
+  tryAgain: "Could not find out, or another lima-guard is using it: try again.",
   denied: "Not permitted.",
 };
 
@@ -253,7 +253,7 @@ function manPage(): string {
 .Os lima-guard ${VERSION}
 .Sh NAME
 .Nm lima-guard
-.Nd start and stop Lima instances without harm to anybody else
+.Nd start and stop Lima instances without harm to other programs
 .Sh SYNOPSIS
 .Nm
 .Fl \\-pre Ar instance ...

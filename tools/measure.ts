@@ -40,11 +40,11 @@ export interface Program {
 
 /** Caches are warm and lazily made files exist after these rounds. */
 const WARM_UP = 2;
-/** Nobody wants to wait for forty runs of something that takes seconds: then a group ends early. */
+/** Forty runs of something that takes seconds would take too long: then a group ends early. */
 const GROUP_LIMIT_MS = 12_000;
 const RUNS_AT_LEAST = 3;
 const PEAK_RUNS = 3;
-/** Below a millisecond nothing is worth a word, and neither is a part of a call. */
+/** Less than a millisecond is not shown, nor a part of a call. */
 const DIGITS = { ms: 1, s: 3, MiB: 1, "": 0 } as const;
 
 /** Wall time of a whole process, from before its birth to its end. */

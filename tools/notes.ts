@@ -16,8 +16,8 @@ export function notesOf(tag: string, changelog: string, guard: string): { notes:
 
 if (import.meta.main) {
   const read = (file: string) => Deno.readTextFile(new URL(`../${file}`, import.meta.url));
-  const told = notesOf(Deno.args[0] ?? "", await read("CHANGELOG.md"), await read("lima_guard.ts"));
-  const [to, text] = "notes" in told ? [Deno.stdout, told.notes] : [Deno.stderr, `Cannot release: ${told.why}`];
+  const result = notesOf(Deno.args[0] ?? "", await read("CHANGELOG.md"), await read("lima_guard.ts"));
+  const [to, text] = "notes" in result ? [Deno.stdout, result.notes] : [Deno.stderr, `Cannot release: ${result.why}`];
   await to.write(new TextEncoder().encode(`${text}\n`));
-  Deno.exit("notes" in told ? 0 : 1);
+  Deno.exit("notes" in result ? 0 : 1);
 }

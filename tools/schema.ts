@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { Report, State, StopEnd } from "../lima_guard.ts";
+import type { LastStopKind, Report, State, StopEnd } from "../lima_guard.ts";
 
 const names = (set: Readonly<Record<string, true>>) => Object.keys(set);
 
@@ -28,7 +28,16 @@ const STAGES: Readonly<Record<StopEnd, true>> = {
   "already stopped": true,
   "gone before the request": true,
 };
-export const LAST_STOP_KINDS = ["none", "graceful", "cut by agent", "killed", "cut off", "by itself", "unknown"];
+const KINDS: Readonly<Record<LastStopKind, true>> = {
+  none: true,
+  graceful: true,
+  "cut by agent": true,
+  killed: true,
+  "cut off": true,
+  "by itself": true,
+  unknown: true,
+};
+export const LAST_STOP_KINDS = names(KINDS);
 
 const text = { type: "string" };
 const textOrNull = { type: ["string", "null"] };

@@ -3,7 +3,7 @@
 const WIDTH = 100;
 
 export class Screen {
-  /** Set while the program undoes what it did after Ctrl-C: nothing that happens now is worth a word. */
+  /** Set while the program undoes what it did after Ctrl-C: nothing that happens now is shown. */
   silent = false;
   claims = 0;
   broken = 0;

@@ -45,7 +45,7 @@ export interface Bench {
   env(home: Home): Record<string, string>;
 }
 
-// --- what is started and goes on until it is told to end --------------------------------------------------------------
+// --- what is started and runs until it is asked to end ----------------------------------------------------------------
 
 /** A start is given up after this, and so is an end. */
 const START_LIMIT_MS = 60_000;
@@ -53,7 +53,7 @@ const START_LIMIT_MS = 60_000;
 const TURN_LIMIT_MS = 4_000;
 const END_LIMIT_MS = 120_000;
 
-/** A program that goes on until it gets a SIGTERM. On disposal it is killed. */
+/** A program that runs until it gets a SIGTERM. On disposal it is killed. */
 export class Resident implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
   readonly #stderr: Promise<string>;
@@ -79,7 +79,7 @@ export class Resident implements AsyncDisposable {
     return this.#child.pid;
   }
 
-  /** Sends SIGTERM; the seconds until it has ended. A program of ours must leave with the status 0 then. */
+  /** Sends SIGTERM; the seconds until it has ended. A program of this project must leave with the status 0 then. */
   async end({ isGraceful = true } = {}): Promise<number> {
     const asked = performance.now();
     this.#child.kill("SIGTERM");
@@ -347,7 +347,7 @@ function callsIn(summary: string): number {
 /** Why strace cannot count here; undefined where it can. */
 export function whyNoStrace(strace: string | undefined): string | undefined {
   if (strace === undefined) return "strace is not installed";
-  // 1 and more: only a parent may trace, or nobody.
+  // 1 and more: only a parent may trace, or no process at all.
   const scope = Number(quietly("/proc/sys/kernel/yama/ptrace_scope") ?? 0);
   return scope > 0 && Deno.uid() !== 0 ? `kernel.yama.ptrace_scope is ${scope}` : undefined;
 }

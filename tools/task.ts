@@ -76,7 +76,7 @@ async function packageFlags(): Promise<string[]> {
   if (flags) return flags;
   if (await canHaveStd()) return flags = [];
   say("JSR cannot be reached: using the stand-ins in tools/npm_only");
-  // A lock file written without @std would be another one than everybody else's.
+  // A lock file written without @std would differ from the one that all others have.
   return flags = ["--no-lock", "--import-map", IMPORT_MAP];
 }
 

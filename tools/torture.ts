@@ -10,7 +10,6 @@ import { parseArgs } from "node:util";
 import {
   type Agent,
   type Bystander,
-  bystander,
   deadPid,
   eventually,
   exists,
@@ -24,17 +23,19 @@ import {
   spawnGuard,
   staleSocket,
   startAgent,
+  startBystander,
   startOrphan,
   tempLimaHome,
   waitForExit,
 } from "../tests/helpers/mod.ts";
 import { guardWith, OUTSIDER, type Stay, type Twist } from "../tests/helpers/guard_with.ts";
 import { PID_FILES } from "../tests/helpers/pid_files.ts";
+import { STARTS } from "../lima_guard.ts";
 import { tree } from "../tests/helpers/pre.ts";
 import { foreground, hold, writeBadEnds } from "../tests/launchd/run.ts";
 import {
+  type Action,
   type Case,
-  type Deed,
   describeCase,
   describeStep,
   makeCase,
@@ -47,9 +48,10 @@ import {
 
 /** What starting a process and its Deno may take on a busy machine, beyond the budget of a stop. */
 const ALLOWANCE_S = 5;
-/** A `--run` that does not come to anything by then is told to stop where it is. */
+/** A `--run` that has not come to anything after this time is asked to stop where it is. */
 const RUN_LIMIT_MS = 5_000;
-const START_LIMIT_MS = 5_000;
+/** A start that hangs has to be told from one on a busy machine. */
+const START_LIMIT_MS = 15_000;
 
 // ── the world of a case ──
 
@@ -60,8 +62,8 @@ interface World {
   readonly neighbour: Instance;
   readonly neighbourAgent: Agent;
   /** None of Lima's processes. Its number is everywhere. */
-  readonly stranger: Bystander;
-  /** Looks like a host agent, and nobody can tell whose: its directory is gone. */
+  readonly bystander: Bystander;
+  /** Looks like a host agent, and nothing shows whose: its directory is gone. */
   readonly riddle: Bystander;
   isRiddled: boolean;
   readonly dead: number;
@@ -86,8 +88,8 @@ async function makeWorld(use: AsyncDisposableStack, vm: Vm): Promise<World> {
     k3s,
     neighbour,
     neighbourAgent: use.use(await startAgent(neighbour)),
-    stranger: use.use(await bystander(home)),
-    riddle: use.use(await bystander(home, { command: riddle })),
+    bystander: use.use(await startBystander(home)),
+    riddle: use.use(await startBystander(home, { command: riddle })),
     isRiddled: true,
     dead: await deadPid(),
     use,
@@ -101,7 +103,7 @@ async function makeWorld(use: AsyncDisposableStack, vm: Vm): Promise<World> {
 }
 
 async function startVm({ k3s, use }: World, { what, conf, until }: Vm): Promise<void> {
-  if (what === "nobody") return k3s.conf(conf);
+  if (what === "nothing") return k3s.conf(conf);
   if (what === "orphan") return void use.use(await startOrphan(k3s, conf.vmtype as "qemu", conf));
   const agent = use.use(await startAgent(k3s, { conf, until }));
   if (what === "agent") return;
@@ -120,11 +122,17 @@ function calm({ open }: World, which: RegExp): void {
 
 /** Lays something in the place of a file. */
 function put(world: World, { file, holds }: Put): void {
-  const { k3s, neighbour, home, stranger, riddle } = world;
+  const { k3s, neighbour, home, bystander, riddle } = world;
   const path = k3s.path(file);
   const start = { time: new Date().toISOString(), boot: "another", dir: k3s.dir, role: "run", event: "start" };
   const line = (value: unknown) => `${JSON.stringify(value)}\n`;
-  const record = { pid: stranger.pid, started: startOf(stranger.pid), dir: k3s.dir, role: "run", phase: "supervising" };
+  const record = {
+    pid: bystander.pid,
+    started: startOf(bystander.pid),
+    dir: k3s.dir,
+    role: "run",
+    phase: "supervising",
+  };
   const text = (content: string | number) => k3s.pidFile(file, content);
   const locked = (content: string) => {
     text(content);
@@ -132,26 +140,26 @@ function put(world: World, { file, holds }: Put): void {
   };
   // deno-lint-ignore no-explicit-any
   const things: Record<string, () => any> = {
-    "the stranger": () => text(stranger.pid),
+    "the bystander": () => text(bystander.pid),
     "the riddle": () => text(riddle.pid),
     "the neighbour": () => text(world.neighbourAgent.pid),
     "dead": () => text(world.dead),
     "impossible": () => text(IMPOSSIBLE_PID),
     "nothing": () => text(""),
     "blanks": () => text(" \r\n"),
-    "half a number": () => text(String(stranger.pid).slice(0, -1) + "x"),
+    "half a number": () => text(String(bystander.pid).slice(0, -1) + "x"),
     "0": () => text(0),
     "1": () => text(1),
     "-1": () => text(-1),
-    "the stranger's group": () => text(-stranger.pid),
+    "the bystander's group": () => text(-bystander.pid),
     "2**32": () => text(2 ** 32),
-    "2**32 + the stranger": () => text(2 ** 32 + stranger.pid),
-    "two numbers": () => text(`${stranger.pid}\n${riddle.pid}\n`),
+    "2**32 + the bystander": () => text(2 ** 32 + bystander.pid),
+    "two numbers": () => text(`${bystander.pid}\n${riddle.pid}\n`),
     "zeros": () => text("\0".repeat(40)),
     "gone": () => {},
-    "a link to the stranger's": () => {
-      Deno.writeTextFileSync(`${home.root}/stranger.pid`, `${stranger.pid}\n`);
-      Deno.symlinkSync(`${home.root}/stranger.pid`, path);
+    "a link to the bystander's": () => {
+      Deno.writeTextFileSync(`${home.root}/bystander.pid`, `${bystander.pid}\n`);
+      Deno.symlinkSync(`${home.root}/bystander.pid`, path);
     },
     "a dangling link": () => Deno.symlinkSync(`${home.root}/nothing`, path),
     "a link to it": () => Deno.symlinkSync(k3s.dir, path),
@@ -161,9 +169,10 @@ function put(world: World, { file, holds }: Put): void {
     "a cold socket": () => staleSocket(path),
     "a silent socket": () => world.open.set(path, silentSocket(path)),
     "a file": () => text("no socket\n"),
+    "held open": () => world.open.set(path, Deno.openSync(path, { write: true })),
     "held": () => locked(""),
-    "held as the stranger": () => locked(line(record)),
-    "the stranger as --run": () => text(line(record)),
+    "held as the bystander": () => locked(line(record)),
+    "the bystander as --run": () => text(line(record)),
     "garbage": () => text('{"pid":\n\xff\0]'),
     "a torn line": () => text(`${line(start)}{"time":"2026-1`),
     "bad ends": () => writeBadEnds(k3s, 5),
@@ -175,9 +184,9 @@ function put(world: World, { file, holds }: Put): void {
   const thing = things[holds];
   assert.ok(thing, `nothing is called "${holds}"`);
   calm(world, new RegExp(`^${RegExp.escape(path)}$`));
-  // A guard that is at work holds its own lock: nobody can hold it too, and a file that is locked is not replaced.
+  // A lima-guard that works holds its own lock: nothing else can hold it too, and a locked file is not replaced.
   if (file === "lima-guard.lock" && k3s.has(file) && !isFree(path)) return;
-  if (k3s.has(file)) k3s.remove(file);
+  if (k3s.has(file) && holds !== "held open") k3s.remove(file);
   thing();
 }
 
@@ -220,7 +229,7 @@ async function kill(world: World, who: "agent" | "driver"): Promise<void> {
 
 // ── the truth ──
 
-/** Who lives of the instance, told without the guard: by what the test itself has started. */
+/** Who lives of the instance, found out without lima-guard: by what the test itself has started. */
 interface Living {
   readonly agent: readonly number[];
   readonly driver: readonly number[];
@@ -245,6 +254,8 @@ interface Scene {
   /** The number in each PID file that is one. */
   readonly named: ReadonlyMap<string, number>;
   readonly files: Readonly<Record<string, string>>;
+  /** How the guest's file system is. */
+  readonly disk: string | undefined;
   /** Whom a host agent has signalled, or would have, were it the real one: it believes *.drv.pid while it stops. */
   readonly hitByLima: readonly string[];
 }
@@ -257,7 +268,7 @@ function look(world: World): Scene {
     if (/^\s*[0-9]{1,7}\s*$/.test(text)) named.set(file, Number(text));
   }
   const hitByLima = world.k3s.read("ha.stderr.log")?.match(/Lima would have sent .*/g) ?? [];
-  return { living: living(world), named, files: tree(world.home.lima), hitByLima };
+  return { living: living(world), named, files: tree(world.home.lima), disk: world.k3s.guestDisk(), hitByLima };
 }
 
 /** What lives and changes is looked at again where it changed under our eyes. */
@@ -273,7 +284,7 @@ function mayName(file: string, who: keyof Living): boolean {
   return file !== USERNET_PID;
 }
 
-/** Those who live and whom a file names that may: nobody can be expected to find the others. */
+/** The living that a file of the right kind names: the others need not be found. */
 function findable({ living, named }: Scene): number[] {
   const of = (who: "agent" | "driver") =>
     living[who].filter((pid) => [...named].some(([file, n]) => n === pid && mayName(file, who)));
@@ -282,13 +293,13 @@ function findable({ living, named }: Scene): number[] {
 
 // ── the laws ──
 
-/** Law 1: nobody else got any signal. */
-function assertNobodyElse(world: World): void {
-  world.stranger.assertAlive();
+/** Law 1: no other process got any signal. */
+function assertOthersUnharmed(world: World): void {
+  world.bystander.assertAlive();
   if (world.isRiddled) world.riddle.assertAlive();
   const { neighbour, neighbourAgent } = world;
   assert.ok(neighbourAgent.isAlive() && isAlive(neighbourAgent.pid), "the neighbour's host agent is dead");
-  assert.ok(!neighbour.log().some((line) => /Received|shutting down/i.test(line)), "the neighbour was told to stop");
+  assert.ok(!neighbour.log().some((line) => /Received|shutting down/i.test(line)), "the neighbour was asked to stop");
   assert.equal(neighbour.pid("ha.pid"), neighbourAgent.pid, "the neighbour's ha.pid");
   assert.equal(neighbour.pid("vz.pid"), neighbourAgent.pid, "the neighbour's vz.pid");
   assert.equal(world.home.wouldHaveCreated(), undefined, "limactl start would have created a new VM");
@@ -303,7 +314,7 @@ function assertFilesKept(world: World, before: Scene, after: Scene, changed: rea
     .some((pid) => !after.living.agent.includes(pid) && !after.living.driver.includes(pid));
   const kept = [...before.named].filter(([file, pid]) => {
     if (changed.includes(file)) return false;
-    // An agent or a QEMU that ends removes its files itself, whoever stands in them by then.
+    // An agent or a QEMU that ends removes its files itself, whatever PID stands in them then.
     if (pid === world.riddle.pid) return world.isRiddled && !hasEnded && mayName(file, "agent");
     return (["agent", "driver", "usernet"] as const).some((who) =>
       after.living[who].includes(pid) && mayName(file, who)
@@ -335,39 +346,62 @@ interface Outcome {
   /** Of a stop: from the request. */
   readonly tookS: number | undefined;
   /** What was done to it meanwhile. */
-  readonly deed: Deed | undefined;
+  readonly action: Action | undefined;
+  /** What spoke against a start and a removal, when the run began. */
+  readonly witnesses: readonly Witness[];
+}
+
+/** A socket that takes connections, a process that has a disk open, a lock that another process has. */
+interface Witness {
+  readonly kind: "socket" | "holder" | "lock";
+  readonly path: string;
+  /** What leads to it, and so must stay where no process of the instance lives. */
+  readonly leads: readonly string[];
 }
 
 /** What the guard says of k3s. */
-interface Told {
+interface Report {
   readonly state: string;
   readonly status: number;
   readonly stage: string | null;
   readonly steps: readonly { kind: string; what: string; because: string; outcome: string }[];
-  readonly blockers: readonly { what: string; because: string }[];
+  readonly blockers: readonly { what: string; because: string; hint?: string }[];
+  readonly limactlStart?: string;
 }
 
-/** All laws about one run. Returns what it told, where it lived to tell. */
-function assertLaws(
+/** All laws about one run. Returns what it report, where it lived to tell. */
+function assertLaws(world: World, outcome: Outcome, before: Scene, after: Scene): Report | undefined {
+  const { step, result } = outcome;
+  const report = assertThreeLaws(world, outcome, before, after);
+  assertEvidenceKept(outcome, before, after, report);
+  if (result.status < 128) assertNoCutIsGraceful(outcome, before, after, report);
+  if (!report) return undefined;
+  const [{ evidence }] = result.json().instances;
+  assertWorstCounts(step, report, evidence);
+  assertCommands(outcome, report);
+  return report;
+}
+
+function assertThreeLaws(
   world: World,
-  { step, result, tookS, deed }: Outcome,
+  { step, result, tookS, action }: Outcome,
   before: Scene,
   after: Scene,
-): Told | undefined {
+): Report | undefined {
   const { role } = step;
-  const changed = deed?.do === "put" ? [deed.file] : [];
-  assert.notEqual(result.status, OUTSIDER, "it was about to signal somebody outside of the test");
-  assertNobodyElse(world);
+  const changed = action?.do === "put" ? [action.file] : [];
+  assert.notEqual(result.status, OUTSIDER, "it was about to signal a process outside of the test");
+  assertOthersUnharmed(world);
   assertFilesKept(world, before, after, changed);
   if (tookS !== undefined) {
     assert.ok(tookS < step.budgetS + ALLOWANCE_S, `the stop took ${tookS.toFixed(1)} s of ${step.budgetS} s`);
   }
   const stillThere = findable(before).filter((pid) => findable(after).includes(pid));
-  const isAlone = deed === undefined || deed.do === "signal" || (deed.do === "kill" && deed.who !== "guard");
+  const isAlone = action === undefined || action.do === "signal" || (action.do === "kill" && action.who !== "guard");
   if (!isAlone) return undefined;
   const newlyHit = after.hitByLima.slice(before.hitByLima.length);
   // An agent whose driver was killed stops by itself: that is not the guard's doing.
-  if (deed?.do !== "kill") assert.deepEqual(newlyHit, [], "it let Lima signal somebody");
+  if (action?.do !== "kill") assert.deepEqual(newlyHit, [], "it let Lima signal a process");
   if (result.status >= 128) return undefined;
   if (role === "run") {
     if (tookS !== undefined && result.status === 0 && !step.dryRun) {
@@ -378,40 +412,145 @@ function assertLaws(
 
   const document = result.json();
   assert.equal(document.role, role);
-  const told: Told = document.instances[0];
+  const report: Report = document.instances[0];
   const lives = (scene: Scene) => scene.living.agent.length + scene.living.driver.length > 0;
-  assert.equal(told.status, result.status, "its status is not the one it told");
+  assert.equal(report.status, result.status, "its status is not the one it reported");
   if (result.status !== 0 && role !== "status") {
-    const failed = told.steps.some(({ outcome }) => outcome !== "done");
-    assert.ok(told.blockers.length > 0 || failed, "a status without a reason");
+    const failed = report.steps.some(({ outcome }) => outcome !== "done");
+    assert.ok(report.blockers.length > 0 || failed, "a status without a reason");
   }
   if (step.dryRun || role === "status") {
-    if (deed?.do !== "kill") assertSameFiles(before, after, "what only looks has changed something");
+    if (action?.do !== "kill") assertSameFiles(before, after, "what only looks has changed something");
   }
-  if (told.state === "running" && role !== "stop") assert.ok(before.living.agent.length > 0, "nobody is running");
-  if (["stopped", "clear", "stale"].includes(told.state) && deed === undefined && !step.dryRun) {
-    assert.deepEqual(stillThere, [], `it is called ${told.state}, and lives`);
+  if (report.state === "running" && role !== "stop") assert.ok(before.living.agent.length > 0, "nothing is running");
+  if (["stopped", "clear", "stale"].includes(report.state) && action === undefined && !step.dryRun) {
+    assert.deepEqual(stillThere, [], `it is called ${report.state}, and lives`);
   }
   const named = (pid: number) => [...before.named].some(([file, n]) => n === pid && mayName(file, "agent"));
   if (world.isRiddled && named(world.riddle.pid) && result.status === 0 && changed.length === 0) {
-    const isLeftAlone = told.state === "running" || (role === "status" && told.state === "booting");
+    const isLeftAlone = report.state === "running" || (role === "status" && report.state === "booting");
     assert.ok(isLeftAlone && lives(before), "what is unknown counted as success");
   }
-  if (step.dryRun || role === "status") return told;
+  if (step.dryRun || role === "status") return report;
 
   const left = [...after.named].filter(([file]) => file !== USERNET_PID);
   if (role === "stop") {
     if (result.status === 0) {
-      assert.equal(told.state, "stopped");
+      assert.equal(report.state, "stopped");
       assert.deepEqual(left, [], "PID files are left after a stop");
     }
-    if (told.blockers.length === 0) assert.deepEqual(stillThere, [], "a stop that stops nobody, and does not say so");
+    if (report.blockers.length === 0) {
+      assert.deepEqual(stillThere, [], "a stop that stops nothing, and does not say so");
+    }
   }
-  if (role === "pre" && result.status === 0 && told.state !== "running") {
+  if (role === "pre" && result.status === 0 && report.state !== "running") {
     assert.deepEqual(left, [], "PID files are left");
     assert.deepEqual(stillThere, []);
   }
-  return told;
+  return report;
+}
+
+/** What the test itself has put there, and is still in its place. */
+async function witnesses({ k3s, open }: World): Promise<Witness[]> {
+  const found: Witness[] = [];
+  const link = k3s.path("../_disks/data/in_use_by");
+  for (const path of open.keys()) {
+    if (path.endsWith(".lock")) found.push({ kind: "lock", path, leads: [] });
+    else if (path.endsWith("datadisk")) {
+      const leads = there(link) && Deno.readLinkSync(link) === k3s.dir ? [link] : [];
+      if (leads.length > 0) found.push({ kind: "holder", path, leads });
+    } else if (await takesConnections(path)) found.push({ kind: "socket", path, leads: [path] });
+  }
+  return found;
+}
+
+async function takesConnections(path: string): Promise<boolean> {
+  try {
+    (await Deno.connect({ transport: "unix", path })).close();
+    return true;
+  } catch {
+    return false; // another file is in its place now, or none
+  }
+}
+
+/** What a look has found stays found: nothing that led to it is removed, and no result is as if it were not there. */
+function assertEvidenceKept({ step, action, witnesses }: Outcome, before: Scene, after: Scene, report?: Report): void {
+  const isDown = [before, after].every(({ living }) => living.agent.length + living.driver.length === 0);
+  // At another time of day, or after another boot, the lock of a disk is one of a boot that is over.
+  const isOfNow = step.wallMs === undefined && step.uptimeMs === undefined;
+  for (const { kind, path, leads } of witnesses) {
+    if (action !== undefined || !isDown || (kind === "holder" && !isOfNow)) continue;
+    for (const file of leads) assert.ok(there(file), `${file} is gone, and led to ${path}`);
+    if (!report || (kind === "lock" && step.role === "status")) continue;
+    assert.notEqual(report.status, 0, `${kind} ${path} was there, and counted as nothing`);
+    const isWrong = ["clear", "stopped", "stale", "running"].includes(report.state);
+    assert.ok(!isWrong, `${report.state}, with ${kind} ${path}`);
+  }
+}
+
+/** No result is better than its worst finding, and no start is promised where the plan is not clear. */
+function assertWorstCounts({ role, dryRun }: Run, report: Report, evidence: readonly { verdict: string }[] = []): void {
+  const hasFailed = ({ kind, outcome }: Report["steps"][number]) =>
+    kind === "remove" && !dryRun && role !== "status" && !/^(done|already gone)/.test(outcome);
+  // A boot is in the way of a start, and needs no person.
+  if (report.status === 0 && !(role === "status" && report.state === "booting")) {
+    assert.deepEqual(report.blockers, [], "0, and something is in the way");
+    assert.deepEqual(report.steps.filter(hasFailed), [], "0, and a step failed");
+    assert.ok(!["unknown", "blocked", "missing"].includes(report.state), `0, and it is ${report.state}`);
+  }
+  // A stale file that cannot be removed is in the way of no stop.
+  const isOnlyFiles = report.state === "stopped" && report.status === 77;
+  if (["clear", "stopped"].includes(report.state) && !isOnlyFiles) {
+    assert.deepEqual(report.blockers, [], `${report.state}, and not clear`);
+  }
+  if (role !== "status" || report.limactlStart !== STARTS) return;
+  assert.deepEqual(report.blockers, [], "a start is promised, and something is in the way");
+  const isOnlyDead = report.state === "stale" && evidence.every(({ verdict }) => ["dead", "stale"].includes(verdict));
+  assert.ok(report.state === "stopped" || isOnlyDead, `a start is promised, and it is ${report.state}`);
+}
+
+/** Programs of the commands that are printed and whose output is an answer. */
+const COMMAND = /(?:^|[;:] )(?:sudo (?:-H -u \S+ )?)?(?:lima-guard|limactl|launchctl|ps|lsof|ls|tail) /;
+/** Those that only look. */
+const LOOKS = /(?:^|; |: )((?:ps -ww|ls -l[ad]|lsof --) [^;]+)/g;
+
+/** Every unknown ends with a command whose output can change the answer: about that thing, and it shows something. */
+function assertCommands({ action }: Outcome, report: Report): void {
+  if (report.state !== "unknown") return;
+  assert.ok(report.blockers.length > 0, "unknown, and nothing is said of what");
+  for (const { what, because, hint = "" } of report.blockers) {
+    assert.match(hint, COMMAND, `${what} is unknown (${because}), and no command is printed`);
+    // The thing itself, the process that it names, or the guard asked once more about the whole instance.
+    const [named = ""] = /\/\S+|\b\d+\b/.exec(what) ?? [];
+    const [, pid = "none"] = /PID (\d+)/.exec(because) ?? [];
+    const isAbout = hint.includes(named) || new RegExp(`\\b${pid}\\b`).test(hint) || / k3s$/.test(hint);
+    assert.ok(isAbout, `the command for ${what} is about something else: ${hint}`);
+    if (action !== undefined) continue;
+    const looks = [...hint.matchAll(LOOKS)].map(([, line = ""]) => line);
+    const isOver = looks.some((line) => /^ps -ww -p \d+$/.test(line) && !exists(Number(/\d+$/.exec(line))));
+    if (looks.length === 0 || isOver) continue; // a riddle of another lane ends when it likes
+    assert.ok(looks.some(showsSomething), `nothing is shown about ${what} (${because}) by ${looks.join(" or ")}`);
+  }
+}
+
+/** Types a command that only looks. ps and lsof have a headline. */
+function showsSomething(line: string): boolean {
+  const { stdout } = new Deno.Command("sh", { args: ["-c", line], stderr: "null" }).outputSync();
+  const rows = new TextDecoder().decode(stdout).split("\n").filter((row) => row !== "");
+  return rows.length > (line.startsWith("ls ") ? 0 : 1);
+}
+
+/** No power cut is called graceful. What was running, and was not touched by the test, has powered itself off. */
+function assertNoCutIsGraceful({ step, result, action }: Outcome, before: Scene, after: Scene, report?: Report): void {
+  const disk = "k3s/standin.guest/disk";
+  const wasOn = before.living.driver.length + before.living.agent.length > 0 && before.disk === "dirty";
+  const isOff = after.living.driver.length + after.living.agent.length === 0;
+  if (!wasOn || !isOff || step.dryRun || (action !== undefined && action.do !== "signal")) return;
+  const byAgent = report?.steps.findLast(({ kind }) => kind === "agent")?.outcome ?? "";
+  const isGraceful = report
+    ? ["guest", "agent", "driver"].includes(report.stage ?? "") && !/the guest was cut off/.test(byAgent)
+    : /stopped gracefully/.test(result.stderr);
+  if (isGraceful) assert.equal(after.disk, "clean", `${disk}: a power cut is called graceful`);
 }
 
 // ── the steps ──
@@ -420,7 +559,7 @@ async function take(world: World, step: Step): Promise<void> {
   if (step.do === "guard") return await takeGuard(world, step);
   if (step.do === "start") {
     const refusal = await start(world);
-    if (world.ready) assert.equal(refusal, undefined, "--pre said that it is ready, and limactl start refuses");
+    if (world.ready) assert.equal(refusal, undefined, "the guard saw nothing in the way, and limactl start refuses");
   } else if (step.do === "calm") {
     calm(world, /./);
     await world.riddle.end();
@@ -428,19 +567,21 @@ async function take(world: World, step: Step): Promise<void> {
   } else if (step.do === "kill") await kill(world, step.who as "agent" | "driver");
   else put(world, step);
   world.ready = false;
-  assertNobodyElse(world);
+  assertOthersUnharmed(world);
 }
 
 async function takeGuard(world: World, step: Run): Promise<void> {
   const before = await lookAt(world);
-  const outcome = await guard(world, step);
+  const seen = await witnesses(world);
+  const outcome = { ...await guard(world, step), witnesses: seen };
   calm(world, /\.lock$/);
   const after = await lookAt(world);
-  const told = inContext(outcome.result, () => assertLaws(world, outcome, before, after));
-  const isDone = told?.status === 0 && outcome.deed === undefined && !step.dryRun;
-  const nobody = [before, after].every(({ living }) => living.agent.length + living.driver.length === 0);
-  world.ready = isDone && step.role === "pre" && nobody;
-  if (!isDone || !nobody || step.role === "status") return;
+  const report = inContext(outcome.result, () => assertLaws(world, outcome, before, after));
+  const isDone = report?.status === 0 && outcome.action === undefined && !step.dryRun;
+  const nothingLives = [before, after].every(({ living }) => living.agent.length + living.driver.length === 0);
+  const isPromised = report?.limactlStart === STARTS && outcome.action === undefined;
+  world.ready = nothingLives && (isDone && step.role === "pre" || isPromised);
+  if (!isDone || !nothingLives || step.role === "status") return;
 
   // Law 3, its last part: what was carried out is done, and done once.
   const again = await guard(world, step);
@@ -461,22 +602,22 @@ function inContext<T>(result: GuardResult, check: () => T): T {
 }
 
 /** Runs the guard, and does what is to be done meanwhile. */
-async function guard(world: World, step: Run): Promise<Outcome> {
+async function guard(world: World, step: Run): Promise<Omit<Outcome, "witnesses">> {
   const { home, k3s } = world;
   const { role, budgetS, wallMs, uptimeMs, meanwhile } = step;
   const file = `${home.root}/stay-${world.guards++}`;
   const stays: Stay[] = [
-    ...meanwhile ? [{ at: ".", nth: meanwhile.nth, file: `${file}-deed` }] : [],
+    ...meanwhile ? [{ at: ".", nth: meanwhile.nth, file: `${file}-action` }] : [],
     // A `--run` that waits for something, or supervises, is one that can be asked to stop.
     ...role === "run" && !meanwhile ? [{ at: "^before pause \\d{4}", file: `${file}-pause` }] : [],
   ];
   const twist: Twist = {
     stays,
-    hitsOnly: { under: home.root, and: [world.stranger.pid, world.riddle.pid] },
+    hitsOnly: { under: home.root, and: [world.bystander.pid, world.riddle.pid] },
     ...wallMs === undefined ? {} : { wallMs },
     ...uptimeMs === undefined ? {} : { uptimeMs },
     ...step.hurry ? { hurry: true } : {},
-    // Who holds the lock here never lets go of it.
+    // The process that holds the lock here never releases it.
     ...world.open.has(k3s.path("lima-guard.lock")) ? { lockMs: 300 } : {},
   };
   const flags = [
@@ -497,17 +638,17 @@ async function guard(world: World, step: Run): Promise<Outcome> {
     const limitMs = role === "run" ? RUN_LIMIT_MS : 60_000;
     await eventually(() => assert.ok(isHere() || ended || isRunning()), { withinMs: limitMs }).catch(() => {});
   }
-  let deed: Deed | undefined;
+  let action: Action | undefined;
   let another: Guard | undefined;
   let askedMs = role === "stop" ? began : undefined;
   let heldMs = 0;
   if (!ended) {
-    deed = meanwhile && (isHere() || role === "run") ? meanwhile.deed : undefined;
+    action = meanwhile && (isHere() || role === "run") ? meanwhile.action : undefined;
     const heldAt = performance.now();
-    if (deed) another = await doMeanwhile(world, guard, deed);
+    if (action) another = await doMeanwhile(world, guard, action);
     heldMs = performance.now() - heldAt;
     for (const stay of stays) Deno.writeTextFileSync(`${stay.file}.go`, "");
-    if (role === "run" && !(deed?.do === "kill" && deed.who === "guard")) {
+    if (role === "run" && !(action?.do === "kill" && action.who === "guard")) {
       askedMs = performance.now() - heldMs;
       signal(guard, "SIGTERM");
     }
@@ -519,27 +660,27 @@ async function guard(world: World, step: Run): Promise<Outcome> {
     await another[Symbol.asyncDispose]();
   }
   for (const stay of stays) for (const end of ["here", "go"]) removeIfThere(`${stay.file}.${end}`);
-  return { step, result, tookS, deed };
+  return { step, result, tookS, action };
 }
 
-/** Returns the other guard where one was started. */
-async function doMeanwhile(world: World, guard: Guard, deed: Deed): Promise<Guard | undefined> {
-  switch (deed.do) {
+/** Returns the other lima-guard where one was started. */
+async function doMeanwhile(world: World, guard: Guard, action: Action): Promise<Guard | undefined> {
+  switch (action.do) {
     case "put":
-      put(world, deed);
+      put(world, action);
       return;
     case "kill":
-      if (deed.who === "guard") signal(guard, "SIGKILL");
-      else await kill(world, deed.who);
+      if (action.who === "guard") signal(guard, "SIGKILL");
+      else await kill(world, action.who);
       return;
     case "signal":
-      return signal(guard, deed.signal);
+      return signal(guard, action.signal);
     case "start":
       await start(world);
       return;
     case "another": {
-      const hitsOnly = { under: world.home.root, and: [world.stranger.pid, world.riddle.pid] };
-      return spawnGuard(world.home, [`--${deed.role}`, "k3s", "--timeout", "3"], guardWith({ hitsOnly }));
+      const hitsOnly = { under: world.home.root, and: [world.bystander.pid, world.riddle.pid] };
+      return spawnGuard(world.home, [`--${action.role}`, "k3s", "--timeout", "3"], guardWith({ hitsOnly }));
     }
   }
 }

@@ -11,13 +11,13 @@ export interface Case {
   readonly number: number;
   /** What lives of the instance at the beginning. */
   readonly vm: Vm;
-  /** What is then laid into its files, whoever lives. */
+  /** What is then laid into its files, whatever lives. */
   readonly puts: readonly Put[];
   readonly steps: readonly Step[];
 }
 
 export interface Vm {
-  readonly what: "nobody" | "agent" | "orphan" | "cut off";
+  readonly what: "nothing" | "agent" | "orphan" | "cut off";
   /** Keys of standin.conf: see the head of tests/standin/limactl. */
   readonly conf: Readonly<Record<string, string | number>>;
   /** How far an agent's start comes. */
@@ -41,7 +41,7 @@ export interface Start {
   readonly do: "start";
 }
 
-/** What nobody can know about, and what does not answer, is over. */
+/** What cannot be known, and what does not answer, is over. */
 export interface Calm {
   readonly do: "calm";
 }
@@ -58,16 +58,16 @@ export interface Run {
   /** Long pauses are soon over: an agent is asked for a minute before it counts as hung. */
   readonly hurry?: boolean;
   /** Something happens while the guard stays at the n-th thing it does, counted from 1. */
-  readonly meanwhile?: { readonly nth: number; readonly deed: Deed };
+  readonly meanwhile?: { readonly nth: number; readonly action: Action };
 }
 
-export type Deed =
+export type Action =
   | Put
   | Kill
   | Start
   | { readonly do: "kill"; readonly who: "guard" }
   | { readonly do: "signal"; readonly signal: "SIGTERM" | "SIGINT" | "SIGHUP" }
-  /** Another guard is started beside it. */
+  /** Another lima-guard is started beside it. */
   | { readonly do: "another"; readonly role: "pre" | "stop" | "status" };
 
 export type Step = Run | Put | Kill | Start | Calm;
@@ -88,21 +88,42 @@ export const USERNET_PID = `../${USERNET}`;
 /** A host agent believes this one while it stops, so it must be cleared before: twice, to be picked more often. */
 const BELIEVED: readonly string[] = ["x.drv.pid", "x.drv.pid"];
 
-/** What may stand in a PID file. The stranger's number comes first and often: it must survive all of it. */
+/** What may stand in a PID file. The bystander's number comes first and often: it must survive all of it. */
 const PIDS = [
-  ...Array(9).fill("the stranger"),
+  ...Array(9).fill("the bystander"),
   ...Array(4).fill("the riddle"),
   ...["the neighbour", "dead", "dead", "impossible", "nothing", "blanks", "half a number"],
-  ...["0", "1", "-1", "the stranger's group", "2**32", "2**32 + the stranger", "two numbers", "zeros", "gone", "gone"],
-  ...["a link to the stranger's", "a dangling link", "a FIFO", "a directory", "a cold socket"],
+  ...[
+    "0",
+    "1",
+    "-1",
+    "the bystander's group",
+    "2**32",
+    "2**32 + the bystander",
+    "two numbers",
+    "zeros",
+    "gone",
+    "gone",
+  ],
+  ...["a link to the bystander's", "a dangling link", "a FIFO", "a directory", "a cold socket"],
 ];
 const SOCKETS = ["gone", "a cold socket", "a cold socket", "a silent socket", "a file"];
+
+/** What speaks against a start and a removal by itself. */
+const WITNESSES: readonly (readonly Put[])[] = [
+  [{ do: "put", file: "ha.sock", holds: "a silent socket" }],
+  [{ do: "put", file: "qmp.sock", holds: "a silent socket" }],
+  [
+    { do: "put", file: "../_disks/data/in_use_by", holds: "a link to it" },
+    { do: "put", file: "../_disks/data/datadisk", holds: "held open" },
+  ],
+];
 
 /** Other files, and what may stand in them. */
 const OTHERS: Readonly<Record<string, readonly string[]>> = {
   "ha.sock": SOCKETS,
   "qmp.sock": SOCKETS,
-  "lima-guard.lock": ["held", "held as the stranger", "the stranger as --run", "garbage", "nothing", "a directory"],
+  "lima-guard.lock": ["held", "held as the bystander", "the bystander as --run", "garbage", "nothing", "a directory"],
   "lima-guard.jsonl": [
     "garbage",
     "a torn line",
@@ -114,7 +135,8 @@ const OTHERS: Readonly<Record<string, readonly string[]>> = {
   ],
   "ssh.config": ["gone", "cut", "the neighbour's", "garbage"],
   "boot-session.tmp": ["garbage", "nothing", "a directory"],
-  "../_disks/data/in_use_by": ["a link to it", "a link to the neighbour", "a dangling link"],
+  "../_disks/data/in_use_by": ["a link to it", "a link to it", "a link to the neighbour", "a dangling link"],
+  "../_disks/data/datadisk": ["held open"],
   "ha.stdout.log": ["gone", "nothing", "garbage"],
   "lima.yaml": ["gone"],
 };
@@ -133,7 +155,7 @@ export function makeCase(seed: number, number: number): Case {
     const file = pick([...PID_FILES, ...BELIEVED, USERNET_PID]);
     const holds = pick(PIDS);
     // Open: tests/corpus/riddle_that_lima_signals.json.
-    return { do: "put", file, holds: BELIEVED.includes(file) && holds === "the riddle" ? "the stranger" : holds };
+    return { do: "put", file, holds: BELIEVED.includes(file) && holds === "the riddle" ? "the bystander" : holds };
   };
   const otherPut = (): Put => {
     // An instance without lima.yaml is refused by every role: one kind of case, not half of them.
@@ -144,7 +166,7 @@ export function makeCase(seed: number, number: number): Case {
   const kill = (): Kill => ({ do: "kill", who: pick(["agent", "driver"]) });
 
   const makeVm = (): Vm => {
-    const what = pick(["nobody", "agent", "agent", "agent", "orphan", "orphan", "cut off"] as const);
+    const what = pick(["nothing", "agent", "agent", "agent", "orphan", "orphan", "cut off"] as const);
     const vmtype = pick(what === "orphan" ? ["qemu", "qemu", "krunkit", "x"] : ["vz", "vz", "qemu", "krunkit", "x"]);
     const stop = pick([
       "clean",
@@ -176,8 +198,8 @@ export function makeCase(seed: number, number: number): Case {
   };
 
   const vm = makeVm();
-  const deed = (): Deed =>
-    pick<() => Deed>([
+  const action = (): Action =>
+    pick<() => Action>([
       anyPut,
       kill,
       () => ({ do: "kill", who: "guard" }),
@@ -197,7 +219,7 @@ export function makeCase(seed: number, number: number): Case {
       ...wallMs === 0 ? {} : { wallMs },
       ...chance(0.2) ? { uptimeMs: pick([1_000, 30_000, 10 * HOUR, 10_000 * HOUR]) } : {},
       // Most of what it does comes early; the later moments of a long stop are worth as much.
-      ...chance(0.6) ? { meanwhile: { nth: 1 + below(pick([20, 80, 200])), deed: deed() } } : {},
+      ...chance(0.6) ? { meanwhile: { nth: 1 + below(pick([20, 80, 200])), action: action() } } : {},
     };
   };
   const step = (): Step => chance(0.7) ? guard() : pick<() => Step>([anyPut, anyPut, kill, () => ({ do: "start" })])();
@@ -213,6 +235,8 @@ export function makeCase(seed: number, number: number): Case {
       guard(),
       ...many(3, step),
       { do: "calm" },
+      // Nothing but this one witness is then unknown.
+      ...chance(0.3) ? [...pick(WITNESSES), guard(), { do: "calm" as const }] : [],
       { do: "guard", role: "stop", budgetS: 3 },
       { do: "guard", role: "pre", budgetS: 3, hurry: true },
       { do: "start" },
@@ -226,7 +250,7 @@ export function describeCase({ vm, puts, steps }: Case): string[] {
   return [`${vm.what}, ${conf}, up to ${vm.until}`, ...puts.map(describeStep), ...steps.map(describeStep)];
 }
 
-export function describeStep(step: Step | Deed): string {
+export function describeStep(step: Step | Action): string {
   switch (step.do) {
     case "put":
       return `${step.file}: ${step.holds}`;
@@ -247,7 +271,7 @@ export function describeStep(step: Step | Deed): string {
         ...dryRun ? ["--dry-run"] : [],
         ...wallMs === undefined ? [] : [`clock ${wallMs / 1000} s`],
         ...uptimeMs === undefined ? [] : [`up for ${uptimeMs / 1000} s`],
-        ...meanwhile ? [`at ${meanwhile.nth}: ${describeStep(meanwhile.deed)}`] : [],
+        ...meanwhile ? [`at ${meanwhile.nth}: ${describeStep(meanwhile.action)}`] : [],
       ];
       return words.join(", ");
     }

@@ -1,5 +1,6 @@
 #!/bin/sh
 # lima-guard --on-event: pings healthchecks.io, or a server of that kind. Set the URL of your check here.
+# An event is reported at once; that the Mac is up at all is not: docs/monitoring.md has the line for a regular ping.
 url=https://hc-ping.com/UUID
 case $LIMA_GUARD_EVENT in
   started) end=/start ;;

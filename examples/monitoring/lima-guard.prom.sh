@@ -1,7 +1,10 @@
 #!/bin/sh
 # Writes lima-guard's view of each instance for node_exporter's textfile collector. Needs jq. Run it as the user that the
-# instances belong to, every few minutes: lima-guard.prom.sh /var/lib/node_exporter
+# instances belong to, every few minutes, for example from cron: */5 * * * * /path/to/lima-guard.prom.sh FOLDER
+# FOLDER is what --collector.textfile.directory of node_exporter names; the user must be able to write there.
 set -u
+# cron's own is short.
+PATH=$PATH:/usr/local/bin:/usr/local/libexec:/opt/homebrew/bin
 folder=${1:?usage: lima-guard.prom.sh FOLDER}
 new=$(mktemp "$folder/.lima-guard.XXXXXX") || exit 1
 trap 'rm -f "$new"' EXIT

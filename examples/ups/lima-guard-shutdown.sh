@@ -4,10 +4,10 @@
 stop_s=60
 wait_s=75
 
-for guard in /usr/local/libexec/lima-guard /Library/PrivilegedHelperTools/lima-guard /usr/local/bin/lima-guard; do
-  if [ -x "$guard" ]; then break; fi
+for program in /usr/local/libexec/lima-guard /Library/PrivilegedHelperTools/lima-guard /usr/local/bin/lima-guard; do
+  if [ -x "$program" ]; then break; fi
 done
-"$guard" --stop --all --timeout "$stop_s" </dev/null &
+"$program" --stop --all --timeout "$stop_s" </dev/null &
 stop=$!
 while [ "$wait_s" -gt 0 ] && kill -0 "$stop" 2>/dev/null; do
   sleep 1

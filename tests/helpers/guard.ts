@@ -219,8 +219,8 @@ function denoDir(): string {
  * it is set; else the import map of tools/npm_only, where this run was started with it.
  */
 export function denoFlags(): string[] {
-  const told = Deno.env.get("LIMA_GUARD_DENO_FLAGS");
-  if (told !== undefined) return told.split(/\s+/).filter((flag) => flag !== "");
+  const flags = Deno.env.get("LIMA_GUARD_DENO_FLAGS");
+  if (flags !== undefined) return flags.split(/\s+/).filter((flag) => flag !== "");
   const where = import.meta.resolve("jsr:@std/cli@1.0.29/parse-args");
   if (!where.startsWith("file:")) return [];
   return ["--no-lock", "--import-map", `${project}/tools/npm_only/import_map.json`];

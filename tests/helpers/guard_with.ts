@@ -19,15 +19,15 @@ export interface Twist {
   readonly uptimeMs?: number;
   /** Pauses of a second or more are soon over, and the steady clock jumps by them. */
   readonly hurry?: boolean;
-  /** The patience with somebody else's lock. */
+  /** How long it waits for a lock that another process holds. */
   readonly lockMs?: number;
   /** What becomes of every attempt to open a lock, or to take it. */
   readonly locks?: "other" | "unsupported";
   /** Its own number is written into these files before it begins. */
   readonly ownPidInto?: readonly string[];
   /**
-   * Signals reach only these, and processes that name this directory: should a guard ever take all processes for its
-   * own, it is the test that fails, and not the machine. It ends with OUTSIDER at the first other one.
+   * Signals reach only these, and processes that name this directory: should lima-guard ever take all processes for
+   * its own, it is the test that fails, and not the machine. It ends with OUTSIDER at the first other one.
    */
   readonly hitsOnly?: { readonly under: string; readonly and: readonly number[] };
   /** What it does is noted in this file, a line each: `NUMBER WHAT`, the number being that of the last effect. */
@@ -35,14 +35,14 @@ export interface Twist {
   /** SIGKILL just before the n-th effect, counted from 1. An append has two: one is in the middle of its line. */
   readonly dieAt?: number;
   /**
-   * Stays just before or after what it does, where that matches: makes FILE.here, and goes on when there is FILE.go.
+   * Stays just before or after what it does, where that matches: makes FILE.here, and continues when there is FILE.go.
    * See `meanwhile`.
    */
   readonly stays?: readonly Stay[];
 }
 
 export interface Stay {
-  /** A regular expression: `before remove .*vz\\.pid`, `after run /bin/ps`, `before look …`, `before pause …` */
+  /** A regular expression: `before remove .*vz\\.pid`, `after run /bin/ps`, `before stat …`, `before pause …` */
   readonly at: string;
   /** Which of those that match, counted from 1; the first unless said. */
   readonly nth?: number;
@@ -70,7 +70,7 @@ interface Lie {
   readonly by: string;
 }
 
-/** The exit status of a guard that was about to signal somebody who has nothing to do with the test. */
+/** The exit status of a lima-guard that was about to signal a process that does not belong to the test. */
 export const OUTSIDER = 99;
 
 /** For runGuard and spawnGuard. */
@@ -79,14 +79,14 @@ export function guardWith(twist: Twist): Pick<GuardOptions, "script" | "env"> {
 }
 
 /** Does something while the guard stays. It must have come there, or the test proves nothing. */
-export async function meanwhile(stay: Stay, deed: () => unknown): Promise<void> {
+export async function meanwhile(stay: Stay, action: () => unknown): Promise<void> {
   await eventually(() => assert.ok(exists(`${stay.file}.here`), `the guard has not come to ${stay.at}`));
-  await deed();
+  await action();
   Deno.writeTextFileSync(`${stay.file}.go`, "");
 }
 
 /** The same where it may end without coming there. Returns whether it came. */
-export async function ifItStays(stay: Stay, guard: Promise<unknown>, deed: () => unknown): Promise<boolean> {
+export async function ifItStays(stay: Stay, guard: Promise<unknown>, action: () => unknown): Promise<boolean> {
   let ended = false;
   void guard.then(() => ended = true, () => ended = true);
   const came = await eventually(() => {
@@ -94,7 +94,7 @@ export async function ifItStays(stay: Stay, guard: Promise<unknown>, deed: () =>
     assert.ok(here || ended, `the guard neither ends nor comes to ${stay.at}`);
     return here;
   }, { withinMs: 60_000 });
-  if (came) await meanwhile(stay, deed);
+  if (came) await meanwhile(stay, action);
   return came;
 }
 
@@ -115,15 +115,15 @@ function twisted(real: Host, twist: Twist): Host {
     note(what);
     if (effects === twist.dieAt) Deno.kill(Deno.pid, "SIGKILL");
   };
-  const around = <T>(what: string, deed: () => T): T => {
+  const around = <T>(what: string, action: () => T): T => {
     effect(`before ${what}`);
-    const value = deed();
+    const value = action();
     note(`after ${what}`);
     return value;
   };
-  const aroundSlow = async <T>(what: string, deed: () => Promise<T>): Promise<T> => {
+  const aroundSlow = async <T>(what: string, action: () => Promise<T>): Promise<T> => {
     effect(`before ${what}`);
-    const value = await deed();
+    const value = await action();
     note(`after ${what}`);
     return value;
   };
@@ -155,7 +155,7 @@ function twisted(real: Host, twist: Twist): Host {
       return real.pause(20);
     },
     stat: (path, follow) => {
-      note(`before look ${path}`);
+      note(`before stat ${path}`);
       return real.stat(isMissing(path) ? "/nonexistent" : path, follow);
     },
     read: (path, most) => {
@@ -207,8 +207,8 @@ function isInside(pid: number, { under, and }: NonNullable<Twist["hitsOnly"]>): 
   if (and.includes(pid)) return true;
   const { stdout } = new Deno.Command("ps", { args: ["-ww", "-o", "command=", "-p", String(pid)] }).outputSync();
   const command = new TextDecoder().decode(stdout).trim();
-  // Gone: there is nobody whom the signal could reach.
-  return command === "" || command.includes(`${under}/`);
+  // Gone, or ended and not waited for: the signal could reach no process.
+  return command === "" || command.endsWith("<defunct>") || command.includes(`${under}/`);
 }
 
 function endAtOutsider(pid: number, signal: string): never {

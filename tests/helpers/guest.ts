@@ -136,7 +136,7 @@ async function startSshd(home: Home, dir: string): Promise<{ stop(): Promise<voi
   return { stop };
 }
 
-/** Everyone may write in it: the guest's commands run as nobody where sshd is root. */
+/** All users may write in it: the guest's commands run as the user `nobody` where sshd is root. */
 function furnish(guest: string): void {
   for (const dir of [guest, `${guest}/bin`, `${guest}/sbin`]) {
     Deno.mkdirSync(dir, { recursive: true });
@@ -185,7 +185,7 @@ ForceCommand ${command}
 `;
 }
 
-/** A port where nobody listens, as far as the system knows now. */
+/** A port where no process listens, as far as the system knows now. */
 export function freePort(): number {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   listener.close();

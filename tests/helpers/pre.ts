@@ -5,7 +5,7 @@ import { type Agent, startAgent } from "./agents.ts";
 import { type GuardOptions, type GuardResult, runGuard } from "./guard.ts";
 import { type Conf, type Home, type Instance, tempLimaHome } from "./home.ts";
 import { PID_FILES, USERNET } from "./pid_files.ts";
-import { type Bystander, bystander } from "./processes.ts";
+import { type Bystander, startBystander } from "./processes.ts";
 
 export { PID_FILES, USERNET };
 
@@ -17,7 +17,7 @@ export interface World {
   readonly home: Home;
   readonly k3s: Instance;
   /** Lives, belongs to the same user, and has nothing to do with Lima. */
-  readonly stranger: Bystander;
+  readonly bystander: Bystander;
 }
 
 export interface TestOptions {
@@ -29,7 +29,7 @@ export interface TestOptions {
   readonly name?: string;
 }
 
-/** A test on a LIMA_HOME of its own; the stranger in it must have noticed nothing at its end. */
+/** A test on a LIMA_HOME of its own; the bystander in it must have noticed nothing at its end. */
 export function test(
   title: string,
   body: (world: World) => Promise<void>,
@@ -41,20 +41,20 @@ export function test(
     async fn() {
       await using home = await tempLimaHome({ name });
       const k3s = home.instance("k3s", { conf, yaml });
-      await using stranger = await bystander(home);
-      await body({ home, k3s, stranger });
-      stranger.assertAlive();
+      await using bystander = await startBystander(home);
+      await body({ home, k3s, bystander });
+      bystander.assertAlive();
       assert.equal(home.wouldHaveCreated(), undefined);
     },
   });
 }
 
-/** What the stranger is, as the guard says it. */
+/** What the bystander is, as lima-guard says it. */
 export const SIRITTSD = /PID \d+ is not ours: it is "\/usr\/libexec\/sirittsd", none of Lima's programs/;
 /** What goes with usernet's PID file. */
 export const SOCKETS = ["ep", "fd", "qemu"].map((kind) => `../_networks/user-v2/user-v2_${kind}.sock`);
 
-/** The stranger's PID in every PID file that is not there yet. Returns the files that it made. */
+/** The bystander's PID in every PID file that is not there yet. Returns the files that it made. */
 export function strew(k3s: Instance, pid: number): string[] {
   const made = PID_FILES.filter((file) => !k3s.has(file));
   for (const file of made) k3s.pidFile(file, pid);
@@ -70,7 +70,7 @@ export interface Remark {
 }
 
 /** What `--json` says of one instance. */
-export interface Told {
+export interface Report {
   readonly name: string;
   readonly state: string;
   readonly status: number;
@@ -80,7 +80,7 @@ export interface Told {
 }
 
 export interface PreResult extends GuardResult {
-  readonly told: Told;
+  readonly report: Report;
 }
 
 export interface PreOptions extends GuardOptions {
@@ -94,10 +94,10 @@ export async function pre(instance: Instance, { args = [], ...options }: PreOpti
   const document = result.json();
   assert.equal(document.role, "pre");
   assert.equal(document.instances.length, 1);
-  const told: Told = document.instances[0];
-  assert.equal(told.name, instance.name);
-  assert.equal(told.status, result.status, result.stdout);
-  return { ...result, told };
+  const report: Report = document.instances[0];
+  assert.equal(report.name, instance.name);
+  assert.equal(report.status, result.status, result.stdout);
+  return { ...result, report };
 }
 
 /** Everything below a directory, by its path: kind, owner, mode, times, content. A socket or FIFO is never opened. */
@@ -121,7 +121,7 @@ export function tree(root: string): Record<string, string> {
   return seen;
 }
 
-/** Text as it stands where it is short; of more, enough to tell it from another. */
+/** The whole text where it is short; else enough to tell it from another. */
 function hash(bytes: Uint8Array): string {
   if (bytes.length <= 4096) return new TextDecoder().decode(bytes);
   let sum = 0;
@@ -136,7 +136,7 @@ export function everything(home: Home): Record<string, string> {
   );
 }
 
-/** The same without the record in the lock, which every run writes anew. */
+/** The same without the record in the lock, which every run writes again. */
 export function allButLocks(home: Home): Record<string, string> {
   return Object.fromEntries(Object.entries(everything(home)).filter(([path]) => !path.endsWith(`/${LOCK}`)));
 }
@@ -151,11 +151,11 @@ export async function dryRun(instance: Instance, options: PreOptions = {}): Prom
   const before = everything(instance.home);
   const result = await pre(instance, { ...options, args: [...options.args ?? [], "--dry-run"] });
   assert.deepEqual(everything(instance.home), before, "the dry run has changed something");
-  assert.ok(result.told.steps.every((step) => step.outcome === "planned"));
+  assert.ok(result.report.steps.every((step) => step.outcome === "planned"));
   return result;
 }
 
-export interface Healing {
+export interface Repair {
   /** What is removed, relative to the instance directory; `../` leads to what instances share. */
   removes: readonly string[];
   state?: string;
@@ -168,9 +168,9 @@ export interface Healing {
  * A dry run, a real run, and another one, with everything that is always to hold: the dry run writes nothing and says
  * the same in the same words; just the files that are named are removed; the second run changes nothing.
  */
-export async function heals(
+export async function repairs(
   instance: Instance,
-  { removes, state = "stale", status = 0, because = [] }: Healing,
+  { removes, state = "stale", status = 0, because = [] }: Repair,
   options: PreOptions = {},
 ): Promise<PreResult> {
   const { home } = instance;
@@ -178,21 +178,21 @@ export async function heals(
   const planned = await dryRun(instance, options);
   const done = await pre(instance, options);
   assert.equal(done.status, status, `${done.stdout}${done.stderr}`);
-  assert.equal(done.told.state, state, done.stdout);
+  assert.equal(done.report.state, state, done.stdout);
 
   assert.equal(planned.status, done.status, "the dry run leaves with another status");
-  assert.equal(planned.told.state, done.told.state);
-  assert.deepEqual(planned.told.steps.map(words), done.told.steps.map(words), "the dry run says something else");
-  assert.deepEqual(planned.told.blockers, done.told.blockers);
-  assert.deepEqual(planned.told.notes, done.told.notes);
+  assert.equal(planned.report.state, done.report.state);
+  assert.deepEqual(planned.report.steps.map(words), done.report.steps.map(words), "the dry run says something else");
+  assert.deepEqual(planned.report.blockers, done.report.blockers);
+  assert.deepEqual(planned.report.notes, done.report.notes);
 
   assert.deepEqual(difference(before, paths(home)), removes.map((file) => below(instance, file)).sort());
   assert.deepEqual(difference(paths(home), before), [JOURNAL, LOCK].map((file) => below(instance, file)).sort());
-  assert.deepEqual(done.told.steps.map((step) => step.outcome), removes.map(() => "done"), done.stdout);
+  assert.deepEqual(done.report.steps.map((step) => step.outcome), removes.map(() => "done"), done.stdout);
   for (const reason of because) {
-    assert.ok(done.told.steps.some((s) => reason.test(s.because)), `${reason}:\n${done.stdout}`);
+    assert.ok(done.report.steps.some((s) => reason.test(s.because)), `${reason}:\n${done.stdout}`);
   }
-  assertJournal(instance, done.told);
+  assertJournal(instance, done.report);
   await changesNothing(instance, options);
   return done;
 }
@@ -207,13 +207,13 @@ export async function leavesAlone(
   const planned = await dryRun(instance, options);
   const done = await pre(instance, options);
   assert.equal(done.status, status, `${done.stdout}${done.stderr}`);
-  assert.equal(done.told.state, state, done.stdout);
+  assert.equal(done.report.state, state, done.stdout);
   assert.equal(planned.status, status);
-  assert.deepEqual({ ...planned.told }, { ...done.told });
-  assert.deepEqual(done.told.steps, []);
-  assert.equal(done.told.blockers.length, blockers.length, done.stdout);
+  assert.deepEqual({ ...planned.report }, { ...done.report });
+  assert.deepEqual(done.report.steps, []);
+  assert.equal(done.report.blockers.length, blockers.length, done.stdout);
   for (const blocker of blockers) {
-    assert.ok(done.told.blockers.some((b) => blocker.test(remark(b))), `${blocker}: ${done.stdout}`);
+    assert.ok(done.report.blockers.some((b) => blocker.test(remark(b))), `${blocker}: ${done.stdout}`);
   }
   await pre(instance, options);
   const after = allButLocks(instance.home);
@@ -225,7 +225,7 @@ export async function leavesAlone(
 export async function changesNothing(instance: Instance, options: PreOptions = {}): Promise<PreResult> {
   const before = allButLocks(instance.home);
   const again = await pre(instance, options);
-  assert.deepEqual(again.told.steps, [], "there was something left to do");
+  assert.deepEqual(again.report.steps, [], "there was something left to do");
   assert.deepEqual(allButLocks(instance.home), before, "the second run has changed something");
   return again;
 }
@@ -239,24 +239,24 @@ export async function refuses(instance: Instance, words: string | RegExp, who: {
   else assert.match(said, words);
 }
 
-/** `limactl start` goes on until the instance is Running. */
+/** `limactl start` continues until the instance is Running. */
 export async function starts(instance: Instance, options: Parameters<typeof startAgent>[1] = {}): Promise<void> {
   await using agent: Agent = await startAgent(instance, options);
   assert.ok(agent.isAlive());
 }
 
 /** The last line of the journal tells what was done. */
-export function assertJournal(instance: Instance, told: Told): void {
+export function assertJournal(instance: Instance, report: Report): void {
   const line = JSON.parse((instance.read(JOURNAL) ?? "").trimEnd().split("\n").at(-1) ?? "");
   assert.equal(line.event, "pre");
   assert.equal(line.dir, instance.dir);
   assert.equal(line.role, "pre");
-  assert.deepEqual(line.steps, told.steps);
+  assert.deepEqual(line.steps, report.steps);
   assert.ok(Math.abs(Date.parse(line.time) - Date.now()) < 120_000, line.time);
 }
 
 /** What a step says before it is taken. */
-export function words({ kind, what, because }: Told["steps"][number]): string {
+export function words({ kind, what, because }: Report["steps"][number]): string {
   return `${kind}: ${what} (${because})`;
 }
 

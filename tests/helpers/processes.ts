@@ -76,14 +76,14 @@ export function waitForExit(pid: number, { withinMs = 10_000 }: { withinMs?: num
   return eventually(() => assert.ok(!isAlive(pid), `process ${pid} is still alive: ${ps(pid)?.command}`), { withinMs });
 }
 
-/** The number of a process that has just ended: nobody has it, until the system hands it out again. */
+/** The number of a process that has just ended: no process has it, until the system hands it out again. */
 export async function deadPid(): Promise<number> {
   const child = new Deno.Command("true", { stdin: "null", stdout: "null", stderr: "null" }).spawn();
   await child.status;
   return child.pid;
 }
 
-/** SIGKILL to a child of ours that may have ended; the handle knows, before anybody has awaited its status. */
+/** SIGKILL to an own child that may have ended; the handle knows, even before its status was awaited. */
 export function killChild(child: Deno.ChildProcess): void {
   try {
     child.kill("SIGKILL");
@@ -107,10 +107,9 @@ export interface Bystander extends AsyncDisposable {
 }
 
 /**
- * An innocent process that has nothing to do with Lima, whatever its command line says: the one that must survive
- * every test.
+ * A process that has nothing to do with Lima, whatever its command line says: the one that must survive every test.
  */
-export async function bystander(
+export async function startBystander(
   home: Home,
   { command = ["/usr/libexec/sirittsd"], uid, gid, leadsGroup = false }: {
     command?: string[];

@@ -8,7 +8,6 @@ import assert from "node:assert/strict";
 import { findProgram } from "../../tools/real_limactl.ts";
 import {
   type Bystander,
-  bystander,
   eventually,
   type Home,
   Instance,
@@ -17,6 +16,7 @@ import {
   NO_ORDINARY_USER,
   ordinaryUser,
   ps,
+  startBystander,
   tempLimaHome,
 } from "./mod.ts";
 import type { PreOptions } from "./pre.ts";
@@ -89,7 +89,7 @@ export interface World {
   readonly real: Real;
   readonly home: Home;
   readonly k3s: Instance;
-  readonly stranger: Bystander;
+  readonly bystander: Bystander;
   /** For the guard: it runs as the instance's owner. */
   readonly guard: PreOptions;
 }
@@ -114,10 +114,10 @@ export function realTest(
       const made = await runLimactl(home, "create", "--tty=false", "--name", "k3s", template);
       assert.equal(made.status, 0, made.stderr);
       const k3s = new Instance(home, "k3s");
-      await using stranger = await bystander(home, as(user));
+      await using bystander = await startBystander(home, as(user));
       const guard = Deno.uid() === 0 ? { user } : {};
-      await body({ real, home, k3s, stranger, guard });
-      stranger.assertAlive();
+      await body({ real, home, k3s, bystander, guard });
+      bystander.assertAlive();
     },
   });
 }
@@ -163,7 +163,7 @@ export interface Started extends AsyncDisposable {
   /** The number of its QEMU, where it has gone on. */
   readonly qemu: number | undefined;
   readonly said: Promise<string>;
-  /** Its status, where it ends by itself; undefined where it went on: the host agent and QEMU are there. */
+  /** Its status, where it ends by itself; undefined where it continued: the host agent and QEMU are there. */
   readonly status: number | undefined;
   kill(): Promise<void>;
 }

@@ -1,13 +1,13 @@
 /**
  * A PID that really changes hands: `recycled_pid.ts WHO SIGNAL`, run as the first process of a PID namespace of its own,
  * where it may choose which number comes next. A host agent is being stopped; when the guard is about to ask ps for the
- * last time before it sends SIGNAL, the agent ends, and its number goes to WHO: `a stranger` or `another host agent`.
- * Prints what became of that one, as JSON.
+ * last time before it sends SIGNAL, the agent ends, and its number goes to WHO: `another program` or `another host
+ * agent`. Prints what became of that one, as JSON.
  */
 
 import assert from "node:assert/strict";
 import { guardWith, meanwhile, type Stay } from "./guard_with.ts";
-import { bystander, eventually, isAlive, spawnGuard, startAgent, tempLimaHome } from "./mod.ts";
+import { eventually, isAlive, spawnGuard, startAgent, startBystander, tempLimaHome } from "./mod.ts";
 
 interface Heir extends AsyncDisposable {
   readonly pid: number;
@@ -33,11 +33,11 @@ async function otherAgent(): Promise<Heir> {
 async function heirOf(pid: number): Promise<Heir> {
   for (let tries = 1; tries <= 50; tries++) {
     Deno.writeTextFileSync("/proc/sys/kernel/ns_last_pid", String(pid - 1));
-    const heir = who === "a stranger" ? await bystander(home) : await otherAgent();
+    const heir = who === "another program" ? await startBystander(home) : await otherAgent();
     if (heir.pid === pid) return heir;
     await heir[Symbol.asyncDispose]();
   }
-  throw new Error(`nobody got the PID ${pid}`);
+  throw new Error(`no process got the PID ${pid}`);
 }
 
 // The guard stays before each ps. Its journal is written before each stage, and the first ps of a stage is the proof.
@@ -58,7 +58,7 @@ while (!heir) {
     agent.signal("SIGKILL");
     await agent.status;
     heir = await heirOf(pid);
-    if (who !== "a stranger") await eventually(() => assert.equal(other.pid("ha.pid"), pid));
+    if (who !== "another program") await eventually(() => assert.equal(other.pid("ha.pid"), pid));
   });
 }
 for (const { file } of stays) Deno.writeTextFileSync(`${file}.go`, "");

@@ -14,7 +14,7 @@ export interface Remark {
 }
 
 /** What `--json` says of one instance. */
-export interface Told {
+export interface Report {
   readonly name: string;
   readonly state: string;
   readonly status: number;
@@ -25,7 +25,7 @@ export interface Told {
 }
 
 export interface StopResult extends GuardResult {
-  readonly told: readonly Told[];
+  readonly report: readonly Report[];
   /** From its start as a process to its end. */
   readonly tookS: number;
 }
@@ -46,36 +46,38 @@ export async function stop(
   const timeout = budgetS === undefined ? [] : ["--timeout", String(budgetS)];
   const before = performance.now();
   const result = await runGuard(home, ["--stop", "--json", ...timeout, ...args, ...names], options);
-  return { ...result, told: readDocument(result), tookS: (performance.now() - before) / 1000 };
+  return { ...result, report: readDocument(result), tookS: (performance.now() - before) / 1000 };
 }
 
 /** The same for one instance. */
 export async function stopOne(
   instance: Instance,
   options: StopOptions = {},
-): Promise<Omit<StopResult, "told"> & { readonly told: Told }> {
+): Promise<Omit<StopResult, "report"> & { readonly report: Report }> {
   const result = await stop(instance.home, [instance.name], options);
-  assert.equal(result.told.length, 1);
-  const told = result.told[0]!;
-  assert.equal(told.name, instance.name);
-  assert.equal(told.status, result.status, result.stdout);
-  return { ...result, told };
+  assert.equal(result.report.length, 1);
+  const report = result.report[0]!;
+  assert.equal(report.name, instance.name);
+  assert.equal(report.status, result.status, result.stdout);
+  return { ...result, report };
 }
 
 /** The document of a stop, held against the fields that are promised. */
-export function readDocument(result: GuardResult): Told[] {
+export function readDocument(result: GuardResult): Report[] {
   const document = result.json();
   assert.equal(document.version, 1);
   assert.equal(document.role, "stop");
   const promised = { name: "string", state: "string", status: "number", seconds: "object" };
-  for (const told of document.instances) {
-    for (const [field, type] of Object.entries(promised)) assert.equal(typeof told[field], type, `${field} of a stop`);
-    assert.ok("stage" in told && (told.stage === null || typeof told.stage === "string"));
-    for (const step of told.steps) {
+  for (const report of document.instances) {
+    for (const [field, type] of Object.entries(promised)) {
+      assert.equal(typeof report[field], type, `${field} of a stop`);
+    }
+    assert.ok("stage" in report && (report.stage === null || typeof report.stage === "string"));
+    for (const step of report.steps) {
       const fields = [step.kind, step.what, step.because, step.outcome];
       assert.ok(fields.every((field) => typeof field === "string" && field !== ""), JSON.stringify(step));
     }
-    assert.ok(Array.isArray(told.blockers));
+    assert.ok(Array.isArray(report.blockers));
   }
   return document.instances;
 }
@@ -87,17 +89,17 @@ export function limitsOf(budgetS: number): Record<"guest" | "agent" | "driver" |
   return { guest: Math.min(120, Math.max(grace / 3, grace - 30)), agent: grace, driver: grace, kill: grace + tail / 3 };
 }
 
-/** The rungs that were taken and what came of each, in order; removed files are no rungs. */
-export function rungs({ steps }: Told): [string, string][] {
+/** The stages that were taken and what came of each, in order; removed files are no stages. */
+export function stagesTaken({ steps }: Report): [string, string][] {
   return steps.filter((step) => step.kind !== "remove").map((step) => [step.kind, step.outcome]);
 }
 
-/** Files that would make the next `limactl start` refuse, or Lima signal whomever they name. */
+/** Files that would make the next `limactl start` refuse, or Lima signal the process that they name. */
 export function stale(instance: Instance): string[] {
   return instance.files().filter((file) => /\.(pid|tmp)$/.test(file) || file === "ha.sock");
 }
 
-/** The stranger's PID stands in each PID file that does not name a process of the instance. */
+/** The bystander's PID stands in each PID file that does not name a process of the instance. */
 export function nameInAllPidFiles(instance: Instance, pid: number): void {
   for (const file of PID_FILES) {
     const named = instance.pid(file);
@@ -112,10 +114,10 @@ export function journal(instance: Instance): any[] {
     .map((line) => JSON.parse(line));
 }
 
-/** The journal has the request, each stage and the end of the one stop that there was, and tells what was told. */
-export function assertJournal(instance: Instance, told: Told): void {
+/** The journal has the request, each stage and the end of the one stop that there was, and says what was reported. */
+export function assertJournal(instance: Instance, report: Report): void {
   const lines = journal(instance);
-  const stages = Object.keys(told.seconds).filter((key) => key !== "total");
+  const stages = Object.keys(report.seconds).filter((key) => key !== "total");
   assert.deepEqual(lines.map((line) => line.event), ["stop", ...stages.map(() => "stage"), "end"]);
   for (const line of lines.slice(1, -1)) assert.equal(line.until, lines[0].limits[line.stage]);
   assert.deepEqual(lines.slice(1, -1).map((line) => line.stage), stages);
@@ -126,12 +128,12 @@ export function assertJournal(instance: Instance, told: Told): void {
     assert.ok(typeof line.boot === "string" && line.boot !== "");
   }
   const end = lines.at(-1);
-  assert.equal(end.stage, told.stage);
-  assert.equal(end.status, told.status);
-  assert.deepEqual(end.seconds, told.seconds);
+  assert.equal(end.stage, report.stage);
+  assert.equal(end.status, report.status);
+  assert.deepEqual(end.seconds, report.seconds);
 }
 
-/** What a stopped instance did before is forgotten, and `limactl start` goes on until it is Running. */
+/** What a stopped instance did before is forgotten, and `limactl start` continues until it is Running. */
 export async function startsAgain(instance: Instance): Promise<void> {
   instance.conf({ stop: "", qmp: "", ignore_term: "", stay_at: "", boot_ms: "", info: "" });
   await using agent = await startAgent(instance);
@@ -139,8 +141,8 @@ export async function startsAgain(instance: Instance): Promise<void> {
 }
 
 /** Does all of it at once, and ends when the last one has ended: also where one fails, and the others still tidy up. */
-export async function sideBySide<T>(items: Iterable<T>, deed: (item: T) => Promise<unknown>): Promise<void> {
-  const ends = await Promise.allSettled([...items].map(deed));
+export async function sideBySide<T>(items: Iterable<T>, action: (item: T) => Promise<unknown>): Promise<void> {
+  const ends = await Promise.allSettled([...items].map(action));
   const failed = ends.filter((end) => end.status === "rejected").map((end) => end.reason);
   if (failed.length > 0) throw failed.length === 1 ? failed[0] : new AggregateError(failed, failed.join("\n"));
 }

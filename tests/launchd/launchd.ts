@@ -43,6 +43,8 @@ const STANDINS = `${project}/tests/standin/launchd`;
 export interface Launchd extends AsyncDisposable {
   /** To be in front of a PATH on which launchctl is this one's. */
   readonly bin: string;
+  /** Called before a job is booted out. */
+  onBootout: () => void;
   /** Loads a plist; its status is launchctl's. */
   bootstrap(domain: string, plist: string): number;
   job(label: string): Job;
@@ -63,10 +65,23 @@ export interface Launchd extends AsyncDisposable {
   control(args: readonly string[], uid?: number): Answer;
 }
 
-/** `throttle`: ThrottleInterval is multiplied by it. */
-export function smallLaunchd(home: Home, { throttle = 0.1 }: { throttle?: number } = {}): Launchd {
-  const folder = `${home.root}/launchd`;
-  return launchdIn(folder, { throttle, mark: home.mark, leftovers: home.root });
+/** `throttle`: ThrottleInterval is multiplied by it; `user`: one that a plist may name. */
+export function smallLaunchd(home: Home, options: { throttle?: number; user?: User } = {}): Launchd {
+  const { throttle = 0.1, user } = options;
+  const launchd = launchdIn(`${home.root}/launchd`, { throttle, mark: home.mark, leftovers: home.root });
+  if (user) {
+    const { name, uid, gid, groups } = user;
+    const line = [name, groups.join(","), uid, gid, "", "", "", name, home.user, "/bin/sh"].join(":");
+    Deno.writeTextFileSync(`${launchd.state}/users`, `${line}\n`);
+  }
+  return launchd;
+}
+
+interface User {
+  readonly name: string;
+  readonly uid: number;
+  readonly gid: number;
+  readonly groups: readonly number[];
 }
 
 export interface Settings {
@@ -93,6 +108,7 @@ export class SmallLaunchd implements Launchd {
   readonly mark: Readonly<Record<string, string>>;
   readonly jobs = new Map<string, LoadedJob>();
   readonly overrides = new Map<string, Map<string, boolean>>();
+  onBootout: () => void = () => {};
   readonly #words: Words;
   readonly #leftovers: string;
   readonly #isPretended: boolean;
@@ -279,6 +295,7 @@ export class SmallLaunchd implements Launchd {
     const { domain, label } = at;
     if (!job) return this.#words.refusal("bootout.never", { domain, label }, failed(3, "No such process"));
     if (job.isLeaving) return failed(Number(this.conf("again", "3")), "Operation now in progress");
+    this.onBootout();
     const gone = job.stop();
     // One with pretended processes goes at a look.
     if (job instanceof RealJob) void gone.then(() => this.jobs.delete(target));

@@ -2,12 +2,12 @@
 
 import assert from "node:assert/strict";
 import { findIn, findWithoutEnvironments, tempLimaHome } from "../helpers/home.ts";
-import { bystander, eventually, killChild, zombie } from "../helpers/processes.ts";
+import { eventually, killChild, startBystander, zombie } from "../helpers/processes.ts";
 
 Deno.test("leftovers are found without environments: a bystander, a zombie's parent, a host agent and its child", async () => {
   await using home = await tempLimaHome();
   const d = home.instance("d", { conf: { vmtype: "vz", grandchild: 1 } });
-  await using seen = await bystander(home);
+  await using seen = await startBystander(home);
   await using dead = await zombie(home);
   const how = { env: home.env, cwd: "/", stdin: "null", stdout: "null", stderr: "null" } as const;
   const agent = new Deno.Command(home.limactl, { args: ["start", "d", "--foreground"], ...how }).spawn();

@@ -69,6 +69,9 @@ sub begin {
     open my $log, '>>', "$dir/log" or die "stand-in: $!\n";
     print $log "$line\n";
     close $log;
+    open my $paths, '>>', "$dir/paths" or die "stand-in: $!\n";
+    print $paths join(' ', $ENV{PATH} // 'none', grep { defined } @ENV{qw(LIMA_HOME TMPDIR)}), "\n";
+    close $paths;
     my @log = lines_of("$dir/log");
     for (lines_of("$dir/fault")) {
         my ($when, $how) = split ' ';

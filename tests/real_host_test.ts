@@ -1,0 +1,69 @@
+/** The real host under conditions that the other tests do not have: baked-in permissions, odd file systems, another name. */
+
+import assert from "node:assert/strict";
+import { BAKED_IN } from "../install.ts";
+import { realHost } from "../lima_guard.ts";
+import { run } from "./launchd/run.ts";
+import { denoFlags, IMPOSSIBLE_PID, runGuard, tempLimaHome } from "./helpers/mod.ts";
+import { project } from "./helpers/paths.ts";
+
+const LINUX = Deno.build.os === "linux";
+
+/** The options of the compiled binary, around the source. */
+const baked = (script = `${project}/lima_guard.ts`) => [Deno.execPath(), "run", ...BAKED_IN, ...denoFlags(), script];
+
+Deno.test("append: a file system that cannot sync takes the line; one that cannot write it does not", async () => {
+  await using home = await tempLimaHome();
+  // fsync(2) of a FIFO is refused with EINVAL, as F_FULLFSYNC is on SMB and NFS.
+  const fifo = `${home.root}/journal`;
+  assert.ok((await new Deno.Command("mkfifo", { args: [fifo] }).output()).success);
+  using reader = await Deno.open(fifo, { read: true, write: true });
+  await assert.rejects(() => reader.sync());
+  assert.equal(realHost().append(fifo, "a line\n").trouble, undefined);
+  const buffer = new Uint8Array(64);
+  assert.equal(new TextDecoder().decode(buffer.subarray(0, await reader.read(buffer) ?? 0)), "a line\n");
+});
+
+Deno.test({
+  name: "append: a full disk is a failure",
+  ignore: !LINUX,
+  fn() {
+    const written = realHost().append("/dev/full", "a line\n");
+    assert.match(written.trouble === undefined ? "" : written.why, /No space left/);
+  },
+});
+
+Deno.test("with the permissions of the compiled binary the journal knows the boot", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  k3s.pidFile("vz.pid", IMPOSSIBLE_PID);
+  const done = await runGuard(home, ["--pre", "k3s"], { program: baked() });
+  assert.equal(done.status, 0, done.stderr);
+  const [line] = (k3s.read("lima-guard.jsonl") ?? "").split("\n");
+  assert.match(JSON.parse(line ?? "").boot, /^[0-9A-Fa-f-]{36}$/);
+});
+
+Deno.test("with the permissions of the compiled binary a whole run: started, proven, stopped", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using guard = run(k3s, { program: baked() });
+  await guard.waitForLine(/: Running after /);
+  const stop = await runGuard(home, ["--stop", "k3s", "--json"], { program: baked() });
+  assert.deepEqual([stop.status, stop.json().instances[0].state], [0, "stopped"], stop.stdout + stop.stderr);
+  assert.equal((await guard.result()).status, 0);
+  assert.ok(k3s.read("vz.pid") === undefined);
+});
+
+Deno.test("a copy with a name of its own: its --run is proven by its lock, record, start time and arguments", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  const copy = `${home.root}/vmkeeper.ts`;
+  Deno.copyFileSync(`${project}/lima_guard.ts`, copy);
+  await using guard = run(k3s, { program: baked(copy) });
+  await guard.waitForLine(/: Running after /);
+  const seen = (await runGuard(home, ["--pre", "k3s"])).stdout;
+  assert.match(seen, /^k3s: running: lima-guard --run \d+ supervises it/);
+  const stop = await runGuard(home, ["--stop", "k3s", "--json"]);
+  assert.deepEqual([stop.status, stop.json().instances[0].state], [0, "stopped"], stop.stdout + stop.stderr);
+  assert.equal((await guard.result()).status, 0);
+});
