@@ -2984,12 +2984,18 @@ async function observeNetworks(
   };
 }
 
+/** Whether a file can be read; what is no regular file is never opened. */
+function readable(host: Host, path: string): Result<unknown> {
+  const info = host.stat(path, "follow links");
+  if (info.trouble) return info;
+  return info.ok.kind === "file" ? host.read(path, 1) : { trouble: "other", why: `it is a ${info.ok.kind}` };
+}
+
 async function observeSocketVmnet(host: Host, instance: Instance): Promise<NetworkFindings> {
   const config = join(instance.home, "_config", "networks.yaml");
   const dir = readVarRun(textOf(host, config));
   const listed = host.list(dir);
-  const text = host.stat(config, "follow links");
-  const notes = [...unreadable(config, text.ok ? host.read(config, 1) : text), ...unreadable(dir, listed)];
+  const notes = [...unreadable(config, readable(host, config)), ...unreadable(dir, listed)];
   const files = (listed.ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
   const pidFiles = files.flatMap((f) => readPidFile(host, join(dir, f), "shared") ?? []);
   const named = pidFiles.flatMap((m) =>
