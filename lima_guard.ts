@@ -1390,9 +1390,11 @@ function removableFiles(seen: Observation): StateFile[] {
  * they go before anything is stopped, and even where something else is unknown: no stranger is ever signalled.
  */
 function urgentRemovals(seen: Observation): Step[] {
-  // A file that names no number makes Lima signal nothing, and it is what leads to the search of all processes. Of what
-  // is no small regular file the text is not known here, but Lima reads through a link.
-  const stateFiles = seen.stateFiles.filter((c) => c.stamp.text === undefined || "pid" in readPid(c.stamp.text));
+  // Lima signals whatever integer it reads, 1 too; of other text nothing, and such a file is what leads to the search of
+  // all processes. Of what is no small regular file the text is not known here, but Lima reads through a link.
+  const stateFiles = seen.stateFiles.filter(({ stamp }) =>
+    stamp.text === undefined || /^\s*[+-]?\d+\s*$/.test(stamp.text)
+  );
   return removals({ ...seen, stateFiles }).filter((s) => rolesOf(basename(s.path ?? ""))[0] === "external driver");
 }
 
@@ -2982,12 +2984,18 @@ async function observeNetworks(
   };
 }
 
+/** Whether a file can be read; what is no regular file is never opened. */
+function readable(host: Host, path: string): Result<unknown> {
+  const info = host.stat(path, "follow links");
+  if (info.trouble) return info;
+  return info.ok.kind === "file" ? host.read(path, 1) : { trouble: "other", why: `it is a ${info.ok.kind}` };
+}
+
 async function observeSocketVmnet(host: Host, instance: Instance): Promise<NetworkFindings> {
   const config = join(instance.home, "_config", "networks.yaml");
   const dir = readVarRun(textOf(host, config));
   const listed = host.list(dir);
-  const text = host.stat(config, "follow links");
-  const notes = [...unreadable(config, text.ok ? host.read(config, 1) : text), ...unreadable(dir, listed)];
+  const notes = [...unreadable(config, readable(host, config)), ...unreadable(dir, listed)];
   const files = (listed.ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
   const pidFiles = files.flatMap((f) => readPidFile(host, join(dir, f), "shared") ?? []);
   const named = pidFiles.flatMap((m) =>
@@ -3584,22 +3592,21 @@ const GUEST_SCRIPT = [
   "system=$(uname)",
   "disarm=:",
   'if [ "$left" -gt 8 ] && [ "$system" != Darwin ] && [ "$system" != FreeBSD ]; then',
-  '  late="sleep $((left - 8)) && { sync; echo u >/proc/sysrq-trigger; sleep 2; echo o >/proc/sysrq-trigger; }"',
+  '  late="sleep $((left - 8)) && { sync & sleep 1; echo u >/proc/sysrq-trigger; sleep 2; echo o >/proc/sysrq-trigger; }"',
+  // The shell counts from the word; the unit, which no shutdown ends, may take seconds to begin in a busy guest.
+  '  (trap "" HUP INT TERM; eval "$late") </dev/null >/dev/null 2>&1 &',
+  '  disarm="kill -9 $!"',
   "  unit=lima-guard-deadline",
-  "  if command -v systemd-run >/dev/null 2>&1 &&",
-  '    systemd-run -q --collect --unit=$unit -p DefaultDependencies=no sh -c "$late" >/dev/null 2>&1; then',
-  '    disarm="systemctl stop $unit"',
-  "  else",
-  '    (trap "" HUP INT TERM; eval "$late") </dev/null >/dev/null 2>&1 &',
-  '    disarm="kill -9 $!"',
-  "  fi",
+  "  command -v systemd-run >/dev/null 2>&1 &&",
+  '    systemd-run -q --collect --unit=$unit -p DefaultDependencies=no sh -c "$late" >/dev/null 2>&1 &&',
+  '    disarm="$disarm; systemctl stop $unit"',
   "fi",
   "sync",
   "case $system in Darwin) exec shutdown -h now ;; FreeBSD) exec shutdown -p now ;; esac",
   'for c in "systemctl poweroff" poweroff "shutdown -h now"; do',
   '  command -v "${c%% *}" >/dev/null 2>&1 && $c && exit 0',
   "done",
-  "$disarm",
+  'eval "$disarm"',
   "echo lima-guard: nothing here powers off",
   "exit 1",
 ].join("\n");

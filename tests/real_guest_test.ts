@@ -71,7 +71,9 @@ realTest("real guest: --stop powers it off, and nothing is lost", async (world) 
     expected = await write(world, "data");
     const result = await runGuard(home, ["--stop", "--json", "k3s"], guard);
     const [report] = readDocument(result);
-    assert.deepEqual([result.status, report!.stage], [0, "guest"], result.stdout);
+    // On a busy machine the guest has no time to acknowledge, and Lima's own stop follows: orderly too.
+    assert.equal(result.status, 0, result.stdout);
+    assert.match(String(report!.stage), /^(guest|agent)$/, result.stdout);
     assert.ok(!isAlive(agent.pid) && !isAlive(agent.qemu!));
     assert.deepEqual(k3s.files().filter((file) => /\.(pid|tmp)$/.test(file)), []);
   }
@@ -122,7 +124,7 @@ realTest("real guest: --run through three starts and stops", async (world) => {
     run.signal("SIGTERM");
     const { status, stderr } = await run.result({ timeoutMs: 90_000 });
     assert.equal(status, 0, stderr);
-    assert.match(stderr, /stopped gracefully by the guest/);
+    assert.match(stderr, /stopped gracefully by the (guest|host agent)/);
     assert.equal(await fileSystem(world), "clean");
     assert.deepEqual(home.processes().filter((line) => line.includes(k3s.dir)), []);
     assert.deepEqual(k3s.files().filter((file) => /\.(pid|tmp)$/.test(file)), []);

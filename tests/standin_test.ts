@@ -351,8 +351,12 @@ Deno.test("a grandchild outlives the agent, in its process group", async () => {
   const group = ps(agent.pid)!.pgid;
   agent.signal("SIGTERM");
   await agent.status;
-  const [line] = home.processes();
-  assert.equal(line!.replace(/^\d+ /, ""), `ssh: ${k3s.dir}/ssh.sock [mux]`);
+  // It takes its name in ps a moment after it was started.
+  const line = await eventually(() => {
+    const [first] = home.processes();
+    assert.equal(first?.replace(/^\d+ /, ""), `ssh: ${k3s.dir}/ssh.sock [mux]`);
+    return first;
+  });
   assert.equal(ps(Number(line!.split(" ")[0]))!.pgid, group);
 });
 

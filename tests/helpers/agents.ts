@@ -90,6 +90,10 @@ function hasReached(instance: Instance, pid: number, point: Point): boolean {
       return instance.pid("ha.pid") === pid && instance.events().length > 0;
     case "running":
       return instance.pid("ha.pid") === pid && instance.events().some((event) => event.running === true);
+    case "ha.sock":
+      // The line in its log is the last thing before it waits here.
+      return instance.pid("ha.pid") === pid && instance.has(point) &&
+        instance.log().some((line) => line.includes("hostagent socket created"));
     default:
       return instance.pid("ha.pid") === pid && instance.has(point);
   }
