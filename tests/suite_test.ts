@@ -1,7 +1,7 @@
 /** What runs the whole suite: what it counts, and what it leaves behind. */
 
 import assert from "node:assert/strict";
-import { countsOf, runSuite, testFiles } from "../tools/suite.ts";
+import { countsOf, cpuTimeOf, runSuite, secondsOf, testFiles } from "../tools/suite.ts";
 
 const COUNTS: [title: string, output: string, status: number, counts: [number, number, number]][] = [
   ["all have passed", "ok | 12 passed (3 steps) | 0 failed | 1 ignored (3s)\n", 0, [12, 0, 1]],
@@ -16,6 +16,17 @@ const COUNTS: [title: string, output: string, status: number, counts: [number, n
 for (const [title, output, status, [passed, failed, ignored]] of COUNTS) {
   Deno.test(`a file's counts: ${title}`, () => assert.deepEqual(countsOf(output, status), { passed, failed, ignored }));
 }
+
+Deno.test("the CPU time that the shell tells is taken off the end of the output; without it nothing is known", () => {
+  const told = "a warning\n0m0.000000s 0m0.010000s\n1m2.500000s 0m7.250000s\n";
+  assert.deepEqual(cpuTimeOf(told), { cpuSeconds: 69.75, text: "a warning\n" });
+  assert.deepEqual(cpuTimeOf("killed\n"), { cpuSeconds: null, text: "killed\n" });
+});
+
+Deno.test("a test's time is read as deno test prints it", () => {
+  const printed = { "35ms": 0.035, "12s": 12, "1m2s": 62, "1h": 0 };
+  for (const [text, seconds] of Object.entries(printed)) assert.equal(secondsOf(text), seconds, text);
+});
 
 /** A project with these test files, and what the suite says of it. */
 async function suiteOf(files: Record<string, string>): Promise<{ status: number; lines: string[] }> {
@@ -34,12 +45,18 @@ async function suiteOf(files: Record<string, string>): Promise<{ status: number;
 
 const GOOD = 'Deno.test("good", () => {}); Deno.test.ignore("no Mac here", () => {});';
 
-Deno.test("the suite runs every test file below the directory, and ends with the line of deno test", async () => {
+Deno.test("the suite runs every test file below the directory, and ends with the line of deno test and one for people", async () => {
   const { status, lines } = await suiteOf({ "a_test.ts": GOOD, "below/b_test.ts": GOOD, "helper.ts": "throw 1;" });
   assert.equal(status, 0, lines.join("\n"));
-  assert.match(lines.at(-1)!, /^ok \| 2 passed \| 0 failed \| 2 ignored \(\d+s\)$/);
+  assert.match(lines.at(-2)!, /^ok \| 2 passed \| 0 failed \| 2 ignored \(\d+s\)$/);
+  assert.match(lines.at(-1)!, /^2 passed, 0 failed, 2 skipped, 0 min \d+ s on \d+ cores, aim 6 min$/);
   assert.equal(lines.filter((line) => /no Mac here \.\.\. ignored/.test(line)).length, 2);
   assert.equal(lines.filter((line) => /^ok tests\/.*_test\.ts: 1 passed, 1 ignored \([\d.]+s\)$/.test(line)).length, 2);
+  const table = lines.slice(lines.indexOf("tests  seconds    CPU s  file") + 1);
+  assert.match(table[2]!, /^ +2 +[\d.]+ +(?:[\d.]+|-)  2 files$/);
+  for (const file of ["tests/a_test.ts", "tests/below/b_test.ts"]) {
+    assert.ok(table.slice(0, 2).some((line) => /^ +1 +[\d.]+ +(?:[\d.]+|-)  /.test(line) && line.endsWith(file)), file);
+  }
 });
 
 Deno.test("the suite fails where a file fails, does not load, or is killed; the rest is run", async () => {
@@ -50,7 +67,7 @@ Deno.test("the suite fails where a file fails, does not load, or is killed; the 
     "d_test.ts": 'Deno.test("killed", () => Deno.kill(Deno.pid, "SIGKILL"));',
   });
   assert.equal(status, 1);
-  assert.match(lines.at(-1)!, /^FAILED \| 1 passed \| 3 failed \| 1 ignored \(\d+s\)$/, lines.join("\n"));
+  assert.match(lines.at(-2)!, /^FAILED \| 1 passed \| 3 failed \| 1 ignored \(\d+s\)$/, lines.join("\n"));
   for (const reason of ["the reason", "not loaded"]) assert.ok(lines.some((line) => line.includes(reason)), reason);
   assert.deepEqual(lines.find((line) => line.startsWith("failed: "))?.split(" ").slice(1).sort(), [
     "tests/b_test.ts",

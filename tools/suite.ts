@@ -22,15 +22,22 @@ interface Result {
   failed: number;
   ignored: number;
   seconds: number;
+  /** Of the file's processes, as far as somebody has waited for them; null where that cannot be told. */
+  cpuSeconds: number | null;
   output: string;
 }
 
+/** What the whole suite may take on two cores. */
+const AIM_MINUTES = 6;
+/** How many tests the list of the slowest has. */
+const SLOWEST = 20;
 const COLOURS = new RegExp(String.fromCharCode(27) + "\\[[0-9;]*m", "g");
 const SIGNALS = ["SIGINT", "SIGTERM"] as const;
 /** A test waits for processes more than it computes: two for each core. */
 const AT_ONCE = 2 * navigator.hardwareConcurrency;
-/** `sh` is there to wait for orphans; killing `unshare` ends every process of the namespace. */
-const NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", '"$@"; exit $?', "sh"];
+/** `sh` is there to wait for orphans, and tells the CPU time at the end; killing `unshare` ends every process inside. */
+const INSIDE = '"$@"; status=$?; times >&2; exit $status';
+const NAMESPACE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", INSIDE, "sh"];
 
 /** Every test file below a directory, the largest first: what starts last should be short. */
 export async function testFiles(root: string, dir = "tests"): Promise<string[]> {
@@ -55,6 +62,8 @@ export async function runSuite(suite: Suite): Promise<number> {
   for (const signal of SIGNALS) Deno.removeSignalListener(signal, run.stop);
   return report(results, (performance.now() - startMs) / 1000, suite.say);
 }
+
+const NOT_RUN = { passed: 0, failed: 1, ignored: 0, seconds: 0, cpuSeconds: null, output: "not run: stopped\n" };
 
 class Run {
   readonly #children = new Set<Deno.ChildProcess>();
@@ -93,7 +102,7 @@ class Run {
   }
 
   async #one(file: string): Promise<Result> {
-    if (this.#stopped) return { file, passed: 0, failed: 1, ignored: 0, seconds: 0, output: "not run: stopped\n" };
+    if (this.#stopped) return { ...NOT_RUN, file };
     const startMs = performance.now();
     const [command = "", ...args] = [
       ...this.isolated ? NAMESPACE : [],
@@ -112,7 +121,9 @@ class Run {
     const { code, stdout, stderr } = await child.output();
     this.#children.delete(child);
     const [out, err] = [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes).replaceAll(COLOURS, ""));
-    return { file, ...countsOf(out!, code), seconds: (performance.now() - startMs) / 1000, output: out! + err! };
+    const { cpuSeconds, text } = this.isolated ? cpuTimeOf(err!) : { cpuSeconds: null, text: err! };
+    const seconds = (performance.now() - startMs) / 1000;
+    return { file, ...countsOf(out!, code), seconds, cpuSeconds, output: out! + text };
   }
 }
 
@@ -125,6 +136,21 @@ export function countsOf(output: string, status: number): Pick<Result, "passed" 
   return { passed: count("passed"), failed: isExplained ? failed : failed + 1, ignored: count("ignored") };
 }
 
+/** `times` of a shell ends with a line for its children, user and system: "0m12.340000s 0m1.500000s". */
+export function cpuTimeOf(output: string): { cpuSeconds: number | null; text: string } {
+  const match = /^\d+m[\d.]+s \d+m[\d.]+s\n(\d+)m([\d.]+)s (\d+)m([\d.]+)s\n$/m.exec(output);
+  if (!match) return { cpuSeconds: null, text: output };
+  const [userMin, userS, systemMin, systemS] = match.slice(1).map(Number);
+  return { cpuSeconds: 60 * (userMin! + systemMin!) + userS! + systemS!, text: output.slice(0, match.index) };
+}
+
+/** A test's time as `deno test` prints it: "(35ms)", "(12s)", "(1m2s)". */
+export function secondsOf(printed: string): number {
+  const match = /^(?:(\d+)m)?(?:(\d+)s)?(?:(\d+)ms)?$/.exec(printed);
+  const [minutes = 0, seconds = 0, ms = 0] = match?.slice(1).map((part) => Number(part ?? 0)) ?? [];
+  return 60 * minutes + seconds + ms / 1000;
+}
+
 function reportFile({ file, passed, failed, ignored, seconds, output }: Result, say: Suite["say"]): void {
   if (failed > 0) say(`\n──── ${file} ────\n${output.trimEnd()}\n────`);
   else for (const line of output.split("\n")) if (/ \.\.\. ignored/.test(line)) say(`  ${line}`);
@@ -132,17 +158,60 @@ function reportFile({ file, passed, failed, ignored, seconds, output }: Result, 
   say(`${failed ? "FAILED" : "ok"} ${file}: ${counts.join(", ")} (${seconds.toFixed(1)}s)`);
 }
 
+/** The table, the slowest tests, the line that `deno test` ends with, and a last one for who only looks at the end. */
 function report(results: Result[], seconds: number, say: Suite["say"]): number {
-  const sum = (key: "passed" | "failed" | "ignored" | "seconds") => results.reduce((n, result) => n + result[key], 0);
-  const bad = results.filter(({ failed }) => failed > 0).map(({ file }) => file);
-  say(`\n${results.length} files, ${sum("seconds").toFixed(0)}s of tests in ${seconds.toFixed(0)}s`);
+  const sum = (key: "passed" | "failed" | "ignored") => results.reduce((n, result) => n + result[key], 0);
+  const [passed, failed, ignored] = [sum("passed"), sum("failed"), sum("ignored")];
+  const bad = results.filter((result) => result.failed > 0).map(({ file }) => file);
+  for (const line of [...fileTable(results), ...slowestTests(results)]) say(line);
   if (bad.length > 0) say(`failed: ${bad.join(" ")}`);
   const isGood = bad.length === 0 && results.length > 0;
   say(
-    `${isGood ? "ok" : "FAILED"} | ${sum("passed")} passed | ${sum("failed")} failed | ` +
-      `${sum("ignored")} ignored (${seconds.toFixed(0)}s)`,
+    `${isGood ? "ok" : "FAILED"} | ${passed} passed | ${failed} failed | ${ignored} ignored (${seconds.toFixed(0)}s)`,
   );
+  const took = `${Math.floor(seconds / 60)} min ${Math.floor(seconds % 60)} s`;
+  const cores = `${navigator.hardwareConcurrency} cores`;
+  say(`${passed} passed, ${failed} failed, ${ignored} skipped, ${took} on ${cores}, aim ${AIM_MINUTES} min`);
   return isGood ? 0 : 1;
+}
+
+/** The files that cost the most stand first: by CPU time where that is known, else by the time on the wall. */
+function fileTable(results: Result[]): string[] {
+  const cost = ({ cpuSeconds, seconds }: Result) => cpuSeconds ?? seconds;
+  const row = (tests: number, seconds: number, cpu: number | null, file: string) =>
+    `${String(tests).padStart(5)} ${seconds.toFixed(1).padStart(8)} ${(cpu?.toFixed(1) ?? "-").padStart(8)}  ${file}`;
+  const sum = (of: (result: Result) => number) => results.reduce((n, result) => n + of(result), 0);
+  const isKnown = results.every(({ cpuSeconds }) => cpuSeconds !== null);
+  return [
+    "\ntests  seconds    CPU s  file",
+    ...results.toSorted((a, b) => cost(b) - cost(a)).map((result) =>
+      row(result.passed + result.failed, result.seconds, result.cpuSeconds, result.file)
+    ),
+    row(
+      sum(({ passed, failed }) => passed + failed),
+      sum(({ seconds }) => seconds),
+      isKnown ? sum(({ cpuSeconds }) => cpuSeconds ?? 0) : null,
+      `${results.length} files`,
+    ),
+  ];
+}
+
+function slowestTests(results: Result[]): string[] {
+  const tests = results.flatMap(({ file, output }) =>
+    [...output.matchAll(/^(.+) \.\.\. .*?\((\w+)\)$/gm)].map(([, name, time]) => ({
+      file,
+      name,
+      seconds: secondsOf(time!),
+    }))
+  );
+  const slowest = tests.toSorted((a, b) => b.seconds - a.seconds).slice(0, SLOWEST).filter(({ seconds }) =>
+    seconds >= 1
+  );
+  return slowest.length === 0 ? [] : [
+    "\nthe slowest tests, seconds",
+    ...slowest.map(({ file, name, seconds }) => `${seconds.toFixed(1).padStart(8)}  ${file}: ${name}`),
+    "",
+  ];
 }
 
 async function canIsolate(): Promise<boolean> {
