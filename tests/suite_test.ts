@@ -1,7 +1,7 @@
 /** What runs the whole suite: what it counts, and what it leaves behind. */
 
 import assert from "node:assert/strict";
-import { countsOf, cpuTimeOf, runSuite, secondsOf, testFiles } from "../tools/suite.ts";
+import { countsOf, cpuTimeOf, LONG_FILES, runSuite, secondsOf, testFiles, timesOf } from "../tools/suite.ts";
 
 const COUNTS: [title: string, output: string, status: number, counts: [number, number, number]][] = [
   ["all have passed", "ok | 12 passed (3 steps) | 0 failed | 1 ignored (3s)\n", 0, [12, 0, 1]],
@@ -26,6 +26,22 @@ Deno.test("the CPU time that the shell tells is taken off the end of the output;
 Deno.test("a test's time is read as deno test prints it", () => {
   const printed = { "35ms": 0.035, "12s": 12, "1m2s": 62, "1h": 0 };
   for (const [text, seconds] of Object.entries(printed)) assert.equal(secondsOf(text), seconds, text);
+});
+
+Deno.test("the times of tests: of one that took more than a minute too", () => {
+  const still = (time: string) => `'b: c' has been running for over (${time})\n`;
+  const output = `a ... ok (35ms)\nb: c ...${still("1m0s")}${still("2m0s")} ok (2m48s)\nd ... FAILED (3s)\n`;
+  assert.deepEqual(timesOf(output), [
+    { name: "a", seconds: 0.035 },
+    { name: "b: c", seconds: 168 },
+    { name: "d", seconds: 3 },
+  ]);
+});
+
+Deno.test("what is known to take long starts first; then the largest", async () => {
+  const files = await testFiles(new URL("..", import.meta.url).pathname);
+  assert.deepEqual(files.slice(0, LONG_FILES.length), LONG_FILES);
+  assert.equal(new Set(files).size, files.length);
 });
 
 /** A project with these test files, and what the suite says of it. */
@@ -53,9 +69,12 @@ Deno.test("the suite runs every test file below the directory, and ends with the
   assert.equal(lines.filter((line) => /no Mac here \.\.\. ignored/.test(line)).length, 2);
   assert.equal(lines.filter((line) => /^ok tests\/.*_test\.ts: 1 passed, 1 ignored \([\d.]+s\)$/.test(line)).length, 2);
   const table = lines.slice(lines.indexOf("tests  seconds    CPU s  file") + 1);
-  assert.match(table[2]!, /^ +2 +[\d.]+ +(?:[\d.]+|-)  2 files$/);
+  assert.match(table[2]!, /^ +2 +[\d.]+ +(?:[\d.]+|-) {2}2 files$/);
   for (const file of ["tests/a_test.ts", "tests/below/b_test.ts"]) {
-    assert.ok(table.slice(0, 2).some((line) => /^ +1 +[\d.]+ +(?:[\d.]+|-)  /.test(line) && line.endsWith(file)), file);
+    assert.ok(
+      table.slice(0, 2).some((line) => /^ +1 +[\d.]+ +(?:[\d.]+|-) {2}/.test(line) && line.endsWith(file)),
+      file,
+    );
   }
 });
 
