@@ -3,81 +3,42 @@ package Standin;
 # What the stand-ins for limactl, QEMU, krunkit and external drivers share: looking right in `ps`, a small event loop,
 # unix sockets, and the virtual machine that they pretend to run.
 #
-# Only modules of Debian's perl-base and macOS's perl are used. Time::HiRes and JSON::PP are not among them.
+# Only modules of Debian's perl-base and macOS's perl are used. Time::HiRes and JSON::PP are not among them. IO::Socket is,
+# and takes as long to load as all others together: a suite starts thousands of these.
 
 use strict;
 use warnings;
-use Config;
 use Cwd ();
+use Dress ();
 use Errno qw(EINTR ENOENT ECONNREFUSED EAGAIN);
 use Exporter 'import';
-use Fcntl qw(:flock O_CREAT O_RDWR O_WRONLY O_APPEND O_EXCL);
-use IO::Socket::UNIX;
+use Fcntl qw(:flock F_SETFL O_NONBLOCK O_CREAT O_RDWR O_WRONLY O_APPEND O_EXCL);
 use POSIX ();
-use Socket qw(SOCK_STREAM SOMAXCONN);
+use Socket qw(AF_INET AF_UNIX INADDR_LOOPBACK SOCK_STREAM pack_sockaddr_in pack_sockaddr_un unpack_sockaddr_in);
 
 our @EXPORT = qw(
     dress become interpreter program program_dir sibling
     read_file write_file append_line remove conf_of now_ms timestamp json_string may_signal is_there
-    listen_unix hold_unix serve turn wait_until signalled take_signals
+    listen_unix hold_unix connect_unix closed_port serve turn wait_until signalled take_signals
     vm_on vm_asked_off vm_ask_off vm_off_cleanly vm_is_on
 );
 
-# --- looking right in `ps` -------------------------------------------------------------------------------------------
-#
-# `ps -o command=` prints the arguments joined by blanks. A script started by its #! line shows `/usr/bin/perl` first,
-# and assigning to $0 leaves blanks (Linux) or empty arguments (macOS) behind the text, so that a path at its end would
-# not be at the end. Therefore the stand-in runs perl again with ONE argument, argv[0], which is the whole text, and the
-# program comes on standard input. What really were the arguments travels in the environment, and is taken out of it at
-# once, so that children are born without it.
+# --- what is played --------------------------------------------------------------------------------------------------
 
 my ($PROGRAM, @ARGS);
 
-# Called first by every stand-in: returns the arguments, in a process that looks as if it were PROGRAM itself.
+# The arguments, in a process that looks as if it were PROGRAM itself: see Dress.pm.
 sub dress {
-    if (defined $ENV{STANDIN_FILE}) {
-        ($PROGRAM, @ARGS) = split /\x1f/, delete $ENV{STANDIN_ARGV}, -1;
-        delete $ENV{STANDIN_FILE};
-        my $stdin = delete $ENV{STANDIN_STDIN};
-        POSIX::dup2($stdin, 0) && POSIX::close($stdin);    # `-t STDIN` must speak of the terminal, not of the script
-        return @ARGS;
-    }
-    become(absolute($0), @ARGV);
+    Dress::again();
+    ($PROGRAM, @ARGS) = split /\x1f/, delete $ENV{STANDIN_ARGV}, -1;
+    delete $ENV{STANDIN_FILE};
+    my $stdin = delete $ENV{STANDIN_STDIN};
+    POSIX::dup2($stdin, 0) && POSIX::close($stdin);    # `-t STDIN` must speak of the terminal, not of the script
+    return @ARGS;
 }
 
-# Same process, new program and arguments.
-sub become {
-    my ($program, @args) = @_;
-    my $file = Cwd::abs_path($program);
-    local $^F = 255;    # the copy of standard input must survive the exec
-    my $stdin;
-    open $stdin, '<&', \*STDIN or open $stdin, '<', '/dev/null' or die "stand-in: $!\n";
-    open my $script, '<', $file or die "stand-in: cannot read $file: $!\n";
-    POSIX::dup2(fileno $script, 0);
-    POSIX::close(fileno $script);
-    $ENV{STANDIN_FILE}  = $file;
-    $ENV{STANDIN_ARGV}  = join "\x1f", $program, @args;
-    $ENV{STANDIN_STDIN} = fileno $stdin;
-    my $perl = interpreter();
-    exec { $perl } join ' ', $program, @args or die "stand-in: cannot run $perl: $!\n";
-}
-
-# perl, by path. Not by its own name for itself: Apple's perl takes that from argv[0], which here is the command line of
-# what is played; and /usr/bin/perl chooses one of several perls by argv[0] on some versions of macOS.
-sub interpreter {
-    my ($system, @files) = @_ ? @_ : ($^O, grep { -x } glob '/usr/bin/perl5.*');
-    return $Config{perlpath} if $system ne 'darwin';
-    my ($newest) = sort { $b <=> $a } map { m{^/usr/bin/perl5\.(\d+)$} ? $1 : () } @files;
-    return defined $newest ? "/usr/bin/perl5.$newest" : '/usr/bin/perl';
-}
-
-sub absolute {
-    my ($path) = @_;
-    $path = Cwd::getcwd() . "/$path" unless $path =~ m{^/};
-    $path =~ s{/\.(?=/)}{}g;
-    return $path;
-}
-
+sub become      { Dress::become(@_) }
+sub interpreter { Dress::interpreter(@_) }
 sub program     { $PROGRAM }
 sub program_dir { my ($dir) = $PROGRAM =~ m{^(.*)/}; $dir }
 
@@ -161,10 +122,25 @@ sub signalled { $signals[0] }
 sub hold_unix {
     my ($path) = @_;
     unlink $path;
-    my $fh = IO::Socket::UNIX->new(Type => SOCK_STREAM, Local => $path, Listen => 16)
+    my $fh;
+    socket($fh, AF_UNIX, SOCK_STREAM, 0) && bind($fh, pack_sockaddr_un($path)) && listen($fh, 16)
         or die "stand-in: cannot listen on $path: $!\n";
-    $fh->blocking(0);
+    fcntl $fh, F_SETFL, O_NONBLOCK;
     return $fh;
+}
+
+# Undef, and $! says why.
+sub connect_unix {
+    my ($path) = @_;
+    my $fh;
+    return socket($fh, AF_UNIX, SOCK_STREAM, 0) && connect($fh, pack_sockaddr_un($path)) ? $fh : undef;
+}
+
+# A port of 127.0.0.1 where nobody listens.
+sub closed_port {
+    my $fh;
+    socket($fh, AF_INET, SOCK_STREAM, 0) && bind($fh, pack_sockaddr_in(0, INADDR_LOOPBACK)) or die "stand-in: $!\n";
+    return (unpack_sockaddr_in(getsockname $fh))[0];
 }
 
 # ON_DATA gets (client, text so far) and returns what is left of the text, or undef to close. ON_CLIENT may greet.
@@ -196,7 +172,7 @@ sub turn {
     }
     for my $listener (@listeners) {
         next unless vec $ready, fileno $listener->{fh}, 1;
-        my $fh = $listener->{fh}->accept or next;
+        accept(my $fh, $listener->{fh}) or next;
         push @clients, { fh => $fh, listener => $listener, buffer => '' };
         $listener->{on_client}->($fh) if $listener->{on_client};
     }
