@@ -154,10 +154,26 @@ function copyCommand(path: string): void {
   Deno.chmodSync(path, 0o755);
 }
 
+/** The first key of this name is made; later tests get the same one. */
 function key(path: string): void {
+  const name = path.slice(path.lastIndexOf("/") + 1);
+  const kept = keys.get(name);
+  if (kept) return write(path, kept);
   const { success, stderr } = new Deno.Command("ssh-keygen", { args: ["-q", "-t", "ed25519", "-N", "", "-f", path] })
     .outputSync();
   assert.ok(success, `ssh-keygen: ${new TextDecoder().decode(stderr)}`);
+  keys.set(name, { secret: Deno.readTextFileSync(path), open: Deno.readTextFileSync(`${path}.pub`) });
+}
+const keys = new Map<string, KeyPair>();
+
+interface KeyPair {
+  readonly secret: string;
+  readonly open: string;
+}
+
+function write(path: string, { secret, open }: KeyPair): void {
+  Deno.writeTextFileSync(path, secret, { mode: 0o600 });
+  Deno.writeTextFileSync(`${path}.pub`, open);
 }
 
 function sshdConfig(dir: string, port: number, command: string): string {

@@ -210,9 +210,9 @@ export function silentSocket(path: string): { path: string } & Disposable {
 }
 
 export function userName(): string {
-  const { stdout } = new Deno.Command("id", { args: ["-un"] }).outputSync();
-  return new TextDecoder().decode(stdout).trim();
+  return ownName ??= new TextDecoder().decode(new Deno.Command("id", { args: ["-un"] }).outputSync().stdout).trim();
 }
+let ownName: string | undefined;
 
 function sshConfig(instance: Instance, port: number, user: string): string {
   return `# This SSH config file can be passed to 'ssh -F'.
