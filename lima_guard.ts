@@ -1,7 +1,7 @@
 #!/usr/bin/env -S deno run -A
 // deno-lint-ignore-file no-import-prefix -- one file that runs alone needs its versions inline
 /**
- * lima-guard: start and stop Lima instances under launchd without harm to anybody else.
+ * lima-guard: start and stop Lima instances under launchd without harm to other programs.
  *
  *   lima-guard --pre  INSTANCE…            clear what a dead run left behind, then exit
  *   lima-guard --stop INSTANCE… | --all    stop gracefully, then hard, inside one time budget
@@ -13,7 +13,7 @@
  * act (one step after the other, each looked at again just before). `--dry-run` prints the plan and leaves.
  *
  * Three laws, in this order:
- *   1. No stranger is ever signalled: a PID is signalled only after proof that it is this instance's process, taken
+ *   1. No other program is ever signalled: a PID is signalled only after proof that it is this instance's process, taken
  *      again immediately before the signal.
  *   2. Unknown is an answer: what could not be found out permits no destructive step (deleting a PID file is one) and
  *      never counts as success.
@@ -23,7 +23,7 @@
  * Elsewhere a further SIGINT or SIGTERM at least 1 s later (for --stop: the first one) skips to the next stage.
  *
  * Exit statuses: 0 done, or nothing to do · 1 a step failed · 64 usage · 66 no such instance · 75 could not find out,
- * or another guard is at work: try again · 77 not permitted. --run: the command's own, 128 + n if signal n killed it,
+ * or another lima-guard is using it: try again · 77 not permitted. --run: the command's own, 128 + n if signal n killed it,
  * 126 and 127 as in a shell, and 0 after a requested stop that succeeded.
  *
  * Part I (below) decides: no clock, no file, no process. Part II looks and acts. Part III is the real host, the command
@@ -89,11 +89,11 @@ const PS_LIMIT_MS = 5_000;
 const LSOF_LIMIT_MS = 15_000;
 /** A vz VM process ends by itself after its client did; so long it gets before a holder is named. */
 const HOLDER_PATIENCE_MS = 10_000;
-/** How long somebody else's lock is waited for. */
+/** How long the lock of another process is waited for. */
 const LOCK_WAIT_MS = 10_000;
 /** kill(pid, 0) costs 3 µs: while a process is about to end it is asked this often. */
 const POLL_MS = 50;
-/** A zombie, or a PID given to somebody else, shows only in ps: asked this often in a long wait. */
+/** A zombie, or a PID given to another program, shows only in ps: asked this often in a long wait. */
 const PS_POLL_MS = 2_000;
 /** The whole grant of a stop where neither launchd nor the user says otherwise: what launchd grants agents at most. */
 export const DEFAULT_BUDGET_S = 60;
@@ -127,7 +127,7 @@ export function worst(statuses: readonly number[]): number {
   return WORST_FIRST.find((s) => statuses.includes(s)) ?? EXIT.done;
 }
 
-/** The first pause of a growing series, and the last: of the brake, of waiting while blocked, of a broken line. */
+/** The first pause of a growing series, and the last: of the restart back-off, of waiting while blocked, of a session that broke. */
 const FIRST_PAUSE_MS = 5_000;
 const LAST_PAUSE_MS = 300_000;
 
@@ -136,7 +136,7 @@ export function backoffMs(n: number): number {
   return Math.min(LAST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.min(n, 10));
 }
 
-/** launchd's patience with a job whose plist has no ExitTimeOut (measured by many; the manual says "system-defined"). */
+/** launchd's time limit for a job whose plist has no ExitTimeOut (measured by many; the manual says "system-defined"). */
 export const LAUNCHD_DEFAULT_S = 5;
 
 /** Flags of `colima start` that are followed by a value. */
@@ -252,7 +252,7 @@ export interface StateFile {
   readonly remedy?: "mode" | "owner";
 }
 
-/** Something to be told to a person: the thing, the reason, the next command to type. */
+/** A diagnostic: subject, reason, suggested command. */
 export interface Diagnostic {
   readonly what: string;
   readonly because: string;
@@ -284,9 +284,9 @@ export interface Observation {
   readonly agent?: AgentHealth;
   /** Questions about this instance's processes that got no answer. */
   readonly unknowns: readonly Diagnostic[];
-  /** What makes `limactl start` fail and is not ours to mend. */
+  /** Makes `limactl start` fail and must not be fixed automatically. */
   readonly startBlockers: readonly Diagnostic[];
-  /** Worth a word; `limactl start` goes on. */
+  /** Warnings; `limactl start` still succeeds. */
   readonly notes: readonly Diagnostic[];
   /**
    * Evidence that the disk is in use, or that it could not be found out. While there is any, no file of the instance is
@@ -324,7 +324,7 @@ type Judgement =
   /** `renamed`: by the whole grammar of a host agent, under the name of a program that is none of Lima's. */
   | { readonly kind: "ours"; readonly role: Role; readonly renamed?: true }
   | { readonly kind: "not ours"; readonly why: string }
-  /** With a role: it has the shape of one, and only whose it is cannot be told. */
+  /** With a role: it has the shape of one, and only the instance that it belongs to is unknown. */
   | { readonly kind: "unknown"; readonly why: string; readonly role?: Role };
 
 /** What the guard finds an instance to be. `clear` is what Lima calls Stopped, with nothing in the way of a start. */
@@ -370,7 +370,7 @@ export interface Plan {
   readonly notes: readonly Diagnostic[];
 }
 
-/** The rungs of the ladder, in order. */
+/** The stop stages, in order. */
 export type Stage = "guest" | "agent" | "driver" | "kill" | "clean up";
 
 /** How a stop ended. */
@@ -392,7 +392,7 @@ export interface JobStatus {
   readonly wrapped: boolean;
   readonly loaded: "yes" | "no" | "unknown";
   readonly disabled: boolean;
-  /** Seconds from SIGTERM to SIGKILL: what launchd has in force, else what the plist will bring. 0 is for ever. */
+  /** Seconds from SIGTERM to SIGKILL: what launchd has in force, else what the plist will bring. 0 is no limit. */
   readonly exitTimeoutS: number;
   readonly target: string;
   /** launchctl's 125: the domain of the screen's user is not there, since no user is logged in. */
@@ -424,7 +424,7 @@ interface Readiness {
 /** What the holder of an instance's lock writes into it, one line of JSON. Believed only while the lock is held. */
 export interface LockRecord {
   readonly pid: number;
-  /** The holder's start time as ps shows it; empty where nobody may signal the holder. */
+  /** The holder's start time as ps shows it; empty where the holder must not be signalled. */
   readonly started: string;
   readonly dir: string;
   readonly role: string;
@@ -483,7 +483,7 @@ interface Details {
   readonly guardVersion: string | null;
   /** The last lines of the journal in words, for people only. */
   readonly recent: readonly string[];
-  /** How often a guard started it since the host did, and for how long the brake still holds. */
+  /** How often lima-guard started it since the host did, and for how long the restart back-off lasts. */
   readonly starts: number | null;
   readonly brakeSeconds: number | null;
 }
@@ -501,7 +501,7 @@ interface Job {
 
 /**
  * Reads the text of a PID file: one decimal number, white space around it, nothing else, and a number that may be
- * somebody's PID. 0, 1 and negative numbers mean a group, everybody or launchd to kill(2): not a PID.
+ * the PID of a process. 0, 1 and negative numbers mean a group, all processes or launchd to kill(2): not a PID.
  */
 export function readPid(text: string): { pid: number } | { not: string } {
   const digits = text.trim();
@@ -696,7 +696,7 @@ export function readPrint(text: string): PrintedJob {
   };
 }
 
-/** `ExitTimeOut` of a plist's text, launchd's default where it has none. 0 means for ever, which no shutdown grants. */
+/** `ExitTimeOut` of a plist's text, launchd's default where it has none. 0 means no limit, which no shutdown grants. */
 export function readExitTimeout(plist: string): number {
   const text = plist.replaceAll(/<!--[\s\S]*?-->/g, "");
   const n = Number(/<key>\s*ExitTimeOut\s*<\/key>\s*<integer>\s*(\d{1,9})\s*<\/integer>/.exec(text)?.[1] ?? Number.NaN);
@@ -889,7 +889,7 @@ const SHAPES: readonly Shape[] = [
   { role: "external driver", program: /^lima-driver-.+$/, flag: / --inst-dir /g, tails: [""] },
 ];
 
-/** Which of the roles a PID file may name; a file that names another process of ours is wrong all the same. */
+/** Which of the roles a PID file may name; one that names a process of the instance with another role is stale. */
 export function rolesOf(file: string): readonly Role[] {
   if (file === HA_PID) return ["host agent"];
   if (file.endsWith(".drv.pid") || file.startsWith("lima-driver-")) return ["external driver"];
@@ -1028,7 +1028,7 @@ function isOneProgram(text: string, isFile: (path: string) => boolean): boolean 
   return !starts.some(isFile) && words.slice(1).every((w) => !/^[-/]/.test(w)) && /^[^/].*\//.test(words.at(-1) ?? "");
 }
 
-/** The program of a command as far as it can be told from its text: a path goes on behind a blank. */
+/** The program of a command as far as its text shows: a path continues behind a blank. */
 function programWords(command: string): string {
   return /^\/[^ ]*(?: [^-/ ][^ ]*\/[^ ]*)*/.exec(command)?.[0] ?? firstWord(command);
 }
@@ -1215,7 +1215,7 @@ function killCommand(instance: Instance, pid: number, signal?: string): string {
 /**
  * Decides what `--pre` does. Seven rules: R0 nothing claims anything; R1 not there; R2 proven alive; R3 unknown permits
  * nothing; the first of R1–R3 that speaks decides. Otherwise R4 and R5, a claim without proof goes with its companions,
- * and R6, what is not ours to mend is named, add up.
+ * and R6, what must not be fixed automatically is named, add up.
  */
 export function planPre(seen: Observation, budgetS = DEFAULT_BUDGET_S): Plan {
   const notes = seen.notes;
@@ -1353,7 +1353,7 @@ function undeletableFiles(seen: Observation): Diagnostic[] {
   }));
 }
 
-/** A claim that nothing stands behind. */
+/** Stale: no live process, disk or config backs the file. */
 function isStale(claim: StateFile): boolean {
   return claim.verdict.kind === "dead" || claim.verdict.kind === "not ours" || claim.verdict.kind === "stale";
 }
@@ -1361,7 +1361,7 @@ function isStale(claim: StateFile): boolean {
 /** R4 and R5 as steps; the boot marker goes with the last PID file of the instance, and never before it. */
 function removals(seen: Observation): Step[] {
   const going = removableFiles(seen);
-  // The sockets go first: a guard that dies after them leaves the file that tells the next one about them.
+  // Sockets before the PID file, so that a crash in between can be resumed.
   const steps = going.flatMap((c) => [
     ...c.sockets.map((socket) => removal(socket, `it belongs to ${basename(c.path)}`)),
     removal(c, c.verdict.why),
@@ -1386,8 +1386,8 @@ function removableFiles(seen: Observation): StateFile[] {
 }
 
 /**
- * Stale PID files of external drivers: while it stops, a host agent of Lima 2.2 signals whoever they name (row 24). So
- * they go before anything is stopped, and even where something else is unknown: no stranger is ever signalled.
+ * Stale PID files of external drivers: while it stops, a host agent of Lima 2.2 signals any PID in them (row 24). So
+ * they go before anything is stopped, and even where something else is unknown: no other program is ever signalled.
  */
 function urgentRemovals(seen: Observation): Step[] {
   // Lima signals whatever integer it reads, 1 too; of other text nothing, and such a file is what leads to the search of
@@ -1428,7 +1428,7 @@ export function stageLimits(budgetS: number): Record<Stage, number> {
   };
 }
 
-/** The steps of the ladder for what is alive, most graceful first. Each is taken only while something is left. */
+/** The stop stages for what is alive, most graceful first. Each is taken only while something is left. */
 export function stageSteps(seen: Observation, because: string, budgetS: number): Step[] {
   const limits = stageLimits(budgetS);
   const agent = seen.alive.filter((p) => p.role === "host agent");
@@ -1484,7 +1484,7 @@ export function planStop(seen: Observation, budgetS: number): Plan {
 
 /**
  * Whether the port in ssh.config is this instance's own now. A stopped instance keeps its last port in the file, and
- * by then it may lead into another guest, with the same key. So: the proven QEMU forwards this very port, or the
+ * meanwhile it may lead into another guest, with the same key. So: the proven QEMU forwards this very port, or the
  * proven host agent wrote the file, which it does after ha.pid at each start (`pkg/hostagent`).
  */
 export function isOwnPort(
@@ -1501,7 +1501,7 @@ export function isOwnPort(
 const HUNG_AGENT = "the hung host agent was killed";
 
 /**
- * Whom a host agent of Lima 2.2 may signal while it stops, although nobody can tell whose it is: it believes the PID
+ * PIDs of unknown ownership that a host agent of Lima 2.2 may signal while it stops: it believes the PID
  * files of external drivers. Such a file may not be removed; and the driver of Lima 2.0, which has no arguments, is one
  * that must end.
  */
@@ -1512,7 +1512,7 @@ function mayBeSignalledByLima(seen: Observation): Diagnostic[] {
   return seen.stateFiles.filter(isDoubtful).map(({ path, verdict }) => ({ what: path, because: because(verdict.why) }));
 }
 
-/** The states of `--run`. Waiting for a volume, a lock or the brake is all _preparing_; the cause is a word. */
+/** The states of `--run`. One state for all waiting (volume, lock, back-off); the cause is logged. */
 export type RunState = "preparing" | "supervising" | "stopping" | "leaving";
 
 /** What can happen to it: preparing came to an end in one of three ways, the job ended, a stop was asked or done. */
@@ -1522,7 +1522,7 @@ export type RunEvent = "clear" | "healthy" | "refused" | "ended" | "stop" | "sto
 export type RunAction = "start" | "adopt" | "stop" | "leave" | "ignore" | "impossible";
 
 /**
- * States × events. Before the command runs the guard waits, and leaves only when told to; once it runs the guard never
+ * States × events. Before the command runs lima-guard waits, and leaves only when asked to; once it runs lima-guard never
  * leaves while it lives. Cells that cannot happen are logged and survived.
  */
 export const RUN_TABLE: Readonly<Record<RunState, Readonly<Record<RunEvent, readonly [RunState, RunAction]>>>> = {
@@ -1543,7 +1543,7 @@ export const RUN_TABLE: Readonly<Record<RunState, Readonly<Record<RunEvent, read
     stopped: ["supervising", "impossible"],
   },
   stopping: {
-    // A look that began before the stop may still bring its answer; the end of the command is what the ladder is for.
+    // A look that began before the stop may still bring its answer; the end of the command is what the stop stages are for.
     clear: ["stopping", "ignore"],
     healthy: ["stopping", "ignore"],
     refused: ["stopping", "ignore"],
@@ -1561,12 +1561,12 @@ export const RUN_TABLE: Readonly<Record<RunState, Readonly<Record<RunEvent, read
   },
 };
 
-/** A run that ended badly within this time of its start counts for the brake; one that lasted so long resets it. */
+/** A run that ended badly within this time of its start counts for the restart back-off; one that lasted so long resets it. */
 const SHORT_RUN_S = 60;
 const LONG_RUN_S = 600;
 
 /**
- * How long the crash-loop brake still holds, in milliseconds. launchd starts a job again every 10 s for ever; after the
+ * How long the restart back-off still lasts, in milliseconds. launchd starts a job again every 10 s without end; after the
  * second bad end in a row the next start waits until 5 s after the last end, then 10, 20 … 5 min. It lives in the
  * journal, so that it survives the guard.
  */
@@ -1644,7 +1644,7 @@ function reasonOf(verdict: Verdict): "zombie" | undefined {
 export const STARTS = "nothing seen that would keep it";
 
 /**
- * What `limactl start` would say. It believes every living PID in ha.pid and DRIVER.pid, whoever that is, and asks
+ * What `limactl start` would say. It believes every living PID in ha.pid and DRIVER.pid, and asks
  * ha.sock (`pkg/store.Inspect`); the words are those of Lima 2.2. It never promises a start.
  */
 export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "absent"): string {
@@ -1771,7 +1771,7 @@ export function journalWords(line: JournalLine): string {
   return `${when}  --${line.role}: ${words[line.event] ?? line.event}`;
 }
 
-/** What about an instance's jobs needs a person, and what is only worth a word. */
+/** Job problems that need action, and warnings. */
 export function judgeJobs(
   jobs: readonly JobStatus[],
   instance: Instance,
@@ -1831,7 +1831,7 @@ function statusOfSteps(steps: readonly Step[]): number {
 
 function reportPlan(instance: Instance, p: Plan, steps = p.steps): Report {
   const { blockers, notes } = p;
-  // Blockers are told below the line, each with its reason.
+  // Blockers are printed below the line, each with its reason.
   const summary = blockers.length > 0 ? p.state : `${p.state}: ${p.because}`;
   return report(instance.name, p.state, p.status, summary, { steps: steps.map(bare), blockers, notes });
 }
@@ -1935,7 +1935,7 @@ interface FileInfo extends Omit<FileStamp, "text"> {
   readonly mode: number;
 }
 
-/** How a command ended. Death by a signal is told apart from an exit status: it is no answer. */
+/** How a command ended. A command killed by a signal has no exit status: treat as failed. */
 export interface CommandResult {
   readonly code: number;
   readonly signal: string | undefined;
@@ -2000,7 +2000,7 @@ export interface Host {
   env(name: string): string | undefined;
   /** Milliseconds since 1970, for comparing with file times only. */
   wallMs(): number;
-  /** Milliseconds on a clock that nobody steps; all limits are counted on it. */
+  /** Milliseconds on a clock that is never stepped; all limits are counted on it. */
   clockMs(): number;
   uptimeMs(): number;
   pause(ms: number): Promise<void>;
@@ -2023,7 +2023,7 @@ export interface Host {
   /** Copies the last `most` bytes of a file. */
   copyTail(from: string, to: string, most: number): Result<void>;
 
-  /** kill(pid, 0): gone, there, or there and somebody else's. */
+  /** kill(pid, 0): gone, there, or there and another user's. */
   alive(pid: number): "no" | "yes" | "another user's";
   /** The caller has proven the process just now. */
   signal(pid: number, signal: Signal): Result<void>;
@@ -2080,7 +2080,7 @@ interface Context {
   say(level: "debug" | "info" | "warn" | "error", instance: { readonly name: string }, text: string): void;
   /** A stage of a long wait, for the person who waits. */
   stage(instance: Instance, stage: string, deadlineMs: number): void;
-  /** How many times a person asked to skip a stage, and the bell that rings then. */
+  /** How many times a person asked to skip a stage, and the wake-up of that moment. */
   readonly skips: { count: number; readonly bell: WakeUp };
 }
 
@@ -2133,7 +2133,7 @@ function textOf(host: Host, path: string): string {
 
 /** The lock of one instance: one guard works on it, never two. */
 interface InstanceLock {
-  /** Says in the record what the holder is doing. `started`, once told, stays. */
+  /** Says in the record what the holder is doing. `started`, once given, stays. */
   setPhase(phase: string, started?: string): void;
   release(): void;
 }
@@ -2197,7 +2197,7 @@ function heldLock(ctx: Context, instance: Instance, { file, hasRecord }: HeldLoc
   return { setPhase: note, release: () => file.close() };
 }
 
-/** The journal; a young one with the end of the one before, or a rotation would make everybody forget. */
+/** The journal; a young one with the end of the one before, or a rotation would lose what is remembered. */
 function journalOf(host: Host, instance: Instance): JournalLine[] {
   const text = (file: string, most: number) => {
     const path = join(instance.dir, file);
@@ -2422,7 +2422,7 @@ function readPidFile(host: Host, path: string, scope: PidFile["scope"]): PidFile
 }
 // ── processes
 
-/** What became of each number: the row where it lives and is somebody, and what that is to us. */
+/** Verdict per PID: its row where it lives, and what it is to the instance. */
 type Judgements = Map<number, { row?: ProcessRow; judgement?: Judgement; dead?: string; zombie?: true }>;
 
 async function judgePids(host: Host, instance: Instance, pids: readonly number[], psMs: number): Promise<Judgements> {
@@ -2930,7 +2930,7 @@ async function judgeDaemon(host: Host, instance: Instance, pid: number, short: s
   };
 }
 
-/** A cut ssh.config alone makes Lima 2.1 and later refuse; it is written anew at every start. */
+/** A cut ssh.config alone makes Lima 2.1 and later refuse; it is written again at every start. */
 function sshConfigFile(host: Host, instance: Instance): StateFile[] {
   const path = join(instance.dir, SSH_CONFIG);
   const look = host.stat(path);
@@ -3029,9 +3029,9 @@ interface DiskLock {
 }
 
 /**
- * Disk locks that nothing stands behind (rows 16 to 18), and, on macOS, the disk of a vz instance whose agent is dead:
+ * Disk locks that nothing backs (rows 16 to 18), and, on macOS, the disk of a vz instance whose agent is dead:
  * its VM is a process of its own that no PID file names. lsof reports who has a disk open for writing; it never
- * convicts anybody. It is asked only where something is of this boot: no VM survives a reboot.
+ * proves anything. It is asked only where something is of this boot: no VM survives a reboot.
  */
 async function observeDisks(
   host: Host,
@@ -3154,7 +3154,7 @@ async function isOfThisBoot(
   return last.boot === boot || last.boot === "" || boot === "";
 }
 
-/** Who has one of the files open for writing; they get some time to let go. */
+/** Who has one of the files open for writing; retries until they have closed it or time is up. */
 async function holdersOf(host: Host, paths: readonly string[], patienceMs: number, limitMs: number) {
   const end = host.clockMs() + patienceMs;
   for (;;) {
@@ -3197,7 +3197,7 @@ function namedProcesses(host: Host, paths: readonly string[], h: Holder): string
 }
 // ── finding instances
 
-/** The Lima homes of one run, as they were named: links are resolved anew at every look. */
+/** The Lima homes of one run, as they were named: links are resolved again at every look. */
 interface Homes {
   /** `--lima-home` or LIMA_HOME named it: no other home is looked at. */
   readonly isExplicit: boolean;
@@ -3500,7 +3500,7 @@ function labelOf(host: Host): string | undefined {
   return label === "" || label === "0" || label.startsWith("application.") ? undefined : label;
 }
 
-/** The domains a job of ours may be in. */
+/** The domains that our own job may be in. */
 function targetsOf(host: Host, label: string): string[] {
   return ["system", `gui/${host.uid}`, `user/${host.uid}`].map((domain) => `${domain}/${label}`);
 }
@@ -3565,12 +3565,12 @@ async function signalProven(host: Host, proven: ProcessRow, signal: Signal, psMs
 
 /**
  * An ssh session in which a root shell of the guest waits for one word. It is opened before anything is proven, which
- * harms nobody, and the word is said after the proof.
+ * does no harm, and the request is sent after the proof.
  */
 interface GuestSession {
   /** Says the word, and how many seconds the guest has. */
   requestPoweroff(leftS: number): void;
-  /** Whether the guest has said that it does as it is told. */
+  /** Whether the guest acknowledged the request. */
   isAcknowledged(): boolean;
   /** Why the guest will not power off, as far as it is known by now. */
   refusal(): string | undefined;
@@ -3661,7 +3661,7 @@ function openGuestSession(host: Host, instance: Instance): GuestSession | string
 }
 // ── the stages in order
 
-/** How the ladder is to be climbed. */
+/** Options of a stop. */
 interface StopOptions {
   readonly budgetS: number;
   /** When the stop was asked for, on the host's clock. */
@@ -3676,7 +3676,7 @@ interface StopOptions {
   readonly known?: readonly VerifiedProcess[];
 }
 
-/** One ascent of the ladder. */
+/** One stop, while it runs. */
 interface Stop extends StopOptions {
   readonly ctx: Context;
   readonly instance: Instance;
@@ -3693,7 +3693,7 @@ interface Stop extends StopOptions {
   seen: Observation;
   steps: Step[];
   seconds: Partial<Record<Stage, number>>;
-  /** Rings `bell` when the host agent's socket closes; until then nobody needs to be polled. */
+  /** Its end wakes the waiting when the host agent's socket closes; until then polling is slower. */
   isAgentSocketOpen: boolean;
   /** How many of the signals that skip a stage have skipped one. A signal between two stages is for the next one. */
   skipped: number;
@@ -3745,7 +3745,7 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
     const gone = byWord ? "guest" : wasRunning ? "gone before the request" : "already stopped";
     if (remaining(stop).length === 0) return stopResult(stop, gone);
     const vmGone = !byWord && wasRunning === "running" && !hasDriver(stop.seen) && driversOf(stop.seen).length === 0;
-    // Somebody lives whom no PID file names.
+    // A process lives that no PID file names.
     if (line === undefined) stop.session = openGuestSession(ctx.host, instance);
     stop.steps.push(...removeAll(ctx, instance, urgentRemovals(stop.seen)));
     await journal(ctx, instance, "stop", { budgetS, limits: stop.limits, alive: names(remaining(stop)) });
@@ -4119,7 +4119,7 @@ async function watchAgentSocket(stop: Stop): Promise<void> {
 
 /**
  * Waits until some processes are gone. The end of the socket may come before the end of the process (seen with
- * QEMU), so kill(pid, 0) decides; now and then ps tells a zombie, or a PID that is somebody else's by now.
+ * QEMU), so kill(pid, 0) decides; now and then ps tells a zombie, or a PID that was given to another program.
  */
 async function waitGone(
   stop: Stop,
@@ -4286,7 +4286,7 @@ function repairReport(instance: Instance, first: Plan, last: Plan, steps: readon
   return { ...base, state: first.state, status, summary };
 }
 
-/** Acts on a plan of `--pre`: the ladder where somebody lives (its files are judged anew after it), else removals. */
+/** Acts on a plan of `--pre`: the stop stages where a process lives (its files are judged again after it), else removals. */
 async function actOn(ctx: Context, instance: Instance, p: Plan, beganMs: number): Promise<Step[]> {
   if (!p.steps.some((s) => s.kind !== "remove")) return removeAll(ctx, instance, p.steps);
   ctx.say("warn", instance, `${p.state}: ${p.because}`);
@@ -4297,7 +4297,7 @@ async function actOn(ctx: Context, instance: Instance, p: Plan, beganMs: number)
 }
 // ── --stop
 
-/** `--stop`: the ladder, then clean up, so that the next boot starts clean. */
+/** `--stop`: the stop stages, then clean up, so that the next boot starts clean. */
 async function runStop(ctx: Context, instance: Instance): Promise<Report> {
   const { host } = ctx;
   const before = lastEnd(host, instance);
@@ -4316,7 +4316,7 @@ async function runStop(ctx: Context, instance: Instance): Promise<Report> {
   } finally {
     taken.lock.release();
   }
-  // What another guard did for us meanwhile is in the journal. Its lines are compared, not their dates: a clock may be
+  // What another lima-guard did meanwhile is in the journal. Its lines are compared, not their dates: a clock may be
   // stepped.
   const isIdle = told.stage === "already stopped" || told.stage === "gone before the request";
   const end = isIdle ? lastEnd(host, instance) : undefined;
@@ -4356,7 +4356,7 @@ async function afterJob(ctx: Context, instance: Instance, told: Report, stopped:
   return { ...told, state: "running", status: EXIT.failed, blockers: [...told.blockers, blocker], summary };
 }
 
-/** The record of whoever holds the instance's lock now. */
+/** The record of the process that holds the instance's lock now. */
 function holderOf(ctx: Context, instance: Instance): LockRecord | undefined {
   const tried = tryLock({ ...ctx, dryRun: true }, instance);
   if (!("held" in tried)) return undefined;
@@ -4442,12 +4442,12 @@ async function cleanUp(
 }
 // ── taking the lock
 
-/** A lock that was taken, or the report of who has it; and which `--run` was asked to let go of it. */
+/** A lock that was taken, or the report of who has it; and which `--run` was asked to release it. */
 type LockResult = { lock: InstanceLock; supervisor?: LockRecord } | { report: Report; held?: HeldLock };
 
 /**
- * Takes the instance's lock, from whoever has it: a `--run` is asked to stop, once; a guard that is stopping is waited
- * for, so that two administrators do not cut each other's grace short; anybody else only for a moment.
+ * Takes the instance's lock: a `--run` that has it is asked to stop, once; a lima-guard that is stopping is waited
+ * for, so that two administrators do not cut each other's grace short; any other process only for a moment.
  */
 async function lockFor(ctx: Context, instance: Instance, patienceMs: number, waited?: HeldLock): Promise<LockResult> {
   const first = waited ? { held: waited } : tryLock(ctx, instance);
@@ -4518,7 +4518,7 @@ async function askToStop(ctx: Context, instance: Instance, held: LockFile, holde
 
 /**
  * Whether a record was written by the `--run` that holds the lock now: it names a PID and a start time, ps shows just
- * that PID with that start time and a guard's command, and the lock was held before and after. A record stays when its
+ * that PID with that start time and the command of a lima-guard, and the lock was held before and after. A record stays when its
  * writer is killed.
  */
 async function proveHolder(ctx: Context, instance: Instance, held: LockFile, holder: LockRecord) {
@@ -4622,7 +4622,7 @@ async function ownCommand(host: Host): Promise<string[]> {
 }
 
 /**
- * A command run as another user, with that user's groups and home, and nothing of ours: no environment, directory or
+ * A command run as another user, with that user's groups and home, and nothing of this process: no environment, directory or
  * open file. Linux: setpriv, which needs no policy and no session while the host goes down; sudo where it is missing.
  * macOS: sudo, which root may always use. sudo closes all files itself.
  */
@@ -4841,7 +4841,7 @@ interface Run {
   readonly wakeUp: WakeUp;
   /** Rings when the host agent has reported that the guest is up. */
   readonly bootWakeUp: WakeUp;
-  /** The label launchd gave us, or undefined where somebody else started us. */
+  /** The label launchd gave us, or undefined where it was not launchd that started us. */
   label: string | undefined;
   job?: Job | undefined;
   /** What launchd grants a stop; its shortest until it is known. Undefined where it is not launchd that stops us. */
@@ -4935,7 +4935,7 @@ function logBlocked(ctx: Context, instance: { name: string }, told: Report, paus
   });
 }
 
-/** The instance's lock, with the guard's own start time in it, by which `--stop` proves whom it signals. */
+/** The instance's lock, with the guard's own start time in it, by which `--stop` proves what it signals. */
 async function acquireOwnLock(run: Run, instance: Instance): Promise<InstanceLock | undefined> {
   const { ctx } = run;
   const table = await ps(ctx.host, [ctx.host.pid], PS_LIMIT_MS);
@@ -4959,7 +4959,7 @@ async function acquireOwnLock(run: Run, instance: Instance): Promise<InstanceLoc
   }
 }
 
-/** Waits while the brake holds; `true` where it did, so that everything is looked at again. */
+/** Waits for the restart back-off; `true` where there was one, so that everything is looked at again. */
 async function waitForBackoff(ctx: Context, instance: Instance): Promise<boolean> {
   const ms = restartBackoffMs(journalOf(ctx.host, instance), ctx.host.wallMs());
   if (ms === 0) return false;
@@ -4970,7 +4970,7 @@ async function waitForBackoff(ctx: Context, instance: Instance): Promise<boolean
   return true;
 }
 
-/** How long a start may keep the other guards of this LIMA_HOME from starting. */
+/** How long a start may keep other instances of this LIMA_HOME from starting. */
 const START_TURN_MS = 120_000;
 
 /**
@@ -4997,7 +4997,7 @@ async function acquireStartSlot(run: Run, ctx: Context, instance: Instance): Pro
     run.startLock = file.ok;
     return false;
   }
-  // Or the lock would be taken for us one day, and nobody would know.
+  // Close it: the pending flock would otherwise be granted later and never released.
   file.ok.close();
   ctx.say("warn", instance, "starts out of turn: another instance has been starting for two minutes");
   return true;
@@ -5070,7 +5070,7 @@ async function superviseRun(ctx: Context, homes: Homes, name: string, command: r
   return run.status;
 }
 
-/** A fault of the guard's own, survived; work that a stop interrupted is none. */
+/** Internal error: log and continue. `Interrupted` is not an error. */
 function logInternalError(run: Run, what: string, error: unknown): void {
   if (error instanceof Interrupted) return;
   run.status = EXIT.failed;
@@ -5273,7 +5273,7 @@ async function runningAgent(host: Host, instance: Instance): Promise<number | un
   return await hasAnswer(host, join(instance.dir, HA_SOCK)) ? agent : undefined;
 }
 
-/** The living PID that a file names, whoever that is. */
+/** The living PID that a file names, without proof of what it is. */
 function pidIn(host: Host, path: string): number | undefined {
   const number = readPid(statWithText(host, path)?.stamp.text ?? "");
   return "pid" in number && host.alive(number.pid) !== "no" ? number.pid : undefined;
@@ -5306,7 +5306,7 @@ const ADOPTED_POLL_MS = 2_000;
 
 /**
  * Waits for the end of a host agent that is not our child (adopted, or started in the background by the command). A
- * command that goes on without it would wait for ever: then it is stopped, and the guard leaves with 1.
+ * command that continues without it would wait without end: then it is stopped, and lima-guard leaves with 1.
  */
 async function watchAgent(run: Run, instance: Instance, pid: number | undefined): Promise<void> {
   const { ctx } = run;
@@ -5326,7 +5326,7 @@ async function untilAgentEnds(run: Run, instance: Instance, pid: number): Promis
     const held = await host.connect(join(instance.dir, HA_SOCK), ANSWER_LIMIT_MS);
     if (held.trouble) {
       await host.pause(ADOPTED_POLL_MS);
-      // The number may be somebody else's by now. Its files may be gone before it is.
+      // The number may have been given to another program. Its files may be gone before it is.
       const table = await ps(host, [pid], PS_LIMIT_MS);
       const row = table.ok?.rows.find((r) => r.pid === pid);
       const isGone = table.ok !== undefined && table.ok.unreadable.length === 0 && !row;
@@ -5339,7 +5339,7 @@ async function untilAgentEnds(run: Run, instance: Instance, pid: number): Promis
   }
 }
 
-/** Somebody stopped it in an orderly way: its last event is `exiting`, and it took its own PID file away. */
+/** Clean exit: last event is `exiting` and it removed its PID file. */
 function leftCleanly(host: Host, instance: Instance): boolean {
   if (host.stat(join(instance.dir, HA_PID)).trouble !== "absent") return false;
   const log = join(instance.dir, HA_STDOUT);
@@ -5348,7 +5348,7 @@ function leftCleanly(host: Host, instance: Instance): boolean {
   return (last as Record<string, unknown> | undefined)?.["exiting"] === true;
 }
 
-/** A healthy agent that somebody else started: supervised all the same, as far as that can be done from outside. */
+/** A healthy host agent that was not started here: supervised all the same, as far as that can be done from outside. */
 async function adoptAgent(run: Run): Promise<void> {
   const { ctx, instance } = run;
   if (!instance) return post(run, "ended");
@@ -5366,12 +5366,12 @@ async function adoptAgent(run: Run): Promise<void> {
 }
 // ── --run: the end
 
-/** The requested stop: the ladder on what is proven, the command by its handle, clean-up. 0 where nothing is left. */
+/** The requested stop: the stop stages for what is proven, the command by its handle, clean-up. 0 where nothing is left. */
 async function stopRun(run: Run): Promise<void> {
   const { ctx } = run;
   const beganMs = run.stopMs ?? ctx.host.clockMs();
   releaseStartSlot(run);
-  run.status = EXIT.done; // whatever it waited for before is no matter of the stop
+  run.status = EXIT.done; // what it waited for before does not concern the stop
   try {
     const own = await acquireForStop(run, beganMs);
     if (own) await stopSupervised(run, own, beganMs);
@@ -5384,7 +5384,7 @@ async function stopRun(run: Run): Promise<void> {
 }
 
 /**
- * The instance, if this guard may work on it. Where it was still preparing, somebody else may have the lock: that is
+ * The instance, if this process may work on it. While it was preparing, another process may have the lock: that is
  * waited for as long as there is time to do something then, unless nothing lives. What could not be done is said, and
  * its status set.
  */
@@ -5590,7 +5590,7 @@ export function realHost(): Host {
   };
 }
 
-/** Turns what the system throws into an answer. Whatever is no error of the system is a bug and goes on flying. */
+/** Turns what the system throws into an answer. Non-system errors are bugs: rethrow. */
 function tryCall<T>(effect: () => T): Result<T> {
   try {
     return { ok: effect() };
@@ -5654,7 +5654,7 @@ function appendThrough(path: string, text: string): void {
 function openLock(path: string, create: boolean): LockFile {
   const kind = tryCall(() => fileInfoOf(Deno.lstatSync(path))).ok?.kind;
   if (kind !== undefined && kind !== "file" && kind !== "directory") throw new Error(`${path} is a ${kind}`);
-  // Who makes no file writes none either: a lock can be tried by anybody who may read it.
+  // Who makes no file writes none either: a lock can be tried by every user who may read it.
   const file = Deno.openSync(path, create ? { read: true, write: true, create } : { read: true });
   let pending: Promise<boolean> | undefined;
   return {
@@ -5748,7 +5748,7 @@ function startChild(command: Command): Child {
 
 /**
  * launchd ends what is left of the guard's process group, so the command stays in it. At a terminal it gets a session
- * of its own: Ctrl-C would reach a host agent before the ladder does. stdin is never a terminal: Lima would log there.
+ * of its own: Ctrl-C would reach a host agent before the stop stages do. stdin is never a terminal: Lima would log there.
  */
 function startSupervised(command: Command): Child {
   const [program, ...args] = command.argv;
@@ -5902,7 +5902,7 @@ interface Refused {
   readonly hint?: string;
 }
 
-/** What the arguments ask for: a role of ours, one of install.ts, a text to print, or nothing that can be done. */
+/** What the arguments ask for: a role of this file, one of install.ts, a text to print, or nothing that can be done. */
 type Asked = Invocation | { install: readonly string[] } | { print: string } | Refused;
 
 /** An option that is not understood, with the one that was probably meant. */
@@ -6115,7 +6115,7 @@ async function install(args: readonly string[], host: Host): Promise<number> {
   }
 }
 
-/** One role for one instance. Whatever is thrown is a bug of ours; the other instances must not suffer from it. */
+/** One role for one instance. What is thrown is an internal error; the other instances must not suffer from it. */
 async function runRole(ctx: Context, { homes, name }: Requested, command: readonly string[]): Promise<Report> {
   try {
     if (ctx.role === "status") return await runStatus(ctx, homes, name);
@@ -6237,7 +6237,7 @@ if (import.meta.main) {
       host.stderr(`lima-guard: a fault of its own: ${cause?.stack ?? cause}\n`);
     });
   }
-  // Not awaited: install.ts imports this module, and would wait for its end for ever.
+  // Not awaited: install.ts imports this module, and would never see its end.
   Deno.exitCode = EXIT.failed;
   main(Deno.args, host).catch((e) => (host.stderr(`lima-guard: ${e?.stack}\n`), EXIT.failed)).then(Deno.exit);
 }
