@@ -1625,7 +1625,7 @@ export function describePlan(p: Plan): string[] {
 /** One step in words, with its outcome where there is one. */
 export function describeStep(step: Step): string {
   const outcome = step.outcome === undefined ? "" : `: ${outcomeWords(step.outcome)}`;
-  return `${step.what}${step.because === "" ? "" : ` (${step.because})`}${outcome}`;
+  return `${step.what}${step.because.length === 0 ? "" : ` (${step.because})`}${outcome}`;
 }
 
 function describeDiagnostic(word: string): (r: Diagnostic) => string {
@@ -2953,7 +2953,7 @@ interface NetworkFindings {
 }
 
 /** What could not be read of the networks: a start may fail on it, and nothing is removed because of it. */
-function unreadable(what: string, found: Result<unknown>): Diagnostic[] {
+function networkNotes(what: string, found: Result<unknown>): Diagnostic[] {
   if (found.trouble === undefined || found.trouble === "absent") return [];
   const because = `whether its networks are in order is unknown: it cannot be read: ${found.why}`;
   return [{ what, because, hint: lookCommand(what) }];
@@ -2980,12 +2980,12 @@ async function observeNetworks(
   const vmnet = await observeSocketVmnet(host, instance);
   return {
     notes: [...notes, ...vmnet.notes],
-    startBlockers: [...unreadable(dir, networks), ...vmnet.startBlockers],
+    startBlockers: [...networkNotes(dir, networks), ...vmnet.startBlockers],
   };
 }
 
 /** Whether a file can be read; what is no regular file is never opened. */
-function readable(host: Host, path: string): Result<unknown> {
+function probeRead(host: Host, path: string): Result<unknown> {
   const info = host.stat(path, "follow links");
   if (info.trouble) return info;
   return info.ok.kind === "file" ? host.read(path, 1) : { trouble: "other", why: `it is a ${info.ok.kind}` };
@@ -2995,7 +2995,7 @@ async function observeSocketVmnet(host: Host, instance: Instance): Promise<Netwo
   const config = join(instance.home, "_config", "networks.yaml");
   const dir = readVarRun(textOf(host, config));
   const listed = host.list(dir);
-  const notes = [...unreadable(config, readable(host, config)), ...unreadable(dir, listed)];
+  const notes = [...networkNotes(config, probeRead(host, config)), ...networkNotes(dir, listed)];
   const files = (listed.ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
   const pidFiles = files.flatMap((f) => readPidFile(host, join(dir, f), "shared") ?? []);
   const named = pidFiles.flatMap((m) =>
