@@ -107,7 +107,7 @@ export function needOf(words: readonly string[], { isBlock, has }: {
   if (APPLE.has(program) || first.startsWith("tests/mac/")) return "a Mac";
   // The same names as elsewhere with Apple's options, or on paths that only a Mac has.
   const onMac = /(^| )(\/(Library|Volumes)\/|~\/Library\/)/.test(all) ||
-    /^(stat -f|ls -leO@|ls -lde|sysctl kern|mount$|file .*\/disk)/.test([program, ...args].join(" "));
+    /^(stat -f|ls -leO@|ls -lde|sysctl (-n )?kern|mount$|file .*\/disk)/.test([program, ...args].join(" "));
   if (!isOurs(words) && onMac) return "a Mac";
   if (["brew", "mise", "gh", "git"].includes(program) && all.includes("OWNER")) return "a release";
   if (program === "deno" && args.some((word) => word.startsWith("jsr:"))) return "a release";
