@@ -22,7 +22,7 @@ interface Result {
   failed: number;
   ignored: number;
   seconds: number;
-  /** Of the file's processes, as far as somebody has waited for them; null where that cannot be told. */
+  /** Of the processes that the file started and that a parent has waited for; null where that is unknown. */
   cpuSeconds: number | null;
   output: string;
 }
@@ -168,7 +168,7 @@ function reportFile({ file, passed, failed, ignored, seconds, output }: Result, 
   say(`${failed ? "FAILED" : "ok"} ${file}: ${counts.join(", ")} (${seconds.toFixed(1)}s)`);
 }
 
-/** The table, the slowest tests, the line that `deno test` ends with, and a last one for who only looks at the end. */
+/** The table, the slowest tests, the line that `deno test` ends with, and a last line in plain words. */
 function report(results: Result[], seconds: number, say: Suite["say"]): number {
   const sum = (key: "passed" | "failed" | "ignored") => results.reduce((n, result) => n + result[key], 0);
   const [passed, failed, ignored] = [sum("passed"), sum("failed"), sum("ignored")];
@@ -206,7 +206,7 @@ function fileTable(results: Result[]): string[] {
   ];
 }
 
-/** After a minute `deno test` writes into a test's own line that it is still running, and goes on in the next one. */
+/** After a minute `deno test` writes in the line of a test that it is still running; the result is in a later line. */
 export function timesOf(output: string): { name: string; seconds: number }[] {
   const lines = output.matchAll(/^(.+?) \.\.\.(?:'.*\n)*(?: .*)?\((\w+)\)$/gm);
   return [...lines].map(([, name = "", time = ""]) => ({ name, seconds: secondsOf(time) }));
