@@ -2131,6 +2131,13 @@ function textOf(host: Host, path: string): string {
   return look.ok?.kind === "file" ? host.read(path, TEXT_LIMIT_BYTES).ok ?? "" : "";
 }
 
+/** Whether a file can be read; what is no regular file is never opened. */
+function probeRead(host: Host, path: string, follow?: "follow links"): Result<unknown> {
+  const info = host.stat(path, follow);
+  if (info.trouble) return info;
+  return info.ok.kind === "file" ? host.read(path, 1) : { trouble: "other", why: `${path} is a ${info.ok.kind}` };
+}
+
 /** The lock of one instance: one guard works on it, never two. */
 interface InstanceLock {
   /** Says in the record what the holder is doing. `started`, once given, stays. */
@@ -2984,18 +2991,11 @@ async function observeNetworks(
   };
 }
 
-/** Whether a file can be read; what is no regular file is never opened. */
-function probeRead(host: Host, path: string): Result<unknown> {
-  const info = host.stat(path, "follow links");
-  if (info.trouble) return info;
-  return info.ok.kind === "file" ? host.read(path, 1) : { trouble: "other", why: `it is a ${info.ok.kind}` };
-}
-
 async function observeSocketVmnet(host: Host, instance: Instance): Promise<NetworkFindings> {
   const config = join(instance.home, "_config", "networks.yaml");
   const dir = readVarRun(textOf(host, config));
   const listed = host.list(dir);
-  const notes = [...networkNotes(config, probeRead(host, config)), ...networkNotes(dir, listed)];
+  const notes = [...networkNotes(config, probeRead(host, config, "follow links")), ...networkNotes(dir, listed)];
   const files = (listed.ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
   const pidFiles = files.flatMap((f) => readPidFile(host, join(dir, f), "shared") ?? []);
   const named = pidFiles.flatMap((m) =>
@@ -3145,9 +3145,8 @@ async function isOfThisBoot(
   const booted = host.wallMs() - host.uptimeMs() - 60_000;
   const files = stateFiles.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
   if ([...files, ...locks].some(({ stamp }) => stamp.mtimeMs >= booted)) return true;
-  const path = join(instance.dir, JOURNAL_FILE);
-  const look = host.stat(path);
-  if (look.trouble ? look.trouble !== "absent" : look.ok.kind !== "file" || host.read(path, 1).trouble) return true;
+  const probe = probeRead(host, join(instance.dir, JOURNAL_FILE));
+  if (probe.trouble !== undefined && probe.trouble !== "absent") return true;
   const last = journalOf(host, instance).at(-1);
   if (last === undefined) return false;
   const boot = await bootId(host);
@@ -4713,13 +4712,9 @@ async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Re
 
 /** What a journal that is there and cannot be read makes unknown; nothing where it is read, or absent. */
 function unreadJournal(host: Host, instance: Instance): Partial<Details> {
-  const path = join(instance.dir, JOURNAL_FILE);
-  const look = host.stat(path, "follow links");
-  if (look.trouble === "absent") return {};
-  const text = look.trouble ? look : look.ok.kind === "file" ? host.read(path, 1) : undefined;
-  if (text && !text.trouble) return {};
-  const why = text ? text.why : `${path} is a ${look.ok?.kind}`;
-  const unknown = { lastStop: `unknown: ${why}`, lastStopKind: "unknown" as const, lastStopAt: null };
+  const probe = probeRead(host, join(instance.dir, JOURNAL_FILE), "follow links");
+  if (probe.trouble === undefined || probe.trouble === "absent") return {};
+  const unknown = { lastStop: `unknown: ${probe.why}`, lastStopKind: "unknown" as const, lastStopAt: null };
   return { ...unknown, lastRepair: null, lastRepairAt: null, starts: null, brakeSeconds: null };
 }
 
