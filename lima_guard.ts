@@ -1107,17 +1107,17 @@ function shellWords(words: readonly string[]): string {
   return words.map(quote).join(" ");
 }
 
-function asOwner({ address }: Instance): string[] {
+function asOwner({ address }: Pick<Instance, "address">): string[] {
   return address?.sudoUser === undefined ? [] : ["sudo", "-H", "-u", address.sudoUser];
 }
 
 /**
- * The `lima-guard` command for one instance: `guardCommand(place, "--stop")`. A printed command is our act by another
+ * The `lima-guard` command for one instance, or without its name for a home. A printed command is our act by another
  * hand, so it names LIMA_HOME unless a bare command is known to find the same instance.
  */
-function guardCommand(instance: Instance, ...options: string[]): string {
+function guardCommand(instance: Pick<Instance, "home" | "address"> & { name?: string }, ...options: string[]): string {
   const home = instance.address?.isDefaultHome ? [] : ["--lima-home", instance.home];
-  return shellWords([...asOwner(instance), "lima-guard", ...options, ...home, instance.name]);
+  return shellWords([...asOwner(instance), "lima-guard", ...options, ...home, instance.name ?? []].flat());
 }
 
 /** A `lima-guard` command that names no instance that exists. */
@@ -1125,7 +1125,7 @@ function guardLine(...words: string[]): string {
   return shellWords(["lima-guard", ...words]);
 }
 
-/** The `limactl` command for one instance: `limactlCommand(place, "start", place.name)`. */
+/** The `limactl` command for one instance: `limactlCommand(instance, "start", instance.name)`. */
 function limactlCommand(instance: Instance, ...words: string[]): string {
   const home = instance.address?.isDefaultHome ? "" : `LIMA_HOME=${quote(instance.home)} `;
   const sudo = asOwner(instance);
@@ -1136,11 +1136,9 @@ function limactlCommand(instance: Instance, ...words: string[]): string {
 
 /** Stops the instance of another directory; a home that is not this one's is always named. */
 function stopOther(instance: Instance, dir: string): string {
-  const home = dirname(dir);
-  const { sudoUser } = instance.address ?? {};
-  const address = home === instance.home ? instance.address : sudoUser === undefined ? undefined : { sudoUser };
-  const other = { name: basename(dir), home, dir, owner: instance.owner };
-  return guardCommand(address === undefined ? other : { ...other, address }, "--stop");
+  const [name, home] = [basename(dir), dirname(dir)];
+  const { isDefaultHome: _, ...address } = instance.address ?? {};
+  return guardCommand(home === instance.home ? { ...instance, name } : { name, home, address }, "--stop");
 }
 
 /** Looks at files: `lookCommand(path)`. Paths are whole, so that it works from any folder. */
@@ -1151,6 +1149,11 @@ function lookCommand(...paths: string[]): string {
 /** Lists a folder, hidden entries too. */
 function listCommand(dir: string): string {
   return shellWords(["ls", "-la", dir]);
+}
+
+/** Shows the end of a log. */
+function tailCommand(path: string): string {
+  return shellWords(["tail", path]);
 }
 
 /** Shows whole command lines: of these processes, or of all. */
@@ -1636,10 +1639,6 @@ function describeDiagnostic(word: string): (r: Diagnostic) => string {
 }
 // ── --status
 
-function reasonOf(verdict: Verdict): "zombie" | undefined {
-  return verdict.kind === "ours" ? undefined : verdict.reason;
-}
-
 /** What is said where nothing was seen: Lima may still refuse, its lima.yaml for one. */
 export const STARTS = "nothing seen that would keep it";
 
@@ -1654,7 +1653,7 @@ export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "a
     const words = verdict.kind === "not ours" ? numberTrouble(text ?? "") : undefined;
     if (words !== undefined) return `refuses: ${words} (${basename(path)})`;
   }
-  const living = files.filter((c) => c.verdict.kind !== "dead" || reasonOf(c.verdict) === "zombie");
+  const living = files.filter((c) => c.verdict.kind !== "dead" || c.verdict.reason === "zombie");
   const agent = living.some((c) => basename(c.path) === HA_PID);
   const driver = living.find((c) => /^(vz|qemu|krunkit|wsl2)\.pid$/.test(basename(c.path)));
   if (agent && haSock === "absent") return "refuses: failed to connect to ha.sock: no such file or directory";
@@ -3260,7 +3259,7 @@ function homeOf(ctx: Context, homes: Homes, name: string): { home: string } | { 
   const blockers = hits.map((home) => ({
     what: join(home, name),
     because: "several Lima homes have an instance of this name",
-    hint: guardCommand({ name, home, dir: join(home, name), owner: host.uid }, `--${ctx.role}`),
+    hint: guardCommand({ name, home }, `--${ctx.role}`),
   }));
   return { report: report(name, "blocked", EXIT.usage, "several instances of this name", { blockers }) };
 }
@@ -3294,7 +3293,7 @@ async function findInstance(
   const onDisk = entries.find((e) => e.toLowerCase() === name.toLowerCase());
   if (!entries.includes(name) && onDisk !== undefined) {
     const because = `there is no ${name} here, but ${onDisk}`;
-    const hint = guardCommand({ name: onDisk, home, dir, owner: host.uid }, `--${ctx.role}`);
+    const hint = guardCommand({ name: onDisk, home }, `--${ctx.role}`);
     return refuse("missing", EXIT.noInstance, because, hint);
   }
   return await permitted(ctx, { name, home, dir, owner: look.ok.uid }, refuse);
@@ -4607,7 +4606,7 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
 
 function withoutEntry({ name, home, dir, uid, pid }: RunningInstance): Report {
   const because = `uid ${uid} has no entry in the user database: lima-guard cannot be run for it`;
-  const hint = shellWords(["ps", "-ww", "-p", String(pid)]);
+  const hint = psCommand(pid);
   return report(name, "unknown", EXIT.tryAgain, "unknown", { home, blockers: [{ what: dir, because, hint }] });
 }
 
@@ -4658,16 +4657,7 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   if (isWhole) return reports;
   const last = answer.ok?.stderr.trim().split("\n").at(-1) || `it ended with status ${status}`;
   const because = `the lima-guard of ${address.owner} gave no whole answer: ${answer.trouble ? answer.why : last}`;
-  const hint = shellWords([
-    "sudo",
-    "-H",
-    "-u",
-    address.owner,
-    "lima-guard",
-    ...asked.slice(0, 2),
-    "--lima-home",
-    at.home,
-  ]);
+  const hint = guardCommand({ home: at.home, address: { sudoUser: at.user.name } }, ...asked.slice(0, 2));
   const blockers = [{ what: at.home, because, hint }];
   return [...reports, report("*", "unknown", EXIT.tryAgain, "unknown", { ...address, blockers })];
 }
@@ -4794,7 +4784,7 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const degraded = readiness.errors.map((error) => ({
     what: join(instance.dir, HA_STDOUT),
     because: `the host agent says that the instance is degraded: ${error}`,
-    hint: shellWords(["tail", join(instance.dir, "ha.stderr.log")]),
+    hint: tailCommand(join(instance.dir, "ha.stderr.log")),
   }));
   const needed = needsPerson(p.state) || troubles.length > 0 || degraded.length > 0;
   const told = reportPlan(instance, p);

@@ -206,4 +206,5 @@ Deno.test("commands to type are made in one chapter", async () => {
   // The script that ends a program of --on-event in time, and the one that runs in the guest.
   const isScript = (line: string) => /ps -o pgid=|kill -9 (?:-\$\$|\$!)|sudo -n sh -c '\$\{GUEST_SCRIPT\}'/.test(line);
   assert.deepEqual(source.offences(program, (title, line) => made.has(title) || isProcess(line) || isScript(line)), []);
+  assert.deepEqual(source.offences(/\bshellWords\(/, (title) => title === "commands to type"), []);
 });
