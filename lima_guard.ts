@@ -3682,7 +3682,7 @@ interface Stop extends StopOptions {
   session: GuestSession | string;
   /** Sessions in which the word was said, to be closed at the end. */
   readonly opened: GuestSession[];
-  /** Whether QEMU was ended with SIGTERM, which is the guest's power cut. */
+  /** Whether QEMU was signalled, which cuts the guest's power. */
   powerCut: boolean;
   /** Whether the host agent was killed after the VM was off: no hard stop of the VM. */
   isAgentHung: boolean;
@@ -3872,8 +3872,6 @@ const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
     if (isQemu && await goneByButton(c, drivers(), buttonEndMs(nowMs, deadlineMs), skipped)) return DONE;
     const sent = await signalAll(c, drivers, "SIGTERM", deadlineMs, skipped);
     const gone = await waitGone(c, drivers(), deadlineMs, skipped);
-    // SIGTERM to QEMU is a power cut, also where QEMU ends only later.
-    c.powerCut = isQemu && sent === undefined;
     if (c.powerCut && gone) return { kind: "done", note: "SIGTERM to QEMU cut the guest's power" };
     return gone ? DONE : sent ?? waitOutcome(skipped);
   },
@@ -4089,6 +4087,8 @@ async function signalAll(
     const isChanged = wrong?.kind === "process changed";
     if ((!isChanged && wrong?.kind !== "skipped") || (isChanged && ++changes > 1)) return wrong;
     if (giveUp() || host.clockMs() >= lastTryMs) return wrong;
+      // Any signal to QEMU cuts the guest's power, also where QEMU ends only later or another process was not signalled.
+      stop.powerCut ||= proven.role === "QEMU" && outcome.kind === "done";
     if (!isChanged) await Promise.race([host.pause(PS_POLL_MS / 2), stop.ctx.skips.bell.next()]);
     await lookAgain(stop);
   }
