@@ -3369,7 +3369,7 @@ interface Requested {
 }
 
 /** What `--all` and a bare `--status` serve; `unknown` where it could not be found out whether that is all. */
-type Listed = { ok: Requested[]; unknown?: Report } | { because: string; status: number };
+type Listed = { ok: Requested[]; unknown?: Report[] } | { because: string; status: number };
 
 /** All instances of these homes, and of those that this user's living host agents name: one ps. */
 async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
@@ -3383,14 +3383,20 @@ async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
   const all = [...homes.paths, ...agents].map((path) => realHome(host, path));
   // Two spellings of one directory are one home: macOS does not tell upper case from lower.
   const once = all.filter((home, i) => all.findIndex((other) => isSameDirectory(host, home, other)) === i);
-  const wanted = once.flatMap((home): Requested[] =>
-    (allInstances(host, home).ok ?? []).map((name) => ({ name, homes: { isExplicit: true, paths: [home] } }))
+  const listed = once.map((home) => ({ home, names: allInstances(host, home) }));
+  const wanted = listed.flatMap(({ home, names }): Requested[] =>
+    (names.ok ?? []).map((name) => ({ name, homes: { isExplicit: true, paths: [home] } }))
   );
   for (const { name, dir } of once.flatMap((home) => linkedInstances(host, home))) {
     ctx.say("info", { name }, `${dir} is a link, which --all and Lima's own list leave out`);
   }
-  const unknown = table?.trouble ? { unknown: notListed(table.why) } : {};
-  if (wanted.length > 0 || homes.isExplicit || table?.trouble) return { ok: wanted, ...unknown };
+  const unknown = [
+    ...listed.flatMap(({ home, names }) =>
+      names.trouble === undefined || names.trouble === "absent" ? [] : notListed(names.why, home, lookCommand(home))
+    ),
+    ...table?.trouble ? [notListed(table.why)] : [],
+  ];
+  if (wanted.length > 0 || homes.isExplicit || unknown.length > 0) return { ok: wanted, unknown };
   if (trouble && host.linkTarget(homes.paths[0] ?? "").ok !== undefined) return trouble;
   const there = trouble ? trouble.because : "no instance is there";
   const because = `${there}, nor is one in ${homes.paths.slice(1).join(", ")}; and no host agent of this user lives`;
@@ -3436,8 +3442,8 @@ function runningInstances(rows: readonly ProcessRow[]): RunningInstance[] {
   return found.filter((one, i) => found.findIndex((o) => o.uid === one.uid && o.dir === one.dir) === i);
 }
 
-function notListed(because: string): Report {
-  const blockers = [{ what: "ps", because, hint: psCommand() }];
+function notListed(because: string, what = "ps", hint = psCommand()): Report {
+  const blockers = [{ what, because, hint }];
   return report("*", "unknown", EXIT.tryAgain, "unknown", { blockers });
 }
 
@@ -4081,14 +4087,14 @@ async function signalAll(
     let wrong: Outcome | undefined;
     for (const proven of which().filter((p) => !signalled.has(p.row.pid))) {
       const outcome = await signalOne(stop, proven, signal);
+      // Any signal to QEMU cuts the guest's power, also where QEMU ends only later or another process was not signalled.
+      stop.powerCut ||= proven.role === "QEMU" && outcome.kind === "done";
       if (outcome.kind === "done" || outcome.kind === "already gone") signalled.add(proven.row.pid);
       else wrong ??= outcome;
     }
     const isChanged = wrong?.kind === "process changed";
     if ((!isChanged && wrong?.kind !== "skipped") || (isChanged && ++changes > 1)) return wrong;
     if (giveUp() || host.clockMs() >= lastTryMs) return wrong;
-      // Any signal to QEMU cuts the guest's power, also where QEMU ends only later or another process was not signalled.
-      stop.powerCut ||= proven.role === "QEMU" && outcome.kind === "done";
     if (!isChanged) await Promise.race([host.pause(PS_POLL_MS / 2), stop.ctx.skips.bell.next()]);
     await lookAgain(stop);
   }
@@ -6058,7 +6064,7 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
     return await superviseRun(ctx, homes, invocation.names[0] ?? "", [program, ...rest]);
   }
   const { own, isLate } = await serveAll(ctx, wanted.ok, invocation);
-  const unlisted = "unknown" in wanted && wanted.unknown ? [wanted.unknown] : [];
+  const unlisted = "unknown" in wanted ? wanted.unknown ?? [] : [];
   const told = [...own, ...others, ...await machine, ...unlisted];
   const reports = isMachine ? [...told, ...await stillLiving(ctx, told)] : told;
   const status = worst([...reports.map((r) => r.status), ...isLate ? [EXIT.tryAgain] : []]);

@@ -91,6 +91,18 @@ Deno.test("no instance anywhere is 66, and says where was looked", async () => {
   assert.equal((await runGuard(home, ["--status", "--lima-home", "~/.lima"], { env })).status, 0, "the home is there");
 });
 
+Deno.test("another program's home cannot be listed: --all serves the others, and is not 0", async () => {
+  await using home = await tempLimaHome();
+  instanceIn(home, `${home.user}/.lima`, "a");
+  Deno.mkdirSync(`${home.user}/.colima`);
+  const loop = `${home.user}/.colima/_lima`;
+  Deno.symlinkSync(loop, loop);
+  const { status, stdout } = await runGuard(home, ["--stop", "--all"], { env: BARE });
+  assert.equal(status, 75, stdout);
+  assert.match(stdout, /^a: already stopped$/m);
+  assert.match(stdout, new RegExp(`blocked: ${loop}: .*symbolic links.*hint: ls -ld ${loop}`));
+});
+
 Deno.test("one home under two names is served once, and a link to an instance is named for --all", async () => {
   await using home = await tempLimaHome();
   const dir = instanceIn(home, `${home.user}/.lima`, "k3s");
