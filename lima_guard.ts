@@ -6,7 +6,7 @@
  *   lima-guard --pre  INSTANCE…            clear what a dead run left behind, then exit
  *   lima-guard --stop INSTANCE… | --all    stop gracefully, then hard, inside one time budget
  *   lima-guard --run  INSTANCE -- COMMAND  --pre, then run COMMAND; on SIGTERM do --stop; leave with its exit status
- *   lima-guard --status [INSTANCE…]        what the guard sees, why, and what it would do; read-only
+ *   lima-guard --status [INSTANCE…]        what lima-guard sees, why, and what it would do; read-only
  *   lima-guard --install | --check | --uninstall INSTANCE…                 what install.ts does
  *
  * Every role is the same loop: observe (look at files and processes) → plan (pure: facts in, steps with reasons out) →
@@ -5815,12 +5815,16 @@ export const OPTIONS = [
     argument: "INSTANCE -- COMMAND…",
     text: "--pre, then run COMMAND; on SIGTERM do --stop; leave with its status",
   },
-  { flag: "status", argument: "[INSTANCE…]", text: "what the guard sees, why, and what it would do; changes nothing" },
-  { flag: "install", argument: "INSTANCE…", text: "let launchd run the guard (these three: --install --help)" },
-  { flag: "check", argument: "INSTANCE…", text: "is the job, in its file and as loaded, still run by the guard?" },
+  { flag: "status", argument: "[INSTANCE…]", text: "what lima-guard sees, why, and what it would do; changes nothing" },
+  { flag: "install", argument: "INSTANCE…", text: "let launchd run lima-guard (these three: --install --help)" },
+  { flag: "check", argument: "INSTANCE…", text: "is the job, in its file and as loaded, still run by lima-guard?" },
   { flag: "uninstall", argument: "INSTANCE…", text: "give launchd the plist as it was before" },
-  { flag: "all", text: "with --pre, --stop, --status: every instance of LIMA_HOME" },
-  { flag: "lima-home", argument: "DIR", text: "where the instances are (default: $LIMA_HOME, else ~/.lima)" },
+  { flag: "all", text: "with --pre, --stop, --status: every instance (root: --stop and --status of all users)" },
+  {
+    flag: "lima-home",
+    argument: "DIR",
+    text: "where the instances are (default: $LIMA_HOME, else all Lima homes of the user)",
+  },
   { flag: "timeout", argument: "SECONDS", text: `the whole budget of a stop (default: ${DEFAULT_BUDGET_S})` },
   {
     flag: "wait",
@@ -5879,7 +5883,7 @@ ${USAGE}
 ${rows.join("\n")}
 
 Exit statuses: 0 done, or nothing to do; 1 a step failed; 64 usage; 66 no such instance;
-75 could not find out, or another lima-guard is at work: try again; 77 not permitted.
+75 could not find out, or another lima-guard is using it: try again; 77 not permitted.
 
 Try: lima-guard --pre --dry-run default
 `;

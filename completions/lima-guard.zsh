@@ -15,8 +15,8 @@ _lima_guard() {
     _normal
   elif ((${words[(I)(--install|--check|--uninstall)]})); then
     _arguments -s \
-      '(--pre --stop --run --status --install --check --uninstall)--install[let launchd run the guard (these three\: --install --help)]' \
-      '(--pre --stop --run --status --install --check --uninstall)--check[is the job, in its file and as loaded, still run by the guard?]' \
+      '(--pre --stop --run --status --install --check --uninstall)--install[let launchd run lima-guard (these three\: --install --help)]' \
+      '(--pre --stop --run --status --install --check --uninstall)--check[is the job, in its file and as loaded, still run by lima-guard?]' \
       '(--pre --stop --run --status --install --check --uninstall)--uninstall[give launchd the plist as it was before]' \
       '--all[every job that starts an instance\: root'\''s daemons, or the user'\''s login agents too]' \
       '--plist=[this plist (for Colima INSTANCE is colima or colima-PROFILE)]:FILE:_files' \
@@ -45,12 +45,12 @@ _lima_guard() {
       '(--pre --stop --run --status --install --check --uninstall)--pre[clear what a dead run left behind, then exit]' \
       '(--pre --stop --run --status --install --check --uninstall)--stop[stop gracefully, then hard; several at once in parallel]' \
       '(--pre --stop --run --status --install --check --uninstall)--run[--pre, then run COMMAND; on SIGTERM do --stop; leave with its status]' \
-      '(--pre --stop --run --status --install --check --uninstall)--status[what the guard sees, why, and what it would do; changes nothing]' \
-      '(--pre --stop --run --status --install --check --uninstall)--install[let launchd run the guard (these three\: --install --help)]' \
-      '(--pre --stop --run --status --install --check --uninstall)--check[is the job, in its file and as loaded, still run by the guard?]' \
+      '(--pre --stop --run --status --install --check --uninstall)--status[what lima-guard sees, why, and what it would do; changes nothing]' \
+      '(--pre --stop --run --status --install --check --uninstall)--install[let launchd run lima-guard (these three\: --install --help)]' \
+      '(--pre --stop --run --status --install --check --uninstall)--check[is the job, in its file and as loaded, still run by lima-guard?]' \
       '(--pre --stop --run --status --install --check --uninstall)--uninstall[give launchd the plist as it was before]' \
-      '--all[with --pre, --stop, --status\: every instance of LIMA_HOME]' \
-      '--lima-home=[where the instances are (default\: $LIMA_HOME, else ~/.lima)]:DIR:_files -/' \
+      '--all[with --pre, --stop, --status\: every instance (root\: --stop and --status of all users)]' \
+      '--lima-home=[where the instances are (default\: $LIMA_HOME, else all Lima homes of the user)]:DIR:_files -/' \
       '--timeout=[the whole budget of a stop (default\: 60)]:SECONDS: ' \
       '--wait=[with --status\: until the VMs run and their guests are up; 75 if they do not]:SECONDS: ' \
       '--on-event=[run it at each event of --run, --pre, --stop (absolute path)]:PROGRAM: ' \
