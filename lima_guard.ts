@@ -212,7 +212,7 @@ export interface VerifiedProcess {
   readonly named: boolean;
 }
 
-/** What is known about the thing a file names. `stale` is for claims that name no process (a lock, a config). */
+/** What is known about the thing a file names. `stale` is for files that name no process (a lock, a config). */
 export type Verdict =
   | {
     readonly kind: "dead" | "not ours" | "stale" | "unknown";
@@ -1216,8 +1216,8 @@ function killCommand(instance: Instance, pid: number, signal?: string): string {
 // ──────────────────────────────────────────────────────────────────────────────────────────────── the plan of --pre ──
 
 /**
- * Decides what `--pre` does. Seven rules: R0 nothing claims anything; R1 not there; R2 proven alive; R3 unknown permits
- * nothing; the first of R1–R3 that speaks decides. Otherwise R4 and R5, a claim without proof goes with its companions,
+ * Decides what `--pre` does. Seven rules: R0 no file says that anything runs; R1 not there; R2 proven alive; R3 unknown permits
+ * nothing; the first of R1–R3 that speaks decides. Otherwise R4 and R5, a stale file is removed with its sockets,
  * and R6, what must not be fixed automatically is named, add up.
  */
 export function planPre(seen: Observation, budgetS = DEFAULT_BUDGET_S): Plan {
@@ -1318,7 +1318,7 @@ function unknownsOf(seen: Observation): Diagnostic[] {
   return [...stateFiles.map(unknownFile(seen.instance)), ...seen.unknowns];
 }
 
-/** A claim that is unknown, with what settles it: the process ends, or the file is no witness any more. */
+/** A file whose verdict is unknown, with what settles it: the process ends, or the file is moved away. */
 function unknownFile(instance: Instance): (claim: StateFile) => Diagnostic {
   return ({ path, verdict, stamp: seen }) => {
     const pid = readPid(seen.text ?? "");
@@ -1383,7 +1383,7 @@ function removal({ path, stamp }: StampedPath, because: string): Step {
   return { kind: "remove", what: `remove ${path}`, because, path, stamp };
 }
 
-/** The claims that go, as far as is known beforehand. */
+/** The stale files that can be deleted. */
 function removableFiles(seen: Observation): StateFile[] {
   return seen.stateFiles.filter((c) => isStale(c) && c.undeletable === undefined);
 }
@@ -1602,7 +1602,7 @@ function outcomeWords(outcome: Outcome): string {
   return outcome.note === undefined ? outcome.kind : `${outcome.kind}; ${outcome.note}`;
 }
 
-/** The result of a stop in one line. `cut` is what the host agent said where it could not stop its guest. */
+/** The result of a stop in one line. `cut` is what the host agent logged where it could not stop its guest. */
 export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgentHung = false): string {
   const took = `in ${seconds.toFixed(1)} s`;
   if (end === "agent" && cut !== undefined) return `stopped by the host agent ${took}, which cut the guest off: ${cut}`;
@@ -1637,8 +1637,8 @@ function describeDiagnostic(word: string): (r: Diagnostic) => string {
       r.hint === undefined ? "" : ` (hint: ${r.hint})`
     }`;
 }
-// ── --status
 
+// ── --status
 /** What is said where nothing was seen: Lima may still refuse, its lima.yaml for one. */
 export const STARTS = "nothing seen that would keep it";
 
@@ -1752,7 +1752,7 @@ export function stopUnderWay(
   return { pid, role, since: new Date(sinceMs).toISOString(), stage, until };
 }
 
-/** A line of the journal in words, in the time of the place. */
+/** A line of the journal in words, in local time. */
 export function journalWords(line: JournalLine): string {
   // A journal may hold anything: an object need not even have a text.
   const said = (name: string) => textOfFact(line[name]);
@@ -2322,7 +2322,6 @@ function looksSame(a: FileStamp, b: FileStamp): boolean {
 // ──────────────────────────────────────────────────────────────────────────────────────────────────────── observing ──
 
 // ── PID files
-
 /** What looking at an instance's PID files and processes brings; part of an Observation. */
 type Processes = Pick<Observation, "stateFiles" | "alive" | "unknowns" | "bootMarker" | "isOldMarker" | "searched">;
 
@@ -2426,8 +2425,8 @@ function readPidFile(host: Host, path: string, scope: PidFile["scope"]): PidFile
   if ("not" in number) return verdict("not ours", `it is not a PID: ${number.not}`);
   return { path, scope, stamp, content: { pid: number.pid } };
 }
-// ── processes
 
+// ── processes
 /** Verdict per PID: its row where it lives, and what it is to the instance. */
 type Judgements = Map<number, { row?: ProcessRow; judgement?: Judgement; dead?: string; zombie?: true }>;
 
@@ -2655,8 +2654,8 @@ function whyUnbelievable(table: ReturnType<typeof readPs>, ownPid: number): stri
   const own = table.rows.find((r) => r.pid === ownPid);
   return own === undefined || own.command === "" ? "ps did not list lima-guard itself with its command" : undefined;
 }
-// ── for a start
 
+// ── for a start
 /** How an instance is looked at. */
 interface ObserveOptions {
   readonly timeouts?: Timeouts;
@@ -2949,8 +2948,8 @@ function sshConfigFile(host: Host, instance: Instance): StateFile[] {
   const fixed = whyUndeletable(host, path);
   return [{ path, verdict, stamp: seen, scope: "instance", sockets: [], ...fixed }];
 }
-// ── networks
 
+// ── networks
 /** usernet sockets that answer for no PID file (row 22), and socket_vmnet's PID files (row 23). */
 /** What the networks of an instance do to its start. */
 interface NetworkFindings {
@@ -3016,8 +3015,8 @@ async function observeSocketVmnet(host: Host, instance: Instance): Promise<Netwo
   }
   return { startBlockers, notes };
 }
-// ── disks
 
+// ── disks
 /** The lock of an additional disk: a link to the directory of the instance that uses it. */
 interface DiskLock {
   readonly path: string;
@@ -3193,8 +3192,8 @@ function namedProcesses(host: Host, paths: readonly string[], h: Holder): string
   };
   return paths.find(isFile) ?? paths.find((p) => p === h.path) ?? paths.join(" ");
 }
-// ── finding instances
 
+// ── finding instances
 /** The Lima homes of one run, as they were named: links are resolved again at every look. */
 interface Homes {
   /** `--lima-home` or LIMA_HOME named it: no other home is looked at. */
@@ -3566,13 +3565,12 @@ async function signalProven(host: Host, proven: ProcessRow, signal: Signal, psMs
 // ───────────────────────────────────────────────────────────────────────────────────────────────────────── stopping ──
 
 // ── the session with the guest
-
 /**
  * An ssh session in which a root shell of the guest waits for one word. It is opened before anything is proven, which
  * does no harm, and the request is sent after the proof.
  */
 interface GuestSession {
-  /** Says the word, and how many seconds the guest has. */
+  /** Asks for the poweroff, and says how many seconds the guest has. */
   requestPoweroff(leftS: number): void;
   /** Whether the guest acknowledged the request. */
   isAcknowledged(): boolean;
@@ -3663,8 +3661,8 @@ function openGuestSession(host: Host, instance: Instance): GuestSession | string
     close: () => ssh.ok.kill("SIGKILL"),
   };
 }
-// ── the stages in order
 
+// ── the stages in order
 /** Options of a stop. */
 interface StopOptions {
   readonly budgetS: number;
@@ -3672,7 +3670,7 @@ interface StopOptions {
   readonly beganMs: number;
   /** The reason of the plan, where it is not simply that something is alive. */
   readonly because?: string;
-  /** A line that was opened after proof: the word is said at once, before anything is looked at. */
+  /** A session that was opened after proof: the request is sent at once, before anything is looked at. */
   readonly ready?: GuestSession;
   /** The guard's own child, which is signalled by its handle. */
   readonly child?: Child;
@@ -3686,7 +3684,7 @@ interface Stop extends StopOptions {
   readonly instance: Instance;
   readonly limits: Record<Stage, number>;
   session: GuestSession | string;
-  /** Sessions in which the word was said, to be closed at the end. */
+  /** Sessions in which the request was sent, to be closed at the end. */
   readonly opened: GuestSession[];
   /** Whether QEMU was signalled, which cuts the guest's power. */
   powerCut: boolean;
@@ -3849,8 +3847,8 @@ async function runStage(stop: Stop, stage: "guest" | "agent" | "driver" | "kill"
   await journal(ctx, instance, "stage", { stage, seconds, until: stop.limits[stage], outcome: outcomeWords(outcome) });
   return remaining(stop).length === 0;
 }
-// ── one stage
 
+// ── one stage
 /** One stage: acts, waits at most until the given moment or the skip, and says what came of it. */
 type StageWork = (stop: Stop, deadlineMs: number, skipped: () => boolean) => Promise<Outcome>;
 
@@ -3928,7 +3926,7 @@ const PRESS_AGAIN_MS = 5_000;
 
 /** What the guest stage has tried so far. */
 interface Asking {
-  /** The sessions in which the word was said. */
+  /** The sessions in which the request was sent. */
   readonly sessions: GuestSession[];
   /** Why there is no session, where there is none. */
   none: string | undefined;
@@ -3997,7 +3995,7 @@ async function askMeanwhile(stop: Stop, deadlineMs: number, skipped: () => boole
   } while (!skipped() && host.clockMs() < deadlineMs && !hasAcknowledged(asking));
 }
 
-/** Says the word in a session, where its port is proven: a ready session has had its proof, and its word. */
+/** Sends the request in a session, where its port is proven: a ready session has had its proof, and its request. */
 function requestIn(stop: Stop, asking: Asking, line: GuestSession | string, wasSaid: boolean): void {
   asking.none = typeof line === "string" ? line : undefined;
   if (typeof line === "string") return;
@@ -4238,7 +4236,6 @@ function removeAll(ctx: Context, instance: Instance, steps: readonly Step[]): St
 // ───────────────────────────────────────────────────────────────────────────────────────────────────── the commands ──
 
 // ── --pre
-
 /** How often `--pre` looks again after it did something; a world that changes faster is left to the next try. */
 const ROUNDS = 4;
 
@@ -4299,8 +4296,8 @@ async function actOn(ctx: Context, instance: Instance, p: Plan, beganMs: number)
   const what = `end ${names(stop.remaining)}`;
   return [...stop.steps, { kind: "kill", what, because: p.because, outcome: { kind: "alive", why: "alive" } }];
 }
-// ── --stop
 
+// ── --stop
 /** `--stop`: the stop stages, then clean up, so that the next boot starts clean. */
 async function runStop(ctx: Context, instance: Instance): Promise<Report> {
   const { host } = ctx;
@@ -4444,8 +4441,8 @@ async function cleanUp(
   const blockers = [...alive.length > 0 ? [again] : [], ...unknownsOf(seen), ...seen.held];
   return { state: alive.length > 0 ? "running" : "unknown", steps: [], blockers };
 }
-// ── taking the lock
 
+// ── taking the lock
 /** A lock that was taken, or the report of who has it; and which `--run` was asked to release it. */
 type LockResult = { lock: InstanceLock; supervisor?: LockRecord } | { report: Report; held?: HeldLock };
 
@@ -4541,8 +4538,8 @@ async function proveHolder(ctx: Context, instance: Instance, held: LockFile, hol
   }
   return { row };
 }
-// ── root: the whole machine
 
+// ── root: the whole machine
 /** How long a lima-guard of another user may need beyond the budget before it is ended. */
 const OWNER_RESERVE_MS = 3_000;
 
@@ -4704,8 +4701,8 @@ async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Re
     }),
   );
 }
-// ── --status
 
+// ── --status
 /** What a journal that is there and cannot be read makes unknown; nothing where it is read, or absent. */
 function unreadJournal(host: Host, instance: Instance): Partial<Details> {
   const probe = probeRead(host, join(instance.dir, JOURNAL_FILE), "follow links");
@@ -4820,8 +4817,8 @@ async function sockOf(host: Host, instance: Instance): Promise<"answers" | "ther
   if (host.stat(path).trouble === "absent") return "absent";
   return await hasAnswer(host, path) ? "answers" : "there";
 }
-// ── --run: preparing
 
+// ── --run: preparing
 /** One `--run`. */
 interface Run {
   readonly ctx: Context;
@@ -5020,8 +5017,8 @@ function warnOfShortTimeLimit(run: Run, instance: Instance): void {
     `(hint: ${guardCommand(instance, "--install")})`;
   run.ctx.say("warn", instance, text);
 }
-// ── --run: supervising
 
+// ── --run: supervising
 /** `--run`: prepare, run the command, on a signal stop the instance, leave with the right status. */
 async function superviseRun(ctx: Context, homes: Homes, name: string, command: readonly [string, ...string[]]) {
   const label = labelOf(ctx.host);
@@ -5206,8 +5203,8 @@ async function userEntry(host: Host, who = String(host.uid)) {
   const [name, home, uid, gid] = [fields[0], fields.at(-2), Number(fields[2]), Number(fields[3])];
   return name && home?.startsWith("/") ? { name, home, uid, gid } : undefined;
 }
-// ── --run: watching
 
+// ── --run: watching
 /** Watches the boot: until Lima calls the instance Running, at most as long as a boot may take. Then nothing is polled. */
 async function becomeRunning(run: Run, instance: Instance): Promise<void> {
   const { ctx } = run;
@@ -5270,7 +5267,7 @@ function pidIn(host: Host, path: string): number | undefined {
   return "pid" in number && host.alive(number.pid) !== "no" ? number.pid : undefined;
 }
 
-/** Keeps a line to the guest ready, made again with growing pauses when it breaks: at the stop nothing is started. */
+/** Keeps a guest session open, made again after a back-off when it breaks: at the stop nothing is started. */
 async function keepGuestSession(run: Run, instance: Instance): Promise<void> {
   const { host } = run.ctx;
   for (let broken = 0; run.ended === undefined && run.stopMs === undefined;) {
@@ -5355,8 +5352,8 @@ async function adoptAgent(run: Run): Promise<void> {
   await journal(ctx, instance, "start", { version: VERSION, pid: pid ?? null, adopted: true, job });
   watchRunning(run, instance, pid);
 }
-// ── --run: the end
 
+// ── --run: the end
 /** The requested stop: the stop stages for what is proven, the command by its handle, clean-up. 0 where nothing is left. */
 async function stopRun(run: Run): Promise<void> {
   const { ctx } = run;
@@ -5532,7 +5529,6 @@ async function cleanUpAfterExit(
 // ──────────────────────────────────────────────────────────────────────────────────────────────────────── the edges ──
 
 // ── the real host
-
 /** The machine itself: the only place that touches Deno. */
 export function realHost(): Host {
   const os = Deno.build.os === "darwin" ? "darwin" : "linux";
@@ -5673,8 +5669,8 @@ async function orAtLimit<T>(promise: Promise<T>, ms: number, otherwise: T): Prom
     clearTimeout(timer);
   }
 }
-// ── the real host: processes and sockets
 
+// ── the real host: processes and sockets
 function environmentFor(command: Command): Record<string, string> {
   const env = { ...command.apart ? {} : Deno.env.toObject(), ...command.env };
   for (const name of command.unset ?? []) delete env[name];
@@ -5804,8 +5800,8 @@ function writeAll(to: { writeSync(bytes: Uint8Array): number }, text: string): v
     for (let sent = 0; sent < bytes.length;) sent += to.writeSync(bytes.subarray(sent));
   });
 }
-// ── command line
 
+// ── command line
 /** Every option there is, in the order of the help text, which is made from this table. */
 export const OPTIONS = [
   { flag: "pre", argument: "INSTANCE…", text: "clear what a dead run left behind, then exit" },
@@ -5986,8 +5982,8 @@ function invocationOf(
   if (role === "run" && json && !dryRun) return { usage: "--json goes with --run only in a --dry-run" };
   return { role, names, command: command ?? [], all, ...limaHome, budgetS, ...limit, ...event, dryRun, json, verbose };
 }
-// ── main
 
+// ── main
 /** Runs lima-guard with these arguments on this host. Returns the exit status. */
 export async function main(args: readonly string[], host: Host): Promise<number> {
   try {

@@ -50,7 +50,7 @@ import {
 const ALLOWANCE_S = 5;
 /** A `--run` that has not come to anything after this time is asked to stop where it is. */
 const RUN_LIMIT_MS = 5_000;
-/** A start that hangs has to be told from one on a busy machine. */
+/** A start that hangs must be distinguished from one on a busy machine. */
 const START_LIMIT_MS = 15_000;
 
 // ── the world of a case ──

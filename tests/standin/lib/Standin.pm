@@ -136,7 +136,7 @@ sub connect_unix {
     return socket($fh, AF_UNIX, SOCK_STREAM, 0) && connect($fh, pack_sockaddr_un($path)) ? $fh : undef;
 }
 
-# A port of 127.0.0.1 where nobody listens.
+# A port of 127.0.0.1 where no process listens.
 sub closed_port {
     my $fh;
     socket($fh, AF_INET, SOCK_STREAM, 0) && bind($fh, pack_sockaddr_in(0, INADDR_LOOPBACK)) or die "stand-in: $!\n";
