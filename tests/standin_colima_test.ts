@@ -30,7 +30,15 @@ async function started(home: Home, instance: Instance): Promise<Colima & { reado
   const agent = await up(instance);
   // `limactl start` has ended: Colima has no child any more.
   await eventually(() => assert.equal(childrenOf(run.pid).length, 0));
+  await eventually(() => assert.ok(catchesTerm(run.pid), "it does not wait for a signal yet"));
   return { ...run, agent };
+}
+
+/** Whether a process has a handler for SIGTERM, as far as this system shows it. */
+function catchesTerm(pid: number): boolean {
+  if (Deno.build.os !== "linux") return true;
+  const mask = /^SigCgt:\s*([0-9a-f]+)$/m.exec(Deno.readTextFileSync(`/proc/${pid}/status`))?.[1] ?? "0";
+  return (BigInt(`0x${mask}`) & (1n << 14n)) !== 0n;
 }
 
 function childrenOf(pid: number): string[] {

@@ -485,7 +485,7 @@ Deno.test({
       Deno.renameSync(`${clock}.new`, clock);
     };
     set("+0");
-    await using guard = spawnGuard(home, ["--stop", "--json", "--timeout", "9", "k3s"], {
+    await using guard = spawnGuard(home, ["--stop", "--json", "--timeout", "15", "k3s"], {
       env: {
         LD_PRELOAD: FAKETIME!,
         FAKETIME_TIMESTAMP_FILE: clock,
