@@ -111,7 +111,7 @@ async function upAndDown(vm: Instance, conf: Record<string, string>): Promise<Se
   vm.conf({ boot_ms: "", ...conf });
   await using guard = run(vm);
   await guard.waitForLine(/Running after/, { withinMs: 30_000 });
-  const seen = of(guard.pid);
+  const seen = await settled(guard.pid);
   const { status, stderr } = await stopRun(guard, 70_000);
   assert.equal(status, 0, stderr);
   assert.equal(vm.guestDisk(), "clean");
@@ -126,7 +126,7 @@ const KINDS: readonly Kind[] = [
     vm.conf({ vmtype: "vz", boot_ms: "" });
     await using guard = run(vm);
     await guard.waitForLine(/Running after/, { withinMs: 30_000 });
-    const seen = of(guard.pid);
+    const seen = await settled(guard.pid);
     Deno.kill(await agentPid(vm), "SIGKILL");
     const { status, stderr } = await guard.result();
     assert.equal(status, 137, stderr);
@@ -184,6 +184,18 @@ function of(pid: number | "self"): Self | undefined {
   if (Deno.build.os !== "linux") return undefined;
   const KiB = Number(/^VmRSS:\s+(\d+)/m.exec(Deno.readTextFileSync(`/proc/${pid}/status`))![1]);
   return { descriptors: names(`/proc/${pid}/fd`).length, threads: names(`/proc/${pid}/task`).length, KiB };
+}
+
+/** What a process has once that stays the same for ten looks: while it opens its session to the guest it has some more. */
+async function settled(pid: number): Promise<Self | undefined> {
+  let [last, same] = [of(pid), 0];
+  await eventually(() => {
+    const now = of(pid);
+    same = now?.descriptors === last?.descriptors ? same + 1 : 0;
+    last = now;
+    assert.ok(same >= 10, "its descriptors still change");
+  });
+  return last;
 }
 
 function self(): Self {
