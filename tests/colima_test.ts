@@ -205,7 +205,7 @@ async function staysDown({ launchd, home }: Scene, vm: Instance, label = LABEL, 
   const life = await launchd.ended(label);
   assert.deepEqual([life.ended!.code, life.ended!.signal, life.killed], [0, null, false], launchd.job(label).said());
   assert.deepEqual(launchd.job(label).lives.length, lives);
-  assertDown(vm);
+  await assertDown(vm);
   assert.deepEqual(home.processes().filter((line) => line.includes("/bin/colima start")), []);
 }
 
@@ -315,7 +315,7 @@ test("lima-guard is killed: the VM lives on, and the next one adopts its host ag
   for (const start of vm.starts().slice(0, -1)) await waitForExit(start.pid);
   assert.equal(vm.log().join("\n").includes("another hostagent"), false);
   await launchd.shutdown();
-  assertDown(vm);
+  await assertDown(vm);
   assert.equal(isAlive(pid), false);
 });
 

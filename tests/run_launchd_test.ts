@@ -55,12 +55,12 @@ function isRunning({ launchd }: Scene, vm: Instance, times = 1): Promise<void> {
 }
 
 /** launchd has stopped it: in time, with 0, and nothing is left. */
-function assertStopped({ launchd }: Scene, vm: Instance): void {
+async function assertStopped({ launchd }: Scene, vm: Instance): Promise<void> {
   const job = launchd.job(labelOf(vm));
   const life = job.lives.at(-1)!;
   assert.equal(life.killed, false, `launchd's time limit was over:\n${job.said()}`);
   assert.deepEqual([life.ended!.code, life.ended!.signal], [0, null], job.said());
-  assertDown(vm);
+  await assertDown(vm);
   assert.equal(last(vm, "end").requested, true);
 }
 
@@ -75,7 +75,7 @@ test("a boot with stale files: they are cleared, and no other process is signall
   assert.deepEqual(events(vm), ["pre", "start", "running"]);
   assert.equal(last(vm, "start").job, `system/${labelOf(vm)}`);
   await launchd.shutdown();
-  assertStopped(scene, vm);
+  await assertStopped(scene, vm);
   bystander.assertAlive();
 });
 
@@ -85,7 +85,7 @@ test("the budget is what launchctl print says, and only for our own PID", async 
   await isRunning(scene, vm);
   await launchd.shutdown();
   assert.equal(last(vm, "stop").budgetS, 17);
-  assertStopped(scene, vm);
+  await assertStopped(scene, vm);
 });
 
 test("a label that was inherited from another job is not believed", async (scene) => {
@@ -123,7 +123,7 @@ test(
     await launchd.started(label, 5);
     await eventually(() => assert.match(launchd.job(label).said(), /waits 20 s/));
     await launchd.shutdown();
-    assertStopped(scene, vm);
+    await assertStopped(scene, vm);
     const life = launchd.job(label).lives.at(-1)!;
     assert.ok(life.ended!.atMs - life.askedMs! < 3000, "a stop ends the waiting at once");
   },
@@ -137,7 +137,7 @@ test("a shutdown with grace: the guest powers off, the next boot starts", async 
   await isRunning(scene, vm);
   await eventually(() => assert.ok(guest.log().some((line) => line.startsWith("sudo"))));
   await launchd.shutdown();
-  assertStopped(scene, vm);
+  await assertStopped(scene, vm);
   assert.equal(vm.guestDisk(), "clean");
   assert.equal(last(vm, "end").stage, "guest");
   assert.equal(guest.log().filter((line) => line.startsWith("ssh:")).length, 1, "a session was opened in the shutdown");
@@ -145,7 +145,7 @@ test("a shutdown with grace: the guest powers off, the next boot starts", async 
   await isRunning(scene, vm, 2);
   assert.equal(events(vm).includes("pre"), false, "there was something to clear");
   await launchd.shutdown();
-  assertStopped(scene, vm);
+  await assertStopped(scene, vm);
 }, { ignore: whyNoSshd() !== undefined, conf: { guest_off_ms: 700, stop: "cannot-request-stop" } });
 
 test(
@@ -157,7 +157,7 @@ test(
     await isRunning(scene, vm);
     await eventually(() => assert.ok(guest.log().some((line) => line.startsWith("sudo"))));
     await launchd.shutdown({ directory: true });
-    assertStopped(scene, vm);
+    await assertStopped(scene, vm);
     assert.equal(vm.guestDisk(), "clean");
     assert.equal(last(vm, "end").stage, "guest");
     assert.throws(() => Deno.statSync(`${launchd.bin}/state/refused`), Deno.errors.NotFound, "an ssh was refused");
@@ -174,7 +174,7 @@ test("a shutdown that takes the VM first: gone before the request, and the next 
   const job = launchd.job(labelOf(vm));
   assert.equal(job.lives.at(-1)!.killed, false, job.said());
   assert.equal(last(vm, "end").stage, "gone before the request", job.said());
-  assertDown(vm);
+  await assertDown(vm);
   launchd.boot();
   await isRunning(scene, vm, 2);
 }, { conf: { vmtype: "qemu" } });
@@ -185,7 +185,7 @@ test("a daemon without HOME and without a user of its own: LIMA_HOME is enough",
   load(launchd, vm, { ExitTimeOut: 6, EnvironmentVariables: environment });
   await isRunning(scene, vm);
   await launchd.shutdown();
-  assertStopped(scene, vm);
+  await assertStopped(scene, vm);
 });
 
 test("a shutdown with a hung guest: killed in time, the next boot is clean", async (scene) => {
@@ -194,7 +194,7 @@ test("a shutdown with a hung guest: killed in time, the next boot is clean", asy
   await isRunning(scene, vm);
   vm.pidFile("qemu.pid", bystander.pid);
   await launchd.shutdown();
-  assertStopped(scene, vm);
+  await assertStopped(scene, vm);
   assert.equal(last(vm, "end").stage, "killed");
   vm.conf({ stop: "" });
   launchd.boot();
@@ -208,7 +208,7 @@ test("ExitTimeOut is absent: 5 s, and a hung guest is killed in them", async (sc
   await isRunning(scene, vm);
   assert.match(launchd.job(labelOf(vm)).said(), /launchd grants 5 s .*hint: lima-guard --install /);
   await launchd.shutdown();
-  assertStopped(scene, vm);
+  await assertStopped(scene, vm);
   assert.equal(last(vm, "stop").budgetS, 5);
 }, { conf: { stop: "ignore", vmtype: "qemu" } });
 
@@ -217,7 +217,7 @@ test("a shutdown during the boot", async (scene) => {
   load(launchd, vm, { ...ONCE_MORE, ExitTimeOut: 5 });
   await eventually(() => assert.ok(vm.pid("vz.pid")), { withinMs: 20_000 });
   await launchd.shutdown();
-  assertStopped(scene, vm);
+  await assertStopped(scene, vm);
   vm.conf({ boot_ms: "" });
   // Running by Lima's own definition comes before the guest has booted: it may have been so already.
   const before = events(vm).filter((event) => event === "running").length;
@@ -234,7 +234,7 @@ test("a shutdown while the guard itself is starting", async (scene) => {
   const { killed, ended } = launchd.job(label).lives[0]!;
   assert.equal(killed, false);
   assert.ok([0, 143].includes(ended!.code), `status ${ended!.code}`);
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 test("five instances: started one after another, stopped all at once", async (scene) => {
@@ -252,7 +252,7 @@ test("five instances: started one after another, stopped all at once", async (sc
   }
   for (const vm of all) nameInAllPidFiles(vm, bystander.pid);
   await launchd.shutdown();
-  for (const vm of all) assertStopped(scene, vm);
+  for (const vm of all) await assertStopped(scene, vm);
   assert.deepEqual(all.map((vm) => last(vm, "end").stage === "killed"), [false, false, false, true, false]);
   bystander.assertAlive();
 });
@@ -277,7 +277,7 @@ test("a power cut, and all PIDs belong to other programs at the next boot", asyn
     assert.ok(each.has("lima-guard.previous/ha.stderr.log"), "the logs of the run that was cut off are kept");
   }
   await launchd.shutdown();
-  for (const each of [vm, qemu]) assertStopped(scene, each);
+  for (const each of [vm, qemu]) await assertStopped(scene, each);
   bystander.assertAlive();
 });
 
@@ -288,7 +288,7 @@ test("launchctl kill TERM: no timer, and KeepAlive {SuccessfulExit: false} lets 
   assert.equal(launchd.control(["kill", "TERM", `system/${label}`]).code, 0);
   const life = await launchd.ended(label);
   assert.deepEqual([life.askedMs, life.ended!.code], [undefined, 0]);
-  assertDown(vm);
+  await assertDown(vm);
   assert.equal(launchd.control(["kickstart", `system/${label}`]).code, 0);
   await isRunning(scene, vm, 2);
   assert.equal(launchd.job(label).lives.length, 2);
@@ -305,7 +305,7 @@ test("the guard is killed: its group's SIGTERM stops the guest, and the next gua
   await isRunning(scene, vm, 2);
   assert.equal(launchd.job(label).lives.length, 2);
   await launchd.shutdown();
-  assertStopped(scene, vm);
+  await assertStopped(scene, vm);
 });
 
 test("the guard is killed, and the agent takes its time: the next guard does not start a second one", async (scene) => {
@@ -347,7 +347,7 @@ test("--stop, KeepAlive {SuccessfulExit: false}: it stays down, and the line to 
   assert.match(result.stdout, new RegExp(`launchctl kickstart system/${label}`));
   const job = launchd.job(label);
   assert.deepEqual(job.lives.map(({ ended }) => ended?.code), [0]);
-  assertDown(vm);
+  await assertDown(vm);
   assert.deepEqual(last(vm, "end").role, "run", "the job's own guard has done it");
 });
 
@@ -371,7 +371,7 @@ test("--stop during the restart back-off: it ends at once", async (scene) => {
   const result = await runGuard(home, ["--stop", "vm"]);
   assert.equal(result.status, 0, result.stdout + result.stderr);
   assert.equal((await launchd.ended(label)).ended!.code, 0);
-  assertDown(vm);
+  await assertDown(vm);
 }, { conf: { die_at: "ha.pid" }, throttle: 0.02 });
 
 test("bootout returns before the guest is off; the label is free when it is", async (scene) => {
@@ -384,5 +384,5 @@ test("bootout returns before the guest is off; the label is free when it is", as
   await eventually(() => assert.equal(launchd.control(["print", job.target]).code, 113), { withinMs: 12_000 });
   assert.deepEqual([job.lives[0]!.killed, job.lives[0]!.ended!.code], [false, 0]);
   assert.equal(vm.guestDisk(), "clean");
-  assertDown(vm);
+  await assertDown(vm);
 }, { conf: { stop: "slow:800" } });

@@ -116,7 +116,7 @@ test("a requested stop: 0, although the vz agent exits with 1; the journal has i
   const { status, stderr } = await stopRun(guard);
   assert.equal(status, 0, stderr);
   assert.match(stderr, /CanRequestStop/);
-  assertDown(vm);
+  await assertDown(vm);
   const lines = journal(vm).filter(({ event }) => event !== "booted");
   assert.deepEqual(lines.map(({ event }) => event), ["start", "running", "stop", "stage", "stage", "end"]);
   for (const line of lines) {
@@ -136,7 +136,7 @@ test("a requested stop: 0, although the vz agent exits with 1; the journal has i
 test("the host agent ends by itself: its own status, and what it left is cleared", async ({ vm }) => {
   const result = await run(vm).result();
   assert.equal(result.status, 2, result.stderr);
-  assertDown(vm);
+  await assertDown(vm);
   const end = last(vm, "end");
   assert.deepEqual([end.requested, end.code, end.status], [false, 2, 2]);
 }, { conf: { exit_after_ms: 700, exit_code: 2 } });
@@ -146,7 +146,7 @@ test("the host agent is killed: 137, and what it left is cleared", async ({ vm }
   Deno.kill(await agentPid(vm), "SIGKILL");
   const result = await guard.result();
   assert.equal(result.status, 137, result.stderr);
-  assertDown(vm);
+  await assertDown(vm);
   assert.equal(last(vm, "end").signal, "SIGKILL");
 });
 
@@ -158,7 +158,7 @@ test("QEMU's agent is killed: the machine that is left is stopped before the gua
   assert.equal(result.status, 137, result.stderr);
   assert.equal(isAlive(qemu), false);
   assert.equal(vm.guestDisk(), "clean");
-  assertDown(vm);
+  await assertDown(vm);
 }, { conf: { vmtype: "qemu" } });
 
 for (const signal of ["SIGINT", "SIGHUP"] as const) {
@@ -167,7 +167,7 @@ for (const signal of ["SIGINT", "SIGHUP"] as const) {
     guard.signal(signal);
     assert.equal((await guard.result()).status, 0);
     assert.equal(vm.guestDisk(), "clean");
-    assertDown(vm);
+    await assertDown(vm);
   });
 }
 
@@ -178,7 +178,7 @@ test("--timeout is the budget of the stop: a guest that hangs is killed in it", 
   assert.equal(status, 0, stderr);
   assert.ok(seconds < 4.5, `${seconds} s`);
   assert.equal(last(vm, "end").stage, "killed");
-  assertDown(vm);
+  await assertDown(vm);
 }, { conf: { stop: "hang" } });
 
 // ── what the command gets ──
@@ -297,7 +297,7 @@ test(
     const said = vm.log().filter((line) => line.startsWith("Received SIG"));
     assert.deepEqual(said, ["Received SIGTERM, shutting down the host agent"], "Ctrl-C is a SIGINT");
     assert.equal(vm.guestDisk(), "clean");
-    assertDown(vm);
+    await assertDown(vm);
   },
   { ignore: NO_SCRIPT },
 );
@@ -321,7 +321,7 @@ test("at a terminal Ctrl-C, at least a second after the first, leads to the next
   const [stage] = journal(vm).filter((line) => line.event === "stage" && line.stage === "agent");
   assert.equal(stage!.outcome, "skipped by a signal");
   assert.equal(last(vm, "end").stage, "killed");
-  assertDown(vm);
+  await assertDown(vm);
 }, { ignore: NO_SCRIPT, conf: { stop: "hang" } });
 
 // ── signals that come again ──
@@ -345,7 +345,7 @@ test("under launchd further signals change nothing: they are journalled", async 
   assert.equal(status, 0, stderr);
   assert.equal(last(vm, "end").stage, "agent", "the guest had its whole grace");
   assert.equal(vm.guestDisk(), "clean");
-  assertDown(vm);
+  await assertDown(vm);
 }, { conf: { stop: "slow:2500" } });
 
 test("by hand a second SIGTERM skips to the next stage", async ({ vm }) => {
@@ -360,7 +360,7 @@ test("by hand a second SIGTERM skips to the next stage", async ({ vm }) => {
     clearInterval(again);
   }
   assert.equal(last(vm, "end").stage, "killed");
-  assertDown(vm);
+  await assertDown(vm);
 }, { conf: { stop: "hang" } });
 
 test("two SIGTERMs at once are one wish", async ({ vm }) => {
@@ -494,7 +494,7 @@ test("stopped while a booting agent of another run is waited for: it is stopped,
   assert.equal(status, 0, stderr);
   assert.ok(seconds < 8, `${seconds} s`);
   assert.equal(agent.isAlive(), false);
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 test("stopped during the stop stages on an orphan: in launchd's time, not in its own", async ({ vm, bystander }) => {
@@ -507,7 +507,7 @@ test("stopped during the stop stages on an orphan: in launchd's time, not in its
   assert.equal(status, 0, stderr);
   assert.equal(orphan.isAlive(), false);
   assert.equal(vm.has("standin.starts") && vm.starts().length > 1, false, "the command was started");
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 // ── a stop during the boot ──
@@ -529,7 +529,7 @@ test("stopped before there is an ha.pid", async ({ vm }) => {
   const { status, stderr, seconds } = await stopRun(guard);
   assert.equal(status, 0, stderr);
   assert.ok(seconds < 3, `${seconds} s`);
-  assertDown(vm);
+  await assertDown(vm);
   assert.deepEqual(vm.home.processes().filter((line) => line.includes("once-released")), []);
 });
 
@@ -542,7 +542,7 @@ test("stopped before there is an ha.pid, and the command starts the machine all 
   tell();
   const { status, stderr } = await guard.result();
   // Either nothing of it lives, or it is no success.
-  if (status === 0) assertDown(vm);
+  if (status === 0) await assertDown(vm);
   else assert.equal(status, 1, stderr);
 }, { conf: { vmtype: "qemu" } });
 
@@ -552,7 +552,7 @@ test("stopped while the host agent has ha.pid and nothing else", async ({ vm }) 
   const { status, stderr, seconds } = await stopRun(guard);
   assert.equal(status, 0, stderr);
   assert.ok(seconds < 6, `${seconds} s of 6`);
-  assertDown(vm);
+  await assertDown(vm);
 }, { conf: { stay_at: "ha.pid" } });
 
 test("stopped while the guest boots, and the vz agent reads no signal yet: killed in time", async ({ vm }) => {
@@ -562,7 +562,7 @@ test("stopped while the guest boots, and the vz agent reads no signal yet: kille
   assert.equal(status, 0, stderr);
   assert.ok(seconds < 6, `${seconds} s of 6`);
   assert.equal(last(vm, "end").stage, "killed");
-  assertDown(vm);
+  await assertDown(vm);
   vm.conf({ boot_ms: "" });
   await using again = await running(vm, { env: asJob(vm, 6) });
   assert.equal((await stopRun(again)).status, 0);
@@ -577,7 +577,7 @@ test("stopped while QEMU boots, whose guest hears no power button yet: killed in
   assert.ok(seconds < 5, `${seconds} s of 5`);
   assert.equal(isAlive(qemu), false);
   assert.equal(last(vm, "end").stage, "killed");
-  assertDown(vm);
+  await assertDown(vm);
 }, { conf: { boot_ms: 60_000, vmtype: "qemu" } });
 
 // ── a stop after the end ──
@@ -592,7 +592,7 @@ test(
     const { seconds } = await stopRun(guard, 9_000);
     assert.ok(seconds < 5, `it took ${seconds} s of 5`);
     assert.equal(isAlive(qemu), false);
-    assertDown(vm);
+    await assertDown(vm);
   },
   { conf: { vmtype: "qemu", stop: "ignore", ignore_term: 1 } },
 );
@@ -603,7 +603,7 @@ test("asked to stop while a command that ignores SIGTERM is ended after its agen
   await guard.waitForLine(/SIGTERM to .*colima/);
   const { seconds } = await stopRun(guard, 9_000);
   assert.ok(seconds < 5, `it took ${seconds} s of 5`);
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 // ── by hand, and under launchd ──
@@ -655,7 +655,7 @@ test("under launchd it waits for the volume and for the lock, and starts when th
   lock[Symbol.dispose]();
   await guard.waitForLine(/Running after/);
   assert.equal((await stopRun(guard)).status, 0);
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 test("what a dead run left behind is cleared first", async ({ vm, bystander }) => {
@@ -664,7 +664,7 @@ test("what a dead run left behind is cleared first", async ({ vm, bystander }) =
   await using guard = await running(vm);
   await eventually(() => assert.deepEqual(events(vm), ["pre", "start", "running"]));
   assert.equal((await stopRun(guard)).status, 0);
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 test("--dry-run prints the plan and the command, and starts nothing", async ({ vm, bystander }) => {
@@ -714,7 +714,7 @@ test("the command starts the agent in the background: a stop takes the stages, t
   assert.equal(vm.guestDisk(), "clean");
   assert.ok(stderr.indexOf("colima ends") > stderr.indexOf("stage agent"), stderr);
   assert.deepEqual(vm.log().filter((line) => line.startsWith("Received SIG")).length, 1);
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 test(
@@ -724,7 +724,7 @@ test(
     const { status, stderr, seconds } = await stopRun(guard);
     assert.equal(status, 0, stderr);
     assert.ok(seconds < 5, `${seconds} s of 5`);
-    assertDown(vm);
+    await assertDown(vm);
     assert.deepEqual(vm.home.processes().filter((line) => line.includes("/colima")), []);
   },
   { conf: { stop: "hang" } },
@@ -740,7 +740,7 @@ for (const how of ["SIGKILL", "limactl stop"] as const) {
     assert.equal(status, expected, stderr);
     assert.match(stderr, /colima ends/);
     assert.deepEqual([last(vm, "end").requested, last(vm, "end").status], [false, expected]);
-    assertDown(vm);
+    await assertDown(vm);
   });
 }
 
@@ -774,7 +774,7 @@ for (const [moment, until] of MOMENTS) {
         assert.ok(!isAlive(pid));
         assert.equal(vm.guestDisk(), "clean");
         assert.deepEqual([last(vm, "end").requested, last(vm, "end").stage], [true, "agent"]);
-        assertDown(vm);
+        await assertDown(vm);
       },
       { ignore: !LINUX },
     );
@@ -790,7 +790,7 @@ for (const how of ["SIGKILL", "limactl stop"] as const) {
     else assert.equal((await limactl(home, ["stop", "vm"])).status, 0);
     const { status, stderr } = await guard.result();
     assert.equal(status, how === "SIGKILL" ? 1 : 0, stderr);
-    assertDown(vm);
+    await assertDown(vm);
   }, { ignore: !LINUX });
 }
 
@@ -816,7 +816,7 @@ test("both are asked to stop at once, as at a shutdown: one stop, one set of sta
   assert.deepEqual(ends.map(({ status }) => status), [0, 0], ends.map(({ stderr }) => stderr).join("\n"));
   assert.deepEqual(events(vm), ["start", "running", "stop", "stage", "stage", "end"]);
   assert.equal(vm.guestDisk(), "clean");
-  assertDown(vm);
+  await assertDown(vm);
 }, { conf: { stop: "slow:700" } });
 
 test("the agent ends just as the guard finds it Running: it is noticed all the same", async ({ home, vm }) => {
@@ -832,7 +832,7 @@ test("the agent ends just as the guard finds it Running: it is noticed all the s
   });
   const { status, stderr } = await guard.result({ timeoutMs: 10_000 });
   assert.equal(status, 1, stderr);
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 test("a script of the administrator's own that becomes limactl", async ({ vm }) => {
@@ -841,7 +841,7 @@ test("a script of the administrator's own that becomes limactl", async ({ vm }) 
   assert.equal(await agentPid(vm), last(vm, "start").pid);
   assert.equal((await stopRun(guard)).status, 0);
   assert.equal(vm.guestDisk(), "clean");
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 // ── adoption ──
@@ -857,7 +857,7 @@ test("a healthy agent is adopted, and its end by limactl stop is a good one", as
   const start = last(vm, "start");
   assert.deepEqual([start.adopted, start.pid], [true, agent.pid]);
   assert.deepEqual([last(vm, "end").requested, last(vm, "end").status], [false, 0]);
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 test("an adopted agent that is killed: 1, and what it left is cleared", async ({ vm }) => {
@@ -867,7 +867,7 @@ test("an adopted agent that is killed: 1, and what it left is cleared", async ({
   agent.signal("SIGKILL");
   const result = await guard.result();
   assert.equal(result.status, 1, result.stderr);
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 test("an adopted agent is stopped by the stop stages", async ({ vm, bystander }) => {
@@ -880,7 +880,7 @@ test("an adopted agent is stopped by the stop stages", async ({ vm, bystander })
   assert.equal((await agent.status).code, 0);
   assert.equal(vm.guestDisk(), "clean");
   assert.deepEqual([last(vm, "end").requested, last(vm, "end").stage], [true, "agent"]);
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 /** What an `rm` by hand leaves of a running instance. */
@@ -922,7 +922,7 @@ test("the guard is killed: the next one adopts the agent that lives on", async (
   const { status, stderr } = await stopRun(second);
   assert.equal(status, 0, stderr);
   assert.equal(vm.guestDisk(), "clean");
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 test("lima-guard and the agent are killed: the next lima-guard repairs, keeps the logs, and starts", async ({ vm }) => {
@@ -992,7 +992,7 @@ test("instances of one LIMA_HOME start one after another: none starts while anot
   assert.ok(time(b!, "start") >= time(a!, "running") - 250, "the third one was started while the second one booted");
   const results = await Promise.all([first, ...waiting].map((guard) => stopRun(guard, 30_000)));
   assert.deepEqual(results.map(({ status }) => status), [0, 0, 0]);
-  for (const instance of [vm, ...others]) assertDown(instance);
+  for (const instance of [vm, ...others]) await assertDown(instance);
 });
 
 test("a turn that was waited for too long is not taken later, when it is no longer wanted", async ({ home, vm }) => {
@@ -1050,7 +1050,7 @@ test("the line is ready: at the stop no other session is opened, and the guest p
   assert.ok(guest.log().includes("systemctl poweroff"), guest.log().join("\n"));
   assert.equal(vm.guestDisk(), "clean");
   assert.deepEqual(vm.log().filter((line) => line.startsWith("Received SIG")), []);
-  assertDown(vm);
+  await assertDown(vm);
 }, NEEDS_SSHD);
 
 test("the guest is gone before the guard can look: it was the word that did it", async ({ home, vm }) => {
@@ -1069,7 +1069,7 @@ test("the guest is gone before the guard can look: it was the word that did it",
   assert.equal(status, 0, stderr);
   assert.equal(last(vm, "end").stage, "guest", stderr);
   assert.equal(vm.guestDisk(), "clean");
-  assertDown(vm);
+  await assertDown(vm);
 }, NEEDS_SSHD);
 
 test("the line is ready: ssh may be gone when it is used", async ({ home, vm }) => {
@@ -1117,7 +1117,7 @@ test("the guest powers off by itself: the line does not keep the guard", async (
   const { status, stderr } = await guard.result();
   assert.equal(status, 1, stderr);
   assert.equal(last(vm, "end").requested, false);
-  assertDown(vm);
+  await assertDown(vm);
 }, NEEDS_SSHD);
 
 test(
@@ -1202,7 +1202,7 @@ test("a full disk stops neither a stop nor the status", async ({ home }) => {
   const { status, stderr } = await stopRun(guard);
   assert.equal(status, 0, stderr);
   assert.match(stderr, /no journal: /);
-  assertDown(vm);
+  await assertDown(vm);
 }, { ignore: whyNoMount() !== undefined });
 
 test("a full disk does not stop a start", async ({ home }) => {
@@ -1286,7 +1286,7 @@ test("an internal error of lima-guard does not kill the machine, and lima-guard 
   await reading;
   assert.equal(code, 0, said());
   assert.equal(vm.guestDisk(), "clean");
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 test("no process reads what lima-guard prints: it continues", async ({ vm }) => {

@@ -119,7 +119,7 @@ async function stopAll(stage: string, budgetS: number, rows: readonly Row[]): Pr
   for (const [n, row] of rows.entries()) {
     const [instance, cast, report] = [instances[n]!, casts[n]!, result.report[n]!];
     try {
-      assertStopped(instance, report, stage, budgetS, row);
+      await assertStopped(instance, report, stage, budgetS, row);
       for (const who of [cast.agent, cast.orphan]) assert.ok(!who?.isAlive(), "it is alive");
       await row.also?.(cast, report, instance);
       await startsAgain(instance);

@@ -243,7 +243,7 @@ for (const vmtype of ["vz", "qemu", "krunkit"]) {
     const { status, report } = await stopOne(vm, { budgetS: 20 });
     assert.deepEqual([status, report.state], [0, "stopped"]);
     assert.equal(vm.guestDisk(), "clean");
-    assertDown(vm);
+    await assertDown(vm);
     await agent.status;
   });
 }
@@ -264,7 +264,7 @@ each(VERSIONS, "--stop of an orphan of QEMU with a marker of this boot", async (
   await using orphan = await startOrphan(vm, "qemu");
   assert.equal((await stopOne(vm, { budgetS: 20 })).status, 0);
   assert.equal(orphan.isAlive(), false);
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 each(VERSIONS, "--run: a requested stop is 0, and nothing is left", async ({ vm, version }) => {
@@ -274,7 +274,7 @@ each(VERSIONS, "--run: a requested stop is 0, and nothing is left", async ({ vm,
   const { status, stderr } = await stopRun(guard);
   assert.equal(status, 0, stderr);
   assert.equal(vm.guestDisk(), "clean");
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 each(VERSIONS, "--run: the guest powers itself off, 1 up to 2.2.1 and 0 from 2.3 on", async ({ vm, version }) => {
@@ -283,7 +283,7 @@ each(VERSIONS, "--run: the guest powers itself off, 1 up to 2.2.1 and 0 from 2.3
   const { status, stderr } = await guard.result();
   assert.equal(status, version === "2.3" ? 0 : 1, stderr);
   assert.equal(last(vm, "end").requested, false);
-  assertDown(vm);
+  await assertDown(vm);
 });
 
 each(VERSIONS, "--run: a boot after a power cut, the numbers another program's", async ({ home, vm }) => {
@@ -296,5 +296,5 @@ each(VERSIONS, "--run: a boot after a power cut, the numbers another program's",
   assert.equal(last(vm, "pre").state, "stale");
   assert.equal((await stopRun(guard)).status, 0);
   other.assertAlive();
-  assertDown(vm);
+  await assertDown(vm);
 });

@@ -77,10 +77,14 @@ export function last(instance: Instance, event: string): JournalEntry {
   return found;
 }
 
-/** Nothing of it lives, and nothing is left that would make the next `limactl start` refuse. */
-export function assertDown(instance: Instance): void {
-  const living = instance.home.processes().filter((line) => line.includes(`${instance.dir}/`));
-  assert.deepEqual(living, []);
+/**
+ * Nothing of it lives, and nothing is left that would make the next `limactl start` refuse. Only an ssh client, which
+ * ends when its connection is closed, may take a moment.
+ */
+export async function assertDown(instance: Instance): Promise<void> {
+  const living = () => instance.home.processes().filter((line) => line.includes(`${instance.dir}/`));
+  assert.deepEqual(living().filter((line) => !/^\d+ (\S*\/)?ssh /.test(line)), []);
+  await eventually(() => assert.deepEqual(living(), []));
   assert.deepEqual(instance.files().filter((file) => /\.(pid|tmp)$/.test(file) || file === "ha.sock"), []);
 }
 
