@@ -924,7 +924,7 @@ export function judge(
     if (stranger) continue;
     if (found === "different") return notOurs(`it is the ${shape.role} of another directory`);
     if (found === "cannot tell") {
-      return cannotTell(`it may be a ${shape.role}, and whose cannot be told from its command`, shape.role);
+      return cannotTell(`it may be a ${shape.role}, and its command does not say of which instance`, shape.role);
     }
   }
   if (whole === "same") {
@@ -1692,7 +1692,7 @@ export function lastStop(lines: readonly JournalLine[], boot: string, alive: boo
     return "unknown: whether the host rebooted is not known";
   }
   if (last.event === "start" && last.boot !== boot) return "cut off: no stop was recorded and the host rebooted";
-  if (last.event === "start") return "cut off: the guard did not live to record the end";
+  if (last.event === "start") return "cut off: lima-guard was killed before it could record the end";
   return endWords(last);
 }
 
@@ -1885,7 +1885,7 @@ export function formatDetails(r: Report & Partial<Details>, verbose = false): st
       : [],
     ...r.jobs?.map((j) => `  job ${j.label}: ${j.wrapped ? "guarded" : "not guarded"}, loaded: ${j.loaded}`) ?? [],
     ...r.lastRepair ? [`  last repair: ${r.lastRepair}`] : [],
-    ...r.brakeSeconds ? [`  the brake holds for ${r.brakeSeconds} s after ${r.starts} starts`] : [],
+    ...r.brakeSeconds ? [`  the restart back-off lasts ${r.brakeSeconds} s, after ${r.starts} starts`] : [],
     ...r.blockers.map(remark("look")),
     ...r.notes.map(remark("note")),
     ...verbose ? (r.recent ?? []).map((line) => `  ${line}`) : [],
@@ -2884,7 +2884,7 @@ async function takenPort(host: Host, yaml: string): Promise<Diagnostic[]> {
   const line = await host.connect({ port }, POLL_MS * 10);
   line.ok?.close();
   if (line.trouble) return [];
-  const because = "ssh.localPort of lima.yaml, and somebody listens there already";
+  const because = "ssh.localPort of lima.yaml, and a process listens there already";
   return [{ what: `port ${port}`, because, hint: listenerCommand(port) }];
 }
 
@@ -4493,7 +4493,7 @@ function noLock(ctx: Context, instance: Instance, because: string, holder?: Lock
 }
 
 function describeHolder(holder: LockRecord | undefined): string {
-  return holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another guard";
+  return holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another lima-guard";
 }
 
 /** Whether a lock came free in time, or why it was not waited for any longer: a person who interrupts has waited enough. */
@@ -4534,7 +4534,7 @@ async function proveHolder(ctx: Context, instance: Instance, held: LockFile, hol
   if (!same) return unproven;
   const taken = held.tryLock();
   if (taken.trouble || taken.ok || readLockRecord(held.read(), instance.dir)?.pid !== holder.pid) {
-    return { why: "it let go of the lock just now" };
+    return { why: "it released the lock just now" };
   }
   return { row };
 }
@@ -5048,7 +5048,9 @@ async function superviseRun(ctx: Context, homes: Homes, name: string, command: r
     }
     const [next, deed]: readonly [RunState, RunAction] = RUN_TABLE[state][event];
     ctx.say("debug", run, `${state}: ${event}: ${deed}`);
-    if (deed === "impossible") ctx.say("error", run, `${event} while ${state}: cannot be, and is survived`);
+    if (deed === "impossible") {
+      ctx.say("error", run, `${event} while ${state}: must not happen; it is logged and ignored`);
+    }
     state = next;
     await ACTIONS[deed](run).catch((error) => logInternalError(run, deed, error));
   }
@@ -5168,7 +5170,7 @@ async function commandEnded(
   run.child = undefined;
   run.agent = agent;
   run.lock?.setPhase("supervising");
-  void watchAgent(run, instance, pid).catch((error) => logInternalError(run, "watching the agent", error));
+  void watchAgent(run, instance, pid).catch((error) => logInternalError(run, "watching the host agent", error));
   await journal(ctx, instance, "adopted", { pid, code: ended.code, signal: ended.signal ?? null });
 }
 
@@ -5243,7 +5245,7 @@ async function becomeBooted(run: Run, instance: Instance): Promise<void> {
 
 function watchRunning(run: Run, instance: Instance, agentPid: number | undefined): void {
   void keepGuestSession(run, instance).catch((error) => logInternalError(run, "keeping the line", error));
-  void watchAgent(run, instance, agentPid).catch((error) => logInternalError(run, "watching the agent", error));
+  void watchAgent(run, instance, agentPid).catch((error) => logInternalError(run, "watching the host agent", error));
 }
 
 /** Another instance may start now. */
@@ -6220,12 +6222,12 @@ function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbo
 
 if (import.meta.main) {
   const host = realHost();
-  // An uncaught throw would make Deno SIGKILL our children: said, and survived.
+  // An uncaught throw would make Deno SIGKILL our children: logged, and ignored.
   for (const kind of ["error", "unhandledrejection"] as const) {
     addEventListener(kind, (event) => {
       event.preventDefault();
       const cause = "reason" in event ? event.reason : (event as ErrorEvent).error;
-      host.stderr(`lima-guard: a fault of its own: ${cause?.stack ?? cause}\n`);
+      host.stderr(`lima-guard: internal error: ${cause?.stack ?? cause}\n`);
     });
   }
   // Not awaited: install.ts imports this module, and would never see its end.

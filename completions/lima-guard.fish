@@ -20,9 +20,9 @@ function __lima_guard_at -a place
     else if string match -qr -- '^--(install|check|uninstall)$' $words
         contains -- $place install any
     else if string match -qr -- '^--(pre|stop|run|status|install|check|uninstall)$' $words
-        contains -- $place guard any
+        contains -- $place own any
     else
-        contains -- $place guard role any
+        contains -- $place own role any
     end
 end
 
@@ -36,16 +36,16 @@ complete -c lima-guard -n "__lima_guard_at role" -l status -d 'what lima-guard s
 complete -c lima-guard -n "__lima_guard_at role" -l install -d 'let launchd run lima-guard (these three: --install --help)'
 complete -c lima-guard -n "__lima_guard_at role" -l check -d 'is the job, in its file and as loaded, still run by lima-guard?'
 complete -c lima-guard -n "__lima_guard_at role" -l uninstall -d 'give launchd the plist as it was before'
-complete -c lima-guard -n "__lima_guard_at guard" -l all -d 'with --pre, --stop, --status: every instance (root: --stop and --status of all users)'
-complete -c lima-guard -n "__lima_guard_at guard" -l lima-home -xa "(__fish_complete_directories)" -d 'where the instances are (default: $LIMA_HOME, else all Lima homes of the user)'
-complete -c lima-guard -n "__lima_guard_at guard" -l timeout -x -d 'the whole budget of a stop (default: 60)'
-complete -c lima-guard -n "__lima_guard_at guard" -l wait -x -d 'with --status: until the VMs run and their guests are up; 75 if they do not'
-complete -c lima-guard -n "__lima_guard_at guard" -l on-event -x -d 'run it at each event of --run, --pre, --stop (absolute path)'
-complete -c lima-guard -n "__lima_guard_at guard" -s n -l dry-run -d 'observe, plan, print, leave; exit as the real run would'
-complete -c lima-guard -n "__lima_guard_at guard" -l json -d 'one JSON document on stdout'
-complete -c lima-guard -n "__lima_guard_at guard" -s v -l verbose -d 'say more on stderr'
-complete -c lima-guard -n "__lima_guard_at guard" -s h -l help -d 'print this and exit'
-complete -c lima-guard -n "__lima_guard_at guard" -s V -l version -d 'print the version and exit'
+complete -c lima-guard -n "__lima_guard_at own" -l all -d 'with --pre, --stop, --status: every instance (root: --stop and --status of all users)'
+complete -c lima-guard -n "__lima_guard_at own" -l lima-home -xa "(__fish_complete_directories)" -d 'where the instances are (default: $LIMA_HOME, else all Lima homes of the user)'
+complete -c lima-guard -n "__lima_guard_at own" -l timeout -x -d 'the whole budget of a stop (default: 60)'
+complete -c lima-guard -n "__lima_guard_at own" -l wait -x -d 'with --status: until the VMs run and their guests are up; 75 if they do not'
+complete -c lima-guard -n "__lima_guard_at own" -l on-event -x -d 'run it at each event of --run, --pre, --stop (absolute path)'
+complete -c lima-guard -n "__lima_guard_at own" -s n -l dry-run -d 'observe, plan, print, leave; exit as the real run would'
+complete -c lima-guard -n "__lima_guard_at own" -l json -d 'one JSON document on stdout'
+complete -c lima-guard -n "__lima_guard_at own" -s v -l verbose -d 'say more on stderr'
+complete -c lima-guard -n "__lima_guard_at own" -s h -l help -d 'print this and exit'
+complete -c lima-guard -n "__lima_guard_at own" -s V -l version -d 'print the version and exit'
 complete -c lima-guard -n "__lima_guard_at install" -l all -d 'every job that starts an instance: root\'s daemons, or the user\'s login agents too'
 complete -c lima-guard -n "__lima_guard_at install" -l plist -rF -d 'this plist (for Colima INSTANCE is colima or colima-PROFILE)'
 complete -c lima-guard -n "__lima_guard_at install" -l guard -rF -d 'use this compiled lima-guard in its place'

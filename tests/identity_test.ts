@@ -520,7 +520,7 @@ for (
     ["limactl start k3s", 501, "it is a `limactl start`, which becomes a host agent under the same PID"],
     ["(krunkit)", 501, "it may be Lima's krunkit, and its command does not tell whose"],
     [agent(DIR), 0, "it looks like this instance's host agent and belongs to uid 0"],
-    [agent(".lima/k3s"), 501, "it may be a host agent, and whose cannot be told from its command"],
+    [agent(".lima/k3s"), 501, "it may be a host agent, and its command does not say of which instance"],
   ] as const
 ) {
   Deno.test(`judge() says: ${why}`, () => {

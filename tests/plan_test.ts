@@ -545,7 +545,7 @@ healed("row 29: ssh.config is cut short, and a boot marker lies there alone", [c
 {
   const blocker = {
     what: "port 60022",
-    because: "ssh.localPort of lima.yaml, and somebody listens there already",
+    because: "ssh.localPort of lima.yaml, and a process listens there already",
     hint: "lsof -nP -iTCP:60022 -sTCP:LISTEN",
   };
   pre(

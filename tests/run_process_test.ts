@@ -445,7 +445,7 @@ test("stopped while another lima-guard has the lock and does nothing, and the ma
   await guard.waitForLine(/waits up to \d+ s for/);
   const { status, stderr, seconds } = await stopRun(guard);
   assert.equal(status, 75, stderr);
-  assert.match(stderr, /not stopped: .*lima-guard\.lock: another guard holds its lock/);
+  assert.match(stderr, /not stopped: .*lima-guard\.lock: another lima-guard holds its lock/);
   assert.ok(seconds < 6, `${seconds} s`);
   assert.ok(agent.isAlive());
 });
@@ -456,7 +456,7 @@ test("stopped while another lima-guard has the lock, which it releases: the mach
   await using guard = run(vm, { env: asJob(vm, 20) });
   await guard.waitForLine(/waits up to \d+ s for/);
   guard.signal("SIGTERM");
-  await guard.waitForLine(/is to be stopped, and waits for another guard/);
+  await guard.waitForLine(/is to be stopped, and waits for another lima-guard/);
   lock[Symbol.dispose]();
   const { status, stderr } = await guard.result();
   assert.equal(status, 0, stderr);
@@ -651,7 +651,7 @@ test("under launchd it waits for the volume and for the lock, and starts when th
   await guard.waitForLine(/missing; looks again in 5 s/);
   Deno.renameSync(away, home.lima);
   const lock = hold(vm.path("lima-guard.lock"));
-  await guard.waitForLine(/waits up to 5 s for another guard/);
+  await guard.waitForLine(/waits up to 5 s for another lima-guard/);
   lock[Symbol.dispose]();
   await guard.waitForLine(/Running after/);
   assert.equal((await stopRun(guard)).status, 0);

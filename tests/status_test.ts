@@ -122,7 +122,7 @@ for (
       "the guard was killed",
       [line("start"), line("running")],
       false,
-      "cut off: the guard did not live to record the end",
+      "cut off: lima-guard was killed before it could record the end",
     ],
     [
       "the command ended by itself",

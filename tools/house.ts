@@ -47,6 +47,8 @@ export const FORBIDDEN = new RegExp(
 const FORBIDDEN_TO_READERS = /(?<![-\w])guards?(?![-\w])|(?<!host |login )\bagents?\b/gi;
 /** Recorded text, and this file, which has to spell the words. */
 const EXEMPT = /^(tests\/(testdata|corpus)\/|tools\/house\.ts$|coverage\/|\.git\/)/;
+/** Values of the JSON document that hold a blank. */
+const CODE_NAMES = ['"cut by agent"'];
 const DOCUMENT = /^(README|CONTRIBUTING|SECURITY|CHANGELOG)\.md$|^(docs|examples|man|completions)\//;
 
 /** A source file, cut at its banners. */
@@ -221,15 +223,18 @@ function forbidden(name: string, text: string): string[] {
     // Of scripts, what a person reads: events and kinds are the product's own values.
     const isScript = /^examples\/.*\.(sh|yml)$/.test(name);
     const read = isScript ? (text.match(/#.*$|\b(?:name|msg|fail_msg): .*$/gm) ?? []).join("\n") : text;
-    const prose = [plain(read.replaceAll(/```[^]*?```/g, ""))];
+    // `-l guard` is an option of the installer's in a completion of fish.
+    const prose = [plain(read.replaceAll(/```[^]*?```| -l \S+/g, ""))];
     return [...find(prose, FORBIDDEN), ...find(prose, FORBIDDEN_TO_READERS)];
   }
   const source = new Source(text);
-  const messages = source.texts().map((literal) => literal.replaceAll(/\$\{[^}]*\}/g, "…"));
+  // A literal without a blank is a name of the program's own: an event, a field of the JSON document.
+  const isMessage = (literal: string) => literal.includes(" ") && !CODE_NAMES.includes(literal);
+  const messages = source.texts().filter(isMessage).map((literal) => literal.replaceAll(/\$\{[^}]*\}/g, "…"));
   const isProduct = (PRODUCT as readonly string[]).includes(name);
   return [
     ...find([...source.comments().map(plain), ...messages], FORBIDDEN),
-    ...isProduct ? find(messages.filter((message) => message.includes(" ")), FORBIDDEN_TO_READERS) : [],
+    ...isProduct ? find(messages, FORBIDDEN_TO_READERS) : [],
   ];
 }
 

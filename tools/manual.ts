@@ -80,7 +80,7 @@ _lima_guard() {
         [[ $home != '=' ]] || home=\${COMP_WORDS[i + 2]}
         ;;
       ${dashed(INSTALL_ROLES, "|")}) role=install ;;
-      ${dashed(ROLES.filter((role) => !INSTALL_ROLES.includes(role)), "|")}) role=guard ;;
+      ${dashed(ROLES.filter((role) => !INSTALL_ROLES.includes(role)), "|")}) role=own ;;
     esac
   done
   COMPREPLY=()
@@ -103,7 +103,7 @@ _lima_guard() {
   fi
   case $cur,$role in
     -*,install) COMPREPLY=($(compgen -W '${words(INSTALL_FLAGS)}' -- "$cur")) ;;
-    -*,guard) COMPREPLY=($(compgen -W '${words(GUARD_FLAGS)}' -- "$cur")) ;;
+    -*,own) COMPREPLY=($(compgen -W '${words(GUARD_FLAGS)}' -- "$cur")) ;;
     -*) COMPREPLY=($(compgen -W '${words(GUARD)}' -- "$cur")) ;;
     *) COMPREPLY=($(compgen -W "$(_lima_guard_instances "$home")" -- "$cur")) ;;
   esac
@@ -195,9 +195,9 @@ function __lima_guard_at -a place
     else if ${seen(INSTALL_ROLES)}
         contains -- $place install any
     else if ${seen(ROLES)}
-        contains -- $place guard any
+        contains -- $place own any
     else
-        contains -- $place guard role any
+        contains -- $place own role any
     end
 end
 
@@ -205,7 +205,7 @@ complete -c lima-guard -f
 complete -c lima-guard -n "__lima_guard_at command" -xa "(__fish_complete_subcommand --fcs-skip=(contains -i -- -- (commandline -opc)))"
 complete -c lima-guard -n "__lima_guard_at any" -a "(__lima_guard_instances)" -d instance
 ${GUARD.filter(isRole).map((o) => line(o, "__lima_guard_at role")).join("\n")}
-${GUARD_FLAGS.map((o) => line(o, "__lima_guard_at guard")).join("\n")}
+${GUARD_FLAGS.map((o) => line(o, "__lima_guard_at own")).join("\n")}
 ${INSTALL_FLAGS.map((o) => line(o, "__lima_guard_at install")).join("\n")}
 `;
 }
@@ -303,7 +303,7 @@ instead of ${DEFAULT_BUDGET_S} seconds.
 .It Pa LIMA_HOME/INSTANCE/lima-guard.jsonl
 The journal, one JSON object a line.
 .It Pa LIMA_HOME/INSTANCE/lima-guard.lock
-One guard works on an instance, never two.
+One lima-guard works on an instance, never two.
 .It Pa LIMA_HOME/INSTANCE/lima-guard.previous/
 The ends of Lima's logs of a run that ended badly.
 .It Pa LIMA_HOME/_lima-guard/start.lock
@@ -330,7 +330,7 @@ See what is there and what would be done:
 .Dl lima-guard \\-\\-status
 .Dl lima-guard \\-\\-pre \\-\\-dry-run default
 .Pp
-Let launchd run the guard, look whether it does, and undo it:
+Let launchd run lima-guard, look whether it does, and undo it:
 .Dl lima-guard \\-\\-install default
 .Dl lima-guard \\-\\-check default
 .Dl lima-guard \\-\\-uninstall default

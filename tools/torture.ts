@@ -256,7 +256,7 @@ interface Scene {
   readonly files: Readonly<Record<string, string>>;
   /** How the guest's file system is. */
   readonly disk: string | undefined;
-  /** Whom a host agent has signalled, or would have, were it the real one: it believes *.drv.pid while it stops. */
+  /** The processes that a host agent has signalled, or would have, were it the real one: it believes *.drv.pid while it stops. */
   readonly hitByLima: readonly string[];
 }
 
