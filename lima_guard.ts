@@ -399,6 +399,14 @@ export interface JobStatus {
   readonly noLogin?: true;
   /** `KeepAlive {SuccessfulExit: true}`: started again after a good stop, and never after a failure. */
   readonly restartsAfterSuccess?: boolean;
+  /** A daemon without UserName. */
+  readonly runsAsRoot?: true;
+}
+
+/** The launchd jobs of an instance, and what could not be read of them: another job may be there. */
+export interface FoundJobs {
+  readonly jobs: readonly JobStatus[];
+  readonly unread: readonly Diagnostic[];
 }
 
 /** How the last stop ended, for a monitor. */
@@ -1172,6 +1180,12 @@ function listenerCommand(port: number): string {
   return shellWords(["lsof", "-nP", `-iTCP:${port}`, "-sTCP:LISTEN"]);
 }
 
+/** Ends the ssh master that has this control socket. ssh expands `%` in it. */
+function sshExitCommand(instance: Instance, socket: string): string {
+  const control = ["-S", socket.replaceAll("%", "%%"), "-O", "exit"];
+  return shellWords([...asOwner(instance), "ssh", ...control, sshHost(instance.name)]);
+}
+
 /** Removes a file of root's. */
 function removeCommand(path: string): string {
   return shellWords(["sudo", "rm", path]);
@@ -1771,41 +1785,25 @@ export function journalWords(line: JournalLine): string {
 }
 
 /** Job problems that need action, and warnings. */
+interface JobFindings {
+  readonly troubles: readonly Diagnostic[];
+  readonly notes: readonly Diagnostic[];
+}
+
+/** What is wrong with the launchd jobs of an instance. `supervised`: a lima-guard runs it, or is stopping it. */
 export function judgeJobs(
-  jobs: readonly JobStatus[],
+  { jobs, unread }: FoundJobs,
   instance: Instance,
-  state: State,
-  supervised: boolean,
-): { troubles: Diagnostic[]; notes: Diagnostic[] } {
+  { state, supervised }: { readonly state: State; readonly supervised: boolean },
+): JobFindings {
   const { name } = instance;
-  const troubles: Diagnostic[] = [];
-  const notes: Diagnostic[] = [];
-  if (jobs.length === 0) notes.push({ what: name, because: "no launchd job found" });
+  const each = jobs.map((job) => judgeJob(job, instance, state));
+  const troubles = each.flatMap((findings) => findings.troubles);
+  const notes = each.flatMap((findings) => findings.notes);
+  if (jobs.length === 0 && unread.length === 0) notes.push({ what: name, because: "no launchd job found" });
   if (jobs.length > 1) {
     const because = "it is registered twice, at login and at boot";
-    troubles.push({ what: name, because, hint: limactlCommand(instance, "autostart", "disable", name) });
-  }
-  for (const job of jobs) {
-    const wrap = guardCommand(instance, "--install");
-    if (!job.wrapped) notes.push({ what: job.label, because: "lima-guard does not run it", hint: wrap });
-    const short = job.wrapped && job.exitTimeoutS !== 0 && job.exitTimeoutS < DEFAULT_BUDGET_S;
-    const because =
-      `launchd grants it ${job.exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`;
-    if (short) troubles.push({ what: job.label, because, hint: wrap });
-    if (job.wrapped && job.restartsAfterSuccess) {
-      const because = "its KeepAlive {SuccessfulExit: true} starts it again after a good stop, and not after a failure";
-      troubles.push({ what: job.label, because, hint: `set SuccessfulExit to false in ${quote(job.plist)}` });
-    }
-    const hint = startJobCommand(job);
-    if (job.disabled) troubles.push({ what: job.label, because: "it is disabled and will not start", hint });
-    else if (job.loaded === "no" && state !== "running") {
-      notes.push({ what: job.label, because: "it is not loaded: launchd does not start it", hint });
-    }
-    if (job.noLogin) {
-      const because =
-        "no user is logged in at the screen, and a login agent runs only then: a headless Mac wants a daemon";
-      notes.push({ what: job.label, because });
-    }
+    troubles.unshift({ what: name, because, hint: limactlCommand(instance, "autostart", "disable", name) });
   }
   if (jobs.some((j) => j.wrapped) && state === "running" && !supervised) {
     const because = "it runs without its job (started by hand): it will be cut off at the next shutdown";
@@ -1813,7 +1811,41 @@ export function judgeJobs(
     const start = job === undefined ? [] : [startJobCommand(job)];
     troubles.push({ what: name, because, hint: [guardCommand(instance, "--stop"), ...start].join(" && ") });
   }
-  return { troubles, notes };
+  return { troubles, notes: [...unread, ...notes] };
+}
+
+function judgeJob(job: JobStatus, instance: Instance, state: State): JobFindings {
+  const { label: what, wrapped, exitTimeoutS } = job;
+  const wrap = guardCommand(instance, "--install");
+  const start = startJobCommand(job);
+  const isShort = wrapped && exitTimeoutS !== 0 && exitTimeoutS < DEFAULT_BUDGET_S;
+  const troubles = [
+    isShort &&
+    {
+      because: `launchd grants it ${exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`,
+      hint: wrap,
+    },
+    job.runsAsRoot && {
+      because: "its plist has no UserName: launchd runs it as root, and limactl refuses to run as root",
+      hint: wrap,
+    },
+    wrapped && job.restartsAfterSuccess && {
+      because: "its KeepAlive {SuccessfulExit: true} starts it again after a good stop, and not after a failure",
+      hint: `set SuccessfulExit to false in ${quote(job.plist)}`,
+    },
+    job.disabled && { because: "it is disabled and will not start", hint: start },
+  ];
+  const notes = [
+    !wrapped && { because: "lima-guard does not run it", hint: wrap },
+    !job.disabled && job.loaded === "no" && state !== "running" &&
+    { because: "it is not loaded: launchd does not start it", hint: start },
+    job.noLogin && {
+      because: "no user is logged in at the screen, and a login agent runs only then: a headless Mac wants a daemon",
+    },
+  ];
+  const found = (rows: readonly (Omit<Diagnostic, "what"> | false | undefined)[]) =>
+    rows.flatMap((row): Diagnostic[] => row ? [{ what, ...row }] : []);
+  return { troubles: found(troubles), notes: found(notes) };
 }
 
 /** Whether a state needs a person. */
@@ -2709,7 +2741,13 @@ async function observe(host: Host, instance: Instance, how: ObserveOptions = {})
       ...disks.startBlockers,
       ...networks.startBlockers,
     ],
-    notes: [...seen.notes, ...networks.notes, ...lostDisk(host, instance), ...await socketNotes(host, yaml)],
+    notes: [
+      ...seen.notes,
+      ...networks.notes,
+      ...lostDisk(host, instance),
+      ...await socketNotes(host, yaml),
+      ...await sshMasterNotes(host, instance),
+    ],
   };
 }
 
@@ -2755,6 +2793,15 @@ async function socketNotes(host: Host, yaml: string): Promise<Diagnostic[]> {
     }),
   );
   return notes.flat();
+}
+
+/** An ssh master (`ControlPersist`) that outlived its host agent: OpenSSH of the next start uses it, with its old forwards. */
+async function sshMasterNotes(host: Host, instance: Instance): Promise<Diagnostic[]> {
+  const what = join(instance.dir, "ssh.sock");
+  const answer = await socketAnswer(host, what);
+  if (answer === undefined) return [];
+  const because = `an ssh master of a run that is over ${answer}, and may keep forwarded ports`;
+  return [{ what, because, hint: sshExitCommand(instance, what) }];
 }
 
 /** Why a directory shows no instance, and what that is worth: only an absent lima.yaml is a missing instance. */
@@ -2852,7 +2899,13 @@ function foreignEntries(host: Host, home: string): Foreign {
   if (known?.home === home && host.clockMs() - known.atMs < FOREIGN_FRESH_MS) return known.foreign;
   const startBlockers: Diagnostic[] = [];
   const notes: Diagnostic[] = [];
-  for (const entry of (host.list(home).ok ?? []).filter((e) => !/^[._]/.test(e)).sort()) {
+  const entries = host.list(home);
+  if (entries.trouble !== undefined && entries.trouble !== "absent") {
+    const because = `limactl start lists it, and it cannot be listed: ${entries.why}`;
+    const status = entries.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
+    startBlockers.push({ what: home, because, hint: lookCommand(home), status });
+  }
+  for (const entry of (entries.ok ?? []).filter((e) => !/^[._]/.test(e)).sort()) {
     const path = join(home, entry);
     if (host.stat(path).ok?.kind !== "directory") continue;
     if (!NAME_RULE.test(entry) || entry.length > NAME_LIMIT) {
@@ -3286,7 +3339,8 @@ async function findInstance(
     const because = look.trouble === "absent"
       ? "no such instance"
       : `no such instance: ${look.trouble ? look.why : "no directory"}`;
-    return refuse("missing", EXIT.noInstance, because, nameHint(ctx, home, name));
+    const refused = refuse("missing", EXIT.noInstance, because, nameHint(ctx, home, name));
+    return { report: { ...refused.report, notes: lostLocks(ctx, { name, home, dir, owner: host.uid }) } };
   }
   const entries = host.list(home).ok ?? [name];
   const onDisk = entries.find((e) => e.toLowerCase() === name.toLowerCase());
@@ -3306,6 +3360,16 @@ function nameHint({ host, role }: Context, home: string, name: string): string {
   const address = { isDefaultHome: isDefaultHome(host, home) };
   const other = { name: meant, home, dir: join(home, meant), owner: host.uid, address };
   return `did you mean ${meant}? ${guardCommand(other, `--${role}`)}; ${look}`;
+}
+
+/** Disks that say that an instance uses them which is gone. */
+function lostLocks({ host }: Context, gone: Instance): Diagnostic[] {
+  const instance = { ...gone, address: { isDefaultHome: isDefaultHome(host, gone.home) } };
+  return diskLocks(host, instance).locks.filter(({ target }) => target === gone.dir).map(({ path, disk }) => ({
+    what: path,
+    because: `it says that disk ${disk} is in use by this instance, which is gone`,
+    hint: limactlCommand(instance, "disk", "unlock", disk),
+  }));
 }
 
 type Refuse = (state: State, status: number, because: string, hint: string) => { report: Report };
@@ -3453,29 +3517,45 @@ function isSameDirectory(host: Host, a: string, b: string): boolean {
 // ────────────────────────────────────────────────────────────────────────────────────────────────────────── launchd ──
 
 /** The launchd jobs of an instance, by reading the plists of both folders: whatever the label, the program counts. */
-async function jobsOf(host: Host, instance: Instance): Promise<JobStatus[]> {
+async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
   const agents = join(host.env("HOME") ?? "/", "Library/LaunchAgents");
   const folders = [
     { folder: "/Library/LaunchDaemons", domains: ["system"] },
     { folder: agents, domains: [`gui/${host.uid}`, `user/${host.uid}`] },
   ];
   const jobs: JobStatus[] = [];
+  const unread: Diagnostic[] = [];
   for (const { folder, domains } of folders) {
-    for (const file of (host.list(folder).ok ?? []).filter((f) => f.endsWith(".plist")).sort()) {
-      const plist = join(folder, file);
+    const listed = host.list(folder);
+    const plists = (listed.ok ?? []).filter((f) => f.endsWith(".plist")).sort().map((file) => join(folder, file));
+    unread.push(...jobNotes(folder, listed), ...plists.flatMap((p) => jobNotes(p, probeRead(host, p, "follow links"))));
+    for (const plist of plists) {
       const text = textOf(host, plist);
       const named = readPlistString(text, "LIMA_HOME") ?? optionOf(readProgramArguments(text), "--lima-home");
-      if (!runsInstance(text, instance.name) || (named !== undefined && realHome(host, named) !== instance.home)) {
-        continue;
+      const isOther = named !== undefined && realHome(host, named) !== instance.home;
+      if (runsInstance(text, instance.name) && !isOther) {
+        jobs.push(await jobStatus(host, instance.name, plist, text, domains));
       }
-      const label = readPlistString(text, "Label") ?? basename(file, ".plist");
-      jobs.push(await jobStatus(host, instance.name, label, plist, text, domains));
     }
   }
-  return jobs;
+  return { jobs, unread };
 }
 
-async function jobStatus(host: Host, name: string, label: string, plist: string, text: string, domains: string[]) {
+/** What could not be read of the jobs. A link that leads nowhere is no job. */
+function jobNotes(what: string, tried: Result<unknown>): Diagnostic[] {
+  if (tried.trouble === undefined || tried.trouble === "absent") return [];
+  const because = `whether it holds a launchd job of this instance is unknown: ${tried.why}`;
+  return [{ what, because, hint: lookCommand(what) }];
+}
+
+async function jobStatus(
+  host: Host,
+  name: string,
+  plist: string,
+  text: string,
+  domains: string[],
+): Promise<JobStatus> {
+  const label = readPlistString(text, "Label") ?? basename(plist, ".plist");
   const ask = (...argv: string[]) => host.run({ argv: ["launchctl", ...argv] }, LAUNCHCTL_LIMIT_MS);
   const answers = await Promise.all(domains.map(async (domain) => {
     const [print, off] = await Promise.all([ask("print", `${domain}/${label}`), ask("print-disabled", domain)]);
@@ -3494,6 +3574,7 @@ async function jobStatus(host: Host, name: string, label: string, plist: string,
     restartsAfterSuccess: restartsAfterSuccess(text),
     target: `${loaded?.domain ?? domains[0]}/${label}`,
     ...!loaded && answers[0]?.code === 125 ? { noLogin: true as const } : {},
+    ...domains[0] === "system" && readPlistString(text, "UserName") === undefined ? { runsAsRoot: true as const } : {},
   };
 }
 
@@ -4341,7 +4422,7 @@ async function afterJob(ctx: Context, instance: Instance, told: Report, stopped:
   if (typeof job !== "string") return told;
   await ctx.host.pause(RESTART_LOOK_MS);
   const now = holderOf(ctx, instance);
-  const seen = job.includes("/") ? undefined : (await jobsOf(ctx.host, instance)).find((j) => j.label === job);
+  const seen = job.includes("/") ? undefined : (await jobsOf(ctx.host, instance)).jobs.find((j) => j.label === job);
   const target = seen?.target ?? (job.includes("/") ? job : undefined);
   const find = `its job was not found: ${guardCommand(instance, "--status")}`;
   if (now?.role !== "run" || now.pid === stopped.pid) {
@@ -4746,9 +4827,9 @@ function besideNotes(host: Host, instance: Instance): Diagnostic[] {
 /** `--status`: what the guard sees, why, and what it would do. Changes nothing, and never calls limactl. */
 async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Report & Partial<Details>> {
   const { host } = ctx;
-  const found = await findInstance(ctx, homes, name);
-  if ("report" in found) return found.report;
-  const { instance } = found;
+  const at = await findInstance(ctx, homes, name);
+  if ("report" in at) return at.report;
+  const { instance } = at;
   const seen = await observe(host, instance, { timeouts: STOP_TIMEOUTS });
   const p = planPre(seen);
   if (p.state === "missing") return reportPlan(instance, p);
@@ -4756,10 +4837,13 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const supervised = holder?.role === "run";
   const lines = journalOf(host, instance);
   const boot = await bootId(host);
-  const jobs = await jobsOf(host, instance);
+  const found = await jobsOf(host, instance);
   const stages = stageSteps(seen, "", ctx.budgetS).map((step) => step.kind);
   const stopping = stopUnderWay(holder, lines, stages);
-  const { troubles, notes } = judgeJobs(jobs, instance, p.state, supervised || stopping !== null);
+  const { troubles, notes } = judgeJobs(found, instance, {
+    state: p.state,
+    supervised: supervised || stopping !== null,
+  });
   const readiness = readinessOf(host, instance, seen);
   const repair = lines.filter((l) => l.event === "pre").at(-1);
   const details: Details = {
@@ -4770,7 +4854,7 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
       because: verdict.why,
     })),
     limactlStart: limaWouldSay(seen, await sockOf(host, instance)),
-    jobs,
+    jobs: found.jobs,
     supervisor: supervised ? holder.pid : null,
     ready: readiness.ready,
     stopping,

@@ -192,7 +192,7 @@ for (
   ] as const
 ) {
   Deno.test(`jobs: ${name}`, () => {
-    const report = judgeJobs(jobs, PLACE, state, supervised);
+    const report = judgeJobs({ jobs, unread: [] }, PLACE, { state, supervised });
     assert.equal(report.troubles.length, troubles.length);
     troubles.forEach((pattern, i) => assert.match(report.troubles[i]!.because, pattern));
     for (const remark of report.troubles) assert.ok(remark.hint, "the next command to type");
@@ -221,23 +221,35 @@ for (
   ] as const
 ) {
   Deno.test(`jobs: what to type where a job is ${name}`, () => {
-    const { troubles, notes } = judgeJobs([{ ...JOB, ...job }], PLACE, state, false);
+    const { troubles, notes } = judgeJobs({ jobs: [{ ...JOB, ...job }], unread: [] }, PLACE, {
+      state,
+      supervised: false,
+    });
     assert.deepEqual([...troubles, ...notes].map((r) => r.hint), hints);
   });
 }
 
 Deno.test("jobs: a login agent without a user at the screen gets words, and no command that must fail", () => {
   const job = { ...JOB, loaded: "unknown" as const, target: "gui/501/x", noLogin: true as const };
-  const { troubles, notes } = judgeJobs([job], PLACE, "running", false);
+  const { troubles, notes } = judgeJobs({ jobs: [job], unread: [] }, PLACE, { state: "running", supervised: false });
   assert.deepEqual(troubles.map((r) => r.hint), ["lima-guard --stop k3s"]);
   assert.match(notes[0]?.because ?? "", /a headless Mac wants a daemon/);
 });
 
 Deno.test("jobs: one without the guard, and one with too little time, lead to the command that repairs them", () => {
-  const short = judgeJobs([{ ...JOB, exitTimeoutS: 5 }], PLACE, "stopped", false);
-  const bare = judgeJobs([{ ...JOB, wrapped: false }], PLACE, "stopped", false);
+  const short = judgeJobs({ jobs: [{ ...JOB, exitTimeoutS: 5 }], unread: [] }, PLACE, {
+    state: "stopped",
+    supervised: false,
+  });
+  const bare = judgeJobs({ jobs: [{ ...JOB, wrapped: false }], unread: [] }, PLACE, {
+    state: "stopped",
+    supervised: false,
+  });
   assert.deepEqual([...short.troubles, ...bare.notes].map((r) => r.hint), Array(2).fill("lima-guard --install k3s"));
-  const elsewhere = judgeJobs([{ ...JOB, wrapped: false }], { ...PLACE, address: {} }, "stopped", false);
+  const elsewhere = judgeJobs({ jobs: [{ ...JOB, wrapped: false }], unread: [] }, { ...PLACE, address: {} }, {
+    state: "stopped",
+    supervised: false,
+  });
   assert.equal(elsewhere.notes[0]!.hint, "lima-guard --install --lima-home /Users/zoe/.lima k3s");
 });
 

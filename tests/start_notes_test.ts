@@ -1,0 +1,76 @@
+/** What a start would meet that lima-guard names and does not touch: lists that cannot be read, an orphaned ssh master. */
+
+import assert from "node:assert/strict";
+import { eventually, NO_ORDINARY_USER, ordinaryUser, runGuard, sshGuest, whyNoSshd } from "./helpers/mod.ts";
+import { pre, remark, test } from "./helpers/pre.ts";
+
+test("LIMA_HOME can be entered and not listed: limactl start would fail, so it is not ready", async ({ home, k3s }) => {
+  const user = ordinaryUser()!;
+  home.giveTo(user);
+  Deno.chmodSync(home.lima, 0o311);
+  const { report, status } = await pre(k3s, { user });
+  assert.deepEqual([report.state, status], ["blocked", 77], JSON.stringify(report));
+  assert.match(
+    remark(report.blockers[0]!),
+    /^\/.*lima: limactl start lists it.*cannot be listed: .*\(ls -ld \S+lima\)$/,
+  );
+}, { ignore: ordinaryUser() ? false : NO_ORDINARY_USER });
+
+test("a folder of jobs that cannot be read: whether there is a job is unknown", async ({ home, k3s }) => {
+  Deno.mkdirSync(`${home.user}/Library`, { recursive: true });
+  Deno.symlinkSync("LaunchAgents", `${home.user}/Library/LaunchAgents`);
+  const { stdout, json } = await runGuard(home, ["--status", "k3s", "--json"]);
+  const notes = json().instances[0].notes.map(remark);
+  assert.ok(
+    notes.some((note: string) => /LaunchAgents: whether it holds a launchd job .* is unknown/.test(note)),
+    stdout,
+  );
+  assert.ok(!notes.some((note: string) => note.includes("no launchd job found")), stdout);
+  void k3s;
+});
+
+test("a plist that cannot be read: whether it is a job of the instance is unknown", async ({ home, k3s }) => {
+  const folder = `${home.user}/Library/LaunchAgents`;
+  Deno.mkdirSync(`${folder}/folder.plist`, { recursive: true });
+  Deno.symlinkSync("nowhere", `${folder}/gone.plist`);
+  const { stdout, json } = await runGuard(home, ["--status", "k3s", "--json"]);
+  const notes = json().instances[0].notes.map(remark);
+  assert.deepEqual(notes.map((note: string) => /(\w+)\.plist: whether/.exec(note)?.[1]), ["folder"], stdout);
+  void k3s;
+});
+
+test(
+  "an ssh master that outlived its host agent is named, and the command beside it ends it",
+  async ({ home, k3s }) => {
+    await using guest = await sshGuest(k3s);
+    const host = "lima-k3s";
+    const control = ["-S", k3s.path("ssh.sock"), "-o", "ControlMaster=yes", "-o", "ControlPersist=yes"];
+    const master = ["-F", k3s.path("ssh.config"), ...control, "-N", "-f", host];
+    const made = await new Deno.Command("ssh", { args: master, env: home.mark, stdin: "null", stderr: "null" })
+      .output();
+    assert.equal(made.code, 0);
+    const masters = () => home.processes().filter((line) => line.includes("ssh.sock"));
+    assert.equal(masters().length, 1, masters().join("\n"));
+    const { report, status } = await pre(k3s);
+    assert.deepEqual([report.state, status], ["clear", 0]);
+    const [note] = report.notes;
+    assert.match(remark(note!), /ssh\.sock: an ssh master of a run that is over takes connections/);
+    const typed = await new Deno.Command("sh", { args: ["-c", note!.hint!], cwd: "/", stderr: "null" }).output();
+    assert.equal(typed.code, 0, note!.hint);
+    await eventually(() => assert.deepEqual(masters(), []));
+    assert.deepEqual((await pre(k3s)).report.notes, []);
+    void guest;
+  },
+  { ignore: whyNoSshd() },
+);
+
+test("a disk lock of an instance that is gone is named where that instance is asked for", async ({ home, k3s }) => {
+  const disk = home.disk("data", { inUseBy: `${home.lima}/gone` });
+  const { json, status } = await runGuard(home, ["--pre", "gone", "--json"]);
+  assert.equal(status, 66);
+  const [note] = json().instances[0].notes;
+  assert.equal(note.what, disk.lock);
+  assert.match(note.because, /disk data is in use by this instance, which is gone/);
+  assert.equal(note.hint, `LIMA_HOME=${home.lima} limactl disk unlock data`);
+  void k3s;
+});
