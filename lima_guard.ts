@@ -1981,6 +1981,8 @@ export interface Command {
   readonly unset?: readonly string[];
   /** It is for another user: nothing of our environment, and `/` as its working directory. */
   readonly apart?: true;
+  /** Is given what sends it a SIGINT: it is in a session of its own, which no terminal reaches. */
+  readonly onStart?: (interrupt: () => void) => void;
   /** The command that `--run` supervises: it has the guard's stdout and stderr, and its process group. */
   readonly supervised?: boolean;
 }
@@ -4730,7 +4732,13 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   const timeout = String(Math.max(1, Math.floor(leftMs / 100) / 10));
   const asked = role === "stop" ? ["--stop", "--all", "--timeout", timeout] : ["--status"];
   const words = [...self, ...asked, "--json", "--lima-home", at.home, ...ctx.dryRun ? ["--dry-run"] : []];
-  const answer = await host.run(commandOfUser(host, at.user, words), leftMs + OWNER_RESERVE_MS);
+  const command = commandOfUser(host, at.user, words);
+  let isOver = false;
+  const passOnSkips = async (interrupt: () => void) => {
+    while (!isOver) await ctx.skips.bell.next().then(() => isOver || interrupt());
+  };
+  const answer = await host.run({ ...command, onStart: passOnSkips }, leftMs + OWNER_RESERVE_MS);
+  isOver = true;
   const address = { owner: at.user.name, home: at.home };
   const told = answer.ok ? reportsIn(answer.ok.stdout) : [];
   const status = answer.ok?.signal === undefined ? answer.ok?.code : undefined;
@@ -5779,6 +5787,7 @@ async function runToEnd(command: Command, limitMs: number): Promise<Result<Comma
   } as const;
   const child = tryCall(() => new Deno.Command(program, options).spawn());
   if (child.trouble) return child;
+  command.onStart?.(() => tryCall(() => child.ok.kill("SIGINT")));
   const answer = await orAtLimit(child.ok.output(), limitMs, undefined);
   if (answer === undefined) {
     tryCall(() => Deno.kill(-child.ok.pid, "SIGKILL"));

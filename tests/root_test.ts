@@ -111,6 +111,29 @@ asRoot("a lima-guard that hangs is ended with the budget, and its home is unknow
   assert.ok(agent.isAlive());
 });
 
+asRoot("Ctrl-C at root's --stop --all skips a stage of the users' stops too", async () => {
+  await using one = await tempLimaHome();
+  await using root = await tempLimaHome();
+  const k3s = one.instance("k3s", { conf: { stop: "hang" } });
+  one.giveTo(zoe!);
+  Deno.chmodSync(one.root, 0o755);
+  await using agent = await startAgent(k3s, { uid: zoe!.uid, gid: zoe!.gid });
+  await using guard = spawnGuard(root, ["--stop", "--all", "--json", "--timeout", "60"], { env: everyonesEnv(root) });
+  const stages = () => (k3s.read("lima-guard.jsonl") ?? "").split("\n").filter((line) => line.includes('"stage"'));
+  await eventually(() => assert.match(k3s.read("lima-guard.jsonl") ?? "", /"event":"stop"/));
+  for (let signals = 0; agent.isAlive() && signals < 10; signals++) {
+    const before = stages().length;
+    guard.signal("SIGINT");
+    // What comes within a second is an echo.
+    const sent = performance.now();
+    await eventually(() => assert.ok(stages().length > before || performance.now() - sent > 1200));
+  }
+  const { status, json, stdout } = await guard.result({ timeoutMs: 40_000 });
+  const [report] = json().instances;
+  assert.deepEqual([status, report.stage], [0, "killed"], stdout);
+  assert.ok(report.steps.some((s: { outcome: string }) => s.outcome === "skipped by a signal"), stdout);
+});
+
 asRoot("a user without an entry in the user database is no reason to answer 0", async () => {
   await using home = await tempLimaHome();
   const dir = `${home.root}/VM/k3s`;
