@@ -1827,7 +1827,7 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): JobFindings
     },
     job.runsAsRoot && {
       because: "its plist has no UserName: launchd runs it as root, and limactl refuses to run as root",
-      hint: wrap,
+      hint: limactlCommand(instance, "autostart", "enable", instance.name, "--condition=boot"),
     },
     wrapped && job.restartsAfterSuccess && {
       because: "its KeepAlive {SuccessfulExit: true} starts it again after a good stop, and not after a failure",
@@ -2115,6 +2115,14 @@ interface Context {
   stage(instance: Instance, stage: string, deadlineMs: number): void;
   /** How many times a person asked to skip a stage, and the wake-up of that moment. */
   readonly skips: { count: number; readonly bell: WakeUp };
+  /** What this run has found out already. */
+  readonly cache: Cache;
+}
+
+/** Answers that serve for a while: when they were got, on the host's clock. */
+interface Cache {
+  boot?: { readonly id: string; readonly askedMs: number };
+  foreign?: { readonly home: string; readonly atMs: number; readonly found: Foreign };
 }
 
 /** Something that several can wait for: each ring wakes all who listen then. */
@@ -2261,7 +2269,7 @@ async function journal(
   if (look.ok && look.ok.kind !== "file") return ctx.say("warn", instance, `no journal: ${path} is a ${look.ok.kind}`);
   if (look.ok && look.ok.size >= JOURNAL_LIMIT_BYTES) host.rename(path, join(instance.dir, OLD_JOURNAL_FILE));
   const time = new Date(host.wallMs()).toISOString();
-  const line = { time, boot: await bootId(host), dir: instance.dir, role: ctx.role, event, ...more };
+  const line = { time, boot: await bootId(ctx), dir: instance.dir, role: ctx.role, event, ...more };
   // A line that a full disk cut short must not spoil the next one.
   const torn = look.ok !== undefined && look.ok.size > 0 && !(host.read(path, 1).ok ?? "\n").endsWith("\n");
   const starts = ctx.onEvent !== undefined && event === "start" ? journalOf(host, instance) : [];
@@ -2325,7 +2333,6 @@ function announce(ctx: Context, at: Partial<Instance> & { name: string }, event:
   });
 }
 
-const bootIds = new WeakMap<Host, { readonly id: string; readonly askedMs: number }>();
 /** A question that took all its time is not asked again for so long: each line of a stop's journal would wait for it. */
 const BOOT_ID_PAUSE_MS = 60_000;
 
@@ -2333,8 +2340,8 @@ const BOOT_ID_PAUSE_MS = 60_000;
  * The identity of this boot; an empty text where it cannot be had, which is then asked again and compared with nothing.
  * Not a date: the clock may be stepped.
  */
-async function bootId(host: Host): Promise<string> {
-  const known = bootIds.get(host);
+async function bootId({ host, cache }: Context): Promise<string> {
+  const known = cache.boot;
   if (known && (known.id !== "" || host.clockMs() - known.askedMs < BOOT_ID_PAUSE_MS)) return known.id;
   const file = "/proc/sys/kernel/random/boot_id";
   const direct = host.os === "linux" ? host.read(file, 64).ok?.trim() : undefined;
@@ -2344,7 +2351,7 @@ async function bootId(host: Host): Promise<string> {
     : ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"] as const;
   const answer = direct ? undefined : await host.run({ argv }, PS_LIMIT_MS);
   const id = direct ?? (answer?.ok?.code === 0 ? answer.ok.stdout.trim() : "");
-  if (id !== "" || answer?.trouble === "limit") bootIds.set(host, { id, askedMs: host.clockMs() });
+  if (id !== "" || answer?.trouble === "limit") cache.boot = { id, askedMs: host.clockMs() };
   return id;
 }
 
@@ -2373,11 +2380,12 @@ interface PidFile {
  * to one search of all processes. Where that finds no owner, the answer still stands: unknown.
  */
 async function observeProcesses(
-  host: Host,
+  ctx: Context,
   instance: Instance,
   timeouts = START_TIMEOUTS,
   searchAll = false,
 ): Promise<Processes> {
+  const { host } = ctx;
   const listed = host.list(instance.dir);
   if (listed.trouble) {
     const hint = lookCommand(instance.dir);
@@ -2404,14 +2412,14 @@ async function observeProcesses(
     alive: [...alive, ...found.alive],
     unknowns: found.unknowns,
     searched,
-    ...(marker ? { bootMarker: marker.stamp, isOldMarker: await isOfAnotherBoot(host, marker.stamp) } : {}),
+    ...(marker ? { bootMarker: marker.stamp, isOldMarker: await isOfAnotherBoot(ctx, marker.stamp) } : {}),
   };
 }
 
 /** Lima ≥ 2.2.1 compares the text with the boot's identity; an empty one counts as another boot. In doubt it is ours. */
-async function isOfAnotherBoot(host: Host, marker: FileStamp): Promise<boolean> {
+async function isOfAnotherBoot(ctx: Context, marker: FileStamp): Promise<boolean> {
   if (marker.text === undefined) return false;
-  const boot = await bootId(host);
+  const boot = await bootId(ctx);
   return boot !== "" && marker.text.trim() !== boot;
 }
 
@@ -2703,14 +2711,15 @@ interface ObserveOptions {
  * Observes an instance: its processes, and, where none is alive, its disks and whatever else may keep Lima from
  * starting it.
  */
-async function observe(host: Host, instance: Instance, how: ObserveOptions = {}): Promise<Observation> {
+async function observe(ctx: Context, instance: Instance, how: ObserveOptions = {}): Promise<Observation> {
+  const { host } = ctx;
   const { timeouts = START_TIMEOUTS, searchAll = false, forStop = false } = how;
   const missing = missingInstance(host, instance.dir);
   const nothing = emptyObservation(instance);
   if (missing?.state === "missing") return { ...nothing, missing: missing.because };
-  const processes = await observeProcesses(host, instance, timeouts, searchAll);
+  const processes = await observeProcesses(ctx, instance, timeouts, searchAll);
   const agent = processes.alive.find((p) => p.role === "host agent");
-  const foreign = forStop ? { startBlockers: [], notes: [] } : foreignEntries(host, instance.home);
+  const foreign = forStop ? { startBlockers: [], notes: [] } : foreignEntries(ctx, instance.home);
   const seen: Observation = { ...nothing, ...processes, notes: foreign.notes };
   if (agent) {
     const notes = [...seen.notes, ...bootMarkerNotes(seen)];
@@ -2718,7 +2727,7 @@ async function observe(host: Host, instance: Instance, how: ObserveOptions = {})
   }
   if (processes.alive.some((p) => p.role !== "usernet")) return seen;
   const yaml = textOf(host, join(instance.dir, LIMA_YAML));
-  const disks = await observeDisks(host, instance, yaml, processes.stateFiles, timeouts);
+  const disks = await observeDisks(ctx, instance, yaml, processes.stateFiles, timeouts);
   // Which disks the instance uses, and so whether one is in use, is unknown without a readable lima.yaml.
   const unread = missing ? [{ what: join(instance.dir, LIMA_YAML), because: missing.because, hint: missing.hint }] : [];
   const held = [...unread, ...disks.held];
@@ -2894,11 +2903,10 @@ interface Foreign {
 
 /** For how long one look through LIMA_HOME serves all instances of a run: a thousand of them would take a million. */
 const FOREIGN_FRESH_MS = 1_000;
-const foreignSeen = new WeakMap<Host, { home: string; atMs: number; foreign: Foreign }>();
 
-function foreignEntries(host: Host, home: string): Foreign {
-  const known = foreignSeen.get(host);
-  if (known?.home === home && host.clockMs() - known.atMs < FOREIGN_FRESH_MS) return known.foreign;
+function foreignEntries({ host, cache }: Context, home: string): Foreign {
+  const known = cache.foreign;
+  if (known?.home === home && host.clockMs() - known.atMs < FOREIGN_FRESH_MS) return known.found;
   const startBlockers: Diagnostic[] = [];
   const notes: Diagnostic[] = [];
   const entries = host.list(home);
@@ -2921,8 +2929,9 @@ function foreignEntries(host: Host, home: string): Foreign {
       notes.push({ what: path, because, hint: `move it out of ${home}` });
     }
   }
-  foreignSeen.set(host, { home, atMs: host.clockMs(), foreign: { startBlockers, notes } });
-  return { startBlockers, notes };
+  const found = { startBlockers, notes };
+  cache.foreign = { home, atMs: host.clockMs(), found };
+  return found;
 }
 
 function longPath(host: Host, instance: Instance): Diagnostic[] {
@@ -3087,12 +3096,13 @@ interface DiskLock {
  * proves anything. It is asked only where something is of this boot: no VM survives a reboot.
  */
 async function observeDisks(
-  host: Host,
+  ctx: Context,
   instance: Instance,
   yaml: string,
   stateFiles: readonly StateFile[],
   timeouts: Timeouts,
 ) {
+  const { host } = ctx;
   const used = readDiskNames(yaml);
   const { locks: all, unread } = diskLocks(host, instance);
   const nothing = { stateFiles: [] as StateFile[], startBlockers: [] as Diagnostic[], held: unread };
@@ -3105,7 +3115,7 @@ async function observeDisks(
   const ownVm = host.os === "darwin" && hasStaleVzAgent(host, instance, stateFiles);
   const voidLocks = locks.filter((l) => l.whose !== "another's");
   if (voidLocks.length === 0 && !ownVm) return { ...nothing, startBlockers: foreign };
-  const recent = await isOfThisBoot(host, instance, stateFiles, voidLocks);
+  const recent = await isOfThisBoot(ctx, instance, stateFiles, voidLocks);
   const isImage = (path: string) => {
     const look = host.stat(path, "follow links");
     return look.trouble === undefined ? look.ok.kind === "file" : look.trouble !== "absent";
@@ -3190,11 +3200,12 @@ function hasStaleVzAgent(host: Host, instance: Instance, stateFiles: readonly St
 
 /** Whether a PID file, a disk lock or the last line of the journal is of this boot. In doubt it is. */
 async function isOfThisBoot(
-  host: Host,
+  ctx: Context,
   instance: Instance,
   stateFiles: readonly StateFile[],
   locks: readonly DiskLock[],
 ) {
+  const { host } = ctx;
   const booted = host.wallMs() - host.uptimeMs() - 60_000;
   const files = stateFiles.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
   if ([...files, ...locks].some(({ stamp }) => stamp.mtimeMs >= booted)) return true;
@@ -3202,7 +3213,7 @@ async function isOfThisBoot(
   if (probe.trouble !== undefined && probe.trouble !== "absent") return true;
   const last = journalOf(host, instance).at(-1);
   if (last === undefined) return false;
-  const boot = await bootId(host);
+  const boot = await bootId(ctx);
   return last.boot === boot || last.boot === "" || boot === "";
 }
 
@@ -3858,7 +3869,7 @@ function graceLeftS(host: Host, { beganMs, budgetS }: StopOptions): number {
 /** What the journal last knew of it in this boot: that it was started, or Running, and nothing of an end. */
 async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "running" | undefined> {
   const last = journalOf(ctx.host, instance).filter((l) => ["start", "running", "end"].includes(l.event)).at(-1);
-  if (!last || last.event === "end" || last.boot === "" || last.boot !== await bootId(ctx.host)) return undefined;
+  if (!last || last.event === "end" || last.boot === "" || last.boot !== await bootId(ctx)) return undefined;
   return last.event === "running" ? "running" : "start";
 }
 
@@ -3894,7 +3905,7 @@ function timeoutsOf(stop: Stop): Timeouts {
 /** What was proven before, and no file names now or is unknown now, is there until the system says that it is gone. */
 async function lookAgain(stop: Stop): Promise<void> {
   const before = remaining(stop);
-  const now = await observeProcesses(stop.ctx.host, stop.instance, timeoutsOf(stop), stop.seen.searched);
+  const now = await observeProcesses(stop.ctx, stop.instance, timeoutsOf(stop), stop.seen.searched);
   const unseen = before.filter((p) => !now.alive.some((n) => n.row.pid === p.row.pid));
   const living = unseen.filter((p) => stop.ctx.host.alive(p.row.pid) === "yes");
   const kept = living.length === 0 ? [] : await stillAlive(stop, living);
@@ -4342,7 +4353,7 @@ async function repair(ctx: Context, instance: Instance): Promise<Report> {
   let first: Plan | undefined;
   let beganMs: number | undefined;
   for (let round = 1, searched = false;; round++) {
-    const seen = await observe(ctx.host, instance, { searchAll: searched });
+    const seen = await observe(ctx, instance, { searchAll: searched });
     searched ||= seen.searched === true;
     const p = planPre(seen, ctx.budgetS);
     first ??= p;
@@ -4394,7 +4405,7 @@ async function runStop(ctx: Context, instance: Instance): Promise<Report> {
   let told: Report;
   try {
     if (ctx.dryRun) {
-      return reportPlan(instance, planStop(await observe(host, instance, { timeouts: STOP_TIMEOUTS }), ctx.budgetS));
+      return reportPlan(instance, planStop(await observe(ctx, instance, { timeouts: STOP_TIMEOUTS }), ctx.budgetS));
     }
     told = await stopLocked(ctx, instance, taken.lock, askedMs);
   } finally {
@@ -4509,7 +4520,7 @@ async function cleanUp(
   const { host } = ctx;
   const timeouts = { ...STOP_TIMEOUTS, psMs: PS_LIMIT_MS / 5, lsofMs: PS_LIMIT_MS / 5 };
   const late = host.pause(Math.max(0, deadlineMs - host.clockMs())).then(() => undefined);
-  const seen = await Promise.race([observe(host, instance, { timeouts, searchAll, forStop: true }), late]);
+  const seen = await Promise.race([observe(ctx, instance, { timeouts, searchAll, forStop: true }), late]);
   if (!seen) {
     const because = "whether a process still uses it was not found out in time; its files stay";
     const hint = guardCommand(instance, "--pre");
@@ -4838,13 +4849,13 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const at = await findInstance(ctx, homes, name);
   if ("report" in at) return at.report;
   const { instance } = at;
-  const seen = await observe(host, instance, { timeouts: STOP_TIMEOUTS });
+  const seen = await observe(ctx, instance, { timeouts: STOP_TIMEOUTS });
   const p = planPre(seen);
   if (p.state === "missing") return reportPlan(instance, p);
   const holder = holderOf(ctx, instance);
   const supervised = holder?.role === "run";
   const lines = journalOf(host, instance);
-  const boot = await bootId(host);
+  const boot = await bootId(ctx);
   const found = await jobsOf(host, instance);
   const stages = stageSteps(seen, "", ctx.budgetS).map((step) => step.kind);
   const stopping = stopUnderWay(holder, lines, stages);
@@ -5242,7 +5253,7 @@ async function commandEnded(
   const deadlineMs = host.clockMs() + APPEARS_MS;
   let agent: VerifiedProcess | undefined;
   while (run.stopMs === undefined && run.ended === undefined) {
-    const seen = await observeProcesses(host, instance, STOP_TIMEOUTS, true);
+    const seen = await observeProcesses(ctx, instance, STOP_TIMEOUTS, true);
     agent = seen.alive.find((p) => p.role === "host agent" && p.row.pid !== child.pid);
     if (agent || !isAgentAppearing(host, instance) || host.clockMs() >= deadlineMs) break;
     await host.pause(ASK_AGAIN_MS / 4);
@@ -5366,7 +5377,7 @@ async function keepGuestSession(run: Run, instance: Instance): Promise<void> {
   const { host } = run.ctx;
   for (let broken = 0; run.ended === undefined && run.stopMs === undefined;) {
     const madeMs = host.clockMs();
-    const seen = await observeProcesses(host, instance, STOP_TIMEOUTS);
+    const seen = await observeProcesses(run.ctx, instance, STOP_TIMEOUTS);
     const whole: Observation = { ...emptyObservation(instance), ...seen };
     const own = isOwnPort(whole, sshFile(host, instance, whole));
     const line = own ? openGuestSession(host, instance) : "the port in ssh.config is not provably this instance's";
@@ -5404,7 +5415,7 @@ async function watchAgent(run: Run, instance: Instance, pid: number | undefined)
 async function untilAgentEnds(run: Run, instance: Instance, pid: number): Promise<void> {
   const { host } = run.ctx;
   while (host.alive(pid) === "yes" && run.stopMs === undefined) {
-    run.agent ??= (await observeProcesses(host, instance, STOP_TIMEOUTS)).alive.find((p) => p.row.pid === pid);
+    run.agent ??= (await observeProcesses(run.ctx, instance, STOP_TIMEOUTS)).alive.find((p) => p.row.pid === pid);
     const held = await host.connect(join(instance.dir, HA_SOCK), ANSWER_LIMIT_MS);
     if (held.trouble) {
       await host.pause(ADOPTED_POLL_MS);
@@ -5436,7 +5447,7 @@ async function adoptAgent(run: Run): Promise<void> {
   if (!instance) return post(run, "ended");
   releaseStartSlot(run);
   // Its PID file may be damaged, so it is asked for by its command.
-  const found = (await observeProcesses(ctx.host, instance, STOP_TIMEOUTS)).alive.find((p) => p.role === "host agent");
+  const found = (await observeProcesses(ctx, instance, STOP_TIMEOUTS)).alive.find((p) => p.role === "host agent");
   if (found) run.agent = found;
   const pid = found?.row.pid ?? pidIn(ctx.host, join(instance.dir, HA_PID));
   ctx.say("warn", instance, `is running already: host agent ${pid} is adopted, ${run.command[0]} is not started`);
@@ -5484,7 +5495,7 @@ async function acquireForStop(run: Run, beganMs: number): Promise<Instance | und
   const isDown = async () => {
     const seen: Observation = {
       ...emptyObservation(instance),
-      ...await observeProcesses(ctx.host, instance, STOP_TIMEOUTS),
+      ...await observeProcesses(ctx, instance, STOP_TIMEOUTS),
     };
     return planStop(seen, ctx.budgetS).state === "stopped";
   };
@@ -6310,6 +6321,7 @@ function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbo
     say,
     stage,
     skips: { count: 0, bell: new WakeUp() },
+    cache: {},
   };
 }
 
