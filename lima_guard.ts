@@ -2117,6 +2117,13 @@ interface Context {
   readonly skips: { count: number; readonly bell: WakeUp };
   /** What this run has found out already. */
   readonly cache: Cache;
+  /** Of work that a stop may overtake: from then on it must not touch anything. */
+  readonly abort: AbortSignal | undefined;
+}
+
+/** Ends work that a stop has overtaken. Asked right before each effect, and in every wait. */
+function throwIfOvertaken({ abort }: Context): void {
+  abort?.throwIfAborted();
 }
 
 /** Answers that serve for a while: when they were got, on the host's clock. */
@@ -2274,6 +2281,7 @@ async function journal(
   const torn = look.ok !== undefined && look.ok.size > 0 && !(host.read(path, 1).ok ?? "\n").endsWith("\n");
   const starts = ctx.onEvent !== undefined && event === "start" ? journalOf(host, instance) : [];
   const before = starts.filter((l) => l.event === "start" || l.event === "end").at(-1);
+  throwIfOvertaken(ctx);
   const written = host.append(path, `${torn ? "\n" : ""}${JSON.stringify(line)}\n`);
   if (written.trouble) ctx.say("warn", instance, `no journal: ${written.why}`);
   for (const name of eventsOf(line, before)) announce(ctx, instance, name, line);
@@ -3843,6 +3851,7 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
     const vmGone = !byWord && wasRunning === "running" && !hasDriver(stop.seen) && driversOf(stop.seen).length === 0;
     // A process lives that no PID file names.
     if (line === undefined) stop.session = openGuestSession(ctx.host, instance);
+    throwIfOvertaken(ctx);
     stop.steps.push(...removeAll(ctx, instance, urgentRemovals(stop.seen)));
     await journal(ctx, instance, "stop", { budgetS, limits: stop.limits, alive: names(remaining(stop)) });
     void watchAgentSocket(stop).catch(() => {}); // only a wake-up less: everything is polled then
@@ -3931,7 +3940,9 @@ async function runStage(stop: Stop, stage: "guest" | "agent" | "driver" | "kill"
   );
   if (!step) return false;
   ctx.stage(instance, stage, deadlineMs);
+  throwIfOvertaken(ctx);
   const outcome = await STAGES[stage](stop, deadlineMs, () => ctx.skips.count > stop.skipped);
+  throwIfOvertaken(ctx);
   stop.skipped = ctx.skips.count;
   await lookAgain(stop);
   const seconds = secondsSince(ctx.host, begin);
@@ -4193,6 +4204,7 @@ async function signalAll(
 }
 
 async function signalOne(stop: Stop, proven: VerifiedProcess, signal: Signal): Promise<Outcome> {
+  throwIfOvertaken(stop.ctx);
   if (proven.row.pid !== stop.child?.pid) {
     return await signalProven(stop.ctx.host, proven.row, signal, timeoutsOf(stop).psMs);
   }
@@ -4227,6 +4239,7 @@ async function waitGone(
   let there = processes;
   let nextPsMs = host.clockMs() + PS_POLL_MS / 4;
   for (;;) {
+    throwIfOvertaken(stop.ctx);
     there = there.filter((p) => host.alive(p.row.pid) === "yes");
     if (there.length > 0 && host.clockMs() >= nextPsMs) {
       there = await stillAlive(stop, there);
@@ -4321,6 +4334,7 @@ async function diskReleased(stop: Stop, deadlineMs: number): Promise<boolean> {
 
 function removeAll(ctx: Context, instance: Instance, steps: readonly Step[]): Step[] {
   return steps.filter((s) => s.kind === "remove").map((step) => {
+    throwIfOvertaken(ctx);
     const taken = removeStep(ctx.host, step);
     ctx.say(taken.outcome?.kind === "failed" ? "error" : "info", instance, describeStep(taken));
     return taken;
@@ -4947,28 +4961,21 @@ interface Run {
   /** The PID whose end is waited for, where it is not the child. */
   watchedPid?: number;
   startedMs: number;
+  /** Aborted at the stop, with `Interrupted`. */
+  readonly stopRequest: AbortController;
   ended?: { code: number; signal: string | undefined };
   stopMs?: number;
   status: number;
 }
 
-/** Thrown into work that began before a stop was asked: it must not touch anything any more. */
+/** Thrown into work that a stop has overtaken. */
 class Interrupted extends Error {}
-
-/** A host whose every effect is refused once the stop has been asked for. */
-function untilStop(run: Run): Host {
-  return new Proxy(run.ctx.host, {
-    get(host, name) {
-      if (run.stopMs !== undefined) throw new Interrupted("a stop was asked for");
-      return Reflect.get(host, name);
-    },
-  });
-}
 
 /** Everything before the command starts. Blocked means waiting, not dying: launchd would only try every 10 s. */
 async function prepare(run: Run): Promise<RunEvent> {
-  const ctx = { ...run.ctx, host: untilStop(run) };
+  const ctx = { ...run.ctx, abort: run.stopRequest.signal };
   run.job = await jobOf(ctx.host, run.label);
+  throwIfOvertaken(ctx);
   run.label = run.job?.label;
   run.timeLimitS = run.job?.timeLimitS;
   const instance = await waitForInstance(run, ctx);
@@ -4980,6 +4987,7 @@ async function prepare(run: Run): Promise<RunEvent> {
   warnOfShortTimeLimit(run, instance);
   for (let blocked = 0;;) {
     const healed = await repair(ctx, instance);
+    throwIfOvertaken(ctx);
     if (healed.state === "running") return "healthy";
     // Only launchd starts it before all volumes are mounted.
     if (run.label === undefined && healed.blockers.some((b) => b.waitsFor === "volume")) {
@@ -4990,6 +4998,7 @@ async function prepare(run: Run): Promise<RunEvent> {
     if (healed.status !== EXIT.done) {
       logBlocked(ctx, instance, healed, backoffMs(blocked));
       await ctx.host.pause(backoffMs(blocked++));
+      throwIfOvertaken(ctx);
       continue;
     }
     if (await waitForBackoff(ctx, instance) || !await acquireStartSlot(run, ctx, instance)) continue;
@@ -5002,6 +5011,7 @@ async function prepare(run: Run): Promise<RunEvent> {
 async function waitForInstance(run: Run, ctx: Context): Promise<Instance | undefined> {
   for (let n = 0;; n++) {
     const found = await findInstance(ctx, run.homes, run.name);
+    throwIfOvertaken(ctx);
     if ("instance" in found) return found.instance;
     const told = found.report;
     run.status = told.status;
@@ -5039,7 +5049,7 @@ async function acquireOwnLock(run: Run, instance: Instance): Promise<InstanceLoc
       return taken.lock;
     }
     held = taken.held;
-    run.status = taken.report.status;
+    if (run.stopMs === undefined) run.status = taken.report.status;
     // A lock that cannot be opened gives nothing to wait on.
     if (!held && run.label !== undefined) await ctx.host.pause(backoffMs(n));
     if (run.label === undefined) {
@@ -5058,6 +5068,7 @@ async function waitForBackoff(ctx: Context, instance: Instance): Promise<boolean
   ctx.say("warn", instance, because);
   announce(ctx, instance, "braked", { event: "braked", because, seconds: Math.ceil(ms / 1000) });
   await ctx.host.pause(ms);
+  throwIfOvertaken(ctx);
   return true;
 }
 
@@ -5084,7 +5095,10 @@ async function acquireStartSlot(run: Run, ctx: Context, instance: Instance): Pro
     return true;
   }
   ctx.say("info", instance, "waits for its turn: another instance is starting");
-  if (await file.ok.lockWithin(START_TURN_MS)) {
+  const isTaken = await file.ok.lockWithin(START_TURN_MS);
+  if (ctx.abort?.aborted) file.ok.close();
+  throwIfOvertaken(ctx);
+  if (isTaken) {
     run.startLock = file.ok;
     return false;
   }
@@ -5136,6 +5150,7 @@ async function superviseRun(ctx: Context, homes: Homes, name: string, command: r
     label,
     timeLimitS: label === undefined ? undefined : LAUNCHD_DEFAULT_S,
     startedMs: ctx.host.clockMs(),
+    stopRequest: new AbortController(),
     status: EXIT.done,
   };
   onStopSignals(run);
@@ -5184,6 +5199,7 @@ function onStopSignals(run: Run): void {
       const nowMs = ctx.host.clockMs();
       if (run.stopMs === undefined) {
         run.stopMs = nowMs;
+        run.stopRequest.abort(new Interrupted("a stop was asked for"));
         post(run, "stop");
       } else if (run.label !== undefined) {
         if (run.instance) void journal(ctx, run.instance, "signal", { signal });
@@ -5604,11 +5620,13 @@ async function cleanUpAfterExit(
   instance: Instance,
   ended: { code: number; signal: string | undefined },
 ): Promise<void> {
-  const ctx = { ...run.ctx, host: untilStop(run) };
+  const ctx = { ...run.ctx, abort: run.stopRequest.signal };
   const lastedS = secondsRun(run);
   run.status = ended.code; // 128 + n where signal n ended it: Deno has added them
   await endChild(run, ctx.host.clockMs(), DEFAULT_BUDGET_S);
+  throwIfOvertaken(ctx);
   const healed = await repair(ctx, instance);
+  throwIfOvertaken(ctx);
   if (healed.status !== EXIT.done) logBlocked(ctx, instance, healed, 0);
   // Something of it may have come up meanwhile: that is no clean end.
   if (healed.state === "running") ctx.say("warn", instance, `it is left running, unsupervised: ${healed.summary}`);
@@ -6322,6 +6340,7 @@ function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbo
     stage,
     skips: { count: 0, bell: new WakeUp() },
     cache: {},
+    abort: undefined,
   };
 }
 
