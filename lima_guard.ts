@@ -2195,20 +2195,22 @@ interface InstanceLock {
 
 const NO_LOCK: InstanceLock = { setPhase: () => {}, release: () => {} };
 
-/** An open lock file that another process holds; without a file of its own, the directory is locked. */
-interface HeldLock {
+/** An open lock file. Without a record the directory is locked, or a file that may not be written. */
+interface OpenLock {
   readonly file: LockFile;
   readonly hasRecord: boolean;
 }
+
+/** What became of an attempt: the lock is this process's, another one's, or cannot be tried. */
+type LockAttempt = { lock: InstanceLock } | { held: OpenLock } | { why: string };
 
 /**
  * Opens the file that is locked. Where none can be made, or the one that is there may not be written, what can be read
  * is locked: the file, else the directory. Any other failure permits nothing.
  */
-function openLockFile(ctx: Context, instance: Instance): Result<HeldLock> {
-  const { host } = ctx;
+function openLockFile(host: Host, instance: Instance, create: boolean): Result<OpenLock> {
   const path = join(instance.dir, LOCK_FILE);
-  const own = host.openLock(path, !ctx.dryRun);
+  const own = host.openLock(path, create);
   if (!own.trouble) return { ok: { file: own.ok, hasRecord: true } };
   if (own.trouble !== "denied" && own.trouble !== "read-only") return own;
   const readable = host.openLock(path, false);
@@ -2218,13 +2220,20 @@ function openLockFile(ctx: Context, instance: Instance): Result<HeldLock> {
   return file.trouble ? file : { ok: { file: file.ok, hasRecord: false } };
 }
 
-/**
- * Tries to take an instance's lock. Where the file system has no locks the guard warns and continues. A dry run makes no
- * file, and releases the lock at once.
- */
-function tryLock(ctx: Context, instance: Instance): { lock: InstanceLock } | { held: HeldLock } | { why: string } {
-  const opened = openLockFile(ctx, instance);
-  if (opened.trouble === "absent" && ctx.dryRun) return { lock: NO_LOCK };
+/** Looks whether another process holds an instance's lock. Makes no file, and keeps no lock. */
+function probeLock(host: Host, instance: Instance): LockAttempt {
+  const opened = openLockFile(host, instance, false);
+  if (opened.trouble === "absent") return { lock: NO_LOCK };
+  if (opened.trouble) return { why: opened.why };
+  const tried = opened.ok.file.tryLock();
+  if (tried.ok === false) return { held: opened.ok };
+  opened.ok.file.close();
+  return tried.trouble && tried.trouble !== "unsupported" ? { why: tried.why } : { lock: NO_LOCK };
+}
+
+/** Tries to take an instance's lock. Where the file system has no locks, that is a warning. */
+function acquireLock(ctx: Context, instance: Instance): LockAttempt {
+  const opened = openLockFile(ctx.host, instance, true);
   if (opened.trouble) return { why: opened.why };
   const taken = opened.ok.file.tryLock();
   if (taken.ok === false) return { held: opened.ok };
@@ -2234,22 +2243,28 @@ function tryLock(ctx: Context, instance: Instance): { lock: InstanceLock } | { h
     opened.ok.file.close();
     return { why: taken.why };
   }
-  return { lock: heldLock(ctx, instance, opened.ok) };
+  return { lock: ownLock(ctx, instance, opened.ok) };
 }
 
-function heldLock(ctx: Context, instance: Instance, { file, hasRecord }: HeldLock): InstanceLock {
-  if (ctx.dryRun) {
-    file.close();
-    return NO_LOCK;
-  }
+/** A lock that this process has now, with its record. */
+function ownLock(ctx: Context, instance: Instance, { file, hasRecord }: OpenLock): InstanceLock {
   let start = "";
-  const note = (phase: string, started = start) => {
+  const setPhase = (phase: string, started = start) => {
     start = started;
     const record: LockRecord = { pid: ctx.host.pid, started, dir: instance.dir, role: ctx.role, phase };
     if (hasRecord) file.write(`${JSON.stringify(record)}\n`);
   };
-  note("working");
-  return { setPhase: note, release: () => file.close() };
+  setPhase("working");
+  return { setPhase, release: () => file.close() };
+}
+
+/** The record of the process that holds the instance's lock now. */
+function holderOf(host: Host, instance: Instance): LockRecord | undefined {
+  const tried = probeLock(host, instance);
+  if (!("held" in tried)) return undefined;
+  const record = readLockRecord(tried.held.file.read(), instance.dir);
+  tried.held.file.close();
+  return record;
 }
 
 /** The journal; a young one with the end of the one before, or a rotation would lose what is remembered. */
@@ -3169,12 +3184,12 @@ function diskLocks(host: Host, instance: Instance): { locks: DiskLock[]; unread:
     if (target.ok === undefined) continue;
     const { dev, ino, size, mtimeMs } = look.ok;
     const stamp = { dev, ino, size, mtimeMs, text: undefined };
-    locks.push({ path, disk, stamp, target: target.ok, whose: lockOwner(host, instance, target.ok) });
+    locks.push({ path, disk, stamp, target: target.ok, whose: diskLockOwner(host, instance, target.ok) });
   }
   return { locks, unread };
 }
 
-function lockOwner(host: Host, instance: Instance, target: string): DiskLock["whose"] {
+function diskLockOwner(host: Host, instance: Instance, target: string): DiskLock["whose"] {
   if (target === instance.dir) return "own";
   const holder = host.stat(target, "follow links");
   if (holder.trouble) return holder.trouble === "absent" ? "gone" : "unknown";
@@ -4448,7 +4463,7 @@ async function afterJob(ctx: Context, instance: Instance, told: Report, stopped:
   const job = journalOf(ctx.host, instance).filter((l) => l.event === "start").at(-1)?.["job"];
   if (typeof job !== "string") return told;
   await ctx.host.pause(RESTART_LOOK_MS);
-  const now = holderOf(ctx, instance);
+  const now = holderOf(ctx.host, instance);
   const seen = job.includes("/") ? undefined : (await jobsOf(ctx.host, instance)).jobs.find((j) => j.label === job);
   const target = seen?.target ?? (job.includes("/") ? job : undefined);
   const find = `its job was not found: ${guardCommand(instance, "--status")}`;
@@ -4463,15 +4478,6 @@ async function afterJob(ctx: Context, instance: Instance, told: Report, stopped:
   const blocker = { what: target ?? job, because, hint };
   const summary = "stopped, and started again by launchd";
   return { ...told, state: "running", status: EXIT.failed, blockers: [...told.blockers, blocker], summary };
-}
-
-/** The record of the process that holds the instance's lock now. */
-function holderOf(ctx: Context, instance: Instance): LockRecord | undefined {
-  const tried = tryLock({ ...ctx, dryRun: true }, instance);
-  if (!("held" in tried)) return undefined;
-  const record = readLockRecord(tried.held.file.read(), instance.dir);
-  tried.held.file.close();
-  return record;
 }
 
 async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, askedMs: number): Promise<Report> {
@@ -4552,14 +4558,14 @@ async function cleanUp(
 
 // ── taking the lock
 /** A lock that was taken, or the report of who has it; and which `--run` was asked to release it. */
-type LockResult = { lock: InstanceLock; supervisor?: LockRecord } | { report: Report; held?: HeldLock };
+type LockResult = { lock: InstanceLock; supervisor?: LockRecord } | { report: Report; held?: OpenLock };
 
 /**
  * Takes the instance's lock: a `--run` that has it is asked to stop, once; a lima-guard that is stopping is waited
  * for, so that two administrators do not cut each other's grace short; any other process only for a moment.
  */
-async function lockFor(ctx: Context, instance: Instance, patienceMs: number, waited?: HeldLock): Promise<LockResult> {
-  const first = waited ? { held: waited } : tryLock(ctx, instance);
+async function lockFor(ctx: Context, instance: Instance, patienceMs: number, waited?: OpenLock): Promise<LockResult> {
+  const first = waited ? { held: waited } : ctx.dryRun ? probeLock(ctx.host, instance) : acquireLock(ctx, instance);
   if ("lock" in first) return first;
   if ("why" in first) return { report: noLock(ctx, instance, `it cannot be locked: ${first.why}`) };
   const { held: open } = first;
@@ -4586,7 +4592,8 @@ async function lockFor(ctx: Context, instance: Instance, patienceMs: number, wai
   if (!waited) ctx.say("info", instance, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
   const freed = await freedWithin(ctx, held, waitMs);
   if (freed === true) {
-    const lock = heldLock(ctx, instance, open);
+    if (ctx.dryRun) held.close();
+    const lock = ctx.dryRun ? NO_LOCK : ownLock(ctx, instance, open);
     return asked?.kind === "done" && holder ? { lock, supervisor: holder } : { lock };
   }
   const more = [asked && noAnswerWithin(asked), freed === false ? undefined : freed].filter(Boolean);
@@ -4596,7 +4603,8 @@ async function lockFor(ctx: Context, instance: Instance, patienceMs: number, wai
 function noLock(ctx: Context, instance: Instance, because: string, holder?: LockRecord): Report {
   const what = join(instance.dir, LOCK_FILE);
   const look = holder ? psCommand(holder.pid) : lsofCommand(what);
-  const hint = [look, lookCommand(what), guardCommand(instance, `--${ctx.role}`)].join("; ");
+  const again = guardCommand(instance, ctx.role === "run" ? "--status" : `--${ctx.role}`);
+  const hint = [look, lookCommand(what), again].join("; ");
   return report(instance.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what, because, hint }] });
 }
 
@@ -4866,7 +4874,7 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const seen = await observe(ctx, instance, { timeouts: STOP_TIMEOUTS });
   const p = planPre(seen);
   if (p.state === "missing") return reportPlan(instance, p);
-  const holder = holderOf(ctx, instance);
+  const holder = holderOf(ctx.host, instance);
   const supervised = holder?.role === "run";
   const lines = journalOf(host, instance);
   const boot = await bootId(ctx);
@@ -5041,7 +5049,7 @@ async function acquireOwnLock(run: Run, instance: Instance): Promise<InstanceLoc
   const { ctx } = run;
   const table = await ps(ctx.host, [ctx.host.pid], PS_LIMIT_MS);
   const started = table.ok?.rows[0]?.started ?? "";
-  let held: HeldLock | undefined;
+  let held: OpenLock | undefined;
   for (let n = 0;; n++) {
     const taken = await lockFor(ctx, instance, run.label === undefined ? LOCK_WAIT_MS : backoffMs(n), held);
     if ("lock" in taken) {
@@ -5500,49 +5508,49 @@ async function stopRun(run: Run): Promise<void> {
 async function acquireForStop(run: Run, beganMs: number): Promise<Instance | undefined> {
   const { ctx } = run;
   const found = run.instance ? { instance: run.instance } : await findInstance(ctx, run.homes, run.name);
-  const refuse = (told: Report) => {
-    for (const b of told.blockers) ctx.say("warn", run, describeDiagnostic("not stopped")(b));
-    // No instance at all is nothing to stop.
-    run.status = told.status === EXIT.noInstance ? EXIT.done : told.status;
-    return undefined;
-  };
-  if ("report" in found) return refuse(found.report);
+  if ("report" in found) return cannotStop(run, found.report);
   const { instance } = found;
-  const isDown = async () => {
-    const seen: Observation = {
-      ...emptyObservation(instance),
-      ...await observeProcesses(ctx, instance, STOP_TIMEOUTS),
-    };
-    return planStop(seen, ctx.budgetS).state === "stopped";
-  };
   const deadlineMs = beganMs + stageLimits(budgetOf(run.timeLimitS, ctx.limitS)).agent * 1000;
   // Polled: prepare() may be waiting for it too, and then that is how it comes.
   for (let said = false; !run.lock; await ctx.host.pause(5 * POLL_MS)) {
-    const taken = tryLock(ctx, instance);
-    if ("lock" in taken) run.lock = taken.lock;
-    else {
-      const holder = "held" in taken ? readLockRecord(taken.held.file.read(), instance.dir) : undefined;
-      const who = describeHolder(holder);
-      const isSupervised = "held" in taken && holder !== undefined &&
-        await supervises(ctx, instance, taken.held, holder);
-      if ("held" in taken) taken.held.file.close();
-      if (isSupervised) ctx.say("info", instance, `leaves: ${who} supervises it`);
-      if (isSupervised || await isDown()) return undefined;
-      if (!said) ctx.say("info", instance, `is to be stopped, and waits for ${who}`);
-      said = true;
-      if (ctx.host.clockMs() < deadlineMs) continue;
-      const because = `${who} holds its lock`;
-      const blocker = { what: join(instance.dir, LOCK_FILE), because, hint: guardCommand(instance, "--stop") };
-      return refuse(report(run.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [blocker] }));
+    const taken = acquireLock(ctx, instance);
+    if ("lock" in taken) {
+      run.lock = taken.lock;
+      break;
     }
+    const { who, because, isSupervising } = await lockOwner(ctx, instance, taken);
+    if (isSupervising) ctx.say("info", instance, `leaves: ${who} supervises it`);
+    if (isSupervising || await isDown(ctx, instance)) return undefined;
+    if (!said) ctx.say("info", instance, `is to be stopped, and waits for ${who}`);
+    said = true;
+    if (ctx.host.clockMs() >= deadlineMs) return cannotStop(run, noLock(ctx, instance, because));
   }
   return instance;
 }
 
-/** Whether the holder of the lock is proven to be the `--run` that has this instance: a stop of it is that one's. */
-async function supervises(ctx: Context, instance: Instance, held: HeldLock, holder: LockRecord): Promise<boolean> {
-  const isItsWork = ["starting", "supervising", "stopping"].includes(holder.phase);
-  return holder.role === "run" && isItsWork && "row" in await proveHolder(ctx, instance, held.file, holder);
+/** No instance at all is nothing to stop. */
+function cannotStop(run: Run, { status, blockers }: Report): undefined {
+  for (const b of blockers) run.ctx.say("warn", run, describeDiagnostic("not stopped")(b));
+  run.status = status === EXIT.noInstance ? EXIT.done : status;
+}
+
+async function isDown(ctx: Context, instance: Instance): Promise<boolean> {
+  const processes = await observeProcesses(ctx, instance, STOP_TIMEOUTS);
+  return planStop({ ...emptyObservation(instance), ...processes }, ctx.budgetS).state === "stopped";
+}
+
+/** Who has the lock, and whether it is proven to be the `--run` that has this instance: a stop of it is that one's. */
+async function lockOwner(ctx: Context, instance: Instance, attempt: { held: OpenLock } | { why: string }) {
+  if ("why" in attempt) {
+    return { who: "its lock", because: `it cannot be locked: ${attempt.why}`, isSupervising: false };
+  }
+  const { file } = attempt.held;
+  const holder = readLockRecord(file.read(), instance.dir);
+  const isItsWork = holder?.role === "run" && ["starting", "supervising", "stopping"].includes(holder.phase);
+  const isSupervising = isItsWork && "row" in await proveHolder(ctx, instance, file, holder);
+  file.close();
+  const who = describeHolder(holder);
+  return { who, because: `${who} holds its lock`, isSupervising };
 }
 
 async function stopSupervised(run: Run, instance: Instance, beganMs: number): Promise<void> {
