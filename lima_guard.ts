@@ -301,6 +301,12 @@ export interface Observation {
   readonly isOldMarker?: boolean;
 }
 
+/** What stands in the way of a start, and what is only worth a note. */
+interface StartFindings {
+  readonly startBlockers: readonly Diagnostic[];
+  readonly notes: readonly Diagnostic[];
+}
+
 /** What is known of an instance before anything has been looked at. */
 export function emptyObservation(instance: Instance): Observation {
   return { instance, stateFiles: [], alive: [], unknowns: [], startBlockers: [], held: [], notes: [] };
@@ -372,6 +378,7 @@ export interface Plan {
 
 /** The stop stages, in order. */
 export type Stage = "guest" | "agent" | "driver" | "kill" | "clean up";
+type StopStage = Exclude<Stage, "clean up">;
 
 /** How a stop ended. */
 export type StopEnd = "guest" | "agent" | "driver" | "killed" | "already stopped" | "gone before the request";
@@ -404,7 +411,7 @@ export interface JobStatus {
 }
 
 /** The launchd jobs of an instance, and what could not be read of them: another job may be there. */
-export interface FoundJobs {
+interface FoundJobs {
   readonly jobs: readonly JobStatus[];
   readonly unread: readonly Diagnostic[];
 }
@@ -2129,7 +2136,7 @@ function throwIfOvertaken({ abort }: Context): void {
 /** Answers that serve for a while: when they were got, on the host's clock. */
 interface Cache {
   boot?: { readonly id: string; readonly askedMs: number };
-  foreign?: { readonly home: string; readonly atMs: number; readonly found: Foreign };
+  foreign?: { readonly home: string; readonly atMs: number; readonly found: StartFindings };
 }
 
 /** Something that several can wait for: each ring wakes all who listen then. */
@@ -2376,6 +2383,19 @@ async function bootId({ host, cache }: Context): Promise<string> {
   const id = direct ?? (answer?.ok?.code === 0 ? answer.ok.stdout.trim() : "");
   if (id !== "" || answer?.trouble === "limit") cache.boot = { id, askedMs: host.clockMs() };
   return id;
+}
+
+/** Takes one removal step: only while the file still looks as it was judged, and never a directory. */
+function removeStep(host: Host, step: Step): Step {
+  const path = step.path ?? "";
+  const now = statWithText(host, path);
+  const took = (outcome: Outcome): Step => ({ ...step, outcome });
+  if (!now) return took({ kind: "already gone" });
+  if (now.info.kind === "directory") return took({ kind: "skipped", why: "it is a directory" });
+  if (!step.stamp || !looksSame(step.stamp, now.stamp)) return took({ kind: "skipped", why: "the file changed" });
+  const removed = host.remove(path);
+  if (removed.trouble === "absent") return took({ kind: "already gone" });
+  return took(removed.trouble ? { kind: "failed", why: removed.why } : DONE);
 }
 
 function looksSame(a: FileStamp, b: FileStamp): boolean {
@@ -2754,29 +2774,38 @@ async function observe(ctx: Context, instance: Instance, how: ObserveOptions = {
   // Which disks the instance uses, and so whether one is in use, is unknown without a readable lima.yaml.
   const unread = missing ? [{ what: join(instance.dir, LIMA_YAML), because: missing.because, hint: missing.hint }] : [];
   const held = [...unread, ...disks.held];
-  const stateFiles = [
-    ...processes.stateFiles,
+  const more = [
     ...disks.stateFiles,
     ...sshConfigFile(host, instance),
     ...await colimaDaemonFile(host, instance, timeouts),
   ];
-  if (forStop) return { ...seen, stateFiles, held };
-  const networks = await observeNetworks(host, instance, processes.stateFiles);
+  const whole = { ...seen, stateFiles: [...processes.stateFiles, ...more], held };
+  if (forStop) return whole;
+  const start = await observeStart(host, instance, yaml, processes.stateFiles);
   return {
-    ...seen,
-    stateFiles,
-    held,
+    ...whole,
+    startBlockers: [...foreign.startBlockers, ...start.startBlockers, ...disks.startBlockers],
+    notes: [...foreign.notes, ...start.notes],
+  };
+}
+
+/** Whatever else may keep Lima from starting an instance of which nothing is alive. */
+async function observeStart(
+  host: Host,
+  instance: Instance,
+  yaml: string,
+  stateFiles: readonly StateFile[],
+): Promise<StartFindings> {
+  const networks = await observeNetworks(host, instance, stateFiles);
+  return {
     startBlockers: [
-      ...foreign.startBlockers,
       ...longPath(host, instance),
       ...sshConfigDirectory(host, instance),
       ...await takenPort(host, yaml),
       ...yamlBlockers(host, instance, yaml),
-      ...disks.startBlockers,
       ...networks.startBlockers,
     ],
     notes: [
-      ...seen.notes,
       ...networks.notes,
       ...lostDisk(host, instance),
       ...await socketNotes(host, yaml),
@@ -2918,16 +2947,11 @@ async function agentAge(host: Host, agent: VerifiedProcess): Promise<number> {
   return woke === 0 ? age : Math.max(0, Math.min(age, host.wallMs() / 1000 - woke));
 }
 
-/** What other people's files in LIMA_HOME do to `limactl start`: rows 26 and 27. */
-interface Foreign {
-  readonly startBlockers: readonly Diagnostic[];
-  readonly notes: readonly Diagnostic[];
-}
-
 /** For how long one look through LIMA_HOME serves all instances of a run: a thousand of them would take a million. */
 const FOREIGN_FRESH_MS = 1_000;
 
-function foreignEntries({ host, cache }: Context, home: string): Foreign {
+/** Entries of LIMA_HOME that are no instances, and what they do to `limactl start`: rows 26 and 27. */
+function foreignEntries({ host, cache }: Context, home: string): StartFindings {
   const known = cache.foreign;
   if (known?.home === home && host.clockMs() - known.atMs < FOREIGN_FRESH_MS) return known.found;
   const startBlockers: Diagnostic[] = [];
@@ -3037,13 +3061,6 @@ function sshConfigFile(host: Host, instance: Instance): StateFile[] {
 }
 
 // ── networks
-/** usernet sockets that answer for no PID file (row 22), and socket_vmnet's PID files (row 23). */
-/** What the networks of an instance do to its start. */
-interface NetworkFindings {
-  readonly startBlockers: readonly Diagnostic[];
-  readonly notes: readonly Diagnostic[];
-}
-
 /** What could not be read of the networks: a start may fail on it, and nothing is removed because of it. */
 function networkNotes(what: string, found: Result<unknown>): Diagnostic[] {
   if (found.trouble === undefined || found.trouble === "absent") return [];
@@ -3051,11 +3068,12 @@ function networkNotes(what: string, found: Result<unknown>): Diagnostic[] {
   return [{ what, because, hint: lookCommand(what) }];
 }
 
+/** usernet sockets that answer for no PID file (row 22), and socket_vmnet's PID files (row 23). */
 async function observeNetworks(
   host: Host,
   instance: Instance,
   stateFiles: readonly StateFile[],
-): Promise<NetworkFindings> {
+): Promise<StartFindings> {
   const unnamed: string[] = [];
   const dir = join(instance.home, "_networks");
   const networks = host.list(dir);
@@ -3076,7 +3094,7 @@ async function observeNetworks(
   };
 }
 
-async function observeSocketVmnet(host: Host, instance: Instance): Promise<NetworkFindings> {
+async function observeSocketVmnet(host: Host, instance: Instance): Promise<StartFindings> {
   const config = join(instance.home, "_config", "networks.yaml");
   const dir = readVarRun(textOf(host, config));
   const listed = host.list(dir);
@@ -3139,27 +3157,24 @@ async function observeDisks(
   const voidLocks = locks.filter((l) => l.whose !== "another's");
   if (voidLocks.length === 0 && !ownVm) return { ...nothing, startBlockers: foreign };
   const recent = await isOfThisBoot(ctx, instance, stateFiles, voidLocks);
-  const isImage = (path: string) => {
-    const look = host.stat(path, "follow links");
-    return look.trouble === undefined ? look.ok.kind === "file" : look.trouble !== "absent";
-  };
   const images = [
     ...voidLocks.filter((l) => recent || l.whose !== "own").map((l) => join(dirname(l.path), "datadisk")),
     ...ownVm && recent ? [join(instance.dir, "disk"), join(instance.dir, "diffdisk")] : [],
-  ].filter(isImage);
-  const holders = await holdersOf(host, images, timeouts.holderMs, timeouts.lsofMs);
-  const held = holders.trouble
-    ? [{
-      what: images.join(" "),
-      because: `whether a process has it open is unknown: ${holders.why}`,
-      hint: lsofCommand(...images),
-    }]
-    : holders.ok.map(holderRemark(instance));
-  return {
-    stateFiles: voidLocks.map((l) => diskStateFile(host, l)),
-    startBlockers: foreign,
-    held: [...unread, ...held],
-  };
+  ];
+  const held = [...unread, ...await heldImages(host, instance, images, timeouts)];
+  return { stateFiles: voidLocks.map((l) => diskStateFile(host, l)), startBlockers: foreign, held };
+}
+
+/** Which of some disk images a process has open for writing, or that this is unknown. */
+async function heldImages(host: Host, instance: Instance, paths: readonly string[], { holderMs, lsofMs }: Timeouts) {
+  const images = paths.filter((path) => {
+    const look = host.stat(path, "follow links");
+    return look.trouble === undefined ? look.ok.kind === "file" : look.trouble !== "absent";
+  });
+  const holders = await holdersOf(host, images, holderMs, lsofMs);
+  if (!holders.trouble) return holders.ok.map(holderRemark(instance));
+  const because = `whether a process has it open is unknown: ${holders.why}`;
+  return [{ what: images.join(" "), because, hint: lsofCommand(...images) }];
 }
 
 /** The locks of all disks, and what of them could not be read: it may say that a disk of the instance is in use. */
@@ -3649,34 +3664,82 @@ function exitTimeoutOfPlist(host: Host, label: string): number {
 
 // ─────────────────────────────────────────────────────────────────────────────────────────────────────── signalling ──
 
-/** Takes one removal step: only while the file still looks as it was judged, and never a directory. */
-function removeStep(host: Host, step: Step): Step {
-  const path = step.path ?? "";
-  const now = statWithText(host, path);
-  const took = (outcome: Outcome): Step => ({ ...step, outcome });
-  if (!now) return took({ kind: "already gone" });
-  if (now.info.kind === "directory") return took({ kind: "skipped", why: "it is a directory" });
-  if (!step.stamp || !looksSame(step.stamp, now.stamp)) return took({ kind: "skipped", why: "the file changed" });
-  const removed = host.remove(path);
-  if (removed.trouble === "absent") return took({ kind: "already gone" });
-  return took(removed.trouble ? { kind: "failed", why: removed.why } : DONE);
+// Law 1 is here, and nothing else: no other part of the program sends a signal by number. A `VerifiedProcess` was proven by
+// its command and its owner (`judge`). Right before a signal it is read again, and its end is waited for by the same rules.
+
+/** Whether a row of ps still shows the process that was proven: a PID alone does not say so. */
+function isUnchanged(now: ProcessRow, proven: ProcessRow): boolean {
+  return now.started === proven.started && now.command === proven.command && now.uid === proven.uid;
 }
 
 /**
- * Sends a signal to a process that was proven to be this instance's, after one more reading of ps: start time and
- * command must be those that were judged. Without an answer of ps no process is signalled.
+ * Sends a signal to a process that was proven to be this instance's, after one more reading of ps: start time, command
+ * and owner must be those that were proven. Without an answer of ps no process is signalled. Between the reading and
+ * the signal lie the end of ps and one call, some milliseconds: too few for a PID to come round.
  */
-async function signalProven(host: Host, proven: ProcessRow, signal: Signal, psMs: number): Promise<Outcome> {
-  const { pid, started, command, uid } = proven;
+async function signalVerified(host: Host, proven: ProcessRow, signal: Signal, psMs: number): Promise<Outcome> {
+  const { pid } = proven;
   const table = await ps(host, [pid], psMs);
   if (table.trouble) return { kind: "skipped", why: table.why };
   const now = table.ok.rows.find((r) => r.pid === pid);
   if (!now && table.ok.unreadable.length > 0) return { kind: "skipped", why: "its row in ps cannot be read" };
   if (!now || now.stat.startsWith("Z")) return { kind: "already gone" };
-  if (now.started !== started || now.command !== command || now.uid !== uid) return { kind: "process changed" };
+  if (!isUnchanged(now, proven)) return { kind: "process changed" };
   const sent = isPid(pid) ? host.signal(pid, signal) : undefined;
   if (sent?.trouble === "absent") return { kind: "already gone" };
   return sent?.trouble ? { kind: "failed", why: sent.why } : DONE;
+}
+
+/** Those that ps still shows. Without an answer all of them: what was there is there until the system says otherwise. */
+async function stillAlive(
+  host: Host,
+  processes: readonly VerifiedProcess[],
+  psMs: number,
+): Promise<readonly VerifiedProcess[]> {
+  const table = await ps(host, processes.map((p) => p.row.pid), psMs);
+  if (table.trouble) return processes;
+  // A clock that was stepped changes a start time too: here the command decides.
+  const isAlive = (now: ProcessRow | undefined, { row }: VerifiedProcess) =>
+    now !== undefined && !now.stat.startsWith("Z") && now.command === row.command;
+  return processes.filter((p) => isAlive(table.ok.rows.find((r) => r.pid === p.row.pid), p));
+}
+
+/** How the end of processes is waited for. Times on the host's clock. */
+interface WaitOptions {
+  readonly deadlineMs: number;
+  /** Asked at each turn: whether the waiting is over before its time. It may throw. */
+  giveUp(): boolean;
+  /** Resolves when something may have ended. */
+  wakeUp(): Promise<unknown>;
+  /** How long a turn lasts without a wake-up, and how long ps may take. */
+  pollMs(): number;
+  psMs(): number;
+}
+
+/**
+ * Waits until some processes are gone; `false` where some are not. The end of a host agent's socket may come before the end
+ * of its process (seen with QEMU), so kill(pid, 0) decides; every 2 s ps is asked too, which alone shows a zombie, or a PID
+ * that was given to another program.
+ */
+async function waitForExit(
+  host: Host,
+  processes: readonly VerifiedProcess[],
+  { deadlineMs, giveUp, wakeUp, pollMs, psMs }: WaitOptions,
+): Promise<boolean> {
+  let there = processes;
+  let nextPsMs = host.clockMs() + PS_POLL_MS / 4;
+  for (;;) {
+    const isEnough = giveUp();
+    there = there.filter((p) => host.alive(p.row.pid) === "yes");
+    if (there.length > 0 && host.clockMs() >= nextPsMs) {
+      there = await stillAlive(host, there, psMs());
+      nextPsMs = host.clockMs() + PS_POLL_MS;
+    }
+    const leftMs = deadlineMs - host.clockMs();
+    if (there.length === 0) return true;
+    if (leftMs <= 0 || isEnough) return (await stillAlive(host, there, psMs())).length === 0;
+    await Promise.race([host.pause(Math.min(leftMs, pollMs())), wakeUp()]);
+  }
 }
 
 // ───────────────────────────────────────────────────────────────────────────────────────────────────────── stopping ──
@@ -3840,24 +3903,8 @@ interface StopResult {
 async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions): Promise<StopResult> {
   const { budgetS, ready } = how;
   ready?.requestPoweroff(graceLeftS(ctx.host, how));
-  const line = ready ?? (mayBeAlive(ctx.host, instance) ? openGuestSession(ctx.host, instance) : undefined);
-  const before: Observation = { ...emptyObservation(instance), alive: how.known ?? [] };
-  const stop: Stop = {
-    ctx,
-    instance,
-    ...how,
-    limits: stageLimits(budgetS),
-    session: line ?? "nothing is alive",
-    opened: [],
-    powerCut: false,
-    isAgentHung: false,
-    wakeUp: new WakeUp(),
-    seen: before,
-    steps: [],
-    seconds: {},
-    isAgentSocketOpen: false,
-    skipped: ctx.skips.count,
-  };
+  const session = ready ?? (mayBeAlive(ctx.host, instance) ? openGuestSession(ctx.host, instance) : undefined);
+  const stop = newStop(ctx, instance, how, session ?? "nothing is alive");
   try {
     const [wasRunning] = await Promise.all([lastKnown(ctx, instance), lookAgain(stop)]);
     const byWord = ready?.isAcknowledged() === true;
@@ -3865,24 +3912,46 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
     if (remaining(stop).length === 0) return stopResult(stop, gone);
     const vmGone = !byWord && wasRunning === "running" && !hasDriver(stop.seen) && driversOf(stop.seen).length === 0;
     // A process lives that no PID file names.
-    if (line === undefined) stop.session = openGuestSession(ctx.host, instance);
+    if (session === undefined) stop.session = openGuestSession(ctx.host, instance);
     throwIfOvertaken(ctx);
     stop.steps.push(...removeAll(ctx, instance, urgentRemovals(stop.seen)));
     await journal(ctx, instance, "stop", { budgetS, limits: stop.limits, alive: names(remaining(stop)) });
     void watchAgentSocket(stop).catch(() => {}); // only a wake-up less: everything is polled then
-    for (const stage of ["guest", "agent", "driver", "kill"] as const) {
-      if (!await runStage(stop, stage)) continue;
-      return stopResult(
-        stop,
-        vmGone ? "gone before the request" : stage === "kill" || stop.powerCut ? "killed" : stage,
-      );
-    }
-    return stopResult(stop, "killed");
+    const last = await runStages(stop);
+    const isKilled = last === "kill" || stop.powerCut;
+    return stopResult(stop, vmGone && last ? "gone before the request" : last && !isKilled ? last : "killed");
   } finally {
     if (typeof stop.session !== "string") stop.session.close();
     for (const opened of stop.opened) opened.close();
     ctx.stage(instance, "", 0);
   }
+}
+
+function newStop(ctx: Context, instance: Instance, how: StopOptions, session: GuestSession | string): Stop {
+  return {
+    ctx,
+    instance,
+    ...how,
+    limits: stageLimits(how.budgetS),
+    session,
+    opened: [],
+    powerCut: false,
+    isAgentHung: false,
+    wakeUp: new WakeUp(),
+    seen: { ...emptyObservation(instance), alive: how.known ?? [] },
+    steps: [],
+    seconds: {},
+    isAgentSocketOpen: false,
+    skipped: ctx.skips.count,
+  };
+}
+
+/** Runs through the stages, and returns the one after which nothing was left. */
+async function runStages(stop: Stop): Promise<StopStage | undefined> {
+  for (const stage of ["guest", "agent", "driver", "kill"] as const) {
+    if (await runStage(stop, stage)) return stage;
+  }
+  return undefined;
 }
 
 /** How many seconds of grace are left. */
@@ -3932,7 +4001,7 @@ async function lookAgain(stop: Stop): Promise<void> {
   const now = await observeProcesses(stop.ctx, stop.instance, timeoutsOf(stop), stop.seen.searched);
   const unseen = before.filter((p) => !now.alive.some((n) => n.row.pid === p.row.pid));
   const living = unseen.filter((p) => stop.ctx.host.alive(p.row.pid) === "yes");
-  const kept = living.length === 0 ? [] : await stillAlive(stop, living);
+  const kept = living.length === 0 ? [] : await stillAlive(stop.ctx.host, living, timeoutsOf(stop).psMs);
   stop.seen = { ...stop.seen, ...now, alive: [...now.alive, ...kept] };
 }
 
@@ -3943,8 +4012,8 @@ function remaining(stop: Stop): VerifiedProcess[] {
 /** How much of the time for the kill a stage gets that begins when grace is over. */
 const LAST_MOMENT_SHARE = 1 / 3;
 
-/** Takes one stage, and tells whether nothing is left after it. */
-async function runStage(stop: Stop, stage: "guest" | "agent" | "driver" | "kill"): Promise<boolean> {
+/** Takes one stage, and returns whether nothing is left after it. */
+async function runStage(stop: Stop, stage: StopStage): Promise<boolean> {
   const { ctx, instance } = stop;
   const begin = ctx.host.clockMs();
   // A guest that acknowledged may have used all of grace: Lima gets its signal and a moment all the same.
@@ -3972,7 +4041,7 @@ async function runStage(stop: Stop, stage: "guest" | "agent" | "driver" | "kill"
 /** One stage: acts, waits at most until the given moment or the skip, and says what came of it. */
 type StageWork = (stop: Stop, deadlineMs: number, skipped: () => boolean) => Promise<Outcome>;
 
-const STAGES: Record<"guest" | "agent" | "driver" | "kill", StageWork> = {
+const STAGES: Record<StopStage, StageWork> = {
   guest: askGuest,
   agent: async (c, deadlineMs, skipped) => {
     const agents = () => remaining(c).filter((p) => p.role === "host agent");
@@ -4221,7 +4290,7 @@ async function signalAll(
 async function signalOne(stop: Stop, proven: VerifiedProcess, signal: Signal): Promise<Outcome> {
   throwIfOvertaken(stop.ctx);
   if (proven.row.pid !== stop.child?.pid) {
-    return await signalProven(stop.ctx.host, proven.row, signal, timeoutsOf(stop).psMs);
+    return await signalVerified(stop.ctx.host, proven.row, signal, timeoutsOf(stop).psMs);
   }
   stop.child.kill(signal);
   return DONE;
@@ -4240,10 +4309,7 @@ async function watchAgentSocket(stop: Stop): Promise<void> {
   stop.wakeUp.notify();
 }
 
-/**
- * Waits until some processes are gone. The end of the socket may come before the end of the process (seen with
- * QEMU), so kill(pid, 0) decides; now and then ps tells a zombie, or a PID that was given to another program.
- */
+/** Waits until some processes are gone, a signal skips the stage, or the time is over. */
 async function waitGone(
   stop: Stop,
   processes: readonly VerifiedProcess[],
@@ -4251,21 +4317,13 @@ async function waitGone(
   giveUp: () => boolean,
 ): Promise<boolean> {
   const { host, skips } = stop.ctx;
-  let there = processes;
-  let nextPsMs = host.clockMs() + PS_POLL_MS / 4;
-  for (;;) {
-    throwIfOvertaken(stop.ctx);
-    there = there.filter((p) => host.alive(p.row.pid) === "yes");
-    if (there.length > 0 && host.clockMs() >= nextPsMs) {
-      there = await stillAlive(stop, there);
-      nextPsMs = host.clockMs() + PS_POLL_MS;
-    }
-    const leftMs = deadlineMs - host.clockMs();
-    if (there.length === 0) return true;
-    if (leftMs <= 0 || giveUp()) return (await stillAlive(stop, there)).length === 0;
-    const pause = host.pause(Math.min(leftMs, stop.isAgentSocketOpen ? PS_POLL_MS / 2 : POLL_MS));
-    await Promise.race([pause, stop.wakeUp.next(), skips.bell.next()]);
-  }
+  return await waitForExit(host, processes, {
+    deadlineMs,
+    giveUp: () => (throwIfOvertaken(stop.ctx), giveUp()),
+    wakeUp: () => Promise.race([stop.wakeUp.next(), skips.bell.next()]),
+    pollMs: () => stop.isAgentSocketOpen ? PS_POLL_MS / 2 : POLL_MS,
+    psMs: () => timeoutsOf(stop).psMs,
+  });
 }
 
 /** How long a host agent may take to end once its driver has ended. */
@@ -4296,15 +4354,6 @@ async function waitDown(
 
 function doneOutcome(stop: Stop): Outcome {
   return stop.isAgentHung ? { kind: "done", note: HUNG_AGENT } : DONE;
-}
-
-async function stillAlive(stop: Stop, processes: readonly VerifiedProcess[]): Promise<readonly VerifiedProcess[]> {
-  const table = await ps(stop.ctx.host, processes.map((p) => p.row.pid), timeoutsOf(stop).psMs);
-  if (table.trouble) return processes;
-  return processes.filter(({ row }) => {
-    const now = table.ok.rows.find((r) => r.pid === row.pid);
-    return now !== undefined && !now.stat.startsWith("Z") && now.command === row.command;
-  });
 }
 
 /** QMP's system_powerdown, the power button. Returns why it could not be pressed, or undefined. */
@@ -4628,7 +4677,7 @@ async function askToStop(ctx: Context, instance: Instance, held: LockFile, holde
   if (holder.phase === "stopping") return DONE;
   const proof = await proveHolder(ctx, instance, held, holder);
   if ("why" in proof) return { kind: "failed", why: proof.why };
-  const sent = await signalProven(ctx.host, proof.row, "SIGTERM", PS_LIMIT_MS);
+  const sent = await signalVerified(ctx.host, proof.row, "SIGTERM", PS_LIMIT_MS);
   ctx.say("info", instance, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${outcomeWords(sent)}`);
   return sent.kind === "already gone" ? DONE : sent;
 }
@@ -4865,7 +4914,7 @@ function besideNotes(host: Host, instance: Instance): Diagnostic[] {
   return [...isLink ? [link] : [], ...isOld ? [old] : []];
 }
 
-/** `--status`: what the guard sees, why, and what it would do. Changes nothing, and never calls limactl. */
+/** `--status`: what lima-guard sees, why, and what it would do. Changes nothing, and never calls limactl. */
 async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Report & Partial<Details>> {
   const { host } = ctx;
   const at = await findInstance(ctx, homes, name);
@@ -4873,56 +4922,65 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const { instance } = at;
   const seen = await observe(ctx, instance, { timeouts: STOP_TIMEOUTS });
   const p = planPre(seen);
-  if (p.state === "missing") return reportPlan(instance, p);
-  const holder = holderOf(ctx.host, instance);
-  const supervised = holder?.role === "run";
-  const lines = journalOf(host, instance);
-  const boot = await bootId(ctx);
+  const base = reportPlan(instance, p);
+  if (p.state === "missing") return base;
+  const holder = holderOf(host, instance);
   const found = await jobsOf(host, instance);
-  const stages = stageSteps(seen, "", ctx.budgetS).map((step) => step.kind);
-  const stopping = stopUnderWay(holder, lines, stages);
-  const { troubles, notes } = judgeJobs(found, instance, {
-    state: p.state,
-    supervised: supervised || stopping !== null,
-  });
+  const past = await pastOf(ctx, seen, holder);
+  const isSupervised = holder?.role === "run" || past.stopping !== null;
+  const { troubles, notes } = judgeJobs(found, instance, { state: p.state, supervised: isSupervised });
   const readiness = readinessOf(host, instance, seen);
-  const repair = lines.filter((l) => l.event === "pre").at(-1);
-  const details: Details = {
-    evidence: seen.stateFiles.map(({ path, stamp: seen, verdict }) => ({
-      file: path,
-      holds: seen.text?.trim() ?? null,
-      verdict: verdict.kind,
-      because: verdict.why,
-    })),
+  const degraded = degradedBlockers(instance, readiness);
+  const fatal = seen.alive.length === 0 ? lastFatal(host, instance) : [];
+  const state = p.state === "clear" ? "stopped" : p.state;
+  const waits = readiness.waits === undefined ? "" : `, the guest is not ready: it waits for ${readiness.waits}`;
+  return {
+    ...base,
+    state,
+    status: needsPerson(p.state) || troubles.length + degraded.length > 0 ? EXIT.failed : EXIT.done,
+    blockers: [...p.blockers, ...troubles, ...degraded],
+    notes: [...p.notes, ...notes, ...ownerNotes(instance), ...besideNotes(host, instance), ...fatal],
+    summary: `${state}: ${p.because}${waits}`,
+    evidence: seen.stateFiles.map(evidenceOf),
     limactlStart: limaWouldSay(seen, await sockOf(host, instance)),
     jobs: found.jobs,
-    supervisor: supervised ? holder.pid : null,
+    supervisor: holder?.role === "run" ? holder.pid : null,
     ready: readiness.ready,
-    stopping,
-    guardVersion: supervised ? versionIn(lines) : null,
-    recent: lines.slice(-10).map(journalWords),
-    lastStop: lastStop(lines, boot, seen.alive.length > 0),
-    ...lastStopFields(lines, boot, seen.alive.length > 0),
-    lastRepair: repair ? `${localTime(repair.time)}: ${repair["state"]}` : null,
-    lastRepairAt: repair && !Number.isNaN(Date.parse(repair.time)) ? new Date(repair.time).toISOString() : null,
-    starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
-    brakeSeconds: Math.ceil(restartBackoffMs(lines, host.wallMs()) / 1000),
+    ...past,
     ...unreadJournal(host, instance),
   };
-  const degraded = readiness.errors.map((error) => ({
-    what: join(instance.dir, HA_STDOUT),
-    because: `the host agent says that the instance is degraded: ${error}`,
-    hint: tailCommand(join(instance.dir, "ha.stderr.log")),
-  }));
-  const needed = needsPerson(p.state) || troubles.length > 0 || degraded.length > 0;
-  const told = reportPlan(instance, p);
-  const state = p.state === "clear" ? "stopped" : p.state;
-  const blockers = [...p.blockers, ...troubles, ...degraded];
-  const fatal = seen.alive.length === 0 ? lastFatal(host, instance) : [];
-  const allNotes = [...p.notes, ...notes, ...ownerNotes(instance), ...besideNotes(host, instance), ...fatal];
-  const result = { ...told, state, status: needed ? EXIT.failed : EXIT.done, blockers, notes: allNotes };
-  const waits = readiness.waits === undefined ? "" : `, the guest is not ready: it waits for ${readiness.waits}`;
-  return { ...result, summary: `${state}: ${p.because}${waits}`, ...details };
+}
+
+function evidenceOf({ path, stamp, verdict }: StateFile): Details["evidence"][number] {
+  return { file: path, holds: stamp.text?.trim() ?? null, verdict: verdict.kind, because: verdict.why };
+}
+
+function degradedBlockers({ dir }: Instance, { errors }: Readiness): Diagnostic[] {
+  const hint = tailCommand(join(dir, "ha.stderr.log"));
+  const because = (error: string) => `the host agent says that the instance is degraded: ${error}`;
+  return errors.map((error) => ({ what: join(dir, HA_STDOUT), because: because(error), hint }));
+}
+
+/** What the journal says of the runs before, and of the one that is under way. */
+async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | undefined) {
+  const { host } = ctx;
+  const lines = journalOf(host, seen.instance);
+  const boot = await bootId(ctx);
+  const isAlive = seen.alive.length > 0;
+  const stages = stageSteps(seen, "", ctx.budgetS).map((step) => step.kind);
+  const repair = lines.findLast((l) => l.event === "pre");
+  const isTime = repair !== undefined && !Number.isNaN(Date.parse(repair.time));
+  return {
+    stopping: stopUnderWay(holder, lines, stages),
+    guardVersion: holder?.role === "run" ? versionIn(lines) : null,
+    recent: lines.slice(-10).map(journalWords),
+    lastStop: lastStop(lines, boot, isAlive),
+    ...lastStopFields(lines, boot, isAlive),
+    lastRepair: repair ? `${localTime(repair.time)}: ${repair["state"]}` : null,
+    lastRepairAt: isTime ? new Date(repair.time).toISOString() : null,
+    starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
+    brakeSeconds: Math.ceil(restartBackoffMs(lines, host.wallMs()) / 1000),
+  };
 }
 
 /** Nothing is asked of logs that no living host agent writes: they are of the run before. */
@@ -5662,9 +5720,8 @@ async function cleanUpAfterExit(
 // ── the real host
 /** The machine itself: the only place that touches Deno. */
 export function realHost(): Host {
-  const os = Deno.build.os === "darwin" ? "darwin" : "linux";
   return {
-    os,
+    os: Deno.build.os === "darwin" ? "darwin" : "linux",
     uid: Deno.uid() ?? -1,
     pid: Deno.pid,
     self: { program: Deno.execPath(), ...Deno.build.standalone ? {} : { script: Deno.mainModule } },
@@ -5673,21 +5730,7 @@ export function realHost(): Host {
     clockMs: () => performance.now(),
     uptimeMs: () => Deno.osUptime() * 1000,
     pause: (ms) => new Promise((resolve) => setTimeout(resolve, Math.max(0, ms))),
-    stat: (path, follow) => tryCall(() => fileInfoOf(follow ? Deno.statSync(path) : Deno.lstatSync(path))),
-    list: (dir) => tryCall(() => [...Deno.readDirSync(dir)].map((e) => e.name)),
-    read: (path, most) => tryCall(() => readTail(path, most)),
-    linkTarget: (path) => tryCall(() => Deno.readLinkSync(path)),
-    realPath: (path) => tryCall(() => Deno.realPathSync(path)),
-    writeTrouble: (path) => {
-      const opened = tryCall(() => Deno.lstatSync(path).isFile && Deno.openSync(path, { write: true }).close());
-      return opened.trouble === "read-only" ? opened.why : undefined;
-    },
-    remove: (path) => tryCall(() => Deno.removeSync(path)),
-    rename: (from, to) => tryCall(() => Deno.renameSync(from, to)),
-    append: (path, text) => tryCall(() => appendThrough(path, text)),
-    openLock: (path, create) => tryCall(() => openLock(path, create)),
-    makeDir: (path) => tryCall(() => Deno.mkdirSync(path, { recursive: true })),
-    copyTail: (from, to, most) => tryCall(() => Deno.writeFileSync(to, readTailBytes(from, most))),
+    ...realFiles,
     alive: (pid) => {
       if (!isPid(pid)) return "no";
       const asked = tryCall(() => Deno.kill(pid, 0 as unknown as Deno.Signal));
@@ -5707,6 +5750,24 @@ export function realHost(): Host {
     stderr: (text) => writeAll(Deno.stderr, text),
   };
 }
+
+const realFiles = {
+  stat: (path, follow) => tryCall(() => fileInfoOf(follow ? Deno.statSync(path) : Deno.lstatSync(path))),
+  list: (dir) => tryCall(() => [...Deno.readDirSync(dir)].map((e) => e.name)),
+  read: (path, most) => tryCall(() => readTail(path, most)),
+  linkTarget: (path) => tryCall(() => Deno.readLinkSync(path)),
+  realPath: (path) => tryCall(() => Deno.realPathSync(path)),
+  writeTrouble: (path) => {
+    const opened = tryCall(() => Deno.lstatSync(path).isFile && Deno.openSync(path, { write: true }).close());
+    return opened.trouble === "read-only" ? opened.why : undefined;
+  },
+  remove: (path) => tryCall(() => Deno.removeSync(path)),
+  rename: (from, to) => tryCall(() => Deno.renameSync(from, to)),
+  append: (path, text) => tryCall(() => appendThrough(path, text)),
+  openLock: (path, create) => tryCall(() => openLock(path, create)),
+  makeDir: (path) => tryCall(() => Deno.mkdirSync(path, { recursive: true })),
+  copyTail: (from, to, most) => tryCall(() => Deno.writeFileSync(to, readTailBytes(from, most))),
+} satisfies Partial<Host>;
 
 /** Turns what the system throws into an answer. Non-system errors are bugs: rethrow. */
 function tryCall<T>(effect: () => T): Result<T> {
@@ -6147,6 +6208,9 @@ function roleOf(args: readonly string[]): string | null {
   return roles.length === 1 ? roles[0] ?? null : null;
 }
 
+/** The exit status, or why nothing was served. */
+type ServedRequest = { readonly status: number } | { refused: number; what: string; hint: string };
+
 async function runRequest(args: readonly string[], host: Host): Promise<number> {
   const invocation = parseCommandLine(args);
   if ("print" in invocation) {
@@ -6164,47 +6228,46 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
   if ("install" in invocation) return await install(invocation.install, host);
   const { onEvent } = invocation;
   if (onEvent !== undefined && host.stat(onEvent, "follow links").ok?.kind !== "file") {
-    return refuseRequest(
-      host,
-      args,
-      EXIT.usage,
-      `Cannot find the program of --on-event: ${onEvent}`,
-      guardLine("--help"),
-    );
+    const what = `Cannot find the program of --on-event: ${onEvent}`;
+    return refuseRequest(host, args, EXIT.usage, what, guardLine("--help"));
   }
-  const { role, all } = invocation;
-  const found = limaHomes(host, invocation.limaHome);
+  const served = await serveRequest(host, invocation);
+  if ("status" in served) return served.status;
+  return refuseRequest(host, args, served.refused, served.what, served.hint);
+}
+
+/** Serves the instances that are asked for, and prints their reports. */
+async function serveRequest(host: Host, invocation: Invocation): Promise<ServedRequest> {
+  const { role, all, names, dryRun } = invocation;
+  const given = limaHomes(host, invocation.limaHome);
   // A hook of root's may have no HOME; then only the users' homes are served.
   const isMachine = host.uid === 0 && all && (role === "stop" || role === "status") &&
-    ("why" in found || !found.isExplicit);
-  const homes = isMachine && "why" in found ? { isExplicit: false, paths: [] } : found;
-  if ("why" in homes) return refuseRequest(host, args, EXIT.tryAgain, homes.why, "--lima-home DIR names it");
+    ("why" in given || !given.isExplicit);
+  const homes = isMachine && "why" in given ? { isExplicit: false, paths: [] } : given;
+  if ("why" in homes) return { refused: EXIT.tryAgain, what: homes.why, hint: "--lima-home DIR names it" };
   const ctx = makeContext(host, invocation);
   if (role === "stop") onSkipSignals(ctx);
   const machine = isMachine ? wholeMachine(ctx) : Promise.resolve([]);
   const others = host.uid === 0 && all && role === "pre" && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
-  const listed = invocation.all || invocation.names.length === 0
+  const listed = all || names.length === 0
     ? await everyInstance(ctx, homes)
-    : { ok: invocation.names.map((name) => ({ name, homes })) };
+    : { ok: names.map((name) => ({ name, homes })) };
   const wanted = "because" in listed && (isMachine || others.length > 0) ? { ok: [] } : listed;
   if ("because" in wanted) {
     const what = `Cannot list the instances of ${homes.paths[0]}: ${wanted.because}`;
-    return refuseRequest(host, args, wanted.status, what, "--lima-home DIR names another LIMA_HOME");
+    return { refused: wanted.status, what, hint: "--lima-home DIR names another LIMA_HOME" };
   }
   const [program, ...rest] = invocation.command;
-  if (program !== undefined && !invocation.dryRun) {
-    return await superviseRun(ctx, homes, invocation.names[0] ?? "", [program, ...rest]);
+  if (program !== undefined && !dryRun) {
+    return { status: await superviseRun(ctx, homes, names[0] ?? "", [program, ...rest]) };
   }
   const { own, isLate } = await serveAll(ctx, wanted.ok, invocation);
   const unlisted = "unknown" in wanted ? wanted.unknown ?? [] : [];
-  const told = [...own, ...others, ...await machine, ...unlisted];
-  const reports = isMachine ? [...told, ...await stillLiving(ctx, told)] : told;
-  const status = worst([...reports.map((r) => r.status), ...isLate ? [EXIT.tryAgain] : []]);
-  const text = role === "status"
-    ? formatStatus(reports, invocation.verbose)
-    : formatReports(reports, invocation.dryRun);
+  const served = [...own, ...others, ...await machine, ...unlisted];
+  const reports = isMachine ? [...served, ...await stillLiving(ctx, served)] : served;
+  const text = role === "status" ? formatStatus(reports, invocation.verbose) : formatReports(reports, dryRun);
   host.stdout(invocation.json ? toJson(role, reports) : text);
-  return status;
+  return { status: worst([...reports.map((r) => r.status), ...isLate ? [EXIT.tryAgain] : []]) };
 }
 
 /** How often `--status --wait` looks again. */
