@@ -88,7 +88,7 @@ const PS_LIMIT_MS = 5_000;
 /** lsof needed more than 10 s on busy Macs; a stop grants it only what is left of the stage. */
 const LSOF_LIMIT_MS = 15_000;
 /** A vz VM process ends by itself after its client did; so long it gets before a holder is named. */
-const HOLDER_PATIENCE_MS = 10_000;
+const HOLDER_RETRY_MS = 10_000;
 /** How long the lock of another process is waited for. */
 const LOCK_WAIT_MS = 10_000;
 /** kill(pid, 0) costs 3 µs: while a process is about to end it is asked this often. */
@@ -924,19 +924,19 @@ export function judge(
   sameDirectory: SameDirectory,
   isFile: (path: string) => boolean = () => false,
 ): Judgement {
-  const stranger = row.uid !== instance.owner;
+  const isAnotherUsers = row.uid !== instance.owner;
   const whole = compareWhole(row.command, instance, sameDirectory, isFile);
-  if (whole === "same" && !stranger) {
+  if (whole === "same" && !isAnotherUsers) {
     return { kind: "ours", role: "host agent", ...limaProgram(row.command) === undefined ? { renamed: true } : {} };
   }
   for (const shape of SHAPES) {
     const program = programOf(row.command, shape, isFile);
     const found = program && compareShape(row.command, shape, program, instance, sameDirectory);
-    if (found === "same" && !stranger) return { kind: "ours", role: shape.role };
+    if (found === "same" && !isAnotherUsers) return { kind: "ours", role: shape.role };
     if (found === "same") {
       return cannotTell(`it looks like this instance's ${shape.role} and belongs to uid ${row.uid}`, shape.role);
     }
-    if (stranger) continue;
+    if (isAnotherUsers) continue;
     if (found === "different") return notOurs(`it is the ${shape.role} of another directory`);
     if (found === "cannot tell") {
       return cannotTell(`it may be a ${shape.role}, and its command does not say of which instance`, shape.role);
@@ -945,7 +945,7 @@ export function judge(
   if (whole === "same") {
     return cannotTell(`it looks like this instance's host agent and belongs to uid ${row.uid}`, "host agent");
   }
-  if (stranger) return notOurs(`it belongs to uid ${row.uid}`);
+  if (isAnotherUsers) return notOurs(`it belongs to uid ${row.uid}`);
   return judgeProgram(row.command, instance, sameDirectory);
 }
 
@@ -1340,7 +1340,7 @@ function unknownsOf(seen: Observation): Diagnostic[] {
 }
 
 /** A file whose verdict is unknown, with what settles it: the process ends, or the file is moved away. */
-function unknownFile(instance: Instance): (claim: StateFile) => Diagnostic {
+function unknownFile(instance: Instance): (stateFile: StateFile) => Diagnostic {
   return ({ path, verdict, stamp: seen }) => {
     const pid = readPid(seen.text ?? "");
     const hint = "pid" in pid
@@ -1378,8 +1378,9 @@ function undeletableFiles(seen: Observation): Diagnostic[] {
 }
 
 /** Stale: no live process, disk or config backs the file. */
-function isStale(claim: StateFile): boolean {
-  return claim.verdict.kind === "dead" || claim.verdict.kind === "not ours" || claim.verdict.kind === "stale";
+function isStale(stateFile: StateFile): boolean {
+  return stateFile.verdict.kind === "dead" || stateFile.verdict.kind === "not ours" ||
+    stateFile.verdict.kind === "stale";
 }
 
 /** R4 and R5 as steps; the boot marker goes with the last PID file of the instance, and never before it. */
@@ -1896,16 +1897,16 @@ function formatStatus(reports: readonly (Report & Partial<Details>)[], verbose: 
     return [r.name.padEnd(width), r.state.padEnd(8), job.padEnd(11), r.lastStop ?? ""].join("  ").trimEnd();
   });
   const head = ["NAME".padEnd(width), "STATE".padEnd(8), "JOB".padEnd(11), "LAST STOP"].join("  ");
-  const told = reports.filter((r) => verbose || reports.length === 1 || r.status !== EXIT.done);
-  return [head, ...rows, ...told.flatMap((r) => ["", ...formatDetails(r, verbose)])].join("\n") + "\n";
+  const reported = reports.filter((r) => verbose || reports.length === 1 || r.status !== EXIT.done);
+  return [head, ...rows, ...reported.flatMap((r) => ["", ...formatDetails(r, verbose)])].join("\n") + "\n";
 }
 
 export function formatDetails(r: Report & Partial<Details>, verbose = false): string[] {
-  const told: string[] = [r.summary];
+  const reported: string[] = [r.summary];
   // A reason that stands above already is not printed again.
   const once = (before: string, because: string, after = "") => {
-    const isKnown = told.some((text) => text.includes(because));
-    told.push(because);
+    const isKnown = reported.some((text) => text.includes(because));
+    reported.push(because);
     return isKnown ? "" : `${before}${because}${after}`;
   };
   const remark = (word: string) => ({ what, because, hint }: Diagnostic) =>
@@ -2097,7 +2098,7 @@ const START_TIMEOUTS: Timeouts = {
   psMs: PS_LIMIT_MS,
   lsofMs: LSOF_LIMIT_MS,
   silenceMs: SILENCE_MS,
-  holderMs: HOLDER_PATIENCE_MS,
+  holderMs: HOLDER_RETRY_MS,
 };
 const STOP_TIMEOUTS: Timeouts = {
   ...START_TIMEOUTS,
@@ -2121,7 +2122,7 @@ interface Context {
   /** A stage of a long wait, for the person who waits. */
   stage(instance: Instance, stage: string, deadlineMs: number): void;
   /** How many times a person asked to skip a stage, and the wake-up of that moment. */
-  readonly skips: { count: number; readonly bell: WakeUp };
+  readonly skips: { count: number; readonly wakeUp: WakeUp };
   /** What this run has found out already. */
   readonly cache: Cache;
   /** Of work that a stop may overtake: from then on it must not touch anything. */
@@ -2557,9 +2558,9 @@ async function ps(
   );
   if (answer.trouble) return { trouble: answer.trouble, why: `ps gave no answer: ${answer.why}` };
   const { code, signal, stdout, stderr } = answer.ok;
-  const nobody = code === 1 && stdout === "" && stderr === "" && which !== "all";
+  const isNone = code === 1 && stdout === "" && stderr === "" && which !== "all";
   if (signal !== undefined) return { trouble: "other", why: `ps was killed by ${signal}` };
-  if (code !== 0 && !nobody) return { trouble: "other", why: `ps failed with status ${code}: ${stderr.trim()}` };
+  if (code !== 0 && !isNone) return { trouble: "other", why: `ps failed with status ${code}: ${stderr.trim()}` };
   // Apple's ps ends so where its sysctl fails.
   if (code === 0 && stdout.trim() === "") return { trouble: "other", why: `ps printed nothing: ${stderr.trim()}` };
   return { ok: readPs(stdout) };
@@ -2674,10 +2675,10 @@ async function socketAnswer(host: Host, socket: string): Promise<string | undefi
   const look = host.stat(socket);
   if (look.trouble !== undefined && look.trouble !== "absent") return `cannot be looked at (${look.why})`;
   if (look.ok?.kind !== "socket") return undefined;
-  const line = await host.connect(socket, ANSWER_LIMIT_MS);
-  line.ok?.close();
-  if (line.trouble === "refused" || line.trouble === "absent") return undefined;
-  return line.trouble === undefined ? "takes connections" : `cannot be asked (${line.why})`;
+  const connection = await host.connect(socket, ANSWER_LIMIT_MS);
+  connection.ok?.close();
+  if (connection.trouble === "refused" || connection.trouble === "absent") return undefined;
+  return connection.trouble === undefined ? "takes connections" : `cannot be asked (${connection.why})`;
 }
 
 /** Searches all processes for those of the instance that no PID file names, and for the owners of some sockets. */
@@ -2850,9 +2851,11 @@ async function socketNotes(host: Host, yaml: string): Promise<Diagnostic[]> {
   const paths = readSocketPaths(yaml);
   const notes = await Promise.all(
     paths.filter((path) => path.startsWith("/")).map(async (path): Promise<Diagnostic[]> => {
-      const line = await host.connect(path, ANSWER_LIMIT_MS);
-      if (line.ok) line.ok.close();
-      return line.trouble ? [{ what: path, because: `this network's socket does not answer: ${line.why}` }] : [];
+      const connection = await host.connect(path, ANSWER_LIMIT_MS);
+      if (connection.ok) connection.ok.close();
+      return connection.trouble
+        ? [{ what: path, because: `this network's socket does not answer: ${connection.why}` }]
+        : [];
     }),
   );
   return notes.flat();
@@ -2926,14 +2929,14 @@ async function observeAgent(
 /** Whether the agent says anything at all to `GET /v1/info`; an HTTP error is an answer. */
 async function hasAnswer(host: Host, socket: string): Promise<boolean> {
   if (host.stat(socket).ok?.kind !== "socket") return false;
-  const line = await host.connect(socket, ANSWER_LIMIT_MS);
-  if (line.trouble) return false;
+  const connection = await host.connect(socket, ANSWER_LIMIT_MS);
+  if (connection.trouble) return false;
   const ask = async () => {
-    await line.ok.write("GET /v1/info HTTP/1.0\r\nHost: lima-hostagent\r\n\r\n");
-    return (await line.ok.read())?.startsWith("HTTP/") === true;
+    await connection.ok.write("GET /v1/info HTTP/1.0\r\nHost: lima-hostagent\r\n\r\n");
+    return (await connection.ok.read())?.startsWith("HTTP/") === true;
   };
   const answer = await Promise.race([ask(), host.pause(ANSWER_LIMIT_MS).then(() => false)]);
-  line.ok.close();
+  connection.ok.close();
   return answer;
 }
 
@@ -2992,9 +2995,9 @@ function longPath(host: Host, instance: Instance): Diagnostic[] {
 async function takenPort(host: Host, yaml: string): Promise<Diagnostic[]> {
   const port = readLocalPort(yaml);
   if (port === undefined) return [];
-  const line = await host.connect({ port }, POLL_MS * 10);
-  line.ok?.close();
-  if (line.trouble) return [];
+  const connection = await host.connect({ port }, POLL_MS * 10);
+  connection.ok?.close();
+  if (connection.trouble) return [];
   const because = "ssh.localPort of lima.yaml, and a process listens there already";
   return [{ what: `port ${port}`, because, hint: listenerCommand(port) }];
 }
@@ -3256,8 +3259,8 @@ async function isOfThisBoot(
 }
 
 /** Who has one of the files open for writing; retries until they have closed it or time is up. */
-async function holdersOf(host: Host, paths: readonly string[], patienceMs: number, limitMs: number) {
-  const end = host.clockMs() + patienceMs;
+async function holdersOf(host: Host, paths: readonly string[], retryMs: number, limitMs: number) {
+  const end = host.clockMs() + retryMs;
   for (;;) {
     const holders = paths.length === 0 ? { ok: [] } : await lsof(host, paths, limitMs);
     if (holders.trouble || holders.ok.length === 0 || host.clockMs() >= end) return holders;
@@ -3650,8 +3653,8 @@ async function jobOf(host: Host, label: string | undefined): Promise<Job | undef
     }),
   );
   const own = asked.find((a) => a.printed.pid === host.pid);
-  const someoneElses = own === undefined && asked.some((a) => a.printed.pid !== undefined);
-  if (someoneElses) return undefined;
+  const isAnothers = own === undefined && asked.some((a) => a.printed.pid !== undefined);
+  if (isAnothers) return undefined;
   const grantedS = own?.printed.exitTimeoutS ?? exitTimeoutOfPlist(host, label);
   return { label, ...own ? { target: own.target } : {}, timeLimitS: grantedS };
 }
@@ -3668,7 +3671,7 @@ function exitTimeoutOfPlist(host: Host, label: string): number {
 // its command and its owner (`judge`). Right before a signal it is read again, and its end is waited for by the same rules.
 
 /** Whether a row of ps still shows the process that was proven: a PID alone does not say so. */
-function isUnchanged(now: ProcessRow, proven: ProcessRow): boolean {
+function showsSameProcess(now: ProcessRow, proven: ProcessRow): boolean {
   return now.started === proven.started && now.command === proven.command && now.uid === proven.uid;
 }
 
@@ -3684,7 +3687,7 @@ async function signalVerified(host: Host, proven: ProcessRow, signal: Signal, ps
   const now = table.ok.rows.find((r) => r.pid === pid);
   if (!now && table.ok.unreadable.length > 0) return { kind: "skipped", why: "its row in ps cannot be read" };
   if (!now || now.stat.startsWith("Z")) return { kind: "already gone" };
-  if (!isUnchanged(now, proven)) return { kind: "process changed" };
+  if (!showsSameProcess(now, proven)) return { kind: "process changed" };
   const sent = isPid(pid) ? host.signal(pid, signal) : undefined;
   if (sent?.trouble === "absent") return { kind: "already gone" };
   return sent?.trouble ? { kind: "failed", why: sent.why } : DONE;
@@ -3793,7 +3796,7 @@ const GUEST_SCRIPT = [
   "exit 1",
 ].join("\n");
 
-/** The ssh that opens a line. No ControlMaster: a mux of a dead run must not be able to block it. */
+/** The ssh of a session with the guest. No ControlMaster: a mux of a dead run must not be able to block it. */
 function sshCommand(instance: Instance): [string, ...string[]] {
   const options = [
     "ControlMaster=no",
@@ -3821,7 +3824,7 @@ function sshConfigOf(host: Host, instance: Instance): string | undefined {
   return text.split(/\r?\n/).includes(`Host ${sshHost(instance.name)}`) ? text : undefined;
 }
 
-/** Opens a line, or says why there is none. */
+/** Opens a session, or returns why there is none. */
 function openGuestSession(host: Host, instance: Instance): GuestSession | string {
   if (sshConfigOf(host, instance) === undefined) return "there is no ssh.config of this instance";
   const ssh = host.start({ argv: sshCommand(instance) });
@@ -4185,31 +4188,31 @@ async function askMeanwhile(stop: Stop, deadlineMs: number, skipped: () => boole
 }
 
 /** Sends the request in a session, where its port is proven: a ready session has had its proof, and its request. */
-function requestIn(stop: Stop, asking: Asking, line: GuestSession | string, wasSaid: boolean): void {
-  asking.none = typeof line === "string" ? line : undefined;
-  if (typeof line === "string") return;
+function requestIn(stop: Stop, asking: Asking, session: GuestSession | string, wasSaid: boolean): void {
+  asking.none = typeof session === "string" ? session : undefined;
+  if (typeof session === "string") return;
   if (!wasSaid && !isOwnPort(stop.seen, sshFile(stop.ctx.host, stop.instance, stop.seen))) {
     asking.none = "the port in ssh.config is not provably this instance's now";
-    line.close();
+    session.close();
     return;
   }
   if (!wasSaid) {
-    asking.openedMs = stop.session === line ? stop.beganMs : stop.ctx.host.clockMs();
-    line.requestPoweroff(graceLeftS(stop.ctx.host, stop));
+    asking.openedMs = stop.session === session ? stop.beganMs : stop.ctx.host.clockMs();
+    session.requestPoweroff(graceLeftS(stop.ctx.host, stop));
   }
-  asking.sessions.push(line);
-  stop.opened.push(line);
-  void line.ended.then(() => stop.wakeUp.notify());
+  asking.sessions.push(session);
+  stop.opened.push(session);
+  void session.ended.then(() => stop.wakeUp.notify());
 }
 
-function hasAcknowledged({ sessions: lines }: Asking): boolean {
-  return lines.some((l) => l.isAcknowledged() && l.refusal() === undefined);
+function hasAcknowledged({ sessions }: Asking): boolean {
+  return sessions.some((s) => s.isAcknowledged() && s.refusal() === undefined);
 }
 
 /** Why the guest will not power off: each session was refused, or there is none. */
-function refusalOf({ sessions: lines, none }: Asking): string | undefined {
-  if (lines.some((l) => l.refusal() === undefined)) return undefined;
-  return none ?? lines.at(-1)?.refusal();
+function refusalOf({ sessions, none }: Asking): string | undefined {
+  if (sessions.some((s) => s.refusal() === undefined)) return undefined;
+  return none ?? sessions.at(-1)?.refusal();
 }
 
 function guestEndMs(stop: Stop, asking: Asking, deadlineMs: number, isBooting: boolean): number {
@@ -4282,7 +4285,7 @@ async function signalAll(
     const isChanged = wrong?.kind === "process changed";
     if ((!isChanged && wrong?.kind !== "skipped") || (isChanged && ++changes > 1)) return wrong;
     if (giveUp() || host.clockMs() >= lastTryMs) return wrong;
-    if (!isChanged) await Promise.race([host.pause(PS_POLL_MS / 2), stop.ctx.skips.bell.next()]);
+    if (!isChanged) await Promise.race([host.pause(PS_POLL_MS / 2), stop.ctx.skips.wakeUp.next()]);
     await lookAgain(stop);
   }
 }
@@ -4320,7 +4323,7 @@ async function waitGone(
   return await waitForExit(host, processes, {
     deadlineMs,
     giveUp: () => (throwIfOvertaken(stop.ctx), giveUp()),
-    wakeUp: () => Promise.race([stop.wakeUp.next(), skips.bell.next()]),
+    wakeUp: () => Promise.race([stop.wakeUp.next(), skips.wakeUp.next()]),
     pollMs: () => stop.isAgentSocketOpen ? PS_POLL_MS / 2 : POLL_MS,
     psMs: () => timeoutsOf(stop).psMs,
   });
@@ -4360,24 +4363,24 @@ function doneOutcome(stop: Stop): Outcome {
 async function powerdown(stop: Stop, leftMs: number): Promise<string | undefined> {
   const { host } = stop.ctx;
   const limitMs = Math.min(ANSWER_LIMIT_MS, leftMs / 4);
-  const line = await host.connect(join(stop.instance.dir, QMP_SOCK), limitMs);
-  if (line.trouble) return line.why;
+  const connection = await host.connect(join(stop.instance.dir, QMP_SOCK), limitMs);
+  if (connection.trouble) return connection.why;
   const talk = async () => {
-    let heard = await readUntil(line.ok, '"QMP"');
-    await line.ok.write('{"execute": "qmp_capabilities"}\n');
-    heard &&= await readUntil(line.ok, '"return"');
-    await line.ok.write('{"execute": "system_powerdown"}\n');
-    return heard && await readUntil(line.ok, '"return"');
+    let heard = await readUntil(connection.ok, '"QMP"');
+    await connection.ok.write('{"execute": "qmp_capabilities"}\n');
+    heard &&= await readUntil(connection.ok, '"return"');
+    await connection.ok.write('{"execute": "system_powerdown"}\n');
+    return heard && await readUntil(connection.ok, '"return"');
   };
   const pressed = await Promise.race([talk(), host.pause(limitMs).then(() => false)]);
-  line.ok.close();
+  connection.ok.close();
   return pressed ? undefined : "QMP did not answer";
 }
 
 /** Events may come before the answer, so lines are read until one of the wanted kind. */
-async function readUntil(line: Connection, word: string): Promise<boolean> {
+async function readUntil(connection: Connection, word: string): Promise<boolean> {
   for (let text = ""; !text.includes(word);) {
-    const more = await line.read();
+    const more = await connection.read();
     if (more === undefined) return false;
     text += more;
     if (text.includes('"error"')) return false;
@@ -4480,23 +4483,23 @@ async function runStop(ctx: Context, instance: Instance): Promise<Report> {
     taken.held?.file.close();
     return taken.report;
   }
-  let told: Report;
+  let reported: Report;
   try {
     if (ctx.dryRun) {
       return reportPlan(instance, planStop(await observe(ctx, instance, { timeouts: STOP_TIMEOUTS }), ctx.budgetS));
     }
-    told = await stopLocked(ctx, instance, taken.lock, askedMs);
+    reported = await stopLocked(ctx, instance, taken.lock, askedMs);
   } finally {
     taken.lock.release();
   }
   // What another lima-guard did meanwhile is in the journal. Its lines are compared, not their dates: a clock may be
   // stepped.
-  const isIdle = told.stage === "already stopped" || told.stage === "gone before the request";
+  const isIdle = reported.stage === "already stopped" || reported.stage === "gone before the request";
   const end = isIdle ? lastEnd(host, instance) : undefined;
-  if (!end || typeof end["stage"] !== "string" || JSON.stringify(end) === JSON.stringify(before)) return told;
+  if (!end || typeof end["stage"] !== "string" || JSON.stringify(end) === JSON.stringify(before)) return reported;
   const stage = end["stage"] as StopEnd;
-  const seconds = isSeconds(end["seconds"]) ? end["seconds"] : told.seconds;
-  const done = { ...told, stage, seconds, summary: describeStop(stage, seconds["total"] ?? 0, cutIn(end)) };
+  const seconds = isSeconds(end["seconds"]) ? end["seconds"] : reported.seconds;
+  const done = { ...reported, stage, seconds, summary: describeStop(stage, seconds["total"] ?? 0, cutIn(end)) };
   return taken.supervisor ? await afterJob(ctx, instance, done, taken.supervisor) : done;
 }
 
@@ -4508,9 +4511,9 @@ function lastEnd(host: Host, instance: Instance): JournalLine | undefined {
 const RESTART_LOOK_MS = 1_000;
 
 /** What is to be said after a launchd job was stopped: how to start it, or that launchd has done so already. */
-async function afterJob(ctx: Context, instance: Instance, told: Report, stopped: LockRecord): Promise<Report> {
+async function afterJob(ctx: Context, instance: Instance, reported: Report, stopped: LockRecord): Promise<Report> {
   const job = journalOf(ctx.host, instance).filter((l) => l.event === "start").at(-1)?.["job"];
-  if (typeof job !== "string") return told;
+  if (typeof job !== "string") return reported;
   await ctx.host.pause(RESTART_LOOK_MS);
   const now = holderOf(ctx.host, instance);
   const seen = job.includes("/") ? undefined : (await jobsOf(ctx.host, instance)).jobs.find((j) => j.label === job);
@@ -4520,13 +4523,13 @@ async function afterJob(ctx: Context, instance: Instance, told: Report, stopped:
     const known = target === undefined ? undefined : { target, plist: "", loaded: "yes" as const, disabled: false };
     const start = seen ?? known;
     const hint = start === undefined ? find : `to start it: ${startJobCommand(start)}`;
-    return { ...told, notes: [...told.notes, { what: target ?? job, because: "its job is stopped", hint }] };
+    return { ...reported, notes: [...reported.notes, { what: target ?? job, because: "its job is stopped", hint }] };
   }
   const because = `launchd started it again (KeepAlive), as PID ${now.pid}`;
   const hint = target === undefined ? find : `to keep it down: ${bootoutCommand(target)}`;
   const blocker = { what: target ?? job, because, hint };
   const summary = "stopped, and started again by launchd";
-  return { ...told, state: "running", status: EXIT.failed, blockers: [...told.blockers, blocker], summary };
+  return { ...reported, state: "running", status: EXIT.failed, blockers: [...reported.blockers, blocker], summary };
 }
 
 async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, askedMs: number): Promise<Report> {
@@ -4613,7 +4616,7 @@ type LockResult = { lock: InstanceLock; supervisor?: LockRecord } | { report: Re
  * Takes the instance's lock: a `--run` that has it is asked to stop, once; a lima-guard that is stopping is waited
  * for, so that two administrators do not cut each other's grace short; any other process only for a moment.
  */
-async function lockFor(ctx: Context, instance: Instance, patienceMs: number, waited?: OpenLock): Promise<LockResult> {
+async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited?: OpenLock): Promise<LockResult> {
   const first = waited ? { held: waited } : ctx.dryRun ? probeLock(ctx.host, instance) : acquireLock(ctx, instance);
   if ("lock" in first) return first;
   if ("why" in first) return { report: noLock(ctx, instance, `it cannot be locked: ${first.why}`) };
@@ -4635,8 +4638,8 @@ async function lockFor(ctx: Context, instance: Instance, patienceMs: number, wai
   const isStop = ctx.role === "stop" && !ctx.dryRun;
   const asked = isStop && holder?.role === "run" ? await askToStop(ctx, instance, held, holder) : undefined;
   const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked?.kind === "done");
-  const graceMs = stageLimits(patienceMs / 1000).agent * 1000;
-  const waitMs = isStop && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : patienceMs;
+  const graceMs = stageLimits(limitMs / 1000).agent * 1000;
+  const waitMs = isStop && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : limitMs;
   const who = describeHolder(holder);
   if (!waited) ctx.say("info", instance, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
   const freed = await freedWithin(ctx, held, waitMs);
@@ -4663,7 +4666,7 @@ function describeHolder(holder: LockRecord | undefined): string {
 
 /** Whether a lock came free in time, or why it was not waited for any longer: a person who interrupts has waited enough. */
 async function freedWithin({ skips }: Context, held: LockFile, ms: number): Promise<boolean | string> {
-  const interrupted = skips.bell.next().then(() => "the waiting was interrupted by a signal");
+  const interrupted = skips.wakeUp.next().then(() => "the waiting was interrupted by a signal");
   return await Promise.race([held.lockWithin(ms), interrupted]);
 }
 
@@ -4767,9 +4770,9 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
   const same = (a: OwnedHome, b: OwnedHome) => a.user.uid === b.user.uid && isSameDirectory(host, a.home, b.home);
   const once = homes.filter((one, i) => homes.findIndex((o) => same(o, one)) === i);
   const self = await ownCommand(host);
-  const told = (await Promise.all(once.map((one) => serveHome(ctx, one, self, deadlineMs)))).flat();
+  const reported = (await Promise.all(once.map((one) => serveHome(ctx, one, self, deadlineMs)))).flat();
   const unserved = living.filter(({ uid }) => entries.get(uid) === undefined).map(withoutEntry);
-  return [...told, ...unserved, ...table.trouble ? [notListed(table.why)] : []];
+  return [...reported, ...unserved, ...table.trouble ? [notListed(table.why)] : []];
 }
 
 function withoutEntry({ name, home, dir, uid, pid }: RunningInstance): Report {
@@ -4817,17 +4820,21 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   const command = commandOfUser(host, at.user, words);
   let isOver = false;
   const passOnSkips = async (interrupt: () => void) => {
-    while (!isOver) await ctx.skips.bell.next().then(() => isOver || interrupt());
+    while (!isOver) await ctx.skips.wakeUp.next().then(() => isOver || interrupt());
   };
   const answer = await host.run({ ...command, onStart: passOnSkips }, leftMs + OWNER_RESERVE_MS);
   isOver = true;
   const address = { owner: at.user.name, home: at.home };
-  const told = answer.ok ? reportsIn(answer.ok.stdout) : [];
+  const reported = answer.ok ? reportsIn(answer.ok.stdout) : [];
   const status = answer.ok?.signal === undefined ? answer.ok?.code : undefined;
   // No such home, or nothing in it: what lives all the same is found at the end.
-  if (status === EXIT.noInstance && told.length === 0) return [];
-  const isWhole = status !== undefined && worst(told.map((r) => r.status)) === status;
-  const reports = told.map((r) => ({ ...r, ...address, summary: `of ${address.owner}, in ${at.home}: ${wordsOf(r)}` }));
+  if (status === EXIT.noInstance && reported.length === 0) return [];
+  const isWhole = status !== undefined && worst(reported.map((r) => r.status)) === status;
+  const reports = reported.map((r) => ({
+    ...r,
+    ...address,
+    summary: `of ${address.owner}, in ${at.home}: ${wordsOf(r)}`,
+  }));
   if (isWhole) return reports;
   const last = answer.ok?.stderr.trim().split("\n").at(-1) || `it ended with status ${status}`;
   const because = `the lima-guard of ${address.owner} gave no whole answer: ${answer.trouble ? answer.why : last}`;
@@ -4853,13 +4860,13 @@ async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Re
   const { host, role } = ctx;
   const table = await ps(host, "all", PS_LIMIT_MS);
   if (table.trouble) return [notListed(table.why)];
-  const isTold = (one: RunningInstance) =>
+  const isReported = (one: RunningInstance) =>
     reports.some((r) =>
       r.name === one.name && (r.home === undefined || isSameDirectory(host, r.home, one.home)) &&
       (role === "status" || ctx.dryRun || r.status !== EXIT.done)
     );
   return await Promise.all(
-    runningInstances(table.ok.rows).filter((one) => !isTold(one)).map(async (one) => {
+    runningInstances(table.ok.rows).filter((one) => !isReported(one)).map(async (one) => {
       const user = await userName(host, one.uid);
       const instance = { ...one, owner: one.uid, address: one.uid === host.uid ? {} : { sudoUser: user } };
       const because = `PID ${one.pid} of ${user} still lives`;
@@ -5052,17 +5059,17 @@ async function prepare(run: Run): Promise<RunEvent> {
   run.lock = lock;
   warnOfShortTimeLimit(run, instance);
   for (let blocked = 0;;) {
-    const healed = await repair(ctx, instance);
+    const repaired = await repair(ctx, instance);
     throwIfOvertaken(ctx);
-    if (healed.state === "running") return "healthy";
+    if (repaired.state === "running") return "healthy";
     // Only launchd starts it before all volumes are mounted.
-    if (run.label === undefined && healed.blockers.some((b) => b.waitsFor === "volume")) {
-      run.status = healed.status;
-      ctx.host.stderr(formatReports([healed], false));
+    if (run.label === undefined && repaired.blockers.some((b) => b.waitsFor === "volume")) {
+      run.status = repaired.status;
+      ctx.host.stderr(formatReports([repaired], false));
       return "refused";
     }
-    if (healed.status !== EXIT.done) {
-      logBlocked(ctx, instance, healed, backoffMs(blocked));
+    if (repaired.status !== EXIT.done) {
+      logBlocked(ctx, instance, repaired, backoffMs(blocked));
       await ctx.host.pause(backoffMs(blocked++));
       throwIfOvertaken(ctx);
       continue;
@@ -5079,25 +5086,25 @@ async function waitForInstance(run: Run, ctx: Context): Promise<Instance | undef
     const found = await findInstance(ctx, run.homes, run.name);
     throwIfOvertaken(ctx);
     if ("instance" in found) return found.instance;
-    const told = found.report;
-    run.status = told.status;
-    if (run.label === undefined || told.status === EXIT.denied || told.status === EXIT.usage) {
-      ctx.host.stderr(formatReports([told], false));
+    const reported = found.report;
+    run.status = reported.status;
+    if (run.label === undefined || reported.status === EXIT.denied || reported.status === EXIT.usage) {
+      ctx.host.stderr(formatReports([reported], false));
       return undefined;
     }
-    logBlocked(ctx, { name: run.name }, told, backoffMs(n));
+    logBlocked(ctx, { name: run.name }, reported, backoffMs(n));
     await ctx.host.pause(backoffMs(n));
   }
 }
 
-function logBlocked(ctx: Context, instance: { name: string }, told: Report, pauseMs: number): void {
-  for (const b of told.blockers) ctx.say("warn", instance, describeDiagnostic("blocked")(b));
-  ctx.say("warn", instance, `${told.state}; looks again in ${pauseMs / 1000} s`);
-  const [first] = told.blockers;
+function logBlocked(ctx: Context, instance: { name: string }, reported: Report, pauseMs: number): void {
+  for (const b of reported.blockers) ctx.say("warn", instance, describeDiagnostic("blocked")(b));
+  ctx.say("warn", instance, `${reported.state}; looks again in ${pauseMs / 1000} s`);
+  const [first] = reported.blockers;
   announce(ctx, instance, "blocked", {
     event: "blocked",
-    state: told.state,
-    status: told.status,
+    state: reported.state,
+    status: reported.status,
     because: first?.because,
   });
 }
@@ -5230,13 +5237,13 @@ async function superviseRun(ctx: Context, homes: Homes, name: string, command: r
       await run.wakeUp.next();
       continue;
     }
-    const [next, deed]: readonly [RunState, RunAction] = RUN_TABLE[state][event];
-    ctx.say("debug", run, `${state}: ${event}: ${deed}`);
-    if (deed === "impossible") {
+    const [next, action]: readonly [RunState, RunAction] = RUN_TABLE[state][event];
+    ctx.say("debug", run, `${state}: ${event}: ${action}`);
+    if (action === "impossible") {
       ctx.say("error", run, `${event} while ${state}: must not happen; it is logged and ignored`);
     }
     state = next;
-    await ACTIONS[deed](run).catch((error) => logInternalError(run, deed, error));
+    await ACTIONS[action](run).catch((error) => logInternalError(run, action, error));
   }
   // Whatever went wrong inside the guard: it never leaves while the command lives.
   await run.child?.ended;
@@ -5271,7 +5278,7 @@ function onStopSignals(run: Run): void {
         if (run.instance) void journal(ctx, run.instance, "signal", { signal });
       } else if (signal !== "SIGHUP" && nowMs - lastMs >= SKIP_APART_MS) {
         ctx.skips.count++;
-        ctx.skips.bell.notify();
+        ctx.skips.wakeUp.notify();
       }
       lastMs = nowMs;
     });
@@ -5429,7 +5436,9 @@ async function becomeBooted(run: Run, instance: Instance): Promise<void> {
 }
 
 function watchRunning(run: Run, instance: Instance, agentPid: number | undefined): void {
-  void keepGuestSession(run, instance).catch((error) => logInternalError(run, "keeping the line", error));
+  void keepGuestSession(run, instance).catch((error) =>
+    logInternalError(run, "keeping the session with the guest", error)
+  );
   void watchAgent(run, instance, agentPid).catch((error) => logInternalError(run, "watching the host agent", error));
 }
 
@@ -5462,13 +5471,13 @@ async function keepGuestSession(run: Run, instance: Instance): Promise<void> {
     const seen = await observeProcesses(run.ctx, instance, STOP_TIMEOUTS);
     const whole: Observation = { ...emptyObservation(instance), ...seen };
     const own = isOwnPort(whole, sshFile(host, instance, whole));
-    const line = own ? openGuestSession(host, instance) : "the port in ssh.config is not provably this instance's";
-    if (typeof line === "string") run.ctx.say("debug", instance, `no line to the guest: ${line}`);
+    const session = own ? openGuestSession(host, instance) : "the port in ssh.config is not provably this instance's";
+    if (typeof session === "string") run.ctx.say("debug", instance, `no session to the guest: ${session}`);
     else {
-      run.session = line;
-      await line.ended;
+      run.session = session;
+      await session.ended;
       run.session = undefined;
-      run.ctx.say("debug", instance, `the line to the guest broke: ${line.refusal() ?? ""}`);
+      run.ctx.say("debug", instance, `the session to the guest broke: ${session.refusal() ?? ""}`);
     }
     if (host.clockMs() - madeMs > LAST_PAUSE_MS) broken = 0;
     const isUp = run.bootWakeUp.next().then(() => true);
@@ -5612,12 +5621,18 @@ async function lockOwner(ctx: Context, instance: Instance, attempt: { held: Open
 }
 
 async function stopSupervised(run: Run, instance: Instance, beganMs: number): Promise<void> {
-  const { ctx, child, session: line } = run;
+  const { ctx, child, session } = run;
   const budgetS = budgetOf(run.timeLimitS, ctx.limitS);
   run.lock?.setPhase("stopping");
   const own = child ? { child } : {};
   const known = run.agent ? [run.agent] : [];
-  let went = await stopProcesses(ctx, instance, { budgetS, beganMs, known, ...line ? { ready: line } : {}, ...own });
+  let went = await stopProcesses(ctx, instance, {
+    budgetS,
+    beganMs,
+    known,
+    ...session ? { ready: session } : {},
+    ...own,
+  });
   await endChild(run, beganMs, budgetS);
   if (went.steps.length === 0 && child) {
     // The command may have brought up a VM between the look and its own end.
@@ -5691,13 +5706,13 @@ async function cleanUpAfterExit(
   run.status = ended.code; // 128 + n where signal n ended it: Deno has added them
   await endChild(run, ctx.host.clockMs(), DEFAULT_BUDGET_S);
   throwIfOvertaken(ctx);
-  const healed = await repair(ctx, instance);
+  const repaired = await repair(ctx, instance);
   throwIfOvertaken(ctx);
-  if (healed.status !== EXIT.done) logBlocked(ctx, instance, healed, 0);
+  if (repaired.status !== EXIT.done) logBlocked(ctx, instance, repaired, 0);
   // Something of it may have come up meanwhile: that is no clean end.
-  if (healed.state === "running") ctx.say("warn", instance, `it is left running, unsupervised: ${healed.summary}`);
-  if (run.status === EXIT.done && healed.state === "running") run.status = EXIT.failed;
-  if (run.status === EXIT.done) run.status = healed.status;
+  if (repaired.state === "running") ctx.say("warn", instance, `it is left running, unsupervised: ${repaired.summary}`);
+  if (run.status === EXIT.done && repaired.state === "running") run.status = EXIT.failed;
+  if (run.status === EXIT.done) run.status = repaired.status;
   const { code, signal } = ended;
   ctx.say(
     "info",
@@ -5730,7 +5745,7 @@ export function realHost(): Host {
     clockMs: () => performance.now(),
     uptimeMs: () => Deno.osUptime() * 1000,
     pause: (ms) => new Promise((resolve) => setTimeout(resolve, Math.max(0, ms))),
-    ...realFiles,
+    ...fileEffects,
     alive: (pid) => {
       if (!isPid(pid)) return "no";
       const asked = tryCall(() => Deno.kill(pid, 0 as unknown as Deno.Signal));
@@ -5751,7 +5766,7 @@ export function realHost(): Host {
   };
 }
 
-const realFiles = {
+const fileEffects = {
   stat: (path, follow) => tryCall(() => fileInfoOf(follow ? Deno.statSync(path) : Deno.lstatSync(path))),
   list: (dir) => tryCall(() => [...Deno.readDirSync(dir)].map((e) => e.name)),
   read: (path, most) => tryCall(() => readTail(path, most)),
@@ -6308,12 +6323,12 @@ async function runRole(ctx: Context, { homes, name }: Requested, command: readon
     const found = await findInstance(ctx, homes, name);
     if ("report" in found) return found.report;
     if (ctx.role === "stop") return await runStop(ctx, found.instance);
-    const told = await runPre(ctx, found.instance);
-    if (told.blockers.length > 0) {
-      const { state, status, blockers } = told;
+    const reported = await runPre(ctx, found.instance);
+    if (reported.blockers.length > 0) {
+      const { state, status, blockers } = reported;
       announce(ctx, found.instance, "blocked", { event: "blocked", state, status, because: blockers[0]?.because });
     }
-    return ctx.role === "run" ? withStart(told, command) : told;
+    return ctx.role === "run" ? withStart(reported, command) : reported;
   } catch (error) {
     const because = `lima-guard failed: ${error instanceof Error ? error.stack ?? error.message : String(error)}`;
     return report(name, "unknown", EXIT.failed, because, { blockers: [{ what: name, because }] });
@@ -6321,10 +6336,10 @@ async function runRole(ctx: Context, { homes, name }: Requested, command: readon
 }
 
 /** What a dry run of `--run` would do after `--pre`. */
-function withStart(told: Report, command: readonly string[]): Report {
-  const because = told.status === EXIT.done ? "nothing is in the way then" : "once nothing is in the way";
+function withStart(reported: Report, command: readonly string[]): Report {
+  const because = reported.status === EXIT.done ? "nothing is in the way then" : "once nothing is in the way";
   const step = { kind: "start" as const, what: `run ${command.map(quote).join(" ")}`, because, outcome: "planned" };
-  return told.state === "running" ? told : { ...told, steps: [...told.steps, step] };
+  return reported.state === "running" ? reported : { ...reported, steps: [...reported.steps, step] };
 }
 
 /**
@@ -6340,7 +6355,7 @@ function onSkipSignals(ctx: Context): void {
       if (nowMs - lastMs < SKIP_APART_MS) return;
       lastMs = nowMs;
       ctx.skips.count++;
-      ctx.skips.bell.notify();
+      ctx.skips.wakeUp.notify();
     });
   }
 }
@@ -6409,7 +6424,7 @@ function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbo
     onEvent,
     say,
     stage,
-    skips: { count: 0, bell: new WakeUp() },
+    skips: { count: 0, wakeUp: new WakeUp() },
     cache: {},
     abort: undefined,
   };

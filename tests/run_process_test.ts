@@ -965,7 +965,7 @@ test(
     await guard.waitForLine(/: Running after /);
     assert.equal(journal(vm).some(({ event }) => event === "booted"), false);
     await guard.waitForLine(/the guest is up after/);
-    await guard.waitForLine(/line to the guest(?!.*line to the guest)/);
+    await guard.waitForLine(/session with the guest(?!.*session with the guest)/);
     await eventually(() => assert.equal(journal(vm).at(-1)!.event, "booted"));
     assert.ok(last(vm, "booted").seconds - last(vm, "running").seconds > 1);
     assert.equal((await stopRun(guard)).status, 0);
@@ -1020,7 +1020,7 @@ test("an instance that fails to start gives its turn back", async ({ home, vm })
 
 // ── the line kept ready ──
 
-/** Running, with a line to the guest that has been opened and waits for its word. */
+/** Running, with a session with the guest that has been opened and waits for its word. */
 async function withLine(vm: Instance, options: Parameters<typeof run>[1] = {}) {
   const guest = await sshGuest(vm);
   const guard = run(vm, options);
@@ -1121,7 +1121,7 @@ test("the guest powers off by itself: the line does not keep the guard", async (
 }, NEEDS_SSHD);
 
 test(
-  "the guard is killed: its line to the guest ends with it, and the guest is not powered off",
+  "the guard is killed: its session with the guest ends with it, and the guest is not powered off",
   async ({ home, vm }) => {
     const { guest, guard } = await withLine(vm);
     await using _guest = guest;

@@ -22,7 +22,7 @@ export function run(instance: Instance, { flags = [], command, ...options }: Run
 }
 
 /** Said by the guard when it has looked for the port of its line, and watches the agent too. */
-const WATCHED = /: (?:no line to the guest|the line to the guest)/;
+const WATCHED = /: (?:no session with the guest|the session with the guest)/;
 
 /** The same, until Lima calls the instance Running, and the guard has begun to watch it. */
 export async function running(instance: Instance, { flags = [], ...options }: RunOptions = {}): Promise<Guard> {
