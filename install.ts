@@ -1514,6 +1514,11 @@ function isLoadedAs(loaded: Loaded, args: readonly string[] | undefined): boolea
   return loaded.kind === "loaded" && !loaded.isEnding && isEqual(loaded.args, args);
 }
 
+/** lima-guard ends its instance gracefully by itself, whoever ends the job; a bare limactl would be cut off. */
+function isBare(loaded: Loaded): boolean {
+  return loaded.kind === "loaded" && loaded.pid !== undefined && !isGuard(lookThroughShell(loaded.args) ?? loaded.args);
+}
+
 /** Whether a plan that was made for what launchd had then is still one for what it has now. */
 function isUnchanged(then: Loaded, now: Loaded): boolean {
   if (then.kind !== "loaded") return then.kind === now.kind;
@@ -1546,8 +1551,8 @@ function planRollback(
     } as const;
     return { unload: [], load: isIdle ? [kickstart, verify] : [] };
   }
-  // lima-guard ends its instance gracefully by itself; a bare limactl would be cut off.
-  const stopWith = now.kind === "loaded" && !isGuard(now.args) ? target.stopWith : undefined;
+  // Where no lima-guard is there to stop a bare job, that step fails, and the job stays.
+  const stopWith = isBare(now) ? target.stopWith ?? facts.job.guard ?? GUARD_NAME : undefined;
   const unload = now.kind === "loaded" ? unloadSteps({ ...target, stopWith }, now, service, actor) : [];
   if (before.kind !== "loaded") return { unload, load: [] };
   const enable = runStep("run", [actor.tool("launchctl"), "enable", service], "a disabled job cannot be loaded");
@@ -2588,6 +2593,8 @@ interface Acting {
   readonly notes: string[];
   /** What puts the files back, in the order in which they were changed. */
   readonly undo: (() => void)[];
+  /** The same for files that were removed. */
+  readonly undoRemoved: (() => void)[];
   /** What is no longer needed once all has gone well, or has been put back. */
   readonly kept: string[];
   /** Newer files of other programs that a rollback has left alone. */
@@ -2614,6 +2621,7 @@ async function act(run: InstallRun, target: Target, steps: readonly InstallStep[
     done: [],
     notes: [],
     undo: [],
+    undoRemoved: [],
     kept: [],
     leftAlone: [],
     stopping: undefined,
@@ -2779,7 +2787,7 @@ function removeFile(a: Acting, path: string): string | void {
   const kept = path + TEMPORARY_SUFFIX + host.random();
   attemptEffect(() => host.rename(path, kept));
   a.kept.push(kept);
-  a.undo.push(() => {
+  a.undoRemoved.push(() => {
     if (host.stat(path) === "absent") host.rename(kept, path);
     else a.leftAlone.push(path);
   });
@@ -2846,37 +2854,39 @@ async function handshake(a: Acting, argv: Argv): Promise<string> {
   return `lima-guard ${version}`;
 }
 
-/** Back to where it was, from what is seen now. Every step is tried, even if one before it failed. */
+/**
+ * Back to where it was, from what is seen now. Every step is tried, even if one before it failed; but a bare job whose
+ * instance cannot be stopped stays loaded, since launchd's own stop would cut the guest off.
+ */
 async function rollBack(a: Acting): Promise<boolean> {
   const { run, target } = a;
-  // What the stop still does belongs to the instance; the job is ours.
-  await a.stopping;
-  const now = a.hasTouchedLaunchd ? await pollUntilKnown(a) : target.facts.loaded;
-  const { unload, load } = planRollback(target, now, a.hasBootedOut, run.actor);
+  const { target: plist } = target.facts.place;
   let isBack = true;
-  const attemptAll = async (steps: readonly InstallStep[]) => {
-    for (const step of steps) {
-      try {
-        await actStep(a, step);
-      } catch (error) {
-        say(run, `the rollback has failed: ${error instanceof Error ? error.message : error}`);
-        isBack = false;
-      }
-    }
-  };
-  if (a.hasTouchedLaunchd) await attemptAll(unload);
-  for (const undo of a.undo.toReversed()) {
+  const attempt = async (work: () => void | Promise<void>): Promise<boolean> => {
     try {
-      undo();
+      await work();
+      return true;
     } catch (error) {
       say(run, `the rollback has failed: ${error instanceof Error ? error.message : error}`);
-      isBack = false;
+      return isBack = false;
     }
+  };
+  // What the stop still does belongs to the instance; the job is ours.
+  await a.stopping;
+  // Before anything is stopped: it may be the guard that was removed.
+  for (const undo of a.undoRemoved.toReversed()) await attempt(undo);
+  const now = a.hasTouchedLaunchd ? await pollUntilKnown(a) : target.facts.loaded;
+  const { unload, load } = planRollback(target, now, a.hasBootedOut, run.actor);
+  let mayLoad = a.hasTouchedLaunchd;
+  for (const step of a.hasTouchedLaunchd ? unload : []) {
+    const isDone = await attempt(() => actStep(a, step));
+    mayLoad = isDone || step.kind !== "stop";
+    if (!mayLoad) break;
   }
-  const { target: plist } = target.facts.place;
+  for (const undo of a.undo.toReversed()) await attempt(undo);
   const isOurs = !a.leftAlone.includes(plist) && isThere(run.host.stat(plist));
-  const expectAny = load.map((step) => isOurs ? step : { ...step, expect: undefined });
-  if (a.hasTouchedLaunchd && isThere(run.host.stat(plist))) await attemptAll(expectAny as InstallStep[]);
+  const steps = load.map((step) => isOurs ? step : { ...step, expect: undefined }) as InstallStep[];
+  for (const step of mayLoad && isThere(run.host.stat(plist)) ? steps : []) await attempt(() => actStep(a, step));
   clearKept(a);
   return isBack;
 }
@@ -3190,6 +3200,12 @@ function uninstallTarget(run: InstallRun, facts: JobFacts): Target {
   const onMac = host.os === "darwin";
   const removesJob = onMac && facts.instance === "gone" && facts.job.guard !== undefined && !options.noReload;
   const isLost = rewritten.changes.length > 0 && facts.backup === undefined;
+  const reload = (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten);
+  const stopper = stopWith(run, facts, undefined);
+  if (reload && stopper === undefined && isBare(facts.loaded)) {
+    const why = "no lima-guard is there to stop the instance, and launchd would cut its guest off";
+    throw new Refusal(`Cannot load the job again: ${why}`, `limactl stop ${facts.place.name}, then run this again`);
+  }
   const notes = [
     ...facts.job.remarks,
     ...facts.badBackup === undefined ? [] : [`${facts.badBackup}; it stays where it is`],
@@ -3201,9 +3217,9 @@ function uninstallTarget(run: InstallRun, facts: JobFacts): Target {
     facts: { ...facts, notes },
     rewritten: removesJob ? { text: facts.plist.text, changes: [] } : rewritten,
     job,
-    reload: (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten),
+    reload,
     enables: options.start,
-    stopWith: stopWith(run, facts, undefined),
+    stopWith: stopper,
     removesJob,
     purged: options.purge ? purgedFiles(run, facts, removesJob) : [],
     purgedLogs: options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter((path) => isOurLog(path)) : [],
