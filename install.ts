@@ -131,6 +131,7 @@ export const TOOL_PATHS = {
   mkdir: "/bin/mkdir",
   plutil: "/usr/bin/plutil",
   rm: "/bin/rm",
+  rmdir: "/bin/rmdir",
   sudo: "/usr/bin/sudo",
   sysctl: "/usr/sbin/sysctl",
   tail: "/usr/bin/tail",
@@ -1306,7 +1307,7 @@ type InstallStep =
     | { readonly kind: "handshake"; readonly argv: Argv }
     | { readonly kind: "write"; readonly path: string; readonly bytes: Uint8Array; readonly isPlist: boolean }
     | { readonly kind: "remove" | "clear"; readonly path: string }
-    | { readonly kind: "run" | "logs" | "bootout"; readonly argv: Argv }
+    | { readonly kind: "run" | "logs" | "tidy" | "bootout"; readonly argv: Argv }
     | { readonly kind: "stop"; readonly argv: Argv; readonly pid: number }
     | { readonly kind: "wait" }
     | { readonly kind: "bootstrap"; readonly argv: Argv; readonly expect: Expected }
@@ -1329,6 +1330,8 @@ interface Target {
   /** The folder of the logs, to be made by the job's user; and logs that go with the job. */
   readonly logFolder: string | undefined;
   readonly purgedLogs: readonly string[];
+  /** The folder of the logs, where nothing else is in it. */
+  readonly purgedFolder: string | undefined;
   readonly memory: Memory | undefined;
   /** Uninstall of a job whose instance is gone: the plist goes too. */
   readonly removesJob: boolean;
@@ -1351,7 +1354,7 @@ function asUser(actor: Pick<Actor, "uid" | "tool">, uid: number, argv: Argv): Ar
   return actor.uid === 0 ? [actor.tool("sudo"), "-n", "-H", "-u", `#${uid}`, ...argv] : undefined;
 }
 
-function runStep<K extends "run" | "logs" | "bootout" | "handshake">(kind: K, argv: Argv, because: string) {
+function runStep<K extends "run" | "logs" | "tidy" | "bootout" | "handshake">(kind: K, argv: Argv, because: string) {
   return { kind, argv, what: argv.map(quote).join(" "), because };
 }
 
@@ -1392,9 +1395,15 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
 }
 
 /** In the user's own folder, so by the user. */
-function purgedLogSteps({ purgedLogs, facts }: Target, actor: Actor): InstallStep[] {
-  const argv = asUser(actor, facts.user.uid, [actor.tool("rm"), "-f", ...purgedLogs]);
-  return argv && purgedLogs.length > 0 ? [runStep("logs", argv, "--purge: the logs of this job")] : [];
+function purgedLogSteps({ purgedLogs, purgedFolder, facts }: Target, actor: Actor): InstallStep[] {
+  const rm = asUser(actor, facts.user.uid, [actor.tool("rm"), "-f", ...purgedLogs]);
+  const rmdir = purgedFolder === undefined
+    ? undefined
+    : asUser(actor, facts.user.uid, [actor.tool("rmdir"), purgedFolder]);
+  const steps: InstallStep[] = [];
+  if (rm && purgedLogs.length > 0) steps.push(runStep("logs", rm, "--purge: the logs of this job"));
+  if (rmdir) steps.push(runStep("tidy", rmdir, "--purge: no log is left in it"));
+  return steps;
 }
 
 function write(path: string, bytes: Uint8Array, because: string, isPlist = false): InstallStep {
@@ -1561,6 +1570,11 @@ function planRollback(
   return { unload, load: facts.disabled ? [enable, ...load, disable] : load };
 }
 
+/** Where the logs of a job go whose own places are on another volume. */
+function logFolderOf(user: User): string {
+  return join(user.home, "Library/Logs/lima-guard");
+}
+
 /** What install wants of this job, with these options and what is remembered; refused where it contradicts the plist. */
 function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Wanted {
   const { job, limaHome, place, memory, user } = facts;
@@ -1576,7 +1590,7 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
     (options.exitTimeoutS !== undefined || job.guard === undefined || now === timeout);
   const exitTimeoutS = isAskedFor ? timeout : Math.max(now, EXIT_TIMEOUT_S);
   const stop = options.exitTimeoutS === undefined ? kept : withOption(kept, "--timeout", String(options.exitTimeoutS));
-  const logs = join(user.home, "Library/Logs/lima-guard");
+  const logs = logFolderOf(user);
   const mustMove = (path: string | undefined) =>
     path !== undefined && !(path.startsWith("/") && !isUnder(path, limaHome) && !path.startsWith("/Volumes/"));
   const { otherVolume } = facts;
@@ -2685,6 +2699,10 @@ async function doStep(a: Acting, step: InstallStep): Promise<string | void> {
       if (answer.late || answer.code !== 0) throw new StepFailure(inWords(answer));
       return;
     }
+    case "tidy": {
+      const answer = await host.run(step.argv, { limitMs: host.limits.commandMs, words: step.what });
+      return answer.code === 0 ? undefined : `it stays: ${inWords(answer)}`;
+    }
     case "stop":
       return await stopInstance(a, step);
     case "bootout":
@@ -2970,7 +2988,7 @@ function stopWhy(answer: Answer): string {
 
 async function bootout(
   a: Acting,
-  { argv, what }: InstallStep & { kind: "run" | "logs" | "bootout" },
+  { argv, what }: InstallStep & { kind: "run" | "logs" | "tidy" | "bootout" },
 ): Promise<string | void> {
   const { host } = a.run;
   a.hasTouchedLaunchd = a.hasBootedOut = true;
@@ -3067,7 +3085,7 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     if (uid !== 0 && host.uid !== uid && (host.uid === 0 || !isLooking)) return { kind: "hand over", name, uid };
     const facts = await lookAtJob(run, place);
     if (options.role === "check") return { kind: "report", report: await checkJob(run, facts) };
-    const target = options.role === "install" ? await installTarget(run, facts) : uninstallTarget(run, facts);
+    const target = options.role === "install" ? await installTarget(run, facts) : await uninstallTarget(run, facts);
     const steps = planSteps(target, run.actor);
     if (options.print) return { kind: "report", report: printed(target) };
     const isDone = steps.every((step) =>
@@ -3103,7 +3121,7 @@ async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
   }
 }
 
-const NOTHING_REMOVED = { removesJob: false, purged: [], purgedLogs: [] };
+const NOTHING_REMOVED = { removesJob: false, purged: [], purgedLogs: [], purgedFolder: undefined };
 const NOTHING_PLACED = { guard: undefined, sign: undefined, verifies: false, logFolder: undefined, memory: undefined };
 
 async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
@@ -3192,7 +3210,7 @@ function installNotes(
   ];
 }
 
-function uninstallTarget(run: InstallRun, facts: JobFacts): Target {
+async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
   const { host, options } = run;
   refuseManaged(run, facts);
   const rewritten = unwrapText(facts.plist, facts.job, facts.backup?.plist);
@@ -3202,6 +3220,7 @@ function uninstallTarget(run: InstallRun, facts: JobFacts): Target {
   const isLost = rewritten.changes.length > 0 && facts.backup === undefined;
   const reload = (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten);
   const stopper = stopWith(run, facts, undefined);
+  const purgedLogs = options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter((path) => isOurLog(path)) : [];
   if (reload && stopper === undefined && isBare(facts.loaded)) {
     const why = "no lima-guard is there to stop the instance, and launchd would cut its guest off";
     throw new Refusal(`Cannot load the job again: ${why}`, `limactl stop ${facts.place.name}, then run this again`);
@@ -3222,7 +3241,8 @@ function uninstallTarget(run: InstallRun, facts: JobFacts): Target {
     stopWith: stopper,
     removesJob,
     purged: options.purge ? purgedFiles(run, facts, removesJob) : [],
-    purgedLogs: options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter((path) => isOurLog(path)) : [],
+    purgedLogs,
+    purgedFolder: options.purge ? await emptiedLogFolder(run, facts.user, purgedLogs) : undefined,
     litter: litterOf(run, facts, facts.job.guard ?? facts.memory.guard),
     onMac,
   };
@@ -3244,6 +3264,17 @@ function purgedFiles(run: InstallRun, { place, job, loaded, backup, memory }: Jo
   const isBackupLeft = backup !== undefined && job.guard === undefined && !removesJob;
   const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards];
   return left.filter((path) => isThere(host.stat(path)));
+}
+
+/** The folder of the logs in the user's home, where it is his and nothing is in it but these logs. */
+async function emptiedLogFolder(run: InstallRun, user: User, logs: readonly string[]): Promise<string | undefined> {
+  const folder = logFolderOf(user);
+  const look = run.host.stat(folder);
+  if (!isThere(look) || look.kind !== "directory" || look.uid !== user.uid) return undefined;
+  const answer = await askAsUser(run, user, [run.host.tool("ls"), "-A", folder]);
+  if (answer?.code !== 0 || answer.late) return undefined;
+  const names = answer.stdout.split("\n").filter((name) => name !== "");
+  return names.every((name) => logs.includes(join(folder, name))) ? folder : undefined;
 }
 
 /** Files under temporary names that a run which was killed has left beside these, and its private folders. */
