@@ -31,13 +31,13 @@
  */
 
 import * as fs from "node:fs";
-import { parseArgs } from "jsr:@std/cli@1.0.29/parse-args";
 import { basename } from "jsr:@std/path@1.1.4/posix/basename";
 import { dirname } from "jsr:@std/path@1.1.4/posix/dirname";
 import { join } from "jsr:@std/path@1.1.4/posix/join";
 import {
   COLIMA_VALUES,
   colimaInstance,
+  commandLine,
   DEFAULT_BUDGET_S,
   EXIT,
   type Host,
@@ -1523,7 +1523,7 @@ function isLoadedAs(loaded: Loaded, args: readonly string[] | undefined): boolea
   return loaded.kind === "loaded" && !loaded.isEnding && isEqual(loaded.args, args);
 }
 
-/** lima-guard ends its instance gracefully by itself, whoever ends the job; a bare limactl would be cut off. */
+/** lima-guard ends its instance gracefully by itself, also where launchd ends the job; a bare limactl would be cut off. */
 function isBare(loaded: Loaded): boolean {
   return loaded.kind === "loaded" && loaded.pid !== undefined && !isGuard(lookThroughShell(loaded.args) ?? loaded.args);
 }
@@ -4100,11 +4100,9 @@ export type InstallOptions =
   & { readonly [key in Valued]?: string }
   & { readonly [key in Exclude<Option["key"], Valued>]: boolean };
 
+const INSTALL_LINE = commandLine(INSTALL_OPTIONS);
+
 export function installHelp(): string {
-  const rows = INSTALL_OPTIONS.map((o) => {
-    const flag = `${"short" in o ? `-${o.short}, ` : ""}--${o.flag}${"argument" in o ? ` ${o.argument}` : ""}`;
-    return `  ${flag.padEnd(24)}  ${o.text}`;
-  });
   return `lima-guard ${VERSION}: let launchd run lima-guard instead of limactl
 
 usage: lima-guard --install INSTANCE… | --all
@@ -4112,7 +4110,7 @@ usage: lima-guard --install INSTANCE… | --all
        lima-guard --uninstall INSTANCE… | --all
        deno run -P install.ts [--check | --uninstall] INSTANCE…
 
-${rows.join("\n")}
+${INSTALL_LINE.rows(24)}
 
 Exit statuses: 0 done, or nothing to do; 1 refused, rolled back, or (--check) not guarded; 64 usage;
 66 no plist; 75 could not find out: try again; 77 not permitted.
@@ -4124,46 +4122,35 @@ Try: lima-guard --install --dry-run default
 `;
 }
 
-const LITERAL_MARK = "\0";
-
 /** Reads the arguments: what to do, a text to print, or what is wrong with them. Touches nothing. */
-export function parseInstallArgs(args: readonly string[]): InstallOptions | { print: string } | { usage: string } {
-  const valued: string[] = INSTALL_OPTIONS.flatMap((o) => "argument" in o ? [o.flag] : []);
-  const switches: string[] = INSTALL_OPTIONS.flatMap((o) => "argument" in o ? [] : [o.flag]);
-  const isValued = (a: string | undefined) => a !== undefined && valued.includes(a.slice(2)) && a.startsWith("--");
-  const known = new RegExp(`^(--(${switches.join("|")})|-[vh]+|--(${valued.join("|")})(=.*)?)$`, "s");
-  // `-` is a value (codesign's word for "ad hoc"), though it looks like a flag.
-  const joined = args.flatMap((a, i) =>
-    a === "-" && isValued(args[i - 1]) ? [] : isValued(a) && args[i + 1] === "-" ? [`${a}=-`] : [a]
-  );
-  const unknown = joined.find((a) => a.startsWith("-") && !known.test(a));
-  if (unknown !== undefined) return { usage: `Cannot understand ${JSON.stringify(unknown)}` };
-  const parsed: Record<string, unknown> & { _: unknown[] } = parseArgs(
-    joined.map((a) => /^(true|false)$/.test(a) ? `${LITERAL_MARK}${a}` : a),
-    { boolean: switches, string: ["_", ...valued], alias: { v: "verbose", h: "help" } },
-  );
-  if (parsed["help"]) return { print: installHelp() };
-  if (parsed["version"]) return { print: `lima-guard ${VERSION}\n` };
-  const roles = (["install", "check", "uninstall"] as const).filter((role) => parsed[role]);
+export function parseInstallArgs(
+  args: readonly string[],
+): InstallOptions | { print: string } | { usage: string; hint?: string } {
+  const given = INSTALL_LINE.read(args);
+  if ("usage" in given) return given;
+  const { has, value, words } = given;
+  if (has("help")) return { print: installHelp() };
+  if (has("version")) return { print: `lima-guard ${VERSION}\n` };
+  const roles = (["install", "check", "uninstall"] as const).filter(has);
   if (roles.length > 1) return { usage: `Cannot do --${roles.join(" and --")} at once` };
-  const text = (flag: string) =>
-    parsed[flag] === undefined ? undefined : String(parsed[flag]).replace(LITERAL_MARK, "");
-  const empty = valued.find((flag) => text(flag) === "");
-  if (empty !== undefined) return { usage: `--${empty} needs a value` };
-  const timeout = text("exit-timeout");
+  const empty = INSTALL_OPTIONS.find((o) => "argument" in o && value(o.flag) === "");
+  if (empty !== undefined) return { usage: `--${empty.flag} needs a value` };
+  const timeout = value("exit-timeout");
   if (timeout !== undefined && !(/^\d{1,4}$/.test(timeout) && Number(timeout) > 0 && Number(timeout) <= 3600)) {
-    return {
-      usage: `Cannot take ${JSON.stringify(timeout)} as --exit-timeout: it is a whole number of seconds, 1 to 3600`,
-    };
+    const why = "it is a whole number of seconds, 1 to 3600";
+    return { usage: `Cannot take ${JSON.stringify(timeout)} as --exit-timeout: ${why}` };
   }
   const values = INSTALL_OPTIONS.flatMap((o): [string, unknown][] => {
     if (o.key === "role" || o.key === "help" || o.key === "version") return [];
-    if (!("argument" in o)) return [[o.key, parsed[o.flag] === true]];
-    const value = text(o.flag)?.replace(/(?<=.)\/+$/, "");
-    return value === undefined ? [] : [[o.key, o.key === "exitTimeoutS" ? Number(value) : value]];
+    if (!("argument" in o)) return [[o.key, has(o.flag)]];
+    const text = value(o.flag)?.replace(/(?<=.)\/+$/, "");
+    return text === undefined ? [] : [[o.key, o.key === "exitTimeoutS" ? Number(text) : text]];
   });
-  const names = [...new Set(parsed._.map((name) => String(name).replace(LITERAL_MARK, "")))];
-  const options = { role: roles[0] ?? "install", names, ...Object.fromEntries(values) } as unknown as InstallOptions;
+  const options = {
+    role: roles[0] ?? "install",
+    names: words,
+    ...Object.fromEntries(values),
+  } as unknown as InstallOptions;
   const usage = misuse(options);
   return usage === undefined ? options : { usage };
 }
@@ -4203,7 +4190,7 @@ export async function installMain(args: readonly string[], given?: InstallHost):
     host.stderr(`lima-guard: ${because} (hint: ${hint})\n`);
     return status;
   };
-  if ("usage" in asked) return refuse(asked.usage, "lima-guard --install --help", EXIT.usage);
+  if ("usage" in asked) return refuse(asked.usage, asked.hint ?? "lima-guard --install --help", EXIT.usage);
   const options = absolutePaths(asked, host);
   for (const name of ["LIMA_HOME", "COLIMA_HOME", "XDG_CONFIG_HOME"]) {
     if (host.env(name) !== undefined && options.limaHome === undefined && options.role === "install") {

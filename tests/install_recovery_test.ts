@@ -475,7 +475,7 @@ macTest("a bare job that runs, and no guard that could stop it: an uninstall ref
   assert.equal((await mac.run(["--uninstall", "--yes", "--no-reload", "default"])).status, 0);
 });
 
-/** A guard whose stop has ended the job's process, and cleans up until a second after such a line of the log. */
+/** A lima-guard whose stop has ended the job's process, and cleans up until a second after such a line of the log. */
 function slowGuard(mac: FakeMac, line: string): void {
   const more = `END {
     if (grep { $_ eq '--stop' } @ARGV) {
