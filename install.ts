@@ -31,13 +31,13 @@
  */
 
 import * as fs from "node:fs";
-import { parseArgs } from "jsr:@std/cli@1.0.29/parse-args";
 import { basename } from "jsr:@std/path@1.1.4/posix/basename";
 import { dirname } from "jsr:@std/path@1.1.4/posix/dirname";
 import { join } from "jsr:@std/path@1.1.4/posix/join";
 import {
   COLIMA_VALUES,
   colimaInstance,
+  commandLine,
   DEFAULT_BUDGET_S,
   EXIT,
   type Host,
@@ -131,6 +131,7 @@ export const TOOL_PATHS = {
   mkdir: "/bin/mkdir",
   plutil: "/usr/bin/plutil",
   rm: "/bin/rm",
+  rmdir: "/bin/rmdir",
   sudo: "/usr/bin/sudo",
   sysctl: "/usr/sbin/sysctl",
   tail: "/usr/bin/tail",
@@ -1306,7 +1307,7 @@ type InstallStep =
     | { readonly kind: "handshake"; readonly argv: Argv }
     | { readonly kind: "write"; readonly path: string; readonly bytes: Uint8Array; readonly isPlist: boolean }
     | { readonly kind: "remove" | "clear"; readonly path: string }
-    | { readonly kind: "run" | "logs" | "bootout"; readonly argv: Argv }
+    | { readonly kind: "run" | "logs" | "tidy" | "bootout"; readonly argv: Argv }
     | { readonly kind: "stop"; readonly argv: Argv; readonly pid: number }
     | { readonly kind: "wait" }
     | { readonly kind: "bootstrap"; readonly argv: Argv; readonly expect: Expected }
@@ -1329,6 +1330,8 @@ interface Target {
   /** The folder of the logs, to be made by the job's user; and logs that go with the job. */
   readonly logFolder: string | undefined;
   readonly purgedLogs: readonly string[];
+  /** The folder of the logs, where nothing else is in it. */
+  readonly purgedFolder: string | undefined;
   readonly memory: Memory | undefined;
   /** Uninstall of a job whose instance is gone: the plist goes too. */
   readonly removesJob: boolean;
@@ -1351,7 +1354,7 @@ function asUser(actor: Pick<Actor, "uid" | "tool">, uid: number, argv: Argv): Ar
   return actor.uid === 0 ? [actor.tool("sudo"), "-n", "-H", "-u", `#${uid}`, ...argv] : undefined;
 }
 
-function runStep<K extends "run" | "logs" | "bootout" | "handshake">(kind: K, argv: Argv, because: string) {
+function runStep<K extends "run" | "logs" | "tidy" | "bootout" | "handshake">(kind: K, argv: Argv, because: string) {
   return { kind, argv, what: argv.map(quote).join(" "), because };
 }
 
@@ -1392,9 +1395,15 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
 }
 
 /** In the user's own folder, so by the user. */
-function purgedLogSteps({ purgedLogs, facts }: Target, actor: Actor): InstallStep[] {
-  const argv = asUser(actor, facts.user.uid, [actor.tool("rm"), "-f", ...purgedLogs]);
-  return argv && purgedLogs.length > 0 ? [runStep("logs", argv, "--purge: the logs of this job")] : [];
+function purgedLogSteps({ purgedLogs, purgedFolder, facts }: Target, actor: Actor): InstallStep[] {
+  const rm = asUser(actor, facts.user.uid, [actor.tool("rm"), "-f", ...purgedLogs]);
+  const rmdir = purgedFolder === undefined
+    ? undefined
+    : asUser(actor, facts.user.uid, [actor.tool("rmdir"), purgedFolder]);
+  const steps: InstallStep[] = [];
+  if (rm && purgedLogs.length > 0) steps.push(runStep("logs", rm, "--purge: the logs of this job"));
+  if (rmdir) steps.push(runStep("tidy", rmdir, "--purge: no log is left in it"));
+  return steps;
 }
 
 function write(path: string, bytes: Uint8Array, because: string, isPlist = false): InstallStep {
@@ -1514,6 +1523,11 @@ function isLoadedAs(loaded: Loaded, args: readonly string[] | undefined): boolea
   return loaded.kind === "loaded" && !loaded.isEnding && isEqual(loaded.args, args);
 }
 
+/** lima-guard ends its instance gracefully by itself, also where launchd ends the job; a bare limactl would be cut off. */
+function isBare(loaded: Loaded): boolean {
+  return loaded.kind === "loaded" && loaded.pid !== undefined && !isGuard(lookThroughShell(loaded.args) ?? loaded.args);
+}
+
 /** Whether a plan that was made for what launchd had then is still one for what it has now. */
 function isUnchanged(then: Loaded, now: Loaded): boolean {
   if (then.kind !== "loaded") return then.kind === now.kind;
@@ -1546,14 +1560,19 @@ function planRollback(
     } as const;
     return { unload: [], load: isIdle ? [kickstart, verify] : [] };
   }
-  // lima-guard ends its instance gracefully by itself; a bare limactl would be cut off.
-  const stopWith = now.kind === "loaded" && !isGuard(now.args) ? target.stopWith : undefined;
+  // Where no lima-guard is there to stop a bare job, that step fails, and the job stays.
+  const stopWith = isBare(now) ? target.stopWith ?? facts.job.guard ?? GUARD_NAME : undefined;
   const unload = now.kind === "loaded" ? unloadSteps({ ...target, stopWith }, now, service, actor) : [];
   if (before.kind !== "loaded") return { unload, load: [] };
   const enable = runStep("run", [actor.tool("launchctl"), "enable", service], "a disabled job cannot be loaded");
   const disable = runStep("run", [actor.tool("launchctl"), "disable", service], "it was disabled");
   const load = bootstrapSteps(facts, job, wasRunning, actor);
   return { unload, load: facts.disabled ? [enable, ...load, disable] : load };
+}
+
+/** Where the logs of a job go whose own places are on another volume. */
+function logFolderOf(user: User): string {
+  return join(user.home, "Library/Logs/lima-guard");
 }
 
 /** What install wants of this job, with these options and what is remembered; refused where it contradicts the plist. */
@@ -1571,7 +1590,7 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
     (options.exitTimeoutS !== undefined || job.guard === undefined || now === timeout);
   const exitTimeoutS = isAskedFor ? timeout : Math.max(now, EXIT_TIMEOUT_S);
   const stop = options.exitTimeoutS === undefined ? kept : withOption(kept, "--timeout", String(options.exitTimeoutS));
-  const logs = join(user.home, "Library/Logs/lima-guard");
+  const logs = logFolderOf(user);
   const mustMove = (path: string | undefined) =>
     path !== undefined && !(path.startsWith("/") && !isUnder(path, limaHome) && !path.startsWith("/Volumes/"));
   const { otherVolume } = facts;
@@ -2588,6 +2607,8 @@ interface Acting {
   readonly notes: string[];
   /** What puts the files back, in the order in which they were changed. */
   readonly undo: (() => void)[];
+  /** The same for files that were removed. */
+  readonly undoRemoved: (() => void)[];
   /** What is no longer needed once all has gone well, or has been put back. */
   readonly kept: string[];
   /** Newer files of other programs that a rollback has left alone. */
@@ -2614,6 +2635,7 @@ async function act(run: InstallRun, target: Target, steps: readonly InstallStep[
     done: [],
     notes: [],
     undo: [],
+    undoRemoved: [],
     kept: [],
     leftAlone: [],
     stopping: undefined,
@@ -2676,6 +2698,10 @@ async function doStep(a: Acting, step: InstallStep): Promise<string | void> {
       const answer = await host.run(step.argv, { limitMs: host.limits.commandMs, words: step.what });
       if (answer.late || answer.code !== 0) throw new StepFailure(inWords(answer));
       return;
+    }
+    case "tidy": {
+      const answer = await host.run(step.argv, { limitMs: host.limits.commandMs, words: step.what });
+      return answer.code === 0 ? undefined : `it stays: ${inWords(answer)}`;
     }
     case "stop":
       return await stopInstance(a, step);
@@ -2779,7 +2805,7 @@ function removeFile(a: Acting, path: string): string | void {
   const kept = path + TEMPORARY_SUFFIX + host.random();
   attemptEffect(() => host.rename(path, kept));
   a.kept.push(kept);
-  a.undo.push(() => {
+  a.undoRemoved.push(() => {
     if (host.stat(path) === "absent") host.rename(kept, path);
     else a.leftAlone.push(path);
   });
@@ -2846,37 +2872,39 @@ async function handshake(a: Acting, argv: Argv): Promise<string> {
   return `lima-guard ${version}`;
 }
 
-/** Back to where it was, from what is seen now. Every step is tried, even if one before it failed. */
+/**
+ * Back to where it was, from what is seen now. Every step is tried, even if one before it failed; but a bare job whose
+ * instance cannot be stopped stays loaded, since launchd's own stop would cut the guest off.
+ */
 async function rollBack(a: Acting): Promise<boolean> {
   const { run, target } = a;
-  // What the stop still does belongs to the instance; the job is ours.
-  await a.stopping;
-  const now = a.hasTouchedLaunchd ? await pollUntilKnown(a) : target.facts.loaded;
-  const { unload, load } = planRollback(target, now, a.hasBootedOut, run.actor);
+  const { target: plist } = target.facts.place;
   let isBack = true;
-  const attemptAll = async (steps: readonly InstallStep[]) => {
-    for (const step of steps) {
-      try {
-        await actStep(a, step);
-      } catch (error) {
-        say(run, `the rollback has failed: ${error instanceof Error ? error.message : error}`);
-        isBack = false;
-      }
-    }
-  };
-  if (a.hasTouchedLaunchd) await attemptAll(unload);
-  for (const undo of a.undo.toReversed()) {
+  const attempt = async (work: () => void | Promise<void>): Promise<boolean> => {
     try {
-      undo();
+      await work();
+      return true;
     } catch (error) {
       say(run, `the rollback has failed: ${error instanceof Error ? error.message : error}`);
-      isBack = false;
+      return isBack = false;
     }
+  };
+  // What the stop still does belongs to the instance; the job is ours.
+  await a.stopping;
+  // Before anything is stopped: it may be the guard that was removed.
+  for (const undo of a.undoRemoved.toReversed()) await attempt(undo);
+  const now = a.hasTouchedLaunchd ? await pollUntilKnown(a) : target.facts.loaded;
+  const { unload, load } = planRollback(target, now, a.hasBootedOut, run.actor);
+  let mayLoad = a.hasTouchedLaunchd;
+  for (const step of a.hasTouchedLaunchd ? unload : []) {
+    const isDone = await attempt(() => actStep(a, step));
+    mayLoad = isDone || step.kind !== "stop";
+    if (!mayLoad) break;
   }
-  const { target: plist } = target.facts.place;
+  for (const undo of a.undo.toReversed()) await attempt(undo);
   const isOurs = !a.leftAlone.includes(plist) && isThere(run.host.stat(plist));
-  const expectAny = load.map((step) => isOurs ? step : { ...step, expect: undefined });
-  if (a.hasTouchedLaunchd && isThere(run.host.stat(plist))) await attemptAll(expectAny as InstallStep[]);
+  const steps = load.map((step) => isOurs ? step : { ...step, expect: undefined }) as InstallStep[];
+  for (const step of mayLoad && isThere(run.host.stat(plist)) ? steps : []) await attempt(() => actStep(a, step));
   clearKept(a);
   return isBack;
 }
@@ -2960,7 +2988,7 @@ function stopWhy(answer: Answer): string {
 
 async function bootout(
   a: Acting,
-  { argv, what }: InstallStep & { kind: "run" | "logs" | "bootout" },
+  { argv, what }: InstallStep & { kind: "run" | "logs" | "tidy" | "bootout" },
 ): Promise<string | void> {
   const { host } = a.run;
   a.hasTouchedLaunchd = a.hasBootedOut = true;
@@ -3057,7 +3085,7 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     if (uid !== 0 && host.uid !== uid && (host.uid === 0 || !isLooking)) return { kind: "hand over", name, uid };
     const facts = await lookAtJob(run, place);
     if (options.role === "check") return { kind: "report", report: await checkJob(run, facts) };
-    const target = options.role === "install" ? await installTarget(run, facts) : uninstallTarget(run, facts);
+    const target = options.role === "install" ? await installTarget(run, facts) : await uninstallTarget(run, facts);
     const steps = planSteps(target, run.actor);
     if (options.print) return { kind: "report", report: printed(target) };
     const isDone = steps.every((step) =>
@@ -3093,7 +3121,7 @@ async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
   }
 }
 
-const NOTHING_REMOVED = { removesJob: false, purged: [], purgedLogs: [] };
+const NOTHING_REMOVED = { removesJob: false, purged: [], purgedLogs: [], purgedFolder: undefined };
 const NOTHING_PLACED = { guard: undefined, sign: undefined, verifies: false, logFolder: undefined, memory: undefined };
 
 async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
@@ -3182,7 +3210,7 @@ function installNotes(
   ];
 }
 
-function uninstallTarget(run: InstallRun, facts: JobFacts): Target {
+async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
   const { host, options } = run;
   refuseManaged(run, facts);
   const rewritten = unwrapText(facts.plist, facts.job, facts.backup?.plist);
@@ -3190,6 +3218,13 @@ function uninstallTarget(run: InstallRun, facts: JobFacts): Target {
   const onMac = host.os === "darwin";
   const removesJob = onMac && facts.instance === "gone" && facts.job.guard !== undefined && !options.noReload;
   const isLost = rewritten.changes.length > 0 && facts.backup === undefined;
+  const reload = (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten);
+  const stopper = stopWith(run, facts, undefined);
+  const purgedLogs = options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter((path) => isOurLog(path)) : [];
+  if (reload && stopper === undefined && isBare(facts.loaded)) {
+    const why = "no lima-guard is there to stop the instance, and launchd would cut its guest off";
+    throw new Refusal(`Cannot load the job again: ${why}`, `limactl stop ${facts.place.name}, then run this again`);
+  }
   const notes = [
     ...facts.job.remarks,
     ...facts.badBackup === undefined ? [] : [`${facts.badBackup}; it stays where it is`],
@@ -3201,12 +3236,13 @@ function uninstallTarget(run: InstallRun, facts: JobFacts): Target {
     facts: { ...facts, notes },
     rewritten: removesJob ? { text: facts.plist.text, changes: [] } : rewritten,
     job,
-    reload: (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten),
+    reload,
     enables: options.start,
-    stopWith: stopWith(run, facts, undefined),
+    stopWith: stopper,
     removesJob,
     purged: options.purge ? purgedFiles(run, facts, removesJob) : [],
-    purgedLogs: options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter((path) => isOurLog(path)) : [],
+    purgedLogs,
+    purgedFolder: options.purge ? await emptiedLogFolder(run, facts.user, purgedLogs) : undefined,
     litter: litterOf(run, facts, facts.job.guard ?? facts.memory.guard),
     onMac,
   };
@@ -3228,6 +3264,17 @@ function purgedFiles(run: InstallRun, { place, job, loaded, backup, memory }: Jo
   const isBackupLeft = backup !== undefined && job.guard === undefined && !removesJob;
   const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards];
   return left.filter((path) => isThere(host.stat(path)));
+}
+
+/** The folder of the logs in the user's home, where it is his and nothing is in it but these logs. */
+async function emptiedLogFolder(run: InstallRun, user: User, logs: readonly string[]): Promise<string | undefined> {
+  const folder = logFolderOf(user);
+  const look = run.host.stat(folder);
+  if (!isThere(look) || look.kind !== "directory" || look.uid !== user.uid) return undefined;
+  const answer = await askAsUser(run, user, [run.host.tool("ls"), "-A", folder]);
+  if (answer?.code !== 0 || answer.late) return undefined;
+  const names = answer.stdout.split("\n").filter((name) => name !== "");
+  return names.every((name) => logs.includes(join(folder, name))) ? folder : undefined;
 }
 
 /** Files under temporary names that a run which was killed has left beside these, and its private folders. */
@@ -4053,11 +4100,9 @@ export type InstallOptions =
   & { readonly [key in Valued]?: string }
   & { readonly [key in Exclude<Option["key"], Valued>]: boolean };
 
+const INSTALL_LINE = commandLine(INSTALL_OPTIONS);
+
 export function installHelp(): string {
-  const rows = INSTALL_OPTIONS.map((o) => {
-    const flag = `${"short" in o ? `-${o.short}, ` : ""}--${o.flag}${"argument" in o ? ` ${o.argument}` : ""}`;
-    return `  ${flag.padEnd(24)}  ${o.text}`;
-  });
   return `lima-guard ${VERSION}: let launchd run lima-guard instead of limactl
 
 usage: lima-guard --install INSTANCE… | --all
@@ -4065,7 +4110,7 @@ usage: lima-guard --install INSTANCE… | --all
        lima-guard --uninstall INSTANCE… | --all
        deno run -P install.ts [--check | --uninstall] INSTANCE…
 
-${rows.join("\n")}
+${INSTALL_LINE.rows(24)}
 
 Exit statuses: 0 done, or nothing to do; 1 refused, rolled back, or (--check) not guarded; 64 usage;
 66 no plist; 75 could not find out: try again; 77 not permitted.
@@ -4077,46 +4122,35 @@ Try: lima-guard --install --dry-run default
 `;
 }
 
-const LITERAL_MARK = "\0";
-
 /** Reads the arguments: what to do, a text to print, or what is wrong with them. Touches nothing. */
-export function parseInstallArgs(args: readonly string[]): InstallOptions | { print: string } | { usage: string } {
-  const valued: string[] = INSTALL_OPTIONS.flatMap((o) => "argument" in o ? [o.flag] : []);
-  const switches: string[] = INSTALL_OPTIONS.flatMap((o) => "argument" in o ? [] : [o.flag]);
-  const isValued = (a: string | undefined) => a !== undefined && valued.includes(a.slice(2)) && a.startsWith("--");
-  const known = new RegExp(`^(--(${switches.join("|")})|-[vh]+|--(${valued.join("|")})(=.*)?)$`, "s");
-  // `-` is a value (codesign's word for "ad hoc"), though it looks like a flag.
-  const joined = args.flatMap((a, i) =>
-    a === "-" && isValued(args[i - 1]) ? [] : isValued(a) && args[i + 1] === "-" ? [`${a}=-`] : [a]
-  );
-  const unknown = joined.find((a) => a.startsWith("-") && !known.test(a));
-  if (unknown !== undefined) return { usage: `Cannot understand ${JSON.stringify(unknown)}` };
-  const parsed: Record<string, unknown> & { _: unknown[] } = parseArgs(
-    joined.map((a) => /^(true|false)$/.test(a) ? `${LITERAL_MARK}${a}` : a),
-    { boolean: switches, string: ["_", ...valued], alias: { v: "verbose", h: "help" } },
-  );
-  if (parsed["help"]) return { print: installHelp() };
-  if (parsed["version"]) return { print: `lima-guard ${VERSION}\n` };
-  const roles = (["install", "check", "uninstall"] as const).filter((role) => parsed[role]);
+export function parseInstallArgs(
+  args: readonly string[],
+): InstallOptions | { print: string } | { usage: string; hint?: string } {
+  const given = INSTALL_LINE.read(args);
+  if ("usage" in given) return given;
+  const { has, value, words } = given;
+  if (has("help")) return { print: installHelp() };
+  if (has("version")) return { print: `lima-guard ${VERSION}\n` };
+  const roles = (["install", "check", "uninstall"] as const).filter(has);
   if (roles.length > 1) return { usage: `Cannot do --${roles.join(" and --")} at once` };
-  const text = (flag: string) =>
-    parsed[flag] === undefined ? undefined : String(parsed[flag]).replace(LITERAL_MARK, "");
-  const empty = valued.find((flag) => text(flag) === "");
-  if (empty !== undefined) return { usage: `--${empty} needs a value` };
-  const timeout = text("exit-timeout");
+  const empty = INSTALL_OPTIONS.find((o) => "argument" in o && value(o.flag) === "");
+  if (empty !== undefined) return { usage: `--${empty.flag} needs a value` };
+  const timeout = value("exit-timeout");
   if (timeout !== undefined && !(/^\d{1,4}$/.test(timeout) && Number(timeout) > 0 && Number(timeout) <= 3600)) {
-    return {
-      usage: `Cannot take ${JSON.stringify(timeout)} as --exit-timeout: it is a whole number of seconds, 1 to 3600`,
-    };
+    const why = "it is a whole number of seconds, 1 to 3600";
+    return { usage: `Cannot take ${JSON.stringify(timeout)} as --exit-timeout: ${why}` };
   }
   const values = INSTALL_OPTIONS.flatMap((o): [string, unknown][] => {
     if (o.key === "role" || o.key === "help" || o.key === "version") return [];
-    if (!("argument" in o)) return [[o.key, parsed[o.flag] === true]];
-    const value = text(o.flag)?.replace(/(?<=.)\/+$/, "");
-    return value === undefined ? [] : [[o.key, o.key === "exitTimeoutS" ? Number(value) : value]];
+    if (!("argument" in o)) return [[o.key, has(o.flag)]];
+    const text = value(o.flag)?.replace(/(?<=.)\/+$/, "");
+    return text === undefined ? [] : [[o.key, o.key === "exitTimeoutS" ? Number(text) : text]];
   });
-  const names = [...new Set(parsed._.map((name) => String(name).replace(LITERAL_MARK, "")))];
-  const options = { role: roles[0] ?? "install", names, ...Object.fromEntries(values) } as unknown as InstallOptions;
+  const options = {
+    role: roles[0] ?? "install",
+    names: words,
+    ...Object.fromEntries(values),
+  } as unknown as InstallOptions;
   const usage = misuse(options);
   return usage === undefined ? options : { usage };
 }
@@ -4156,7 +4190,7 @@ export async function installMain(args: readonly string[], given?: InstallHost):
     host.stderr(`lima-guard: ${because} (hint: ${hint})\n`);
     return status;
   };
-  if ("usage" in asked) return refuse(asked.usage, "lima-guard --install --help", EXIT.usage);
+  if ("usage" in asked) return refuse(asked.usage, asked.hint ?? "lima-guard --install --help", EXIT.usage);
   const options = absolutePaths(asked, host);
   for (const name of ["LIMA_HOME", "COLIMA_HOME", "XDG_CONFIG_HOME"]) {
     if (host.env(name) !== undefined && options.limaHome === undefined && options.role === "install") {

@@ -6074,94 +6074,95 @@ const USAGE = `usage: lima-guard --pre INSTANCE… | --pre --all
        lima-guard --install | --check | --uninstall INSTANCE…
 `;
 
-/** The text of `--help`. */
-export function helpText(): string {
-  const rows = OPTIONS.map((o) => {
-    const short = "short" in o ? `-${o.short}, ` : "";
-    const flag = `${short}--${o.flag}${"argument" in o ? ` ${o.argument}` : ""}`;
-    return `  ${flag.padEnd(32)}  ${o.text}`;
-  });
-  return `lima-guard ${VERSION}: start Lima instances cleanly, and stop them safely
-
-${USAGE}
-${rows.join("\n")}
-
-Exit statuses: 0 done, or nothing to do; 1 a step failed; 64 usage; 66 no such instance;
-75 could not find out, or another lima-guard is using it: try again; 77 not permitted.
-
-Try: lima-guard --pre --dry-run default
-`;
-}
-
-const LITERAL = "\0";
-
 /** A command line that is refused before anything is touched: why, and what to type instead. */
-interface Refused {
-  readonly usage: string;
-  readonly hint?: string;
-}
-
-/** What the arguments ask for: a role of this file, one of install.ts, a text to print, or nothing that can be done. */
-type Asked = Invocation | { install: readonly string[] } | { print: string } | Refused;
+type Refused = { readonly usage: string; readonly hint?: string };
 
 /** An option that is not understood, with the one that was probably meant. */
-function misspelt(arg: string): Refused {
+function misspelt(arg: string, options: readonly { flag: string; argument?: string }[]): Refused {
   const usage = `Cannot understand ${JSON.stringify(arg)}`;
   const [, word = "", value] = /^-+([^=]*)(?:=(.*))?$/s.exec(arg) ?? [];
-  const option = OPTIONS.find((o) => o.flag === nearest(word, OPTIONS.map(({ flag }) => flag)));
+  const option = options.find((o) => o.flag === nearest(word, options.map(({ flag }) => flag)));
   if (option === undefined) return { usage };
   if (value === undefined) return { usage, hint: `did you mean --${option.flag}?` };
-  if (!("argument" in option)) return { usage, hint: `--${option.flag} takes no value` };
+  if (option.argument === undefined) return { usage, hint: `--${option.flag} takes no value` };
   if (!option.argument.includes("INSTANCE")) return { usage, hint: `did you mean --${option.flag}=${value}?` };
   const hint = `--${option.flag} takes names as separate words`;
   const name = nameTrouble(value) === undefined ? `: ${guardLine(`--${option.flag}`, value)}` : "";
   return { usage, hint: hint + name };
 }
 
+/** A command line by the table of its options: their rows in `--help`, and how arguments are read. */
+export function commandLine(options: readonly { flag: string; argument?: string; short?: string; text: string }[]) {
+  // INSTANCE is a word of its own, which may stand anywhere.
+  const valued = options.filter((o) => o.argument?.includes("INSTANCE") === false).map((o) => o.flag);
+  const switches = options.map((o) => o.flag).filter((flag) => !valued.includes(flag));
+  const shorts = options.flatMap((o) => o.short === undefined ? [] : [[o.short, o.flag]]);
+  const letters = shorts.map(([letter]) => letter).join("");
+  const known = new RegExp(`^(--(${switches.join("|")})|-[${letters}]+|--(${valued.join("|")})(=.*)?)$`, "s");
+  const rows = (width: number) =>
+    options.map(({ flag, argument = "", short, text }) => {
+      const whole = `${short === undefined ? "" : `-${short}, `}--${flag} ${argument}`;
+      return `  ${whole.trimEnd().padEnd(width)}  ${text}`;
+    }).join("\n");
+  const read = (args: readonly string[]) => {
+    const unknown = args.find((arg) => /^-./s.test(arg) && !known.test(arg));
+    if (unknown !== undefined) return misspelt(unknown, options);
+    // parseArgs takes `true` after a switch for its value, which an instance may be called, and `-` never for one.
+    const parsed: Record<string, unknown> & { _: unknown[] } = parseArgs(
+      args.map((arg) => /^(true|false|-)$/.test(arg) ? `\0${arg}` : arg),
+      { boolean: switches, string: ["_", ...valued], alias: Object.fromEntries(shorts) },
+    );
+    return {
+      has: (flag: string) => parsed[flag] === true,
+      value: (flag: string) => parsed[flag] === undefined ? undefined : String(parsed[flag]).replace("\0", ""),
+      words: [...new Set(parsed._.map((word) => String(word).replace("\0", "")))],
+    };
+  };
+  return { rows, read };
+}
+
+const COMMAND_LINE = commandLine(OPTIONS);
+
+const HELP = `lima-guard ${VERSION}: start Lima instances cleanly, and stop them safely
+
+${USAGE}
+${COMMAND_LINE.rows(32)}
+
+Exit statuses: 0 done, or nothing to do; 1 a step failed; 64 usage; 66 no such instance;
+75 could not find out, or another lima-guard is using it: try again; 77 not permitted.
+
+Try: lima-guard --pre --dry-run default
+`;
+
+/** What the arguments ask for: a role of this file, one of install.ts, a text to print, or nothing that can be done. */
+type Asked = Invocation | { install: readonly string[] } | { print: string } | Refused;
+
 /** Reads the arguments. Touches nothing. */
 export function parseCommandLine(args: readonly string[]): Asked {
-  const switches = OPTIONS.filter((o) => !("argument" in o) || o.argument.includes("INSTANCE")).map((o) => o.flag);
   const end = args.indexOf("--");
   const ours = end < 0 ? args : args.slice(0, end);
   if (ours.some((a) => INSTALL_ROLES.includes(a))) return { install: args };
-  const letters = OPTIONS.map((o) => "short" in o ? o.short : "").join("");
-  const known = new RegExp(
-    `^(--(${switches.join("|")})|-[${letters}]+|--(lima-home|timeout|wait|on-event)(=.*)?)$`,
-    "s",
-  );
-  const unknown = ours.find((a) => a.startsWith("-") && !known.test(a));
-  if (unknown !== undefined) return misspelt(unknown);
-  // parseArgs takes `true` after a switch for its value; an instance may be called so.
-  const parsed: Record<string, unknown> & { _: unknown[] } = parseArgs(
-    ours.map((a) => /^(true|false)$/.test(a) ? `${LITERAL}${a}` : a),
-    {
-      boolean: switches,
-      string: ["_", "lima-home", "timeout", "wait", "on-event"],
-      alias: { n: "dry-run", v: "verbose", h: "help", V: "version" },
-    },
-  );
-  if (parsed["help"]) return { print: helpText() };
-  if (parsed["version"]) return { print: `lima-guard ${VERSION}\n` };
-  const roles = ROLES.filter((role) => parsed[role]);
+  const given = COMMAND_LINE.read(ours);
+  if ("usage" in given) return given;
+  if (given.has("help")) return { print: HELP };
+  if (given.has("version")) return { print: `lima-guard ${VERSION}\n` };
+  const roles = ROLES.filter((role) => given.has(role));
   const [role] = roles;
   if (role === undefined) {
-    const meant = nearest(String(parsed._[0] ?? ""), OPTIONS.map(({ flag }) => flag));
+    const meant = nearest(given.words[0] ?? "", OPTIONS.map(({ flag }) => flag));
     return { usage: "No command is given", ...meant === undefined ? {} : { hint: `did you mean --${meant}?` } };
   }
   if (roles.length > 1) return { usage: `Cannot do --${roles.join(" and --")} at once` };
-  return invocationOf(role, parsed, end < 0 ? undefined : args.slice(end + 1));
+  return invocationOf(role, given, end < 0 ? undefined : args.slice(end + 1));
 }
 
 function invocationOf(
   role: Invocation["role"],
-  parsed: Record<string, unknown> & { _: unknown[] },
+  { has, value, words: names }: Exclude<ReturnType<typeof COMMAND_LINE.read>, Refused>,
   command: readonly string[] | undefined,
 ): Invocation | Refused {
-  const literal = (text: unknown) => String(text).replace(LITERAL, "");
-  const names = [...new Set(parsed._.map(literal))];
-  const all = parsed["all"] === true;
-  const value = (name: string) => parsed[name] === undefined ? undefined : literal(parsed[name]);
-  const [home, timeout, program, wait] = [value("lima-home"), value("timeout"), value("on-event"), value("wait")];
+  const [all, dryRun, json, verbose] = [has("all"), has("dry-run"), has("json"), has("verbose")];
+  const [home, timeout, program, wait] = ["lima-home", "timeout", "on-event", "wait"].map(value);
   if (all && role === "run") return { usage: "--run takes one instance, --all goes with --pre, --stop and --status" };
   if (all && names.length > 0) return { usage: "Cannot take --all and instance names at once" };
   if (!all && names.length === 0 && role !== "status") return { usage: "No instance is named" };
@@ -6186,7 +6187,6 @@ function invocationOf(
   };
   const limit = timeout === undefined ? {} : { limitS: budgetS };
   const limaHome = home === undefined ? {} : { limaHome: home };
-  const [dryRun, json, verbose] = [parsed["dry-run"] === true, parsed["json"] === true, parsed["verbose"] === true];
   if (role === "run" && json && !dryRun) return { usage: "--json goes with --run only in a --dry-run" };
   return { role, names, command: command ?? [], all, ...limaHome, budgetS, ...limit, ...event, dryRun, json, verbose };
 }

@@ -514,6 +514,44 @@ macTest(
   },
 );
 
+macTest("--purge takes the folder of the logs too, where nothing else is in it, and the plan says so", async () => {
+  for (const kind of ["daemon", "agent"] as const) {
+    const { mac, as } = macWith(kind);
+    await using _ = mac;
+    mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
+    const logs = `${mac.home}/Library/Logs/lima-guard`;
+    const args = ["--uninstall", "--purge", "default"];
+    const hasStep = (stdout: string) => stdout.includes(`rmdir ${logs}  (--purge: no log is left in it)`);
+    assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+    mac.write(`${logs}/.hidden`, "another program's", ZOE);
+    assert.ok(!hasStep((await mac.run([...args, "--dry-run"], { as })).stdout), "something else is in it");
+    Deno.removeSync(`${logs}/.hidden`);
+    mac.own(logs, ADA);
+    assert.ok(!hasStep((await mac.run([...args, "--dry-run"], { as })).stdout), "it is another user's");
+    mac.own(logs, ZOE);
+    const dry = await mac.run([...args, "--dry-run"], { as });
+    assert.ok(hasStep(dry.stdout) && mac.exists(logs), dry.stdout);
+    const run = await mac.run([...args, "--yes"], { as });
+    assert.equal(run.status, 0, run.stdout + run.stderr);
+    assert.deepEqual(listed(`${mac.home}/Library/Logs`).filter((name) => name !== LOG_NAME), []);
+  }
+});
+
+macTest(
+  "--purge: what comes into the folder of the logs after the plan was made stays, and so does the uninstall",
+  async () => {
+    const { mac, file, text } = macWith("daemon");
+    await using _ = mac;
+    mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
+    const log = `${mac.home}/Library/Logs/lima-guard/late.log`;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    const settings = { canAsk: true, whileAsked: `touch ${log}` };
+    const run = await mac.run(["--uninstall", "--purge", "default"], { settings });
+    assert.equal(run.status, 0, run.stdout + run.stderr);
+    assert.deepEqual([mac.exists(log), Deno.readTextFileSync(file)], [true, text]);
+  },
+);
+
 macTest("--purge leaves the guard while another plist names it", async () => {
   const { mac, text } = macWith("daemon");
   await using _ = mac;

@@ -94,6 +94,20 @@ for (const [line, why] of REFUSED) {
   });
 }
 
+Deno.test("parseInstallArgs() says what was probably meant", () => {
+  const hints: [line: string, hint: string | undefined][] = [
+    ["--no-relaod default", "did you mean --no-reload?"],
+    ["--exit-timout=60 default", "did you mean --exit-timeout=60?"],
+    ["--yes=no default", "--yes takes no value"],
+    ["--force default", undefined],
+  ];
+  for (const [line, hint] of hints) {
+    const parsed = parseInstallArgs(line.split(" "));
+    assert.ok("usage" in parsed);
+    assert.equal(parsed.hint, hint, line);
+  }
+});
+
 Deno.test("--help names every option once, and --version the version", () => {
   for (const { flag } of INSTALL_OPTIONS) {
     assert.equal(installHelp().match(new RegExp(`^  (-\\w, )?--${flag}\\b(?!-)`, "gm"))?.length, 1, flag);

@@ -332,10 +332,15 @@ macTest("a FIFO among the user's login agents hangs neither root's child nor the
 });
 
 /** The number of the effect of an undisturbed run whose line matches: before it something can be made to happen. */
-async function effectNumber(pattern: RegExp): Promise<number> {
+async function effectNumber(pattern: RegExp, then: string[] = [], spoil = (_: FakeMac) => {}): Promise<number> {
   const { mac } = macWith("daemon", { trace: true });
   await using _ = mac;
   assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  if (then.length > 0) {
+    mac.forget();
+    spoil(mac);
+    assert.equal((await mac.run([...then, "default"])).status, 0);
+  }
   const n = mac.effects().findIndex((line) => pattern.test(line)) + 1;
   assert.ok(n > 0, `${pattern}\n${mac.effects().join("\n")}`);
   return n;
@@ -411,3 +416,92 @@ macTest("a job that was disabled and is rolled back is loaded and disabled again
   assert.deepEqual([run.status, run.json().state], [1, "rolled back"], run.stdout);
   assert.deepEqual([job()!.args, mac.isDisabled(domain, label)], [limactl(mac), true]);
 });
+
+macTest(
+  "a signal while the instance stops: the job, which is idle now, is started again under its old plist",
+  async () => {
+    const hookAt = await effectNumber(/ run .*,--stop,/);
+    const { mac, file, text, job } = macWith("daemon");
+    await using _ = mac;
+    const { pid } = job()!;
+    const settings = { hookAt, hook: "kill -TERM $PPID" };
+    const run = await mac.run(["--yes", "--json", "default"], { settings });
+    assert.deepEqual([run.status, run.json().state], [1, "rolled back"], run.stdout + run.stderr);
+    assert.match(run.json().blockers[0].because, /interrupted/);
+    assert.ok(!mac.log().some((line) => /bootout|bootstrap/.test(line)), mac.log().join("\n"));
+    assert.deepEqual([Deno.readTextFileSync(file), job()!.args], [text, limactl(mac)]);
+    assert.ok(job()!.pid !== undefined && job()!.pid !== pid, "it runs again");
+  },
+);
+
+// An uninstall that fails when the bare job is loaded and runs again.
+const LATE: [what: string, args: string[], effect: RegExp, spoil?: (mac: FakeMac) => void][] = [
+  ["is stopped before it is booted out", [], / rename .*before-lima-guard$/],
+  ["is stopped by the guard that --purge had removed", ["--purge"], / rename .*lima-guard-install\.log$/],
+  // The stop of the uninstall itself is called by sudo and by the guard; the third is sudo's of the rollback.
+  ["stays where it cannot be stopped", [], / rename .*before-lima-guard$/, (mac) => mac.fault("stop:3 75")],
+  ["stays where no guard is there", [], / rename .*before-lima-guard$/, (mac) => Deno.removeSync(mac.guard)],
+];
+for (const [what, more, effect, spoil] of LATE) {
+  macTest(`a bare job that a rollback finds running ${what}: its guest is not cut off`, async () => {
+    const args = ["--uninstall", "--yes", "--json", ...more];
+    const failAt = await effectNumber(effect, args, spoil);
+    const { mac, job } = macWith("daemon");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    mac.forget();
+    spoil?.(mac);
+    const before = mac.tree();
+    const run = await mac.run([...args, "default"], { settings: { failAt } });
+    const isStuck = spoil !== undefined;
+    assert.deepEqual([run.status, run.json().state], [1, isStuck ? "broken" : "rolled back"], run.stdout + run.stderr);
+    assert.ok(!mac.exists(`${mac.state}/cut_off`), `the guest was cut off\n${mac.log().join("\n")}`);
+    assert.deepEqual(mac.tree(), before);
+    assert.deepEqual(job()!.args, isStuck ? limactl(mac) : guarded(mac));
+    assert.ok(job()!.pid !== undefined);
+  });
+}
+
+macTest("a bare job that runs, and no guard that could stop it: an uninstall refuses", async () => {
+  const { mac, job } = macWith("daemon");
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "--no-reload", "default"])).status, 0);
+  Deno.removeSync(mac.guard);
+  const [before, pid] = [mac.tree(), job()!.pid];
+  const run = await mac.run(["--uninstall", "--yes", "--json", "default"]);
+  assert.deepEqual([run.status, run.json().state], [1, "refused"], run.stdout + run.stderr);
+  assert.match(run.json().blockers[0].because, /no lima-guard is there to stop the instance/);
+  assert.deepEqual([mac.tree(), job()!.pid, mac.exists(`${mac.state}/cut_off`)], [before, pid, false]);
+  assert.equal((await mac.run(["--uninstall", "--yes", "--no-reload", "default"])).status, 0);
+});
+
+/** A lima-guard whose stop has ended the job's process, and cleans up until a second after such a line of the log. */
+function slowGuard(mac: FakeMac, line: string): void {
+  const more = `END {
+    if (grep { $_ eq '--stop' } @ARGV) {
+      for (1 .. 100) { last if grep { /${line}/ } lines_of(state_dir() . '/log'); select undef, undef, undef, 0.1 }
+      select undef, undef, undef, 1;
+      open my $log, '>>', state_dir() . '/log';
+      print $log "cleaned up\\n";
+    }
+  }\n`;
+  mac.putGuard(mac.source, more);
+}
+
+macTest(
+  "a stop that still cleans up when its process has ended is waited for, and in a rollback first of all",
+  async () => {
+    for (const [line, isRollback] of [["launchctl bootstrap", false], ["launchctl bootout", true]] as const) {
+      const { mac } = macWith("daemon");
+      await using _ = mac;
+      slowGuard(mac, line);
+      if (isRollback) mac.fault("bootout:1 5");
+      const run = await mac.run(["--yes", "default"]);
+      assert.equal(run.status, isRollback ? 1 : 0, run.stdout + run.stderr);
+      const log = mac.log();
+      assert.ok(log.includes("cleaned up"), log.join("\n"));
+      const loaded = log.findIndex((one) => one.includes("launchctl bootstrap"));
+      if (isRollback) assert.ok(log.indexOf("cleaned up") < loaded, log.join("\n"));
+    }
+  },
+);
