@@ -385,11 +385,11 @@ export type StopEnd = "guest" | "agent" | "driver" | "killed" | "already stopped
 
 /** What `launchctl print` says of a job, as far as it could be read: only lines with exactly one tab are the job's own. */
 interface PrintedJob {
-  readonly pid?: number;
-  readonly exitTimeoutS?: number;
-  readonly state?: string;
-  readonly program?: string;
-  readonly path?: string;
+  readonly pid: number | undefined;
+  readonly exitTimeoutS: number | undefined;
+  readonly state: string | undefined;
+  readonly program: string | undefined;
+  readonly path: string | undefined;
 }
 
 /** A launchd job of an instance, as its plist and launchctl show it. */
@@ -507,9 +507,9 @@ interface Details {
 interface Job {
   readonly label: string;
   /** `system/LABEL` and the like, where launchctl knows the job and its PID is ours. */
-  readonly target?: string;
+  readonly target: string | undefined;
   /** Seconds from SIGTERM to SIGKILL. */
-  readonly timeLimitS?: number;
+  readonly timeLimitS: number;
 }
 
 // ────────────────────────────────────────────────────────────────────────────────────────────────────────── parsers ──
@@ -695,19 +695,12 @@ export function readPrint(text: string): PrintedJob {
   const value = (name: string) => values(name)[0];
   const number = (name: string) =>
     /^\d{1,9}$/.test(values(name).at(-1) ?? "") ? Number(values(name).at(-1)) : undefined;
-  const [pid, exitTimeoutS, state, program, path] = [
-    number("pid"),
-    number("exit timeout"),
-    value("state"),
-    value("program"),
-    value("path"),
-  ];
   return {
-    ...pid === undefined ? {} : { pid },
-    ...exitTimeoutS === undefined ? {} : { exitTimeoutS },
-    ...state === undefined ? {} : { state },
-    ...program === undefined ? {} : { program },
-    ...path === undefined ? {} : { path },
+    pid: number("pid"),
+    exitTimeoutS: number("exit timeout"),
+    state: value("state"),
+    program: value("program"),
+    path: value("path"),
   };
 }
 
@@ -3649,14 +3642,14 @@ async function jobOf(host: Host, label: string | undefined): Promise<Job | undef
   const asked = await Promise.all(
     targetsOf(host, label).map(async (target) => {
       const answer = await host.run({ argv: ["launchctl", "print", target] }, LAUNCHCTL_LIMIT_MS);
-      return { target, printed: answer.ok?.code === 0 ? readPrint(answer.ok.stdout) : {} };
+      return { target, printed: readPrint(answer.ok?.code === 0 ? answer.ok.stdout : "") };
     }),
   );
   const own = asked.find((a) => a.printed.pid === host.pid);
   const isAnothers = own === undefined && asked.some((a) => a.printed.pid !== undefined);
   if (isAnothers) return undefined;
   const grantedS = own?.printed.exitTimeoutS ?? exitTimeoutOfPlist(host, label);
-  return { label, ...own ? { target: own.target } : {}, timeLimitS: grantedS };
+  return { label, target: own?.target, timeLimitS: grantedS };
 }
 
 function exitTimeoutOfPlist(host: Host, label: string): number {
@@ -3854,9 +3847,9 @@ interface StopOptions {
   /** The reason of the plan, where it is not simply that something is alive. */
   readonly because?: string;
   /** A session that was opened after proof: the request is sent at once, before anything is looked at. */
-  readonly ready?: GuestSession;
+  readonly ready?: GuestSession | undefined;
   /** The guard's own child, which is signalled by its handle. */
-  readonly child?: Child;
+  readonly child?: Child | undefined;
   /** Processes that were proven before; no file needs to name them any more. */
   readonly known?: readonly VerifiedProcess[];
 }
@@ -3892,7 +3885,7 @@ interface StopResult {
   readonly seconds: Record<string, number>;
   readonly steps: readonly Step[];
   readonly remaining: readonly VerifiedProcess[];
-  readonly guestCutOff?: string;
+  readonly guestCutOff: string | undefined;
   readonly isAgentHung: boolean;
   readonly blockers: readonly Diagnostic[];
   /** All processes had to be searched: the clean-up does it too. */
@@ -3971,10 +3964,9 @@ async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "r
 
 function stopResult(stop: Stop, end: StopEnd): StopResult {
   const total = secondsSince(stop.ctx.host, stop.beganMs);
-  const cut = stop.guestCutOff === undefined ? {} : { guestCutOff: stop.guestCutOff };
-  const { steps, seen, isAgentHung } = stop;
+  const { steps, seen, isAgentHung, guestCutOff } = stop;
   const more = { remaining: remaining(stop), blockers: unknownsOf(seen), searched: seen.searched === true };
-  return { end, ...cut, isAgentHung, seconds: { ...stop.seconds, total }, steps, ...more };
+  return { end, guestCutOff, isAgentHung, seconds: { ...stop.seconds, total }, steps, ...more };
 }
 
 /** Seconds, to the millisecond, since a moment of the host's clock. */
@@ -5624,14 +5616,13 @@ async function stopSupervised(run: Run, instance: Instance, beganMs: number): Pr
   const { ctx, child, session } = run;
   const budgetS = budgetOf(run.timeLimitS, ctx.limitS);
   run.lock?.setPhase("stopping");
-  const own = child ? { child } : {};
   const known = run.agent ? [run.agent] : [];
   let went = await stopProcesses(ctx, instance, {
     budgetS,
     beganMs,
     known,
-    ...session ? { ready: session } : {},
-    ...own,
+    ready: session,
+    child,
   });
   await endChild(run, beganMs, budgetS);
   if (went.steps.length === 0 && child) {

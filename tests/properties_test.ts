@@ -264,10 +264,7 @@ Deno.test("launchctl print: what a job is, is read back from what is printed", (
         "}",
         "",
       ].join("\n");
-      const numbers = {
-        ...pid === null ? {} : { pid },
-        ...exitTimeout === null ? {} : { exitTimeoutS: exitTimeout },
-      };
+      const numbers = { pid: pid ?? undefined, exitTimeoutS: exitTimeout ?? undefined };
       assert.deepEqual(readPrint(text), { ...numbers, state, program, path });
       const answer = { argv: ["launchctl"], code: 0, stdout: text, stderr: "", late: false };
       const isEnding = state === "SIGTERMed" || state === "SIGKILLed";

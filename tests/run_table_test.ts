@@ -327,6 +327,8 @@ const printed = (from: string | RegExp, to: string) => {
   return text;
 };
 
+const NOTHING = { pid: undefined, exitTimeoutS: undefined, state: undefined, program: undefined, path: undefined };
+
 for (
   const [what, text, expected] of [
     ["a job that runs", PRINTED, JOB],
@@ -361,7 +363,7 @@ for (
     ["another job's name as a value", "system/x = {\n\tpid = 7\n}\n", { pid: 7 }],
   ] as const
 ) {
-  Deno.test(`launchctl print: ${what}`, () => assert.deepEqual(readPrint(text), expected));
+  Deno.test(`launchctl print: ${what}`, () => assert.deepEqual(readPrint(text), { ...NOTHING, ...expected }));
 }
 
 Deno.test("launchctl print: no text breaks it, and numbers are whole and not negative", () => {
