@@ -1539,45 +1539,28 @@ export type RunEvent = "clear" | "healthy" | "refused" | "ended" | "stop" | "sto
 /** What it does about it. */
 export type RunAction = "start" | "adopt" | "stop" | "leave" | "ignore" | "impossible";
 
-/**
- * States × events. Before the command runs lima-guard waits, and leaves only when asked to; once it runs lima-guard never
- * leaves while it lives. Cells that cannot happen are logged and survived.
- */
-export const RUN_TABLE: Readonly<Record<RunState, Readonly<Record<RunEvent, readonly [RunState, RunAction]>>>> = {
+/** The cells of states × events in which something is done. */
+const RUN_TABLE: Readonly<Record<RunState, Partial<Record<RunEvent, readonly [RunState, RunAction]>>>> = {
   preparing: {
     clear: ["supervising", "start"],
     healthy: ["supervising", "adopt"],
     refused: ["leaving", "leave"],
-    ended: ["preparing", "impossible"],
     stop: ["stopping", "stop"],
-    stopped: ["preparing", "impossible"],
   },
-  supervising: {
-    clear: ["supervising", "impossible"],
-    healthy: ["supervising", "impossible"],
-    refused: ["supervising", "impossible"],
-    ended: ["leaving", "leave"],
-    stop: ["stopping", "stop"],
-    stopped: ["supervising", "impossible"],
-  },
-  stopping: {
-    // A look that began before the stop may still bring its answer; the end of the command is what the stop stages are for.
-    clear: ["stopping", "ignore"],
-    healthy: ["stopping", "ignore"],
-    refused: ["stopping", "ignore"],
-    ended: ["stopping", "ignore"],
-    stop: ["stopping", "ignore"],
-    stopped: ["leaving", "leave"],
-  },
-  leaving: {
-    clear: ["leaving", "ignore"],
-    healthy: ["leaving", "ignore"],
-    refused: ["leaving", "ignore"],
-    ended: ["leaving", "ignore"],
-    stop: ["leaving", "ignore"],
-    stopped: ["leaving", "ignore"],
-  },
+  supervising: { ended: ["leaving", "leave"], stop: ["stopping", "stop"] },
+  stopping: { stopped: ["leaving", "leave"] },
+  leaving: {},
 };
+
+/**
+ * What `--run` does at an event, and the state after it. Before the command runs it waits, and leaves only when asked to;
+ * once it runs lima-guard never leaves while it lives. During a stop other events are ignored: a look that began before
+ * may still bring its answer, and the end of the command is what the stop stages are for.
+ */
+export function transition(state: RunState, event: RunEvent): readonly [RunState, RunAction] {
+  const isOver = state === "stopping" || state === "leaving";
+  return RUN_TABLE[state][event] ?? [state, isOver ? "ignore" : "impossible"];
+}
 
 /** A run that ended badly within this time of its start counts for the restart back-off; one that lasted so long resets it. */
 const SHORT_RUN_S = 60;
@@ -2152,19 +2135,22 @@ function secondsLeft(host: Host, deadlineMs: number): number {
 
 // ────────────────────────────────────────────────────────────────────────────────────────── files, lock and journal ──
 
+function stampOf({ dev, ino, size, mtimeMs }: FileInfo, text?: string): FileStamp {
+  return { dev, ino, size, mtimeMs, text };
+}
+
 /** lstat, and the text where it is a small regular file; nothing else is ever opened: a FIFO would hang us. */
 function statWithText(host: Host, path: string): { info: FileInfo; stamp: FileStamp; trouble?: string } | undefined {
   const look = host.stat(path);
   if (look.trouble === "absent") return undefined;
   const nothing = { dev: 0, ino: 0, size: 0, mtimeMs: 0, text: undefined };
   if (look.trouble) return { info: { ...nothing, kind: "file", uid: 0, mode: 0 }, stamp: nothing, trouble: look.why };
-  const { dev, ino, size, mtimeMs, kind } = look.ok;
-  const stamp = { dev, ino, size, mtimeMs, text: undefined };
-  if (kind !== "file" || size > PID_FILE_LIMIT_BYTES) return { info: look.ok, stamp };
+  const { size, kind } = look.ok;
+  const unread = { info: look.ok, stamp: stampOf(look.ok) };
+  if (kind !== "file" || size > PID_FILE_LIMIT_BYTES) return unread;
   const text = host.read(path, PID_FILE_LIMIT_BYTES + 1);
   if (text.trouble === "absent") return undefined;
-  if (text.trouble) return { info: look.ok, stamp, trouble: text.why };
-  return { info: look.ok, stamp: { ...stamp, text: text.ok } };
+  return text.trouble ? { ...unread, trouble: text.why } : { info: look.ok, stamp: stampOf(look.ok, text.ok) };
 }
 
 /** The end of a log. */
@@ -2579,16 +2565,20 @@ function sameDirectoryOn(host: Host): SameDirectory {
   };
 }
 
+/** A state file, and whether it could be removed. */
+function stateFile(host: Host, file: Omit<StateFile, "sockets" | "undeletable" | "remedy"> & Partial<StateFile>) {
+  const fixed = file.verdict.kind === "ours" ? {} : whyUndeletable(host, file.path);
+  return { sockets: [], ...file, ...fixed } satisfies StateFile;
+}
+
 async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, judged: Judgements): Promise<StateFile> {
-  const { path, scope, stamp: seen, content: found } = pidFile;
-  const companions = socketsOf(host, instance, path);
+  const { path, scope, stamp, content: found } = pidFile;
   const first = "verdict" in found ? found.verdict : verdictOf(basename(path), found.pid, judged);
   // The same witness as for the instance's own sockets. The other two are for drivers, not for a question.
   const socket = scope === "shared" ? path.replace(/usernet_([^/]+)\.pid$/, "$1_ep.sock") : undefined;
   const answer = first.kind !== "ours" && socket !== undefined && await socketAnswer(host, socket);
   const verdict = answer ? { kind: "unknown" as const, why: `${first.why}; but ${socket} ${answer}` } : first;
-  const fixed = verdict.kind === "ours" ? {} : whyUndeletable(host, path);
-  return { path, scope, stamp: seen, verdict, sockets: companions, ...fixed };
+  return stateFile(host, { path, scope, stamp, verdict, sockets: socketsOf(host, instance, path) });
 }
 
 function verdictOf(file: string, pid: number, judged: Judgements): Verdict {
@@ -3014,13 +3004,11 @@ async function colimaDaemonFile(host: Host, instance: Instance, timeouts: Timeou
   const short = instance.name === "colima" ? "default" : instance.name.slice("colima-".length);
   const pidFile = readPidFile(host, join(dirname(instance.home), short, "daemon", "daemon.pid"), "shared");
   if (!pidFile) return [];
-  const { path, stamp: seen, content: found } = pidFile;
+  const { path, stamp, content: found } = pidFile;
   const verdict = "verdict" in found
     ? found.verdict
     : await judgeDaemon(host, instance, found.pid, short, timeouts.psMs);
-  if (!verdict) return [];
-  const fixed = whyUndeletable(host, path);
-  return [{ path, stamp: seen, verdict, scope: "shared", sockets: [], ...fixed }];
+  return verdict ? [stateFile(host, { path, stamp, verdict, scope: "shared" })] : [];
 }
 
 /** Undefined where the process is Colima's daemon for this profile. */
@@ -3049,11 +3037,8 @@ function sshConfigFile(host: Host, instance: Instance): StateFile[] {
   if (look.ok?.kind !== "file") return [];
   const text = host.read(path, 65_536);
   if (text.trouble || readSshPort(text.ok) !== undefined) return [];
-  const { dev, ino, size, mtimeMs } = look.ok;
   const verdict = { kind: "stale" as const, why: "it is cut short: no port in it, and Lima refuses to read it" };
-  const seen = { dev, ino, size, mtimeMs, text: undefined };
-  const fixed = whyUndeletable(host, path);
-  return [{ path, verdict, stamp: seen, scope: "instance", sockets: [], ...fixed }];
+  return [stateFile(host, { path, verdict, stamp: stampOf(look.ok), scope: "instance" })];
 }
 
 // ── networks
@@ -3193,9 +3178,13 @@ function diskLocks(host: Host, instance: Instance): { locks: DiskLock[]; unread:
     const target = host.linkTarget(path);
     cannotRead(path, target);
     if (target.ok === undefined) continue;
-    const { dev, ino, size, mtimeMs } = look.ok;
-    const stamp = { dev, ino, size, mtimeMs, text: undefined };
-    locks.push({ path, disk, stamp, target: target.ok, whose: diskLockOwner(host, instance, target.ok) });
+    locks.push({
+      path,
+      disk,
+      stamp: stampOf(look.ok),
+      target: target.ok,
+      whose: diskLockOwner(host, instance, target.ok),
+    });
   }
   return { locks, unread };
 }
@@ -3215,8 +3204,7 @@ function diskStateFile(host: Host, lock: DiskLock): StateFile {
   const verdict: Verdict = whose === "unknown"
     ? { kind: "unknown", why: `it says ${target}, which cannot be looked at` }
     : { kind: "stale", why: reason };
-  const fixed = whyUndeletable(host, path);
-  return { path, stamp, verdict, scope: "shared", sockets: [], ...fixed };
+  return stateFile(host, { path, stamp, verdict, scope: "shared" });
 }
 
 function holderRemark(instance: Instance): (h: Holder) => Diagnostic {
@@ -5229,7 +5217,7 @@ async function superviseRun(ctx: Context, homes: Homes, name: string, command: r
       await run.wakeUp.next();
       continue;
     }
-    const [next, action]: readonly [RunState, RunAction] = RUN_TABLE[state][event];
+    const [next, action] = transition(state, event);
     ctx.say("debug", run, `${state}: ${event}: ${action}`);
     if (action === "impossible") {
       ctx.say("error", run, `${event} while ${state}: must not happen; it is logged and ignored`);
