@@ -5452,12 +5452,12 @@ async function keepGuestSession(run: Run, instance: Instance): Promise<void> {
     const whole: Observation = { ...emptyObservation(instance), ...seen };
     const own = isOwnPort(whole, sshFile(host, instance, whole));
     const session = own ? openGuestSession(host, instance) : "the port in ssh.config is not provably this instance's";
-    if (typeof session === "string") run.ctx.say("debug", instance, `no session to the guest: ${session}`);
+    if (typeof session === "string") run.ctx.say("debug", instance, `no session with the guest: ${session}`);
     else {
       run.session = session;
       await session.ended;
       run.session = undefined;
-      run.ctx.say("debug", instance, `the session to the guest broke: ${session.refusal() ?? ""}`);
+      run.ctx.say("debug", instance, `the session with the guest broke: ${session.refusal() ?? ""}`);
     }
     if (host.clockMs() - madeMs > LAST_PAUSE_MS) broken = 0;
     const isUp = run.bootWakeUp.next().then(() => true);
@@ -6409,7 +6409,8 @@ function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbo
   };
 }
 
-if (import.meta.main) {
+/** Does what the arguments of this process ask for, and ends it. */
+export function runAsProgram(): void {
   const host = realHost();
   // An uncaught throw would make Deno SIGKILL our children: logged, and ignored.
   for (const kind of ["error", "unhandledrejection"] as const) {
@@ -6423,3 +6424,5 @@ if (import.meta.main) {
   Deno.exitCode = EXIT.failed;
   main(Deno.args, host).catch((e) => (host.stderr(`lima-guard: ${e?.stack}\n`), EXIT.failed)).then(Deno.exit);
 }
+
+if (import.meta.main) runAsProgram();

@@ -4,7 +4,16 @@
  */
 
 import assert from "node:assert/strict";
-import { BAKED_IN, type Builder, compile, MAC_TARGETS, PERMISSIONS, realBuilder, targetOf } from "../tools/compile.ts";
+import {
+  BAKED_IN,
+  type Builder,
+  bundle,
+  compile,
+  MAC_TARGETS,
+  PERMISSIONS,
+  realBuilder,
+  targetOf,
+} from "../tools/compile.ts";
 import { BAKED_IN as BAKED_IN_BY_INSTALL } from "../install.ts";
 import { running, stopRun } from "./launchd/run.ts";
 import {
@@ -58,7 +67,7 @@ interface Scene {
   run(...args: string[]): Promise<number>;
 }
 
-/** `fails` has the words of Deno for a target that cannot be built. */
+/** `fails` has the words of Deno for a target, or a bundle, that cannot be built. */
 function scene(name: string, more: Partial<Builder> & { fails?: Record<string, string> }, body: (s: Scene) => unknown) {
   Deno.test(`compile: ${name}`, async () => {
     const to = await Deno.makeTempDir({ prefix: "lg-" });
@@ -71,6 +80,8 @@ function scene(name: string, more: Partial<Builder> & { fails?: Record<string, s
       ask: () => Promise.resolve("lima-guard 1.2.3"),
       say: (line) => said.push(line),
       deno: (args, runtime) => {
+        const noBundle = more.fails?.["bundle"];
+        if (args[0] === "bundle") return Promise.resolve({ code: noBundle ? 1 : 0, text: noBundle ?? "" });
         calls.push({ args, runtime });
         const [target = "", output = ""] = ["--target", "--output"].map((flag) => args[args.indexOf(flag) + 1]);
         const text = more.fails?.[target];
@@ -98,7 +109,7 @@ scene(
     assert.deepEqual(files(), ["SHA256SUMS", ...new Set(names)].sort());
     for (const { args } of calls) {
       assert.deepEqual(args.slice(0, 2 + BAKED_IN.length), ["compile", "--lock", ...BAKED_IN]);
-      assert.ok(args.join(" ").endsWith(" --include install.ts lima_guard.ts"), args.join(" "));
+      assert.ok(args.join(" ").endsWith(` ${to}/bundle/compiled.js`), args.join(" "));
     }
     const tool = Deno.build.os === "darwin" ? ["shasum", "-a", "256"] : ["sha256sum"];
     const command = new Deno.Command(tool[0]!, { args: [...tool.slice(1), "-c", "SHA256SUMS"], cwd: to });
@@ -106,6 +117,27 @@ scene(
     assert.equal(code, 0, new TextDecoder().decode(stdout));
   },
 );
+
+scene("without a bundle it is built from source", { fails: { bundle: "no esbuild" } }, async ({ run, calls, said }) => {
+  assert.equal(await run(INTEL), 0);
+  assert.match(said.join("\n"), /^Cannot bundle; the binary is built from source.*no esbuild/);
+  assert.ok(calls[0]?.args.join(" ").endsWith(" --include install.ts lima_guard.ts"));
+});
+
+Deno.test("the bundle does what the source does, with install.ts in a file of its own", async () => {
+  await using home = await tempLimaHome();
+  home.instance("k3s");
+  const packages = denoFlags();
+  const [first = ""] = await bundle(`${home.root}/bundle`, packages, realBuilder(project, () => {}));
+  assert.equal(first, `${home.root}/bundle/compiled.js`, "esbuild comes from npm");
+  const names = [...Deno.readDirSync(`${home.root}/bundle`)].map(({ name }) => name);
+  assert.ok(names.some((name) => name.startsWith("install-")), names.join(" "));
+  const program = [Deno.execPath(), "run", ...BAKED_IN.filter((flag) => flag.startsWith("--allow")), first];
+  for (const args of [["--version"], ["--pre", "k3s", "--json"], ["--install", "--help"], ["--frobnicate"]]) {
+    const [own, other] = [await runGuard(home, args, { program }), await runGuard(home, args)];
+    assert.deepEqual([own.status, own.stdout, own.stderr], [other.status, other.stdout, other.stderr]);
+  }
+});
 
 scene("just what is named, and Deno's own options", {}, async ({ run, files, calls }) => {
   assert.equal(await run(INTEL, "--no-check", INTEL), 0);

@@ -30,6 +30,12 @@ export const PERMISSIONS: readonly { readonly flag: string; readonly why: string
  */
 export const BAKED_IN: readonly string[] = ["--no-prompt", "--no-code-cache", ...PERMISSIONS.map(({ flag }) => flag)];
 
+/**
+ * One file of lima_guard.ts and its packages, and one of install.ts, which is loaded only where it is needed: the start
+ * costs less than from source. The source map keeps the positions in the report of an internal error readable.
+ */
+const BUNDLE = ["bundle", "--quiet", "--minify", "--keep-names", "--sourcemap=inline", "--code-splitting"];
+
 /** How a command ended, and what it printed on both its streams. */
 export interface Ran {
   readonly code: number;
@@ -69,12 +75,15 @@ export async function compile(args: readonly string[], packages: readonly string
   }
   Deno.mkdirSync(asked.to, { recursive: true });
   const missing: string[] = [];
+  const bundled = `${asked.to}/bundle`;
+  const entry = await bundle(bundled, packages, builder);
   for (const target of asked.targets) {
     const own = runtime.target === target ? builder.runtime : undefined;
-    const why = await compileOne(target, asked, packages, own, builder);
+    const why = await compileOne(target, { ...asked, entry }, packages, own, builder);
     if (why !== undefined) missing.push(target);
     if (why !== undefined) builder.say(`Cannot compile for ${target}: ${why}`);
   }
+  removeIfThere(bundled);
   const there = await writeSums(asked.to);
   builder.say(`${asked.to} holds ${there.length === 0 ? "no binary" : `${there.join(", ")} and their SHA256SUMS`}`);
   if (missing.length === 0) return 0;
@@ -121,18 +130,26 @@ function lookAtRuntime(path: string | undefined): { target?: string } | { why: s
   }
 }
 
+/** Makes the bundle, and returns what to compile: its first file, or the source where there is none. */
+export async function bundle(dir: string, packages: readonly string[], builder: Builder): Promise<string[]> {
+  const { code, text } = await builder.deno([...BUNDLE, ...packages, "--outdir", dir, "tools/compiled.ts"], undefined);
+  if (code === 0) return [`${dir}/compiled.js`];
+  builder.say(`Cannot bundle; the binary is built from source, and starts a little later: ${text.trimEnd()}`);
+  return ["--include", "install.ts", "lima_guard.ts"];
+}
+
 /** Builds one. Returns why it could not be; then there is no file of that name, not even one of before. */
 async function compileOne(
   target: string,
-  { to, rest }: Asked,
+  { to, rest, entry }: Asked & { readonly entry: readonly string[] },
   packages: readonly string[],
   runtime: string | undefined,
   builder: Builder,
 ): Promise<string | undefined> {
   const binary = `${to}/lima-guard-${target}`;
   removeIfThere(binary);
-  const output = ["--target", target, "--output", binary, "--exclude-unused-npm", "--include", "install.ts"];
-  const ran = await builder.deno(["compile", ...packages, ...BAKED_IN, ...output, ...rest, "lima_guard.ts"], runtime);
+  const output = ["--target", target, "--output", binary, "--exclude-unused-npm"];
+  const ran = await builder.deno(["compile", ...packages, ...BAKED_IN, ...output, ...rest, ...entry], runtime);
   if (ran.code !== 0) {
     removeIfThere(binary);
     return whyNot(ran, builder);
@@ -155,7 +172,7 @@ function whyNot({ code, text }: Ran, { say }: Builder): string {
 
 function removeIfThere(path: string): void {
   try {
-    Deno.removeSync(path);
+    Deno.removeSync(path, { recursive: true });
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
   }
