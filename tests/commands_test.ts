@@ -1,55 +1,407 @@
-/** The commands that lima-guard prints: they name their instance in full, and do what the line beside them promises. */
+/**
+ * The commands that lima-guard prints: typed in a shell of the person they are for, each works, and touches nothing but
+ * the instance that it was printed for. See helpers/commands.ts.
+ */
 
 import assert from "node:assert/strict";
-import { startAgent } from "./helpers/agents.ts";
-import { denoFlags, runGuard } from "./helpers/guard.ts";
-import { tempLimaHome } from "./helpers/home.ts";
-import { project } from "./helpers/paths.ts";
-import { test } from "./helpers/pre.ts";
+import { asOwner, Desk, holds, owner, type Row, runAs, type Scene } from "./helpers/commands.ts";
+import {
+  IMPOSSIBLE_PID,
+  type Instance,
+  isAlive,
+  killChild,
+  NO_ORDINARY_USER,
+  readOnlyDir,
+  startAgent,
+} from "./helpers/mod.ts";
 
-test("a name with a letter too few gets the nearest one of this LIMA_HOME, as a command", async ({ home }) => {
-  home.instance("default");
-  const { status, stdout } = await runGuard(home, ["--pre", "defalt"]);
-  assert.equal(status, 66);
-  const command = `lima-guard --pre --lima-home ${home.lima} default`;
-  assert.ok(stdout.includes(`did you mean default? ${command};`), stdout);
-  const again = await runGuard(home, command.split(" ").slice(1), { env: { LIMA_HOME: "" } });
-  assert.match(again.stdout, /^default: clear/);
+let desk: Desk;
+Deno.test.beforeAll(async () => {
+  desk = await Desk.open();
+});
+Deno.test.afterAll(async () => {
+  await desk[Symbol.asyncDispose]();
 });
 
-/** Types a printed line into a shell, where LIMA_HOME is another one. */
-async function type(line: string, lima: string, root: string) {
-  const bin = `${root}/bin-to-type`;
-  Deno.mkdirSync(bin, { recursive: true });
-  const flags = denoFlags().map((flag) => `'${flag}'`).join(" ");
-  const script = `#!/bin/sh\nexec '${Deno.execPath()}' run -A ${flags} '${project}/lima_guard.ts' "$@"\n`;
-  Deno.writeTextFileSync(`${bin}/lima-guard`, script, { mode: 0o755 });
-  const env = { LIMA_HOME: lima, PATH: `${bin}:${Deno.env.get("PATH")}` };
-  const { code, stdout, stderr } = await new Deno.Command("sh", { args: ["-c", line], env, cwd: root }).output();
-  return { code, text: new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr) };
+let rows = 0;
+function test(title: string, row: Row): void {
+  rows++;
+  Deno.test({ name: title, ignore: row.by === "root" && owner === null, fn: () => holds(desk, row) });
 }
 
-test("a booting instance: the command that ends it ends it, and not the one of that name in LIMA_HOME", async (world) => {
-  await using other = await tempLimaHome();
-  const healthy = other.instance("k3s");
-  await using running = await startAgent(healthy);
-  const { home } = world;
-  const booting = home.instance("vm1");
-  await using agent = await startAgent(booting);
-  Deno.removeSync(booting.path("ha.sock"));
-  const report = (await runGuard(home, ["--pre", "--json", "vm1"])).json().instances[0];
-  assert.equal(report.state, "booting");
-  const [, line = ""] = /to end it: (.*)$/.exec(report.blockers[0].hint) ?? [];
-  assert.equal(line, `lima-guard --stop --lima-home ${home.lima} vm1`);
-  const twin = other.instance("vm1");
-  await using alsoRunning = await startAgent(twin);
-  const typed = await type(line, other.lima, home.root);
-  assert.equal(typed.code, 0, typed.text);
-  assert.match(typed.text, /^vm1: stopped /m);
-  assert.ok(!home.processes().some((row) => row.includes(`${booting.dir}/`)), home.processes().join("\n"));
-  for (const instance of [healthy, twin]) {
-    const seen = await runGuard(other, ["--status", "--json", instance.name]);
-    assert.equal(seen.json().instances[0].state, "running");
-  }
-  void [running, agent, alsoRunning];
+async function agent(scene: Scene) {
+  const started = scene.use(await startAgent(scene.k3s, asOwner));
+  scene.words.set(String(started.pid), "AGENT");
+  return started;
+}
+
+for (const by of [undefined, "root"] as const) {
+  const sudo = by === "root" ? "sudo -H -u OWNER " : "";
+  test(`a host agent that boots: it is ended${by ? ", by root" : ""}`, {
+    ...by ? { by } : {},
+    runs: by ? ["--status k3s"] : ["--pre k3s", "--pre --dry-run k3s", "--status k3s"],
+    async prepare(scene) {
+      await agent(scene);
+      scene.k3s.remove("ha.sock");
+    },
+    types: { [`${sudo}lima-guard --stop --lima-home HOME k3s`]: 0 },
+    then: ({ k3s }) => assert.deepEqual(k3s.files().filter((file) => /pid$/.test(file)), []),
+  });
+}
+
+/** A process that looks in ps like `command` and dies of a SIGTERM. It may answer on a socket, and keep a file open. */
+async function pretended(scene: Scene, command: string, { socket = "", opens = "" } = {}) {
+  const script = `use IO::Socket::UNIX; $SIG{PIPE} = 'IGNORE'; my ($ps, $at, $file) = @ARGV; my $s;
+    if ($file ne '') { open FILE, '+<', $file or die $! }
+    if ($at ne '') { $s = IO::Socket::UNIX->new(Local => $at, Listen => 9) or die $! }
+    $0 = $ps; print STDOUT "ready\\n"; close STDOUT;
+    if (!$s) { sleep 1 while 1 }
+    while (my $c = $s->accept) { my $l = <$c>; print $c "HTTP/1.0 200 OK\\r\\n\\r\\n{}"; close $c }`;
+  const child = new Deno.Command("/usr/bin/perl", {
+    args: ["-e", script, command, socket, opens],
+    env: scene.home.mark,
+    stdin: "null",
+    stdout: "piped",
+    stderr: "inherit",
+    ...asOwner,
+  }).spawn();
+  await new Response(child.stdout).text();
+  scene.use({
+    async [Symbol.asyncDispose]() {
+      killChild(child);
+      await child.status;
+    },
+  });
+  scene.words.set(String(child.pid), "PID");
+  return child.pid;
+}
+const renamed = ({ dir }: Instance) => `/opt/x/limactl-2.1 hostagent --pidfile ${dir}/ha.pid k3s`;
+const isGone = (scene: Scene) => {
+  for (const [value, word] of scene.words) if (word === "PID") assert.ok(!isAlive(Number(value)), `${value} lives`);
+};
+/** Nothing is left that would keep the instance from its start. */
+const isClear = async (scene: Scene) => {
+  const { status, stdout } = await runAs(scene, "--pre k3s");
+  assert.equal(status, 0, stdout);
+};
+
+for (const by of [undefined, "root"] as const) {
+  const sudo = by === "root" ? "sudo -H -u OWNER " : "";
+  test(`a host agent that is stopped by a signal: it continues${by ? ", by root" : ""}`, {
+    ...by ? { by } : {},
+    runs: by ? ["--status k3s"] : ["--pre k3s"],
+    prepare: async (scene) => (await agent(scene)).signal("SIGSTOP"),
+    types: { [`${sudo}kill -CONT AGENT`]: 0 },
+    then: isRunning,
+  });
+  test(`a PID file names what may be its renamed host agent: just that is ended${by ? ", by root" : ""}`, {
+    ...by ? { by } : {},
+    runs: by ? ["--status k3s"] : ["--pre k3s", "--stop --dry-run k3s", "--stop k3s"],
+    prepare: async (scene) => void scene.k3s.pidFile("ha.pid", await pretended(scene, renamed(scene.k3s))),
+    types: { "ps -ww -p PID": 0, [`${sudo}kill PID`]: 0 },
+    then: isGone,
+  });
+}
+async function isRunning(scene: Scene) {
+  const { stdout, json } = await runAs(scene, "--status k3s");
+  assert.equal(json().instances[0].state, "running", stdout);
+}
+
+test("a host agent may be there under another name, and no PID file names it: just that is ended", {
+  runs: ["--pre k3s"],
+  prepare: async (scene) => {
+    scene.k3s.pidFile("ha.pid", "garbage");
+    await pretended(scene, renamed(scene.k3s).replace(" k3s", ` --socket ${scene.k3s.dir}/ha.sock k3s`));
+  },
+  types: { "ps -ww -p PID": 0, "kill PID": 0 },
+  then: isGone,
 });
+
+test("a PID file is a directory, and ps prints nothing to be believed", {
+  runs: ["--pre k3s"],
+  twist: () => ({ programs: { ps: { does: "answer", stdout: "garbage\n" } } }),
+  prepare: ({ k3s }) => {
+    Deno.mkdirSync(k3s.path("ha.pid"));
+    k3s.pidFile("vz.pid", "garbage");
+  },
+  types: { "ls -ld DIR/ha.pid": 0, "ps -ww -A -o pid,command": 0 },
+});
+
+test("a socket of the instance answers, and a process names its files", {
+  runs: ["--pre k3s", "--status k3s"],
+  prepare: async (scene) => {
+    await pretended(scene, `/usr/bin/python3 ${scene.k3s.dir}/x`, { socket: scene.k3s.path("ha.sock") });
+  },
+  types: { "lsof -- DIR/ha.sock": 0, "ps -ww -p PID": 0 },
+});
+
+test("a stale file in a folder that is closed to its owner", {
+  runs: ["--pre k3s", "--status k3s"],
+  prepare: ({ k3s }) => {
+    k3s.write("lima-guard.lock", "");
+    k3s.pidFile("vz.pid", IMPOSSIBLE_PID);
+    if (owner) {
+      for (const file of ["vz.pid", "lima-guard.lock"]) Deno.chownSync(k3s.path(file), owner.uid, owner.gid);
+    }
+    Deno.chmodSync(k3s.dir, 0o555);
+  },
+  types: { "chmod u+rwx DIR": 0 },
+  then: isClear,
+});
+
+test("a stale file in a folder of another user", {
+  runs: ["--pre k3s"],
+  prepare: ({ home, k3s }) => {
+    k3s.write("lima.yaml", "additionalDisks:\n- data\n");
+    home.disk("data", { inUseBy: `${home.lima}/gone` });
+  },
+  types: { "sudo chown -R USER HOME/_disks/data": 0 },
+  then: isClear,
+});
+
+test("a stale file that cannot be removed for another reason", {
+  runs: ["--pre k3s"],
+  prepare: (scene) => {
+    const network = scene.home.network("user-v2", { pid: IMPOSSIBLE_PID });
+    if (owner) scene.home.giveTo(owner);
+    scene.use(readOnlyDir(network.dir));
+  },
+  types: { "ls -ld HOME/_networks/user-v2 HOME/_networks/user-v2/usernet_user-v2.pid": 0 },
+});
+
+test("the folder of the instance can be entered and not listed", {
+  runs: ["--pre k3s"],
+  prepare: ({ k3s }) => Deno.chmodSync(k3s.dir, 0o311),
+  types: { "ls -ld DIR": 0 },
+});
+
+test("of another boot", {
+  runs: ["--pre k3s", "--status k3s"],
+  prepare: async (scene) => {
+    await agent(scene);
+    scene.k3s.write("boot-session.tmp", "11111111-2222-3333-4444-555555555555\n");
+  },
+  types: { "lima-guard --stop --lima-home HOME k3s": 0 },
+});
+
+test("lima.yaml is empty", {
+  runs: ["--pre k3s", "--status k3s"],
+  prepare: ({ k3s }) => k3s.write("lima.yaml", ""),
+  types: { "ls -ld DIR/lima.yaml": 0 },
+});
+test("lima.yaml cannot be read", {
+  runs: ["--pre k3s", "--stop k3s", "--run k3s -- true", "--status k3s"],
+  prepare: ({ k3s }) => Deno.chmodSync(k3s.path("lima.yaml"), 0),
+  types: { "ls -ld DIR/lima.yaml": 0 },
+});
+test("lima.yaml is not there", {
+  runs: ["--pre k3s", "--stop k3s", "--run k3s -- true", "--status k3s"],
+  prepare: ({ k3s }) => k3s.remove("lima.yaml"),
+  types: {},
+});
+test(
+  "a disk is not there, a port is taken, ssh.config is a directory, networks and disks cannot be read, its disk is lost",
+  {
+    runs: ["--pre k3s", "--status k3s"],
+    prepare: (scene) => {
+      const { home, k3s, words } = scene;
+      const taken = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+      scene.use({ [Symbol.dispose]: () => taken.close() });
+      words.set(String((taken.addr as Deno.NetAddr).port), "PORT");
+      k3s.write("lima.yaml", `ssh:\n  localPort: ${(taken.addr as Deno.NetAddr).port}\nadditionalDisks:\n- data\n`);
+      Deno.mkdirSync(k3s.path("ssh.config"));
+      Deno.mkdirSync(`${home.lima}/_config/networks.yaml`);
+      Deno.mkdirSync(`${home.lima}/_disks`);
+      Deno.mkdirSync(`${home.lima}/_networks`, { mode: 0 });
+      Deno.mkdirSync(`${home.lima}/empty`);
+      k3s.write("serial.log", "");
+      k3s.remove("disk");
+    },
+    types: {},
+  },
+);
+
+// ── disks and networks ──
+
+test("a disk is in use by another instance: that one is stopped", {
+  runs: ["--pre k3s", "--status k3s"],
+  prepare: async (scene) => {
+    const { home, k3s, use } = scene;
+    k3s.write("lima.yaml", "additionalDisks:\n- data\n");
+    const other = home.instance("other");
+    home.disk("data", { inUseBy: other.dir });
+    if (owner) home.giveTo(owner);
+    use(await startAgent(other, asOwner));
+  },
+  types: { "lima-guard --stop --lima-home HOME other": 0 },
+  then: async (scene) => {
+    const [report] = (await runAs(scene, "--status other")).json().instances;
+    assert.equal(report.state, "stopped");
+  },
+});
+
+test("a process has a disk open: just that is ended", {
+  runs: ["--pre k3s"],
+  twist: () => ({ hurry: true }),
+  prepare: async (scene) => {
+    const { home, k3s } = scene;
+    k3s.write("lima.yaml", "additionalDisks:\n- data\n");
+    const { dir } = home.disk("data", { inUseBy: k3s.dir });
+    if (owner) home.giveTo(owner);
+    await pretended(scene, "qemu-system-x86_64", { opens: `${dir}/datadisk` });
+  },
+  types: { "ps -ww -p PID": 0, "kill PID": 0 },
+  then: async (scene) => {
+    isGone(scene);
+    await isClear(scene);
+  },
+});
+
+test("lsof gives no answer about a disk", {
+  runs: ["--pre k3s"],
+  twist: () => ({ programs: { lsof: { does: "be killed" } } }),
+  prepare: async (scene) => {
+    const { home, k3s } = scene;
+    k3s.write("lima.yaml", "additionalDisks:\n- data\n");
+    const { dir } = home.disk("data", { inUseBy: k3s.dir });
+    if (owner) home.giveTo(owner);
+    await pretended(scene, "qemu-system-x86_64", { opens: `${dir}/datadisk` });
+  },
+  types: { "lsof -- HOME/_disks/data/datadisk": 0 },
+});
+
+test("disks cannot be listed", {
+  runs: ["--pre k3s"],
+  prepare: ({ home }) => Deno.mkdirSync(`${home.lima}/_disks`, { mode: 0 }),
+  types: { "ls -ld HOME/_disks": 0 },
+});
+
+test("usernet answers, and no PID file names it", {
+  runs: ["--pre k3s", "--status k3s"],
+  prepare: async (scene) => {
+    const { home } = scene;
+    const { dir } = home.network();
+    if (owner) home.giveTo(owner);
+    await pretended(scene, "/opt/x/limactl usernet", { socket: `${dir}/user-v2_ep.sock` });
+  },
+  types: { "lsof -- HOME/_networks/user-v2/user-v2_ep.sock": 0 },
+});
+
+/** `networks.yaml` with a folder of PID files of socket_vmnet, in which one names a process. */
+async function vmnet(scene: Scene, command: string) {
+  const { home } = scene;
+  const run = `${home.root}/run`;
+  Deno.mkdirSync(run);
+  Deno.writeTextFileSync(`${run}/shared_socket_vmnet.pid`, `${await pretended(scene, command)}\n`);
+  Deno.writeTextFileSync(`${home.lima}/_config/networks.yaml`, `paths:\n  varRun: ${run}\n`);
+}
+test("socket_vmnet's PID file names another program: root removes it", {
+  runs: ["--pre k3s", "--status k3s"],
+  prepare: (scene) => vmnet(scene, "/usr/libexec/other"),
+  types: { "sudo rm ROOT/run/shared_socket_vmnet.pid": 0 },
+  then: async (scene) => {
+    await isClear(scene);
+    assert.throws(() => isGone(scene), "the process was ended");
+  },
+});
+test("socket_vmnet's PID file names a script that may run it", {
+  runs: ["--pre k3s"],
+  prepare: (scene) => vmnet(scene, "/bin/sh /opt/bin/start-socket_vmnet.sh"),
+  types: { "ps -ww -p PID": 0 },
+});
+test("socket_vmnet's PID file, and ps gives no answer", {
+  runs: ["--pre k3s"],
+  twist: () => ({ programs: { ps: { does: "be killed" } } }),
+  prepare: (scene) => vmnet(scene, "/opt/bin/socket_vmnet"),
+  types: { "ps -ww -p PID": 0 },
+});
+
+// ── names and homes ──
+
+test("a name is misspelt: the one that is meant", {
+  runs: ["--pre k3", "--stop k3", "--status k3", "--run k3 -- true"],
+  types: {
+    "ls -la HOME": 0,
+    "lima-guard --pre --lima-home HOME k3s": 0,
+    "lima-guard --stop --lima-home HOME k3s": 0,
+    "lima-guard --status --lima-home HOME k3s": 0,
+    "lima-guard --run --lima-home HOME k3s": 0,
+  },
+});
+test("a name in the wrong case: the one on the disk", {
+  runs: ["--pre K3S", "--stop K3S", "--status K3S", "--run K3S -- true"],
+  twist: () => ({ foldsCase: true }),
+  types: {
+    "lima-guard --pre --lima-home HOME k3s": 0,
+    "lima-guard --stop --lima-home HOME k3s": 0,
+    "lima-guard --status --lima-home HOME k3s": 0,
+    "lima-guard --run --lima-home HOME k3s": 0,
+  },
+});
+test("no name is like it", { runs: ["--pre qqqqqq", "--stop qqqqqq"], types: { "ls -la HOME": 0 } });
+test("the home is not there", {
+  runs: ["--pre k3s", "--pre --all"],
+  env: ({ home }) => ({ LIMA_HOME: `${home.lima}/none` }),
+  types: { "ls -la HOME": 0 },
+});
+test("the home cannot be entered", {
+  runs: ["--pre k3s", "--status k3s"],
+  prepare: ({ home }) => Deno.chmodSync(home.lima, 0o600),
+  types: { "ls -ld HOME": 0 },
+});
+test("the home can be entered and not listed", {
+  runs: ["--pre --all", "--status"],
+  prepare: ({ home }) => Deno.chmodSync(home.lima, 0o311),
+  types: { "ls -ld HOME": 0 },
+});
+test("all instances, and ps gives no answer", {
+  runs: ["--status"],
+  twist: () => ({ programs: { ps: { does: "be killed" } } }),
+  env: () => ({ LIMA_HOME: "" }),
+  types: { "ps -ww -A -o pid,command": 0 },
+});
+test("several homes have the name: each is named", {
+  runs: ["--pre k3s", "--status k3s"],
+  prepare: ({ home, words }) => {
+    Deno.removeSync(`${home.user}/.lima`);
+    for (const folder of [".colima/_lima", "Library/Application Support/rancher-desktop/lima"]) {
+      Deno.mkdirSync(`${home.user}/${folder}`, { recursive: true });
+      new Deno.Command("cp", { args: ["-R", `${home.lima}/k3s`, `${home.user}/${folder}/`] }).outputSync();
+    }
+    if (owner) home.giveTo(owner);
+    words.set(home.user, "USERS");
+  },
+  env: () => ({ LIMA_HOME: "" }),
+  types: {
+    "lima-guard --status --lima-home USERS/.colima/_lima k3s": 0,
+    "lima-guard --status --lima-home USERS/Library/Application Support/rancher-desktop/lima k3s": 0,
+    "lima-guard --pre --lima-home USERS/.colima/_lima k3s": 0,
+    "lima-guard --pre --lima-home USERS/Library/Application Support/rancher-desktop/lima k3s": 0,
+  },
+});
+test("root, and another user's instance: as that user", {
+  by: "root",
+  runs: ["--pre k3s", "--pre --dry-run k3s", "--stop k3s", "--run k3s -- true"],
+  types: {
+    "sudo -H -u OWNER lima-guard --pre --lima-home HOME k3s": 0,
+    "sudo -H -u OWNER lima-guard --stop --lima-home HOME k3s": 0,
+    "sudo -H -u OWNER lima-guard --run --lima-home HOME k3s -- COMMAND": 0,
+  },
+});
+test("a user, and root's instance: as root", {
+  runs: ["--pre k3s", "--stop k3s"],
+  prepare: ({ k3s }) => Deno.chownSync(k3s.dir, 0, 0),
+  types: {},
+});
+for (const what of ["dir", "lima"] as const) {
+  test(`a copied ${what === "lima" ? "home" : "instance"} of a user that is not here`, {
+    runs: ["--pre k3s", "--stop k3s"],
+    prepare: ({ home, k3s }) => {
+      for (const path of [k3s.dir, `${k3s.dir}/lima.yaml`, ...what === "lima" ? [home.lima] : []]) {
+        Deno.chownSync(path, 54_321, 54_321);
+      }
+    },
+    types: { [`sudo chown -R lgtest ${what === "lima" ? "HOME" : "DIR"}`]: 0 },
+    then: isClear,
+  });
+}
