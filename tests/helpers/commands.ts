@@ -136,6 +136,7 @@ export class Desk implements AsyncDisposable {
       Deno.mkdirSync(dir, { recursive: true });
       Deno.chmodSync(dir, dir.endsWith("/deno") ? 0o777 : 0o755);
     }
+    Deno.copyFileSync(`${project}/lima_guard.ts`, `${this.folder}/lima_guard.ts`);
     this.watched = new Watched(this.folder);
     this.#programs();
     this.#before = this.#seen();
@@ -157,7 +158,10 @@ export class Desk implements AsyncDisposable {
     write(
       "lima-guard",
       `[ "$(id -u)" = 0 ] || export DENO_DIR='${this.folder}/deno'
-exec '${Deno.execPath()}' run -A ${flags} '${project}/lima_guard.ts' "$@"\n`,
+# Alone it needs no packages of install.ts, which an ordinary user would have to get first.
+file='${this.folder}/lima_guard.ts'
+case " $* " in *" --install "*) file='${project}/lima_guard.ts' ;; esac
+exec '${Deno.execPath()}' run -A ${flags} "$file" "$@"\n`,
     );
     // The real one, which changes the user. Debian gives it a PATH of its own; a Mac's keeps the caller's.
     write(
@@ -200,9 +204,13 @@ export interface Row {
   readonly runs: readonly string[];
   /** Who runs it, and types what it prints; the owner unless said. */
   readonly by?: "root";
+  /** An ordinary user of the tests has no password for sudo: root types what an administrator would. */
+  readonly isTypedBy?: "root";
   readonly twist?: (scene: Scene) => Twist;
   readonly env?: (scene: Scene) => Record<string, string>;
   readonly hasLaunchd?: true;
+  /** The name of LIMA_HOME's folder, where it may not have a blank. */
+  readonly folder?: string;
   readonly prepare?: (scene: Scene) => unknown;
   /** While each of the runs does its work. */
   readonly meanwhile?: (scene: Scene, guard: Guard) => unknown;
@@ -269,7 +277,7 @@ function inTable({ home, k3s, words }: Scene, command: string): string {
 async function type(scene: Scene, command: string, row: Row): Promise<{ code: number; text: string }> {
   const { home, launchd, desk } = scene;
   // An ordinary user of the tests has no password for sudo; what it changes is the same.
-  const byRoot = row.by === "root" || owner === null || /^sudo (?!-H)/.test(command);
+  const byRoot = (row.isTypedBy ?? row.by) === "root" || owner === null || /^sudo (?!-H)/.test(command);
   const filledIn = command.replace(/ -- COMMAND$/, " -- true");
   const path = [`${desk.folder}/bin`, launchd?.bin, desk.twin.bin, "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"];
   const child = new Deno.Command("sh", {
@@ -318,7 +326,7 @@ function assertUnderstood(command: string, { code, text }: { code: number; text:
 /** Prepares, runs lima-guard, and types all that it has printed. */
 export async function holds(desk: Desk, row: Row): Promise<void> {
   await using things = new AsyncDisposableStack();
-  const home = things.use(await tempLimaHome({ name: NAME }));
+  const home = things.use(await tempLimaHome({ name: row.folder ?? NAME }));
   const bystander = things.use(await startBystander(home, asOwner));
   const user = owner === null ? {} : { user: { ...owner, groups: [owner.gid] } };
   const launchd = row.hasLaunchd ? things.use(smallLaunchd(home, user)) : undefined;
