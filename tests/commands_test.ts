@@ -5,6 +5,8 @@
 
 import assert from "node:assert/strict";
 import { asOwner, Desk, holds, owner, type Row, runAs, type Scene } from "./helpers/commands.ts";
+import { meanwhile, type Twist } from "./helpers/guard_with.ts";
+import { asJob } from "./launchd/run.ts";
 import { type Keys, writePlist } from "./launchd/plist.ts";
 import {
   eventually,
@@ -32,6 +34,9 @@ function test(title: string, row: Row): void {
   Deno.test({ name: title, ignore: row.by === "root" && owner === null, fn: () => holds(desk, row) });
 }
 
+/** What --install comes to where there is no launchd. */
+const NO_MAC = 1;
+
 async function agent(scene: Scene) {
   const started = scene.use(await startAgent(scene.k3s, asOwner));
   scene.words.set(String(started.pid), "AGENT");
@@ -42,7 +47,7 @@ for (const by of [undefined, "root"] as const) {
   const sudo = by === "root" ? "sudo -H -u OWNER " : "";
   test(`a host agent that boots: it is ended${by ? ", by root" : ""}`, {
     ...by ? { by } : {},
-    runs: by ? ["--status k3s"] : ["--pre k3s", "--pre --dry-run k3s", "--status k3s"],
+    runs: by ? ["--status k3s"] : ["--pre k3s", "--status k3s"],
     async prepare(scene) {
       await agent(scene);
       scene.k3s.remove("ha.sock");
@@ -52,23 +57,32 @@ for (const by of [undefined, "root"] as const) {
   });
 }
 
-/** A process that looks in ps like `command` and dies of a SIGTERM. It may answer on a socket, and keep a file open. */
-async function pretended(scene: Scene, command: string, { socket = "", opens = "" } = {}) {
-  const script = `use IO::Socket::UNIX; $SIG{PIPE} = 'IGNORE'; my ($ps, $at, $file) = @ARGV; my $s;
-    if ($file ne '') { open FILE, '+<', $file or die $! }
-    if ($at ne '') { $s = IO::Socket::UNIX->new(Local => $at, Listen => 9) or die $! }
-    $0 = $ps; print STDOUT "ready\\n"; close STDOUT;
-    if (!$s) { sleep 1 while 1 }
-    while (my $c = $s->accept) { my $l = <$c>; print $c "HTTP/1.0 200 OK\\r\\n\\r\\n{}"; close $c }`;
+/** What a pretended process does: it may listen, lock a file, and be another user's. */
+interface Does {
+  readonly socket?: string;
+  readonly opens?: string;
+  readonly uid?: number | undefined;
+}
+const PRETENDED =
+  `use IO::Socket::UNIX; use IO::Socket::INET; $SIG{PIPE} = 'IGNORE'; my ($ps, $at, $file) = @ARGV; my $s;
+if ($file ne '') { open FILE, '+>>', $file or die $!; flock FILE, 2 or die $! }
+if ($at =~ m{^/}) { $s = IO::Socket::UNIX->new(Local => $at, Listen => 9) or die $! }
+elsif ($at ne '') { $s = IO::Socket::INET->new(LocalAddr => $at, Listen => 9) or die $! }
+$0 = $ps; print STDOUT $at =~ m{^[^/]} ? $s->sockport : ''; close STDOUT;
+if (!$s) { sleep 1 while 1 }
+while (my $c = $s->accept) { my $l = <$c>; print $c "HTTP/1.0 200 OK\\r\\n\\r\\n{}"; close $c }`;
+/** A process that looks in ps like `command` and dies of a SIGTERM. */
+async function pretended(scene: Scene, command: string, { socket = "", opens = "", uid = asOwner.uid }: Does = {}) {
   const child = new Deno.Command("/usr/bin/perl", {
-    args: ["-e", script, command, socket, opens],
+    args: ["-e", PRETENDED, command, socket, opens],
     env: scene.home.mark,
     stdin: "null",
     stdout: "piped",
     stderr: "inherit",
-    ...asOwner,
+    ...uid === undefined ? {} : { uid, gid: uid },
   }).spawn();
-  await new Response(child.stdout).text();
+  const port = await new Response(child.stdout).text();
+  if (port !== "") scene.words.set(port, "PORT");
   scene.use({
     async [Symbol.asyncDispose]() {
       killChild(child);
@@ -99,7 +113,7 @@ for (const by of [undefined, "root"] as const) {
   });
   test(`a PID file names what may be its renamed host agent: just that is ended${by ? ", by root" : ""}`, {
     ...by ? { by } : {},
-    runs: by ? ["--status k3s"] : ["--pre k3s", "--stop --dry-run k3s", "--stop k3s"],
+    runs: by ? ["--status k3s"] : ["--pre k3s", "--stop k3s"],
     prepare: async (scene) => void scene.k3s.pidFile("ha.pid", await pretended(scene, renamed(scene.k3s))),
     types: { "ps -ww -p PID": 0, [`${sudo}kill PID`]: 0 },
     then: isGone,
@@ -155,6 +169,16 @@ test("a stale file in a folder that is closed to its owner", {
   then: isClear,
 });
 
+test("a stale file in a folder of another user", {
+  runs: ["--pre k3s"],
+  prepare: ({ home, k3s }) => {
+    k3s.write("lima.yaml", "additionalDisks:\n- data\n");
+    home.disk("data", { inUseBy: `${home.lima}/gone` });
+  },
+  types: { "sudo chown -R USER HOME/_disks/data": 0 },
+  then: isClear,
+});
+
 test("a stale file that cannot be removed for another reason", {
   runs: ["--pre k3s"],
   prepare: (scene) => {
@@ -199,13 +223,11 @@ test(
   "a disk is not there, a port is taken, ssh.config is a directory, networks and disks cannot be read, its disk is lost",
   {
     runs: ["--pre k3s", "--status k3s"],
-    prepare: (scene) => {
+    prepare: async (scene) => {
       const { home, k3s, words } = scene;
-      const taken = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-      scene.use({ [Symbol.dispose]: () => taken.close() });
-      if (owner) home.giveTo(owner);
-      words.set(String((taken.addr as Deno.NetAddr).port), "PORT");
-      k3s.write("lima.yaml", `ssh:\n  localPort: ${(taken.addr as Deno.NetAddr).port}\nadditionalDisks:\n- data\n`);
+      await pretended(scene, "/usr/libexec/other", { socket: "127.0.0.1:0" });
+      const [port] = [...words].find(([, word]) => word === "PORT")!;
+      k3s.write("lima.yaml", `ssh:\n  localPort: ${port}\nadditionalDisks:\n- data\n`);
       Deno.mkdirSync(k3s.path("ssh.config"));
       Deno.mkdirSync(`${home.lima}/_config/networks.yaml`);
       Deno.mkdirSync(`${home.lima}/_disks`);
@@ -214,7 +236,14 @@ test(
       k3s.write("serial.log", "");
       k3s.remove("disk");
     },
-    types: {},
+    types: {
+      "ls -la DIR": 0,
+      "ls -la DIR/ssh.config": 0,
+      "ls -la HOME/_disks": 0,
+      "ls -ld HOME/_config/networks.yaml": 0,
+      "ls -ld HOME/_networks": 0,
+      "lsof -nP -iTCP:PORT -sTCP:LISTEN": 0,
+    },
   },
 );
 
@@ -378,7 +407,7 @@ test("several homes have the name: each is named", {
 });
 test("root, and another user's instance: as that user", {
   by: "root",
-  runs: ["--pre k3s", "--pre --dry-run k3s", "--stop k3s", "--run k3s -- true"],
+  runs: ["--pre k3s", "--stop k3s", "--run k3s -- true"],
   types: {
     "sudo -H -u OWNER lima-guard --pre --lima-home HOME k3s": 0,
     "sudo -H -u OWNER lima-guard --stop --lima-home HOME k3s": 0,
@@ -475,12 +504,11 @@ test("a job is disabled: it is enabled, and loaded", {
   },
   then: runsNow,
 });
-test("a job with a short time limit, that lima-guard does not run: --install", {
+test("a job with a short time limit: --install", {
   hasLaunchd: true,
   runs: ["--status k3s"],
   prepare: (scene) => plist(scene, { ExitTimeOut: 5 }),
-  // This is no Mac.
-  types: { "lima-guard --install --lima-home HOME k3s": 1, "launchctl bootstrap gui/UID PLIST": 0 },
+  types: { "lima-guard --install --lima-home HOME k3s": NO_MAC, "launchctl bootstrap gui/UID PLIST": 0 },
 });
 test("two jobs: the one at login is removed", {
   hasLaunchd: true,
@@ -537,3 +565,206 @@ for (const keeps of [false, true]) {
     },
   });
 }
+
+// ── locks, and stops that do not succeed ──
+
+test("another program has the lock: when it has ended, it is done", {
+  runs: ["--pre k3s"],
+  twist: () => ({ lockMs: 20 }),
+  prepare: async (scene) =>
+    void await pretended(scene, "/usr/libexec/other", { opens: scene.k3s.path("lima-guard.lock") }),
+  types: {
+    "lsof -- DIR/lima-guard.lock": 0,
+    "ls -ld DIR/lima-guard.lock": 0,
+    "lima-guard --pre --lima-home HOME k3s": 0,
+  },
+  before: (scene, command) => command.startsWith("lima-guard") ? end(scene) : undefined,
+});
+/** Ends the pretended process. */
+async function end(scene: Scene): Promise<void> {
+  for (const [value, word] of scene.words) if (word === "PID") Deno.kill(Number(value), "SIGTERM");
+  await isGone(scene);
+}
+test("another lima-guard has the lock: when it has ended, it is done", {
+  runs: ["--pre k3s"],
+  twist: () => ({ lockMs: 20 }),
+  async prepare(scene) {
+    const file = `${scene.home.root}/stay`;
+    const stay = { at: "after write", file };
+    if (owner) Deno.chmodSync(scene.home.root, 0o777);
+    const guard = runAs(scene, "--pre k3s", {
+      twist: () => ({ stays: [stay] }),
+      meanwhile: ({ words }, { pid }) => words.set(String(pid), "PID"),
+    });
+    await eventually(() => Deno.lstatSync(`${file}.here`));
+    scene.use({
+      async [Symbol.asyncDispose]() {
+        Deno.writeTextFileSync(`${file}.go`, "");
+        await guard;
+      },
+    });
+  },
+  types: { "ps -ww -p PID": 0, "ls -ld DIR/lima-guard.lock": 0, "lima-guard --pre --lima-home HOME k3s": 0 },
+  before: (scene, command) => {
+    if (command.startsWith("lima-guard")) Deno.writeTextFileSync(`${scene.home.root}/stay.go`, "");
+  },
+});
+test("a job with a short time limit is to stop, and another program has the lock", {
+  runs: ["--run k3s -- true"],
+  prepare: async (scene) => {
+    await agent(scene);
+    scene.k3s.write("lima-guard.lock", "");
+    if (owner) scene.home.giveTo(owner);
+    await pretended(scene, "/usr/libexec/other", { opens: scene.k3s.path("lima-guard.lock") });
+    asJob(scene.k3s, 2);
+  },
+  env: () => ({ XPC_SERVICE_NAME: "io.lima-vm.autostart.k3s" }),
+  async meanwhile(_, guard) {
+    await guard.waitForLine(/waits up to/);
+    guard.signal("SIGTERM");
+  },
+  before: (scene, command) => command.includes("--stop") ? end(scene) : undefined,
+  types: { "lima-guard --stop --lima-home HOME k3s": 0 },
+});
+test("a job with a short time limit runs", {
+  runs: ["--run k3s -- true"],
+  prepare: ({ k3s }) => asJob(k3s, 5),
+  env: () => ({ XPC_SERVICE_NAME: "io.lima-vm.autostart.k3s" }),
+  types: { "lima-guard --install --lima-home HOME k3s": NO_MAC },
+});
+test("a job is stopped that is not found any more", {
+  runs: ["--stop k3s"],
+  async prepare(scene) {
+    const guard = runAs(scene, `--run k3s -- ${scene.home.limactl} start k3s --foreground`, {
+      env: () => ({ XPC_SERVICE_NAME: "io.lima-vm.autostart.k3s" }),
+    });
+    await eventually(() => assert.ok(scene.k3s.events().some((event) => event["running"])));
+    scene.use({ [Symbol.asyncDispose]: async () => void await guard });
+  },
+  types: { "lima-guard --status --lima-home HOME k3s": 0 },
+});
+test("a host agent says that its instance is degraded", {
+  runs: ["--status k3s"],
+  async prepare(scene) {
+    await agent(scene);
+    const status = { running: true, degraded: true, errors: ["no DNS"] };
+    scene.k3s.write("ha.stdout.log", `${JSON.stringify({ time: new Date().toISOString(), status })}\n`);
+  },
+  types: { "tail DIR/ha.stderr.log": 0 },
+});
+
+/** After its stop, and before the clean-up, a QEMU of the instance is there; then `then` is waited for. */
+function afterStages(then: (scene: Scene) => unknown): Pick<Row, "isDryToo" | "twist" | "meanwhile"> {
+  const stayOf = ({ home }: Scene) => ({ at: "after append .*jsonl", nth: 3, file: `${home.root}/stay` });
+  return {
+    isDryToo: false,
+    twist: (scene) => ({ stays: [stayOf(scene)] }),
+    async meanwhile(scene) {
+      const { k3s, home } = scene;
+      if (owner) Deno.chmodSync(home.root, 0o777);
+      await meanwhile(stayOf(scene), async () => {
+        k3s.pidFile("qemu.pid", await pretended(scene, `qemu-system-x86_64 -m 1 -pidfile ${k3s.dir}/qemu.pid`));
+        await then(scene);
+      });
+    },
+  };
+}
+test("the clean-up of a stop has no answer in time", {
+  ...afterStages(({ k3s }) =>
+    eventually(() => {
+      const line = (k3s.read("lima-guard.jsonl") ?? "").split("\n").find((text) => text.includes('"stop"'));
+      assert.ok(Date.now() - Date.parse(JSON.parse(line!).time) > 1000, "its time is not over yet");
+    })
+  ),
+  runs: ["--stop --timeout 1 k3s"],
+  prepare: agent,
+  types: { "lima-guard --pre --lima-home HOME k3s": 0 },
+  then: isGone,
+});
+test("a process of it lives after its stop", {
+  ...afterStages(() => {}),
+  runs: ["--stop k3s"],
+  prepare: agent,
+  types: { "lima-guard --status --lima-home HOME k3s": 1 },
+});
+
+// ── root, and the whole machine ──
+
+/** The twin is not for this lima-guard to see: it serves all that run. */
+const withoutTwin = ({ desk }: Scene): Twist => ({
+  programs: { ps: { does: "lie", pattern: `^.*${desk.twin.root}.*\\n`, by: "" } },
+});
+const MACHINE = {
+  by: "root",
+  twist: withoutTwin,
+  env: () => ({ LIMA_HOME: "" }),
+} as const;
+const noHome = ({ home }: Scene) => Deno.removeSync(`${home.user}/.lima`);
+test("root's --pre --all, and another user's instance runs", {
+  ...MACHINE,
+  runs: ["--pre --all"],
+  prepare: async (scene) => {
+    noHome(scene);
+    await agent(scene);
+  },
+  types: { "sudo -H -u OWNER lima-guard --pre --lima-home HOME k3s": 0 },
+});
+test("root's --status --all, and a host agent of a user without an entry", {
+  ...MACHINE,
+  runs: ["--status --all"],
+  prepare: async (scene) => {
+    noHome(scene);
+    const { dir } = scene.k3s;
+    await pretended(scene, `limactl hostagent --pidfile ${dir}/ha.pid --socket ${dir}/ha.sock k3s`, { uid: 54_321 });
+  },
+  types: { "ps -ww -p PID": 0 },
+});
+test("root's --stop --all, and the lima-guard of a user cannot run: it is run by hand", {
+  ...MACHINE,
+  runs: ["--stop --all --timeout 4"],
+  script: ({ home }) => `${home.root}/closed/watched.ts`,
+  prepare: async (scene) => {
+    noHome(scene);
+    await agent(scene);
+    const { desk: { folder }, home: { root } } = scene;
+    Deno.mkdirSync(`${root}/closed`, { mode: 0o700 });
+    for (const file of ["watched.ts", "guard.ts"]) Deno.copyFileSync(`${folder}/${file}`, `${root}/closed/${file}`);
+  },
+  types: {
+    "sudo -H -u OWNER lima-guard --stop --all --lima-home HOME": 0,
+    "sudo -H -u OWNER lima-guard --stop --lima-home HOME k3s": 0,
+  },
+});
+test("root, and a copied instance of a user that is not here", {
+  by: "root",
+  runs: ["--pre k3s"],
+  prepare: ({ k3s }) => {
+    for (const path of [k3s.dir, `${k3s.dir}/lima.yaml`]) Deno.chownSync(path, 54_321, 54_321);
+  },
+  types: { "sudo chown -R USER DIR": 0 },
+  then: isClear,
+});
+
+// ── without LIMA_HOME, and what is not understood ──
+
+test("an instance of ~/.lima is named without its home", {
+  isOrdinaryHome: true,
+  runs: ["--pre k3s"],
+  async prepare(scene) {
+    await agent(scene);
+    scene.k3s.remove("ha.sock");
+  },
+  types: { "lima-guard --stop k3s": 0 },
+});
+test("what is not understood: the help", {
+  runs: ["--pree k3s", "--pre", "", "--wait=3 --pre --stop k3s", "--pre --on-event /none k3s"],
+  types: { "lima-guard --help": 0 },
+});
+
+/** Its command and the one behind it are read as one: `--pre=k3s`. */
+const WITHOUT_ROW = /option\.flag/;
+Deno.test({
+  name: "every call in lima_guard.ts that makes a command has a row in which it is typed",
+  ignore: owner === null,
+  fn: () => assert.deepEqual(desk.watched.untyped().filter((call) => !WITHOUT_ROW.test(call)), []),
+});

@@ -24,7 +24,7 @@ const PROSE = [
   /^--lima-home DIR names (?:another LIMA_HOME|it)$/,
   /^it is left alone$/,
   /^limactl start would silently create a new VM of this name$/,
-  /^move (?:it out of |LIMA_HOME to a shorter path$)/,
+  /^move (?:it out of \/|it out of the folder$|LIMA_HOME to a shorter path$)/,
   /^did you mean --[a-z-]+\?$/,
 ];
 /** What stands before a command and says what it is for, and what stands behind one. */
@@ -78,6 +78,8 @@ export class Watched {
   readonly script: string;
   /** The lines of lima_guard.ts in which a command is made. */
   readonly calls = new Map<number, string>();
+  /** Every command that was typed, as it was printed. */
+  readonly typed = new Set<string>();
   readonly #notes: string;
 
   constructor(folder: string) {
@@ -90,12 +92,16 @@ export class Watched {
     const copy = lines.map((line, at) => {
       if (at >= begin && at < end || /^\s*(\/\/|\*)/.test(line) || line.search(call) < 0) return line;
       this.calls.set(at + 1, line.trim());
-      return line.replaceAll(call, `(globalThis.isMade(${at + 1}), $1)(`);
+      return line.replaceAll(call, `globalThis.noted(${at + 1}, $1)(`);
     });
     this.#notes = `${folder}/made`;
     this.script = `${folder}/watched.ts`;
-    const note = `Deno.writeTextFileSync(${JSON.stringify(this.#notes)}, line + "\\n", { append: true })`;
-    Deno.writeTextFileSync(`${folder}/guard.ts`, `${copy.join("\n")}\nglobalThis.isMade = (line) => ${note};\n`);
+    const note = `globalThis.noted = (line, make) => (...args) => {
+  const made = make(...args);
+  Deno.writeTextFileSync(${JSON.stringify(this.#notes)}, JSON.stringify([line, made]) + "\\n", { append: true });
+  return made;
+};\n`;
+    Deno.writeTextFileSync(`${folder}/guard.ts`, `${copy.join("\n")}\n${note}`);
     const twisted = Deno.readTextFileSync(`${project}/tests/helpers/guard_with.ts`)
       .replace('"../../lima_guard.ts"', '"./guard.ts"')
       .replace('"./processes.ts"', `"${project}/tests/helpers/processes.ts"`);
@@ -104,10 +110,13 @@ export class Watched {
     Deno.chmodSync(this.#notes, 0o666);
   }
 
-  /** The calls that no run has come to. */
-  unmet(): string[] {
-    const made = new Set(Deno.readTextFileSync(this.#notes).split("\n").map(Number));
-    return [...this.calls].filter(([line]) => !made.has(line)).map(([line, text]) => `${line}: ${text}`);
+  /** The calls none of whose commands has been typed. */
+  untyped(): string[] {
+    const lines = Deno.readTextFileSync(this.#notes).split("\n").filter((line) => line !== "");
+    const made = lines.map((line) => JSON.parse(line) as [number, string]);
+    const met = made.filter(([, text]) => commandsIn(text).every((command) => this.typed.has(command)));
+    const calls = new Set(met.map(([line]) => line));
+    return [...this.calls].filter(([line]) => !calls.has(line)).map(([line, text]) => `${line}: ${text}`);
   }
 }
 
@@ -202,10 +211,16 @@ export interface Scene {
 export interface Row {
   /** Each is a run of lima-guard, all of whose hints are typed. */
   readonly runs: readonly string[];
+  /** The instance is in ~/.lima, and no LIMA_HOME is set: neither for lima-guard nor in the shell. */
+  readonly isOrdinaryHome?: true;
   /** Who runs it, and types what it prints; the owner unless said. */
   readonly by?: "root";
   /** An ordinary user of the tests has no password for sudo: root types what an administrator would. */
   readonly isTypedBy?: "root";
+  /** Each `--pre` and `--stop` is run dry before; not where that takes long. */
+  readonly isDryToo?: false;
+  /** In the place of the desk's copy of lima_guard.ts. */
+  readonly script?: (scene: Scene) => string;
   readonly twist?: (scene: Scene) => Twist;
   readonly env?: (scene: Scene) => Record<string, string>;
   readonly hasLaunchd?: true;
@@ -222,20 +237,21 @@ export interface Row {
 }
 
 /** Runs lima-guard as the person of the row. */
-export async function runAs(scene: Scene, run: string, row: Pick<Row, "by" | "env" | "twist" | "meanwhile"> = {}) {
+export async function runAs(scene: Scene, run: string, row: Partial<Row> = {}) {
   const { home, launchd, desk } = scene;
   const [args = "", command] = run.split(" -- ");
   const json = args.startsWith("--run") ? [] : ["--json"];
   const words = [...args.split(" "), ...json, ...command === undefined ? [] : ["--", ...command.split(" ")]];
   const user = row.by === "root" ? null : owner;
   await using guard = spawnGuard(home, words, {
-    script: desk.watched.script,
+    script: row.script?.(scene) ?? desk.watched.script,
     user,
     cwd: "/",
     env: {
       ...user === null ? {} : { DENO_DIR: `${desk.folder}/deno` },
       ...launchd ? { PATH: `${launchd.bin}:${home.env["PATH"]}` } : {},
       GUARD_WITH: JSON.stringify(row.twist?.(scene) ?? {}),
+      ...row.isOrdinaryHome ? { LIMA_HOME: "" } : {},
       ...row.env?.(scene),
     },
   });
@@ -278,7 +294,8 @@ async function type(scene: Scene, command: string, row: Row): Promise<{ code: nu
   const { home, launchd, desk } = scene;
   // An ordinary user of the tests has no password for sudo; what it changes is the same.
   const byRoot = (row.isTypedBy ?? row.by) === "root" || owner === null || /^sudo (?!-H)/.test(command);
-  const filledIn = command.replace(/ -- COMMAND$/, " -- true");
+  // What the person is to put there.
+  const filledIn = command.replace(/ -- COMMAND$/, " -- true").replace(/ -R USER /, ` -R ${owner?.name} `);
   const path = [`${desk.folder}/bin`, launchd?.bin, desk.twin.bin, "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"];
   const child = new Deno.Command("sh", {
     args: ["-c", filledIn],
@@ -287,7 +304,7 @@ async function type(scene: Scene, command: string, row: Row): Promise<{ code: nu
       ...home.mark,
       PATH: path.filter(Boolean).join(":"),
       HOME: home.user,
-      LIMA_HOME: desk.twin.lima,
+      ...row.isOrdinaryHome ? {} : { LIMA_HOME: desk.twin.lima },
       NO_COLOR: "1",
       DENO_NO_UPDATE_CHECK: "1",
       ...byRoot ? { DENO_DIR: denoDir() } : {},
@@ -312,10 +329,8 @@ function assertUnderstood(command: string, { code, text }: { code: number; text:
   assert.ok(![126, 127].includes(code) && !/syntax error|unterminated|not found$/im.test(text), said);
   const words = bare(cut(command)).map(unquoted);
   const [program] = words;
-  assert.ok(
-    !(program === "lima-guard" && code === 64) && !/^usage|unknown (flag|option)|invalid option/im.test(text),
-    said,
-  );
+  const isUsage = program === "lima-guard" ? code === 64 : /^usage|(unknown|invalid|unrecognized) \w+/im.test(text);
+  assert.equal(isUsage, false, said);
   const last = words.at(-1)!;
   if (program === "ls" && code === 0) assert.ok(text.includes(words[1] === "-ld" ? last : " ..\n"), said);
   if (program === "ps" && words[1] === "-ww" && code === 0) assert.match(text, /^ *\d+ /m, said);
@@ -342,17 +357,21 @@ export async function holds(desk: Desk, row: Row): Promise<void> {
     use: (it) => things.use(it),
   };
   // The ordinary place has an instance of that name too.
-  Deno.symlinkSync(desk.twin.lima, `${home.user}/.lima`);
+  Deno.symlinkSync(row.isOrdinaryHome ? home.lima : desk.twin.lima, `${home.user}/.lima`);
   if (owner) home.giveTo(owner);
   await row.prepare?.(scene);
   const printed = new Map<string, string>();
-  for (const run of row.runs) {
+  const dry = row.runs.filter((run) => /^--(pre|stop) /.test(run) && row.isDryToo !== false).map((run) =>
+    `${run} --dry-run`
+  );
+  for (const run of [...dry, ...row.runs]) {
     const result = await runAs(scene, run, row);
     for (const command of hintsOf(result).flatMap(commandsIn)) printed.set(inTable(scene, command), command);
   }
   assert.deepEqual([...printed.keys()].sort(), Object.keys(row.types).sort());
   for (const [command, statuses] of Object.entries(row.types)) {
     await row.before?.(scene, command);
+    desk.watched.typed.add(printed.get(command)!);
     const typed = await type(scene, printed.get(command)!, row);
     assertUnderstood(printed.get(command)!, typed);
     assert.ok([statuses].flat().includes(typed.code), `${command}: ${typed.code}\n${typed.text}`);
