@@ -5,195 +5,26 @@
  */
 
 import assert from "node:assert/strict";
+import type { Twist } from "../helpers/guard_with.ts";
+import {
+  type Bystander,
+  type Guard,
+  type GuardResult,
+  type Home,
+  type Instance,
+  killChild,
+  spawnGuard,
+  startBystander,
+  tempLimaHome,
+  within,
+} from "../helpers/mod.ts";
 import { denoDir } from "../launchd/jobs.ts";
 import { type Launchd, smallLaunchd } from "../launchd/launchd.ts";
-import { type Agent, startAgent } from "./agents.ts";
-import { denoFlags, type Guard, type GuardResult, spawnGuard } from "./guard.ts";
-import type { Twist } from "./guard_with.ts";
-import { type Home, type Instance, tempLimaHome } from "./home.ts";
-import { project } from "./paths.ts";
-import { everything } from "./pre.ts";
-import { type Bystander, killChild, startBystander, within } from "./processes.ts";
-import { ordinaryUser } from "./user.ts";
+import { asOwner, Desk, give, OWN_UID, owner } from "./desk.ts";
+import { bare, commandsIn, cut, unquoted } from "./hints.ts";
 
 /** A blank, quotes, and what a shell would do something with; a socket's path has 104 bytes on macOS. */
 const NAME = "a b'ü;&$HOME";
-
-/** Parts of a hint that are no commands: for the person to read. */
-const PROSE = [
-  /^--lima-home DIR names (?:another LIMA_HOME|it)$/,
-  /^it is left alone$/,
-  /^limactl start would silently create a new VM of this name$/,
-  /^move (?:it out of \/|it out of the folder$|LIMA_HOME to a shorter path$)/,
-  /^did you mean --[a-z-]+\?$/,
-];
-/** What stands before a command and says what it is for, and what stands behind one. */
-const BEFORE = /^.*?[:?] (?=\S)/;
-const BEHIND = /, or .*$/;
-const PROGRAMS = /^(?:lima-guard|limactl|launchctl|ls|ps|lsof|tail|kill|chmod|chown|rm)$/;
-
-/** A text of a shell, cut at the blanks and the `;` and `&&` that no quotes hold. Words still have their quotes. */
-function cut(text: string): string[] {
-  return text.match(/(?:'[^']*'|\\.|&(?!&)|[^\s;&'\\])+|;|&&/gs) ?? [];
-}
-
-export function unquoted(word: string): string {
-  return word.replaceAll(/'([^']*)'|\\(.)/gs, (_, quoted = "", escaped = "") => quoted + escaped);
-}
-
-/** The words of a command without sudo and without what is set for it. */
-function bare(words: readonly string[]): readonly string[] {
-  const [first = "", ...rest] = words;
-  if (first === "sudo") return bare(rest[0] === "-H" ? rest.slice(3) : rest);
-  return /^\w+=/.test(first) ? bare(rest) : words;
-}
-
-/** The commands of a hint, as they stand there. What is neither one nor a known sentence is an error. */
-export function commandsIn(hint: string): string[] {
-  // A path in a sentence is not quoted.
-  if (PROSE.some((known) => known.test(hint))) return [];
-  const parts: string[][] = [[]];
-  for (const word of cut(hint)) {
-    if (word === ";" || word === "&&") parts.push([]);
-    else parts.at(-1)!.push(word);
-  }
-  return parts.flatMap((words) => {
-    if (PROSE.some((known) => known.test(words.join(" ")))) return [];
-    const text = words.join(" ");
-    // A sentence has no quotes: what it says ends before the first one.
-    const at = text.indexOf("'");
-    const said = at < 0 ? text : text.slice(0, at);
-    const before = BEFORE.exec(said)?.[0] ?? "";
-    const command = text.slice(before.length).replace(BEHIND, "");
-    if (PROSE.some((known) => known.test(command))) return [];
-    assert.match(bare(cut(command))[0] ?? "", PROGRAMS, `neither a command nor a known sentence: ${text}`);
-    return [command];
-  });
-}
-
-// ── the calls in lima_guard.ts that make a command ──
-
-/** A copy of lima_guard.ts, twisted as helpers/guard_with.ts does it, that notes which call has made a command. */
-export class Watched {
-  readonly script: string;
-  /** The lines of lima_guard.ts in which a command is made. */
-  readonly calls = new Map<number, string>();
-  /** Every command that was typed, as it was printed. */
-  readonly typed = new Set<string>();
-  readonly #notes: string;
-
-  constructor(folder: string) {
-    const lines = Deno.readTextFileSync(`${project}/lima_guard.ts`).split("\n");
-    const begin = lines.findIndex((line) => /^\/\/ ─+ commands to type ─+$/.test(line));
-    const end = lines.findIndex((line, at) => at > begin && /^\/\/ ─{9}/.test(line));
-    assert.ok(begin > 0 && end > begin, "lima_guard.ts has no chapter of commands");
-    const makers = lines.slice(begin, end).flatMap((line) => /^function (\w+)\(/.exec(line)?.[1] ?? []);
-    const call = new RegExp(`\\b(${makers.join("|")})\\(`, "g");
-    const copy = lines.map((line, at) => {
-      if (at >= begin && at < end || /^\s*(\/\/|\*)/.test(line) || line.search(call) < 0) return line;
-      this.calls.set(at + 1, line.trim());
-      return line.replaceAll(call, `globalThis.noted(${at + 1}, $1)(`);
-    });
-    this.#notes = `${folder}/made`;
-    this.script = `${folder}/watched.ts`;
-    const note = `globalThis.noted = (line, make) => (...args) => {
-  const made = make(...args);
-  Deno.writeTextFileSync(${JSON.stringify(this.#notes)}, JSON.stringify([line, made]) + "\\n", { append: true });
-  return made;
-};\n`;
-    Deno.writeTextFileSync(`${folder}/guard.ts`, `${copy.join("\n")}\n${note}`);
-    const twisted = Deno.readTextFileSync(`${project}/tests/helpers/guard_with.ts`)
-      .replace('"../../lima_guard.ts"', '"./guard.ts"')
-      .replace('"./processes.ts"', `"${project}/tests/helpers/processes.ts"`);
-    Deno.writeTextFileSync(this.script, twisted);
-    Deno.writeTextFileSync(this.#notes, "");
-    Deno.chmodSync(this.#notes, 0o666);
-  }
-
-  /** The calls none of whose commands has been typed. */
-  untyped(): string[] {
-    const lines = Deno.readTextFileSync(this.#notes).split("\n").filter((line) => line !== "");
-    const made = lines.map((line) => JSON.parse(line) as [number, string]);
-    const met = made.filter(([, text]) => commandsIn(text).every((command) => this.typed.has(command)));
-    const calls = new Set(met.map(([line]) => line));
-    return [...this.calls].filter(([line]) => !calls.has(line)).map(([line, text]) => `${line}: ${text}`);
-  }
-}
-
-// ── the persons, their shell, and the twin ──
-
-/** Who owns the instances: an ordinary user, beside root where the tests run as root. */
-export const owner = ordinaryUser();
-/** For startAgent, startBystander and Deno.Command. */
-export const asOwner = owner === null ? {} : { uid: owner.uid, gid: owner.gid };
-const OWN_UID = owner?.uid ?? Deno.uid()!;
-
-/** What all rows share: the twin, which runs and must notice nothing, the programs that are typed, the notes. */
-export class Desk implements AsyncDisposable {
-  readonly folder: string;
-  readonly watched: Watched;
-  readonly #things = new AsyncDisposableStack();
-  readonly #before: Record<string, string>;
-
-  private constructor(readonly twin: Home, readonly agent: Agent, readonly bystander: Bystander) {
-    this.folder = Deno.makeTempDirSync({ dir: "/tmp", prefix: "lg-typed-" });
-    this.#things.use(twin);
-    this.#things.defer(() => Deno.removeSync(this.folder, { recursive: true }));
-    this.#things.use(agent);
-    this.#things.use(bystander);
-    for (const dir of [this.folder, `${this.folder}/deno`, `${this.folder}/bin`]) {
-      Deno.mkdirSync(dir, { recursive: true });
-      Deno.chmodSync(dir, dir.endsWith("/deno") ? 0o777 : 0o755);
-    }
-    Deno.copyFileSync(`${project}/lima_guard.ts`, `${this.folder}/lima_guard.ts`);
-    this.watched = new Watched(this.folder);
-    this.#programs();
-    this.#before = this.#seen();
-  }
-
-  static async open(): Promise<Desk> {
-    const twin = await tempLimaHome({ name: "twin" });
-    for (const name of ["default", "k3s-2"]) twin.instance(name);
-    const vm = twin.instance("k3s");
-    if (owner) twin.giveTo(owner);
-    const agent = await startAgent(vm, asOwner);
-    return new Desk(twin, agent, await startBystander(twin, asOwner));
-  }
-
-  #programs(): void {
-    const write = (name: string, text: string) =>
-      Deno.writeTextFileSync(`${this.folder}/bin/${name}`, `#!/bin/sh\n${text}`, { mode: 0o755 });
-    const flags = denoFlags().map((flag) => `'${flag}'`).join(" ");
-    write(
-      "lima-guard",
-      `[ "$(id -u)" = 0 ] || export DENO_DIR='${this.folder}/deno'
-# Alone it needs no packages of install.ts, which an ordinary user would have to get first.
-file='${this.folder}/lima_guard.ts'
-case " $* " in *" --install "*) file='${project}/lima_guard.ts' ;; esac
-exec '${Deno.execPath()}' run -A ${flags} "$file" "$@"\n`,
-    );
-    // The real one, which changes the user. Debian gives it a PATH of its own; a Mac's keeps the caller's.
-    write(
-      "sudo",
-      `as=; [ "$1" != -H ] || { as="-H -u $3"; shift 3; }
-exec /usr/bin/sudo -n $as env PATH="$PATH" STANDIN_HOME="$STANDIN_HOME" NO_COLOR=1 DENO_NO_UPDATE_CHECK=1 "$@"\n`,
-    );
-  }
-
-  #seen(): Record<string, string> {
-    return { ...everything(this.twin), processes: this.twin.processes().sort().join("\n") };
-  }
-
-  /** Byte for byte and process for process. */
-  assertTwinUntouched(): void {
-    assert.deepEqual(this.#seen(), this.#before, "the instance of the same name in another LIMA_HOME was touched");
-    this.bystander.assertAlive();
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.#things.disposeAsync();
-  }
-}
 
 /** Where a row takes place. */
 export interface Scene {
@@ -215,6 +46,8 @@ export interface Row {
   readonly isOrdinaryHome?: true;
   /** Who runs it, and types what it prints; the owner unless said. */
   readonly by?: "root";
+  /** Root's `--status` prints the same, with sudo where something is to be done. */
+  readonly isRootsToo?: true;
   /** An ordinary user of the tests has no password for sudo: root types what an administrator would. */
   readonly isTypedBy?: "root";
   /** Each `--pre` and `--stop` is run dry before; not where that takes long. */
@@ -257,6 +90,13 @@ export async function runAs(scene: Scene, run: string, row: Partial<Row> = {}) {
   });
   await row.meanwhile?.(scene, guard);
   return await guard.result();
+}
+
+/** The same for root, who only looks at another user's instance. */
+export function forRoot(row: Row): Row {
+  const sudo = (command: string) => command.replace(/^(?=lima-guard |kill )/, "sudo -H -u OWNER ");
+  const types = Object.fromEntries(Object.entries(row.types).map(([command, status]) => [sudo(command), status]));
+  return { ...row, by: "root", runs: ["--status k3s"], types };
 }
 
 interface Told {
@@ -358,7 +198,7 @@ export async function holds(desk: Desk, row: Row): Promise<void> {
   };
   // The ordinary place has an instance of that name too.
   Deno.symlinkSync(row.isOrdinaryHome ? home.lima : desk.twin.lima, `${home.user}/.lima`);
-  if (owner) home.giveTo(owner);
+  give(home);
   await row.prepare?.(scene);
   const printed = new Map<string, string>();
   const dry = row.runs.filter((run) => /^--(pre|stop) /.test(run) && row.isDryToo !== false).map((run) =>
