@@ -1,55 +1,66 @@
-/** The commands that lima-guard prints: they name their instance in full, and do what the line beside them promises. */
+/**
+ * The commands that lima-guard prints: typed in a shell of the person they are for, each works, and touches nothing but
+ * the instance that it was printed for. The rows are in tests/commands/.
+ */
 
 import assert from "node:assert/strict";
-import { startAgent } from "./helpers/agents.ts";
-import { denoFlags, runGuard } from "./helpers/guard.ts";
-import { tempLimaHome } from "./helpers/home.ts";
-import { project } from "./helpers/paths.ts";
-import { test } from "./helpers/pre.ts";
+import { Desk, owner } from "./commands/desk.ts";
+import { rows as ofJobs } from "./commands/of_jobs.ts";
+import { rows as ofPlaces } from "./commands/of_places.ts";
+import { rows as ofProcesses } from "./commands/of_processes.ts";
+import { rows as ofStops } from "./commands/of_stops.ts";
+import { forRoot, holds, type Row } from "./commands/rows.ts";
+import { commandsIn } from "./commands/hints.ts";
+import { NO_ORDINARY_USER } from "./helpers/mod.ts";
 
-test("a name with a letter too few gets the nearest one of this LIMA_HOME, as a command", async ({ home }) => {
-  home.instance("default");
-  const { status, stdout } = await runGuard(home, ["--pre", "defalt"]);
-  assert.equal(status, 66);
-  const command = `lima-guard --pre --lima-home ${home.lima} default`;
-  assert.ok(stdout.includes(`did you mean default? ${command};`), stdout);
-  const again = await runGuard(home, command.split(" ").slice(1), { env: { LIMA_HOME: "" } });
-  assert.match(again.stdout, /^default: clear/);
+let desk: Desk;
+Deno.test.beforeAll(async () => {
+  desk = await Desk.open();
+});
+Deno.test.afterAll(async () => {
+  await desk[Symbol.asyncDispose]();
 });
 
-/** Types a printed line into a shell, where LIMA_HOME is another one. */
-async function type(line: string, lima: string, root: string) {
-  const bin = `${root}/bin-to-type`;
-  Deno.mkdirSync(bin, { recursive: true });
-  const flags = denoFlags().map((flag) => `'${flag}'`).join(" ");
-  const script = `#!/bin/sh\nexec '${Deno.execPath()}' run -A ${flags} '${project}/lima_guard.ts' "$@"\n`;
-  Deno.writeTextFileSync(`${bin}/lima-guard`, script, { mode: 0o755 });
-  const env = { LIMA_HOME: lima, PATH: `${bin}:${Deno.env.get("PATH")}` };
-  const { code, stdout, stderr } = await new Deno.Command("sh", { args: ["-c", line], env, cwd: root }).output();
-  return { code, text: new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr) };
+/** Why a row cannot be held here; undefined where it can. */
+function whyNot({ by, types }: Row): string | undefined {
+  const commands = Object.keys(types);
+  if (owner === null && (by === "root" || commands.some((command) => /^sudo /.test(command)))) return NO_ORDINARY_USER;
+  const installs = commands.some((command) => command.includes("--install"));
+  return installs && Deno.build.os === "darwin" ? "it would change what launchd of this Mac knows" : undefined;
 }
 
-test("a booting instance: the command that ends it ends it, and not the one of that name in LIMA_HOME", async (world) => {
-  await using other = await tempLimaHome();
-  const healthy = other.instance("k3s");
-  await using running = await startAgent(healthy);
-  const { home } = world;
-  const booting = home.instance("vm1");
-  await using agent = await startAgent(booting);
-  Deno.removeSync(booting.path("ha.sock"));
-  const report = (await runGuard(home, ["--pre", "--json", "vm1"])).json().instances[0];
-  assert.equal(report.state, "booting");
-  const [, line = ""] = /to end it: (.*)$/.exec(report.blockers[0].hint) ?? [];
-  assert.equal(line, `lima-guard --stop --lima-home ${home.lima} vm1`);
-  const twin = other.instance("vm1");
-  await using alsoRunning = await startAgent(twin);
-  const typed = await type(line, other.lima, home.root);
-  assert.equal(typed.code, 0, typed.text);
-  assert.match(typed.text, /^vm1: stopped /m);
-  assert.ok(!home.processes().some((row) => row.includes(`${booting.dir}/`)), home.processes().join("\n"));
-  for (const instance of [healthy, twin]) {
-    const seen = await runGuard(other, ["--status", "--json", instance.name]);
-    assert.equal(seen.json().instances[0].state, "running");
-  }
-  void [running, agent, alsoRunning];
+const rows = [...ofProcesses, ...ofPlaces, ...ofJobs, ...ofStops].flatMap(([title, row]): [string, Row][] =>
+  row.isRootsToo ? [[title, row], [`${title}, for root`, forRoot(row)]] : [[title, row]]
+);
+for (const [title, row] of rows) {
+  const why = whyNot(row);
+  Deno.test({
+    name: why === undefined ? title : `${title} (skipped: ${why})`,
+    ignore: why !== undefined,
+    fn: () => holds(desk, row),
+  });
+}
+
+/** Its command and the one behind it are read as one: `--pre=k3s`. */
+const WITHOUT_ROW = /option\.flag/;
+Deno.test({
+  name: "every call in lima_guard.ts that makes a command has a row in which it is typed",
+  ignore: owner === null,
+  fn: () => assert.deepEqual(desk.watched.untyped().filter((call) => !WITHOUT_ROW.test(call)), []),
+});
+
+Deno.test("a hint is taken apart as a shell reads it", () => {
+  const hint =
+    `it is left alone; to end it: sudo -H -u zoe lima-guard --stop --lima-home '/a; b'\\''s && c: d, or e' x`;
+  assert.deepEqual(commandsIn(hint), [hint.slice(hint.indexOf("sudo"))]);
+  assert.deepEqual(commandsIn("did you mean k3s? lima-guard --pre k3s; ls -la /x"), [
+    "lima-guard --pre k3s",
+    "ls -la /x",
+  ]);
+  assert.deepEqual(commandsIn("lima-guard --stop x && launchctl kickstart gui/501/x"), [
+    "lima-guard --stop x",
+    "launchctl kickstart gui/501/x",
+  ]);
+  assert.deepEqual(commandsIn("lima-guard --stop x, or take the disk out of lima.yaml"), ["lima-guard --stop x"]);
+  assert.throws(() => commandsIn("reinstall everything"), /neither a command nor a known sentence/);
 });

@@ -32,6 +32,8 @@ export interface Twist {
   readonly hitsOnly?: { readonly under: string; readonly and: readonly number[] };
   /** What it does is noted in this file, a line each: `NUMBER WHAT`, the number being that of the last effect. */
   readonly log?: string;
+  /** A file is found by its name in other letters too, small or capital, as on a Mac. */
+  readonly foldsCase?: boolean;
   /** SIGKILL just before the n-th effect, counted from 1. An append has two: one is in the middle of its line. */
   readonly dieAt?: number;
   /**
@@ -156,7 +158,8 @@ function twisted(real: Host, twist: Twist): Host {
     },
     stat: (path, follow) => {
       note(`before stat ${path}`);
-      return real.stat(isMissing(path) ? "/nonexistent" : path, follow);
+      const asked = isMissing(path) ? "/nonexistent" : path;
+      return real.stat(twist.foldsCase ? onDisk(real, asked) : asked, follow);
     },
     read: (path, most) => {
       note(`before read ${path}`);
@@ -201,6 +204,14 @@ function twisted(real: Host, twist: Twist): Host {
     connect: (to, limitMs) => aroundSlow("connect", () => real.connect(to, limitMs)),
     stdout: (text) => around("stdout", () => real.stdout(text)),
   };
+}
+
+/** A path as it is spelt on the disk, where it is there in other letters. */
+function onDisk(real: Host, path: string): string {
+  return path.split("/").slice(1).reduce((dir, name) => {
+    const other = (real.list(dir || "/").ok ?? []).find((entry) => entry.toLowerCase() === name.toLowerCase());
+    return `${dir}/${real.stat(`${dir}/${name}`).ok ? name : other ?? name}`;
+  }, "");
 }
 
 function isInside(pid: number, { under, and }: NonNullable<Twist["hitsOnly"]>): boolean {
