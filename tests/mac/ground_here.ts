@@ -56,6 +56,8 @@ export class HereGround implements Ground {
     const mac = FakeMac.make();
     Deno.copyFileSync(`${mac.state}/users`, `${launchd.bin}/state/users`);
     for (const { uid } of [ADA, ZOE]) Deno.writeTextFileSync(`${launchd.bin}/state/sessions/${uid}`, "");
+    // It looks for its Mac from where it really is.
+    Deno.symlinkSync(`${mac.root}/bin/sudo`, `${launchd.bin}/sudo`);
     mac.settings.launchctl = `${launchd.bin}/launchctl`;
     mac.settings.devices = [{ prefix: home.root, dev: Deno.lstatSync("/").dev }];
     mac.settings.limits = LIMITS;
