@@ -329,19 +329,20 @@ export class FakeMac implements AsyncDisposable {
 
   /** Starts lima-guard --install and so on, to be killed. */
   start(args: string[], options: RunOptions = {}): Deno.ChildProcess {
-    this.#prepare(options);
+    this.prepare(options);
     const command = this.#command(options.program ?? this.source, withRole(args), options);
     return new Deno.Command("setpriv", { ...command, stdout: "piped", stderr: "piped" }).spawn();
   }
 
-  #prepare({ settings }: RunOptions): void {
+  /** Writes down what the next run finds; every run does it by itself. */
+  prepare({ settings }: RunOptions = {}): void {
     const { limits, ...all } = { ...this.settings, ...settings };
     this.write(`${this.state}/settings.json`, JSON.stringify({ ...all, limits: { ...QUICK, ...limits } }));
   }
 
   /** Runs lima-guard with these arguments; without a role among them it is an install. */
   async run(args: string[], options: RunOptions = {}): Promise<MacRun> {
-    this.#prepare(options);
+    this.prepare(options);
     const command = this.#command(options.program ?? this.source, withRole(args), options);
     const { code, stdout, stderr } = await new Deno.Command("setpriv", command).output();
     const out = { stdout: new TextDecoder().decode(stdout), stderr: new TextDecoder().decode(stderr) };
@@ -356,7 +357,7 @@ export class FakeMac implements AsyncDisposable {
 
   /** A line as a person types it, where `lima-guard` is the binary, sudo and launchctl are on the PATH; yes to all. */
   async type(line: string, as: Person): Promise<{ code: number; output: string }> {
-    this.#prepare({});
+    this.prepare();
     const typed = line.replace(/\blima-guard (?=--)/, `${this.source} `).replace(/ (?=--(un)?install )/, " --yes ");
     const env: Record<string, string> = { PATH: `${this.root}/bin:/usr/bin:/bin`, LIMA_HOME: "/nonsense" };
     if (line.includes("sudo")) env["HOME"] = `${this.root}/home/eve`;

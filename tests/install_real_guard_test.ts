@@ -4,28 +4,10 @@
  */
 
 import assert from "node:assert/strict";
-import { denoFlags } from "./helpers/guard.ts";
-import { eventually, project, tempLimaHome } from "./helpers/mod.ts";
+import { eventually, tempLimaHome } from "./helpers/mod.ts";
 import { DAEMON, FakeMac, fixture, macTest, ROOT, ZOE } from "./install_mac.ts";
+import { realGuard } from "./install_real_guard.ts";
 import { smallLaunchd } from "./launchd/launchd.ts";
-
-/** A program that is lima_guard.ts, and whose `--install`, `--check` and `--uninstall` are install.ts on this Mac. */
-function realGuard(mac: FakeMac, mark: Readonly<Record<string, string>>): string {
-  mac.folder(`${mac.root}/deno-dir`, ROOT, 0o777);
-  const inherited = ["JSR_URL", "NPM_CONFIG_REGISTRY", "DENO_TLS_CA_STORE", "DENO_CERT"].flatMap((name) => {
-    const value = Deno.env.get(name);
-    return value === undefined ? [] : [[name, value] as const];
-  });
-  const cache = { DENO_DIR: `${mac.root}/deno-dir`, DENO_NO_UPDATE_CHECK: "1", NO_COLOR: "1" };
-  const env = Object.entries({ ...mark, ...cache, ...Object.fromEntries(inherited) });
-  const run = [`${mac.deno} run -q -A --no-check`, ...denoFlags(), `${project}/lima_guard.ts`].join(" ");
-  return `#!/usr/bin/env bash
-case " $* " in
-  *" --install "* | *" --check "* | *" --uninstall "*) exec ${mac.root}/lib/run "$(realpath "$0")" "$@" ;;
-esac
-exec env ${env.map(([name, value]) => `${name}='${value}'`).join(" ")} ${run} "$@"
-`;
-}
 
 macTest("a running instance goes under the real lima-guard and back, and its guest is never cut off", async () => {
   await using home = await tempLimaHome();
@@ -37,7 +19,7 @@ macTest("a running instance goes under the real lima-guard and back, and its gue
   mac.settings.launchctl = `${launchd.bin}/launchctl`;
   mac.settings.devices = [{ prefix: home.root, dev: Deno.lstatSync("/").dev }];
   mac.settings.limits = { commandMs: 30_000, handshakeMs: 60_000, stopMs: 90_000, goneMs: 30_000, runningMs: 30_000 };
-  mac.write(mac.source, realGuard(mac, home.mark), ROOT, 0o755);
+  mac.write(mac.source, realGuard(mac, { mark: home.mark }), ROOT, 0o755);
   const env =
     `<key>EnvironmentVariables</key><dict><key>HOME</key><string>${home.user}</string><key>LIMA_HOME</key><string>${home.lima}</string></dict>`;
   const text = fixture(mac, "lima-2.2-daemon").replace(`${mac.home}/.lima`, home.lima)

@@ -10,6 +10,7 @@
  *   … reboot the Mac …
  *   deno task test tests/mac/questions_test.ts                            reads what they wrote
  *   LIMA_GUARD_PROBE=disarm deno task test tests/mac/questions_test.ts    takes them away
+ * LIMA_GUARD_SHARE=FOLDER is a folder on a share, for the question about sync and locks there.
  * LIMA_GUARD_VICTIM=NAME is a running vz instance whose host agent may be killed, which cuts its guest off.
  */
 
@@ -19,6 +20,8 @@ import { eventually, isAlive } from "../helpers/processes.ts";
 import { answerTo, beginPaper, NoAnswer, type Paper, writeAnswer } from "./answers.ts";
 import { type Domain, Job, line, plistText, say, sweepQuestions, textOf, type Value } from "./launchd.ts";
 import { arm, disarm, readArmed } from "./probe.ts";
+import { askReach } from "./reach.ts";
+import { askVolume } from "./volume.ts";
 
 const ON_MAC = Deno.build.os === "darwin";
 const HOME = Deno.env.get("HOME") ?? "/";
@@ -168,6 +171,15 @@ ask("bootout: is the label gone when it returns, and what says bootstrap until t
   return `bootout ${code} after ${seconds(began)} s, then state ${there ?? "113"}; bootstrap ${again.code}`;
 });
 
+ask("a child of root in a login session: which way to become the user gets through?", async ({ script, dir }) => {
+  if (!canSudo) return new NoAnswer("not asked", "sudo -n does not work here");
+  await using job = await script(FOREVER);
+  await job.pid();
+  const account = { uid: Deno.uid() ?? 0, groups: (await say(["id", "-G"])).text };
+  const asRoot = (...argv: string[]) => say(["sudo", "-n", ...argv]);
+  return await askReach(asRoot, { account, target: job.target, plist: `${dir}/${job.label}.plist` });
+});
+
 ask("launchctl print: does lima-guard read it?", async ({ script }) => {
   for (const domain of domains) {
     await using job = await script(FOREVER, { ExitTimeOut: 42 }, domain);
@@ -277,17 +289,28 @@ ask("how many files may a job open?", async ({ script, dir }) => {
   return found.join("; ");
 });
 
-ask("sync: does it work, and how long does it take, on APFS and on a disk image?", async ({ dir }) => {
-  const found = [`APFS: ${await timedSync(dir)}`];
-  await say(["hdiutil", "create", "-size", "8m", "-fs", "HFS+", "-volname", "lgq", `${dir}/image.dmg`]);
-  await Deno.mkdir(`${dir}/image`);
-  const attached = await say(["hdiutil", "attach", "-nobrowse", "-mountpoint", `${dir}/image`, `${dir}/image.dmg`]);
-  try {
-    found.push(`disk image: ${attached.code === 0 ? await timedSync(`${dir}/image`) : line(attached.text)}`);
-  } finally {
-    await say(["hdiutil", "detach", "-force", `${dir}/image`]);
-  }
-  return found.join("; ");
+ask(
+  "sync and locks: do they work, and how long does a synced line take, on APFS and on a disk image?",
+  async (scene) => {
+    const { dir } = scene;
+    const found = [`APFS: ${await askVolume(dir)}`];
+    await say(["hdiutil", "create", "-size", "8m", "-fs", "HFS+", "-volname", "lgq", `${dir}/image.dmg`]);
+    await Deno.mkdir(`${dir}/image`);
+    const attached = await say(["hdiutil", "attach", "-nobrowse", "-mountpoint", `${dir}/image`, `${dir}/image.dmg`]);
+    try {
+      found.push(`disk image: ${attached.code === 0 ? await askVolume(`${dir}/image`) : line(attached.text)}`);
+    } finally {
+      await say(["hdiutil", "detach", "-force", `${dir}/image`]);
+    }
+    return found.join("; ");
+  },
+);
+
+ask("sync and locks: the same on a share, over SMB?", async () => {
+  const folder = Deno.env.get("LIMA_GUARD_SHARE");
+  if (!folder) return new NoAnswer("not asked", "LIMA_GUARD_SHARE names no folder on a share; see tests/mac/share");
+  const mounts = (await say(["mount"])).text.split("\n").filter((row) => / \((smbfs|nfs|afpfs|macfuse)/.test(row));
+  return `${await askVolume(folder)}; mounted: ${line(mounts.join(" ")) || "no share"}`;
 });
 
 // ── tools ──
@@ -405,16 +428,6 @@ const FOR_PEOPLE = [
 ] as const;
 for (const [question, how] of FOR_PEOPLE) {
   ask(question, () => Promise.resolve(new NoAnswer("for a person", how)));
-}
-
-async function timedSync(folder: string): Promise<string> {
-  using file = await Deno.open(`${folder}/line`, { create: true, append: true });
-  const began = performance.now();
-  for (let n = 0; n < 20; n++) {
-    await file.write(new TextEncoder().encode("x\n"));
-    await file.syncData();
-  }
-  return `${((performance.now() - began) / 20).toFixed(1)} ms a line`;
 }
 
 /** Median and worst of each thing that was timed: lines `NAME SECONDS`. */

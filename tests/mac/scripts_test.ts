@@ -21,7 +21,7 @@ for (const program of ["dash", "busybox", "bash", "shellcheck"]) {
 }
 
 Deno.test("the scripts for a Mac are these", () => {
-  assert.deepEqual(SCRIPTS, ["handshake", "learnt", "probe.sh", "record", "vz"]);
+  assert.deepEqual(SCRIPTS, ["handshake", "learnt", "probe.sh", "record", "share", "vz"]);
 });
 
 for (const name of SCRIPTS) {
