@@ -5,10 +5,11 @@
  */
 
 import assert from "node:assert/strict";
-import { BACKUP_SUFFIX, BAKED_IN, LOG_NAME, MEMORY_SUFFIX } from "../install.ts";
+import { BACKUP_SUFFIX, BAKED_IN, type InstallHost, installMain, LOG_NAME, MEMORY_SUFFIX } from "../install.ts";
 import { VERSION } from "../lima_guard.ts";
 import { denoFlags } from "./helpers/guard.ts";
 import { project } from "./helpers/paths.ts";
+import { pretendedHost } from "./install_host.ts";
 import { launchdIn, type SmallLaunchd } from "./launchd/launchd.ts";
 
 export const ROOT = { name: "root", uid: 0, gid: 0, groups: [0] };
@@ -46,6 +47,8 @@ export interface MacSettings {
   hookAt?: number;
   hook?: string;
   trace?: boolean;
+  /** The process itself says what the stand-ins for Apple's tools would say: see install_tools.ts. */
+  quick?: boolean;
   /** Another stand-in for launchctl, of a launchd that really runs its jobs: their processes are the kernel's. */
   launchctl?: string;
 }
@@ -335,9 +338,13 @@ export class FakeMac implements AsyncDisposable {
   }
 
   /** Writes down what the next run finds; every run does it by itself. */
-  prepare({ settings }: RunOptions = {}): void {
+  prepare(options: RunOptions = {}): void {
+    this.write(`${this.state}/settings.json`, JSON.stringify(this.#settings(options)));
+  }
+
+  #settings({ settings }: RunOptions): MacSettings {
     const { limits, ...all } = { ...this.settings, ...settings };
-    this.write(`${this.state}/settings.json`, JSON.stringify({ ...all, limits: { ...QUICK, ...limits } }));
+    return { ...all, limits: { ...QUICK, ...limits } };
   }
 
   /** Runs lima-guard with these arguments; without a role among them it is an install. */
@@ -345,14 +352,25 @@ export class FakeMac implements AsyncDisposable {
     this.prepare(options);
     const command = this.#command(options.program ?? this.source, withRole(args), options);
     const { code, stdout, stderr } = await new Deno.Command("setpriv", command).output();
-    const out = { stdout: new TextDecoder().decode(stdout), stderr: new TextDecoder().decode(stderr) };
-    const json = () => {
-      const document = JSON.parse(out.stdout);
-      assert.equal(document.version, 1);
-      assert.equal(typeof document.changed, "boolean");
-      return document.instances[0];
+    return macRun(code, new TextDecoder().decode(stdout), new TextDecoder().decode(stderr));
+  }
+
+  /** Root's run without a process: only for what neither the process nor its user, environment and umask decide. */
+  async trial(args: string[], options: Pick<RunOptions, "settings"> = {}): Promise<MacRun> {
+    const home = `${this.system}/var/root`;
+    let [out, err] = ["", ""];
+    const own: Partial<InstallHost> = {
+      settle: () => void Deno.umask(0o022),
+      env: (name) => ({ PATH: "/usr/bin:/bin:/usr/sbin:/sbin", HOME: home })[name],
+      onSignal: () => () => {},
+      stdout: (text) => out += text,
+      stderr: (text) => err += text,
     };
-    return { status: code, ...out, json };
+    const ask = (words: string[], uid: number) => this.launchd.control(words, uid);
+    const settings = { ...this.#settings(options), quick: true };
+    const host = pretendedHost({ root: this.root, binary: this.source, home, ask, own }, settings);
+    const status = await installMain(withRole(args), host);
+    return macRun(status, out, err);
   }
 
   /** A line as a person types it, where `lima-guard` is the binary, sudo and launchctl are on the PATH; yes to all. */
@@ -372,6 +390,16 @@ export class FakeMac implements AsyncDisposable {
     await this.launchd[Symbol.asyncDispose]();
     await Deno.remove(this.root, { recursive: true });
   }
+}
+
+function macRun(status: number, stdout: string, stderr: string): MacRun {
+  const json = () => {
+    const document = JSON.parse(stdout);
+    assert.equal(document.version, 1);
+    assert.equal(typeof document.changed, "boolean");
+    return document.instances[0];
+  };
+  return { status, stdout, stderr, json };
 }
 
 function withRole(args: string[]): string[] {

@@ -31,7 +31,7 @@ interface Result {
 const AIM_MINUTES = 6;
 /** What takes long and does not look so by its size; the table of a run shows them. They start first. */
 export const LONG_FILES: readonly string[] = [
-  "tests/install_recovery_test.ts",
+  "tests/install_effects_test.ts",
   "tests/mac/recorded_test.ts",
   "tests/install_act_test.ts",
   "tests/pre_faults_test.ts",
