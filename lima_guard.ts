@@ -5007,6 +5007,8 @@ interface Run {
   instance?: Instance;
   lock?: InstanceLock;
   startLock?: LockFile | undefined;
+  /** The end in the journal whose back-off is over. */
+  waitedFor?: string | undefined;
   child?: Child | undefined;
   session?: GuestSession | undefined;
   /** The host agent where it is not the child. */
@@ -5054,7 +5056,7 @@ async function prepare(run: Run): Promise<RunEvent> {
       throwIfOvertaken(ctx);
       continue;
     }
-    if (await waitForBackoff(ctx, instance) || !await acquireStartSlot(run, ctx, instance)) continue;
+    if (await waitForBackoff(run, ctx, instance) || !await acquireStartSlot(run, ctx, instance)) continue;
     preserveLogs(ctx, instance);
     return "clear";
   }
@@ -5113,10 +5115,16 @@ async function acquireOwnLock(run: Run, instance: Instance): Promise<InstanceLoc
   }
 }
 
-/** Waits for the restart back-off; `true` where there was one, so that everything is looked at again. */
-async function waitForBackoff(ctx: Context, instance: Instance): Promise<boolean> {
-  const ms = restartBackoffMs(journalOf(ctx.host, instance), ctx.host.wallMs());
-  if (ms === 0) return false;
+/**
+ * Waits for the restart back-off; `true` where there was one, so that everything is looked at again. One bad end is
+ * waited for once: with a date of the future, after the clock was stepped back, it would be waited for without end.
+ */
+async function waitForBackoff(run: Run, ctx: Context, instance: Instance): Promise<boolean> {
+  const lines = journalOf(ctx.host, instance);
+  const ms = restartBackoffMs(lines, ctx.host.wallMs());
+  const last = JSON.stringify(lines.findLast((line) => line.event === "end"));
+  if (ms === 0 || run.waitedFor === last) return false;
+  run.waitedFor = last;
   const because = `the last runs ended badly soon after their start; waits ${Math.ceil(ms / 1000)} s`;
   ctx.say("warn", instance, because);
   announce(ctx, instance, "braked", { event: "braked", because, seconds: Math.ceil(ms / 1000) });

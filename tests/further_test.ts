@@ -1,0 +1,22 @@
+/** Further inputs that once led to a wrong answer: dates of the future, pipes in odd places, answers of another shape. */
+
+import assert from "node:assert/strict";
+import { guardWith } from "./helpers/guard_with.ts";
+import { spawnGuard } from "./helpers/mod.ts";
+import { JOURNAL, test } from "./helpers/pre.ts";
+
+/** A line of the journal that `--run` wrote. */
+function runLine(dir: string, event: string, more: Record<string, unknown> = {}): string {
+  const time = new Date().toISOString();
+  const boot = Deno.build.os === "linux" ? Deno.readTextFileSync("/proc/sys/kernel/random/boot_id").trim() : "";
+  return `${JSON.stringify({ time, boot, dir, role: "run", event, ...more })}\n`;
+}
+
+test("two bad ends with a date of the future, as after a step of the clock: the next start waits once", async ({ home, k3s }) => {
+  const time = new Date(Date.now() + 86_400_000).toISOString();
+  k3s.write(JOURNAL, runLine(k3s.dir, "end", { time, requested: false, status: 1, ranS: 1 }).repeat(2));
+  await using guard = spawnGuard(home, ["--run", "k3s", "--", "/bin/sh", "-c", "exit 7"], guardWith({ hurry: true }));
+  const { status, stderr } = await guard.result({ timeoutMs: 20_000 });
+  assert.equal(status, 7, stderr);
+  assert.equal(stderr.match(/the last runs ended badly/g)?.length, 1, stderr);
+});
