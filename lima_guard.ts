@@ -79,15 +79,15 @@ const PID_FILE_LIMIT_BYTES = 64;
 const YOUNG_FILE_MS = 5_000;
 /** Lima's own limit for `/v1/info` (`pkg/store.Inspect`). */
 const ANSWER_LIMIT_MS = 3_000;
-/** A vz host agent may be deaf for about 12 min while its guest boots (usernet, lease and ssh each have a limit). */
+/** A vz host agent may not answer for up to 12 min while its guest boots (usernet, lease and ssh each have a limit). */
 const BOOT_WINDOW_S = 15 * 60;
-/** How long an agent beyond the boot window must be silent, asked again and again, to count as hung. */
+/** A host agent beyond the boot window that answers no request for so long is hung. */
 const SILENCE_MS = 60_000;
-/** ps answers in some 10 ms; one that needs this long tells us nothing in time. */
+/** ps answers in some 10 ms; one that needs longer than this counts as failed. */
 const PS_LIMIT_MS = 5_000;
-/** lsof needed more than 10 s on busy Macs; a stop grants it only what is left of the stage. */
+/** lsof needed more than 10 s on busy Macs; in a stop it gets only what remains of the stage. */
 const LSOF_LIMIT_MS = 15_000;
-/** A vz VM process ends by itself after its client did; so long it gets before a holder is named. */
+/** A vz VM process ends by itself shortly after its client: holders of a disk are named only after this time. */
 const HOLDER_RETRY_MS = 10_000;
 /** How long the lock of another process is waited for. */
 const LOCK_WAIT_MS = 10_000;
@@ -208,7 +208,7 @@ export interface ProcessRow {
 export interface VerifiedProcess {
   readonly role: Role;
   readonly row: ProcessRow;
-  /** Its number stands in a PID file that may name it; without one it is a stray, found by its command. */
+  /** Named by a PID file of the right kind. `false`: found only by scanning ps. */
   readonly named: boolean;
 }
 
@@ -222,7 +222,7 @@ export type Verdict =
   }
   | { readonly kind: "ours"; readonly why: string; readonly role: Role };
 
-/** How a file looked when it was judged; it is removed only while it still looks so. */
+/** A file as it was when it was judged; it is removed only if it is unchanged. */
 export interface FileStamp {
   readonly dev: number;
   readonly ino: number;
@@ -237,18 +237,18 @@ interface StampedPath {
   readonly stamp: FileStamp;
 }
 
-/** A file that claims something: that a process lives, that a disk is in use, that a port is known. */
+/** A file that says that a process lives, that a disk is in use, or which port is used. */
 export interface StateFile {
   readonly path: string;
   readonly verdict: Verdict;
   readonly stamp: FileStamp;
   /** An instance's own file, or one that other instances of this LIMA_HOME share. */
   readonly scope: "instance" | "shared";
-  /** Sockets that mean nothing without it and go with it. */
+  /** Sockets that are removed with it. */
   readonly sockets: readonly StampedPath[];
   /** Why the file could not be removed, where that is known beforehand. */
   readonly undeletable?: string;
-  /** What of its directory forbids the removal. */
+  /** What is wrong with its directory, where that is why. */
   readonly remedy?: "mode" | "owner";
 }
 
@@ -259,7 +259,7 @@ export interface Diagnostic {
   readonly hint?: string;
   /** 75 unless only a permission is missing. */
   readonly status?: 75 | 77;
-  /** It may come by itself while the machine starts: under launchd it is waited for. */
+  /** May appear while the machine starts: under launchd it is waited for. */
   readonly waitsFor?: "volume";
 }
 
@@ -268,16 +268,16 @@ export interface AgentHealth {
   readonly answers: boolean;
   /** The smallest of: since its start, since the machine's, since the last wake. */
   readonly ageS: number;
-  /** For how long it has been asked in vain. */
+  /** Seconds since the first unanswered request. */
   readonly silentS: number;
-  /** Not one event has been written since its start: it never got past its driver's start. */
+  /** It has written no event since its start: it never got past the start of its driver. */
   readonly neverReported: boolean;
 }
 
 /** All facts about one instance: plain data, printable, the only input of the deciding functions. */
 export interface Observation {
   readonly instance: Instance;
-  /** Why there is no instance to speak of. */
+  /** Set if the instance does not exist: why. */
   readonly missing?: string;
   readonly stateFiles: readonly StateFile[];
   readonly alive: readonly VerifiedProcess[];
@@ -333,7 +333,7 @@ type Judgement =
   /** With a role: it has the shape of one, and only the instance that it belongs to is unknown. */
   | { readonly kind: "unknown"; readonly why: string; readonly role?: Role };
 
-/** What the guard finds an instance to be. `clear` is what Lima calls Stopped, with nothing in the way of a start. */
+/** The state of an instance. `clear` is what Lima calls Stopped, with nothing in the way of a start. */
 export type State =
   | "clear"
   | "running"
@@ -456,13 +456,13 @@ export interface JournalLine {
   readonly [more: string]: unknown;
 }
 
-/** What became of one instance: the document that `--json` prints, field by field. */
+/** The result for one instance: the fields that `--json` prints. */
 export interface Report {
   readonly name: string;
   /** Where several users' homes are served (root's `--all`): whose instance it is, and its LIMA_HOME. */
   readonly owner?: string;
   readonly home?: string;
-  /** What the guard found it to be; `stopped` after a stop. */
+  /** The state that was found; `stopped` after a stop. */
   readonly state: State;
   readonly status: number;
   /** Which stage ended a stop, or null. */
@@ -503,7 +503,7 @@ interface Details {
   readonly brakeSeconds: number | null;
 }
 
-/** The launchd job that the guard runs as. */
+/** The launchd job that this process runs as. */
 interface Job {
   readonly label: string;
   /** `system/LABEL` and the like, where launchctl knows the job and its PID is ours. */
@@ -837,7 +837,7 @@ function jsonObject(text: string): Record<string, unknown> | undefined {
     const value: unknown = JSON.parse(text);
     return typeof value === "object" && value !== null ? value as Record<string, unknown> : undefined;
   } catch {
-    return undefined; // a line cut short by a power cut is an ordinary guest here
+    return undefined; // torn last line after a power loss: ignore
   }
 }
 
@@ -863,7 +863,7 @@ function optionOf(args: readonly string[], option: string): string | undefined {
 
 // ──────────────────────────────────────────────────────────────────────────────────────────────── proof of identity ──
 
-/** A shape that a command of Lima's can have: which program, which word after its flags, and where its path stands. */
+/** Pattern of a Lima command line: program, subcommand, and the flag before its path. */
 interface Shape {
   readonly role: Role;
   readonly program: RegExp;
@@ -1043,7 +1043,7 @@ function programWords(command: string): string {
 
 /**
  * Whether a command begins with the shape's program and has its word: a bare name, or an absolute path with that
- * basename. A path may hold blanks, but `/usr/bin/strace bin/limactl …` only looks like one: then the file tells.
+ * basename. A path may hold blanks, but `/usr/bin/strace bin/limactl …` is ambiguous: then it is checked whether the file exists.
  */
 function programOf(command: string, shape: Shape, isFile: (path: string) => boolean) {
   const name = limaProgram(command);
@@ -1307,7 +1307,7 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   return plan(state, because, { steps, notes: seen.notes });
 }
 
-/** Hung: beyond the boot window, and deaf for a minute of asking, or without a single event since its start. */
+/** Hung: beyond the boot window, and no answer for a minute, or no event since its start. */
 function isHung(signs: AgentHealth): boolean {
   if (signs.ageS < BOOT_WINDOW_S) return false;
   return signs.neverReported || (!signs.answers && signs.silentS * 1000 >= SILENCE_MS);
@@ -1422,9 +1422,9 @@ function laterRemovals(seen: Observation): Step[] {
 }
 
 /** What makes a file removable, where that is known. */
-function remedyCommand({ path, remedy: cure }: StateFile): string {
-  if (cure === "mode") return writableCommand(dirname(path));
-  if (cure === "owner") return chownCommand(dirname(path));
+function remedyCommand({ path, remedy }: StateFile): string {
+  if (remedy === "mode") return writableCommand(dirname(path));
+  if (remedy === "owner") return chownCommand(dirname(path));
   return lookCommand(dirname(path), path);
 }
 
@@ -1568,8 +1568,8 @@ const LONG_RUN_S = 600;
 
 /**
  * How long the restart back-off still lasts, in milliseconds. launchd starts a job again every 10 s without end; after the
- * second bad end in a row the next start waits until 5 s after the last end, then 10, 20 … 5 min. It lives in the
- * journal, so that it survives the guard.
+ * second bad end in a row the next start waits until 5 s after the last end, then 10, 20 … 5 min. It is kept in the
+ * journal, so that it survives a restart of lima-guard.
  */
 export function restartBackoffMs(lines: readonly JournalLine[], nowMs: number): number {
   let [bad, lastMs] = [0, 0];
@@ -1637,7 +1637,7 @@ function describeDiagnostic(word: string): (r: Diagnostic) => string {
 }
 
 // ── --status
-/** What is said where nothing was seen: Lima may still refuse, its lima.yaml for one. */
+/** Printed where nothing was found: Lima may still refuse, because of its lima.yaml for example. */
 export const STARTS = "nothing seen that would keep it";
 
 /**
@@ -1935,12 +1935,12 @@ function formatReports(reports: readonly Report[], dryRun: boolean): string {
 
 // ───────────────────────────────────────────────────────────────────────────────────────────────────────── the host ──
 
-/** The answer of an effect that can fail: a value, or what kind of trouble and the system's own words. */
+/** Result of an effect that can fail: a value, or the kind of error and the system's own words. */
 export type Result<T> =
   | { readonly ok: T; readonly trouble?: undefined }
   | { readonly ok?: undefined; readonly trouble: ErrorKind; readonly why: string };
 
-/** The kinds of trouble that the guard treats differently. */
+/** The kinds of errors that are treated differently. */
 type ErrorKind = "absent" | "denied" | "refused" | "read-only" | "unsupported" | "limit" | "other";
 
 /** A file as lstat(2) or stat(2) shows it. `mode` is the nine permission bits. */
@@ -1967,11 +1967,11 @@ export interface Command {
   readonly apart?: true;
   /** Is given what sends it a SIGINT: it is in a session of its own, which no terminal reaches. */
   readonly onStart?: (interrupt: () => void) => void;
-  /** The command that `--run` supervises: it has the guard's stdout and stderr, and its process group. */
+  /** The command that `--run` supervises: it has lima-guard's stdout and stderr, and its process group. */
   readonly supervised?: boolean;
 }
 
-/** A long-lived child of the guard, signalled by its handle only: a handle cannot be recycled. */
+/** A long-lived child process, signalled by its handle only: a handle cannot be recycled. */
 interface Child {
   readonly pid: number;
   readonly ended: Promise<{ code: number; signal: string | undefined }>;
@@ -1982,7 +1982,7 @@ interface Child {
   lastWords(): string;
 }
 
-/** The signals that the guard sends or hears. */
+/** The signals that lima-guard sends or receives. */
 export type Signal = "SIGTERM" | "SIGKILL" | "SIGINT" | "SIGHUP";
 
 /** A held connection to a unix socket. */
@@ -2084,7 +2084,7 @@ const STOP_TIMEOUTS: Timeouts = {
   holderMs: 0,
 };
 
-/** What a run of the guard carries along: its role, its options, where its words go. */
+/** What every function that acts needs: the host, the options, the log, and what this run has found out. */
 interface Context {
   readonly host: Host;
   readonly role: string;
@@ -2095,7 +2095,7 @@ interface Context {
   /** The program of `--on-event`. */
   readonly onEvent: string | undefined;
   say(level: "debug" | "info" | "warn" | "error", instance: { readonly name: string }, text: string): void;
-  /** A stage of a long wait, for the person who waits. */
+  /** A stage of a long wait, shown to the person who waits. */
   stage(instance: Instance, stage: string, deadlineMs: number): void;
   /** How many times a person asked to skip a stage, and the wake-up of that moment. */
   readonly skips: { count: number; readonly wakeUp: WakeUp };
@@ -2116,10 +2116,10 @@ interface Cache {
   foreign?: { readonly home: string; readonly atMs: number; readonly found: StartFindings };
 }
 
-/** Something that several can wait for: each ring wakes all who listen then. */
+/** Something that several tasks can wait for: `notify` wakes all that wait then. */
 class WakeUp {
   #next = Promise.withResolvers<void>();
-  /** Resolves at the next ring. However often it is asked, one promise is pending. */
+  /** Resolves at the next `notify`. However often it is asked, one promise is pending. */
   next(): Promise<void> {
     return this.#next.promise;
   }
@@ -2386,7 +2386,7 @@ function looksSame(a: FileStamp, b: FileStamp): boolean {
 // ──────────────────────────────────────────────────────────────────────────────────────────────────────── observing ──
 
 // ── PID files
-/** What looking at an instance's PID files and processes brings; part of an Observation. */
+/** Result of inspecting PID files and processes; part of an Observation. */
 type Processes = Pick<Observation, "stateFiles" | "alive" | "unknowns" | "bootMarker" | "isOldMarker" | "searched">;
 
 /** A PID file as it was found: its number, or the verdict that needs no process. */
@@ -2446,7 +2446,7 @@ async function isOfAnotherBoot(ctx: Context, marker: FileStamp): Promise<boolean
   return boot !== "" && marker.text.trim() !== boot;
 }
 
-/** Reads every PID file, a second time where one is so young that Lima may still be writing it. */
+/** Reads every PID file; again if one is so young that Lima may still be writing it. */
 async function readPidFiles(
   host: Host,
   instance: Instance,
@@ -3854,7 +3854,7 @@ interface Stop extends StopOptions {
   powerCut: boolean;
   /** Whether the host agent was killed after the VM was off: no hard stop of the VM. */
   isAgentHung: boolean;
-  /** Rings when something may have ended. */
+  /** Notified when a process may have ended. */
   readonly wakeUp: WakeUp;
   seen: Observation;
   steps: Step[];
@@ -4997,7 +4997,7 @@ interface Run {
   readonly command: readonly [string, ...string[]];
   readonly events: RunEvent[];
   readonly wakeUp: WakeUp;
-  /** Rings when the host agent has reported that the guest is up. */
+  /** Notified when the host agent has reported that the guest is up. */
   readonly bootWakeUp: WakeUp;
   /** The label launchd gave us, or undefined where it was not launchd that started us. */
   label: string | undefined;
@@ -5091,7 +5091,7 @@ function logBlocked(ctx: Context, instance: { name: string }, reported: Report, 
   });
 }
 
-/** The instance's lock, with the guard's own start time in it, by which `--stop` proves what it signals. */
+/** The instance's lock, with lima-guard's own start time in it, by which `--stop` proves what it signals. */
 async function acquireOwnLock(run: Run, instance: Instance): Promise<InstanceLock | undefined> {
   const { ctx } = run;
   const table = await ps(ctx.host, [ctx.host.pid], PS_LIMIT_MS);
@@ -5233,7 +5233,7 @@ async function superviseRun(ctx: Context, homes: Homes, name: string, command: r
     state = next;
     await ACTIONS[action](run).catch((error) => logInternalError(run, action, error));
   }
-  // Whatever went wrong inside the guard: it never leaves while the command lives.
+  // Whatever went wrong inside lima-guard: it never leaves while the command lives.
   await run.child?.ended;
   run.lock?.release();
   return run.status;
@@ -5557,8 +5557,8 @@ async function stopRun(run: Run): Promise<void> {
 
 /**
  * The instance, if this process may work on it. While it was preparing, another process may have the lock: that is
- * waited for as long as there is time to do something then, unless nothing lives. What could not be done is said, and
- * its status set.
+ * waited for as long as there is time to do something then, unless nothing lives. What could not be done is logged, and
+ * sets the exit status.
  */
 async function acquireForStop(run: Run, beganMs: number): Promise<Instance | undefined> {
   const { ctx } = run;
@@ -5844,7 +5844,7 @@ function openLock(path: string, create: boolean): LockFile {
     lockWithin: (ms) => orAtLimit(pending ??= file.lock(true).then(() => true, () => false), ms, false),
     read: () => readTail(path, 4096),
     write: (text) => {
-      // The record is a courtesy: on a full disk the lock itself still holds.
+      // The record is informational: on a full disk the lock itself still works.
       tryCall(() => file.truncateSync(0));
       tryCall(() => file.seekSync(0, Deno.SeekMode.Start));
       tryCall(() => file.writeSync(new TextEncoder().encode(text)));
@@ -5898,7 +5898,7 @@ async function runToEnd(command: Command, limitMs: number): Promise<Result<Comma
   return { ok: { code, signal: signal ?? undefined, stdout: text.decode(stdout), stderr: text.decode(stderr) } };
 }
 
-/** Its own session: Ctrl-C at the terminal is meant for the guard. */
+/** Its own session: Ctrl-C at the terminal is meant for lima-guard. */
 function startChild(command: Command): Child {
   const [program, ...args] = command.argv;
   const pipes = { stdin: "piped", stdout: "piped", stderr: "piped" } as const;
@@ -5929,7 +5929,7 @@ function startChild(command: Command): Child {
 }
 
 /**
- * launchd ends what is left of the guard's process group, so the command stays in it. At a terminal it gets a session
+ * launchd ends what is left of lima-guard's process group, so the command stays in it. At a terminal it gets a session
  * of its own: Ctrl-C would reach a host agent before the stop stages do. stdin is never a terminal: Lima would log there.
  */
 function startSupervised(command: Command): Child {
