@@ -301,9 +301,9 @@ export interface Observation {
   readonly isOldMarker?: boolean;
 }
 
-/** What stands in the way of a start, and what is only worth a note. */
-interface StartFindings {
-  readonly startBlockers: readonly Diagnostic[];
+/** What needs action, and warnings. */
+interface Findings {
+  readonly blockers: readonly Diagnostic[];
   readonly notes: readonly Diagnostic[];
 }
 
@@ -1768,42 +1768,36 @@ export function journalWords(line: JournalLine): string {
   return `${when}  --${line.role}: ${words[line.event] ?? line.event}`;
 }
 
-/** Job problems that need action, and warnings. */
-interface JobFindings {
-  readonly troubles: readonly Diagnostic[];
-  readonly notes: readonly Diagnostic[];
-}
-
 /** What is wrong with the launchd jobs of an instance. `supervised`: a lima-guard runs it, or is stopping it. */
 export function judgeJobs(
   { jobs, unread }: FoundJobs,
   instance: Instance,
   { state, supervised }: { readonly state: State; readonly supervised: boolean },
-): JobFindings {
+): Findings {
   const { name } = instance;
   const each = jobs.map((job) => judgeJob(job, instance, state));
-  const troubles = each.flatMap((findings) => findings.troubles);
+  const blockers = each.flatMap((findings) => findings.blockers);
   const notes = each.flatMap((findings) => findings.notes);
   if (jobs.length === 0 && unread.length === 0) notes.push({ what: name, because: "no launchd job found" });
   if (jobs.length > 1) {
     const because = "it is registered twice, at login and at boot";
-    troubles.unshift({ what: name, because, hint: limactlCommand(instance, "autostart", "disable", name) });
+    blockers.unshift({ what: name, because, hint: limactlCommand(instance, "autostart", "disable", name) });
   }
   if (jobs.some((j) => j.wrapped) && state === "running" && !supervised) {
     const because = "it runs without its job (started by hand): it will be cut off at the next shutdown";
     const job = jobs.find((j) => j.wrapped && !j.noLogin);
     const start = job === undefined ? [] : [startJobCommand(job)];
-    troubles.push({ what: name, because, hint: [guardCommand(instance, "--stop"), ...start].join(" && ") });
+    blockers.push({ what: name, because, hint: [guardCommand(instance, "--stop"), ...start].join(" && ") });
   }
-  return { troubles, notes: [...unread, ...notes] };
+  return { blockers, notes: [...unread, ...notes] };
 }
 
-function judgeJob(job: JobStatus, instance: Instance, state: State): JobFindings {
+function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
   const { label: what, wrapped, exitTimeoutS } = job;
   const wrap = guardCommand(instance, "--install");
   const start = startJobCommand(job);
   const isShort = wrapped && exitTimeoutS !== 0 && exitTimeoutS < DEFAULT_BUDGET_S;
-  const troubles = [
+  const blockers = [
     isShort &&
     {
       because: `launchd grants it ${exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`,
@@ -1829,7 +1823,7 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): JobFindings
   ];
   const found = (rows: readonly (Omit<Diagnostic, "what"> | false | undefined)[]) =>
     rows.flatMap((row): Diagnostic[] => row ? [{ what, ...row }] : []);
-  return { troubles: found(troubles), notes: found(notes) };
+  return { blockers: found(blockers), notes: found(notes) };
 }
 
 /** Whether a state needs a person. */
@@ -2113,7 +2107,7 @@ function throwIfOvertaken({ abort }: Context): void {
 /** Answers that serve for a while: when they were got, on the host's clock. */
 interface Cache {
   boot?: { readonly id: string; readonly askedMs: number };
-  foreign?: { readonly home: string; readonly atMs: number; readonly found: StartFindings };
+  foreign?: { readonly home: string; readonly atMs: number; readonly found: Findings };
 }
 
 /** Something that several tasks can wait for: `notify` wakes all that wait then. */
@@ -2746,7 +2740,7 @@ async function observe(ctx: Context, instance: Instance, how: ObserveOptions = {
   if (missing?.state === "missing") return { ...nothing, missing: missing.because };
   const processes = await observeProcesses(ctx, instance, timeouts, searchAll);
   const agent = processes.alive.find((p) => p.role === "host agent");
-  const foreign = forStop ? { startBlockers: [], notes: [] } : foreignEntries(ctx, instance.home);
+  const foreign = forStop ? { blockers: [], notes: [] } : foreignEntries(ctx, instance.home);
   const seen: Observation = { ...nothing, ...processes, notes: foreign.notes };
   if (agent) {
     const notes = [...seen.notes, ...bootMarkerNotes(seen)];
@@ -2768,7 +2762,7 @@ async function observe(ctx: Context, instance: Instance, how: ObserveOptions = {
   const start = await observeStart(host, instance, yaml, processes.stateFiles);
   return {
     ...whole,
-    startBlockers: [...foreign.startBlockers, ...start.startBlockers, ...disks.startBlockers],
+    startBlockers: [...foreign.blockers, ...start.blockers, ...disks.blockers],
     notes: [...foreign.notes, ...start.notes],
   };
 }
@@ -2779,15 +2773,15 @@ async function observeStart(
   instance: Instance,
   yaml: string,
   stateFiles: readonly StateFile[],
-): Promise<StartFindings> {
+): Promise<Findings> {
   const networks = await observeNetworks(host, instance, stateFiles);
   return {
-    startBlockers: [
+    blockers: [
       ...longPath(host, instance),
       ...sshConfigDirectory(host, instance),
       ...await takenPort(host, yaml),
       ...yamlBlockers(host, instance, yaml),
-      ...networks.startBlockers,
+      ...networks.blockers,
     ],
     notes: [
       ...networks.notes,
@@ -2937,16 +2931,16 @@ async function agentAge(host: Host, agent: VerifiedProcess): Promise<number> {
 const FOREIGN_FRESH_MS = 1_000;
 
 /** Entries of LIMA_HOME that are no instances, and what they do to `limactl start`: rows 26 and 27. */
-function foreignEntries({ host, cache }: Context, home: string): StartFindings {
+function foreignEntries({ host, cache }: Context, home: string): Findings {
   const known = cache.foreign;
   if (known?.home === home && host.clockMs() - known.atMs < FOREIGN_FRESH_MS) return known.found;
-  const startBlockers: Diagnostic[] = [];
+  const blockers: Diagnostic[] = [];
   const notes: Diagnostic[] = [];
   const entries = host.list(home);
   if (entries.trouble !== undefined && entries.trouble !== "absent") {
     const because = `limactl start lists it, and it cannot be listed: ${entries.why}`;
     const status = entries.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
-    startBlockers.push({ what: home, because, hint: lookCommand(home), status });
+    blockers.push({ what: home, because, hint: lookCommand(home), status });
   }
   for (const entry of (entries.ok ?? []).filter((e) => !/^[._]/.test(e)).sort()) {
     const path = join(home, entry);
@@ -2956,13 +2950,13 @@ function foreignEntries({ host, cache }: Context, home: string): StartFindings {
       const hint = entry === "lost+found"
         ? "the top of a volume cannot be LIMA_HOME: move the instances into a folder of it, and name that one"
         : `move it out of ${home}, or let its name begin with a dot`;
-      startBlockers.push({ what: path, because, hint });
+      blockers.push({ what: path, because, hint });
     } else if (host.stat(join(path, LIMA_YAML)).trouble === "absent") {
       const because = "it holds no lima.yaml; Lima up to 2.1 refuses to start any instance beside it";
       notes.push({ what: path, because, hint: `move it out of ${home}` });
     }
   }
-  const found = { startBlockers, notes };
+  const found = { blockers, notes };
   cache.foreign = { home, atMs: host.clockMs(), found };
   return found;
 }
@@ -3054,7 +3048,7 @@ async function observeNetworks(
   host: Host,
   instance: Instance,
   stateFiles: readonly StateFile[],
-): Promise<StartFindings> {
+): Promise<Findings> {
   const unnamed: string[] = [];
   const dir = join(instance.home, "_networks");
   const networks = host.list(dir);
@@ -3071,11 +3065,11 @@ async function observeNetworks(
   const vmnet = await observeSocketVmnet(host, instance);
   return {
     notes: [...notes, ...vmnet.notes],
-    startBlockers: [...networkNotes(dir, networks), ...vmnet.startBlockers],
+    blockers: [...networkNotes(dir, networks), ...vmnet.blockers],
   };
 }
 
-async function observeSocketVmnet(host: Host, instance: Instance): Promise<StartFindings> {
+async function observeSocketVmnet(host: Host, instance: Instance): Promise<Findings> {
   const config = join(instance.home, "_config", "networks.yaml");
   const dir = readVarRun(textOf(host, config));
   const listed = host.list(dir);
@@ -3085,21 +3079,21 @@ async function observeSocketVmnet(host: Host, instance: Instance): Promise<Start
   const named = pidFiles.flatMap((m) =>
     "pid" in m.content && host.alive(m.content.pid) !== "no" ? [{ m, pid: m.content.pid }] : []
   );
-  if (named.length === 0) return { startBlockers: [], notes };
+  if (named.length === 0) return { blockers: [], notes };
   const table = await ps(host, named.map((n) => n.pid), PS_LIMIT_MS);
-  const startBlockers: Diagnostic[] = [];
+  const blockers: Diagnostic[] = [];
   for (const { m, pid } of named) {
     const row = table.ok?.rows.find((r) => r.pid === pid);
-    if (table.trouble) startBlockers.push({ what: m.path, because: table.why, hint: psCommand(pid) });
+    if (table.trouble) blockers.push({ what: m.path, because: table.why, hint: psCommand(pid) });
     // Its options may be spelt in several ways: a program of that name is one.
     if (!row || /^(\/.*\/)?socket_vmnet( |$)/.test(row.command)) continue;
     const because = `PID ${pid} is ${JSON.stringify(programWords(row.command))}, not socket_vmnet; ` +
       "Lima would take it for the running network, or signal it as root";
     // A script of another name may run it: no start is refused for that.
     if (/socket_vmnet/.test(row.command)) notes.push({ what: m.path, because, hint: psCommand(pid) });
-    else startBlockers.push({ what: m.path, because, hint: removeCommand(m.path), status: EXIT.denied });
+    else blockers.push({ what: m.path, because, hint: removeCommand(m.path), status: EXIT.denied });
   }
-  return { startBlockers, notes };
+  return { blockers, notes };
 }
 
 // ── disks
@@ -3127,7 +3121,7 @@ async function observeDisks(
   const { host } = ctx;
   const used = readDiskNames(yaml);
   const { locks: all, unread } = diskLocks(host, instance);
-  const nothing = { stateFiles: [] as StateFile[], startBlockers: [] as Diagnostic[], held: unread };
+  const nothing = { stateFiles: [] as StateFile[], blockers: [] as Diagnostic[], held: unread };
   const locks = all.filter((l) => l.whose === "own" || used.includes(l.disk));
   const foreign = locks.filter((l) => l.whose === "another's").map((l) => ({
     what: l.path,
@@ -3136,14 +3130,14 @@ async function observeDisks(
   }));
   const ownVm = host.os === "darwin" && hasStaleVzAgent(host, instance, stateFiles);
   const voidLocks = locks.filter((l) => l.whose !== "another's");
-  if (voidLocks.length === 0 && !ownVm) return { ...nothing, startBlockers: foreign };
+  if (voidLocks.length === 0 && !ownVm) return { ...nothing, blockers: foreign };
   const recent = await isOfThisBoot(ctx, instance, stateFiles, voidLocks);
   const images = [
     ...voidLocks.filter((l) => recent || l.whose !== "own").map((l) => join(dirname(l.path), "datadisk")),
     ...ownVm && recent ? [join(instance.dir, "disk"), join(instance.dir, "diffdisk")] : [],
   ];
   const held = [...unread, ...await heldImages(host, instance, images, timeouts)];
-  return { stateFiles: voidLocks.map((l) => diskStateFile(host, l)), startBlockers: foreign, held };
+  return { stateFiles: voidLocks.map((l) => diskStateFile(host, l)), blockers: foreign, held };
 }
 
 /** Which of some disk images a process has open for writing, or that this is unknown. */
@@ -4915,7 +4909,7 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const found = await jobsOf(host, instance);
   const past = await pastOf(ctx, seen, holder);
   const isSupervised = holder?.role === "run" || past.stopping !== null;
-  const { troubles, notes } = judgeJobs(found, instance, { state: p.state, supervised: isSupervised });
+  const { blockers: jobBlockers, notes } = judgeJobs(found, instance, { state: p.state, supervised: isSupervised });
   const readiness = readinessOf(host, instance, seen);
   const degraded = degradedBlockers(instance, readiness);
   const fatal = seen.alive.length === 0 ? lastFatal(host, instance) : [];
@@ -4924,8 +4918,8 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   return {
     ...base,
     state,
-    status: needsPerson(p.state) || troubles.length + degraded.length > 0 ? EXIT.failed : EXIT.done,
-    blockers: [...p.blockers, ...troubles, ...degraded],
+    status: needsPerson(p.state) || jobBlockers.length + degraded.length > 0 ? EXIT.failed : EXIT.done,
+    blockers: [...p.blockers, ...jobBlockers, ...degraded],
     notes: [...p.notes, ...notes, ...ownerNotes(instance), ...besideNotes(host, instance), ...fatal],
     summary: `${state}: ${p.because}${waits}`,
     evidence: seen.stateFiles.map(evidenceOf),

@@ -193,9 +193,9 @@ for (
 ) {
   Deno.test(`jobs: ${name}`, () => {
     const report = judgeJobs({ jobs, unread: [] }, PLACE, { state, supervised });
-    assert.equal(report.troubles.length, troubles.length);
-    troubles.forEach((pattern, i) => assert.match(report.troubles[i]!.because, pattern));
-    for (const remark of report.troubles) assert.ok(remark.hint, "the next command to type");
+    assert.equal(report.blockers.length, troubles.length);
+    troubles.forEach((pattern, i) => assert.match(report.blockers[i]!.because, pattern));
+    for (const remark of report.blockers) assert.ok(remark.hint, "the next command to type");
   });
 }
 
@@ -221,18 +221,18 @@ for (
   ] as const
 ) {
   Deno.test(`jobs: what to type where a job is ${name}`, () => {
-    const { troubles, notes } = judgeJobs({ jobs: [{ ...JOB, ...job }], unread: [] }, PLACE, {
+    const { blockers, notes } = judgeJobs({ jobs: [{ ...JOB, ...job }], unread: [] }, PLACE, {
       state,
       supervised: false,
     });
-    assert.deepEqual([...troubles, ...notes].map((r) => r.hint), hints);
+    assert.deepEqual([...blockers, ...notes].map((r) => r.hint), hints);
   });
 }
 
 Deno.test("jobs: a login agent without a user at the screen gets words, and no command that must fail", () => {
   const job = { ...JOB, loaded: "unknown" as const, target: "gui/501/x", noLogin: true as const };
-  const { troubles, notes } = judgeJobs({ jobs: [job], unread: [] }, PLACE, { state: "running", supervised: false });
-  assert.deepEqual(troubles.map((r) => r.hint), ["lima-guard --stop k3s"]);
+  const { blockers, notes } = judgeJobs({ jobs: [job], unread: [] }, PLACE, { state: "running", supervised: false });
+  assert.deepEqual(blockers.map((r) => r.hint), ["lima-guard --stop k3s"]);
   assert.match(notes[0]?.because ?? "", /a headless Mac wants a daemon/);
 });
 
@@ -245,7 +245,7 @@ Deno.test("jobs: one without the guard, and one with too little time, lead to th
     state: "stopped",
     supervised: false,
   });
-  assert.deepEqual([...short.troubles, ...bare.notes].map((r) => r.hint), Array(2).fill("lima-guard --install k3s"));
+  assert.deepEqual([...short.blockers, ...bare.notes].map((r) => r.hint), Array(2).fill("lima-guard --install k3s"));
   const elsewhere = judgeJobs({ jobs: [{ ...JOB, wrapped: false }], unread: [] }, { ...PLACE, address: {} }, {
     state: "stopped",
     supervised: false,
