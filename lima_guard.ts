@@ -5960,13 +5960,16 @@ function startSupervised(command: Command): Child {
   };
 }
 
+/** What is kept of a line that does not end: a child that floods its stdout must not cost a stop its time. */
+const LINE_LIMIT = 4096;
+
 async function eachLine(stream: ReadableStream<Uint8Array>, take: (line: string) => void): Promise<void> {
   let rest = "";
   const text = new TextDecoder();
   for await (const chunk of stream) {
     const lines = (rest + text.decode(chunk, { stream: true })).split("\n");
-    rest = lines.pop() ?? "";
-    for (const line of lines) take(line);
+    rest = lines.pop()?.slice(0, LINE_LIMIT) ?? "";
+    for (const line of lines) take(line.slice(0, LINE_LIMIT));
   }
 }
 

@@ -2,8 +2,9 @@
 
 import assert from "node:assert/strict";
 import { guardWith } from "./helpers/guard_with.ts";
-import { spawnGuard } from "./helpers/mod.ts";
+import { spawnGuard, startAgent } from "./helpers/mod.ts";
 import { JOURNAL, test } from "./helpers/pre.ts";
+import { stopOne } from "./helpers/stop.ts";
 
 /** A line of the journal that `--run` wrote. */
 function runLine(dir: string, event: string, more: Record<string, unknown> = {}): string {
@@ -20,3 +21,17 @@ test("two bad ends with a date of the future, as after a step of the clock: the 
   assert.equal(status, 7, stderr);
   assert.equal(stderr.match(/the last runs ended badly/g)?.length, 1, stderr);
 });
+
+for (const to of ["stdout", "stderr"] as const) {
+  test(`ssh floods its ${to} without one line end: the stop keeps its time`, async ({ home, k3s }) => {
+    const bin = `${home.root}/flood`;
+    Deno.mkdirSync(bin);
+    const flood = `#!/bin/sh\nhead -c 100000000 /dev/zero ${to === "stdout" ? "" : ">&2"}\nexec sleep 1000\n`;
+    Deno.writeTextFileSync(`${bin}/ssh`, flood, { mode: 0o755 });
+    await using _agent = await startAgent(k3s);
+    k3s.sshConfig({ port: 9 });
+    const { report, tookS } = await stopOne(k3s, { budgetS: 20, env: { PATH: `${bin}:${home.env.PATH}` } });
+    assert.deepEqual([report.stage, report.status], ["agent", 0]);
+    assert.ok(tookS < 12, `${tookS} s`);
+  });
+}
