@@ -1018,11 +1018,21 @@ const WRAPPERS = new RegExp(
  * DIR/ha.sock`, whatever the program is called: Rancher Desktop shipped `limactl.ventura`, people keep `limactl-2.1`.
  */
 function compareWhole(command: string, instance: Instance, same: SameDirectory, isFile: (path: string) => boolean) {
-  const grammar = /^(.+?)(?: -[^ ]*)* hostagent --pidfile (.+?)\/ha\.pid --socket (.+?)\/ha\.sock(?= |$)/s;
-  const [, program = "", dir = "", other] = grammar.exec(command) ?? [];
-  if (program === "" || dir !== other || !isOneProgram(program, isFile)) return "no" as const;
+  const [head = "", rest = ""] = inTwo(command, " hostagent --pidfile ");
+  const [dir, after = ""] = inTwo(rest, "/ha.pid --socket ");
+  // No regular expression for the whole: it would try each of the thousand options of a linker against all the others.
+  const words = head.split(" ");
+  const program = words.slice(0, words.findLastIndex((word, i) => i === 0 || !word.startsWith("-")) + 1).join(" ");
+  const isSame = dir !== "" && (after === `${dir}/ha.sock` || after.startsWith(`${dir}/ha.sock `));
+  if (rest === "" || program === "" || !isSame || !isOneProgram(program, isFile)) return "no" as const;
   if (spellings(instance.dir).includes(dir)) return "same" as const;
   return dir.startsWith("/") ? same(dir, instance.dir) : "cannot tell" as const;
+}
+
+/** The text before the first of these, and the text behind it; without it all is before it. */
+function inTwo(text: string, by: string): [string, string?] {
+  const at = text.indexOf(by);
+  return at < 0 ? [text] : [text.slice(0, at), text.slice(at + by.length)];
 }
 
 /** Whether a text is one program and not a wrapper with its argument. Only the path of a program may hold blanks. */

@@ -1,6 +1,7 @@
 /** Further inputs that once led to a wrong answer: dates of the future, pipes in odd places, answers of another shape. */
 
 import assert from "node:assert/strict";
+import { judge } from "../lima_guard.ts";
 import { guardWith } from "./helpers/guard_with.ts";
 import { spawnGuard, startAgent } from "./helpers/mod.ts";
 import { JOURNAL, test } from "./helpers/pre.ts";
@@ -35,3 +36,14 @@ for (const to of ["stdout", "stderr"] as const) {
     assert.ok(tookS < 12, `${tookS} s`);
   });
 }
+
+Deno.test("a program with very many options is judged at once, whosever it is", () => {
+  const instance = { name: "k3s", home: "/h", dir: "/h/k3s", owner: 501 };
+  const command = `/usr/bin/ld${" -a".repeat(300_000)}`;
+  const row = { pid: 5, ppid: 1, stat: "S", started: "", command };
+  for (const uid of [501, 502]) {
+    const before = performance.now();
+    assert.equal(judge({ ...row, uid }, instance, () => "different").kind, "not ours");
+    assert.ok(performance.now() - before < 10_000, `${performance.now() - before} ms`);
+  }
+});
