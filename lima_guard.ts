@@ -5204,7 +5204,11 @@ function preserveLogs(ctx: Context, instance: Instance): void {
   const serial = (ctx.host.list(instance.dir).ok ?? []).filter((f) => /^serial.*\.log$/.test(f));
   for (const file of ["ha.stderr.log", HA_STDOUT, ...serial]) {
     if (ctx.host.stat(join(instance.dir, file)).ok?.kind !== "file") continue;
-    const kept = ctx.host.copyTail(join(instance.dir, file), join(dir, file), KEPT_LOG_BYTES);
+    const copy = ctx.host.stat(join(dir, file));
+    // To open a FIFO would wait without end.
+    const kept = copy.ok && copy.ok.kind !== "file"
+      ? { trouble: "other", why: `${join(dir, file)} is a ${copy.ok.kind}` }
+      : ctx.host.copyTail(join(instance.dir, file), join(dir, file), KEPT_LOG_BYTES);
     if (kept.trouble) ctx.say("warn", instance, `${file} of the last run is not kept: ${kept.why}`);
   }
 }

@@ -47,3 +47,16 @@ Deno.test("a program with very many options is judged at once, whosever it is", 
     assert.ok(performance.now() - before < 10_000, `${performance.now() - before} ms`);
   }
 });
+
+test("a FIFO stands where a log of the run before is to be kept: the start does not wait for a reader", async ({ home, k3s }) => {
+  Deno.mkdirSync(k3s.path("lima-guard.previous"));
+  new Deno.Command("mkfifo", { args: [k3s.path("lima-guard.previous/ha.stderr.log")] }).outputSync();
+  k3s.write("ha.stderr.log", "last words\n");
+  k3s.write("ha.stdout.log", "{}\n");
+  k3s.write(JOURNAL, runLine(k3s.dir, "start", { pid: 5 }));
+  await using guard = spawnGuard(home, ["--run", "k3s", "--", "/bin/sh", "-c", "exit 7"]);
+  const { status, stderr } = await guard.result({ timeoutMs: 10_000 });
+  assert.equal(status, 7, stderr);
+  assert.match(stderr, /ha\.stderr\.log of the last run is not kept: .* is a FIFO/);
+  assert.equal(k3s.read("lima-guard.previous/ha.stdout.log"), "{}\n");
+});
