@@ -1018,11 +1018,21 @@ const WRAPPERS = new RegExp(
  * DIR/ha.sock`, whatever the program is called: Rancher Desktop shipped `limactl.ventura`, people keep `limactl-2.1`.
  */
 function compareWhole(command: string, instance: Instance, same: SameDirectory, isFile: (path: string) => boolean) {
-  const grammar = /^(.+?)(?: -[^ ]*)* hostagent --pidfile (.+?)\/ha\.pid --socket (.+?)\/ha\.sock(?= |$)/s;
-  const [, program = "", dir = "", other] = grammar.exec(command) ?? [];
-  if (program === "" || dir !== other || !isOneProgram(program, isFile)) return "no" as const;
+  const [head = "", rest = ""] = inTwo(command, " hostagent --pidfile ");
+  const [dir, after = ""] = inTwo(rest, "/ha.pid --socket ");
+  // No regular expression for the whole: it would try each of the thousand options of a linker against all the others.
+  const words = head.split(" ");
+  const program = words.slice(0, words.findLastIndex((word, i) => i === 0 || !word.startsWith("-")) + 1).join(" ");
+  const isSame = dir !== "" && (after === `${dir}/ha.sock` || after.startsWith(`${dir}/ha.sock `));
+  if (rest === "" || program === "" || !isSame || !isOneProgram(program, isFile)) return "no" as const;
   if (spellings(instance.dir).includes(dir)) return "same" as const;
   return dir.startsWith("/") ? same(dir, instance.dir) : "cannot tell" as const;
+}
+
+/** The text before the first of these, and the text behind it; without it all is before it. */
+function inTwo(text: string, by: string): [string, string?] {
+  const at = text.indexOf(by);
+  return at < 0 ? [text] : [text.slice(0, at), text.slice(at + by.length)];
 }
 
 /** Whether a text is one program and not a wrapper with its argument. Only the path of a program may hold blanks. */
@@ -5176,7 +5186,11 @@ function preserveLogs(ctx: Context, instance: Instance): void {
   const serial = (ctx.host.list(instance.dir).ok ?? []).filter((f) => /^serial.*\.log$/.test(f));
   for (const file of ["ha.stderr.log", HA_STDOUT, ...serial]) {
     if (ctx.host.stat(join(instance.dir, file)).ok?.kind !== "file") continue;
-    const kept = ctx.host.copyTail(join(instance.dir, file), join(dir, file), KEPT_LOG_BYTES);
+    const copy = ctx.host.stat(join(dir, file));
+    // To open a FIFO would wait without end.
+    const kept = copy.ok && copy.ok.kind !== "file"
+      ? { trouble: "other", why: `${join(dir, file)} is a ${copy.ok.kind}` }
+      : ctx.host.copyTail(join(instance.dir, file), join(dir, file), KEPT_LOG_BYTES);
     if (kept.trouble) ctx.say("warn", instance, `${file} of the last run is not kept: ${kept.why}`);
   }
 }
@@ -5942,13 +5956,16 @@ function startSupervised(command: Command): Child {
   };
 }
 
+/** What is kept of a line that does not end: a child that floods its stdout must not cost a stop its time. */
+const LINE_LIMIT = 4096;
+
 async function eachLine(stream: ReadableStream<Uint8Array>, take: (line: string) => void): Promise<void> {
   let rest = "";
   const text = new TextDecoder();
   for await (const chunk of stream) {
     const lines = (rest + text.decode(chunk, { stream: true })).split("\n");
-    rest = lines.pop() ?? "";
-    for (const line of lines) take(line);
+    rest = lines.pop()?.slice(0, LINE_LIMIT) ?? "";
+    for (const line of lines) take(line.slice(0, LINE_LIMIT));
   }
 }
 

@@ -1,9 +1,11 @@
 /** Further inputs that once led to a wrong answer: dates of the future, pipes in odd places, answers of another shape. */
 
 import assert from "node:assert/strict";
+import { judge } from "../lima_guard.ts";
 import { guardWith } from "./helpers/guard_with.ts";
-import { spawnGuard } from "./helpers/mod.ts";
+import { spawnGuard, startAgent } from "./helpers/mod.ts";
 import { JOURNAL, test } from "./helpers/pre.ts";
+import { stopOne } from "./helpers/stop.ts";
 
 /** A line of the journal that `--run` wrote. */
 function runLine(dir: string, event: string, more: Record<string, unknown> = {}): string {
@@ -19,4 +21,42 @@ test("two bad ends with a date of the future, as after a step of the clock: the 
   const { status, stderr } = await guard.result({ timeoutMs: 20_000 });
   assert.equal(status, 7, stderr);
   assert.equal(stderr.match(/the last runs ended badly/g)?.length, 1, stderr);
+});
+
+for (const to of ["stdout", "stderr"] as const) {
+  test(`ssh floods its ${to} without one line end: the stop keeps its time`, async ({ home, k3s }) => {
+    const bin = `${home.root}/flood`;
+    Deno.mkdirSync(bin);
+    const flood = `#!/bin/sh\nhead -c 100000000 /dev/zero ${to === "stdout" ? "" : ">&2"}\nexec sleep 1000\n`;
+    Deno.writeTextFileSync(`${bin}/ssh`, flood, { mode: 0o755 });
+    await using _agent = await startAgent(k3s);
+    k3s.sshConfig({ port: 9 });
+    const { report, tookS } = await stopOne(k3s, { budgetS: 20, env: { PATH: `${bin}:${home.env.PATH}` } });
+    assert.deepEqual([report.stage, report.status], ["agent", 0]);
+    assert.ok(tookS < 12, `${tookS} s`);
+  });
+}
+
+Deno.test("a program with very many options is judged at once, whosever it is", () => {
+  const instance = { name: "k3s", home: "/h", dir: "/h/k3s", owner: 501 };
+  const command = `/usr/bin/ld${" -a".repeat(300_000)}`;
+  const row = { pid: 5, ppid: 1, stat: "S", started: "", command };
+  for (const uid of [501, 502]) {
+    const before = performance.now();
+    assert.equal(judge({ ...row, uid }, instance, () => "different").kind, "not ours");
+    assert.ok(performance.now() - before < 10_000, `${performance.now() - before} ms`);
+  }
+});
+
+test("a FIFO stands where a log of the run before is to be kept: the start does not wait for a reader", async ({ home, k3s }) => {
+  Deno.mkdirSync(k3s.path("lima-guard.previous"));
+  new Deno.Command("mkfifo", { args: [k3s.path("lima-guard.previous/ha.stderr.log")] }).outputSync();
+  k3s.write("ha.stderr.log", "last words\n");
+  k3s.write("ha.stdout.log", "{}\n");
+  k3s.write(JOURNAL, runLine(k3s.dir, "start", { pid: 5 }));
+  await using guard = spawnGuard(home, ["--run", "k3s", "--", "/bin/sh", "-c", "exit 7"]);
+  const { status, stderr } = await guard.result({ timeoutMs: 10_000 });
+  assert.equal(status, 7, stderr);
+  assert.match(stderr, /ha\.stderr\.log of the last run is not kept: .* is a FIFO/);
+  assert.equal(k3s.read("lima-guard.previous/ha.stdout.log"), "{}\n");
 });
