@@ -175,6 +175,15 @@ Deno.test("monitoring: the metrics of each instance, and a file in any case", ()
   assert.ok(metrics().includes('lima_guard_last_stop{lima_instance="default",kind="none"} 1'));
   assert.ok(metrics().includes("lima_guard_instances 1"));
   assert.deepEqual(misplaced(metrics()), []);
+  // An instance about which little could be found out must not cost the others their lines.
+  const [known] = JSON.parse(read("ansible/status.json")).instances;
+  const { jobs: _, ...little } = { ...known, name: "b", brakeSeconds: null };
+  Deno.writeTextFileSync(`${folder.path}/status.json`, JSON.stringify({ instances: [known, little] }));
+  assert.equal(run().code, 0);
+  assert.deepEqual(misplaced(metrics()), []);
+  const backOffs = samples(metrics()).filter((line) => line.startsWith("lima_guard_restart"));
+  assert.deepEqual(backOffs, ['lima_guard_restart_backoff_seconds{lima_instance="default"} 0']);
+  assert.ok(metrics().includes('lima_guard_jobs_guarded{lima_instance="b"} 0'));
   for (const output of ["", "no JSON", "{}", '{"instances": [{}'].map((text) => `printf '%s' '${text}'; exit 75`)) {
     folder.program("lima-guard", output);
     assert.equal(run().code, 0);

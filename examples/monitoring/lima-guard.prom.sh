@@ -12,7 +12,8 @@ trap 'rm -f "$new"' EXIT
 # All lines of a metric stand together, below its HELP and TYPE: that is the rule of the format.
 lima-guard --status --json 2>/dev/null | jq -r '
   def metric(name; help; lines): "# HELP \(name) \(help)", "# TYPE \(name) gauge", (lines | "\(name)\(.)");
-  def each(value): .instances[] | "{lima_instance=\(.name | tojson)\(value)";
+  # A value that is not known has no line.
+  def each(value): .instances[] | select(value | endswith(" null") | not) | "{lima_instance=\(.name | tojson)\(value)";
   metric("lima_guard_answered"; "1 if lima-guard has answered."; " 1"),
   metric("lima_guard_instances"; "Instances that were found."; " \(.instances | length)"),
   metric("lima_guard_status"; "Exit status for the instance; not 0: a person is needed."; each("} \(.status)")),
@@ -21,9 +22,9 @@ lima-guard --status --json 2>/dev/null | jq -r '
     each(",kind=\(.lastStopKind // "unknown" | tojson)} 1")),
   metric("lima_guard_restart_backoff_seconds"; "Wait before the next start; the start fails again and again.";
     each("} \(.brakeSeconds)")),
-  metric("lima_guard_jobs"; "Jobs of launchd that start the instance."; each("} \(.jobs | length)")),
+  metric("lima_guard_jobs"; "Jobs of launchd that start the instance."; each("} \(.jobs // [] | length)")),
   metric("lima_guard_jobs_guarded"; "Those of them that run lima-guard.";
-    each("} \([.jobs[] | select(.wrapped)] | length)"))' >"$new" 2>/dev/null && [ -s "$new" ] || printf '%s\n' \
+    each("} \([.jobs[]? | select(.wrapped)] | length)"))' >"$new" 2>/dev/null && [ -s "$new" ] || printf '%s\n' \
   '# HELP lima_guard_answered 1 if lima-guard has answered.' '# TYPE lima_guard_answered gauge' \
   'lima_guard_answered 0' >"$new"
 
