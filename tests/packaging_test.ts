@@ -4,9 +4,10 @@ import assert from "node:assert/strict";
 import { VERSION } from "../lima_guard.ts";
 import { formula, readSums } from "../tools/formula.ts";
 import { pictureFiles } from "../tools/pictures.ts";
-import { LAST_STOP_KINDS, SCHEMA, schemaFiles } from "../tools/schema.ts";
+import { INSTALL_SCHEMA, LAST_STOP_KINDS, SCHEMA, schemaFiles } from "../tools/schema.ts";
 import { runGuard, tempLimaHome } from "./helpers/mod.ts";
 import { project } from "./helpers/paths.ts";
+import { macTest, macWith } from "./install_mac.ts";
 
 const FILES = [
   "lima-guard-aarch64-apple-darwin",
@@ -132,7 +133,7 @@ function misfits(value: unknown, schema: Record<string, unknown>, at = "$"): str
   if ("const" in schema && value !== schema.const) return [`${at}: not ${schema.const}`];
   if ("enum" in schema && !(schema.enum as unknown[]).includes(value)) return [`${at}: ${value}`];
   if (Array.isArray(value)) {
-    return value.flatMap((item, i) => misfits(item, schema.items as Record<string, unknown>, `${at}[${i}]`));
+    return value.flatMap((item, i) => misfits(item, (schema.items ?? {}) as Record<string, unknown>, `${at}[${i}]`));
   }
   if (typeof value !== "object" || value === null) return [];
   const missing = ((schema.required ?? []) as string[]).filter((name) => !(name in value));
@@ -154,6 +155,39 @@ Deno.test("schema: what --pre, --stop and --status print fits it, and damage doe
   }
   const example = JSON.parse(await Deno.readTextFile(`${project}/examples/ansible/status.json`));
   assert.deepEqual(misfits(example, SCHEMA), []);
+});
+
+macTest("schema: what --install, --check and --uninstall print fits its own, and damage does not", async () => {
+  await using mac = macWith("daemon").mac;
+  for (
+    const args of [
+      ["--check", "default"],
+      ["--install", "--dry-run", "default"],
+      ["--install", "default"],
+      ["--check", "--all"],
+      ["--check", "nope"],
+      ["--check", "--nope"],
+      ["--uninstall", "default"],
+    ]
+  ) {
+    const document = JSON.parse((await mac.run([...args, "--yes", "--json"])).stdout);
+    assert.deepEqual(misfits(document, INSTALL_SCHEMA), [], args.join(" "));
+    assert.notDeepEqual(misfits({ ...document, role: "stop" }, INSTALL_SCHEMA), []);
+    for (const instance of document.instances) {
+      assert.notDeepEqual(misfits({ ...document, instances: [{ ...instance, state: "odd" }] }, INSTALL_SCHEMA), []);
+    }
+  }
+});
+
+Deno.test("docs/json.md and docs/install.md name each state of the schemas, and no other", () => {
+  const states = (page: string) => {
+    const [, list = ""] = /`state`(?: is|:) ([^.]+)\./.exec(Deno.readTextFileSync(`${project}/${page}`)) ?? [];
+    return [...list.replaceAll(/\(.*?\)/gs, "").matchAll(/`([^`]+)`/g)].map(([, state]) => state);
+  };
+  const ofInstance = SCHEMA.properties.instances as { items: { properties: { state: { enum: string[] } } } };
+  assert.deepEqual(states("docs/json.md"), ofInstance.items.properties.state.enum);
+  const ofJob = INSTALL_SCHEMA.properties.instances as typeof ofInstance;
+  assert.deepEqual(states("docs/install.md").sort(), [...ofJob.items.properties.state.enum].sort());
 });
 
 Deno.test("docs/monitoring.md: a row for each kind of last stop, and no other", async () => {
