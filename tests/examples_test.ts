@@ -5,6 +5,7 @@ import * as plist from "npm:plist@5.0.0";
 import { parseInstallArgs } from "../install.ts";
 import { parseCommandLine } from "../lima_guard.ts";
 import { LAST_STOP_KINDS } from "../tools/schema.ts";
+import { eventually, isAlive, runGuard, spawnGuard, tempLimaHome } from "./helpers/mod.ts";
 import { project } from "./helpers/paths.ts";
 
 const read = (file: string) => Deno.readTextFileSync(`${project}/examples/${file}`);
@@ -142,6 +143,25 @@ Deno.test("ups: no document joins a stop and a shutdown with &&", () => {
   }
 });
 
+const samples = (lines: readonly string[]) => lines.filter((line) => !line.startsWith("#"));
+
+/** Lines that break the rules of the exposition format: HELP, TYPE, then all lines of this metric, and only once. */
+function misplaced(lines: readonly string[]): string[] {
+  let name = "";
+  const seen = new Set<string>();
+  return lines.filter((line) => {
+    const [, mark = "", metric = ""] = /^(?:# (HELP|TYPE) )?([a-z_]+)/.exec(line) ?? [];
+    if (mark === "HELP") name = metric;
+    const isRight = {
+      HELP: /^# HELP [a-z_]+ .+\.$/.test(line) && !seen.has(metric),
+      TYPE: line === `# TYPE ${name} gauge`,
+      "": /^[a-z_]+(\{[a-z_]+="[^"\\]*"(,[a-z_]+="[^"\\]*")*\})? \d+(\.\d+)?$/.test(line) && metric === name,
+    }[mark];
+    seen.add(metric);
+    return !isRight;
+  });
+}
+
 Deno.test("monitoring: the metrics of each instance, and a file in any case", () => {
   using folder = new Folder();
   Deno.writeTextFileSync(`${folder.path}/status.json`, read("ansible/status.json"));
@@ -150,14 +170,25 @@ Deno.test("monitoring: the metrics of each instance, and a file in any case", ()
   const metrics = () => Deno.readTextFileSync(`${folder.path}/lima-guard.prom`).trimEnd().split("\n");
   assert.equal(run().code, 0);
   assert.deepEqual(folder.called("lima-guard"), ["--status", "--json"]);
-  assert.ok(metrics().includes('lima_guard_status{instance="default"} 1'));
-  assert.ok(metrics().includes('lima_guard_state{instance="default",state="stale"} 1'));
-  assert.ok(metrics().includes('lima_guard_last_stop{instance="default",kind="none"} 1'));
+  assert.ok(metrics().includes('lima_guard_status{lima_instance="default"} 1'));
+  assert.ok(metrics().includes('lima_guard_state{lima_instance="default",state="stale"} 1'));
+  assert.ok(metrics().includes('lima_guard_last_stop{lima_instance="default",kind="none"} 1'));
   assert.ok(metrics().includes("lima_guard_instances 1"));
+  assert.deepEqual(misplaced(metrics()), []);
+  // An instance about which little could be found out must not cost the others their lines.
+  const [known] = JSON.parse(read("ansible/status.json")).instances;
+  const { jobs: _, ...little } = { ...known, name: "b", brakeSeconds: null };
+  Deno.writeTextFileSync(`${folder.path}/status.json`, JSON.stringify({ instances: [known, little] }));
+  assert.equal(run().code, 0);
+  assert.deepEqual(misplaced(metrics()), []);
+  const backOffs = samples(metrics()).filter((line) => line.startsWith("lima_guard_restart"));
+  assert.deepEqual(backOffs, ['lima_guard_restart_backoff_seconds{lima_instance="default"} 0']);
+  assert.ok(metrics().includes('lima_guard_jobs_guarded{lima_instance="b"} 0'));
   for (const output of ["", "no JSON", "{}", '{"instances": [{}'].map((text) => `printf '%s' '${text}'; exit 75`)) {
     folder.program("lima-guard", output);
     assert.equal(run().code, 0);
-    assert.deepEqual(metrics(), ["lima_guard_answered 0"], output);
+    assert.deepEqual(samples(metrics()), ["lima_guard_answered 0"], output);
+    assert.deepEqual(misplaced(metrics()), []);
   }
   assert.deepEqual([...Deno.readDirSync(folder.path)].filter(({ name }) => name.startsWith(".lima-guard")), []);
 });
@@ -169,11 +200,74 @@ const ALARMS = [...monitoring.matchAll(/^\| `(.+?)` +\| .+ \| yes +\|$/gm)].map(
 Deno.test("monitoring: every alarm rings for just the kinds of last stop that are marked for it", () => {
   const [, play = ""] = /lastStopKind not in \[(.+)\]/.exec(read("ansible/status.yml")) ?? [];
   assert.deepEqual([...play.matchAll(/'(.+?)'/g)].map(([, kind]) => kind).sort(), ALARMS);
-  const [, rule = ""] = /lima_guard_last_stop\{kind=~"(.+?)"\}/.exec(monitoring) ?? [];
+  const [, rule = ""] = /lima_guard_last_stop\{kind=~"(.+?)"\}/.exec(read("monitoring/lima-guard.rules.yml")) ?? [];
   assert.deepEqual(rule.split("|").sort(), ALARMS);
   assert.deepEqual(ALARMS.filter((kind) => !LAST_STOP_KINDS.includes(kind)), []);
   // A guest that has lost its power is what the tool is for.
   for (const kind of ["cut by agent", "cut off", "killed"]) assert.ok(ALARMS.includes(kind), kind);
+});
+
+Deno.test("monitoring: the line to type names an instance for just these kinds", () => {
+  const [line = ""] = /^lima-guard --status --json \| jq .+$/m.exec(monitoring) ?? [];
+  const named = LAST_STOP_KINDS.filter((kind) => {
+    using folder = new Folder();
+    folder.program("lima-guard", `echo '{"instances": [{"name": "k3s", "status": 0, "lastStopKind": "${kind}"}]}'`);
+    return folder.sh(line).text === "k3s\n";
+  });
+  assert.deepEqual(named.sort(), ALARMS);
+});
+
+Deno.test("monitoring: every alarm is about a metric that the script writes, or node_exporter itself", () => {
+  const written = new Set(read("monitoring/lima-guard.prom.sh").match(/lima_guard_\w+/g));
+  const alarms = [
+    ...read("monitoring/lima-guard.rules.yml").matchAll(/^ +expr: .*?((?:lima_guard|node_textfile)_\w+)/gm),
+  ];
+  assert.equal(alarms.length, read("monitoring/lima-guard.rules.yml").match(/- alert: /g)?.length);
+  const own = alarms.map(([, metric = ""]) => metric).filter((metric) => metric !== "node_textfile_mtime_seconds");
+  assert.deepEqual(own.filter((metric) => !written.has(metric)), []);
+  // Those without an alarm only tell what there is.
+  const silent = [...written].filter((metric) => !own.includes(metric));
+  assert.deepEqual(silent.sort(), ["lima_guard_jobs", "lima_guard_state"]);
+});
+
+Deno.test("monitoring: a guest that was cut off rings after the reboot, until a later stop went well", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  using folder = new Folder();
+  const run = () => spawnGuard(home, ["--run", "k3s", "--", home.limactl, "start", "k3s", "--foreground"]);
+  /** What --status says, and whether Prometheus and Ansible ring for the last stop. */
+  const rings = async () => {
+    const { stdout, status } = await runGuard(home, ["--status", "--json"]);
+    Deno.writeTextFileSync(`${folder.path}/status.json`, stdout);
+    folder.program("lima-guard", `cat '${folder.path}/status.json'; exit ${status}`);
+    assert.equal(folder.sh(read("monitoring/lima-guard.prom.sh"), [folder.path]).code, 0);
+    const metrics = Deno.readTextFileSync(`${folder.path}/lima-guard.prom`).trimEnd().split("\n");
+    assert.deepEqual(misplaced(metrics), []);
+    const kind = metrics.map((line) => /^lima_guard_last_stop\{.*kind="(.+)"\} 1$/.exec(line)?.[1]).find(Boolean) ?? "";
+    assert.equal(JSON.parse(stdout).instances[0].lastStopKind, kind);
+    return { kind, rings: ALARMS.includes(kind) };
+  };
+  assert.deepEqual(await rings(), { kind: "none", rings: false });
+  {
+    await using guard = run();
+    await guard.waitForLine(/Running after/);
+    const agent = k3s.pid("ha.pid")!;
+    // The power goes: nobody is left to write anything, and the next boot is another one.
+    for (const pid of [guard.pid, agent]) Deno.kill(pid, "SIGKILL");
+    await guard.status;
+    await eventually(() => assert.ok(!isAlive(agent)));
+  }
+  const journal = `${k3s.dir}/lima-guard.jsonl`;
+  const lines = Deno.readTextFileSync(journal).replaceAll(/"boot":"[^"]+"/g, '"boot":"the one before"');
+  Deno.writeTextFileSync(journal, lines);
+  assert.deepEqual(await rings(), { kind: "cut off", rings: true });
+  await using guard = run();
+  await guard.waitForLine(/Running after/);
+  assert.deepEqual(await rings(), { kind: "cut off", rings: true });
+  guard.signal("SIGTERM");
+  await guard.result();
+  const after = await rings();
+  assert.ok(!after.rings, after.kind);
 });
 
 /** The commands of a play, without the program. */

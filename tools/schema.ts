@@ -1,6 +1,7 @@
 /**
- * `deno task manual`: the JSON schema of what `--json` prints, in schema/v1.json. The types of lima_guard.ts hold its
- * fields and enumerations: the type check fails if one is added there and not here.
+ * `deno task manual`: the JSON schema of what `--json` prints, in schema/v1.json, and for --install, --check and
+ * --uninstall in schema/install-v1.json. The types of lima_guard.ts hold the fields and enumerations of the first: the
+ * type check fails if one is added there and not here. The second is held by what a pretended Mac prints.
  * @module
  */
 
@@ -47,6 +48,7 @@ const object = (required: readonly string[], properties: Readonly<Record<string,
   { type: "object", required, properties }
 );
 
+const STATUSES = { enum: [0, 1, 64, 66, 75, 77] };
 const REMARK = object(["what", "because"], { what: text, because: text, hint: text, waitsFor: { const: "volume" } });
 const STEP = { kind: text, what: text, because: text, outcome: text };
 /** `summary` is for people and not printed. */
@@ -55,7 +57,7 @@ const REPORT: Readonly<Record<Exclude<keyof Report, "summary">, unknown>> = {
   owner: text,
   home: text,
   state: { enum: names(STATES) },
-  status: { enum: [0, 1, 64, 66, 75, 77] },
+  status: STATUSES,
   stage: { enum: [...names(STAGES), null] },
   seconds: { type: "object", additionalProperties: count },
   steps: list(object(Object.keys(STEP), STEP)),
@@ -80,23 +82,67 @@ const STATUS = {
   brakeSeconds: { type: ["number", "null"], minimum: 0 },
 };
 
+/** Only where there is no instance to report: a refusal, or the text of --help and --version. */
+const NO_INSTANCE = { status: STATUSES, error: object(["what", "hint"], { what: text, hint: textOrNull }), text };
+
 export const SCHEMA = {
   $schema: "https://json-schema.org/draft/2020-12/schema",
   title: "What lima-guard --json prints for --pre, --stop, --run and --status",
   ...object(["version", "role", "instances"], {
     version: { const: 1 },
     role: { enum: ["pre", "stop", "run", "status", null] },
-    // Only where there is no instance to report: a refusal, or the text of --help and --version.
-    status: { enum: [0, 1, 64, 66, 75, 77] },
-    error: object(["what", "hint"], { what: text, hint: textOrNull }),
-    text,
+    ...NO_INSTANCE,
     instances: list(
       object(Object.keys(REPORT).filter((field) => !["owner", "home"].includes(field)), { ...REPORT, ...STATUS }),
     ),
   }),
 };
 
+/** The states of a job, as install.ts has them. */
+const JOB_STATES = [
+  "guarded",
+  "guarded, off",
+  "not guarded",
+  "not asked",
+  "not tried",
+  "refused",
+  "rolled back",
+  "broken",
+  "unknown",
+  "missing",
+];
+const GUARD = { path: text, version: textOrNull, previous: textOrNull, running: textOrNull };
+const JOB = {
+  name: text,
+  state: { enum: JOB_STATES },
+  status: STATUSES,
+  changed: { type: "boolean" },
+  stage: { type: "null" },
+  seconds: { type: "object", additionalProperties: count },
+  // A dry run has no outcomes.
+  steps: list(object(["kind", "what", "because"], STEP)),
+  blockers: list(REMARK),
+  notes: list(REMARK),
+  changes: list(object(["key"], { key: text })),
+  plist: textOrNull,
+  guard: { ...object(Object.keys(GUARD), GUARD), type: ["object", "null"] },
+};
+
+export const INSTALL_SCHEMA = {
+  $schema: SCHEMA.$schema,
+  title: "What lima-guard --json prints for --install, --check and --uninstall",
+  ...object(["version", "role", "changed", "instances"], {
+    version: { const: 1 },
+    role: { enum: ["install", "check", "uninstall"] },
+    changed: { type: "boolean" },
+    // Only where there is no instance to report: a refusal.
+    blockers: list(REMARK),
+    instances: list(object(Object.keys(JOB), JOB)),
+  }),
+};
+
 /** The files of this module, by their place in the repository. */
 export function schemaFiles(): Record<string, string> {
-  return { "schema/v1.json": `${JSON.stringify(SCHEMA, null, 2)}\n` };
+  const text = (schema: unknown) => `${JSON.stringify(schema, null, 2)}\n`;
+  return { "schema/v1.json": text(SCHEMA), "schema/install-v1.json": text(INSTALL_SCHEMA) };
 }
