@@ -77,7 +77,7 @@ test("a job is stopped that is not found any more", {
     const guard = runAs(scene, `--run k3s -- ${scene.home.limactl} start k3s --foreground`, {
       env: () => ({ XPC_SERVICE_NAME: "io.lima-vm.autostart.k3s" }),
     });
-    await eventually(() => assert.ok(scene.k3s.events().some((event) => event["running"])));
+    await eventually(() => assert.ok(scene.k3s.events().some((event) => event["running"])), { withinMs: 30_000 });
     scene.use({ [Symbol.asyncDispose]: async () => void await guard });
   },
   types: { "lima-guard --status --lima-home HOME k3s": 0 },
@@ -113,10 +113,10 @@ test("the clean-up of a stop has no answer in time", {
   ...afterStages(({ k3s }) =>
     eventually(() => {
       const line = (k3s.read("lima-guard.jsonl") ?? "").split("\n").find((text) => text.includes('"stop"'));
-      assert.ok(Date.now() - Date.parse(JSON.parse(line!).time) > 1000, "its time is not over yet");
+      assert.ok(Date.now() - Date.parse(JSON.parse(line!).time) > 4000, "its time is not over yet");
     })
   ),
-  runs: ["--stop --timeout 1 k3s"],
+  runs: ["--stop --timeout 4 k3s"],
   prepare: agent,
   types: { "lima-guard --pre --lima-home HOME k3s": 0 },
   then: isGone,
