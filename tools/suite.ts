@@ -34,6 +34,7 @@ export const LONG_FILES: readonly string[] = [
   "tests/install_effects_test.ts",
   "tests/mac/recorded_test.ts",
   "tests/install_act_test.ts",
+  "tests/commands_test.ts",
   "tests/pre_faults_test.ts",
   "tests/stop_faults_test.ts",
   "tests/stop_guest_test.ts",

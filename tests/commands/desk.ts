@@ -13,6 +13,7 @@ import {
   tempLimaHome,
 } from "../helpers/mod.ts";
 import { everything } from "../helpers/pre.ts";
+import { denoDir } from "../launchd/jobs.ts";
 import { Watched } from "./watched.ts";
 
 /** Who owns the instances: an ordinary user, beside root where the tests run as root. */
@@ -42,7 +43,9 @@ export class Desk implements AsyncDisposable {
       Deno.mkdirSync(dir, { recursive: true });
       Deno.chmodSync(dir, dir.endsWith("/deno") ? 0o777 : 0o755);
     }
-    Deno.copyFileSync(`${project}/lima_guard.ts`, `${this.folder}/lima_guard.ts`);
+    // The packages of install.ts; another user cannot read ours.
+    const copy = `cp -R '${denoDir()}/npm' '${this.folder}/deno/' && chmod -R a+rwX '${this.folder}/deno'`;
+    new Deno.Command("sh", { args: ["-c", copy], stderr: "null" }).outputSync();
     this.watched = new Watched(this.folder);
     this.#programs();
     this.#before = this.#seen();
@@ -64,10 +67,7 @@ export class Desk implements AsyncDisposable {
     write(
       "lima-guard",
       `[ "$(id -u)" = 0 ] || export DENO_DIR='${this.folder}/deno'
-# Alone it needs no packages of install.ts, which an ordinary user would have to get first.
-file='${this.folder}/lima_guard.ts'
-case " $* " in *" --install "*) file='${project}/lima_guard.ts' ;; esac
-exec '${Deno.execPath()}' run -A ${flags} "$file" "$@"\n`,
+exec '${Deno.execPath()}' run -A ${flags} '${project}/lima_guard.ts' "$@"\n`,
     );
     // The real one, which changes the user. Debian gives it a PATH of its own; a Mac's keeps the caller's.
     write(

@@ -1,6 +1,7 @@
 /** launchd's jobs. */
 
 import assert from "node:assert/strict";
+import { meanwhile } from "../helpers/guard_with.ts";
 import { eventually } from "../helpers/mod.ts";
 import { type Keys, writePlist } from "../launchd/plist.ts";
 import { give, owner } from "./desk.ts";
@@ -122,18 +123,32 @@ test("root: a job of the system's is not loaded", {
   types: { "sudo launchctl bootstrap system PLIST": 0 },
   then: (scene) => runsNow(scene, `system/io.lima-guard.test.${scene.home.root.slice(5)}`),
 });
-for (const keeps of [false, true]) {
-  test(`a job is stopped${keeps ? ", and launchd starts it again: it is kept down" : ": it is started again"}`, {
-    hasLaunchd: true,
-    runs: ["--stop k3s"],
-    prepare: async (scene) => {
-      scene.launchd!.bootstrap(DOMAIN, plist(scene, { RunAtLoad: true, KeepAlive: keeps, ThrottleInterval: 1 }));
-      await eventually(() => assert.ok(scene.k3s.events().some((event) => event["running"])));
-    },
-    types: { [`launchctl ${keeps ? "bootout" : "kickstart"} gui/UID/io.lima-vm.autostart.k3s`]: 0 },
-    then: async (scene) => {
-      if (!keeps) return await runsNow(scene);
-      await eventually(() => assert.notEqual(scene.launchd!.control(["print", TARGET]).code, 0));
-    },
-  });
+/** A job of the owner's that has an instance running. */
+async function running(scene: Scene, KeepAlive: boolean): Promise<void> {
+  scene.launchd!.bootstrap(DOMAIN, plist(scene, { RunAtLoad: true, KeepAlive, ThrottleInterval: 1 }));
+  await eventually(() => assert.ok(scene.k3s.events().some((event) => event["running"])), { withinMs: 30_000 });
 }
+test("a job is stopped: it is started again", {
+  hasLaunchd: true,
+  runs: ["--stop k3s"],
+  prepare: (scene) => running(scene, false),
+  types: { "launchctl kickstart gui/UID/io.lima-vm.autostart.k3s": 0 },
+  then: runsNow,
+});
+const beforeItsLook = ({ home }: Scene) => ({ at: "before pause 1000$", file: `${home.root}/stay` });
+test("a job is stopped, and launchd starts it again: it is kept down", {
+  hasLaunchd: true,
+  runs: ["--stop k3s"],
+  isDryToo: false,
+  twist: (scene) => ({ stays: [beforeItsLook(scene)] }),
+  prepare: (scene) => running(scene, true),
+  async meanwhile(scene) {
+    if (owner) Deno.chmodSync(scene.home.root, 0o777);
+    await meanwhile(beforeItsLook(scene), async () => {
+      const { pid } = await scene.launchd!.started("io.lima-vm.autostart.k3s", 2);
+      await eventually(() => assert.match(scene.k3s.read("lima-guard.lock") ?? "", new RegExp(`"pid":${pid},`)));
+    });
+  },
+  types: { "launchctl bootout gui/UID/io.lima-vm.autostart.k3s": 0 },
+  then: ({ launchd }) => eventually(() => assert.notEqual(launchd!.control(["print", TARGET]).code, 0)),
+});

@@ -30,6 +30,7 @@ test("a disk is in use by another instance: that one is stopped", {
 });
 
 test("a process has a disk open: just that is ended", {
+  isRootsToo: true,
   runs: ["--pre k3s"],
   twist: () => ({ hurry: true }),
   prepare: async (scene) => {

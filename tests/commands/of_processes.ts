@@ -1,7 +1,7 @@
 /** Processes and files of an instance. */
 
 import assert from "node:assert/strict";
-import { IMPOSSIBLE_PID, readOnlyDir } from "../helpers/mod.ts";
+import { IMPOSSIBLE_PID, readOnlyDir, whyNoMount } from "../helpers/mod.ts";
 import { give, owner } from "./desk.ts";
 import { type Row } from "./rows.ts";
 import { agent, folder, isClear, isGone, isRunning, pretended, renamed } from "./scenes.ts";
@@ -90,6 +90,7 @@ test("a stale file in a folder of another user", {
 });
 
 test("a stale file that cannot be removed for another reason", {
+  whyNot: whyNoMount(),
   runs: ["--pre k3s"],
   prepare: (scene) => {
     const network = scene.home.network("user-v2", { pid: IMPOSSIBLE_PID });

@@ -1,7 +1,7 @@
 /** Locks, stops that do not succeed, and root's `--all`. */
 
 import assert from "node:assert/strict";
-import { eventually } from "../helpers/mod.ts";
+import { eventually, ordinaryUser, startAgent, tempLimaHome } from "../helpers/mod.ts";
 import { meanwhile, type Twist } from "../helpers/guard_with.ts";
 import { asJob } from "../launchd/run.ts";
 import { give, owner } from "./desk.ts";
@@ -77,7 +77,7 @@ test("a job is stopped that is not found any more", {
     const guard = runAs(scene, `--run k3s -- ${scene.home.limactl} start k3s --foreground`, {
       env: () => ({ XPC_SERVICE_NAME: "io.lima-vm.autostart.k3s" }),
     });
-    await eventually(() => assert.ok(scene.k3s.events().some((event) => event["running"])));
+    await eventually(() => assert.ok(scene.k3s.events().some((event) => event["running"])), { withinMs: 30_000 });
     scene.use({ [Symbol.asyncDispose]: async () => void await guard });
   },
   types: { "lima-guard --status --lima-home HOME k3s": 0 },
@@ -113,10 +113,10 @@ test("the clean-up of a stop has no answer in time", {
   ...afterStages(({ k3s }) =>
     eventually(() => {
       const line = (k3s.read("lima-guard.jsonl") ?? "").split("\n").find((text) => text.includes('"stop"'));
-      assert.ok(Date.now() - Date.parse(JSON.parse(line!).time) > 1000, "its time is not over yet");
+      assert.ok(Date.now() - Date.parse(JSON.parse(line!).time) > 4000, "its time is not over yet");
     })
   ),
-  runs: ["--stop --timeout 1 k3s"],
+  runs: ["--stop --timeout 4 k3s"],
   prepare: agent,
   types: { "lima-guard --pre --lima-home HOME k3s": 0 },
   then: isGone,
@@ -134,6 +134,7 @@ test("a process of it lives after its stop", {
 const withoutTwin = ({ desk }: Scene): Twist => ({
   programs: { ps: { does: "lie", pattern: `^.*${desk.twin.root}.*\\n`, by: "" } },
 });
+const another = ordinaryUser("lgtest2");
 const MACHINE = {
   by: "root",
   twist: withoutTwin,
@@ -159,21 +160,29 @@ test("root's --status --all, and a host agent of a user without an entry", {
   },
   types: { "ps -ww -p PID": 0 },
 });
-test("root's --stop --all, and the lima-guard of a user cannot run: it is run by hand", {
+test("root's --stop --all, and the lima-guards of two users cannot run: they are run by hand", {
   ...MACHINE,
   runs: ["--stop --all --timeout 4"],
   script: ({ home }) => `${home.root}/closed/watched.ts`,
   prepare: async (scene) => {
     noHome(scene);
     await agent(scene);
-    const { desk: { folder }, home: { root } } = scene;
+    const { desk: { folder }, home: { root }, words } = scene;
+    const other = scene.use(await tempLimaHome());
+    const vm = other.instance("k3s");
+    other.giveTo(another!);
+    scene.use(await startAgent(vm, { uid: another!.uid, gid: another!.gid }));
+    words.set(other.lima, "OTHERS").set(`-u ${another!.name}`, "-u OTHER");
     Deno.mkdirSync(`${root}/closed`, { mode: 0o700 });
     for (const file of ["watched.ts", "guard.ts"]) Deno.copyFileSync(`${folder}/${file}`, `${root}/closed/${file}`);
   },
   types: {
     "sudo -H -u OWNER lima-guard --stop --all --lima-home HOME": 0,
+    "sudo -H -u OTHER lima-guard --stop --lima-home OTHERS k3s": 0,
     "sudo -H -u OWNER lima-guard --stop --lima-home HOME k3s": 0,
+    "sudo -H -u OTHER lima-guard --stop --all --lima-home OTHERS": 0,
   },
+  then: ({ k3s }) => assert.equal(k3s.has("ha.pid"), false),
 });
 test("root, and a copied instance of a user that is not here", {
   by: "root",

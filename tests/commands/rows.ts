@@ -59,6 +59,8 @@ export interface Row {
   readonly hasLaunchd?: true;
   /** The name of LIMA_HOME's folder, where it may not have a blank. */
   readonly folder?: string;
+  /** Why it cannot be held here. */
+  readonly whyNot?: string | undefined;
   readonly prepare?: (scene: Scene) => unknown;
   /** While each of the runs does its work. */
   readonly meanwhile?: (scene: Scene, guard: Guard) => unknown;
@@ -171,6 +173,8 @@ function assertUnderstood(command: string, { code, text }: { code: number; text:
   const [program] = words;
   const isUsage = program === "lima-guard" ? code === 64 : /^usage|(unknown|invalid|unrecognized) \w+/im.test(text);
   assert.equal(isUsage, false, said);
+  // Deno's own words: lima-guard has not even begun, or was broken off.
+  assert.ok(program !== "lima-guard" || !/^error: /m.test(text), said);
   const last = words.at(-1)!;
   if (program === "ls" && code === 0) assert.ok(text.includes(words[1] === "-ld" ? last : " ..\n"), said);
   if (program === "ps" && words[1] === "-ww" && code === 0) assert.match(text, /^ *\d+ /m, said);
