@@ -29,7 +29,7 @@ export function bare(words: readonly string[]): readonly string[] {
 }
 
 /**
- * The commands of a hint, as they are there: after a `:` or a `?`, and before an `, or`. What is neither one nor a
+ * The commands of a hint, as they are printed: after a `:` or a `?`, and before an `, or`. What is neither one nor a
  * known sentence is an error.
  */
 export function commandsIn(hint: string): string[] {

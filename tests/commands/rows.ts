@@ -114,7 +114,7 @@ function hintsOf({ stdout, stderr, json }: GuardResult): string[] {
   return [...told.map(({ hint }) => hint), error?.hint, ...logged].filter((hint) => typeof hint === "string");
 }
 
-/** A command as it is in the table: without quotes, and with a word for everything that is another one each time. */
+/** A command as the table has it: without quotes, and with a word for everything that is another one each time. */
 function inTable({ home, k3s, words }: Scene, command: string): string {
   const known: [string, string][] = [
     ...words,
