@@ -179,16 +179,8 @@ export interface Instance {
   readonly dir: string;
   /** uid of the owner of `dir`: everything of this instance must belong to it. */
   readonly owner: number;
-  /** What a printed command must say to reach this very instance; see `guardCommand`. */
-  readonly address?: Address;
-}
-
-/** What is known of the person who will type a printed command. */
-interface Address {
-  /** A bare `lima-guard NAME` of that person finds this instance: the command needs no `--lima-home`. */
-  readonly isDefaultHome?: boolean;
   /** The owner's user name, where another user (root, an administrator) reads the message: `sudo -H -u OWNER`. */
-  readonly sudoUser?: string;
+  readonly sudoUser?: string | undefined;
 }
 
 /** What a process can be to an instance. The command says what it is; a PID file only says where to look. */
@@ -219,8 +211,10 @@ export type Verdict =
     readonly why: string;
     /** Lima believes in a zombie. */
     readonly reason?: "zombie";
+    /** The owner of the process that the file names, where it is known. */
+    readonly uid?: number | undefined;
   }
-  | { readonly kind: "ours"; readonly why: string; readonly role: Role };
+  | { readonly kind: "ours"; readonly why: string; readonly role: Role; readonly uid?: undefined };
 
 /** A file as it was when it was judged; it is removed only if it is unchanged. */
 export interface FileStamp {
@@ -408,6 +402,8 @@ export interface JobStatus {
   readonly restartsAfterSuccess?: boolean;
   /** A daemon without UserName. */
   readonly runsAsRoot?: true;
+  /** `RunAtLoad` or `KeepAlive`: it starts when it is loaded. */
+  readonly startsAtLoad?: true;
 }
 
 /** The launchd jobs of an instance, and what could not be read of them: another job may be there. */
@@ -787,6 +783,11 @@ function restartsAfterSuccess(plist: string): boolean {
   return /<key>\s*SuccessfulExit\s*<\/key>\s*<true\s*\/>/.test(dict);
 }
 
+/** Whether launchd starts a job as soon as it is loaded. */
+function startsAtLoad(plist: string): boolean {
+  return /<key>\s*(RunAtLoad|KeepAlive)\s*<\/key>\s*<(true\s*\/|dict)>/.test(plainPlist(plist));
+}
+
 /** Reads ha.stdout.log (events) and ha.stderr.log of a living host agent. */
 export function readReadiness(events: string, log: string): Readiness {
   const seen = events.split("\n").flatMap((line) => {
@@ -1125,17 +1126,25 @@ function shellWords(words: readonly string[]): string {
   return words.map(quote).join(" ");
 }
 
-function asOwner({ address }: Pick<Instance, "address">): string[] {
-  return address?.sudoUser === undefined ? [] : ["sudo", "-H", "-u", address.sudoUser];
+function asOwner({ sudoUser }: Pick<Instance, "sudoUser">): string[] {
+  return sudoUser === undefined ? [] : ["sudo", "-H", "-u", sudoUser];
 }
+
+/** An instance as a command has to name it; without its name it is a whole LIMA_HOME. */
+type Addressee = Pick<Instance, "home" | "sudoUser"> & { readonly name?: string };
 
 /**
  * The `lima-guard` command for one instance, or without its name for a home. A printed command is our act by another
- * hand, so it names LIMA_HOME unless a bare command is known to find the same instance.
+ * hand: it names LIMA_HOME, since in the shell where it is typed a variable may name another one.
  */
-function guardCommand(instance: Pick<Instance, "home" | "address"> & { name?: string }, ...options: string[]): string {
-  const home = instance.address?.isDefaultHome ? [] : ["--lima-home", instance.home];
-  return shellWords([...asOwner(instance), "lima-guard", ...options, ...home, instance.name ?? []].flat());
+function guardCommand(instance: Addressee, ...options: string[]): string {
+  const words = [...asOwner(instance), "lima-guard", ...options, "--lima-home", instance.home];
+  return shellWords([...words, ...instance.name === undefined ? [] : [instance.name]]);
+}
+
+/** The command of a role again; for `--run`, whose command is not known here, a look. */
+function roleCommand(role: string, instance: Addressee): string {
+  return guardCommand(instance, role === "run" ? "--status" : `--${role}`);
 }
 
 /** A `lima-guard` command that names no instance that exists. */
@@ -1145,18 +1154,8 @@ function guardLine(...words: string[]): string {
 
 /** The `limactl` command for one instance: `limactlCommand(instance, "start", instance.name)`. */
 function limactlCommand(instance: Instance, ...words: string[]): string {
-  const home = instance.address?.isDefaultHome ? "" : `LIMA_HOME=${quote(instance.home)} `;
-  const sudo = asOwner(instance);
-  return sudo.length === 0
-    ? home + shellWords(["limactl", ...words])
-    : `${shellWords(sudo)} ${home}${shellWords(["limactl", ...words])}`;
-}
-
-/** Stops the instance of another directory; a home that is not this one's is always named. */
-function stopOther(instance: Instance, dir: string): string {
-  const [name, home] = [basename(dir), dirname(dir)];
-  const { isDefaultHome: _, ...address } = instance.address ?? {};
-  return guardCommand(home === instance.home ? { ...instance, name } : { name, home, address }, "--stop");
+  return `${shellWords(asOwner(instance))} LIMA_HOME=${quote(instance.home)} ${shellWords(["limactl", ...words])}`
+    .trim();
 }
 
 /** Looks at files: `lookCommand(path)`. Paths are whole, so that it works from any folder. */
@@ -1185,9 +1184,9 @@ function lsofCommand(...paths: string[]): string {
   return shellWords(["lsof", "--", ...paths]);
 }
 
-/** Shows which process listens on a port. */
+/** Shows which process listens on a port; without sudo lsof shows only the user's own. */
 function listenerCommand(port: number): string {
-  return shellWords(["lsof", "-nP", `-iTCP:${port}`, "-sTCP:LISTEN"]);
+  return shellWords(["sudo", "lsof", "-nP", `-iTCP:${port}`, "-sTCP:LISTEN"]);
 }
 
 /** Ends the ssh master that has this control socket. ssh expands `%` in it. */
@@ -1206,9 +1205,9 @@ function writableCommand(dir: string): string {
   return shellWords(["chmod", "u+rwx", dir]);
 }
 
-/** Gives a folder and all in it to a user; without one the person puts a name there. */
-function chownCommand(dir: string, user = "USER"): string {
-  return shellWords(["sudo", "chown", "-R", user, dir]);
+/** Gives a folder and all in it to a user, by name or number; without one the person puts a name there. */
+function chownCommand(dir: string, user: string | number = "USER"): string {
+  return shellWords(["sudo", "chown", "-R", String(user), dir]);
 }
 
 /** A `launchctl` line; only root changes what is in the system domain. */
@@ -1216,14 +1215,20 @@ function launchctl(target: string, ...words: string[]): string {
   return shellWords([...target.startsWith("system/") ? ["sudo"] : [], "launchctl", ...words]);
 }
 
-/** What starts a job, from what is known of it: a job that is not loaded has nothing to kick. */
-function startJobCommand(job: Pick<JobStatus, "target" | "plist" | "loaded" | "disabled">): string {
-  const domain = dirname(job.target);
-  const enable = job.disabled ? [launchctl(job.target, "enable", job.target)] : [];
-  const start = job.loaded === "no"
-    ? launchctl(job.target, "bootstrap", domain, job.plist)
-    : launchctl(job.target, "kickstart", job.target);
-  return [...enable, start].join(" && ");
+/** What `startJobCommand` has to know of a job. */
+type StartableJob = Pick<JobStatus, "target" | "plist" | "loaded" | "disabled" | "noLogin" | "startsAtLoad">;
+
+/**
+ * What starts a job, from what is known of it: one that is not loaded has nothing to kick, and one that is loaded need not
+ * start by itself. Without a user at the screen no login agent can be started. Undefined where there is nothing to type.
+ */
+function startJobCommand(job: StartableJob): string | undefined {
+  const { target, plist } = job;
+  const kick = launchctl(target, "kickstart", target);
+  const load = [launchctl(target, "bootstrap", dirname(target), plist), ...job.startsAtLoad ? [] : [kick]];
+  const start = job.noLogin ? [] : job.loaded === "no" ? load : [kick];
+  const commands = [...job.disabled ? [launchctl(target, "enable", target)] : [], ...start];
+  return commands.length === 0 ? undefined : commands.join(" && ");
 }
 
 /** What takes a job out of launchd until the next boot or login. */
@@ -1231,9 +1236,13 @@ function bootoutCommand(target: string): string {
   return launchctl(target, "bootout", target);
 }
 
-/** The `kill` line for a process that only a person may judge. */
-function killCommand(instance: Instance, pid: number, signal?: string): string {
-  const sudo = asOwner(instance);
+/** The `kill` line for a process that only a person may judge; with sudo where it is not the instance's owner's. */
+function killCommand(
+  instance: Instance,
+  { pid, uid }: { pid: number; uid?: number | undefined },
+  signal?: string,
+): string {
+  const sudo = uid === undefined || uid === instance.owner ? asOwner(instance) : ["sudo"];
   return shellWords([...sudo, "kill", ...signal === undefined ? [] : [`-${signal}`], String(pid)]);
 }
 
@@ -1291,7 +1300,7 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
     const pid = `host agent ${agent.row.pid}`;
     if (signs?.answers && hasDriver(seen)) return plan("running", `${pid} answers and its driver is alive`, seen);
     if (agent.row.stat.startsWith("T") && !signs?.answers) {
-      const hint = killCommand(seen.instance, agent.row.pid, "CONT");
+      const hint = killCommand(seen.instance, agent.row, "CONT");
       const halted = { what: pid, because: `${pid} is stopped by a signal (ps: ${agent.row.stat})`, hint };
       return plan("unknown", halted.because, { notes: seen.notes, blockers: [halted] });
     }
@@ -1347,7 +1356,9 @@ function unknownFile(instance: Instance): (stateFile: StateFile) => Diagnostic {
   return ({ path, verdict, stamp: seen }) => {
     const pid = readPid(seen.text ?? "");
     const hint = "pid" in pid
-      ? `${psCommand(pid.pid)}; if it is a process of this VM: ${killCommand(instance, pid.pid)}`
+      ? `${psCommand(pid.pid)}; if it is a process of this VM: ${
+        killCommand(instance, { pid: pid.pid, uid: verdict.uid })
+      }`
       : `${lookCommand(path)}; if this VM does not run: move it out of the folder`;
     return { what: path, because: verdict.why, hint };
   };
@@ -1375,7 +1386,7 @@ function undeletableFiles(seen: Observation): Diagnostic[] {
   return seen.stateFiles.filter((c) => isStale(c) && c.undeletable !== undefined).map((c) => ({
     what: c.path,
     because: `it is stale (${c.verdict.why}) and cannot be removed: ${c.undeletable}`,
-    hint: remedyCommand(c),
+    hint: remedyCommand(seen.instance, c),
     status: EXIT.denied,
   }));
 }
@@ -1432,9 +1443,9 @@ function laterRemovals(seen: Observation): Step[] {
 }
 
 /** What makes a file removable, where that is known. */
-function remedyCommand({ path, remedy }: StateFile): string {
+function remedyCommand({ owner }: Instance, { path, remedy }: StateFile): string {
   if (remedy === "mode") return writableCommand(dirname(path));
-  if (remedy === "owner") return chownCommand(dirname(path));
+  if (remedy === "owner") return chownCommand(dirname(path), owner);
   return lookCommand(dirname(path), path);
 }
 
@@ -1789,23 +1800,38 @@ export function judgeJobs(
   const blockers = each.flatMap((findings) => findings.blockers);
   const notes = each.flatMap((findings) => findings.notes);
   if (jobs.length === 0 && unread.length === 0) notes.push({ what: name, because: "no launchd job found" });
-  if (jobs.length > 1) {
-    const because = "it is registered twice, at login and at boot";
-    blockers.unshift({ what: name, because, hint: limactlCommand(instance, "autostart", "disable", name) });
-  }
+  if (jobs.length > 1) blockers.unshift(twoJobs(jobs, instance));
   if (jobs.some((j) => j.wrapped) && state === "running" && !supervised) {
     const because = "it runs without its job (started by hand): it will be cut off at the next shutdown";
     const job = jobs.find((j) => j.wrapped && !j.noLogin);
-    const start = job === undefined ? [] : [startJobCommand(job)];
-    blockers.push({ what: name, because, hint: [guardCommand(instance, "--stop"), ...start].join(" && ") });
+    const start = job && startJobCommand(job);
+    const hint = [guardCommand(instance, "--stop"), ...start === undefined ? [] : [start]].join(" && ");
+    blockers.push({ what: name, because, hint });
   }
   return { blockers, notes: [...unread, ...notes] };
+}
+
+/** The instance has several jobs. Lima itself has one at login and one at boot, and a command for the first. */
+function twoJobs(jobs: readonly JobStatus[], instance: Instance): Diagnostic {
+  const isDaemon = (job: JobStatus) => job.target.startsWith("system/");
+  if (jobs.some(isDaemon) && !jobs.every(isDaemon)) {
+    const hint = limactlCommand(instance, "autostart", "disable", instance.name);
+    return { what: instance.name, because: "it is registered twice, at login and at boot", hint };
+  }
+  const extra = jobs.find((job) => !job.wrapped) ?? jobs.at(-1)!;
+  const because = `it has ${jobs.length} launchd jobs: ${jobs.map(({ label }) => label).join(", ")}`;
+  return {
+    what: instance.name,
+    because,
+    hint: `${bootoutCommand(extra.target)}; then move its plist away: ${lookCommand(extra.plist)}`,
+  };
 }
 
 function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
   const { label: what, wrapped, exitTimeoutS } = job;
   const wrap = guardCommand(instance, "--install");
   const start = startJobCommand(job);
+  const hint = (command: string | undefined) => command === undefined ? {} : { hint: command };
   const isShort = wrapped && exitTimeoutS !== 0 && exitTimeoutS < DEFAULT_BUDGET_S;
   const blockers = [
     isShort &&
@@ -1821,12 +1847,12 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
       because: "its KeepAlive {SuccessfulExit: true} starts it again after a good stop, and not after a failure",
       hint: `set SuccessfulExit to false in ${quote(job.plist)}`,
     },
-    job.disabled && { because: "it is disabled and will not start", hint: start },
+    job.disabled && { because: "it is disabled and will not start", ...hint(start) },
   ];
   const notes = [
     !wrapped && { because: "lima-guard does not run it", hint: wrap },
     !job.disabled && job.loaded === "no" && state !== "running" &&
-    { because: "it is not loaded: launchd does not start it", hint: start },
+    { because: "it is not loaded: launchd does not start it", ...hint(start) },
     job.noLogin && {
       because: "no user is logged in at the screen, and a login agent runs only then: a headless Mac wants a daemon",
     },
@@ -2139,6 +2165,13 @@ function secondsLeft(host: Host, deadlineMs: number): number {
 
 // ────────────────────────────────────────────────────────────────────────────────────────── files, lock and journal ──
 
+/** What can be looked at of a path: itself, or the first folder above it that may be entered and is there. */
+function nearestVisible(host: Host, path: string): string {
+  let at = path;
+  while (at !== "/" && host.stat(at).trouble !== undefined) at = dirname(at);
+  return at;
+}
+
 function stampOf({ dev, ino, size, mtimeMs }: FileInfo, text?: string): FileStamp {
   return { dev, ino, size, mtimeMs, text };
 }
@@ -2415,7 +2448,7 @@ async function observeProcesses(
   const { host } = ctx;
   const listed = host.list(instance.dir);
   if (listed.trouble) {
-    const hint = lookCommand(instance.dir);
+    const hint = lookCommand(nearestVisible(host, instance.dir));
     return { stateFiles: [], alive: [], unknowns: [{ what: instance.dir, because: listed.why, hint }] };
   }
   const pidFiles = await readPidFiles(host, instance, listed.ok, timeouts.youngMs);
@@ -2586,12 +2619,13 @@ async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, jud
 }
 
 function verdictOf(file: string, pid: number, judged: Judgements): Verdict {
-  const { judgement, dead, zombie } = judged.get(pid) ?? {};
+  const { row, judgement, dead, zombie } = judged.get(pid) ?? {};
   if (!judgement) {
     return { kind: "dead", why: `PID ${pid} is dead: ${dead}`, ...(zombie ? { reason: "zombie" as const } : {}) };
   }
   if (judgement.kind !== "ours") {
-    return { kind: judgement.kind, why: `PID ${pid} is ${judgement.kind}: ${judgement.why}` };
+    const uid = judgement.kind === "unknown" && row ? { uid: row.uid } : {};
+    return { kind: judgement.kind, why: `PID ${pid} is ${judgement.kind}: ${judgement.why}`, ...uid };
   }
   const why = `PID ${pid} is this instance's ${judgement.role}`;
   if (rolesOf(file).includes(judgement.role)) return { kind: "ours", why, role: judgement.role };
@@ -2709,7 +2743,7 @@ function doubtfulProcess(instance: Instance, row: ProcessRow, because: string): 
   return {
     what: `PID ${row.pid}`,
     because,
-    hint: `${look}; if it is a process of this VM: ${killCommand(instance, row.pid)}`,
+    hint: `${look}; if it is a process of this VM: ${killCommand(instance, row)}`,
   };
 }
 
@@ -2821,7 +2855,7 @@ function yamlBlockers(host: Host, instance: Instance, yaml: string): Diagnostic[
     const dir = join(instance.home, "_disks", disk);
     if (host.stat(dir, "follow links").trouble !== "absent") return [];
     const because = `additional disk ${disk} is not there (its volume may not be mounted)`;
-    return [{ what: dir, because, hint: listCommand(join(instance.home, "_disks")), waitsFor: "volume" as const }];
+    return [{ what: dir, because, hint: listCommand(nearestVisible(host, dirname(dir))), waitsFor: "volume" as const }];
   });
 }
 
@@ -2881,7 +2915,7 @@ function missingInstance(host: Host, dir: string): MissingInstance | undefined {
   const failed = look.trouble ? look : host.read(path, 1);
   if (!failed.trouble) return undefined;
   const because = `${LIMA_YAML} cannot be read: ${failed.why}`;
-  const ls = lookCommand(path);
+  const ls = lookCommand(nearestVisible(host, path));
   if (failed.trouble !== "denied") return { state: "unknown", status: EXIT.tryAgain, because, hint: ls };
   const settings = "System Settings, Privacy & Security: give lima-guard Full Disk Access";
   const hint = host.os === "darwin" ? `${ls}; where the mode permits it: ${settings}` : ls;
@@ -3047,10 +3081,10 @@ function sshConfigFile(host: Host, instance: Instance): StateFile[] {
 
 // ── networks
 /** What could not be read of the networks: a start may fail on it, and nothing is removed because of it. */
-function networkNotes(what: string, found: Result<unknown>): Diagnostic[] {
+function networkNotes(host: Host, what: string, found: Result<unknown>): Diagnostic[] {
   if (found.trouble === undefined || found.trouble === "absent") return [];
   const because = `whether its networks are in order is unknown: it cannot be read: ${found.why}`;
-  return [{ what, because, hint: lookCommand(what) }];
+  return [{ what, because, hint: lookCommand(nearestVisible(host, what)) }];
 }
 
 /** usernet sockets that answer for no PID file (row 22), and socket_vmnet's PID files (row 23). */
@@ -3075,7 +3109,7 @@ async function observeNetworks(
   const vmnet = await observeSocketVmnet(host, instance);
   return {
     notes: [...notes, ...vmnet.notes],
-    blockers: [...networkNotes(dir, networks), ...vmnet.blockers],
+    blockers: [...networkNotes(host, dir, networks), ...vmnet.blockers],
   };
 }
 
@@ -3083,7 +3117,10 @@ async function observeSocketVmnet(host: Host, instance: Instance): Promise<Findi
   const config = join(instance.home, "_config", "networks.yaml");
   const dir = readVarRun(textOf(host, config));
   const listed = host.list(dir);
-  const notes = [...networkNotes(config, probeRead(host, config, "follow links")), ...networkNotes(dir, listed)];
+  const notes = [
+    ...networkNotes(host, config, probeRead(host, config, "follow links")),
+    ...networkNotes(host, dir, listed),
+  ];
   const files = (listed.ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
   const pidFiles = files.flatMap((f) => readPidFile(host, join(dir, f), "shared") ?? []);
   const named = pidFiles.flatMap((m) =>
@@ -3133,11 +3170,13 @@ async function observeDisks(
   const { locks: all, unread } = diskLocks(host, instance);
   const nothing = { stateFiles: [] as StateFile[], blockers: [] as Diagnostic[], held: unread };
   const locks = all.filter((l) => l.whose === "own" || used.includes(l.disk));
-  const foreign = locks.filter((l) => l.whose === "another's").map((l) => ({
-    what: l.path,
-    because: `disk ${l.disk} is in use by ${l.target}`,
-    hint: `${stopOther(instance, l.target)}, or take the disk out of lima.yaml`,
-  }));
+  const foreign = await Promise.all(
+    locks.filter((l) => l.whose === "another's").map(async (l) => ({
+      what: l.path,
+      because: `disk ${l.disk} is in use by ${l.target}`,
+      hint: `${await stopOther(host, l.target)}, or take the disk out of lima.yaml`,
+    })),
+  );
   const ownVm = host.os === "darwin" && hasStaleVzAgent(host, instance, stateFiles);
   const voidLocks = locks.filter((l) => l.whose !== "another's");
   if (voidLocks.length === 0 && !ownVm) return { ...nothing, blockers: foreign };
@@ -3150,6 +3189,15 @@ async function observeDisks(
   return { stateFiles: voidLocks.map((l) => diskStateFile(host, l)), blockers: foreign, held };
 }
 
+/** Stops the instance of another directory; where there is none, or its user is not known, that is looked at. */
+async function stopOther(host: Host, dir: string): Promise<string> {
+  const [home, name] = [dirname(dir), basename(dir)];
+  const isInstance = nameTrouble(name) === undefined &&
+    host.stat(join(dir, LIMA_YAML), "follow links").ok !== undefined;
+  const other = isInstance ? await addressed(host, home, name) : undefined;
+  return other === undefined ? lookCommand(nearestVisible(host, dir)) : guardCommand(other, "--stop");
+}
+
 /** Which of some disk images a process has open for writing, or that this is unknown. */
 async function heldImages(host: Host, instance: Instance, paths: readonly string[], { holderMs, lsofMs }: Timeouts) {
   const images = paths.filter((path) => {
@@ -3157,7 +3205,7 @@ async function heldImages(host: Host, instance: Instance, paths: readonly string
     return look.trouble === undefined ? look.ok.kind === "file" : look.trouble !== "absent";
   });
   const holders = await holdersOf(host, images, holderMs, lsofMs);
-  if (!holders.trouble) return holders.ok.map(holderRemark(instance));
+  if (!holders.trouble) return await Promise.all(holders.ok.map((holder) => holderNote(host, instance, holder)));
   const because = `whether a process has it open is unknown: ${holders.why}`;
   return [{ what: images.join(" "), because, hint: lsofCommand(...images) }];
 }
@@ -3170,7 +3218,7 @@ function diskLocks(host: Host, instance: Instance): { locks: DiskLock[]; unread:
   const cannotRead = (path: string, tried: Result<unknown>) => {
     if (tried.trouble === undefined || tried.trouble === "absent") return;
     const because = `whether a disk is in use is unknown: it cannot be read: ${tried.why}`;
-    unread.push({ what: path, because, hint: lookCommand(path) });
+    unread.push({ what: path, because, hint: lookCommand(nearestVisible(host, path)) });
   };
   const entries = host.list(disks);
   cannotRead(disks, entries);
@@ -3182,13 +3230,9 @@ function diskLocks(host: Host, instance: Instance): { locks: DiskLock[]; unread:
     const target = host.linkTarget(path);
     cannotRead(path, target);
     if (target.ok === undefined) continue;
-    locks.push({
-      path,
-      disk,
-      stamp: stampOf(look.ok),
-      target: target.ok,
-      whose: diskLockOwner(host, instance, target.ok),
-    });
+    const dir = target.ok.startsWith("/") ? target.ok : join(dirname(path), target.ok);
+    const whose = diskLockOwner(host, instance, dir);
+    locks.push({ path, disk, stamp: stampOf(look.ok), target: dir, whose });
   }
   return { locks, unread };
 }
@@ -3211,12 +3255,11 @@ function diskStateFile(host: Host, lock: DiskLock): StateFile {
   return stateFile(host, { path, stamp, verdict, scope: "shared" });
 }
 
-function holderRemark(instance: Instance): (h: Holder) => Diagnostic {
-  return ({ pid, command, path }) => {
-    const because = `PID ${pid} (${command}) has it open for writing, and did not close it`;
-    const look = psCommand(pid);
-    return { what: path, because, hint: `${look}; if it is a VM that is not needed: ${killCommand(instance, pid)}` };
-  };
+async function holderNote(host: Host, instance: Instance, { pid, command, path }: Holder): Promise<Diagnostic> {
+  const because = `PID ${pid} (${command}) has it open for writing, and did not close it`;
+  const uid = (await ps(host, [pid], PS_LIMIT_MS / 5)).ok?.rows[0]?.uid;
+  const kill = killCommand(instance, { pid, uid });
+  return { what: path, because, hint: `${psCommand(pid)}; if it is a VM that is not needed: ${kill}` };
 }
 
 function hasStaleVzAgent(host: Host, instance: Instance, stateFiles: readonly StateFile[]): boolean {
@@ -3335,7 +3378,7 @@ function homeTrouble(host: Host, path: string): { because: string; status: numbe
 }
 
 /** The home that has an instance of this name: the first, else the single other one; a report where several have. */
-function homeOf(ctx: Context, homes: Homes, name: string): { home: string } | { report: Report } {
+async function homeOf(ctx: Context, homes: Homes, name: string): Promise<{ home: string } | { report: Report }> {
   const { host } = ctx;
   const isThere = (home: string) => host.stat(join(home, name, LIMA_YAML), "follow links").trouble !== "absent";
   const first = realHome(host, homes.paths[0] ?? "");
@@ -3347,11 +3390,11 @@ function homeOf(ctx: Context, homes: Homes, name: string): { home: string } | { 
     ctx.say("info", { name }, `found in ${hit}`);
     return { home: hit };
   }
-  const blockers = hits.map((home) => ({
+  const blockers = await Promise.all(hits.map(async (home) => ({
     what: join(home, name),
     because: "several Lima homes have an instance of this name",
-    hint: guardCommand({ name, home }, `--${ctx.role}`),
-  }));
+    hint: roleCommand(ctx.role, await addressed(host, home, name) ?? { name, home }),
+  })));
   return { report: report(name, "blocked", EXIT.usage, "several instances of this name", { blockers }) };
 }
 
@@ -3362,7 +3405,7 @@ async function findInstance(
   name: string,
 ): Promise<{ instance: Instance } | { report: Report }> {
   const { host } = ctx;
-  const at = homeOf(ctx, homes, name);
+  const at = await homeOf(ctx, homes, name);
   if ("report" in at) return at;
   const { home } = at;
   const dir = join(home, name);
@@ -3370,44 +3413,52 @@ async function findInstance(
     report: report(name, state, status, state, { blockers: [{ what, because, hint }] }),
   });
   const look = host.stat(dir, "follow links");
-  if (look.trouble === "denied") return refuse("blocked", EXIT.denied, look.why, lookCommand(home));
+  if (look.trouble === "denied") {
+    return refuse("blocked", EXIT.denied, look.why, lookCommand(nearestVisible(host, dir)));
+  }
   if (look.trouble || look.ok.kind !== "directory") {
     const trouble = homeTrouble(host, homes.paths[0] ?? home);
-    const hint = `${listCommand(dirname(home))}; --lima-home DIR names another LIMA_HOME`;
+    const hint = `${listCommand(nearestVisible(host, dirname(home)))}; --lima-home DIR names another LIMA_HOME`;
     if (trouble) return refuse("missing", EXIT.noInstance, `no such instance: ${trouble.because}`, hint, home);
     const because = look.trouble === "absent"
       ? "no such instance"
       : `no such instance: ${look.trouble ? look.why : "no directory"}`;
-    const refused = refuse("missing", EXIT.noInstance, because, nameHint(ctx, home, name));
-    return { report: { ...refused.report, notes: lostLocks(ctx, { name, home, dir, owner: host.uid }) } };
+    const refused = refuse("missing", EXIT.noInstance, because, await nameHint(ctx, home, name));
+    return { report: { ...refused.report, notes: lostLocks(host, { name, home, dir, owner: host.uid }) } };
   }
   const entries = host.list(home).ok ?? [name];
   const onDisk = entries.find((e) => e.toLowerCase() === name.toLowerCase());
   if (!entries.includes(name) && onDisk !== undefined) {
     const because = `there is no ${name} here, but ${onDisk}`;
-    const hint = guardCommand({ name: onDisk, home }, `--${ctx.role}`);
+    const hint = roleCommand(ctx.role, await addressed(host, home, onDisk) ?? { name: onDisk, home });
     return refuse("missing", EXIT.noInstance, because, hint);
   }
   return await permitted(ctx, { name, home, dir, owner: look.ok.uid }, refuse);
 }
 
+/** An instance as the person who reads a message has to address it; undefined where its user is not known here. */
+async function addressed(host: Host, home: string, name: string): Promise<Addressee | undefined> {
+  const uid = host.stat(join(home, name), "follow links").ok?.uid ?? host.uid;
+  if (uid === host.uid) return { name, home };
+  const sudoUser = await userName(host, uid);
+  return sudoUser === undefined ? undefined : { name, home, sudoUser };
+}
+
 /** What to type where a home has no instance of this name: the name that was probably meant, and a look at the home. */
-function nameHint({ host, role }: Context, home: string, name: string): string {
+async function nameHint({ host, role }: Context, home: string, name: string): Promise<string> {
   const look = `${listCommand(home)}; --lima-home DIR names another LIMA_HOME`;
   const meant = nearest(name, allInstances(host, home).ok ?? []);
   if (meant === undefined) return look;
-  const address = { isDefaultHome: isDefaultHome(host, home) };
-  const other = { name: meant, home, dir: join(home, meant), owner: host.uid, address };
-  return `did you mean ${meant}? ${guardCommand(other, `--${role}`)}; ${look}`;
+  const other = await addressed(host, home, meant) ?? { name: meant, home };
+  return `did you mean ${meant}? ${roleCommand(role, other)}; ${look}`;
 }
 
 /** Disks that say that an instance uses them which is gone. */
-function lostLocks({ host }: Context, gone: Instance): Diagnostic[] {
-  const instance = { ...gone, address: { isDefaultHome: isDefaultHome(host, gone.home) } };
-  return diskLocks(host, instance).locks.filter(({ target }) => target === gone.dir).map(({ path, disk }) => ({
+function lostLocks(host: Host, gone: Instance): Diagnostic[] {
+  return diskLocks(host, gone).locks.filter(({ target }) => target === gone.dir).map(({ path, disk }) => ({
     what: path,
     because: `it says that disk ${disk} is in use by this instance, which is gone`,
-    hint: limactlCommand(instance, "disk", "unlock", disk),
+    hint: limactlCommand(gone, "disk", "unlock", disk),
   }));
 }
 
@@ -3426,32 +3477,27 @@ async function permitted(
   if (missing && isOwn && (missing.state === "missing" || role !== "stop")) {
     return refuse(missing.state, missing.status, missing.because, missing.hint);
   }
-  if (isOwn) return { instance: { ...at, address: { isDefaultHome: isDefaultHome(host, at.home) } } };
-  const user = await userName(host, owner);
-  const instance = { ...at, address: { sudoUser: user } };
+  if (isOwn) return { instance: at };
+  const sudoUser = await userName(host, owner);
+  const instance = { ...at, sudoUser };
   if (role === "status") return { instance };
-  if (user.startsWith("#")) {
+  if (sudoUser === undefined) {
     const because = `no user here has uid ${owner}: is it a copied home?`;
     const isHomeToo = host.stat(at.home, "follow links").ok?.uid === owner;
     const me = host.uid === 0 ? undefined : await userName(host, host.uid);
-    return refuse("blocked", EXIT.denied, because, chownCommand(isHomeToo ? at.home : dir, me));
+    const copied = isHomeToo ? at.home : host.realPath(dir).ok ?? dir;
+    return refuse("blocked", EXIT.denied, because, chownCommand(copied, me));
   }
-  const because = `it belongs to ${user}, and files of another user in it would lock its own lima-guard out`;
+  const because = `it belongs to ${sudoUser}, and files of another user in it would lock its own lima-guard out`;
   const hint = guardCommand(instance, `--${role}`) + (role === "run" ? " -- COMMAND" : "");
   return refuse("blocked", EXIT.denied, because, hint);
 }
 
-/** Whether bare commands, also those of limactl, find this home: it is ~/.lima, and LIMA_HOME says nothing else. */
-function isDefaultHome(host: Host, home: string): boolean {
-  const userHome = host.env("HOME");
-  return Boolean(userHome) && !host.env("LIMA_HOME") && realHome(host, join(userHome ?? "", ".lima")) === home;
-}
-
-/** The name of a user for a command line, `#501` where it has none; sudo takes both. */
-async function userName(host: Host, uid: number): Promise<string> {
+/** The name of a user; undefined where no user has this number. */
+async function userName(host: Host, uid: number): Promise<string | undefined> {
   const answer = await host.run({ argv: ["/usr/bin/id", "-un", String(uid)] }, PS_LIMIT_MS);
   const name = answer.ok?.code === 0 ? answer.ok.stdout.trim() : "";
-  return name === "" ? `#${uid}` : name;
+  return name === "" ? undefined : name;
 }
 
 /** All instances of a LIMA_HOME, by Lima's own rule: real directories with a valid name and a lima.yaml. */
@@ -3494,7 +3540,9 @@ async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
   }
   const unknown = [
     ...listed.flatMap(({ home, names }) =>
-      names.trouble === undefined || names.trouble === "absent" ? [] : notListed(names.why, home, lookCommand(home))
+      names.trouble === undefined || names.trouble === "absent"
+        ? []
+        : notListed(names.why, home, lookCommand(nearestVisible(host, home)))
     ),
     ...table?.trouble ? [notListed(table.why)] : [],
   ];
@@ -3558,16 +3606,21 @@ function isSameDirectory(host: Host, a: string, b: string): boolean {
 /** The launchd jobs of an instance, by reading the plists of both folders: whatever the label, the program counts. */
 async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
   const agents = join(host.env("HOME") ?? "/", "Library/LaunchAgents");
+  // sudo of macOS keeps HOME: the folder tells whose jobs they are.
+  const uid = host.stat(agents, "follow links").ok?.uid ?? host.uid;
   const folders = [
     { folder: "/Library/LaunchDaemons", domains: ["system"] },
-    { folder: agents, domains: [`gui/${host.uid}`, `user/${host.uid}`] },
+    { folder: agents, domains: [`gui/${uid}`, `user/${uid}`] },
   ];
   const jobs: JobStatus[] = [];
   const unread: Diagnostic[] = [];
   for (const { folder, domains } of folders) {
     const listed = host.list(folder);
     const plists = (listed.ok ?? []).filter((f) => f.endsWith(".plist")).sort().map((file) => join(folder, file));
-    unread.push(...jobNotes(folder, listed), ...plists.flatMap((p) => jobNotes(p, probeRead(host, p, "follow links"))));
+    unread.push(
+      ...jobNotes(host, folder, listed),
+      ...plists.flatMap((p) => jobNotes(host, p, probeRead(host, p, "follow links"))),
+    );
     for (const plist of plists) {
       const text = textOf(host, plist);
       const named = readPlistString(text, "LIMA_HOME") ?? optionOf(readProgramArguments(text), "--lima-home");
@@ -3581,10 +3634,10 @@ async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
 }
 
 /** What could not be read of the jobs. A link that leads nowhere is no job. */
-function jobNotes(what: string, tried: Result<unknown>): Diagnostic[] {
+function jobNotes(host: Host, what: string, tried: Result<unknown>): Diagnostic[] {
   if (tried.trouble === undefined || tried.trouble === "absent") return [];
   const because = `whether it holds a launchd job of this instance is unknown: ${tried.why}`;
-  return [{ what, because, hint: lookCommand(what) }];
+  return [{ what, because, hint: lookCommand(nearestVisible(host, what)) }];
 }
 
 async function jobStatus(
@@ -3612,9 +3665,20 @@ async function jobStatus(
     exitTimeoutS: loaded?.printed.exitTimeoutS ?? readExitTimeout(text),
     restartsAfterSuccess: restartsAfterSuccess(text),
     target: `${loaded?.domain ?? domains[0]}/${label}`,
-    ...!loaded && answers[0]?.code === 125 ? { noLogin: true as const } : {},
+    ...!loaded && await isWithoutLogin(host, domains[0] ?? "") ? { noLogin: true as const } : {},
+    ...startsAtLoad(text) ? { startsAtLoad: true as const } : {},
     ...domains[0] === "system" && readPlistString(text, "UserName") === undefined ? { runsAsRoot: true as const } : {},
   };
+}
+
+/**
+ * Whether no user is logged in at the screen: then launchd has no such domain. For a job in it launchctl says 112, 113 or
+ * 125 by version, of which 113 is also what it says of a job that is not loaded; so it is asked for the domain.
+ */
+async function isWithoutLogin(host: Host, domain: string): Promise<boolean> {
+  if (!domain.startsWith("gui/")) return false;
+  const answer = await host.run({ argv: ["launchctl", "print", domain] }, LAUNCHCTL_LIMIT_MS);
+  return answer.ok !== undefined && [112, 113, 125].includes(answer.ok.code);
 }
 
 /** The label of the launchd job that we are, if we may be one: a terminal's children have `0` or an application's. */
@@ -4506,7 +4570,8 @@ async function afterJob(ctx: Context, instance: Instance, reported: Report, stop
   if (now?.role !== "run" || now.pid === stopped.pid) {
     const known = target === undefined ? undefined : { target, plist: "", loaded: "yes" as const, disabled: false };
     const start = seen ?? known;
-    const hint = start === undefined ? find : `to start it: ${startJobCommand(start)}`;
+    const command = start && startJobCommand(start);
+    const hint = command === undefined ? find : `to start it: ${command}`;
     return { ...reported, notes: [...reported.notes, { what: target ?? job, because: "its job is stopped", hint }] };
   }
   const because = `launchd started it again (KeepAlive), as PID ${now.pid}`;
@@ -4638,9 +4703,9 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
 
 function noLock(ctx: Context, instance: Instance, because: string, holder?: LockRecord): Report {
   const what = join(instance.dir, LOCK_FILE);
-  const look = holder ? psCommand(holder.pid) : lsofCommand(what);
-  const again = guardCommand(instance, ctx.role === "run" ? "--status" : `--${ctx.role}`);
-  const hint = [look, lookCommand(what), again].join("; ");
+  const isThere = holder !== undefined && ctx.host.alive(holder.pid) !== "no";
+  const look = isThere ? psCommand(holder.pid) : lsofCommand(what);
+  const hint = [look, lookCommand(nearestVisible(ctx.host, what)), roleCommand(ctx.role, instance)].join("; ");
   return report(instance.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what, because, hint }] });
 }
 
@@ -4701,10 +4766,11 @@ async function ofOtherUsers(ctx: Context): Promise<Report[]> {
   const table = await ps(host, "all", PS_LIMIT_MS);
   if (table.trouble) return [notListed(table.why)];
   const others = runningInstances(table.ok.rows).filter(({ uid }) => uid !== host.uid);
-  return await Promise.all(others.map(async ({ home, name, uid, dir }) => {
-    const instance = { name, home, dir, owner: uid, address: { sudoUser: await userName(host, uid) } };
-    const because = `it runs and belongs to ${instance.address.sudoUser}; root does not touch it`;
-    const blockers = [{ what: dir, because, hint: guardCommand(instance, `--${role}`) }];
+  return await Promise.all(others.map(async ({ home, name, uid, pid, dir }) => {
+    const sudoUser = await userName(host, uid);
+    const because = `it runs and belongs to ${sudoUser ?? `uid ${uid}`}; root does not touch it`;
+    const hint = sudoUser === undefined ? psCommand(pid) : guardCommand({ name, home, sudoUser }, `--${role}`);
+    const blockers = [{ what: dir, because, hint }];
     return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
   }));
 }
@@ -4822,7 +4888,7 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   if (isWhole) return reports;
   const last = answer.ok?.stderr.trim().split("\n").at(-1) || `it ended with status ${status}`;
   const because = `the lima-guard of ${address.owner} gave no whole answer: ${answer.trouble ? answer.why : last}`;
-  const hint = guardCommand({ home: at.home, address: { sudoUser: at.user.name } }, ...asked.slice(0, 2));
+  const hint = guardCommand({ home: at.home, sudoUser: at.user.name }, ...asked.slice(0, 2));
   const blockers = [{ what: at.home, because, hint }];
   return [...reports, report("*", "unknown", EXIT.tryAgain, "unknown", { ...address, blockers })];
 }
@@ -4851,15 +4917,15 @@ async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Re
     );
   return await Promise.all(
     runningInstances(table.ok.rows).filter((one) => !isReported(one)).map(async (one) => {
-      const user = await userName(host, one.uid);
-      const instance = { ...one, owner: one.uid, address: one.uid === host.uid ? {} : { sudoUser: user } };
-      const because = `PID ${one.pid} of ${user} still lives`;
-      const blockers = [{ what: one.dir, because, hint: guardCommand(instance, `--${role}`) }];
-      const address = { owner: user, home: one.home };
-      return report(one.name, "running", EXIT.failed, `of ${user}, in ${one.home}: still lives`, {
-        ...address,
-        blockers,
-      });
+      const { uid, pid, name, home, dir } = one;
+      const user = await userName(host, uid);
+      const sudoUser = uid === host.uid ? undefined : user;
+      const isAddressed = uid === host.uid || user !== undefined;
+      const hint = isAddressed ? guardCommand({ name, home, sudoUser }, `--${role}`) : psCommand(pid);
+      const owner = user ?? `uid ${uid}`;
+      const blockers = [{ what: dir, because: `PID ${pid} of ${owner} still lives`, hint }];
+      const summary = `of ${owner}, in ${home}: still lives`;
+      return report(name, "running", EXIT.failed, summary, { owner, home, blockers });
     }),
   );
 }
@@ -6233,7 +6299,9 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
   }
   if ("usage" in invocation) {
     const help = guardLine("--help");
-    const hint = invocation.hint === undefined ? help : `${invocation.hint} ${help}`;
+    const hint = invocation.hint === undefined
+      ? help
+      : `${invocation.hint}${invocation.hint.endsWith("?") ? "" : ";"} ${help}`;
     const status = refuseRequest(host, args, EXIT.usage, invocation.usage, hint);
     if (args.length === 0) host.stderr(USAGE);
     return status;

@@ -15,7 +15,7 @@ import type {
 
 export const HOME = "/Users/zoe/.lima";
 export const DIR = `${HOME}/k3s`;
-export const PLACE: Instance = { name: "k3s", home: HOME, dir: DIR, owner: 501, address: { isDefaultHome: true } };
+export const PLACE: Instance = { name: "k3s", home: HOME, dir: DIR, owner: 501 };
 
 /** How every file here looked. */
 export const STAMP: FileStamp = { dev: 1, ino: 2, size: 4, mtimeMs: 1_790_000_000_000, text: "789\n" };

@@ -120,7 +120,7 @@ const booting = (pid: number, because: string): Plan =>
     blockers: [{
       what: `host agent ${pid}`,
       because,
-      hint: "it is left alone; to end it: lima-guard --stop k3s",
+      hint: "it is left alone; to end it: lima-guard --stop --lima-home /Users/zoe/.lima k3s",
     }],
   });
 /** The stop stages of `--pre`: 60 s unless an option says otherwise. */

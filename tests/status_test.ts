@@ -168,7 +168,7 @@ for (
 
 // ── what needs a person ──
 
-const PLACE = { name: "k3s", home: "/Users/zoe/.lima", dir: DIR, owner: 501, address: { isDefaultHome: true } };
+const PLACE = { name: "k3s", home: "/Users/zoe/.lima", dir: DIR, owner: 501 };
 const JOB: JobStatus = {
   label: "io.lima-vm.daemon.k3s",
   plist: "/Library/LaunchDaemons/io.lima-vm.daemon.k3s.plist",
@@ -177,7 +177,10 @@ const JOB: JobStatus = {
   disabled: false,
   exitTimeoutS: 60,
   target: "system/io.lima-vm.daemon.k3s",
+  startsAtLoad: true,
 };
+const { startsAtLoad: _, ...WAITING } = JOB;
+const AGENT = { ...JOB, label: "io.lima-vm.autostart.k3s", target: "gui/501/io.lima-vm.autostart.k3s" };
 
 for (
   const [name, jobs, state, supervised, troubles] of [
@@ -188,7 +191,11 @@ for (
     ["without a time limit it is long enough", [{ ...JOB, exitTimeoutS: 0 }], "stopped", false, []],
     ["disabled", [{ ...JOB, disabled: true }], "stopped", false, [/disabled/]],
     ["started by hand", [JOB], "running", false, [/without its job.*cut off at the next shutdown/]],
-    ["registered twice", [JOB, { ...JOB, label: "io.lima-vm.autostart.k3s" }], "stopped", false, [/registered twice/]],
+    ["registered twice", [JOB, AGENT], "stopped", false, [/registered twice/]],
+    ["two daemons", [JOB, { ...JOB, label: "x.k3s" }], "stopped", false, [
+      /2 launchd jobs: io\.lima-vm\.daemon\.k3s, x\.k3s/,
+    ]],
+    ["a daemon without UserName", [{ ...JOB, runsAsRoot: true }], "stopped", false, [/refuses to run as root/]],
   ] as const
 ) {
   Deno.test(`jobs: ${name}`, () => {
@@ -201,9 +208,11 @@ for (
 
 for (
   const [name, job, state, hints] of [
-    ["loaded and running by hand", {}, "running", [`lima-guard --stop k3s && sudo launchctl kickstart ${JOB.target}`]],
+    ["loaded and running by hand", {}, "running", [
+      `lima-guard --stop --lima-home /Users/zoe/.lima k3s && sudo launchctl kickstart ${JOB.target}`,
+    ]],
     ["not loaded and running by hand", { loaded: "no" }, "running", [
-      `lima-guard --stop k3s && sudo launchctl bootstrap system ${JOB.plist}`,
+      `lima-guard --stop --lima-home /Users/zoe/.lima k3s && sudo launchctl bootstrap system ${JOB.plist}`,
     ]],
     ["not loaded and stopped", { loaded: "no" }, "stopped", [`sudo launchctl bootstrap system ${JOB.plist}`]],
     ["not loaded and disabled", { loaded: "no", disabled: true }, "stopped", [
@@ -218,6 +227,15 @@ for (
       ],
     ],
     ["loaded and stopped", {}, "stopped", []],
+    [
+      "disabled, and no user is logged in",
+      { loaded: "no", disabled: true, noLogin: true, target: "gui/501/x" },
+      "stopped",
+      [
+        "launchctl enable gui/501/x",
+        undefined,
+      ],
+    ],
   ] as const
 ) {
   Deno.test(`jobs: what to type where a job is ${name}`, () => {
@@ -229,10 +247,24 @@ for (
   });
 }
 
+Deno.test("jobs: one that does not start when it is loaded is started too", () => {
+  const { notes } = judgeJobs({ jobs: [{ ...WAITING, loaded: "no" }], unread: [] }, PLACE, {
+    state: "stopped",
+    supervised: false,
+  });
+  const load = `sudo launchctl bootstrap system ${JOB.plist}`;
+  assert.deepEqual(notes.map((note) => note.hint), [`${load} && sudo launchctl kickstart ${JOB.target}`]);
+});
+
+Deno.test("jobs: where a folder of jobs cannot be read, none is not the word", () => {
+  const unread = [{ what: "/Library/LaunchDaemons", because: "denied" }];
+  assert.deepEqual(judgeJobs({ jobs: [], unread }, PLACE, { state: "running", supervised: false }).notes, unread);
+});
+
 Deno.test("jobs: a login agent without a user at the screen gets words, and no command that must fail", () => {
   const job = { ...JOB, loaded: "unknown" as const, target: "gui/501/x", noLogin: true as const };
   const { blockers, notes } = judgeJobs({ jobs: [job], unread: [] }, PLACE, { state: "running", supervised: false });
-  assert.deepEqual(blockers.map((r) => r.hint), ["lima-guard --stop k3s"]);
+  assert.deepEqual(blockers.map((r) => r.hint), ["lima-guard --stop --lima-home /Users/zoe/.lima k3s"]);
   assert.match(notes[0]?.because ?? "", /a headless Mac wants a daemon/);
 });
 
@@ -245,8 +277,11 @@ Deno.test("jobs: one without the guard, and one with too little time, lead to th
     state: "stopped",
     supervised: false,
   });
-  assert.deepEqual([...short.blockers, ...bare.notes].map((r) => r.hint), Array(2).fill("lima-guard --install k3s"));
-  const elsewhere = judgeJobs({ jobs: [{ ...JOB, wrapped: false }], unread: [] }, { ...PLACE, address: {} }, {
+  assert.deepEqual(
+    [...short.blockers, ...bare.notes].map((r) => r.hint),
+    Array(2).fill("lima-guard --install --lima-home /Users/zoe/.lima k3s"),
+  );
+  const elsewhere = judgeJobs({ jobs: [{ ...JOB, wrapped: false }], unread: [] }, PLACE, {
     state: "stopped",
     supervised: false,
   });
