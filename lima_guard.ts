@@ -6151,7 +6151,7 @@ function misspelt(arg: string, options: readonly { flag: string; argument?: stri
   if (option.argument === undefined) return { usage, hint: `--${option.flag} takes no value` };
   if (!option.argument.includes("INSTANCE")) return { usage, hint: `did you mean --${option.flag}=${value}?` };
   const hint = `--${option.flag} takes names as separate words`;
-  const name = nameTrouble(value) === undefined ? `: ${guardLine(`--${option.flag}`, value)}` : "";
+  const name = nameTrouble(value) === undefined ? `, as in --${option.flag} ${value}` : "";
   return { usage, hint: hint + name };
 }
 

@@ -239,7 +239,7 @@ for (
     ["-version", "did you mean --version?"],
     ["--instal k3s", "did you mean --install?"],
     ["--stop k3s --timeot=5", "did you mean --timeout=5?"],
-    ["--pre=default", "--pre takes names as separate words: lima-guard --pre default"],
+    ["--pre=default", "--pre takes names as separate words, as in --pre default"],
     ["--pre=a/b", "--pre takes names as separate words"],
     ["--pre k3s --dry-run=no", "--dry-run takes no value"],
     ["", undefined],

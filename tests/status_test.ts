@@ -179,7 +179,7 @@ const JOB: JobStatus = {
   target: "system/io.lima-vm.daemon.k3s",
   startsAtLoad: true,
 };
-const { startsAtLoad: _, ...WAITING } = JOB;
+const { startsAtLoad: _, ...ON_DEMAND } = JOB;
 const AGENT = { ...JOB, label: "io.lima-vm.autostart.k3s", target: "gui/501/io.lima-vm.autostart.k3s" };
 
 for (
@@ -248,7 +248,7 @@ for (
 }
 
 Deno.test("jobs: one that does not start when it is loaded is started too", () => {
-  const { notes } = judgeJobs({ jobs: [{ ...WAITING, loaded: "no" }], unread: [] }, PLACE, {
+  const { notes } = judgeJobs({ jobs: [{ ...ON_DEMAND, loaded: "no" }], unread: [] }, PLACE, {
     state: "stopped",
     supervised: false,
   });

@@ -9,6 +9,8 @@ const PROSE = [
   /^limactl start would silently create a new VM of this name$/,
   /^move (?:it out of \/|it out of the folder$|LIMA_HOME to a shorter path$)/,
   /^did you mean --[a-z-]+\?$/,
+  /^--[a-z-]+ takes names as separate words(?:, as in --[a-z-]+ \w+)?$/,
+  /^then move its plist away$/,
 ];
 const PROGRAMS = /^(?:lima-guard|limactl|launchctl|ls|ps|lsof|tail|kill|chmod|chown|rm)$/;
 

@@ -51,6 +51,8 @@ interface Place {
 }
 const DOMAIN = `gui/${owner?.uid ?? Deno.uid()}`;
 const TARGET = `${DOMAIN}/io.lima-vm.autostart.k3s`;
+/** sudo -H sets HOME, and the user of the tests has none with a job. */
+const NO_AGENT = [1, 2];
 const runsNow = (scene: Scene, target = TARGET) =>
   eventually(() => {
     const { stdout = "" } = scene.launchd!.control(["print", target]);
@@ -81,21 +83,41 @@ test("a job with a short time limit: --install", {
   hasLaunchd: true,
   runs: ["--status k3s"],
   prepare: (scene) => plist(scene, { ExitTimeOut: 5 }),
-  types: { "lima-guard --install --lima-home HOME k3s": NO_MAC, "launchctl bootstrap gui/UID PLIST": 0 },
+  types: {
+    "lima-guard --install --lima-home HOME k3s": NO_MAC,
+    "launchctl bootstrap gui/UID PLIST": 0,
+    "launchctl kickstart gui/UID/io.lima-vm.autostart.k3s": 0,
+  },
 });
-test("two jobs: the one at login is removed", {
+test("two jobs at login: one of them is taken out", {
   hasLaunchd: true,
   runs: ["--status k3s"],
   prepare: (scene) => {
-    plist(scene, { label: "io.lima-vm.other" });
     scene.launchd!.bootstrap(DOMAIN, plist(scene));
     scene.launchd!.bootstrap(DOMAIN, plist(scene, { label: "io.lima-vm.other" }));
   },
-  types: { "LIMA_HOME=HOME limactl autostart disable k3s": 0 },
-  then: ({ home }) =>
-    assert.deepEqual([...Deno.readDirSync(`${home.user}/Library/LaunchAgents`)].map(({ name }) => name), [
-      "io.lima-vm.other.plist",
-    ]),
+  types: { "launchctl bootout gui/UID/io.lima-vm.other": 0, "ls -ld PLIST": 0 },
+  then: (scene) => assert.equal(scene.launchd!.control(["print", `${DOMAIN}/io.lima-vm.other`]).code, 113),
+});
+/** The plist of a job of the system's. */
+function daemon(scene: Scene, more: Parameters<typeof plist>[1] = {}, number = ""): string {
+  const label = `io.lima-guard.test${number}.${scene.home.root.slice(5)}`;
+  const { UserName = owner!.name, ...others } = more;
+  const user = UserName === "" ? {} : { UserName };
+  const path = plist(scene, { folder: "/Library/LaunchDaemons", label, ...user, ...others });
+  scene.words.set(label, `DAEMON${number}`);
+  scene.use({ [Symbol.dispose]: () => Deno.removeSync(path) });
+  return path;
+}
+test("two jobs, at boot and at login: the one at login is removed", {
+  by: "root",
+  hasLaunchd: true,
+  runs: ["--status k3s"],
+  prepare: (scene) => {
+    scene.launchd!.bootstrap("system", daemon(scene));
+    scene.launchd!.bootstrap(DOMAIN, plist(scene));
+  },
+  types: { "sudo -H -u OWNER LIMA_HOME=HOME limactl autostart disable k3s": NO_AGENT },
 });
 test("an instance that was started by hand beside its job: it is stopped, and the job started", {
   hasLaunchd: true,
@@ -114,14 +136,67 @@ test("root: a job of the system's is not loaded", {
   by: "root",
   hasLaunchd: true,
   runs: ["--status k3s"],
-  prepare: (scene) => {
-    const folder = "/Library/LaunchDaemons";
-    const path = plist(scene, { folder, label: `io.lima-guard.test.${scene.home.root.slice(5)}`, RunAtLoad: true });
-    scene.words.set(scene.home.root.slice(5), "RANDOM");
-    scene.use({ [Symbol.dispose]: () => Deno.removeSync(path) });
-  },
+  prepare: (scene) => void daemon(scene, { RunAtLoad: true }),
   types: { "sudo launchctl bootstrap system PLIST": 0 },
   then: (scene) => runsNow(scene, `system/io.lima-guard.test.${scene.home.root.slice(5)}`),
+});
+test("a daemon without UserName: a job at login or boot of its user's is made", {
+  by: "root",
+  hasLaunchd: true,
+  runs: ["--status k3s"],
+  prepare: (scene) => scene.launchd!.bootstrap("system", daemon(scene, { UserName: "" })),
+  types: { "sudo -H -u OWNER LIMA_HOME=HOME limactl autostart enable k3s --condition=boot": [0, ...NO_AGENT] },
+});
+test("a folder of jobs cannot be listed", {
+  runs: ["--status k3s"],
+  prepare: ({ home, words }) => {
+    words.set(home.user, "USERS");
+    Deno.mkdirSync(`${home.user}/Library`, { recursive: true });
+    Deno.symlinkSync("LaunchAgents", `${home.user}/Library/LaunchAgents`);
+  },
+  types: { "ls -ld USERS/Library/LaunchAgents": 0 },
+});
+test("two daemons: one of them is taken out", {
+  by: "root",
+  hasLaunchd: true,
+  runs: ["--status k3s"],
+  prepare: (scene) => [1, 2].map((n) => scene.launchd!.bootstrap("system", daemon(scene, {}, String(n)))),
+  types: { "sudo launchctl bootout system/DAEMON2": 0, "ls -ld PLIST": 0 },
+});
+test("root, HOME kept as sudo of macOS does: the job is its user's", {
+  by: "root",
+  hasLaunchd: true,
+  runs: ["--status k3s"],
+  prepare: (scene) => plist(scene, { RunAtLoad: true }),
+  types: { "launchctl bootstrap gui/UID PLIST": 0 },
+});
+for (const session of [112, 113, 125]) {
+  test(`no user is logged in (${session}), the job is disabled: it is enabled, and nothing is started`, {
+    hasLaunchd: true,
+    runs: ["--status k3s"],
+    prepare: (scene) => {
+      plist(scene, { RunAtLoad: true });
+      const state = `${scene.home.root}/launchd/state`;
+      Deno.removeSync(`${state}/sessions/${owner?.uid ?? Deno.uid()}`);
+      Deno.writeTextFileSync(`${state}/conf`, `session=${session}\n`);
+      scene.launchd!.control(["disable", TARGET]);
+    },
+    types: { "launchctl enable gui/UID/io.lima-vm.autostart.k3s": 0 },
+  });
+}
+test("started by hand, and a job that does not start when it is loaded", {
+  hasLaunchd: true,
+  runs: ["--status k3s"],
+  prepare: async (scene) => {
+    plist(scene);
+    await agent(scene);
+  },
+  types: {
+    "lima-guard --stop --lima-home HOME k3s": 0,
+    "launchctl bootstrap gui/UID PLIST": 0,
+    "launchctl kickstart gui/UID/io.lima-vm.autostart.k3s": 0,
+  },
+  then: runsNow,
 });
 /** A job of the owner's that has an instance running. */
 async function running(scene: Scene, KeepAlive: boolean): Promise<void> {

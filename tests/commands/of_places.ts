@@ -1,8 +1,8 @@
 /** Disks, networks, names, homes and owners. */
 
 import assert from "node:assert/strict";
-import { isAlive, startAgent } from "../helpers/mod.ts";
-import { asOwner, give } from "./desk.ts";
+import { isAlive, NO_ORDINARY_USER, startAgent } from "../helpers/mod.ts";
+import { asOwner, give, owner } from "./desk.ts";
 import { type Row, runAs, type Scene } from "./rows.ts";
 import { agent, folder, isClear, isGone, pretended } from "./scenes.ts";
 
@@ -112,7 +112,7 @@ test("socket_vmnet's PID file, and ps gives no answer", {
 // ── names, homes and owners ──
 
 test("a name is misspelt: the one that is meant", {
-  runs: ["--pre k3ss", "--stop k3ss", "--status k3ss"],
+  runs: ["--pre k3ss", "--stop k3ss", "--status k3ss", "--run k3ss -- true"],
   types: {
     "ls -la HOME": 0,
     "lima-guard --pre --lima-home HOME k3s": 0,
@@ -121,7 +121,7 @@ test("a name is misspelt: the one that is meant", {
   },
 });
 test("a name in the wrong case: the one on the disk", {
-  runs: ["--pre K3S", "--stop K3S", "--status K3S"],
+  runs: ["--pre K3S", "--stop K3S", "--status K3S", "--run K3S -- true"],
   twist: () => ({ foldsCase: true }),
   types: {
     "lima-guard --pre --lima-home HOME k3s": 0,
@@ -202,16 +202,138 @@ for (const what of ["dir", "lima"] as const) {
   });
 }
 
-test("an instance of ~/.lima is named without its home", {
+test("an instance of ~/.lima, and the shell has another LIMA_HOME: it is named with its home", {
   isOrdinaryHome: true,
   runs: ["--pre k3s"],
   async prepare(scene) {
     await agent(scene);
     scene.k3s.remove("ha.sock");
   },
-  types: { "lima-guard --stop k3s": 0 },
+  types: { "lima-guard --stop --lima-home HOME k3s": 0 },
 });
 test("what is not understood: the help", {
-  runs: ["--pree k3s", "--pre", "", "--wait=3 --pre --stop k3s", "--pre --on-event /none k3s"],
+  runs: ["--pree k3s", "--pre=k3s", "--pre", "", "--wait=3 --pre --stop k3s", "--pre --on-event /none k3s"],
   types: { "lima-guard --help": 0 },
+});
+
+test("root misspells the name of another user's instance", {
+  by: "root",
+  runs: ["--pre k3ss"],
+  types: { "ls -la HOME": 0, "sudo -H -u OWNER lima-guard --pre --lima-home HOME k3s": 0 },
+});
+
+/** A disk of the instance that a folder without an instance uses. */
+const folderUses = (name: string) => ({ home, k3s }: Scene) => {
+  k3s.write("lima.yaml", "additionalDisks:\n- data\n");
+  Deno.mkdirSync(`${home.lima}/${name}`);
+  home.disk("data", { inUseBy: `${home.lima}/${name}` });
+  give(home);
+};
+for (const name of ["no name", "plain"]) {
+  test(`a disk is in use by a folder without an instance: ${name}`, {
+    runs: ["--pre k3s"],
+    prepare: folderUses(name),
+    types: { [`ls -ld HOME/${name}`]: 0 },
+  });
+}
+test("a disk is in use by an instance of another user: that one's lima-guard is named", {
+  runs: ["--pre k3s"],
+  isTypedBy: "root",
+  prepare: ({ home, k3s }) => {
+    k3s.write("lima.yaml", "additionalDisks:\n- data\n");
+    const dir = `${home.root}/else/other`;
+    Deno.mkdirSync(dir, { recursive: true });
+    Deno.writeTextFileSync(`${dir}/lima.yaml`, "x: 1\n");
+    home.disk("data", { inUseBy: dir });
+  },
+  whyNot: owner === null ? NO_ORDINARY_USER : undefined,
+  types: { "sudo -H -u root lima-guard --stop --lima-home ROOT/else other": 0 },
+});
+test("a disk is in use by an instance whose user is not known here", {
+  by: "root",
+  runs: ["--status k3s"],
+  prepare: ({ home, k3s }) => {
+    k3s.write("lima.yaml", "additionalDisks:\n- data\n");
+    const { dir } = home.instance("other");
+    home.disk("data", { inUseBy: dir });
+    give(home);
+    Deno.chownSync(dir, 54_321, 54_321);
+  },
+  types: { "ls -ld HOME/other": 0 },
+});
+test("ha.pid names a look-alike of root's: sudo ends it", {
+  runs: ["--pre k3s"],
+  prepare: async (scene) => {
+    const { dir } = scene.k3s;
+    const command = `limactl hostagent --pidfile ${dir}/ha.pid --socket ${dir}/ha.sock k3s`;
+    scene.k3s.pidFile("ha.pid", await pretended(scene, command, { uid: 0 }));
+  },
+  whyNot: owner === null ? NO_ORDINARY_USER : undefined,
+  types: { "ps -ww -p PID": 0, "sudo kill PID": 0 },
+  then: isGone,
+});
+test("a link to an instance of a user that is not known here: what it leads to is given away", {
+  runs: ["--pre k3s"],
+  prepare: ({ home, k3s }) => {
+    const volume = `${home.root}/volume`;
+    Deno.mkdirSync(volume);
+    Deno.renameSync(k3s.dir, `${volume}/k3s`);
+    Deno.symlinkSync(`${volume}/k3s`, k3s.dir);
+    for (const path of [`${volume}/k3s`, `${volume}/k3s/lima.yaml`]) Deno.chownSync(path, 54_321, 54_321);
+  },
+  whyNot: owner === null ? NO_ORDINARY_USER : undefined,
+  types: { "sudo chown -R lgtest ROOT/volume/k3s": 0 },
+  then: isClear,
+});
+test("a disk of lima.yaml is missing, and there is no folder of disks", {
+  runs: ["--pre k3s"],
+  prepare: ({ k3s }) => k3s.write("lima.yaml", "additionalDisks:\n- data\n"),
+  types: { "ls -la HOME": 0 },
+});
+test("LIMA_HOME and the folder above it are not there", {
+  runs: ["--pre k3s"],
+  env: ({ home }) => ({ LIMA_HOME: `${home.lima}/none/none` }),
+  types: { "ls -la HOME": 0 },
+});
+for (
+  const [what, path, shut] of [
+    ["the instance", "DIR", ({ k3s }: Scene) => k3s.dir],
+    ["the folder of the configuration", "HOME/_config", ({ home }: Scene) => `${home.lima}/_config`],
+    ["a disk", "HOME/_disks/data", ({ home }: Scene) => home.disk("data").dir],
+  ] as const
+) {
+  test(`${what} may not be entered: what can be seen is shown`, {
+    runs: ["--pre k3s"],
+    prepare: (scene) => {
+      const dir = shut(scene);
+      if (what.includes("configuration")) Deno.writeTextFileSync(`${dir}/networks.yaml`, "");
+      give(scene.home);
+      Deno.chmodSync(dir, 0);
+    },
+    types: { [`ls -ld ${path}`]: 0 },
+  });
+}
+test("a disk lock is a relative link to another instance: that one has it", {
+  runs: ["--pre k3s"],
+  prepare: ({ home, k3s }) => {
+    k3s.write("lima.yaml", "additionalDisks:\n- data\n");
+    home.instance("other");
+    home.disk("data", { inUseBy: "../../other" });
+    give(home);
+  },
+  types: { "lima-guard --stop --lima-home HOME other": 0 },
+});
+test("an instance is gone, and its disk is still locked", {
+  runs: ["--pre gone"],
+  prepare: ({ home }) => {
+    home.disk("data", { inUseBy: `${home.lima}/gone` });
+    give(home);
+  },
+  types: { "ls -la HOME": 0, "LIMA_HOME=HOME limactl disk unlock data": 0 },
+  then: ({ home }) => assert.throws(() => Deno.lstatSync(`${home.lima}/_disks/data/in_use_by`)),
+});
+test("LIMA_HOME may be entered and not listed", {
+  runs: ["--pre k3s"],
+  prepare: ({ home }) => Deno.chmodSync(home.lima, 0o311),
+  types: { "ls -ld HOME": 0 },
 });

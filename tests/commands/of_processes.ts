@@ -85,7 +85,7 @@ test("a stale file in a folder of another user", {
     k3s.write("lima.yaml", "additionalDisks:\n- data\n");
     home.disk("data", { inUseBy: `${home.lima}/gone` });
   },
-  types: { "sudo chown -R USER HOME/_disks/data": 0 },
+  types: { "sudo chown -R UID HOME/_disks/data": 0 },
   then: isClear,
 });
 
@@ -154,7 +154,7 @@ test(
       "ls -la DIR/ssh.config": 0,
       "ls -la HOME/_disks": 0,
       "ls -ld HOME/_config/networks.yaml": 0,
-      "lsof -nP -iTCP:PORT -sTCP:LISTEN": 0,
+      "sudo lsof -nP -iTCP:PORT -sTCP:LISTEN": 0,
     },
   },
 );

@@ -62,8 +62,37 @@ test("a job with a short time limit is to stop, and another program has the lock
     await guard.waitForLine(/waits up to/);
     guard.signal("SIGTERM");
   },
-  before: (scene, command) => command.includes("--stop") ? end(scene) : undefined,
-  types: { "lima-guard --stop --lima-home HOME k3s": 0 },
+  types: {
+    "lsof -- DIR/lima-guard.lock": 0,
+    "ls -ld DIR/lima-guard.lock": 0,
+    "lima-guard --status --lima-home HOME k3s": 0,
+  },
+});
+test("the record in the lock is of a lima-guard that has ended, and another program has the lock", {
+  runs: ["--pre k3s"],
+  isDryToo: false,
+  twist: () => ({ lockMs: 20 }),
+  prepare: async (scene) => {
+    await runAs(scene, "--pre k3s");
+    await pretended(scene, "/usr/libexec/other", { opens: scene.k3s.path("lima-guard.lock") });
+  },
+  before: (scene, command) => command.startsWith("lima-guard") ? end(scene) : undefined,
+  types: {
+    "lsof -- DIR/lima-guard.lock": 0,
+    "ls -ld DIR/lima-guard.lock": 0,
+    "lima-guard --pre --lima-home HOME k3s": 0,
+  },
+});
+test("--run, and another program has the lock", {
+  runs: ["--run k3s -- true"],
+  twist: () => ({ lockMs: 20 }),
+  prepare: async (scene) =>
+    void await pretended(scene, "/usr/libexec/other", { opens: scene.k3s.path("lima-guard.lock") }),
+  types: {
+    "lsof -- DIR/lima-guard.lock": 0,
+    "ls -ld DIR/lima-guard.lock": 0,
+    "lima-guard --status --lima-home HOME k3s": 0,
+  },
 });
 test("a job with a short time limit runs", {
   runs: ["--run k3s -- true"],

@@ -42,7 +42,7 @@ export interface Scene {
 export interface Row {
   /** Each is a run of lima-guard, all of whose hints are typed. */
   readonly runs: readonly string[];
-  /** The instance is in ~/.lima, and no LIMA_HOME is set: neither for lima-guard nor in the shell. */
+  /** The instance is in ~/.lima, and no LIMA_HOME is set for lima-guard. */
   readonly isOrdinaryHome?: true;
   /** Who runs it, and types what it prints; the owner unless said. */
   readonly by?: "root";
@@ -146,7 +146,7 @@ async function type(scene: Scene, command: string, row: Row): Promise<{ code: nu
       ...home.mark,
       PATH: path.filter(Boolean).join(":"),
       HOME: home.user,
-      ...row.isOrdinaryHome ? {} : { LIMA_HOME: desk.twin.lima },
+      LIMA_HOME: desk.twin.lima,
       NO_COLOR: "1",
       DENO_NO_UPDATE_CHECK: "1",
       ...byRoot ? { DENO_DIR: denoDir() } : {},
