@@ -181,7 +181,7 @@ macTest("schema: what --install, --check and --uninstall print fits its own, and
 
 Deno.test("docs/json.md and docs/install.md name each state of the schemas, and no other", () => {
   const states = (page: string) => {
-    const [, list = ""] = /`state`(?: is|:) ([^.]+)\./.exec(Deno.readTextFileSync(`${project}/${page}`)) ?? [];
+    const [, list = ""] = /`state`(?: is|:)\s([^.]+)\./.exec(Deno.readTextFileSync(`${project}/${page}`)) ?? [];
     return [...list.replaceAll(/\(.*?\)/gs, "").matchAll(/`([^`]+)`/g)].map(([, state]) => state);
   };
   const ofInstance = SCHEMA.properties.instances as { items: { properties: { state: { enum: string[] } } } };
