@@ -138,6 +138,7 @@ const NEVER: Readonly<Record<string, RegExp>> = {
     /(?:shasum|sha256sum)(?![^\n]*--ignore-missing)[^\n]* (?:-c|--check)\b/,
   "Lima writes its plist at autostart enable only":
     /upgrade of Lima[^.]*plist|Lima[^.]{0,40}(?:rewrites|writes)[^.]*at each start/,
+  "what was downloaded is used before its sum is known": /^(?:sudo install\b.*"\$name"|tar -x)/m,
   "it may kill another program": /^\s*(?:sudo )?(?:(?:limactl|colima) stop (?:--force|-f)\b|rm \S*\.pid)/m,
 };
 
