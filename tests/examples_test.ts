@@ -269,7 +269,7 @@ Deno.test("monitoring: a guest that was cut off rings after the reboot, until a 
     await using guard = run();
     await guard.waitForLine(/Running after/);
     const agent = k3s.pid("ha.pid")!;
-    // The power goes: nobody is left to write anything, and the next boot is another one.
+    // The power goes: no process is left to write anything, and the next boot is another one.
     for (const pid of [guard.pid, agent]) Deno.kill(pid, "SIGKILL");
     await guard.status;
     await eventually(() => assert.ok(!isAlive(agent)));
