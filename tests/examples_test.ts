@@ -251,7 +251,16 @@ Deno.test("monitoring: a guest that was cut off rings after the reboot, until a 
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
   using folder = new Folder();
-  const run = () => spawnGuard(home, ["--run", "k3s", "--", home.limactl, "start", "k3s", "--foreground"]);
+  const event = `${home.root}/healthchecks.sh`;
+  Deno.copyFileSync(`${project}/examples/events/healthchecks.sh`, event);
+  Deno.chmodSync(event, 0o755);
+  // The whole address is the last argument.
+  const pings = `${home.root}/pings`;
+  Deno.writeTextFileSync(`${home.bin}/curl`, `#!/bin/sh\nfor word; do :; done\necho "$word" >>'${pings}'\n`, {
+    mode: 0o755,
+  });
+  const start = [home.limactl, "start", "k3s", "--foreground"];
+  const run = () => spawnGuard(home, ["--run", "k3s", "--on-event", event, "--", ...start]);
   /** What --status says, and whether Prometheus and Ansible ring for the last stop. */
   const rings = async () => {
     const { stdout, status } = await runGuard(home, ["--status", "--json"]);
@@ -280,6 +289,8 @@ Deno.test("monitoring: a guest that was cut off rings after the reboot, until a 
   assert.deepEqual(await rings(), { kind: "cut off", rings: true });
   await using guard = run();
   await guard.waitForLine(/Running after/);
+  // Starting and running are no failure: this one is for the guest that was cut off.
+  await eventually(() => assert.match(Deno.readTextFileSync(pings), /UUID\/fail$/m));
   assert.deepEqual(await rings(), { kind: "cut off", rings: true });
   guard.signal("SIGTERM");
   await guard.result();
