@@ -1,6 +1,8 @@
 /** The documents: every link leads somewhere, every test that is named exists, and the map is that of the code. */
 
 import assert from "node:assert/strict";
+import { backoffMs, DEFAULT_BUDGET_S, LAUNCHD_DEFAULT_S, stageLimits } from "../lima_guard.ts";
+import { documents } from "./helpers/documents.ts";
 import { project } from "./helpers/paths.ts";
 import { runGuard, startBystander, tempLimaHome } from "./helpers/mod.ts";
 
@@ -58,13 +60,13 @@ function testFiles(name: string): string[] {
   return found.map((entry) => Deno.readTextFileSync(`${project}/${folder}/${entry.name}`));
 }
 
-Deno.test("docs/testing.md: each claim has a test that exists, or needs a Mac", () => {
+Deno.test("docs/testing.md: each claim has a test that exists, or is marked", () => {
   const rows = (TEXTS.get("docs/testing.md") ?? "").split("\n").filter((line) => /^\| (?!---)/.test(line));
   const claims = rows.filter((line) => !line.startsWith("| claim"));
   assert.ok(claims.length > 30, `only ${claims.length} rows`);
   for (const row of claims) {
     const proofs = [...row.matchAll(/`(tests\/[^`]+)`((?:[:,] "[^"]+")*)/g)];
-    assert.ok(proofs.length > 0 || /\*\*(needs a Mac|not tested)\*\*/.test(row), `nothing holds up: ${row}`);
+    assert.ok(proofs.length > 0 || /\*\*not (yet verified on macOS|tested)\*\*/.test(row), `nothing holds up: ${row}`);
     for (const [, file = "", names = ""] of proofs) {
       const texts = testFiles(file);
       assert.ok(texts.length > 0, `there is no ${file}`);
@@ -114,4 +116,80 @@ Deno.test("the example for monitoring is what --status prints", async () => {
   const real = stdout.replaceAll(home.lima, "/Users/vms/.lima").replaceAll(`${bystander.pid}`, "789");
   const example = await Deno.readTextFile(`${project}/examples/ansible/status.json`);
   assert.deepEqual(JSON.parse(example), JSON.parse(real));
+});
+
+Deno.test("documents: a page that speaks of macOS or launchd says that no Mac has shown it yet", () => {
+  // CONTRIBUTING.md is about the code.
+  const pages = [...TEXTS].filter(([page, text]) => page !== "CONTRIBUTING.md" && /macOS|launchd/.test(text));
+  assert.ok(pages.length > 12, `only ${pages.length} pages`);
+  const isMarked = (text: string) =>
+    /not yet verified on macOS|was run on a Mac yet/i.test(text.replaceAll(/\s+/g, " "));
+  assert.deepEqual(pages.filter(([, text]) => !isMarked(text)).map(([page]) => page), []);
+});
+
+/** Every text that a person may type from: pages, examples, the man page, the workflow's, and what `--help` prints. */
+async function allTexts(): Promise<[name: string, text: string][]> {
+  await using home = await tempLimaHome();
+  const helps = await Promise.all(["--help", "--install"].map(async (arg) => {
+    const options = arg === "--install" ? { script: "install.ts" } : {};
+    return [`${arg} --help`, (await runGuard(home, ["--help"], options)).stdout] as [string, string];
+  }));
+  const files = [...new Set([...PAGES, ...documents(), "man/lima-guard.1", "packaging/pkg.sh"])];
+  return [...files.map((file) => [file, Deno.readTextFileSync(`${project}/${file}`)] as [string, string]), ...helps];
+}
+
+/** What was once typed from a page and did harm, or led nowhere. */
+const NEVER: Readonly<Record<string, RegExp>> = {
+  "a stop that fails keeps the Mac up": /(?:limactl stop|colima stop|--stop)[^\n|;]*&&[^\n]*(?:shutdown|reboot|halt)/,
+  "sudo without -H keeps HOME": /sudo (?:-n )?-u \S+ \S*lima-guard/,
+  "another user may have put the program there": /(?:sudo|scp|cp|install)\b[^\n]*\/tmp\//,
+  "the sums of files that were not downloaded fail":
+    /(?:shasum|sha256sum)(?![^\n]*--ignore-missing)[^\n]* (?:-c|--check)\b/,
+  "Lima writes its plist at autostart enable only":
+    /upgrade of Lima[^.]*plist|Lima[^.]{0,40}(?:rewrites|writes)[^.]*at each start/,
+  "what was downloaded is used before its sum is known": /^(?:sudo install\b.*"\$name"|tar -x)/m,
+  "it may kill another program": /^\s*(?:sudo )?(?:(?:limactl|colima) stop (?:--force|-f)\b|rm \S*\.pid)/m,
+};
+
+Deno.test("documents: no line to type that has done harm", async () => {
+  const found: string[] = [];
+  for (const [name, text] of await allTexts()) {
+    for (const [why, pattern] of Object.entries(NEVER)) {
+      const [line] = pattern.exec(text.replaceAll("\\-", "-")) ?? [];
+      if (line !== undefined) found.push(`${name}: ${line.trim()}: ${why}`);
+    }
+  }
+  assert.deepEqual(found, []);
+});
+
+Deno.test("documents: the numbers are those of the code", async () => {
+  const at = stageLimits(DEFAULT_BUDGET_S);
+  const seconds = (stage: keyof typeof at) => `${Math.round(at[stage])} s`;
+  const readme = TEXTS.get("README.md") ?? "";
+  const stages = [...readme.matchAll(/^\| `([a-z ]+)` +\|.*\| (.+?) +\|$/gm)].map(([, stage, end]) => [stage, end]);
+  assert.deepEqual(stages, [
+    ["guest", `${seconds("guest")}; ${seconds("agent")} once acknowledged`],
+    ["agent", seconds("agent")],
+    ["driver", seconds("agent")],
+    ["kill", seconds("kill")],
+    ["clean up", seconds("clean up")],
+  ]);
+  for (const [name, text] of await allTexts()) {
+    // The pictures are made from the code, with launchd's own limit too.
+    if (name === "docs/pictures.md") continue;
+    for (const [whole, number] of text.matchAll(/`?ExitTimeOut`?(?:<\/key>\s*<integer>| | at least )(\d+)/g)) {
+      assert.equal(Number(number), DEFAULT_BUDGET_S, `${name}: ${whole}`);
+    }
+  }
+  for (const part of ["within one time limit (60 s)", "ends by (of 60 s)", "kill the job 5 s after"]) {
+    assert.ok(readme.replaceAll(/\s+/g, " ").includes(part), part);
+  }
+  assert.deepEqual([DEFAULT_BUDGET_S, LAUNCHD_DEFAULT_S], [60, 5]);
+  const pauses = [0, 1, 2, 99].map((n) => backoffMs(n) / 1000);
+  assert.deepEqual(pauses, [5, 10, 20, 300]);
+  assert.match(TEXTS.get("docs/reference.md") ?? "", /waits 5 s before the third start, then 10, 20 … 5 min/);
+  const [, measured = "0"] =
+    /idle `--run`: resident memory +\| +(\S+) MiB/.exec(TEXTS.get("docs/benchmarks.md") ?? "") ?? [];
+  const [, said = "0"] = /takes some (\d+) MiB/.exec(readme) ?? [];
+  assert.ok(Math.abs(Number(said) - Number(measured)) < 5, `${said}, measured ${measured}`);
 });

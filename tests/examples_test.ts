@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import * as plist from "npm:plist@5.0.0";
 import { parseInstallArgs } from "../install.ts";
-import { parseCommandLine } from "../lima_guard.ts";
+import { eventsOf, parseCommandLine } from "../lima_guard.ts";
 import { LAST_STOP_KINDS } from "../tools/schema.ts";
 import { eventually, isAlive, runGuard, spawnGuard, tempLimaHome } from "./helpers/mod.ts";
 import { project } from "./helpers/paths.ts";
@@ -25,11 +25,12 @@ class Folder implements Disposable {
       throw error;
     }
   }
-  sh(script: string, args: readonly string[] = [], env: Record<string, string> = {}) {
+  sh(script: string, args: readonly string[] = [], env: Record<string, string> = {}, stdin = "") {
     const file = `${this.path}/script`;
     Deno.writeTextFileSync(file, script, { mode: 0o755 });
+    Deno.writeTextFileSync(`${this.path}/stdin`, stdin);
     const { code, stdout, stderr } = new Deno.Command("sh", {
-      args: [file, ...args],
+      args: ["-c", 'exec sh "$@" <"$0"', `${this.path}/stdin`, file, ...args],
       env: { PATH: `${this.path}:/usr/bin:/bin`, ...env },
       clearEnv: true,
       stdin: "null",
@@ -100,6 +101,22 @@ Deno.test("events: a notification only for what needs a person, and no text is r
     const args = folder.called("osascript");
     if (!["blocked", "braked", "killed", "cut off"].includes(event)) assert.equal(args, undefined);
     else assert.deepEqual(args?.slice(-2), [`k3s: ${event}`, eventEnv(event).LIMA_GUARD_BECAUSE]);
+  }
+});
+
+Deno.test("events: a guest that the host agent has cut off is no good stop for any of them", () => {
+  const end = { event: "end", stage: "agent", seconds: { total: 0.2 }, cut: "vz: CanRequestStop is not supported" };
+  assert.deepEqual(eventsOf({ time: "", boot: "b", dir: "/h/k3s", role: "run", ...end }, undefined), ["stopped"]);
+  for (const [line, name] of [[end, "cut by agent"], [{ ...end, cut: undefined }, "stopped"]] as const) {
+    using folder = new Folder();
+    for (const program of ["logger", "curl", "osascript"]) folder.program(program);
+    for (const script of ["unified-log", "healthchecks", "notification"]) {
+      folder.sh(read(`events/${script}.sh`), [], eventEnv("stopped"), JSON.stringify(line));
+    }
+    assert.ok(folder.called("logger")?.includes(`lima-guard: k3s: ${name}`));
+    const isBad = name === "cut by agent";
+    assert.equal(folder.called("curl")?.at(-1), `https://hc-ping.com/UUID${isBad ? "/fail" : "/log"}`);
+    assert.equal(folder.called("osascript")?.at(-2), isBad ? `k3s: ${name}` : undefined);
   }
 });
 
@@ -234,7 +251,16 @@ Deno.test("monitoring: a guest that was cut off rings after the reboot, until a 
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
   using folder = new Folder();
-  const run = () => spawnGuard(home, ["--run", "k3s", "--", home.limactl, "start", "k3s", "--foreground"]);
+  const event = `${home.root}/healthchecks.sh`;
+  Deno.copyFileSync(`${project}/examples/events/healthchecks.sh`, event);
+  Deno.chmodSync(event, 0o755);
+  // The whole address is the last argument.
+  const pings = `${home.root}/pings`;
+  Deno.writeTextFileSync(`${home.bin}/curl`, `#!/bin/sh\nfor word; do :; done\necho "$word" >>'${pings}'\n`, {
+    mode: 0o755,
+  });
+  const start = [home.limactl, "start", "k3s", "--foreground"];
+  const run = () => spawnGuard(home, ["--run", "k3s", "--on-event", event, "--", ...start]);
   /** What --status says, and whether Prometheus and Ansible ring for the last stop. */
   const rings = async () => {
     const { stdout, status } = await runGuard(home, ["--status", "--json"]);
@@ -252,7 +278,7 @@ Deno.test("monitoring: a guest that was cut off rings after the reboot, until a 
     await using guard = run();
     await guard.waitForLine(/Running after/);
     const agent = k3s.pid("ha.pid")!;
-    // The power goes: no process is left that writes anything, and the next boot is another one.
+    // The power goes: no process is left to write anything, and the next boot is another one.
     for (const pid of [guard.pid, agent]) Deno.kill(pid, "SIGKILL");
     await guard.status;
     await eventually(() => assert.ok(!isAlive(agent)));
@@ -263,6 +289,8 @@ Deno.test("monitoring: a guest that was cut off rings after the reboot, until a 
   assert.deepEqual(await rings(), { kind: "cut off", rings: true });
   await using guard = run();
   await guard.waitForLine(/Running after/);
+  // Starting and running are no failure: this one is for the guest that was cut off.
+  await eventually(() => assert.match(Deno.readTextFileSync(pings), /UUID\/fail$/m));
   assert.deepEqual(await rings(), { kind: "cut off", rings: true });
   guard.signal("SIGTERM");
   await guard.result();

@@ -24,9 +24,9 @@ export function formula(repository: string, version: string, sums: ReadonlyMap<s
   version "${version}"
   license "MIT"
 
-  depends_on macos: :ventura
-
   on_macos do
+    depends_on macos: :ventura
+
     on_arm do
 ${binary("aarch64-apple-darwin")}
     end

@@ -256,7 +256,7 @@ function manPage(): string {
 .Nd start and stop Lima instances without harm to other programs
 .Sh SYNOPSIS
 .Nm
-.Fl \\-pre Ar instance ...
+.Fl \\-pre Ar instance ... | Fl \\-pre \\-all
 .Nm
 .Fl \\-stop Ar instance ... | Fl \\-stop \\-all
 .Nm
@@ -268,8 +268,8 @@ function manPage(): string {
 .Sh DESCRIPTION
 .Nm
 stands between launchd and Lima.
-It clears what a dead run of an instance left behind, stops instances gracefully and then hard inside one time budget,
-and wraps the launchd job so that both happen by themselves.
+It removes what an ended run of an instance left behind, stops instances gracefully and then by force within one time
+limit, and lets the launchd job run it, so that both happen by themselves.
 .Pp
 A PID file is believed only with proof: the process belongs to the owner of the instance, and its command line is one of
 Lima's and names this instance's own files.
@@ -277,7 +277,7 @@ A PID without that proof is never signalled.
 What could not be found out permits nothing and is no success.
 .Pp
 .Fl \\-dry-run
-looks, plans, prints and leaves; it writes nothing, and exits as the real run would.
+prints what would happen and changes nothing; its exit status is that of the real run.
 .Sh OPTIONS
 .Bl -tag -width Ds
 ${GUARD.map(mdocOption).join("\n")}
@@ -291,12 +291,13 @@ ${INSTALL_FLAGS.map(mdocOption).join("\n")}
 .It Ev LIMA_HOME
 Where the instances are, unless
 .Fl \\-lima-home
-says otherwise; ~/.lima if unset.
+says otherwise.
+If neither is set: ~/.lima, then the homes of Colima, Rancher Desktop and Finch.
 .It Ev XPC_SERVICE_NAME
 Set by launchd: the label of the job.
-What launchd grants for a stop is then the budget of
-.Fl \\-run ,
-instead of ${DEFAULT_BUDGET_S} seconds.
+The time limit of
+.Fl \\-run
+is then what launchd grants for a stop, instead of ${DEFAULT_BUDGET_S} seconds.
 .El
 .Sh FILES
 .Bl -tag -width Ds
@@ -323,7 +324,7 @@ ${statuses.join("\n")}
 .Pp
 Of several instances the worst status is returned: 1, 77, 66, 75, 0.
 .Fl \\-run
-leaves with the status of the command, 128 + n where signal n ended it, 126 and 127 as a shell does, and 0 after a
+leaves with the status of the command, 128 + n if signal n ended it, 126 and 127 as a shell does, and 0 after a
 requested stop that succeeded.
 .Sh EXAMPLES
 See what is there and what would be done:
@@ -335,8 +336,11 @@ Let launchd run lima-guard, look whether it does, and undo it:
 .Dl lima-guard \\-\\-check default
 .Dl lima-guard \\-\\-uninstall default
 .Pp
-The sure way to reboot a Mac:
+Reboot a Mac; a stop that fails must not prevent it:
 .Dl lima-guard \\-\\-stop \\-\\-all; sudo shutdown \\-r now
+.Pp
+From a UPS, which runs as root: the VMs of every user of this Mac:
+.Dl /usr/local/libexec/lima-guard \\-\\-stop \\-\\-all; /sbin/shutdown \\-h now
 .Sh SEE ALSO
 .Xr launchctl 1 ,
 .Xr limactl 1 ,

@@ -41,7 +41,7 @@ export function pictureFiles(): Record<string, string> {
   const picture = (title: string, source: string) => `## ${title}\n\n\`\`\`mermaid\n${source}\n\`\`\`\n`;
   const page = [
     "# Pictures\n",
-    "Made by `deno task manual`.\n",
+    "Made by `deno task manual`. That launchd grants 5 s without `ExitTimeOut` is reported, and not yet verified on macOS.\n",
     picture("The stages of a stop", stages()),
     "Each stage ends as soon as its goal is reached; the time left goes to the next stage.\n",
     picture("What launchd runs", JOBS),

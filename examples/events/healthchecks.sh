@@ -2,13 +2,16 @@
 # lima-guard --on-event: pings healthchecks.io, or a server of that kind. Set the URL of your check here.
 # An event is reported at once; that the Mac is up at all is not: docs/monitoring.md has the line for a regular ping.
 url=https://hc-ping.com/UUID
-case $LIMA_GUARD_EVENT in
+event=$LIMA_GUARD_EVENT
+# The host agent gave up and the guest lost its power: the journal's line on stdin says so, the event does not.
+if [ "$event" = stopped ] && grep -q '"cut":"'; then event="cut by agent"; fi
+case $event in
   started) end=/start ;;
   running) end= ;;
-  blocked | braked | killed | "cut off") end=/fail ;;
+  blocked | braked | killed | "cut off" | "cut by agent") end=/fail ;;
   ended) end=/${LIMA_GUARD_STATUS:-fail} ;;
   *) end=/log ;;
 esac
 # lima-guard gives an event 30 s: two tries of 10 s fit.
 exec curl -fsS -m 10 --retry 1 --retry-max-time 25 -o /dev/null \
-  --data-raw "$LIMA_GUARD_INSTANCE: $LIMA_GUARD_EVENT: ${LIMA_GUARD_BECAUSE:-}" "$url$end"
+  --data-raw "$LIMA_GUARD_INSTANCE: $event: ${LIMA_GUARD_BECAUSE:-}" "$url$end"

@@ -1,9 +1,12 @@
 #!/bin/sh
 # lima-guard --on-event: shows a notification. For login agents only: a LaunchDaemon has no screen.
-case $LIMA_GUARD_EVENT in
-  blocked | braked | killed | "cut off") ;;
+event=$LIMA_GUARD_EVENT
+# The host agent gave up and the guest lost its power: the journal's line on stdin says so, the event does not.
+if [ "$event" = stopped ] && grep -q '"cut":"'; then event="cut by agent"; fi
+case $event in
+  blocked | braked | killed | "cut off" | "cut by agent") ;;
   *) exit 0 ;;
 esac
 # The texts are arguments, never AppleScript source.
 exec osascript -e 'on run argv' -e 'display notification (item 2 of argv) with title (item 1 of argv)' -e 'end run' \
-  "$LIMA_GUARD_INSTANCE: $LIMA_GUARD_EVENT" "${LIMA_GUARD_BECAUSE:-see lima-guard --status}"
+  "$LIMA_GUARD_INSTANCE: $event" "${LIMA_GUARD_BECAUSE:-see lima-guard --status}"
