@@ -2291,7 +2291,7 @@ async function lookAtGuard(run: InstallRun, facts: JobFacts): Promise<GuardFacts
   const source = chosen.isPlaced && !run.placed.has(path) ? await guardSource(run, path) : undefined;
   const inPlace = source && bytesOf(run, host.realPath(path).ok);
   const isSameFile = source?.bytes !== undefined && inPlace !== undefined && isSameBytes(inPlace, source.bytes);
-  const isSame = !source || isSameFile;
+  const isSame = !source || (isSameFile && options.sign === undefined);
   const trust = isSame ? trustOf(facts.user.uid, "run") : trustOf(changer, "place");
   const { way, missing } = pathComponents(host, isSame ? path : dirname(path));
   const verdict = await judgePath(run, isSame ? path : dirname(path), trust, facts.user.name);
@@ -2306,7 +2306,7 @@ async function lookAtGuard(run: InstallRun, facts: JobFacts): Promise<GuardFacts
   }
   if (!source.bytes) warnings.push(`lima-guard would be compiled now: ${source.from}`);
   const isSigned = !source.bytes || await hasSignature(run, source.from);
-  const sign = isSigned || host.arch !== "aarch64" || host.os !== "darwin" ? undefined : "-";
+  const sign = options.sign ?? (isSigned || host.arch !== "aarch64" || host.os !== "darwin" ? undefined : "-");
   return {
     path,
     bytes: source.bytes ?? new Uint8Array(),
@@ -2488,7 +2488,7 @@ function consentNotes({ place, job, limaHome, user, otherVolume }: JobFacts, gua
 // ───────────────────────────────────────────────────────────────────────────────────────── acting ──
 
 /** A step that did not do what it is for. `changed`: another program has changed what was looked at. */
-class StepFailure extends Error {
+class StepFailure extends Refusal {
   constructor(why: string, readonly reason: "failed" | "changed" | "interrupted" = "failed") {
     super(why);
   }
