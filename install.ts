@@ -697,22 +697,28 @@ export function lookThroughShell(args: readonly string[]): string[] | undefined 
 /** Options of lima-guard that take a value, as a wrapped command may have them. */
 const GUARD_VALUES = ["--timeout", "--on-event", "--lima-home"];
 
-/** Takes a wrapped command apart: GUARD [options] --run NAME [options] -- COMMAND. */
+/** The words before the command of `GUARD [options] --run NAME [options] -- COMMAND`: names, and options with their values. */
+function guardWords(args: readonly string[]) {
+  const end = args.indexOf("--");
+  const own = args.slice(1, end < 0 ? args.length : end);
+  const names: string[] = [];
+  const options: string[] = [];
+  for (let i = 0; i < own.length; i++) {
+    const word = own[i] ?? "";
+    if (word === "--run") continue;
+    if (!word.startsWith("-")) names.push(word);
+    else options.push(word, ...GUARD_VALUES.includes(word) ? [own[++i] ?? ""] : []);
+  }
+  return { names, options, command: end < 0 ? undefined : args.slice(end + 1) };
+}
+
+/** Takes a wrapped command apart. */
 function splitWrapped(args: readonly string[], name: string) {
   const guardOptions: string[] = [];
   if (!isGuard(args)) return { command: args, guard: undefined, guardOptions };
-  const end = args.indexOf("--");
-  if (end < 0) throw new Refusal("Cannot tell the command: there is no `--` after lima-guard --run", "plutil -p FILE");
-  const names: string[] = [];
-  for (let i = 1; i < end; i++) {
-    const arg = args[i] ?? "";
-    if (arg === "--run") continue;
-    if (!arg.startsWith("-")) names.push(arg);
-    else guardOptions.push(arg, ...GUARD_VALUES.includes(arg) ? [args[++i] ?? ""] : []);
-  }
-  if (names.length === 1 && names[0] === name) {
-    return { guard: args[0] ?? "", guardOptions, command: args.slice(end + 1) };
-  }
+  const { names, options, command } = guardWords(args);
+  if (!command) throw new Refusal("Cannot tell the command: there is no `--` after lima-guard --run", "plutil -p FILE");
+  if (names.length === 1 && names[0] === name) return { guard: args[0] ?? "", guardOptions: options, command };
   const why = `it is wrapped for ${names.map((n) => JSON.stringify(n)).join(" and ")}`;
   throw new Refusal(`Cannot take the job for ${name}: ${why}`, `lima-guard --uninstall ${names[0] ?? "NAME"}`);
 }
@@ -838,11 +844,7 @@ export function instanceOf(value: Dict): string | undefined {
   if (!Array.isArray(list) || !list.every((a) => typeof a === "string")) return undefined;
   const args = list as string[];
   const bare = lookThroughShell(args) ?? args;
-  if (isGuard(bare)) {
-    const end = bare.indexOf("--") < 0 ? bare.length : bare.indexOf("--");
-    const at = bare.slice(1, end).findIndex((a, i) => !a.startsWith("-") && !GUARD_VALUES.includes(bare[i] ?? ""));
-    return at < 0 ? undefined : bare[at + 1];
-  }
+  if (isGuard(bare)) return guardWords(bare).names[0];
   const tool = basename(bare[0] ?? "");
   if (tool !== "limactl" && tool !== "colima") return undefined;
   const { positionals: [verb, ...names], flags } = splitFlags(bare.slice(1), tool);
@@ -1951,12 +1953,7 @@ function instanceIn({ host }: InstallRun, file: string, parse: PlistReader): str
   if (!bytes) return named;
   const text = new TextDecoder().decode(bytes);
   if (!/limactl|colima|lima-guard/.test(text)) return named;
-  try {
-    return instanceOf(readPlist(decodePlist(bytes, file), parse).value) ?? named;
-  } catch (error) {
-    if (!(error instanceof Refusal)) throw error;
-    return named;
-  }
+  return instanceInText(() => decodePlist(bytes, file), parse) ?? named;
 }
 
 /** Whether nothing is to be changed. */
@@ -2141,19 +2138,21 @@ async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): 
     return answer?.code === 0 ? answer.stdout : "";
   };
   const names = (await child("ls", "-1", folder)).split("\n").filter((n) => /^[^/]+\.plist$/.test(n));
+  const parse = await host.plistReader();
   for (const name of names) {
     const text = await child("head", "-c", String(PLIST_LIMIT_BYTES), join(folder, name));
     if (!/limactl|colima|lima-guard/.test(text)) continue;
-    if (instanceInText(text, await host.plistReader()) !== place.name) continue;
+    if (instanceInText(() => text, parse) !== place.name) continue;
     const why = `${place.name} starts at boot and at login: ${place.file} and ${join(folder, name)}`;
     const disable = `limactl autostart disable ${place.name} as ${user.name}`;
     throw new Refusal(`Cannot choose: ${why}`, `${disable} removes the login agent; or --plist FILE decides`);
   }
 }
 
-function instanceInText(text: string, parse: PlistReader): string | undefined {
+/** The instance that a plist's text starts; undefined where the text is refused. */
+function instanceInText(read: () => string, parse: PlistReader): string | undefined {
   try {
-    return instanceOf(readPlist(text, parse).value);
+    return instanceOf(readPlist(read(), parse).value);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     return undefined;
