@@ -186,35 +186,15 @@ interface PlistNode {
 }
 
 export type PlistReader = (text: string) => unknown;
+type Environment = Readonly<Record<string, string>>;
+/** What starts an instance. */
+type Starter = "limactl" | "colima";
 
 export interface Plist {
   readonly text: string;
   readonly root: PlistNode;
   readonly value: Dict;
   readonly parse: PlistReader;
-}
-
-/** The job of a plist, as far as it concerns us. */
-export interface LaunchdJob {
-  readonly label: string;
-  readonly args: readonly string[];
-  readonly program: string | undefined;
-  readonly command: readonly string[];
-  /** The guard that runs it, and its options except `--run NAME`. */
-  readonly guard: string | undefined;
-  readonly guardOptions: readonly string[];
-  /** Behind `/bin/sh -c "/bin/wait4path … && exec …"`, as Nix writes it: read, never edited. */
-  readonly isBehindShell: boolean;
-  readonly tool: "limactl" | "colima";
-  readonly userName: string | undefined;
-  readonly environment: Readonly<Record<string, string>>;
-  readonly workingDirectory: string | undefined;
-  readonly stdoutPath: string | undefined;
-  readonly stderrPath: string | undefined;
-  readonly exitTimeOut: number | undefined;
-  readonly keepAlive: Value | undefined;
-  readonly startsByItself: boolean;
-  readonly remarks: readonly string[];
 }
 
 /** A user, as `id -P` shows one. */
@@ -271,12 +251,12 @@ interface JobPlace {
 
 /** What the last install was asked for; and the job that it had booted out when it was interrupted. */
 interface Memory {
-  readonly guard?: string;
+  readonly guard: string | undefined;
   /** The guard was put there by an install, and an upgrade replaces it. */
-  readonly isPlaced?: boolean;
-  readonly options?: readonly string[];
-  readonly keepAlive?: boolean;
-  readonly bootedOut?: { readonly boot: string; readonly wasRunning: boolean };
+  readonly isPlaced: boolean | undefined;
+  readonly options: readonly string[] | undefined;
+  readonly keepAlive: boolean | undefined;
+  readonly bootedOut: { readonly boot: string; readonly wasRunning: boolean } | undefined;
 }
 
 interface JobFacts {
@@ -312,12 +292,15 @@ interface GuardFacts {
   readonly missing: readonly string[];
   readonly isPlaced: boolean;
   readonly warnings: readonly string[];
+  /** With this identity it is signed before it is put there; `-`: ad hoc. */
+  readonly sign: string | undefined;
+  readonly isSigned: boolean;
 }
 
 interface KeyChange {
   readonly key: string;
-  readonly before?: Value;
-  readonly after?: Value;
+  readonly before: Value | undefined;
+  readonly after: Value | undefined;
 }
 
 /** The answer of a command. `late`: it was ended at its limit, and what it did is not known. */
@@ -348,11 +331,9 @@ function readXml(text: string): PlistNode {
   const open: PlistNode[] = [];
   let root: PlistNode | undefined;
   for (let at = text.startsWith("\uFEFF") ? 1 : 0; at < text.length;) {
-    if (text.startsWith("<", at) && !/^<[!?]/.test(text.slice(at, at + 2))) {
-      const found = takeTag(text, at, open, root);
-      root ??= found.root;
-      at = found.end;
-    } else at = takeOther(text, at, open.at(-1), root);
+    const isTag = text.startsWith("<", at) && !/^<[!?]/.test(text.slice(at, at + 2));
+    at = isTag ? takeTag(text, at, open, root !== undefined) : takeOther(text, at, open.at(-1), root);
+    root ??= open[0];
   }
   if (open.length > 0) {
     throw parseError(text, text.length, `<${open.at(-1)?.tag}> is never closed: the file is cut short`);
@@ -389,16 +370,12 @@ function takeOther(text: string, at: number, parent: PlistNode | undefined, root
     text,
     at,
     "it has declarations of its own (DTD, entities)",
-    "a launchd plist needs none: remove them",
+    "remove them: a launchd plist needs none",
   );
 }
 
-function takeTag(
-  text: string,
-  at: number,
-  open: PlistNode[],
-  root: PlistNode | undefined,
-): { end: number; root?: PlistNode } {
+/** Opens an element, or closes the last one; returns where the tag ends. */
+function takeTag(text: string, at: number, open: PlistNode[], hasRoot: boolean): number {
   TAG.lastIndex = at;
   const found = TAG.exec(text);
   if (!found) {
@@ -414,20 +391,20 @@ function takeTag(
     if (node?.tag !== tag || attributes || empty) throw parseError(text, at, `</${tag}> does not close <${node?.tag}>`);
     [node.innerEnd, node.end] = [at, end];
     refuseValue(node, text);
-    return { end };
+    return end;
   }
   if (!ELEMENTS.includes(tag)) throw parseError(text, at, `<${tag}> is no element of a plist`);
   if (attributes && tag !== "plist") throw parseError(text, at, `<${tag}> has an attribute`, "remove it");
-  if (parent ? !mayHold(parent, tag) : tag !== "plist" || root) {
-    throw parseError(text, at, `<${tag}> cannot be here`);
-  }
+  const isRoot = tag === "plist" && !hasRoot;
+  if (parent ? !mayHold(parent, tag) : !isRoot) throw parseError(text, at, `<${tag}> cannot be here`);
+  if (isRoot && empty) throw parseError(text, at, "its root is no dict");
   if (open.length >= DEPTH_LIMIT) throw parseError(text, at, `it nests deeper than ${DEPTH_LIMIT} elements`);
   const [innerStart, isEmptyTag] = [empty ? at : end, empty !== ""];
   const node = { tag, start: at, end, innerStart, innerEnd: innerStart, isEmptyTag, text: "", children: [] };
   parent?.children.push(node);
   if (empty) refuseValue(node, text);
   else open.push(node);
-  return { end, ...parent ? {} : { root: node } };
+  return end;
 }
 
 /** A dict holds keys and values in turn, a plist one value, a leaf nothing. */
@@ -537,22 +514,22 @@ function parseError(text: string, at: number, why: string, hint?: string): Refus
 /** The bytes of a plist file as text; a binary plist is refused with the command that converts it. */
 export function decodePlist(bytes: Uint8Array, file: string): string {
   const head = new TextDecoder("latin1").decode(bytes.subarray(0, 8));
+  const refusal = (why: string, hint = `plutil -convert xml1 ${quote(file)}`) =>
+    new Refusal(`Cannot read the plist: ${why}`, hint);
   if (bytes.length > PLIST_LIMIT_BYTES) {
-    throw new Refusal(`Cannot read the plist: it has more than ${PLIST_LIMIT_BYTES} bytes`, `ls -l ${quote(file)}`);
+    throw refusal(`it has more than ${PLIST_LIMIT_BYTES} bytes`, `ls -l ${quote(file)}`);
   }
-  if (head.startsWith("bplist")) {
-    throw new Refusal("Cannot edit the plist: it is a binary one", `plutil -convert xml1 ${quote(file)}`);
-  }
-  if (/^(\xFE\xFF|\xFF\xFE)/.test(head)) throw new Refusal("Cannot read the plist: it is UTF-16", "save it as UTF-8");
+  if (head.startsWith("bplist")) throw refusal("it is a binary one, which cannot be edited");
+  if (/^(\xFE\xFF|\xFF\xFE)/.test(head)) throw refusal("it is UTF-16", "save it as UTF-8");
   let text: string;
   try {
     text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
   } catch (error) {
     if (!(error instanceof TypeError)) throw error;
-    throw new Refusal("Cannot read the plist: it is not UTF-8", `plutil -convert xml1 ${quote(file)}`);
+    throw refusal("it is not UTF-8");
   }
   if (/^\uFEFF?\s*</.test(text)) return text;
-  throw new Refusal("Cannot read the plist: it is no XML", `plutil -convert xml1 ${quote(file)}`);
+  throw refusal("it is no XML");
 }
 
 /** Reads a plist: our scanner says where the elements are and refuses, the package says what they mean. */
@@ -605,7 +582,7 @@ export function isEqual(a: unknown, b: unknown): boolean {
 // ───────────────────────────────────────────────────────────────────────────── the job in a plist ──
 
 /** A job of launchd that starts this instance, bare or wrapped. All else is refused, with what to do about it. */
-export function readJob({ value }: Plist, name: string): LaunchdJob {
+export function readJob({ value }: Plist, name: string) {
   const label = value["Label"];
   if (typeof label !== "string" || label === "") throw new Refusal("Cannot tell the job: it has no Label");
   for (const prefix of [DAEMON_LABEL, AGENT_LABEL]) {
@@ -621,17 +598,17 @@ export function readJob({ value }: Plist, name: string): LaunchdJob {
     throw new Refusal(`Cannot tell what the job runs: ${why}`, "make them equal, or remove Program");
   }
   const behind = lookThroughShell(args);
-  const { guard, guardOptions, command } = splitWrapped(behind ?? args, name);
+  const wrapped = splitWrapped(behind ?? args, name);
   const environment = jobEnvironment(value);
   const keepAlive = value["KeepAlive"];
   return {
     label,
     args,
-    command,
-    guard,
-    guardOptions,
+    /** The guard that runs it, its options except `--run NAME`, and the command itself. */
+    ...wrapped,
+    /** Behind `/bin/sh -c "/bin/wait4path … && exec …"`, as Nix writes it: read, never edited. */
     isBehindShell: behind !== undefined,
-    tool: readCommand(command, name, environment),
+    tool: readCommand(wrapped.command, name, environment),
     environment,
     startsByItself: value["RunAtLoad"] === true || (keepAlive !== undefined && keepAlive !== false),
     remarks: remarksOn(value, label),
@@ -644,6 +621,9 @@ export function readJob({ value }: Plist, name: string): LaunchdJob {
     keepAlive,
   };
 }
+
+/** The job of a plist, as far as it concerns us. */
+export type LaunchdJob = Readonly<ReturnType<typeof readJob>>;
 
 function timeoutAt(value: Dict): number | undefined {
   const seconds = value["ExitTimeOut"];
@@ -672,31 +652,39 @@ function jobEnvironment(value: Dict): Record<string, string> {
   return Object.fromEntries(Object.entries(dict).flatMap(([k, v]) => typeof v === "string" ? [[k, v]] : []));
 }
 
+/** Conditions with their words; the words of those that hold. */
+function holding(table: readonly (readonly [holds: boolean, words: string])[]): string[] {
+  return table.flatMap(([holds, words]) => holds ? [words] : []);
+}
+
 /** What else in a job concerns a guarded stop or start: said, and left alone. */
 function remarksOn(value: Dict, label: string): string[] {
-  const words: string[] = [];
-  for (const key of ["EnableTransactions", "EnablePressuredExit"]) {
-    if (value[key] === true) words.push(`${key}: launchd may kill the job at once instead of stopping it: remove it`);
-  }
-  if (value["AbandonProcessGroup"] === true) {
-    words.push("AbandonProcessGroup: should lima-guard be killed, launchd leaves limactl behind: remove it");
-  }
-  if (value["Disabled"] === true) words.push("Disabled: launchd starts it only after `launchctl enable`");
   const keep = value["KeepAlive"];
-  if (keep === true) {
-    words.push("KeepAlive is true: launchd starts the instance again after every stop, asked for or not");
-  }
-  if (isDict(keep) && keep["Crashed"] !== undefined) {
-    words.push("KeepAlive has Crashed: lima-guard ends with a status, not by a signal, so launchd sees no crash");
-  }
   const path = jobEnvironment(value)["PATH"] ?? "";
-  if (/\$(HOME|\{)|~/.test(path)) words.push("PATH has $HOME or ~ in it, which launchd does not expand");
-  if (label.startsWith("homebrew.mxcl.")) {
-    words.push(`Homebrew's services manage it: \`brew services start|restart\` writes the plist again; check after it`);
-  } else if (/^(org\.nix-community|org\.nixos)\./.test(label)) {
-    words.push("Nix manages it: the next switch writes the plist again; declare the change there");
-  }
-  return words;
+  const kill = "launchd may kill the job at once instead of stopping it: remove it";
+  return holding([
+    [value["EnableTransactions"] === true, `EnableTransactions: ${kill}`],
+    [value["EnablePressuredExit"] === true, `EnablePressuredExit: ${kill}`],
+    [
+      value["AbandonProcessGroup"] === true,
+      "AbandonProcessGroup: should lima-guard be killed, launchd leaves limactl behind: remove it",
+    ],
+    [value["Disabled"] === true, "Disabled: launchd starts it only after `launchctl enable`"],
+    [keep === true, "KeepAlive is true: launchd starts the instance again after every stop, asked for or not"],
+    [
+      isDict(keep) && keep["Crashed"] !== undefined,
+      "KeepAlive has Crashed: lima-guard ends with a status, not by a signal, so launchd sees no crash",
+    ],
+    [/\$(HOME|\{)|~/.test(path), "PATH has $HOME or ~ in it, which launchd does not expand"],
+    [
+      label.startsWith("homebrew.mxcl."),
+      "Homebrew's services manage it: `brew services start|restart` writes the plist again; check after it",
+    ],
+    [
+      /^(org\.nix-community|org\.nixos)\./.test(label),
+      "Nix manages it: the next switch writes the plist again; declare the change there",
+    ],
+  ]);
 }
 
 /** The command behind Nix's `/bin/sh -c "/bin/wait4path DIR && exec …"`: exactly that, and words without shell characters. */
@@ -709,22 +697,28 @@ export function lookThroughShell(args: readonly string[]): string[] | undefined 
 /** Options of lima-guard that take a value, as a wrapped command may have them. */
 const GUARD_VALUES = ["--timeout", "--on-event", "--lima-home"];
 
-/** Takes a wrapped command apart: GUARD [options] --run NAME [options] -- COMMAND. */
-function splitWrapped(args: readonly string[], name: string) {
-  if (!isGuard(args)) return { command: args, guard: undefined, guardOptions: [] };
+/** The words before the command of `GUARD [options] --run NAME [options] -- COMMAND`: names, and options with their values. */
+function guardWords(args: readonly string[]) {
   const end = args.indexOf("--");
-  if (end < 0) throw new Refusal("Cannot tell the command: there is no `--` after lima-guard --run", "plutil -p FILE");
-  const guardOptions: string[] = [];
+  const own = args.slice(1, end < 0 ? args.length : end);
   const names: string[] = [];
-  for (let i = 1; i < end; i++) {
-    const arg = args[i] ?? "";
-    if (arg === "--run") continue;
-    if (!arg.startsWith("-")) names.push(arg);
-    else guardOptions.push(arg, ...GUARD_VALUES.includes(arg) ? [args[++i] ?? ""] : []);
+  const options: string[] = [];
+  for (let i = 0; i < own.length; i++) {
+    const word = own[i] ?? "";
+    if (word === "--run") continue;
+    if (!word.startsWith("-")) names.push(word);
+    else options.push(word, ...GUARD_VALUES.includes(word) ? [own[++i] ?? ""] : []);
   }
-  if (names.length === 1 && names[0] === name) {
-    return { guard: args[0] ?? "", guardOptions, command: args.slice(end + 1) };
-  }
+  return { names, options, command: end < 0 ? undefined : args.slice(end + 1) };
+}
+
+/** Takes a wrapped command apart. */
+function splitWrapped(args: readonly string[], name: string) {
+  const guardOptions: string[] = [];
+  if (!isGuard(args)) return { command: args, guard: undefined, guardOptions };
+  const { names, options, command } = guardWords(args);
+  if (!command) throw new Refusal("Cannot tell the command: there is no `--` after lima-guard --run", "plutil -p FILE");
+  if (names.length === 1 && names[0] === name) return { guard: args[0] ?? "", guardOptions: options, command };
   const why = `it is wrapped for ${names.map((n) => JSON.stringify(n)).join(" and ")}`;
   throw new Refusal(`Cannot take the job for ${name}: ${why}`, `lima-guard --uninstall ${names[0] ?? "NAME"}`);
 }
@@ -766,11 +760,7 @@ const COLIMA_FLAGS = {
   ),
 };
 
-function readCommand(
-  command: readonly string[],
-  name: string,
-  environment: Readonly<Record<string, string>> = {},
-): "limactl" | "colima" {
+function readCommand(command: readonly string[], name: string, environment: Environment = {}): Starter {
   const tool = basename(command[0] ?? "");
   const cannot = `Cannot wrap ${JSON.stringify(command.join(" "))}:`;
   if (tool !== "limactl" && tool !== "colima") {
@@ -822,7 +812,7 @@ function otherProgramHint(command: readonly string[]): string {
   return "let ProgramArguments run limactl itself, without a shell, sudo or caffeinate";
 }
 
-function splitFlags(args: readonly string[], tool: "limactl" | "colima") {
+function splitFlags(args: readonly string[], tool: Starter) {
   const { valued, plain } = tool === "limactl" ? LIMACTL_FLAGS : COLIMA_FLAGS;
   const positionals: string[] = [];
   const flags = new Map<string, string>();
@@ -844,11 +834,7 @@ function splitFlags(args: readonly string[], tool: "limactl" | "colima") {
 }
 
 /** Colima: `--profile` beats the argument, which beats COLIMA_PROFILE. */
-function startedByColima(
-  names: readonly string[],
-  flags: ReadonlyMap<string, string>,
-  environment: Readonly<Record<string, string>>,
-): string {
+function startedByColima(names: readonly string[], flags: ReadonlyMap<string, string>, environment: Environment) {
   return colimaInstance(flags.get("--profile") ?? flags.get("-p") ?? names[0] ?? environment["COLIMA_PROFILE"] ?? "");
 }
 
@@ -858,11 +844,7 @@ export function instanceOf(value: Dict): string | undefined {
   if (!Array.isArray(list) || !list.every((a) => typeof a === "string")) return undefined;
   const args = list as string[];
   const bare = lookThroughShell(args) ?? args;
-  if (isGuard(bare)) {
-    const end = bare.indexOf("--") < 0 ? bare.length : bare.indexOf("--");
-    const at = bare.slice(1, end).findIndex((a, i) => !a.startsWith("-") && !GUARD_VALUES.includes(bare[i] ?? ""));
-    return at < 0 ? undefined : bare[at + 1];
-  }
+  if (isGuard(bare)) return guardWords(bare).names[0];
   const tool = basename(bare[0] ?? "");
   if (tool !== "limactl" && tool !== "colima") return undefined;
   const { positionals: [verb, ...names], flags } = splitFlags(bare.slice(1), tool);
@@ -927,25 +909,27 @@ function inWords(answer: Answer): string {
   return [`status ${answer.code}`, ...words ? [words] : [], ...said ? [said] : []].join(": ");
 }
 
-/** What the last run has noted beside the plist; anything that is not of that shape is left out. */
-function readMemory(text: string): Memory {
-  let noted: unknown;
+/** A JSON object; an empty one where the text is none. */
+function jsonOf(text: string): Record<string, unknown> {
   try {
-    noted = JSON.parse(text);
+    return Object(JSON.parse(text));
   } catch (error) {
     if (!(error instanceof SyntaxError)) throw error;
     return {};
   }
-  const { guard, isPlaced, options, keepAlive, bootedOut } = (noted ?? {}) as Record<string, unknown>;
+}
+
+/** What the last run has noted beside the plist; anything that is not of that shape is left out. */
+function readMemory(text: string): Memory {
+  const { guard, isPlaced, options, keepAlive, bootedOut } = jsonOf(text);
   const isTexts = Array.isArray(options) && options.every((o) => typeof o === "string" && !/^--run$|^--$/.test(o));
-  const out = bootedOut as Memory["bootedOut"];
-  const isOut = typeof out?.boot === "string" && typeof out.wasRunning === "boolean";
+  const { boot, wasRunning } = Object(bootedOut);
   return {
-    ...typeof guard === "string" && guard.startsWith("/") ? { guard } : {},
-    ...typeof isPlaced === "boolean" ? { isPlaced } : {},
-    ...isTexts ? { options: options as string[] } : {},
-    ...typeof keepAlive === "boolean" ? { keepAlive } : {},
-    ...isOut ? { bootedOut: { boot: out.boot, wasRunning: out.wasRunning } } : {},
+    guard: typeof guard === "string" && guard.startsWith("/") ? guard : undefined,
+    isPlaced: typeof isPlaced === "boolean" ? isPlaced : undefined,
+    options: isTexts ? options : undefined,
+    keepAlive: typeof keepAlive === "boolean" ? keepAlive : undefined,
+    bootedOut: typeof boot === "string" && typeof wasRunning === "boolean" ? { boot, wasRunning } : undefined,
   };
 }
 
@@ -957,10 +941,10 @@ export interface Wanted {
   readonly guardOptions?: readonly string[];
   readonly exitTimeoutS?: number;
   readonly keepAlive?: boolean;
-  readonly limaHome?: string;
-  readonly workingDirectory?: string;
-  readonly stdoutPath?: string;
-  readonly stderrPath?: string;
+  readonly limaHome?: string | undefined;
+  readonly workingDirectory?: string | undefined;
+  readonly stdoutPath?: string | undefined;
+  readonly stderrPath?: string | undefined;
 }
 
 /** A new text of the plist, and what is different in it. No changes: the text is as wanted already. */
@@ -980,48 +964,45 @@ const MOVED = ["WorkingDirectory", "StandardOutPath", "StandardErrorPath"];
 
 /** Rewrites the text in place: every byte outside of the keys that are to change stays as it is. */
 export function wrapText(plist: Plist, job: LaunchdJob, wanted: Wanted): Rewritten {
-  const { root, text } = plist;
-  const layout = layoutOf(plist);
-  const edits = guardEdits(plist, job, wanted);
-  const added: string[] = [];
-  const set = (key: string, element: string) => {
-    const node = nodeOf(root, key);
-    if (node) edits.push({ at: node.start, until: node.end, text: element });
-    else if (Object.hasOwn(plist.value, key)) throw new Refusal(`Cannot find ${key} in the text`, "plutil -p FILE");
-    else added.push(`${layout.key}<key>${key}</key>${layout.value}${element}`);
-  };
-  if (job.program !== undefined && job.program !== wanted.guard) set("Program", stringElement(wanted.guard));
   const { exitTimeoutS } = wanted;
-  if (exitTimeoutS !== undefined && exitTimeoutS !== job.exitTimeOut) {
-    set("ExitTimeOut", `<integer>${exitTimeoutS}</integer>`);
+  const edits = guardEdits(plist, job, wanted);
+  if (job.program !== undefined && job.program !== wanted.guard) {
+    edits.push(setEdit(plist, "Program", stringElement(wanted.guard)));
   }
-  edits.push(...keepAliveEdits(plist, job, wanted, (element) => set("KeepAlive", element)));
-  edits.push(...limaHomeEdits(plist, job, wanted, (element) => set("EnvironmentVariables", element)));
+  if (exitTimeoutS !== undefined && exitTimeoutS !== job.exitTimeOut) {
+    edits.push(setEdit(plist, "ExitTimeOut", `<integer>${exitTimeoutS}</integer>`));
+  }
+  edits.push(...keepAliveEdits(plist, job, wanted), ...limaHomeEdits(plist, job, wanted));
   const moved = [wanted.workingDirectory, wanted.stdoutPath, wanted.stderrPath];
   MOVED.forEach((key, i) => {
     const path = moved[i];
-    if (path !== undefined && plist.value[key] !== path && nodeOf(root, key)) set(key, stringElement(path));
+    if (path === undefined || plist.value[key] === path || !nodeOf(plist.root, key)) return;
+    edits.push(setEdit(plist, key, stringElement(path)));
   });
-  if (added.length > 0) {
-    const at = endOfLine(text, layout.list.end);
-    edits.push({ at, until: at, text: added.join("") });
-  }
-  const changed = checkedText(plist, applyEdits(text, edits), [...OWNED, ...MOVED]);
+  const changed = checkedText(plist, applyEdits(plist.text, edits), [...OWNED, ...MOVED]);
   const now = readJob(changed.plist, startedIn(job));
   const isAsWanted = now.guard === wanted.guard && isEqual(now.command, job.command) &&
     (exitTimeoutS === undefined || now.exitTimeOut === exitTimeoutS) &&
     (job.program === undefined || now.program === wanted.guard);
-  if (!isAsWanted) {
-    throw new Refusal("Cannot rewrite the plist: internal error: another job came out: please report it");
-  }
-  return changed;
+  if (isAsWanted) return changed;
+  throw new Refusal("Cannot rewrite the plist: internal error: another job came out: please report it");
+}
+
+/** Puts a value in the place of the old one, or behind the last key that a person would look at: ProgramArguments. */
+function setEdit(plist: Plist, key: string, element: string): TextEdit {
+  const node = nodeOf(plist.root, key);
+  if (node) return { at: node.start, until: node.end, text: element };
+  if (Object.hasOwn(plist.value, key)) throw new Refusal(`Cannot find ${key} in the text`, "plutil -p FILE");
+  const layout = layoutOf(plist);
+  const at = endOfLine(plist.text, layout.list.end);
+  return { at, until: at, text: `${layout.key}<key>${key}</key>${layout.value}${element}` };
 }
 
 /** KeepAlive where it is wanted and missing; and `SuccessfulExit: true` turned round, which starts a stopped job again. */
-function keepAliveEdits(plist: Plist, job: LaunchdJob, wanted: Wanted, set: (element: string) => void): TextEdit[] {
+function keepAliveEdits(plist: Plist, job: LaunchdJob, wanted: Wanted): TextEdit[] {
   if (job.keepAlive === undefined) {
-    if (wanted.keepAlive) set(dictElement(layoutOf(plist), "SuccessfulExit", "<false/>"));
-    return [];
+    const element = dictElement(layoutOf(plist), "SuccessfulExit", "<false/>");
+    return wanted.keepAlive ? [setEdit(plist, "KeepAlive", element)] : [];
   }
   const node = nodeOf(plist.root, "KeepAlive");
   const exit = node && nodeOf(node, "SuccessfulExit");
@@ -1033,7 +1014,7 @@ function restartsOnSuccess(keepAlive: Value | undefined): boolean {
   return isDict(keepAlive) && keepAlive["SuccessfulExit"] === true;
 }
 
-function limaHomeEdits(plist: Plist, job: LaunchdJob, wanted: Wanted, set: (element: string) => void): TextEdit[] {
+function limaHomeEdits(plist: Plist, job: LaunchdJob, wanted: Wanted): TextEdit[] {
   const { limaHome } = wanted;
   if (limaHome === undefined || job.environment["LIMA_HOME"] !== undefined) return [];
   const layout = layoutOf(plist);
@@ -1041,8 +1022,7 @@ function limaHomeEdits(plist: Plist, job: LaunchdJob, wanted: Wanted, set: (elem
   if (environment && !environment.isEmptyTag) {
     return [insertInto(environment, layout, plist.text, "LIMA_HOME", stringElement(limaHome))];
   }
-  set(dictElement(layout, "LIMA_HOME", stringElement(limaHome)));
-  return [];
+  return [setEdit(plist, "EnvironmentVariables", dictElement(layout, "LIMA_HOME", stringElement(limaHome)))];
 }
 
 function startedIn(job: LaunchdJob): string {
@@ -1151,7 +1131,7 @@ function checkedText(old: Plist, text: string, keys: readonly string[]): Rewritt
   const changes = keys.flatMap((key): KeyChange[] => {
     const [before, after] = [old.value[key], plist.value[key]];
     if (isEqual(before, after)) return [];
-    return [{ key, ...before === undefined ? {} : { before }, ...after === undefined ? {} : { after } }];
+    return [{ key, before, after }];
   });
   return { plist, text, changes };
 }
@@ -1314,6 +1294,8 @@ type InstallStep =
     | { readonly kind: "verify"; readonly expect: Expected }
   );
 
+type StepOf<K extends InstallStep["kind"]> = InstallStep & { readonly kind: K };
+
 /** What is to be reached: the text of the file, the guard in its place, and whether launchd is to know. */
 interface Target {
   readonly role: "install" | "uninstall";
@@ -1321,8 +1303,6 @@ interface Target {
   readonly rewritten: Rewritten;
   readonly job: LaunchdJob;
   readonly guard: GuardFacts | undefined;
-  readonly sign: string | undefined;
-  readonly verifies: boolean;
   readonly reload: boolean;
   readonly enables: boolean;
   /** The guard that stops the instance; undefined where there is none, and launchd must do. */
@@ -1338,7 +1318,6 @@ interface Target {
   readonly purged: readonly string[];
   /** What a run that was killed has left, the files before their folder. */
   readonly litter: readonly string[];
-  readonly onMac: boolean;
 }
 
 /** Who carries the plan out, and where the tools are. */
@@ -1360,49 +1339,39 @@ function runStep<K extends "run" | "logs" | "tidy" | "bootout" | "handshake">(ki
 
 /** The whole plan of an install or uninstall; empty where all is as wanted. */
 function planSteps(target: Target, actor: Actor): InstallStep[] {
-  const { facts, rewritten, role } = target;
-  const { target: plist } = facts.place;
+  const { facts, rewritten, role, removesJob } = target;
+  const { backup: kept, bytes, job, place: { target: plist } } = facts;
   const backup = plist + BACKUP_SUFFIX;
   const isFileNew = rewritten.changes.length > 0;
   const loads = target.reload ? loadSteps(target, actor) : [];
-  const marks = loads.some((s) => s.kind === "bootout") && !target.removesJob;
+  const marks = loads.some((s) => s.kind === "bootout") && !removesJob;
+  const steps: InstallStep[] = target.litter.map((path) => remove(path, "a run that was killed has left it", "clear"));
+  steps.push(...guardSteps(target, actor), ...logSteps(target, actor));
+  if (role === "install" && isFileNew && job.guard === undefined) {
+    steps.push(write(backup, bytes, "the plist as it is now"));
+  }
+  if (isFileNew) {
+    steps.push(write(plist, new TextEncoder().encode(rewritten.text), "at once: there is always a plist", true));
+  }
+  if (marks) steps.push(markStep(target, actor.boot));
+  steps.push(...loads);
+  if (removesJob) steps.push(remove(plist, "its instance is gone"));
   // Removed only if it was read: the one copy of the original must not be lost.
-  const { backup: kept, bytes, job: old } = facts;
   const isUsed = role === "uninstall" && kept !== undefined &&
-    (isFileNew || target.removesJob || (old.guard === undefined && isSameBytes(kept.bytes, bytes)));
-  const text = new TextEncoder().encode(rewritten.text);
-  return [
-    ...target.litter.map((path) => ({
-      kind: "clear" as const,
-      path,
-      what: `remove ${path}`,
-      because: "a run that was killed has left it",
-    })),
-    ...guardSteps(target, actor),
-    ...logSteps(target, actor),
-    ...role === "install" && isFileNew && facts.job.guard === undefined
-      ? [write(backup, facts.bytes, "the plist as it is now")]
-      : [],
-    ...isFileNew ? [write(plist, text, "at once: there is always a plist", true)] : [],
-    ...marks ? [markStep(target, actor.boot)] : [],
-    ...loads,
-    ...target.removesJob ? [remove(plist, "its instance is gone")] : [],
-    ...isUsed ? [remove(backup, "the plist is as it was before")] : [],
-    ...memorySteps(target, isFileNew, marks),
-    ...target.purged.map((path) => remove(path, "--purge: no job needs it")),
-    ...purgedLogSteps(target, actor),
-  ];
+    (isFileNew || removesJob || (job.guard === undefined && isSameBytes(kept.bytes, bytes)));
+  if (isUsed) steps.push(remove(backup, "the plist is as it was before"));
+  steps.push(...memorySteps(target, isFileNew, marks));
+  steps.push(...target.purged.map((path) => remove(path, "--purge: no job needs it")));
+  return [...steps, ...purgedLogSteps(target, actor)];
 }
 
 /** In the user's own folder, so by the user. */
 function purgedLogSteps({ purgedLogs, purgedFolder, facts }: Target, actor: Actor): InstallStep[] {
-  const rm = asUser(actor, facts.user.uid, [actor.tool("rm"), "-f", ...purgedLogs]);
-  const rmdir = purgedFolder === undefined
-    ? undefined
-    : asUser(actor, facts.user.uid, [actor.tool("rmdir"), purgedFolder]);
   const steps: InstallStep[] = [];
+  const rm = asUser(actor, facts.user.uid, [actor.tool("rm"), "-f", ...purgedLogs]);
   if (rm && purgedLogs.length > 0) steps.push(runStep("logs", rm, "--purge: the logs of this job"));
-  if (rmdir) steps.push(runStep("tidy", rmdir, "--purge: no log is left in it"));
+  const rmdir = asUser(actor, facts.user.uid, [actor.tool("rmdir"), purgedFolder ?? ""]);
+  if (rmdir && purgedFolder !== undefined) steps.push(runStep("tidy", rmdir, "--purge: no log is left in it"));
   return steps;
 }
 
@@ -1410,49 +1379,50 @@ function write(path: string, bytes: Uint8Array, because: string, isPlist = false
   return { kind: "write", path, bytes, isPlist, what: `write ${path}`, because };
 }
 
-function remove(path: string, because: string): InstallStep {
-  return { kind: "remove", path, what: `remove ${path}`, because };
+/** What is noted beside the plist. */
+function noteStep({ place }: JobFacts, noted: Partial<Memory>, because: string): InstallStep {
+  return write(place.target + MEMORY_SUFFIX, new TextEncoder().encode(`${JSON.stringify(noted)}\n`), because);
+}
+
+function remove(path: string, because: string, kind: "remove" | "clear" = "remove"): InstallStep {
+  return { kind, path, what: `remove ${path}`, because };
 }
 
 /** Before bootout: that this job is to be loaded again, if this run is interrupted, and in this boot. */
 function markStep({ facts, memory }: Target, boot: string): InstallStep {
-  const wasRunning = facts.loaded.kind === "loaded" && facts.loaded.pid !== undefined;
-  const text = `${JSON.stringify({ ...memory ?? facts.memory, bootedOut: { boot, wasRunning } })}\n`;
-  const because = "a run that is interrupted loads it again";
-  return write(facts.place.target + MEMORY_SUFFIX, new TextEncoder().encode(text), because);
+  const bootedOut = { boot, wasRunning: isRunning(facts.loaded) };
+  return noteStep(facts, { ...memory ?? facts.memory, bootedOut }, "a run that is interrupted loads it again");
+}
+
+function isRunning(loaded: Loaded): boolean {
+  return loaded.kind === "loaded" && loaded.pid !== undefined;
 }
 
 /** What the job was installed with; nothing after an uninstall. */
 function memorySteps({ facts, memory, role, removesJob }: Target, isFileNew: boolean, marks: boolean): InstallStep[] {
-  const path = facts.place.target + MEMORY_SUFFIX;
-  const isKnown = Object.keys(facts.memory).length > 0;
+  const isKnown = Object.values(facts.memory).some((noted) => noted !== undefined);
   if (role === "uninstall") {
-    return marks || (isKnown && (isFileNew || removesJob || facts.job.guard === undefined))
-      ? [remove(path, "no job needs it")]
-      : [];
+    const isOver = marks || (isKnown && (isFileNew || removesJob || facts.job.guard === undefined));
+    return isOver ? [remove(facts.place.target + MEMORY_SUFFIX, "no job needs it")] : [];
   }
-  if (!marks && (isEqual(memory, facts.memory) || (!isFileNew && !isKnown))) return [];
-  const text = `${JSON.stringify(memory ?? {})}\n`;
-  return [write(path, new TextEncoder().encode(text), "what this job was installed with")];
+  const isSame = isEqual(memory, facts.memory) || (!isFileNew && !isKnown);
+  return isSame && !marks ? [] : [noteStep(facts, memory ?? {}, "what this job was installed with")];
 }
 
-function guardSteps({ guard, facts, sign, verifies }: Target, actor: Actor): InstallStep[] {
+function guardSteps({ guard, facts }: Target, actor: Actor): InstallStep[] {
   if (!guard) return [];
-  const steps: InstallStep[] = guard.missing.map((path) => ({
-    kind: "folder",
-    path,
-    what: `make ${path}`,
-    because: "the folder of lima-guard",
-  }));
+  const because = "the folder of lima-guard";
+  const steps: InstallStep[] = guard.missing.map((path) => ({ kind: "folder", path, what: `make ${path}`, because }));
   if (guard.bytes) {
     const size = `${(guard.bytes.length / 1e6).toFixed(1)} MB`;
     const because = guard.previous === undefined
       ? size
       : `${size}; the one in place is kept as ${GUARD_NAME}${PREVIOUS_SUFFIX}`;
-    steps.push({ kind: "place", path: guard.path, bytes: guard.bytes, sign, what: `write ${guard.path}`, because });
+    const { path, bytes, sign } = guard;
+    steps.push({ kind: "place", path, bytes, sign, what: `write ${path}`, because });
   }
   const codesign: Argv = [actor.tool("codesign"), "--verify", guard.path];
-  if (verifies) steps.push(runStep("run", codesign, "its signature"));
+  if (guard.isSigned) steps.push(runStep("run", codesign, "its signature"));
   const argv = asUser(actor, facts.user.uid, [guard.path, "--version"]);
   if (argv) steps.push(runStep("handshake", argv, `it must answer to ${facts.user.name}, in its place`));
   return steps;
@@ -1467,33 +1437,28 @@ function logSteps({ logFolder, facts }: Target, actor: Actor): InstallStep[] {
 /** Stop, unload, load, look; only what the job's state asks for. */
 function loadSteps(target: Target, actor: Actor): InstallStep[] {
   const { facts, job, removesJob } = target;
-  const { loaded, domain, disabled } = facts;
-  const service = `${domain}/${job.label}`;
-  const wasRunning = loaded.kind === "loaded" ? loaded.pid !== undefined : facts.memory.bootedOut?.wasRunning === true;
-  const steps = loaded.kind === "loaded" ? unloadSteps(target, loaded, service, actor) : [];
+  const { loaded, memory, disabled } = facts;
+  const steps = loaded.kind === "loaded" ? unloadSteps(target, loaded, actor) : [];
   if (removesJob) return steps;
-  const isOff = disabled === true;
-  if (isOff) {
-    steps.push(runStep("run", [actor.tool("launchctl"), "enable", service], "a disabled job cannot be loaded"));
-  }
-  steps.push(...bootstrapSteps(facts, job, wasRunning, actor));
-  if (isOff && !target.enables) {
-    steps.push(runStep("run", [actor.tool("launchctl"), "disable", service], "it was disabled"));
-  }
-  return steps;
+  const wasRunning = loaded.kind === "loaded" ? isRunning(loaded) : memory.bootedOut?.wasRunning === true;
+  const load = bootstrapSteps(facts, job, wasRunning, actor);
+  return [...steps, ...disabled === true ? whileEnabled(facts, load, !target.enables, actor) : load];
 }
 
-function unloadSteps(
-  target: Target,
-  loaded: Loaded & { kind: "loaded" },
-  service: string,
-  actor: Actor,
-): InstallStep[] {
-  const { facts, stopWith } = target;
+/** Loads a disabled job, and disables it again where it is to be as before. */
+function whileEnabled({ domain, job }: JobFacts, load: InstallStep[], staysOff: boolean, actor: Actor): InstallStep[] {
+  const change = (verb: "enable" | "disable", because: string) =>
+    runStep("run", [actor.tool("launchctl"), verb, `${domain}/${job.label}`], because);
+  const steps = [change("enable", "a disabled job cannot be loaded"), ...load];
+  return staysOff ? [...steps, change("disable", "it was disabled")] : steps;
+}
+
+function unloadSteps(target: Target, loaded: Loaded & { kind: "loaded" }, actor: Actor): InstallStep[] {
+  const { facts: { user, limaHome, place, domain }, job, stopWith } = target;
+  const service = `${domain}/${job.label}`;
+  const argv: Argv = [stopWith ?? "", "--stop", "--json", "--lima-home", limaHome, place.name];
+  const stop = stopWith === undefined ? undefined : asUser(actor, user.uid, argv);
   const steps: InstallStep[] = [];
-  const stop = stopWith === undefined
-    ? undefined
-    : asUser(actor, facts.user.uid, [stopWith, "--stop", "--json", "--lima-home", facts.limaHome, facts.place.name]);
   if (stop && loaded.pid !== undefined) {
     const because = "launchd's own stop would cut the guest off";
     steps.push({ kind: "stop", argv: stop, pid: loaded.pid, what: stop.map(quote).join(" "), because });
@@ -1504,18 +1469,27 @@ function unloadSteps(
   return steps;
 }
 
-function bootstrapSteps({ place, domain }: JobFacts, job: LaunchdJob, isRunning: boolean, actor: Actor): InstallStep[] {
+function bootstrapSteps(
+  { place, domain }: JobFacts,
+  job: LaunchdJob,
+  wasRunning: boolean,
+  actor: Actor,
+): InstallStep[] {
   const service = `${domain}/${job.label}`;
   const argv: Argv = [actor.tool("launchctl"), "bootstrap", domain, place.file];
-  const expect = { args: job.args, exitTimeoutS: job.exitTimeOut ?? LAUNCHD_DEFAULT_S, isRunning };
-  const kickstart: Argv = [actor.tool("launchctl"), "kickstart", service];
-  return [
+  const expect = { args: job.args, exitTimeoutS: job.exitTimeOut ?? LAUNCHD_DEFAULT_S, isRunning: wasRunning };
+  const steps: InstallStep[] = [
     { kind: "bootstrap", argv, expect, what: argv.map(quote).join(" "), because: "launchd reads the plist" },
-    ...isRunning && !job.startsByItself
-      ? [runStep("run", kickstart, "it ran before, and does not start by itself")]
-      : [],
-    { kind: "verify", expect, what: `look at launchctl print ${service}`, because: "a status alone proves nothing" },
   ];
+  if (wasRunning && !job.startsByItself) {
+    const kickstart: Argv = [actor.tool("launchctl"), "kickstart", service];
+    steps.push(runStep("run", kickstart, "it ran before, and does not start by itself"));
+  }
+  return [...steps, verifyStep(service, expect, "a status alone proves nothing")];
+}
+
+function verifyStep(service: string, expect: Expected, because: string): InstallStep {
+  return { kind: "verify", expect, what: `look at launchctl print ${service}`, because };
 }
 
 /** Loaded with these arguments, and not about to be gone. */
@@ -1525,7 +1499,7 @@ function isLoadedAs(loaded: Loaded, args: readonly string[] | undefined): boolea
 
 /** lima-guard ends its instance gracefully by itself, also where launchd ends the job; a bare limactl would be cut off. */
 function isBare(loaded: Loaded): boolean {
-  return loaded.kind === "loaded" && loaded.pid !== undefined && !isGuard(lookThroughShell(loaded.args) ?? loaded.args);
+  return loaded.kind === "loaded" && isRunning(loaded) && !isGuard(lookThroughShell(loaded.args) ?? loaded.args);
 }
 
 /** Whether a plan that was made for what launchd had then is still one for what it has now. */
@@ -1533,41 +1507,27 @@ function isUnchanged(then: Loaded, now: Loaded): boolean {
   if (then.kind !== "loaded") return then.kind === now.kind;
   if (now.kind !== "loaded") return then.isEnding && now.kind === "absent";
   // Another process of the same job is stopped like the first one.
-  const isRunning = now.pid !== undefined;
-  return isEqual(then.args, now.args) && then.isEnding === now.isEnding && isRunning === (then.pid !== undefined);
+  return isEqual(then.args, now.args) && then.isEnding === now.isEnding && isRunning(now) === isRunning(then);
 }
 
 /** The steps of launchd in a rollback: first what unloads a job that is not the old one, then, after the files, the old one. */
-function planRollback(
-  target: Target,
-  now: Loaded,
-  hasBootedOut: boolean,
-  actor: Actor,
-): { unload: InstallStep[]; load: InstallStep[] } {
+function planRollback(target: Target, now: Loaded, hasBootedOut: boolean, actor: Actor) {
   const { facts } = target;
   const { loaded: before, domain, job } = facts;
   const service = `${domain}/${job.label}`;
-  const wasRunning = before.kind === "loaded" && before.pid !== undefined;
+  const wasRunning = isRunning(before);
   if (!hasBootedOut) {
-    const isIdle = now.kind === "loaded" && now.pid === undefined && wasRunning;
-    const expect = { args: now.kind === "loaded" ? now.args : [], exitTimeoutS: 0, isRunning: true };
+    if (now.kind !== "loaded" || now.pid !== undefined || !wasRunning) return { unload: [], load: [] };
     const kickstart = runStep("run", [actor.tool("launchctl"), "kickstart", service], "it ran before");
-    const verify = {
-      kind: "verify",
-      expect,
-      what: `look at launchctl print ${service}`,
-      because: "it ran before",
-    } as const;
-    return { unload: [], load: isIdle ? [kickstart, verify] : [] };
+    const expect = { args: now.args, exitTimeoutS: 0, isRunning: true };
+    return { unload: [], load: [kickstart, verifyStep(service, expect, "it ran before")] };
   }
   // Where no lima-guard is there to stop a bare job, that step fails, and the job stays.
-  const stopWith = isBare(now) ? target.stopWith ?? facts.job.guard ?? GUARD_NAME : undefined;
-  const unload = now.kind === "loaded" ? unloadSteps({ ...target, stopWith }, now, service, actor) : [];
+  const stopWith = isBare(now) ? target.stopWith ?? job.guard ?? GUARD_NAME : undefined;
+  const unload = now.kind === "loaded" ? unloadSteps({ ...target, stopWith }, now, actor) : [];
   if (before.kind !== "loaded") return { unload, load: [] };
-  const enable = runStep("run", [actor.tool("launchctl"), "enable", service], "a disabled job cannot be loaded");
-  const disable = runStep("run", [actor.tool("launchctl"), "disable", service], "it was disabled");
   const load = bootstrapSteps(facts, job, wasRunning, actor);
-  return { unload, load: facts.disabled ? [enable, ...load, disable] : load };
+  return { unload, load: facts.disabled ? whileEnabled(facts, load, true, actor) : load };
 }
 
 /** Where the logs of a job go whose own places are on another volume. */
@@ -1593,16 +1553,17 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
   const logs = logFolderOf(user);
   const mustMove = (path: string | undefined) =>
     path !== undefined && !(path.startsWith("/") && !isUnder(path, limaHome) && !path.startsWith("/Volumes/"));
-  const { otherVolume } = facts;
+  const log = (path: string | undefined, what: string) =>
+    facts.otherVolume && mustMove(path) ? join(logs, `${place.name}.${what}.log`) : undefined;
   return {
     guard,
     guardOptions: withOption(stop, "--on-event", options.onEvent),
     exitTimeoutS,
     keepAlive: options.keepAlive || (job.guard === undefined && memory.keepAlive === true),
-    ...facts.writesLimaHome ? { limaHome } : {},
-    ...otherVolume && job.workingDirectory !== undefined ? { workingDirectory: "/" } : {},
-    ...otherVolume && mustMove(job.stdoutPath) ? { stdoutPath: join(logs, `${place.name}.stdout.log`) } : {},
-    ...otherVolume && mustMove(job.stderrPath) ? { stderrPath: join(logs, `${place.name}.stderr.log`) } : {},
+    limaHome: facts.writesLimaHome ? limaHome : undefined,
+    workingDirectory: facts.otherVolume && job.workingDirectory !== undefined ? "/" : undefined,
+    stdoutPath: log(job.stdoutPath, "stdout"),
+    stderrPath: log(job.stderrPath, "stderr"),
   };
 }
 
@@ -1614,8 +1575,15 @@ interface WorldFacts {
   readonly eventProgram: PathVerdict | undefined;
 }
 
+/** What was judged: what is wrong, what could not be found out, and what is only a note. */
+interface Judged {
+  readonly troubles: string[];
+  readonly unknown: string[];
+  readonly notes: string[];
+}
+
 /** What is wrong with a job in the world, for every user who looks. */
-function judgeWorld(facts: JobFacts, world: WorldFacts): { troubles: string[]; unknown: string[] } {
+function judgeWorld(facts: JobFacts, world: WorldFacts): Judged {
   const { job, place, limaHome, instance } = facts;
   const troubles: string[] = [];
   const unknown: string[] = [];
@@ -1628,7 +1596,7 @@ function judgeWorld(facts: JobFacts, world: WorldFacts): { troubles: string[]; u
   if (world.tool === "hidden") unknown.push(`the program ${job.command[0]} may not be looked at by this user`);
   if (world.eventProgram?.why !== undefined) troubles.push(`--on-event: ${world.eventProgram.why}`);
   if (facts.domains.length > 1) troubles.push(`the job is loaded twice: in ${facts.domains.join(" and in ")}`);
-  return { troubles, unknown };
+  return { troubles, unknown, notes: [] };
 }
 
 type GuardAnswer =
@@ -1636,53 +1604,43 @@ type GuardAnswer =
   | { readonly kind: "proven by its job" | "not asked" }
   | { readonly kind: "trouble"; readonly why: string };
 
-/** A job as `--check` judges it: what is wrong, what could not be found out, and what is only a note. */
-function judgeCheck(
-  facts: JobFacts,
-  guard: GuardAnswer | undefined,
-  world: WorldFacts,
-  wantedS: number | undefined,
-) {
-  const { job, loaded } = facts;
-  const { troubles, unknown } = judgeWorld(facts, world);
-  const notes = [...facts.notes, ...job.remarks];
-  const timeout = timeoutIn(job.guardOptions);
-  const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
-  const isAskedFor = timeout !== undefined && timeout === inFile;
-  const needed = wantedS ?? (isAskedFor ? Math.min(inFile, EXIT_TIMEOUT_S) : EXIT_TIMEOUT_S);
+/** A job as `--check` judges it. */
+function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: WorldFacts, wantedS: number | undefined) {
+  const { job, look } = facts;
+  const out = judgeWorld(facts, world);
+  const { troubles, unknown, notes } = out;
+  notes.push(...facts.notes, ...job.remarks);
   if (job.guard === undefined) troubles.push(`the plist does not run lima-guard (${writerOf(job)})`);
   else if (guard?.kind === "trouble") troubles.push(guard.why);
   else if (guard?.kind === "not asked") {
     unknown.push(`${job.guard} was not asked: only the job's user and root may run it`);
-  } else if (guard?.kind === "version") {
-    if (guard.version !== VERSION) notes.push(`${job.guard} is version ${guard.version}, this is ${VERSION}`);
+  } else if (guard?.kind === "version" && guard.version !== VERSION) {
+    notes.push(`${job.guard} is version ${guard.version}, this is ${VERSION}`);
   }
-  judgeTimeouts(job, { needed, isAskedFor }, troubles, notes);
+  const needed = judgeTimeouts(job, wantedS, out);
   if (job.guard !== undefined && restartsOnSuccess(job.keepAlive)) {
     troubles.push(
       "KeepAlive {SuccessfulExit: true} starts the instance again after a requested stop, and not after a crash",
     );
   }
   if (!job.startsByItself) notes.push("nothing starts it at boot or login: it has neither RunAtLoad nor KeepAlive");
-  if (facts.place.kind === "agent" && facts.look.uid !== facts.user.uid || (facts.look.mode & 0o022) !== 0) {
+  if (facts.place.kind === "agent" && look.uid !== facts.user.uid || (look.mode & 0o022) !== 0) {
     troubles.push(`${facts.place.file} has an owner or a mode that lets another user change it`);
   }
-  judgeLoaded(facts, needed, { troubles, unknown, notes });
+  judgeLoaded(facts, needed, out);
   if (facts.otherVolume && job.workingDirectory !== undefined && job.workingDirectory !== "/") {
     troubles.push("it is on another volume: launchd cannot start lima-guard before that is mounted");
   }
-  const isOff = job.guard !== undefined && (facts.disabled === true || loaded.kind === "absent");
-  return { troubles, unknown, notes, isOff };
+  const isOff = job.guard !== undefined && (facts.disabled === true || facts.loaded.kind === "absent");
+  return { ...out, isOff };
 }
 
-function judgeTimeouts(
-  job: LaunchdJob,
-  { needed, isAskedFor }: { needed: number; isAskedFor: boolean },
-  troubles: string[],
-  notes: string[],
-): void {
+/** Returns what a stop of this job needs: what was asked for, or what a guest may need. */
+function judgeTimeouts(job: LaunchdJob, wantedS: number | undefined, { troubles, notes }: Judged): number {
   const timeout = timeoutIn(job.guardOptions);
   const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
+  const isAskedFor = timeout === inFile;
+  const needed = wantedS ?? (isAskedFor ? Math.min(inFile, EXIT_TIMEOUT_S) : EXIT_TIMEOUT_S);
   if (inFile < needed) troubles.push(`the plist grants ${inFile} s for a stop, of ${needed} s`);
   if (isAskedFor && inFile < EXIT_TIMEOUT_S) {
     notes.push(`a stop has ${inFile} s, as asked for; a guest may need ${EXIT_TIMEOUT_S}`);
@@ -1690,39 +1648,37 @@ function judgeTimeouts(
   if (timeout !== undefined && !isAskedFor && timeout < needed) {
     troubles.push(`--timeout ${timeout} in the plist leaves a stop ${timeout} s, of ${needed} s`);
   }
+  return needed;
 }
 
-function judgeLoaded(facts: JobFacts, needed: number, out: Record<"troubles" | "unknown" | "notes", string[]>): void {
-  const { job, loaded } = facts;
+function judgeLoaded({ job, loaded, disabled, place }: JobFacts, needed: number, out: Judged): void {
   const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
+  const add = (kind: keyof Judged, table: [boolean, string][]) => out[kind].push(...holding(table));
+  const isAbsent = loaded.kind === "absent";
+  const next = disabled ? "nothing starts it" : "it starts at the next boot or login";
   if (loaded.kind === "unknown") out.unknown.push(loaded.why);
-  if (loaded.kind === "absent") {
-    if (job.guard === undefined) out.troubles.push("the job is not loaded");
-    else {out.notes.push(
-        `the job is not loaded: ${facts.disabled ? "nothing starts it" : "it starts at the next boot or login"}`,
-      );}
-  }
-  if (loaded.kind === "no session") {
-    out.notes.push("no user is logged in at the screen: the job is loaded at the next login");
-  }
-  if (facts.disabled === true) out.notes.push("the job is disabled: launchd does not start it");
-  if (facts.disabled === undefined) {
-    out.unknown.push("launchctl print-disabled did not say whether the job is disabled");
-  }
+  add("troubles", [[isAbsent && job.guard === undefined, "the job is not loaded"]]);
+  add("unknown", [[disabled === undefined, "launchctl print-disabled did not say whether the job is disabled"]]);
+  add("notes", [
+    [isAbsent && job.guard !== undefined, `the job is not loaded: ${next}`],
+    [loaded.kind === "no session", "no user is logged in at the screen: the job is loaded at the next login"],
+    [disabled === true, "the job is disabled: launchd does not start it"],
+  ]);
   if (loaded.kind !== "loaded") return;
-  if (!isGuard(lookThroughShell(loaded.args) ?? loaded.args)) {
-    out.troubles.push("the loaded job does not run lima-guard");
-  } else if (!isEqual(loaded.args, job.args)) out.troubles.push("the loaded job is not the one in the plist");
-  else if (loaded.exitTimeoutS !== undefined && loaded.exitTimeoutS < Math.min(needed, inFile)) {
-    out.troubles.push(`launchd has an exit timeout of ${loaded.exitTimeoutS} s in force, of ${needed} s`);
-  } else if (loaded.exitTimeoutS !== undefined && loaded.exitTimeoutS > inFile) {
-    out.troubles.push(`launchd has an exit timeout of ${loaded.exitTimeoutS} s in force: the plist was changed since`);
-  }
-  if (loaded.path !== undefined && loaded.path !== facts.place.file && loaded.path !== facts.place.target) {
-    out.troubles.push(`launchd has loaded the job from ${loaded.path}`);
-  }
-  if (loaded.isEnding) out.troubles.push("the job is ending, and will not be loaded then");
-  if (loaded.pid === undefined) out.notes.push("the job does not run now");
+  const { args, exitTimeoutS = NaN, path = place.file } = loaded;
+  const isWrapped = isGuard(lookThroughShell(args) ?? args);
+  const isSame = isWrapped && isEqual(args, job.args);
+  const inForce = `launchd has an exit timeout of ${exitTimeoutS} s in force`;
+  const isShort = exitTimeoutS < Math.min(needed, inFile);
+  add("troubles", [
+    [!isWrapped, "the loaded job does not run lima-guard"],
+    [isWrapped && !isSame, "the loaded job is not the one in the plist"],
+    [isSame && isShort, `${inForce}, of ${needed} s`],
+    [isSame && !isShort && exitTimeoutS > inFile, `${inForce}: the plist was changed since`],
+    [path !== place.file && path !== place.target, `launchd has loaded the job from ${path}`],
+    [loaded.isEnding, "the job is ending, and will not be loaded then"],
+  ]);
+  add("notes", [[loaded.pid === undefined, "the job does not run now"]]);
 }
 
 function writerOf({ label, tool }: LaunchdJob): string {
@@ -1732,14 +1688,6 @@ function writerOf({ label, tool }: LaunchdJob): string {
 }
 
 // ────────────────────────────────────────────────────────────────────────────────────────── words ──
-
-/** The lima-guard of a job: its version, the one that was in place before this run, and (`--check`) the one that runs. */
-interface GuardReport {
-  readonly path: string;
-  readonly version: string | null;
-  readonly previous: string | null;
-  readonly running: string | null;
-}
 
 /** What became of one job: the document that `--json` prints, field by field. */
 interface JobReport {
@@ -1760,11 +1708,12 @@ interface JobReport {
   readonly stage: null;
   readonly seconds: Readonly<Record<string, number>>;
   readonly steps: readonly Pick<InstallStep, "kind" | "what" | "because" | "outcome">[];
-  readonly blockers: readonly { readonly what: string; readonly because: string; readonly hint?: string }[];
+  readonly blockers: readonly { readonly what: string; readonly because: string; readonly hint?: string | undefined }[];
   readonly notes: readonly { readonly what: string; readonly because: string }[];
   readonly changes: readonly KeyChange[];
   readonly plist: string | null;
-  readonly guard: GuardReport | null;
+  /** Its version, the one that was in place before this run, and (`--check`) the one that runs. */
+  readonly guard: { path: string; version: string | null; previous: string | null; running: string | null } | null;
   /** The result in one line, and the diff, for people. */
   readonly summary: string;
   readonly diff: string;
@@ -1789,7 +1738,7 @@ function refusedReport(name: string, error: unknown): JobReport {
   }
   const { message, hint, status } = error;
   const state = status === EXIT.noInstance ? "missing" : status === EXIT.tryAgain ? "unknown" : "refused";
-  const blocker = { what: name, because: message, ...hint === undefined ? {} : { hint } };
+  const blocker = { what: name, because: message, hint };
   return jobReport(name, state, status, state, { blockers: [blocker] });
 }
 
@@ -1809,9 +1758,8 @@ function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
 function jobsToJson(role: string, reports: readonly JobReport[], blockers: JobReport["blockers"] = []): string {
   const instances = reports.map(({ summary: _, diff: __, ...fields }) => fields);
   const changed = reports.some((r) => r.changed);
-  return `${
-    JSON.stringify({ version: 1, role, changed, instances, ...blockers.length > 0 ? { blockers } : {} }, null, 2)
-  }\n`;
+  const document = { version: 1, role, changed, instances, blockers: blockers.length > 0 ? blockers : undefined };
+  return `${JSON.stringify(document, null, 2)}\n`;
 }
 
 /** A step in words: what a dry run shows, and what is said before it is done. */
@@ -1821,20 +1769,20 @@ function stepInWords({ what, because, outcome }: Pick<InstallStep, "what" | "bec
 
 /** Our own command line for these jobs, as it is typed or handed over. Paths are absolute already. */
 function commandWords(options: InstallOptions, names: readonly string[], program: readonly string[]): string[] {
-  const words = INSTALL_OPTIONS.flatMap((o) => {
-    const value = options[o.key as keyof InstallOptions];
-    if (o.key === "role" || value === undefined || value === false) return [];
-    return "argument" in o ? [`--${o.flag}`, String(value)] : value === true ? [`--${o.flag}`] : [];
+  const words = INSTALL_OPTIONS.flatMap(({ flag }) => {
+    const value = options[keyOf(flag)];
+    if (value === undefined || value === false) return [];
+    return value === true ? [`--${flag}`] : [`--${flag}`, String(value)];
   });
   return [...program, `--${options.role}`, ...words, ...options.all ? [] : names];
 }
 
 // ─────────────────────────────────────────────────────────────────────────────────────── the host ──
 
-export interface InstallHost {
-  readonly os: "darwin" | "linux";
+type Shared = "os" | "uid" | "clockMs" | "pause" | "linkTarget" | "realPath" | "list" | "writeTrouble";
+
+export interface InstallHost extends Pick<Host, Shared | "stdout" | "stderr"> {
   readonly arch: string;
-  readonly uid: number;
   readonly canAsk: boolean;
   readonly limits: InstallLimits;
   readonly folders: {
@@ -1859,24 +1807,15 @@ export interface InstallHost {
   tool(name: Tool): string;
   /** The caller's environment, as it was before our own was set. */
   env(name: string): string | undefined;
-  clockMs(): number;
   /** The time of day, for the log. */
   now(): Date;
-  pause(ms: number): Promise<void>;
   /** Sets umask, working directory and environment: first thing in every process. */
   settle(): void;
   absolute(path: string): string;
 
   stat(path: string): Looked;
-  linkTarget(path: string): string;
-  /** The path with its links resolved, as far as it exists. */
-  real(path: string): string | undefined;
-  /** The names in a folder; `undefined` where it is not there. Throws a refusal where it cannot be read. */
-  list(folder: string): string[] | undefined;
   /** A regular file's bytes, at most so many; undefined where it is none, or may not be read. Never waits. */
   read(path: string, most: number): Uint8Array | undefined;
-  /** Why a file could not be changed although its mode permits it: its volume is read-only. */
-  isReadOnly(path: string): boolean;
   /** Makes a file that must not be there yet: mode and group come with the descriptor; on the disk when this returns. */
   create(path: string, bytes: Uint8Array, mode: number, gid: number): void;
   /** Adds to a regular file of this user, which is made where it is missing; never through a link. */
@@ -1902,8 +1841,6 @@ export interface InstallHost {
   onSignal(take: () => void): () => void;
   plistReader(): Promise<PlistReader>;
   unifiedDiff(path: string, before: string, after: string): Promise<string>;
-  stdout(text: string): void;
-  stderr(text: string): void;
 }
 
 /** What one run looks at once: the host, its options, and what has been placed already. */
@@ -1943,12 +1880,6 @@ function say(run: InstallRun, text: string): void {
 
 // ──────────────────────────────────────────────────────────────────────────────────────── looking ──
 
-/** A plist that may be the job's, and how it was found. */
-interface Candidate {
-  readonly file: string;
-  readonly isDaemon: boolean;
-}
-
 /** The file of an instance's job: the one that is named, else the one in launchd's folders that starts the instance. */
 async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
   const { host, options } = run;
@@ -1963,17 +1894,19 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
     throw new Refusal(`Cannot choose: ${name} starts${starts}: ${found.map((c) => c.file).join(" and ")}`, hint);
   }
   if (found[0]) return jobPlaceOf(run, name, found[0].file);
-  const limas = [join(host.folders.daemons, `${DAEMON_LABEL}${name}.plist`)];
-  const there = limas.find((file) => isThere(host.stat(file)));
-  if (there !== undefined) return jobPlaceOf(run, name, there);
+  const lima = join(host.folders.daemons, `${DAEMON_LABEL}${name}.plist`);
+  if (isThere(host.stat(lima))) return jobPlaceOf(run, name, lima);
   const left = await loadedWithoutFile(run, name);
-  const hint = left === undefined
-    ? host.uid === 0
-      ? `sudo -H -u USER lima-guard --${options.role} ${name} for a login agent; --plist FILE names another one`
-      : `limactl autostart enable ${name}; --plist FILE names another one`
-    : `${host.uid === 0 || left.startsWith("gui") ? "" : "sudo "}launchctl bootout ${left}`;
-  const why = left === undefined ? `no plist runs it` : `${left} is loaded, and its plist is gone`;
-  throw new Refusal(`Cannot find a job of ${name}: ${why}`, hint, left === undefined ? EXIT.noInstance : EXIT.failed);
+  if (left !== undefined) {
+    const sudo = host.uid === 0 || left.startsWith("gui") ? "" : "sudo ";
+    const why = `Cannot find a job of ${name}: ${left} is loaded, and its plist is gone`;
+    throw new Refusal(why, `${sudo}launchctl bootout ${left}`);
+  }
+  const hint = host.uid === 0
+    ? `sudo -H -u USER lima-guard --${options.role} ${name} for a login agent`
+    : `limactl autostart enable ${name}`;
+  const why = `Cannot find a job of ${name}: no plist runs it`;
+  throw new Refusal(why, `${hint}; --plist FILE names another one`, EXIT.noInstance);
 }
 
 /** A job under Lima's labels that launchd has and no file is left of. */
@@ -1986,14 +1919,14 @@ async function loadedWithoutFile(run: InstallRun, name: string): Promise<string 
 }
 
 /** Every plist in launchd's folders that starts some instance. Root sees the daemons; the agents of a user are his. */
-async function candidates(run: InstallRun): Promise<(Candidate & { instance: string })[]> {
+async function candidates(run: InstallRun) {
   const { host } = run;
   const folders = [{ folder: host.folders.daemons, isDaemon: true }];
   const me = host.os === "darwin" && host.uid !== 0 ? await userOf(run, String(host.uid)) : undefined;
   if (me) folders.push({ folder: join(me.home, "Library/LaunchAgents"), isDaemon: false });
   const parse = await host.plistReader();
   return folders.flatMap(({ folder, isDaemon }) =>
-    (host.list(folder) ?? []).filter((n) => n.endsWith(".plist")).sort().flatMap((n) => {
+    namesIn(host, folder).filter((n) => n.endsWith(".plist")).sort().flatMap((n) => {
       const file = join(folder, n);
       const instance = instanceIn(run, file, parse);
       return instance === undefined ? [] : [{ file, isDaemon, instance }];
@@ -2001,41 +1934,46 @@ async function candidates(run: InstallRun): Promise<(Candidate & { instance: str
   );
 }
 
+/** The names in a folder; none where it is not there. */
+function namesIn(host: InstallHost, folder: string): string[] {
+  const names = host.list(folder);
+  if (names.ok || names.trouble === "absent") return names.ok ?? [];
+  const status = names.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
+  throw new Refusal(`Cannot list ${folder}: ${names.why}`, `ls -ld ${quote(folder)}`, status);
+}
+
 /** The instance that a plist starts. What cannot be read is no job of Lima's, unless its name says so. */
-function instanceIn(run: InstallRun, file: string, parse: PlistReader): string | undefined {
-  const { host } = run;
+function instanceIn({ host }: InstallRun, file: string, parse: PlistReader): string | undefined {
   const own = [DAEMON_LABEL, AGENT_LABEL].find((p) => basename(file).startsWith(p));
   const named = own && basename(file).slice(own.length, -".plist".length);
-  const target = host.real(file) ?? file;
+  const target = host.realPath(file).ok ?? file;
   // Root opens nothing that another user could have changed.
   if (host.uid === 0 && checkPathOwners(pathComponents(host, target).way, ONLY_ROOT).why !== undefined) return named;
   const bytes = host.read(target, PLIST_LIMIT_BYTES + 1);
   if (!bytes) return named;
   const text = new TextDecoder().decode(bytes);
   if (!/limactl|colima|lima-guard/.test(text)) return named;
-  try {
-    return instanceOf(readPlist(decodePlist(bytes, file), parse).value) ?? named;
-  } catch (error) {
-    if (!(error instanceof Refusal)) throw error;
-    return named;
-  }
+  return instanceInText(() => decodePlist(bytes, file), parse) ?? named;
+}
+
+/** Whether nothing is to be changed. */
+function isLooking({ role, dryRun, print }: InstallOptions): boolean {
+  return role === "check" || dryRun || print;
 }
 
 function jobPlaceOf(run: InstallRun, name: string, named: string): JobPlace {
   const { host, options } = run;
-  const target = host.real(named);
+  const target = host.realPath(named).ok;
   if (target === undefined) {
-    const isDenied = host.stat(named) === "denied";
-    const status = isDenied ? EXIT.denied : EXIT.noInstance;
+    const status = host.stat(named) === "denied" ? EXIT.denied : EXIT.noInstance;
     throw new Refusal(`Cannot find ${named}`, `ls -l ${quote(named)}`, status);
   }
   // The resolved folder decides, never the name as it was typed.
-  const folder = host.real(dirname(named)) ?? dirname(named);
-  const isDaemon = [folder, dirname(target)].includes(host.real(host.folders.daemons) ?? host.folders.daemons);
+  const folder = host.realPath(dirname(named)).ok ?? dirname(named);
+  const isDaemon = [folder, dirname(target)].includes(host.realPath(host.folders.daemons).ok ?? host.folders.daemons);
   const isAgent = /\/Library\/LaunchAgents$/.test(folder);
   const kind = isDaemon ? "daemon" : isAgent ? "agent" : "file";
-  const isReading = options.noReload || options.dryRun || options.print || options.role === "check";
-  if (kind === "file" && !isReading) {
+  if (kind === "file" && !options.noReload && !isLooking(options)) {
     const hint = "--no-reload changes the file only";
     throw new Refusal(`Cannot load ${named}: launchd does not read jobs from its folder`, hint);
   }
@@ -2056,11 +1994,8 @@ export function pathComponents(host: Pick<InstallHost, "stat" | "linkTarget">, p
     const next = part === ".." ? dirname(at) : join(at, part);
     const look = host.stat(next);
     if (!isThere(look)) {
-      return {
-        way,
-        missing: [next, ...todo.map((_, i) => join(next, ...todo.slice(0, i + 1)))],
-        look,
-      };
+      const missing = [next, ...todo.map((_, i) => join(next, ...todo.slice(0, i + 1)))];
+      return { way, missing, look };
     }
     way.push(look);
     if (look.kind !== "link") {
@@ -2068,11 +2003,15 @@ export function pathComponents(host: Pick<InstallHost, "stat" | "linkTarget">, p
       continue;
     }
     if (++links > 40) throw new Refusal(`Cannot follow ${path}: too many links`, `ls -l ${quote(path)}`);
-    const to = host.linkTarget(next);
+    const to = host.linkTarget(next).ok ?? "";
     if (to.startsWith("/")) at = "/";
     todo = [...to.split("/").filter((p) => p !== ""), ...todo];
   }
   return { way, missing: [], look: way.at(-1) ?? "absent" as const };
+}
+
+function isOnBootVolume(host: InstallHost, { dev }: FileLook): boolean {
+  return host.folders.boot.map((folder) => host.stat(folder)).some((top) => isThere(top) && top.dev === dev);
 }
 
 /** Judges the whole way to a path: owners, modes, access control lists, and its volume. */
@@ -2084,20 +2023,11 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
   const hint = `ls -led ${quote(path)}`;
   if (look === "denied") return { ...verdict, why: `${path} may not be looked at by this user`, hint };
   if (host.os !== "darwin") return verdict;
-  const boot = host.folders.boot.flatMap((folder) => {
-    const top = host.stat(folder);
-    return isThere(top) ? [top.dev] : [];
-  });
-  const away = way.find((l) => l.kind !== "link" && !boot.includes(l.dev));
-  if (away) {
-    return {
-      ...verdict,
-      why: `${away.path} is not on the boot volume: it is not there at boot, and its owners may not count`,
-      hint,
-    };
-  }
+  const away = way.find((l) => l.kind !== "link" && !isOnBootVolume(host, l));
+  const bad = (why: string) => ({ ...verdict, why, hint });
+  if (away) return bad(`${away.path} is not on the boot volume: it is not there at boot, and its owners may not count`);
   const emptied = EMPTIED.find((folder) => isUnder(path, folder));
-  if (emptied !== undefined) return { ...verdict, why: `${emptied} is emptied at boot`, hint };
+  if (emptied !== undefined) return bad(`${emptied} is emptied at boot`);
   const folders = [...new Set(way.filter((l) => l.kind !== "link").map((l) => l.path))];
   const listed = await askTool(run, "ls", "-lde", ...folders);
   const names = ["user:root", `user:${name}`, ...trust.admins === "may" ? ["group:admin", "group:wheel"] : []];
@@ -2105,7 +2035,7 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
     throw new Refusal(`Cannot look at the access control lists of ${path}: ${inWords(listed)}`, hint, EXIT.tryAgain);
   }
   const entry = readAcl(listed.stdout, names);
-  return entry === undefined ? verdict : { ...verdict, why: `${path} has an access control list: ${entry}`, hint };
+  return entry === undefined ? verdict : bad(`${path} has an access control list: ${entry}`);
 }
 
 async function userOf(run: InstallRun, who: string): Promise<User> {
@@ -2151,10 +2081,8 @@ async function readJobFile(run: InstallRun, place: JobPlace): Promise<{ look: Fi
     const fix = `sudo chown root:wheel ${quote(place.target)}; sudo chmod 0644 ${quote(place.target)}`;
     const why = verdict.why ?? (isLoose ? "another user can write it, and launchd refuses it (122)" : undefined);
     if (why !== undefined) {
-      throw new Refusal(
-        `Cannot take ${place.file}: ${why}`,
-        verdict.hint ?? (changer === 0 ? fix : `chmod go-w ${quote(place.target)}`),
-      );
+      const other = changer === 0 ? fix : `chmod go-w ${quote(place.target)}`;
+      throw new Refusal(`Cannot take ${place.file}: ${why}`, verdict.hint ?? other);
     }
   }
   const bytes = host.read(place.target, PLIST_LIMIT_BYTES + 1);
@@ -2168,9 +2096,8 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const { look, bytes } = await readJobFile(run, place);
   const plist = readPlist(decodePlist(bytes, place.file), await host.plistReader());
   const job = readJob(plist, place.name);
-  if (
-    options.plist === undefined && job.label.startsWith("io.lima-vm.") && `${job.label}.plist` !== basename(place.file)
-  ) {
+  const isLimas = options.plist === undefined && job.label.startsWith("io.lima-vm.");
+  if (isLimas && `${job.label}.plist` !== basename(place.file)) {
     const hint = `limactl autostart enable ${place.name}`;
     throw new Refusal(`Cannot take ${place.file}: its Label is ${JSON.stringify(job.label)}`, hint);
   }
@@ -2211,22 +2138,21 @@ async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): 
     return answer?.code === 0 ? answer.stdout : "";
   };
   const names = (await child("ls", "-1", folder)).split("\n").filter((n) => /^[^/]+\.plist$/.test(n));
+  const parse = await host.plistReader();
   for (const name of names) {
     const text = await child("head", "-c", String(PLIST_LIMIT_BYTES), join(folder, name));
     if (!/limactl|colima|lima-guard/.test(text)) continue;
-    if (instanceInText(text, await host.plistReader()) !== place.name) continue;
-    const hint =
-      `limactl autostart disable ${place.name} as ${user.name} removes the login agent; or --plist FILE decides`;
-    throw new Refusal(
-      `Cannot choose: ${place.name} starts at boot and at login: ${place.file} and ${join(folder, name)}`,
-      hint,
-    );
+    if (instanceInText(() => text, parse) !== place.name) continue;
+    const why = `${place.name} starts at boot and at login: ${place.file} and ${join(folder, name)}`;
+    const disable = `limactl autostart disable ${place.name} as ${user.name}`;
+    throw new Refusal(`Cannot choose: ${why}`, `${disable} removes the login agent; or --plist FILE decides`);
   }
 }
 
-function instanceInText(text: string, parse: PlistReader): string | undefined {
+/** The instance that a plist's text starts; undefined where the text is refused. */
+function instanceInText(read: () => string, parse: PlistReader): string | undefined {
   try {
-    return instanceOf(readPlist(text, parse).value);
+    return instanceOf(readPlist(read(), parse).value);
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     return undefined;
@@ -2250,34 +2176,21 @@ function limaHomeOf(host: InstallHost, job: LaunchdJob, user: User, name: string
 }
 
 /** Colima's own order (`config/files.go`). What depends on a folder that cannot be seen is not written down. */
-function colimaHome(
-  host: Pick<InstallHost, "stat">,
-  job: Pick<LaunchdJob, "environment">,
-  user: Pick<User, "home">,
-) {
-  const { COLIMA_HOME: own, XDG_CONFIG_HOME: xdg } = job.environment;
-  const steps: [path: string, isTaken: (look: Looked) => boolean][] = [
-    ...own ? [[own, (l: Looked) => l !== "absent"] as [string, (l: Looked) => boolean]] : [],
-    [join(user.home, ".colima"), (l) => l !== "absent"],
-    ...xdg ? [[join(xdg, "colima"), () => true] as [string, () => boolean]] : [],
-    [join(user.home, ".config/colima"), (l) => l !== "absent"],
-  ];
-  for (const [path, isTaken] of steps) {
-    const look = host.stat(path);
-    if (isTaken(look)) return { path, isSure: look !== "denied" };
-  }
-  return { path: join(user.home, ".colima"), isSure: true };
+function colimaHome(host: Pick<InstallHost, "stat">, { environment }: LaunchdJob, { home }: User) {
+  const { COLIMA_HOME: own, XDG_CONFIG_HOME: xdg } = environment;
+  const [dot, config] = [join(home, ".colima"), join(home, ".config/colima")];
+  const is = (path: string) => host.stat(path) !== "absent";
+  const last = xdg ? join(xdg, "colima") : is(config) ? config : dot;
+  const path = own && is(own) ? own : is(dot) ? dot : last;
+  return { path, isSure: host.stat(path) !== "denied" };
 }
 
 /** macOS has two boot volumes, one for the system and one for the rest; whatever is on neither is mounted later. */
 function isOtherVolume(host: InstallHost, dir: string): boolean {
-  const real = host.real(dir);
+  const real = host.realPath(dir).ok;
   const look = real === undefined ? "absent" : host.stat(real);
   if (!isThere(look)) return dir.startsWith("/Volumes/");
-  return !host.folders.boot.some((folder) => {
-    const top = host.stat(folder);
-    return isThere(top) && top.dev === look.dev;
-  });
+  return !isOnBootVolume(host, look);
 }
 
 function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFacts["instance"] {
@@ -2289,13 +2202,7 @@ function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFa
 }
 
 /** Only where the same users could have written it as the plist: else it is no backup, and it is kept. */
-function lookAtBackup(
-  run: InstallRun,
-  place: JobPlace,
-  plist: FileLook,
-  parse: PlistReader,
-): Pick<JobFacts, "backup" | "badBackup"> {
-  const { host } = run;
+function lookAtBackup({ host }: InstallRun, place: JobPlace, plist: FileLook, parse: PlistReader) {
   const path = place.target + BACKUP_SUFFIX;
   const look = host.stat(path);
   if (look === "absent") return { backup: undefined, badBackup: undefined };
@@ -2322,29 +2229,27 @@ function lookAtMemory(run: InstallRun, place: JobPlace, plist: FileLook): Memory
   const look = run.host.stat(path);
   const isOurs = isThere(look) && look.kind === "file" && look.uid === plist.uid && (look.mode & 0o022) === 0;
   const bytes = isOurs ? run.host.read(path, PLIST_LIMIT_BYTES) : undefined;
-  return bytes ? readMemory(new TextDecoder().decode(bytes)) : {};
+  return readMemory(bytes ? new TextDecoder().decode(bytes) : "");
 }
 
 async function askLoaded(run: InstallRun, service: string): Promise<Loaded> {
   return readLoaded(await askTool(run, "launchctl", "print", service));
 }
 
+const ABSENT: Loaded = { kind: "absent" };
+
 /** What launchd has of a job, and in which domains: an agent that was loaded over ssh is in user/UID. */
 async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, uid: number) {
   const { host } = run;
   if (host.os !== "darwin" || place.kind === "file") {
-    return {
-      domain: place.kind === "agent" ? `gui/${uid}` : "system",
-      loaded: { kind: "absent" } as Loaded,
-      disabled: false,
-      domains: [],
-    };
+    const domain = place.kind === "agent" ? `gui/${uid}` : "system";
+    return { domain, loaded: ABSENT, disabled: false, domains: [] };
   }
   const names = place.kind === "daemon" ? ["system"] : [`gui/${uid}`, `user/${uid}`];
   const asked = [];
   for (const domain of names) asked.push({ domain, loaded: await askLoaded(run, `${domain}/${label}`) });
   const found = asked.filter((a) => a.loaded.kind === "loaded");
-  let { domain, loaded } = found[0] ?? asked[0] ?? { domain: "system", loaded: { kind: "absent" } as Loaded };
+  let { domain, loaded } = found[0] ?? asked[0] ?? { domain: "system", loaded: ABSENT };
   if (loaded.kind === "absent" && domain !== "system") {
     const session = await askTool(run, "launchctl", "print", domain);
     if (session.code === NO_SERVICE || NO_SESSION.includes(session.code)) loaded = { kind: "no session" };
@@ -2359,40 +2264,33 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
 async function lookAtWorld(run: InstallRun, { job, user }: JobFacts): Promise<WorldFacts> {
   const { host } = run;
   if (host.os !== "darwin") return { tool: "there", otherTool: undefined, eventProgram: undefined };
+  const lookAt = (path: string) => pathComponents(host, path).look;
   const program = job.command[0] ?? "";
-  const { look } = pathComponents(host, program);
+  const look = lookAt(program);
   const isProgramThere = isThere(look) && look.kind === "file" && (look.mode & 0o111) !== 0;
   const tool = look === "denied" ? "hidden" : isProgramThere || !program.startsWith("/") ? "there" : "gone";
-  const others = host.folders.programs.map((folder) => join(folder, basename(program)));
+  const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
+  const otherTool = others.find((path) => isThere(lookAt(path)));
   const at = job.guardOptions.indexOf("--on-event");
   const event = run.options.onEvent ?? (at < 0 ? undefined : job.guardOptions[at + 1]);
+  if (event === undefined) return { tool, otherTool, eventProgram: undefined };
   const missing = { why: `${event} is not there`, hint: undefined, warnings: [] };
-  const isEventThere = event !== undefined && isThere(pathComponents(host, event).look);
-  return {
-    tool,
-    otherTool: tool === "gone" ? others.find((path) => isThere(pathComponents(host, path).look)) : undefined,
-    eventProgram: event === undefined
-      ? undefined
-      : isEventThere
-      ? await judgePath(run, event, trustOf(user.uid, "run"), user.name)
-      : missing,
-  };
+  const eventProgram = isThere(lookAt(event)) && await judgePath(run, event, trustOf(user.uid, "run"), user.name);
+  return { tool, otherTool, eventProgram: eventProgram || missing };
 }
 
 // The guard.
 
 /** The guard that the job is to run, and what must be done to have it there. */
-async function lookAtGuard(
-  run: InstallRun,
-  facts: JobFacts,
-): Promise<GuardFacts & { sign: string | undefined; isSigned: boolean }> {
+async function lookAtGuard(run: InstallRun, facts: JobFacts): Promise<GuardFacts> {
   const { host, options } = run;
   const chosen = await chooseGuard(run, facts);
   const { path } = chosen;
   const changer = changerOf(facts.place, facts.look);
   const source = chosen.isPlaced && !run.placed.has(path) ? await guardSource(run, path) : undefined;
-  const inPlace = source && bytesOf(run, host.real(path));
-  const isSame = !source || (source.bytes !== undefined && inPlace !== undefined && isSameBytes(inPlace, source.bytes));
+  const inPlace = source && bytesOf(run, host.realPath(path).ok);
+  const isSameFile = source?.bytes !== undefined && inPlace !== undefined && isSameBytes(inPlace, source.bytes);
+  const isSame = !source || (isSameFile && options.sign === undefined);
   const trust = isSame ? trustOf(facts.user.uid, "run") : trustOf(changer, "place");
   const { way, missing } = pathComponents(host, isSame ? path : dirname(path));
   const verdict = await judgePath(run, isSame ? path : dirname(path), trust, facts.user.name);
@@ -2407,7 +2305,7 @@ async function lookAtGuard(
   }
   if (!source.bytes) warnings.push(`lima-guard would be compiled now: ${source.from}`);
   const isSigned = !source.bytes || await hasSignature(run, source.from);
-  const sign = isSigned || host.arch !== "aarch64" || host.os !== "darwin" ? undefined : "-";
+  const sign = options.sign ?? (isSigned || host.arch !== "aarch64" || host.os !== "darwin" ? undefined : "-");
   return {
     path,
     bytes: source.bytes ?? new Uint8Array(),
@@ -2478,9 +2376,14 @@ async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: st
 
 /** The version of what is in place, if it is judged to be safe to run, asked as the job's user. */
 async function versionInPlace(run: InstallRun, path: string, user: User): Promise<string | undefined> {
-  if ((await judgePath(run, path, trustOf(user.uid, "run"), user.name)).why !== undefined) return undefined;
-  const answer = await askAsUser(run, user, [path, "--version"], run.host.limits.handshakeMs);
-  return answer && readVersion(answer);
+  const answer = await askVersion(run, path, user);
+  return typeof answer === "object" ? readVersion(answer) : undefined;
+}
+
+/** What a lima-guard answers to the job's user; where it is not safe to run: why; undefined where we may not be that user. */
+async function askVersion(run: InstallRun, path: string, user: User): Promise<Answer | string | undefined> {
+  const { why } = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
+  return why ?? await askAsUser(run, user, [path, "--version"], run.host.limits.handshakeMs);
 }
 
 async function hasSignature(run: InstallRun, path: string): Promise<boolean> {
@@ -2501,27 +2404,19 @@ function bytesOf({ host }: Pick<InstallRun, "host">, path: string | undefined): 
 /** A job at boot must not depend on Deno's cache, which macOS may purge, or on the network. */
 async function refuseScript(run: InstallRun, path: string): Promise<void> {
   const { host } = run;
-  const real = host.real(path);
+  const real = host.realPath(path).ok;
   const bytes = bytesOf(run, real);
-  if (!bytes || real === undefined) {
-    throw new Refusal(`Cannot use ${path} as lima-guard: there is no such file that can be read`, "--guard PATH");
-  }
+  const refusal = (why: string, hint: string) => new Refusal(`Cannot use ${path} as lima-guard: ${why}`, hint);
+  if (!bytes || real === undefined) throw refusal("there is no such file that can be read", "--guard PATH");
   const look = host.stat(real);
-  if (!isThere(look) || (look.mode & 0o111) === 0) {
-    throw new Refusal(`Cannot use ${path} as lima-guard: it is not executable`, `chmod 0755 ${quote(path)}`);
-  }
+  if (!isThere(look) || (look.mode & 0o111) === 0) throw refusal("it is not executable", `chmod 0755 ${quote(path)}`);
   if (!isProgram(host, bytes)) {
     const why = "it is no compiled program, and a job at boot cannot wait for Deno's cache or the network";
-    throw new Refusal(`Cannot use ${path} as lima-guard: ${why}`, "deno task compile; --guard dist/lima-guard-…");
+    throw refusal(why, "deno task compile; --guard dist/lima-guard-…");
   }
   if (host.os !== "darwin") return;
   const quarantine = await askTool(run, "xattr", "-p", "com.apple.quarantine", real);
-  if (quarantine.code === 0 && !quarantine.late) {
-    throw new Refusal(
-      `Cannot use ${path} as lima-guard: it is quarantined`,
-      `xattr -d com.apple.quarantine ${quote(real)}`,
-    );
-  }
+  if (quarantine.code === 0) throw refusal("it is quarantined", `xattr -d com.apple.quarantine ${quote(real)}`);
 }
 
 /** Mach-O, thin or universal; ELF where this is tried out on Linux. */
@@ -2529,11 +2424,11 @@ function isProgram(host: InstallHost, bytes: Uint8Array): boolean {
   return host.magic.includes([...bytes.subarray(0, 4)].map((n) => n.toString(16).padStart(2, "0")).join(""));
 }
 
+/** `bytes` undefined: it would be compiled. */
+type GuardSource = { readonly from: string; readonly bytes: Uint8Array | undefined };
+
 /** A compiled guard: this very program, one in `dist`, the one that is in place (undefined), or one compiled now. */
-async function guardSource(
-  run: InstallRun,
-  place: string,
-): Promise<{ from: string; bytes: Uint8Array | undefined } | undefined> {
+async function guardSource(run: InstallRun, place: string): Promise<GuardSource | undefined> {
   const { host, options } = run;
   const { binary, folder } = host.self;
   const target = `${host.arch}-${host.os === "darwin" ? "apple-darwin" : "unknown-linux-gnu"}`;
@@ -2559,7 +2454,7 @@ async function guardSource(
 /** The bytes of a source, once for many jobs. It is judged as strictly as the place: for root also by who called sudo. */
 function sourceBytes(run: InstallRun, from: string): Uint8Array | undefined {
   const { host } = run;
-  const real = host.real(from);
+  const real = host.realPath(from).ok;
   const known = real === undefined ? undefined : run.sources.get(real);
   const bytes = known ?? bytesOf(run, real);
   if (real === undefined || !bytes || !isProgram(host, bytes)) return undefined;
@@ -2568,8 +2463,7 @@ function sourceBytes(run: InstallRun, from: string): Uint8Array | undefined {
   return bytes;
 }
 
-function refuseSource(run: InstallRun, from: string): void {
-  const { host } = run;
+function refuseSource({ host }: InstallRun, from: string): void {
   if (host.os !== "darwin") return;
   const caller = host.uid === 0 ? Number(host.env("SUDO_UID") ?? 0) : host.uid;
   const trust: Trust = { uids: [0, caller], admins: "may not", purpose: "place" };
@@ -2593,32 +2487,32 @@ function consentNotes({ place, job, limaHome, user, otherVolume }: JobFacts, gua
 // ───────────────────────────────────────────────────────────────────────────────────────── acting ──
 
 /** A step that did not do what it is for. `changed`: another program has changed what was looked at. */
-class StepFailure extends Error {
+class StepFailure extends Refusal {
   constructor(why: string, readonly reason: "failed" | "changed" | "interrupted" = "failed") {
     super(why);
   }
 }
 
 /** What acting needs to know, and what it finds out. */
-interface Acting {
-  readonly run: InstallRun;
-  readonly target: Target;
-  readonly done: InstallStep[];
-  readonly notes: string[];
+class Acting {
+  readonly done: InstallStep[] = [];
+  readonly notes: string[] = [];
   /** What puts the files back, in the order in which they were changed. */
-  readonly undo: (() => void)[];
+  readonly undo: (() => void)[] = [];
   /** The same for files that were removed. */
-  readonly undoRemoved: (() => void)[];
+  readonly undoRemoved: (() => void)[] = [];
   /** What is no longer needed once all has gone well, or has been put back. */
-  readonly kept: string[];
+  readonly kept: string[] = [];
   /** Newer files of other programs that a rollback has left alone. */
-  readonly leftAlone: string[];
+  readonly leftAlone: string[] = [];
   /** The guard's stop, which still cleans up when `bootout` is sent. */
   stopping: Promise<Answer> | undefined;
   version: string | undefined;
-  hasTouchedLaunchd: boolean;
-  hasBootedOut: boolean;
-  isInterrupted: boolean;
+  hasTouchedLaunchd = false;
+  hasBootedOut = false;
+  isInterrupted = false;
+
+  constructor(readonly run: InstallRun, readonly target: Target) {}
 }
 
 interface Acted {
@@ -2629,21 +2523,7 @@ interface Acted {
 
 /** Does the steps in order. Whatever goes wrong, the old guard, file and job are put back. */
 async function act(run: InstallRun, target: Target, steps: readonly InstallStep[]): Promise<Acted> {
-  const acting: Acting = {
-    run,
-    target,
-    done: [],
-    notes: [],
-    undo: [],
-    undoRemoved: [],
-    kept: [],
-    leftAlone: [],
-    stopping: undefined,
-    version: undefined,
-    hasTouchedLaunchd: false,
-    hasBootedOut: false,
-    isInterrupted: false,
-  };
+  const acting = new Acting(run, target);
   const silence = run.host.onSignal(() => acting.isInterrupted = true);
   try {
     for (const step of steps) {
@@ -2654,9 +2534,10 @@ async function act(run: InstallRun, target: Target, steps: readonly InstallStep[
     return { acting, failure: undefined, isBack: true };
   } catch (error) {
     // An internal error must not leave a job half-way either.
+    const bug = `internal error: please report it: ${error instanceof Error ? error.stack : error}`;
     const failure = error instanceof StepFailure
       ? error
-      : new StepFailure(`internal error: please report it: ${error instanceof Error ? error.stack : error}`);
+      : new StepFailure(error instanceof Refusal ? error.message : bug);
     say(run, `failed: ${failure.message}: rolls back`);
     return { acting, failure, isBack: await rollBack(acting) };
   } finally {
@@ -2693,20 +2574,18 @@ async function doStep(a: Acting, step: InstallStep): Promise<string | void> {
     case "handshake":
       return await handshake(a, step.argv);
     case "run":
-    case "logs": {
+    case "logs":
+    case "tidy": {
       if (step.kind === "run") a.hasTouchedLaunchd ||= step.argv[0] === host.tool("launchctl");
       const answer = await host.run(step.argv, { limitMs: host.limits.commandMs, words: step.what });
-      if (answer.late || answer.code !== 0) throw new StepFailure(inWords(answer));
-      return;
-    }
-    case "tidy": {
-      const answer = await host.run(step.argv, { limitMs: host.limits.commandMs, words: step.what });
-      return answer.code === 0 ? undefined : `it stays: ${inWords(answer)}`;
+      if (!answer.late && answer.code === 0) return;
+      if (step.kind === "tidy") return `it stays: ${inWords(answer)}`;
+      throw new StepFailure(inWords(answer));
     }
     case "stop":
       return await stopInstance(a, step);
     case "bootout":
-      return await bootout(a, step);
+      return await bootout(a, step as StepOf<"bootout">);
     case "wait":
       return await waitUntilGone(a);
     case "bootstrap":
@@ -2741,18 +2620,19 @@ function isStill(host: InstallHost, path: string, look: Looked, bytes: Uint8Arra
     (bytes === undefined || (read !== undefined && isSameBytes(read, bytes)));
 }
 
+/** What was looked at, its bytes where they count, and the new file: where it is, or how it is made. */
+interface Replacement {
+  readonly old: Looked;
+  readonly oldBytes?: Uint8Array | undefined;
+  readonly make: string | ((beside: string) => void);
+}
+
 /**
  * Puts a new file in the place of one that was looked at: made beside it with its final mode, compared once more,
  * renamed over. Between the comparison and the rename there is no wait. The old file keeps a name until all is well, so
  * that the rollback is a rename and needs no space.
  */
-function replaceFile(
-  a: Acting,
-  path: string,
-  old: Looked,
-  oldBytes: Uint8Array | undefined,
-  make: string | ((beside: string) => void),
-): void {
+function replaceFile(a: Acting, path: string, { old, oldBytes, make }: Replacement): void {
   const { host } = a.run;
   const kept = path + TEMPORARY_SUFFIX + host.random();
   const beside = typeof make === "string" ? make : path + TEMPORARY_SUFFIX + host.random();
@@ -2780,13 +2660,13 @@ function replaceFile(
   if (!bytes) throw new StepFailure(`${path} did not get its name`);
 }
 
-async function writeFile(a: Acting, { path, bytes, isPlist }: InstallStep & { kind: "write" }): Promise<void> {
-  const { run, target: { facts, onMac } } = a;
+async function writeFile(a: Acting, { path, bytes, isPlist }: StepOf<"write">): Promise<void> {
+  const { run, target: { facts } } = a;
   const { host } = run;
   const old = isPlist ? facts.look : host.stat(path);
   const oldBytes = isPlist ? facts.bytes : bytesOf(run, path);
   const make = (beside: string) => host.create(beside, bytes, facts.look.mode & 0o777, facts.look.gid);
-  if (!isPlist || !onMac) return replaceFile(a, path, old, oldBytes, make);
+  if (!isPlist || host.os !== "darwin") return replaceFile(a, path, { old, oldBytes, make });
   // Apple's own reader must take it before it gets its name.
   const beside = path + TEMPORARY_SUFFIX + host.random();
   attemptEffect(() => make(beside));
@@ -2794,7 +2674,7 @@ async function writeFile(a: Acting, { path, bytes, isPlist }: InstallStep & { ki
   const isBad = answer.late || answer.code !== 0;
   if (isBad) host.remove(beside);
   if (isBad) throw new StepFailure(`plutil -lint: ${inWords(answer)}`);
-  replaceFile(a, path, old, oldBytes, beside);
+  replaceFile(a, path, { old, oldBytes, make: beside });
 }
 
 /** Removed only if nothing has changed it since it was looked at; it comes back in a rollback. */
@@ -2813,44 +2693,48 @@ function removeFile(a: Acting, path: string): string | void {
 }
 
 /** The previous guard is kept beside the new one, and comes back with a rollback. */
-async function placeGuard(a: Acting, { path, bytes, sign }: InstallStep & { kind: "place" }): Promise<void> {
+async function placeGuard(a: Acting, { path, bytes, sign }: StepOf<"place">): Promise<void> {
   const { host } = a.run;
   const { way } = pathComponents(host, dirname(path));
   const changer = changerOf(a.target.facts.place, a.target.facts.look);
   const verdict = checkPathOwners(way, trustOf(changer, "place"));
   if (verdict.why !== undefined) throw new StepFailure(verdict.why);
-  const signed = sign === undefined ? bytes : await signedCopy(a.run, bytes, sign);
+  const signed = sign === undefined ? bytes : await signedBytes(a.run, bytes, sign);
   const old = host.stat(path);
   const previous = path + PREVIOUS_SUFFIX;
   if (isThere(old)) {
-    replaceFile(a, previous, host.stat(previous), undefined, (beside) => host.link(path, beside));
+    replaceFile(a, previous, { old: host.stat(previous), make: (beside) => host.link(path, beside) });
   }
-  const gid = a.target.facts.user.gid;
-  replaceFile(
-    a,
-    path,
-    old,
-    undefined,
-    (beside) => host.create(beside, signed, GUARD_MODE, changer === 0 ? WHEEL_GID : gid),
-  );
+  const gid = changer === 0 ? WHEEL_GID : a.target.facts.user.gid;
+  replaceFile(a, path, { old, make: (beside) => host.create(beside, signed, GUARD_MODE, gid) });
 }
 
 /** Signs in a private folder, as the caller and with his keychain; the identifier is the one of every release. */
-async function signedCopy(run: InstallRun, bytes: Uint8Array, identity: string): Promise<Uint8Array> {
-  const { host } = run;
-  const folder = join(host.folders.own, `lima-guard-${host.random()}`);
-  const file = join(folder, GUARD_NAME);
-  attemptEffect(() => host.makeFolder(folder, 0o700));
+async function signedCopy({ host }: InstallRun, bytes: Uint8Array, identity: string): Promise<string> {
+  const file = join(host.folders.own, `lima-guard-${host.random()}`, GUARD_NAME);
+  attemptEffect(() => host.makeFolder(dirname(file), 0o700));
   try {
     attemptEffect(() => host.create(file, bytes, 0o700, -1));
     const argv: Argv = [host.tool("codesign"), "--force", "--sign", identity, "--identifier", "org.lima-guard", file];
     const answer = await host.run(argv, { limitMs: host.limits.handshakeMs, words: argv.map(quote).join(" ") });
-    const signed = host.read(file, GUARD_LIMIT_BYTES);
-    if (answer.late || answer.code !== 0 || !signed) throw new StepFailure(inWords(answer));
-    return signed;
-  } finally {
-    for (const path of [file, folder]) if (isThere(host.stat(path))) host.remove(path);
+    if (answer.code !== 0) throw new StepFailure(`codesign: ${inWords(answer)}`);
+    return file;
+  } catch (error) {
+    removeCopy(host, file);
+    throw error;
   }
+}
+
+function removeCopy(host: InstallHost, file: string): void {
+  for (const path of [file, dirname(file)]) if (isThere(host.stat(path))) host.remove(path);
+}
+
+async function signedBytes(run: InstallRun, bytes: Uint8Array, identity: string): Promise<Uint8Array> {
+  const file = await signedCopy(run, bytes, identity);
+  const signed = run.host.read(file, GUARD_LIMIT_BYTES);
+  removeCopy(run.host, file);
+  if (signed) return signed;
+  throw new StepFailure(`${file} cannot be read`);
 }
 
 async function handshake(a: Acting, argv: Argv): Promise<string> {
@@ -2942,7 +2826,7 @@ async function poll(a: Acting, limitMs: number, isEnough: (loaded: Loaded) => bo
  * The guard's stop, until the job's own process has ended: launchd may be starting it again the next moment. Where the
  * guard says that nothing of the instance lives, a process that is no host agent yet holds no VM: `bootout` ends it.
  */
-async function stopInstance(a: Acting, { argv, what, pid: planned }: InstallStep & { kind: "stop" }): Promise<string> {
+async function stopInstance(a: Acting, { argv, what, pid: planned }: StepOf<"stop">): Promise<string> {
   const { run: { host }, target: { facts, removesJob } } = a;
   a.hasTouchedLaunchd = true;
   // KeepAlive may have started another process since the plan was made.
@@ -2957,38 +2841,28 @@ async function stopInstance(a: Acting, { argv, what, pid: planned }: InstallStep
   if (ended === undefined || !host.alive(pid)) return "its process has ended";
   const answer = ended as Answer;
   // A stop that was killed looks like one that went well, but has said nothing.
-  const isStopped = !answer.late &&
-    (stopStatus(answer) === EXIT.done || (removesJob && answer.code === EXIT.noInstance));
+  const isDone = answer.code === EXIT.done && stopReport(answer).status === EXIT.done;
+  const isStopped = !answer.late && (isDone || (removesJob && answer.code === EXIT.noInstance));
   if (!isStopped) throw new StepFailure(stopWhy(answer));
   const end = host.clockMs() + host.limits.reapMs;
   while (host.alive(pid) && host.clockMs() < end) await host.pause(host.limits.pollMs);
   return host.alive(pid) ? "nothing of the instance lives; bootout ends its process" : "its process has ended";
 }
 
-/** The status in the one document of `--stop --json`; undefined where there is none. */
-function stopStatus({ code, stdout }: Answer): number | undefined {
-  try {
-    const [first] = JSON.parse(stdout).instances ?? [];
-    return code === EXIT.done && first?.status === EXIT.done ? EXIT.done : undefined;
-  } catch (error) {
-    if (!(error instanceof SyntaxError) && !(error instanceof TypeError)) throw error;
-    return undefined;
-  }
+/** What `--stop --json` says of the one instance; nothing where its document is not whole. */
+function stopReport({ stdout }: Answer): { status?: number; state?: string; blockers?: { because?: string }[] } {
+  const { instances } = jsonOf(stdout);
+  return (Array.isArray(instances) ? instances[0] : undefined) ?? {};
 }
 
 function stopWhy(answer: Answer): string {
-  try {
-    const [first] = JSON.parse(answer.stdout).instances ?? [];
-    return first?.blockers?.[0]?.because ?? `${first?.state ?? "it"} was not stopped: ${inWords(answer)}`;
-  } catch (error) {
-    if (!(error instanceof SyntaxError) && !(error instanceof TypeError)) throw error;
-    return inWords(answer);
-  }
+  const { state, blockers } = stopReport(answer);
+  return blockers?.[0]?.because ?? `${state ?? "it"} was not stopped: ${inWords(answer)}`;
 }
 
 async function bootout(
   a: Acting,
-  { argv, what }: InstallStep & { kind: "run" | "logs" | "tidy" | "bootout" },
+  { argv, what }: StepOf<"bootout">,
 ): Promise<string | void> {
   const { host } = a.run;
   a.hasTouchedLaunchd = a.hasBootedOut = true;
@@ -3015,7 +2889,7 @@ async function waitUntilGone(a: Acting): Promise<void> {
 
 async function bootstrap(
   a: Acting,
-  { argv, expect, what }: InstallStep & { kind: "bootstrap" },
+  { argv, expect, what }: StepOf<"bootstrap">,
 ): Promise<string | void> {
   const { host } = a.run;
   a.hasTouchedLaunchd = a.hasBootedOut = true;
@@ -3040,11 +2914,8 @@ async function verifyLoaded(a: Acting, expect: Expected | undefined): Promise<st
   const isRight = (l: Loaded) =>
     l.kind === "loaded" && (expect === undefined || isLoadedAs(l, expect.args)) &&
     (!expect?.isRunning || l.pid !== undefined);
-  const { isEnough, value } = await withProgress(
-    a.run,
-    "looks at the job",
-    () => poll(a, host.limits.runningMs, isRight),
-  );
+  const look = () => poll(a, host.limits.runningMs, isRight);
+  const { isEnough, value } = await withProgress(a.run, "looks at the job", look);
   if (!isEnough) throw new StepFailure(notAsWanted(value, expect));
   if (value.kind !== "loaded") return "as wanted";
   const inForce = value.exitTimeoutS;
@@ -3068,12 +2939,13 @@ type PreparedJob =
   | { readonly kind: "report"; readonly report: JobReport }
   | { readonly kind: "ready"; readonly name: string; readonly target: Target; readonly steps: readonly InstallStep[] }
   | { readonly kind: "hand over"; readonly name: string; readonly uid: number };
+type ReadyJob = PreparedJob & { kind: "ready" };
+type OthersJob = PreparedJob & { kind: "hand over" };
 
 async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
   const { host, options } = run;
   try {
-    const isFileOnly = options.plist !== undefined &&
-      (options.noReload || options.dryRun || options.print || options.role === "check");
+    const isFileOnly = options.plist !== undefined && (options.noReload || isLooking(options));
     if (host.os !== "darwin" && !isFileOnly) {
       const hint = "--plist FILE with --no-reload, --dry-run, --print or --check works anywhere";
       throw new Refusal("Cannot do this here: launchd is part of macOS", hint);
@@ -3081,8 +2953,9 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     const place = await findJobPlace(run, name);
     const uid = changerOf(place, requireThere(host, place.target));
     // What is in a user's folder root leaves to one child that is the user.
-    const isLooking = options.role === "check" || options.dryRun || options.print;
-    if (uid !== 0 && host.uid !== uid && (host.uid === 0 || !isLooking)) return { kind: "hand over", name, uid };
+    if (uid !== 0 && host.uid !== uid && (host.uid === 0 || !isLooking(options))) {
+      return { kind: "hand over", name, uid };
+    }
     const facts = await lookAtJob(run, place);
     if (options.role === "check") return { kind: "report", report: await checkJob(run, facts) };
     const target = options.role === "install" ? await installTarget(run, facts) : await uninstallTarget(run, facts);
@@ -3109,10 +2982,8 @@ function requireThere(host: InstallHost, path: string): FileLook {
 async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
   refuseManaged(run, facts);
   if (facts.badBackup !== undefined && facts.job.guard === undefined) {
-    throw new Refusal(
-      `Cannot keep a backup: ${facts.badBackup}`,
-      `move it away: ls -l ${quote(facts.place.target + BACKUP_SUFFIX)}`,
-    );
+    const hint = `move it away: ls -l ${quote(facts.place.target + BACKUP_SUFFIX)}`;
+    throw new Refusal(`Cannot keep a backup: ${facts.badBackup}`, hint);
   }
   const world = judgeWorld(facts, await lookAtWorld(run, facts));
   const [trouble] = world.troubles;
@@ -3122,7 +2993,7 @@ async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
 }
 
 const NOTHING_REMOVED = { removesJob: false, purged: [], purgedLogs: [], purgedFolder: undefined };
-const NOTHING_PLACED = { guard: undefined, sign: undefined, verifies: false, logFolder: undefined, memory: undefined };
+const NOTHING_PLACED = { guard: undefined, logFolder: undefined, memory: undefined };
 
 async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
   const { host, options } = run;
@@ -3143,8 +3014,6 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
     rewritten,
     job,
     guard,
-    sign: guard?.sign,
-    verifies: onMac && guard?.isSigned === true,
     reload,
     enables: options.start,
     stopWith: stopWith(run, facts, path),
@@ -3154,9 +3023,9 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
       isPlaced: guard?.isPlaced === true,
       options: wanted.guardOptions ?? [],
       keepAlive: wanted.keepAlive === true || facts.memory.keepAlive === true,
+      bootedOut: undefined,
     },
     litter: litterOf(run, facts, path),
-    onMac,
   };
 }
 
@@ -3202,12 +3071,7 @@ function installNotes(
     [host.os !== "darwin", `this is no Mac: ${wanted.guard} was not looked at`],
   ];
   const consent = facts.job.guard === wanted.guard ? [] : consentNotes(facts, wanted.guard);
-  return [
-    ...facts.job.remarks,
-    ...guard?.warnings ?? [],
-    ...consent,
-    ...table.filter(([holds]) => holds).map(([, words]) => words),
-  ];
+  return [...facts.job.remarks, ...guard?.warnings ?? [], ...consent, ...holding(table)];
 }
 
 async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
@@ -3221,19 +3085,18 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
   const reload = (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten);
   const stopper = stopWith(run, facts, undefined);
   const purgedLogs = options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter((path) => isOurLog(path)) : [];
-  if (reload && stopper === undefined && isBare(facts.loaded)) {
+  if (reload && !removesJob && stopper === undefined && isBare(facts.loaded)) {
     const why = "no lima-guard is there to stop the instance, and launchd would cut its guest off";
     throw new Refusal(`Cannot load the job again: ${why}`, `limactl stop ${facts.place.name}, then run this again`);
   }
-  const notes = [
-    ...facts.job.remarks,
-    ...facts.badBackup === undefined ? [] : [`${facts.badBackup}; it stays where it is`],
-    ...isLost ? ["there is no backup: only the command goes back, ExitTimeOut and the rest stay as they are"] : [],
-  ];
+  const notes = holding([
+    [facts.badBackup !== undefined, `${facts.badBackup}; it stays where it is`],
+    [isLost, "there is no backup: only the command goes back, ExitTimeOut and the rest stay as they are"],
+  ]);
   return {
     ...NOTHING_PLACED,
     role: "uninstall",
-    facts: { ...facts, notes },
+    facts: { ...facts, notes: [...facts.job.remarks, ...notes] },
     rewritten: removesJob ? { text: facts.plist.text, changes: [] } : rewritten,
     job,
     reload,
@@ -3244,17 +3107,19 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
     purgedLogs,
     purgedFolder: options.purge ? await emptiedLogFolder(run, facts.user, purgedLogs) : undefined,
     litter: litterOf(run, facts, facts.job.guard ?? facts.memory.guard),
-    onMac,
   };
 }
 
 /** The guard, if no other plist names it, and what is left beside the plist. */
-function purgedFiles(run: InstallRun, { place, job, loaded, backup, memory }: JobFacts, removesJob: boolean): string[] {
-  const { host } = run;
+function purgedFiles(
+  { host }: InstallRun,
+  { place, job, loaded, backup, memory }: JobFacts,
+  removesJob: boolean,
+): string[] {
   const guard = job.guard ?? memory.guard ??
     (loaded.kind === "loaded" && isGuard(loaded.args) ? loaded.args[0] : undefined);
   const folder = dirname(place.file);
-  const others = (host.list(folder) ?? []).filter((n) => n.endsWith(".plist") && join(folder, n) !== place.file);
+  const others = namesIn(host, folder).filter((n) => n.endsWith(".plist") && join(folder, n) !== place.file);
   const isNamed = guard === undefined || others.some((n) => {
     const bytes = host.read(join(folder, n), PLIST_LIMIT_BYTES);
     return bytes !== undefined && new TextDecoder().decode(bytes).includes(stringElement(guard));
@@ -3286,7 +3151,7 @@ function litterOf({ host }: InstallRun, { place, look }: JobFacts, guard: string
   };
   const names = (folder: string) => {
     const there = host.stat(folder);
-    return host.uid === changer && isThere(there) && there.kind === "directory" ? host.list(folder) ?? [] : [];
+    return host.uid === changer && isThere(there) && there.kind === "directory" ? namesIn(host, folder) : [];
   };
   const beside = [place.target, ...guard === undefined ? [] : [guard]].flatMap((file) =>
     names(dirname(file)).filter((name) => name.startsWith(basename(file)) && LITTER.test(name))
@@ -3320,7 +3185,7 @@ function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { change
 function refuseManaged(run: InstallRun, { place, job }: JobFacts): void {
   const { host, options } = run;
   const isStore = place.target.startsWith("/nix/store/");
-  if (options.print || (!isStore && !job.isBehindShell && !host.isReadOnly(place.target))) return;
+  if (options.print || (!isStore && !job.isBehindShell && host.writeTrouble(place.target) === undefined)) return;
   const guard = options.guard ?? join(options.guardDir ?? host.folders.guards[0] ?? "", GUARD_NAME);
   const args = job.guard === undefined ? [guard, "--run", place.name, "--", ...job.command] : job.command;
   const why = isStore || job.isBehindShell ? "Nix made it" : "its volume is read-only";
@@ -3357,18 +3222,21 @@ async function nothingToDo(run: InstallRun, target: Target, steps: readonly Inst
   const { facts, role, job } = target;
   const { name, file } = facts.place;
   const acted = run.options.dryRun || role === "uninstall" ? undefined : await act(run, target, steps);
-  if (acted?.failure !== undefined) {
-    const because = acted.failure.message;
+  const because = acted?.failure?.message;
+  if (because !== undefined) {
     return jobReport(name, "refused", EXIT.failed, "refused", { plist: file, blockers: [{ what: name, because }] });
   }
   const isOff = facts.disabled === true || facts.loaded.kind === "absent";
   const state = role === "uninstall" ? "not guarded" : isOff && run.host.os === "darwin" ? "guarded, off" : "guarded";
   const words = role === "install" ? `${state} already: ${job.label} runs ${job.guard}` : `not guarded: nothing to do`;
-  return jobReport(name, state, EXIT.done, words, {
-    plist: file,
-    guard: guardOf(target, acted?.acting.version),
-    notes: notesOf(job, facts.notes),
-  });
+  return targetReport(target, state, words, { guard: guardOf(target, acted?.acting.version) });
+}
+
+/** The report of a job for which there is a plan. */
+function targetReport(target: Target, state: JobReport["state"], words: string, more: Partial<JobReport> = {}) {
+  const { facts: { place, notes }, job } = target;
+  const all = { plist: place.file, guard: guardOf(target, undefined), notes: notesOf(job, notes), ...more };
+  return jobReport(place.name, state, EXIT.done, words, all);
 }
 
 function notesOf({ label }: LaunchdJob, notes: readonly string[]): JobReport["notes"] {
@@ -3398,11 +3266,9 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const state = checkedState(facts, judged, answer, onMac);
   const pid = loaded.kind === "loaded" && loaded.pid !== undefined ? `, running (PID ${loaded.pid})` : "";
   const status = troubles.length > 0 ? EXIT.failed : unknown.length > 0 ? EXIT.tryAgain : EXIT.done;
-  const hint = state === "not asked"
-    ? commandFor(run, facts)
-    : facts.instance === "gone" || facts.domains.length > 1
-    ? troubleHint(run, facts)
-    : commandFor(run, facts, { role: "install" });
+  const isPersons = facts.instance === "gone" || facts.domains.length > 1;
+  const cure = isPersons ? troubleHint(run, facts) : commandFor(run, facts, { role: "install" });
+  const hint = state === "not asked" ? commandFor(run, facts) : cure;
   return jobReport(place.name, state, status, `${state}${troubles.length === 0 ? `: ${job.label}${pid}` : ""}`, {
     plist: place.file,
     guard: job.guard === undefined ? null : { path: job.guard, version, previous: null, running },
@@ -3411,12 +3277,10 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   });
 }
 
-function checkedState(
-  { job }: JobFacts,
-  { troubles, unknown, isOff }: ReturnType<typeof judgeCheck>,
-  answer: GuardAnswer | undefined,
-  onMac: boolean,
-): JobReport["state"] {
+type CheckVerdict = ReturnType<typeof judgeCheck>;
+
+function checkedState({ job }: JobFacts, judged: CheckVerdict, answer: GuardAnswer | undefined, onMac: boolean) {
+  const { troubles, unknown, isOff } = judged;
   if (job.guard === undefined) return "not guarded";
   if (troubles.length > 0) return "broken";
   if (unknown.length > 0) return answer?.kind === "not asked" ? "not asked" : "unknown";
@@ -3425,18 +3289,11 @@ function checkedState(
 
 /** Asks the guard for its version: judged first, and only as the job's user. A job that runs proves that it starts. */
 async function askGuard(run: InstallRun, facts: JobFacts, path: string): Promise<GuardAnswer> {
-  const { host } = run;
   const { user, loaded, job } = facts;
-  const { look } = pathComponents(host, path);
-  if (look === "absent") return { kind: "trouble", why: `${path} is not there` };
-  const verdict = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
-  if (verdict.why !== undefined) return { kind: "trouble", why: verdict.why };
-  const answer = await askAsUser(run, user, [path, "--version"], host.limits.handshakeMs);
-  if (!answer) {
-    const runs = loaded.kind === "loaded" && loaded.pid !== undefined && !loaded.isEnding &&
-      isEqual(loaded.args, job.args);
-    return { kind: runs ? "proven by its job" : "not asked" };
-  }
+  if (pathComponents(run.host, path).look === "absent") return { kind: "trouble", why: `${path} is not there` };
+  const answer = await askVersion(run, path, user);
+  if (typeof answer === "string") return { kind: "trouble", why: answer };
+  if (!answer) return { kind: isRunning(loaded) && isLoadedAs(loaded, job.args) ? "proven by its job" : "not asked" };
   const version = readVersion(answer);
   if (version === undefined) return { kind: "trouble", why: `${path} does not answer to --version` };
   return { kind: "version", version, running: await runningVersion(run, facts) };
@@ -3461,23 +3318,13 @@ function printed(target: Target): JobReport {
 }
 
 /** What a dry run reports: the plan, the diff, and the status of a real run that goes well. */
-async function planned(
-  run: InstallRun,
-  name: string,
-  target: Target,
-  steps: readonly InstallStep[],
-): Promise<JobReport> {
-  const { facts, rewritten } = target;
-  return jobReport(name, target.role === "install" ? "not guarded" : "guarded", EXIT.done, `would be changed`, {
+async function planned(run: InstallRun, { target, steps }: ReadyJob): Promise<JobReport> {
+  const { facts: { place, plist }, rewritten: { text, changes } } = target;
+  return targetReport(target, target.role === "install" ? "not guarded" : "guarded", "would be changed", {
     changed: true,
-    plist: facts.place.file,
-    guard: guardOf(target, undefined),
     steps: steps.map(({ kind, what, because }) => ({ kind, what, because })),
-    changes: rewritten.changes,
-    diff: rewritten.changes.length === 0
-      ? ""
-      : await run.host.unifiedDiff(facts.place.target, facts.plist.text, rewritten.text),
-    notes: notesOf(target.job, facts.notes),
+    changes,
+    diff: changes.length === 0 ? "" : await run.host.unifiedDiff(place.target, plist.text, text),
   });
 }
 
@@ -3485,11 +3332,8 @@ async function refuseChanged(run: InstallRun, target: Target): Promise<void> {
   const { facts, job } = target;
   // What was planned on may have changed while a person read the question.
   if (!isStill(run.host, facts.place.target, facts.look, facts.bytes)) {
-    throw new Refusal(
-      `Cannot continue: ${facts.place.file} has changed in the meantime`,
-      "run this again",
-      EXIT.tryAgain,
-    );
+    const why = `Cannot continue: ${facts.place.file} has changed in the meantime`;
+    throw new Refusal(why, "run this again", EXIT.tryAgain);
   }
   const now = target.reload ? await loadedNow({ run, target }) : facts.loaded;
   if (!isUnchanged(facts.loaded, now)) {
@@ -3498,108 +3342,88 @@ async function refuseChanged(run: InstallRun, target: Target): Promise<void> {
   }
 }
 
-async function carryOut(
-  run: InstallRun,
-  name: string,
-  target: Target,
-  steps: readonly InstallStep[],
-): Promise<JobReport> {
+async function carryOut(run: InstallRun, { target, steps }: ReadyJob): Promise<JobReport> {
   const { host } = run;
-  const { facts, job, rewritten, role } = target;
+  const { facts, job, role } = target;
   const begun = host.clockMs();
   await refuseChanged(run, target);
   const acted = await act(run, target, steps);
   const { acting, failure } = acted;
+  const leftAlone = acting.leftAlone.map((path) =>
+    `${path} was changed by another program in the meantime, and was left alone`
+  );
   const more = {
-    plist: facts.place.file,
     guard: guardOf(target, acting.version),
     seconds: { total: Math.round(host.clockMs() - begun) / 1000 },
     steps: acting.done.map(({ kind, what, because, outcome }) => ({ kind, what, because, outcome: outcome ?? "done" })),
-    notes: notesOf(job, [
-      ...facts.notes,
-      ...acting.notes,
-      ...acting.leftAlone.map((path) => `${path} was changed by another program in the meantime, and was left alone`),
-    ]),
+    notes: notesOf(job, [...facts.notes, ...acting.notes, ...leftAlone]),
   };
   if (failure !== undefined) return failedReport(run, target, acted, more);
   if (target.guard && acting.version !== undefined) run.placed.add(target.guard.path);
   const isOff = !target.reload && host.os === "darwin" && facts.place.kind !== "file" && facts.loaded.kind === "absent";
   const state = role === "uninstall" ? "not guarded" : isOff ? "guarded, off" : "guarded";
-  const verified = acting.done.findLast((s) => s.kind === "verify")?.outcome;
-  const where = target.removesJob
-    ? "removed: its instance is gone"
-    : verified ?? (target.reload ? "loaded" : "in the file only");
-  return jobReport(name, state, EXIT.done, `${state}: ${job.label}: ${where}`, {
-    ...more,
-    changed: true,
-    changes: rewritten.changes,
-  });
+  const loaded = acting.done.findLast((s) => s.kind === "verify")?.outcome;
+  const where = loaded ?? (target.reload ? "loaded" : "in the file only");
+  const words = `${state}: ${job.label}: ${target.removesJob ? "removed: its instance is gone" : where}`;
+  return targetReport(target, state, words, { ...more, changed: true, changes: target.rewritten.changes });
 }
 
-function failedReport(
-  run: InstallRun,
-  target: Target,
-  { acting, failure, isBack }: Acted,
-  more: Partial<JobReport>,
-): JobReport {
-  const { facts, job } = target;
-  const { name, file } = facts.place;
-  const because = failure?.message ?? "";
-  if (isBack) {
-    const status = failure?.reason === "changed" ? EXIT.tryAgain : EXIT.failed;
-    const hint = `${commandFor(run, facts)}, once that is solved`;
-    const words = acting.leftAlone.length > 0
-      ? "rolled back, except for what another program has changed"
-      : "rolled back: the old plist and the old job are in place";
-    return jobReport(name, "rolled back", status, words, { ...more, blockers: [{ what: name, because, hint }] });
-  }
-  const sudo = facts.domain === "system" && run.host.uid !== 0 ? "sudo " : "";
-  const hint = `launchctl print ${facts.domain}/${job.label}; ${sudo}launchctl bootstrap ${facts.domain} ${
-    quote(file)
-  }`;
-  return jobReport(name, "broken", EXIT.failed, "broken: the rollback has failed too", {
-    ...more,
-    changed: true,
-    blockers: [{ what: name, because, hint }],
-  });
+function failedReport(run: InstallRun, target: Target, acted: Acted, more: Partial<JobReport>): JobReport {
+  const { acting: { leftAlone }, failure, isBack } = acted;
+  const { facts: { place: { name, file }, domain }, job } = target;
+  const sudo = domain === "system" && run.host.uid !== 0 ? "sudo " : "";
+  const hint = isBack
+    ? `${commandFor(run, target.facts)}, once that is solved`
+    : `launchctl print ${domain}/${job.label}; ${sudo}launchctl bootstrap ${domain} ${quote(file)}`;
+  const state = isBack ? "rolled back" : "broken";
+  const status = isBack && failure?.reason === "changed" ? EXIT.tryAgain : EXIT.failed;
+  const whole = leftAlone.length > 0
+    ? "rolled back, except for what another program has changed"
+    : "rolled back: the old plist and the old job are in place";
+  const words = isBack ? whole : "broken: the rollback has failed too";
+  const blockers = [{ what: name, because: failure?.message ?? "", hint }];
+  return jobReport(name, state, status, words, { plist: file, ...more, changed: !isBack, blockers });
 }
 
 /** The jobs that are ready, one after the other, under one lock; after the first that had to be rolled back no other is tried. */
-async function carryOutAll(run: InstallRun, ready: readonly (PreparedJob & { kind: "ready" })[]): Promise<JobReport[]> {
+async function carryOutAll(run: InstallRun, ready: readonly ReadyJob[]): Promise<JobReport[]> {
   if (ready.length === 0) return [];
+  const refuseAll = (error: unknown) => ready.map(({ name }) => refusedReport(name, error));
   let lock: ReturnType<InstallHost["lock"]>;
   try {
     lock = run.host.lock();
   } catch (error) {
-    return ready.map(({ name }) => refusedReport(name, error));
+    return refuseAll(error);
   }
   if ("pid" in lock) {
-    const refusal = new Refusal(
-      `Cannot start: another install (PID ${lock.pid}) is using it`,
-      "run this again",
-      EXIT.tryAgain,
-    );
-    return ready.map(({ name }) => refusedReport(name, refusal));
+    const why = `Cannot start: another install (PID ${lock.pid}) is using it`;
+    return refuseAll(new Refusal(why, "run this again", EXIT.tryAgain));
   }
   const reports: JobReport[] = [];
   try {
-    for (const { name, target, steps } of ready) {
+    for (const job of ready) {
       const failed = reports.find((r) => r.state === "rolled back" || r.state === "broken");
-      if (failed) {
-        const because = `${failed.name} had to be rolled back`;
-        reports.push(jobReport(name, "not tried", EXIT.tryAgain, "not tried", { blockers: [{ what: name, because }] }));
-        continue;
-      }
-      const path = target.guard?.path;
-      const isPlaced = path !== undefined && run.placed.has(path);
-      const left = isPlaced ? steps.filter((s) => s.kind !== "place" && s.kind !== "folder") : steps;
-      const report = await carryOut(run, name, target, left).catch((error: unknown) => refusedReport(name, error));
-      reports.push(await logged(run, target, report));
+      reports.push(failed ? notTried(job.name, failed.name) : await carryOutOne(run, job));
     }
   } finally {
     lock.close();
   }
   return reports;
+}
+
+function notTried(name: string, failed: string): JobReport {
+  const blockers = [{ what: name, because: `${failed} had to be rolled back` }];
+  return jobReport(name, "not tried", EXIT.tryAgain, "not tried", { blockers });
+}
+
+/** The guard is placed once, whatever jobs run it. */
+async function carryOutOne(run: InstallRun, job: ReadyJob): Promise<JobReport> {
+  const { name, target } = job;
+  const path = target.guard?.path;
+  const isPlaced = path !== undefined && run.placed.has(path);
+  const steps = job.steps.filter((s) => !isPlaced || (s.kind !== "place" && s.kind !== "folder"));
+  const report = await carryOut(run, { ...job, steps }).catch((error: unknown) => refusedReport(name, error));
+  return await logged(run, target, report);
 }
 
 /** Who has done what, and when, for the next administrator. A log that cannot be written is a note. */
@@ -3632,21 +3456,20 @@ async function logged(run: InstallRun, target: Target, report: JobReport): Promi
 /** Hands the whole command over, once: to root through sudo, or as root to one child that is the user. */
 async function handOver(
   run: InstallRun,
-  jobs: readonly (PreparedJob & { kind: "hand over" })[],
+  jobs: readonly OthersJob[],
 ): Promise<JobReport[] | string> {
   const { host, options } = run;
   const [first] = jobs;
   if (!first) return [];
-  const refuse = (why: string, hint: string) =>
-    jobs.map((j) => refusedReport(j.name, new Refusal(why, hint, EXIT.denied)));
   const names = jobs.map((j) => j.name);
   const who = first.uid === 0 ? [] : ["-H", "-u", `#${first.uid}`];
   const typed = ["sudo", ...who, ...commandWords(options, names, ["lima-guard"])].map(quote).join(" ");
+  const refusal = (why: string) => new Refusal(why, typed, EXIT.denied);
   if (host.uid !== 0 && first.uid !== 0) {
-    return refuse(`Cannot act for user ${first.uid}: you are user ${host.uid}`, typed);
+    throw refusal(`Cannot act for user ${first.uid}: you are user ${host.uid}`);
   }
   if (host.uid !== 0 && host.env("SUDO_UID") !== undefined) {
-    return refuse(`Cannot change a job of root's: sudo has made this user ${host.uid}, not root`, typed);
+    throw refusal(`Cannot change a job of root's: sudo has made this user ${host.uid}, not root`);
   }
   const program = await handOverProgram(run);
   const { sign: _, ...rest } = options;
@@ -3657,10 +3480,10 @@ async function handOver(
   try {
     const { code, stdout } = await host.handOver(argv, !options.json);
     // sudo itself prints nothing to stdout; an install always does.
-    if (code !== EXIT.done && stdout === "") return refuse("Cannot go through sudo: it was refused", typed);
+    if (code !== EXIT.done && stdout === "") throw refusal("Cannot go through sudo: it was refused");
     return options.json ? JSON.parse(stdout).instances : `${code}`;
   } finally {
-    if (program.isSigned) { for (const path of [program.path, dirname(program.path)]) host.remove(path); }
+    if (program.isSigned) removeCopy(host, program.path);
   }
 }
 
@@ -3671,11 +3494,7 @@ async function handOverProgram(run: InstallRun): Promise<{ path: string; isSigne
   const path = host.self.binary ?? source?.from ?? join(host.folders.guards[0] ?? "", GUARD_NAME);
   refuseSource(run, path);
   if (options.sign === undefined || !source?.bytes) return { path, isSigned: false };
-  const folder = join(host.folders.own, `lima-guard-${host.random()}`);
-  const signed = await signedCopy(run, source.bytes, options.sign);
-  host.makeFolder(folder, 0o700);
-  host.create(join(folder, GUARD_NAME), signed, 0o700, -1);
-  return { path: join(folder, GUARD_NAME), isSigned: true };
+  return { path: await signedCopy(run, source.bytes, options.sign), isSigned: true };
 }
 
 /** Every instance that has a job here: for `--all`. */
@@ -3690,11 +3509,8 @@ async function allNames(run: InstallRun): Promise<string[]> {
     }
   }
   if (found.size > 0) return [...found].sort();
-  throw new Refusal(
-    "Cannot find a job: no plist here starts an instance",
-    "limactl autostart enable NAME",
-    EXIT.noInstance,
-  );
+  const why = "Cannot find a job: no plist here starts an instance";
+  throw new Refusal(why, "limactl autostart enable NAME", EXIT.noInstance);
 }
 
 /** The one question. No person to be asked is no yes: a job must not be stopped by accident. */
@@ -3705,7 +3521,7 @@ async function ask(run: InstallRun, prepared: readonly PreparedJob[]): Promise<b
   if (ready.length + others.length === 0) return true;
   if (!host.canAsk) return new Refusal("Nothing was changed: there is no terminal to ask at", "--yes");
   if (ready.length === 0) return true;
-  for (const { name, target, steps } of ready) host.stderr(formatJobs([await planned(run, name, target, steps)], true));
+  for (const job of ready) host.stderr(formatJobs([await planned(run, job)], true));
   const stops = ready.filter(({ steps }) => steps.some((s) => s.kind === "stop" || s.kind === "bootout"));
   const words = stops.length === 0 ? "" : ` This stops ${stops.map((r) => r.name).join(", ")} and starts it again.`;
   return await host.confirm(`Continue?${words}`);
@@ -3717,7 +3533,7 @@ async function runCommand(run: InstallRun): Promise<number> {
   const names = options.all ? await allNames(run) : options.names;
   const prepared: PreparedJob[] = [];
   for (const name of names) prepared.push(await prepareJob(run, name));
-  const mayAct = options.dryRun || options.yes || options.print || options.role === "check" || await ask(run, prepared);
+  const mayAct = options.yes || isLooking(options) || await ask(run, prepared);
   const reports = prepared.flatMap((p) => p.kind === "report" ? [p.report] : []);
   const ready = prepared.filter((p) => p.kind === "ready");
   const others = prepared.filter((p) => p.kind === "hand over");
@@ -3727,7 +3543,7 @@ async function runCommand(run: InstallRun): Promise<number> {
     reports.push(...[...ready, ...others].map((p) => refusedReport(p.name, refusal)));
   } else {
     if (!options.dryRun) reports.push(...await carryOutAll(run, ready));
-    else for (const { name, target, steps } of ready) reports.push(await planned(run, name, target, steps));
+    else for (const job of ready) reports.push(await planned(run, job));
     for (const uid of new Set(others.map((o) => o.uid))) {
       passed = await passOn(run, others.filter((o) => o.uid === uid), reports);
     }
@@ -3741,11 +3557,8 @@ async function runCommand(run: InstallRun): Promise<number> {
   return worst([...reports.map((r) => r.status), ...passed === undefined ? [] : [Number(passed)]]);
 }
 
-async function passOn(
-  run: InstallRun,
-  jobs: readonly (PreparedJob & { kind: "hand over" })[],
-  reports: JobReport[],
-): Promise<string | undefined> {
+/** Hands jobs over, and adds their reports; where they were printed already, the status of who did it. */
+async function passOn(run: InstallRun, jobs: readonly OthersJob[], reports: JobReport[]) {
   try {
     const answer = await handOver(run, jobs);
     if (typeof answer === "string") return answer;
@@ -3766,9 +3579,8 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
   const cwd = Deno.cwd();
   const here = import.meta.dirname;
   const host: InstallHost = {
-    os,
+    ...machine,
     arch: Deno.build.arch,
-    uid,
     canAsk: settings.canAsk,
     limits: INSTALL_LIMITS,
     folders: realFolders(os, uid, before["HOME"] ?? "/nonexistent"),
@@ -3777,25 +3589,21 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
     boot: () => bootIdentity(host),
     tool: (name) => TOOL_PATHS[name],
     env: (name) => before[name],
-    clockMs: machine.clockMs,
     now: () => new Date(),
-    pause: machine.pause,
     settle: () => settle(before),
     absolute: (path) => path.replace(/^~(?=\/)/, before["HOME"] ?? "").replace(/^(?!\/)/, `${cwd}/`),
-    ...realFiles(machine),
+    ...realFiles,
     lock: () => lockFile(join(host.folders.own, uid === 0 ? "lima-guard-install.lock" : ".lima-guard-install.lock")),
     random: () => crypto.getRandomValues(new Uint8Array(4)).toHex(),
     alive: (pid) => machine.alive(pid) !== "no",
     run: (argv, options) => {
       const words = options.words ?? (settings.isVerbose ? argv.map(quote).join(" ") : undefined);
-      if (words !== undefined) host.stderr(`$ ${words}\n`);
+      if (words !== undefined) machine.stderr(`$ ${words}\n`);
       return runToLimit(machine, argv, options.limitMs);
     },
     handOver: (argv, passesOn) => runWithTerminal(machine, argv, passesOn),
     compile: (folder) => compileHere(host, folder, before),
     ...realPerson(settings.canAsk),
-    stdout: machine.stdout,
-    stderr: machine.stderr,
   };
   return host;
 }
@@ -3873,26 +3681,20 @@ async function runWithTerminal(machine: Host, [program, ...args]: Argv, passesOn
   return { code, stdout };
 }
 
-function realFiles(machine: Host) {
-  return {
-    stat: lookAtPath,
-    linkTarget: (path: string) => machine.linkTarget(path).ok ?? "",
-    real: (path: string) => machine.realPath(path).ok,
-    list: (folder: string) => listFolder(machine, folder),
-    read: readRegular,
-    isReadOnly: (path: string) => machine.writeTrouble(path) !== undefined,
-    create: createFile,
-    append: appendToFile,
-    rename: (from: string, to: string) => Deno.renameSync(from, to),
-    link: (from: string, to: string) => Deno.linkSync(from, to),
-    remove: (path: string) => Deno.removeSync(path),
-    makeFolder: (path: string, mode: number) => Deno.mkdirSync(path, { mode }),
-    sync: (folder: string) => {
-      using file = Deno.openSync(folder);
-      file.syncSync();
-    },
-  };
-}
+const realFiles = {
+  stat: lookAtPath,
+  read: readRegular,
+  create: createFile,
+  append: appendToFile,
+  rename: (from: string, to: string) => Deno.renameSync(from, to),
+  link: (from: string, to: string) => Deno.linkSync(from, to),
+  remove: (path: string) => Deno.removeSync(path),
+  makeFolder: (path: string, mode: number) => Deno.mkdirSync(path, { mode }),
+  sync: (folder: string) => {
+    using file = Deno.openSync(folder);
+    file.syncSync();
+  },
+};
 
 function lookAtPath(path: string): Looked {
   try {
@@ -3905,13 +3707,6 @@ function lookAtPath(path: string): Looked {
     if (error instanceof Error && "code" in error && error.code === "ENOTDIR") return "absent";
     throw error;
   }
-}
-
-function listFolder(machine: Host, folder: string): string[] | undefined {
-  const names = machine.list(folder);
-  if (names.ok || names.trouble === "absent") return names.ok;
-  const status = names.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
-  throw new Refusal(`Cannot list ${folder}: ${names.why}`, `ls -ld ${quote(folder)}`, status);
 }
 
 /** Never waits: a FIFO, also one that has just taken the place of a file, is opened without a writer, and not read. */
@@ -4016,89 +3811,77 @@ export const BAKED_IN: readonly string[] = [
 /** `deno task compile` in small: this machine's target only. It downloads Deno's runtime the first time. */
 async function compileHere(host: InstallHost, folder: string, env: Record<string, string>): Promise<string | Answer> {
   const output = join(folder, "dist", `${GUARD_NAME}-${Deno.build.target}`);
-  const args = [
-    "compile",
-    "--quiet",
-    ...BAKED_IN,
-    "--output",
-    output,
-    "--include",
-    join(folder, "install.ts"),
-    join(folder, "lima_guard.ts"),
-  ];
-  const words = Object.entries(env).filter(([name]) => /^(DENO|DENORT|HTTPS?_PROXY|NPM)/.test(name)).map(([k, v]) =>
-    `${k}=${v}`
-  );
-  const argv: Argv = ["/usr/bin/env", ...words, Deno.execPath(), ...args];
+  const [script, installer] = [join(folder, "lima_guard.ts"), join(folder, "install.ts")];
+  const args = ["compile", "--quiet", ...BAKED_IN, "--output", output, "--include", installer, script];
+  const kept = Object.entries(env).filter(([name]) => /^(DENO|DENORT|HTTPS?_PROXY|NPM)/.test(name));
+  const argv: Argv = ["/usr/bin/env", ...kept.map((entry) => entry.join("=")), Deno.execPath(), ...args];
   const answer = await host.run(argv, { limitMs: host.limits.compileMs, words: argv.map(quote).join(" ") });
   return answer.code === 0 && !answer.late ? output : answer;
 }
 
 // ─────────────────────────────────────────────────────────────────────── the command line, and main ──
 
-/** Every option there is, in the order of the help text; `key` is its name in InstallOptions. */
+/** Every option there is, in the order of the help text. */
 export const INSTALL_OPTIONS = [
-  { flag: "install", key: "role", text: "let launchd run lima-guard (this is the default)" },
-  { flag: "check", key: "role", text: "is it so, in the file and as loaded, and will it start? 1 where not" },
-  { flag: "uninstall", key: "role", text: "give the old plist back; the job of an instance that is gone is removed" },
-  {
-    flag: "all",
-    key: "all",
-    text: "every job that starts an instance: root's daemons, or the user's login agents too",
-  },
-  {
-    flag: "plist",
-    key: "plist",
-    argument: "FILE",
-    text: "this plist (for Colima INSTANCE is colima or colima-PROFILE)",
-  },
-  { flag: "guard", key: "guard", argument: "PATH", text: "use this compiled lima-guard in its place" },
+  { flag: "install", text: "let launchd run lima-guard (this is the default)" },
+  { flag: "check", text: "is it so, in the file and as loaded, and will it start? 1 where not" },
+  { flag: "uninstall", text: "give the old plist back; the job of an instance that is gone is removed" },
+  { flag: "all", text: "every job that starts an instance: root's daemons, or the user's login agents too" },
+  { flag: "plist", argument: "FILE", text: "this plist (for Colima INSTANCE is colima or colima-PROFILE)" },
+  { flag: "guard", argument: "PATH", text: "use this compiled lima-guard in its place" },
   {
     flag: "guard-dir",
-    key: "guardDir",
     argument: "DIR",
     text: "where lima-guard is put (default: /usr/local/libexec; login agent: ~/.local/libexec)",
   },
-  { flag: "sign", key: "sign", argument: "IDENTITY", text: "sign the lima-guard that is put there (codesign --sign)" },
-  { flag: "keep-alive", key: "keepAlive", text: "add KeepAlive {SuccessfulExit: false} where there is no KeepAlive" },
+  { flag: "sign", argument: "IDENTITY", text: "sign the lima-guard that is put there (codesign --sign)" },
+  { flag: "keep-alive", text: "add KeepAlive {SuccessfulExit: false} where there is no KeepAlive" },
   {
     flag: "exit-timeout",
-    key: "exitTimeoutS",
     argument: "SECONDS",
     text: `set ExitTimeOut to just this (default: at least ${EXIT_TIMEOUT_S})`,
   },
-  { flag: "on-event", key: "onEvent", argument: "PROGRAM", text: "let the job run this program at each event" },
-  { flag: "lima-home", key: "limaHome", argument: "DIR", text: "where the instance is (default: what the plist says)" },
-  { flag: "start", key: "start", text: "enable and load a job that is off (otherwise it stays off)" },
-  {
-    flag: "restart",
-    key: "restart",
-    text: "stop and load the job again, also where its file is as wanted (after an upgrade)",
-  },
-  { flag: "downgrade", key: "downgrade", text: "replace a newer lima-guard" },
-  { flag: "no-reload", key: "noReload", text: "change the file only; it counts from the next boot or login on" },
-  { flag: "purge", key: "purge", text: "--uninstall: remove lima-guard and what it has left, once no job needs it" },
-  { flag: "print", key: "print", text: "print the finished plist on stdout, write nothing" },
-  { flag: "dry-run", key: "dryRun", text: "print the changes and the commands, write nothing" },
-  { flag: "yes", key: "yes", text: "do not ask" },
-  { flag: "json", key: "json", text: "one JSON document on stdout" },
-  { flag: "verbose", key: "verbose", short: "v", text: "print every command, those that only look too" },
-  { flag: "help", key: "help", short: "h", text: "print this and exit" },
-  { flag: "version", key: "version", text: "print the version and exit" },
+  { flag: "on-event", argument: "PROGRAM", text: "let the job run this program at each event" },
+  { flag: "lima-home", argument: "DIR", text: "where the instance is (default: what the plist says)" },
+  { flag: "start", text: "enable and load a job that is off (otherwise it stays off)" },
+  { flag: "restart", text: "stop and load the job again, also where its file is as wanted (after an upgrade)" },
+  { flag: "downgrade", text: "replace a newer lima-guard" },
+  { flag: "no-reload", text: "change the file only; it counts from the next boot or login on" },
+  { flag: "purge", text: "--uninstall: remove lima-guard and what it has left, once no job needs it" },
+  { flag: "print", text: "print the finished plist on stdout, write nothing" },
+  { flag: "dry-run", text: "print the changes and the commands, write nothing" },
+  { flag: "yes", text: "do not ask" },
+  { flag: "json", text: "one JSON document on stdout" },
+  { flag: "verbose", short: "v", text: "print every command, those that only look too" },
+  { flag: "help", short: "h", text: "print this and exit" },
+  { flag: "version", text: "print the version and exit" },
 ] as const;
 
-type Option = Exclude<typeof INSTALL_OPTIONS[number], { key: "role" | "help" | "version" | "exitTimeoutS" }>;
-type Valued = Extract<Option, { argument: string }>["key"];
+const TASKS = ["install", "check", "uninstall"] as const;
+/** Options that become no option of a run by themselves. */
+const APART = [...TASKS, "help", "version"] as const;
+
+type Flag<Row> = Row extends { flag: infer F extends string } ? F : never;
+type Camel<F extends string> = F extends `${infer A}-${infer B}` ? `${A}${Capitalize<Camel<B>>}` : F;
+type Row = typeof INSTALL_OPTIONS[number];
+type Valued = Exclude<Flag<Extract<Row, { argument: string }>>, "exit-timeout">;
+type Switch = Exclude<Flag<Exclude<Row, { argument: string }>>, typeof APART[number]>;
 
 /** What the command line asks for. */
 export type InstallOptions =
   & {
-    readonly role: "install" | "check" | "uninstall";
+    readonly role: typeof TASKS[number];
     readonly names: readonly string[];
     readonly exitTimeoutS?: number;
   }
-  & { readonly [key in Valued]?: string }
-  & { readonly [key in Exclude<Option["key"], Valued>]: boolean };
+  & { readonly [F in Valued as Camel<F>]?: string }
+  & { readonly [F in Switch as Camel<F>]: boolean };
+
+/** The name of an option in InstallOptions. */
+function keyOf(flag: string): keyof InstallOptions {
+  const key = flag === "exit-timeout" ? "exit-timeout-s" : flag;
+  return key.replaceAll(/-(.)/g, (_, letter) => letter.toUpperCase()) as keyof InstallOptions;
+}
 
 const INSTALL_LINE = commandLine(INSTALL_OPTIONS);
 
@@ -4131,7 +3914,7 @@ export function parseInstallArgs(
   const { has, value, words } = given;
   if (has("help")) return { print: installHelp() };
   if (has("version")) return { print: `lima-guard ${VERSION}\n` };
-  const roles = (["install", "check", "uninstall"] as const).filter(has);
+  const roles = TASKS.filter(has);
   if (roles.length > 1) return { usage: `Cannot do --${roles.join(" and --")} at once` };
   const empty = INSTALL_OPTIONS.find((o) => "argument" in o && value(o.flag) === "");
   if (empty !== undefined) return { usage: `--${empty.flag} needs a value` };
@@ -4141,18 +3924,14 @@ export function parseInstallArgs(
     return { usage: `Cannot take ${JSON.stringify(timeout)} as --exit-timeout: ${why}` };
   }
   const values = INSTALL_OPTIONS.flatMap((o): [string, unknown][] => {
-    if (o.key === "role" || o.key === "help" || o.key === "version") return [];
-    if (!("argument" in o)) return [[o.key, has(o.flag)]];
+    if (APART.some((flag) => flag === o.flag)) return [];
+    if (!("argument" in o)) return [[keyOf(o.flag), has(o.flag)]];
     const text = value(o.flag)?.replace(/(?<=.)\/+$/, "");
-    return text === undefined ? [] : [[o.key, o.key === "exitTimeoutS" ? Number(text) : text]];
+    return text === undefined ? [] : [[keyOf(o.flag), o.flag === "exit-timeout" ? Number(text) : text]];
   });
-  const options = {
-    role: roles[0] ?? "install",
-    names: words,
-    ...Object.fromEntries(values),
-  } as unknown as InstallOptions;
-  const usage = misuse(options);
-  return usage === undefined ? options : { usage };
+  const options = { role: roles[0] ?? "install", names: words, ...Object.fromEntries(values) };
+  const usage = misuse(options as unknown as InstallOptions);
+  return usage === undefined ? options as unknown as InstallOptions : { usage };
 }
 
 function misuse(o: InstallOptions): string | undefined {
@@ -4209,12 +3988,10 @@ export async function installMain(args: readonly string[], given?: InstallHost):
 
 /** The permissions that are missing and cannot be asked for. */
 async function missingPermissions(): Promise<string[]> {
+  const ask = Deno.stdin.isTerminal() ? "request" : "query";
   const missing: string[] = [];
   for (const name of ["read", "write", "env", "run", "sys", "net"] as const) {
-    const { state } = Deno.stdin.isTerminal()
-      ? await Deno.permissions.request({ name })
-      : await Deno.permissions.query({ name });
-    if (state !== "granted") missing.push(name);
+    if ((await Deno.permissions[ask]({ name })).state !== "granted") missing.push(name);
   }
   return missing;
 }
@@ -4230,9 +4007,7 @@ if (import.meta.main) {
     });
   }
   const missing = await missingPermissions();
-  const words = `lima-guard: Cannot start without permission for ${
-    missing.join(", ")
-  } (hint: deno run -P install.ts …)\n`;
-  if (missing.length > 0) print(words);
+  const why = `Cannot start without permission for ${missing.join(", ")}`;
+  if (missing.length > 0) print(`lima-guard: ${why} (hint: deno run -P install.ts …)\n`);
   Deno.exit(missing.length > 0 ? EXIT.denied : await installMain(Deno.args));
 }

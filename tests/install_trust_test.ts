@@ -78,7 +78,7 @@ Deno.test("pathComponents() sees every link, every folder on the way to where it
       if (what === undefined) return "absent" as const;
       return look(path, { kind: what.startsWith("@") ? "link" : what === "f" ? "file" : "directory" });
     },
-    linkTarget: (path: string) => files[path]!.slice(1),
+    linkTarget: (path: string) => ({ ok: files[path]!.slice(1) }),
   };
   assert.deepEqual(pathComponents(host, "/a/./x").way.map((l) => l.path), [
     "/",
@@ -495,6 +495,32 @@ macTest("root's --all is the daemons: the caller's HOME has no part in it", asyn
   );
   const run = await mac.run(["--yes", "--all", "--json"], { env: { HOME: `${mac.root}/home/ada` } });
   assert.deepEqual(JSON.parse(run.stdout).instances.map((i: { name: string }) => i.name), ["default"]);
+});
+
+macTest("--sign signs an agent's guard as well, before it is placed, also one that is there already", async () => {
+  const { mac, as, guard } = macWith("agent");
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+  const unsigned = Deno.readTextFileSync(guard);
+  mac.forget();
+  const run = await mac.run(["--yes", "--sign", "Dev ID", "default"], { as });
+  assert.equal(run.status, 0, run.stdout + run.stderr);
+  assert.equal(mac.log().filter((line) => line.startsWith("501: codesign --force --sign Dev ID ")).length, 1);
+  assert.equal(Deno.readTextFileSync(guard), `${unsigned}# signed as org.lima-guard\n`);
+});
+
+macTest("codesign that signs nothing is a refusal with its words, and leaves no copy", async () => {
+  for (const kind of ["daemon", "agent"] as const) {
+    const { mac, as } = macWith(kind);
+    await using _ = mac;
+    const before = mac.tree();
+    mac.fault("force:1 1");
+    const by = kind === "daemon" ? ADA : as;
+    const run = await mac.run(["--yes", "--json", "--sign", "No such ID", "default"], { as: by });
+    assert.deepEqual([run.status, run.json().state], [1, kind === "daemon" ? "refused" : "rolled back"], run.stdout);
+    assert.match(run.json().blockers[0].because, /codesign: status 1$/);
+    assert.deepEqual(mac.tree(), before);
+  }
 });
 
 macTest("--sign signs a private copy as the caller, with one identifier, before it is placed", async () => {
