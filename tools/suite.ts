@@ -33,6 +33,7 @@ const AIM_MINUTES = 6;
 export const LONG_FILES: readonly string[] = [
   "tests/install_effects_test.ts",
   "tests/mac/recorded_test.ts",
+  "tests/launchd_live_test.ts",
   "tests/install_act_test.ts",
   "tests/commands_test.ts",
   "tests/pre_faults_test.ts",

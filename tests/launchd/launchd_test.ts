@@ -4,7 +4,6 @@ import assert from "node:assert/strict";
 import { readPrint } from "../../lima_guard.ts";
 import { ps } from "../helpers/mod.ts";
 import { tempLimaHome } from "../helpers/home.ts";
-import { RECORDED } from "../mac/cases.ts";
 import { type Launchd, launchdIn, smallLaunchd } from "./launchd.ts";
 import { eventually, type Home, isAlive } from "./needs.ts";
 import { type Keys, readPlist, writePlist } from "./plist.ts";
@@ -209,8 +208,8 @@ Deno.test("a fault at the n-th call of launchctl", async () => {
 });
 
 Deno.test("a recording's own words are said where it has them, filled with the job at hand", async () => {
-  const folder = `${RECORDED}/macos-0.0-test-${Deno.pid}`;
   await using home = await tempLimaHome();
+  const folder = `${home.root}/macos-0.0-test`;
   const text =
     "gui/501/org.x = {\n\tstate = running\n\tnew in this macOS = yes\n\tprogram = /x\n\targuments = {\n\t\t/x\n\t}\n\n" +
     "\texit timeout = 5\n\tpid = 1\n\tlast exit code = (never exited)\n}\n";
@@ -225,19 +224,15 @@ Deno.test("a recording's own words are said where it has them, filled with the j
       Deno.writeTextFileSync(`${folder}/${name}/${file}`, content);
     }
   }
-  try {
-    await using launchd = launchdIn(`${home.root}/mac`, { recording: folder.slice(RECORDED.length + 1) });
-    const label = job(launchd, home, "exec sleep 1000", { ExitTimeOut: 17 });
-    const target = `${DOMAIN}/${label}`;
-    const { stdout = "" } = launchd.control(["print", target]);
-    assert.ok(stdout.startsWith(`${target} = {\n`), stdout);
-    assert.match(stdout, /^\tnew in this macOS = yes$/m);
-    const { pid, exitTimeoutS, program } = readPrint(stdout);
-    assert.deepEqual([pid, exitTimeoutS, program], [launchd.job(label).pid, 17, "/bin/sh"]);
-    assert.deepEqual(launchd.control(["print", `${DOMAIN}/y`]), { code: 112, stderr: "No such y here\n" });
-    // What the recording lacks: the one made by hand.
-    assert.equal(launchd.control(["print", "system/y"]).code, 113);
-  } finally {
-    Deno.removeSync(folder, { recursive: true });
-  }
+  await using launchd = launchdIn(`${home.root}/mac`, { recording: folder });
+  const label = job(launchd, home, "exec sleep 1000", { ExitTimeOut: 17 });
+  const target = `${DOMAIN}/${label}`;
+  const { stdout = "" } = launchd.control(["print", target]);
+  assert.ok(stdout.startsWith(`${target} = {\n`), stdout);
+  assert.match(stdout, /^\tnew in this macOS = yes$/m);
+  const { pid, exitTimeoutS, program } = readPrint(stdout);
+  assert.deepEqual([pid, exitTimeoutS, program], [launchd.job(label).pid, 17, "/bin/sh"]);
+  assert.deepEqual(launchd.control(["print", `${DOMAIN}/y`]), { code: 112, stderr: "No such y here\n" });
+  // What the recording lacks: the one made by hand.
+  assert.equal(launchd.control(["print", "system/y"]).code, 113);
 });

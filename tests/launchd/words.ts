@@ -1,9 +1,9 @@
 /**
- * What the small launchd says: a recording's own words, filled with the facts of a job. `LIMA_GUARD_RECORDING` names the
- * recording; what it lacks is taken from the one that was made by hand.
+ * What the small launchd says: a recording's own words, filled with the facts of a job. `LIMA_GUARD_RECORDING` is the
+ * recording, by its name in tests/standin/recorded or by its path; what it lacks is taken from the one that was made by hand.
  */
 
-import { BY_HAND, type Case, readRecording, RECORDED } from "../mac/cases.ts";
+import { BY_HAND, type Case, readRecording, recordingOf } from "../mac/cases.ts";
 
 export interface Facts {
   readonly domain: string;
@@ -38,7 +38,7 @@ const read = new Map<string, Case[]>();
 function casesOf(name: string): Case[] {
   const known = read.get(name);
   if (known) return known;
-  const cases = readRecording(`${RECORDED}/${name}`).filter(({ skipped, late }) => skipped === undefined && !late);
+  const cases = readRecording(recordingOf(name)).filter(({ skipped, late }) => skipped === undefined && !late);
   read.set(name, cases);
   return cases;
 }

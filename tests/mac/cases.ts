@@ -7,6 +7,11 @@ export const RECORDED = `${project}/tests/standin/recorded`;
 /** The one that is always there. No Mac has said it. */
 export const BY_HAND = "macos-by-hand";
 
+/** A recording by its name in RECORDED, or by its path. */
+export function recordingOf(nameOrPath: string): string {
+  return nameOrPath.startsWith("/") ? nameOrPath : `${RECORDED}/${nameOrPath}`;
+}
+
 export interface Case {
   readonly name: string;
   readonly argv: readonly string[];

@@ -46,6 +46,8 @@ export class RealMac implements Ground {
   }
 
   static async make(): Promise<RealMac> {
+    // A ticket of sudo is good for 5 minutes; the stories of a login agent, which need none, take longer together.
+    await runToEnd(["sudo", "-n", "true"]);
     const user = { name: (await runToEnd(["id", "-un"])).text.trim(), uid: Deno.uid() ?? 0 };
     const home = Deno.env.get("HOME") ?? "/";
     Deno.mkdirSync(`${home}/Library/LaunchAgents`, { recursive: true });

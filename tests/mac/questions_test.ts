@@ -72,6 +72,8 @@ function ask(question: string, answer: (scene: Scene) => Promise<string | NoAnsw
         const ProgramArguments = ["/bin/sh", `${dir}/job.sh`, dir, ...more];
         return await Job.load(dir, domain, { ...user, ProgramArguments, ...keys });
       };
+      // A ticket of sudo is good for 5 minutes, and many questions need none.
+      if (canSudo) await say(["sudo", "-n", "true"]);
       const row = await answerTo(question, () => answer({ dir, script }));
       writeAnswer(paper, row);
       await Deno.remove(dir, { recursive: true }).catch(() => say(["sudo", "-n", "rm", "-rf", dir]));

@@ -1,22 +1,26 @@
 /**
  * What Macs have said, case by case, through the readers of lima-guard; and `tests/mac/record` itself, run here against
- * the stand-ins. A recording of a Mac is unpacked into tests/standin/recorded/ and is then part of this.
+ * the stand-ins. A recording of a Mac is unpacked into tests/standin/recorded/ and is then part of this, or it is named by
+ * its path: LIMA_GUARD_RECORDING=FOLDER.
  */
 
 import assert from "node:assert/strict";
 import { readLoaded } from "../../install.ts";
+import { denoFlags } from "../helpers/guard.ts";
 import { findWithoutEnvironments } from "../helpers/home.ts";
 import { project } from "../helpers/paths.ts";
+import { eventually } from "../helpers/processes.ts";
 import { launchdIn } from "../launchd/launchd.ts";
-import { readRecording, RECORDED } from "./cases.ts";
+import { BY_HAND, type Case, readRecording, RECORDED, recordingOf } from "./cases.ts";
 import { check } from "./recording.ts";
 
-const recordings = [...Deno.readDirSync(RECORDED)].filter(({ name, isDirectory }) =>
-  isDirectory && name.startsWith("macos-")
-);
+const kept = [...Deno.readDirSync(RECORDED)].filter(({ name, isDirectory }) => isDirectory && name.startsWith("macos-"))
+  .map(({ name }) => name);
+const named = Deno.env.get("LIMA_GUARD_RECORDING") || BY_HAND;
 
-for (const { name } of recordings) {
-  for (const seen of readRecording(`${RECORDED}/${name}`)) {
+for (const recording of new Set([...kept, named])) {
+  const name = recording.slice(recording.lastIndexOf("/") + 1);
+  for (const seen of readRecording(recordingOf(recording))) {
     Deno.test(`${name}: ${seen.name}${seen.skipped === undefined ? "" : `: ${seen.skipped}`}`, () => {
       check(seen);
     });
@@ -66,51 +70,29 @@ Deno.test("replay says a case again: its bytes and its status", async () => {
   }
 });
 
-const SHELLS = [["dash"], ["busybox", "sh"], ["bash", "--posix"]];
-/** Shells that a machine lacks are counted as ignored. */
-function has(shell: readonly string[]): boolean {
-  try {
-    return new Deno.Command(shell[0] ?? "", { args: [...shell.slice(1), "-c", ":"] }).outputSync().success;
-  } catch {
-    return false;
-  }
-}
+/** What /bin/sh is on a Mac. That the script is whole for other shells is scripts_test.ts's. */
+const SHELL = ["bash", "--posix"];
+const notHere = Deno.build.os === "linux" ? "" : ": the stand-ins are for Linux";
 
-for (const shell of SHELLS) {
-  const why = Deno.build.os !== "linux" ? "the stand-ins are for Linux" : has(shell) ? "" : "not installed";
-  Deno.test({
-    name: `record with ${shell.join(" ")}: every case has an answer, the readers take them, and nothing is left${
-      why && `: ${why}`
-    }`,
-    ignore: why !== "",
-    fn: () => recordHere(shell),
-  });
-}
+Deno.test({
+  name:
+    `record: every case has an answer, nothing is left, and the archive feeds the tests of the readers and of the ` +
+    `stand-in launchd${notHere}`,
+  ignore: notHere !== "",
+  fn: recordHere,
+});
 
-async function recordHere(shell: readonly string[]): Promise<void> {
+async function recordHere(): Promise<void> {
   const root = Deno.realPathSync(Deno.makeTempDirSync({ dir: "/tmp", prefix: "lg-" }));
-  const [state, tools, out] = [`${root}/state`, `${root}/tools`, `${root}/out`];
   try {
-    await using stand = launchdIn(root, { pretended: true, bin: "tools" });
-    for (const dir of ["alive", "exit"]) Deno.mkdirSync(`${state}/${dir}`, { recursive: true });
-    Deno.writeTextFileSync(`${state}/conf`, "dying=8\n");
+    await using stand = launchdIn(root, { bin: "tools" });
     const home = Deno.env.get("HOME") ?? "/";
-    const { stdout: name } = new Deno.Command("id", { args: ["-un"] }).outputSync();
-    const user = new TextDecoder().decode(name).trim();
-    // The password's field holds the groups.
-    const row = `${user}:${Deno.gid()}:${Deno.uid()}:${Deno.gid()}::0:0:A B:${home}:/bin/sh\n`;
-    Deno.writeTextFileSync(`${state}/users`, user === "root" ? row : `${row}root:0:0:0::0:0:R:/var/root:/bin/sh\n`);
-    // The stand-ins find their Mac by where they are.
-    const launchd = `${project}/tests/standin/launchd`;
-    for (const tool of ["sudo", "id", "plutil", "codesign"]) {
-      Deno.copyFileSync(`${launchd}/${tool}`, `${tools}/${tool}`);
-    }
-    Deno.symlinkSync("/usr/bin/lsof", `${tools}/lsof`);
-    Deno.writeTextFileSync(`${tools}/sw_vers`, "#!/bin/sh\necho 0.0\n", { mode: 0o755 });
-    const [program = "", ...before] = shell;
+    furnish(root, home);
+    const [program = "", ...before] = SHELL;
     const { code, stdout, stderr } = await new Deno.Command(program, {
-      args: [...before, `${project}/tests/mac/record`, out],
-      env: { RECORD_TOOLS: tools, RECORD_PAUSE: "0", HOME: home },
+      args: [...before, `${project}/tests/mac/record`, `${root}/out`],
+      // A job that really runs needs a moment to begin, and one to end.
+      env: { RECORD_TOOLS: `${root}/tools`, RECORD_PAUSE: "0.3", HOME: home },
       cwd: root,
       stdin: "null",
     }).output();
@@ -118,25 +100,68 @@ async function recordHere(shell: readonly string[]): Promise<void> {
     assert.equal(code, 0, said + complaints);
     assert.equal(complaints, "");
     const [, count, archive = ""] = /^(\d+) cases: (.*)\n$/.exec(said) ?? [];
-    assert.ok(Deno.statSync(archive).size > 10_000, said);
     const cases = readRecording(archive.replace(/\.tar\.gz$/, ""));
-    const answered = cases.filter(({ skipped }) => skipped === undefined);
-    assert.equal(answered.length, Number(count));
-    for (const { name, status, argv, late } of answered) {
-      assert.ok(
-        Number.isInteger(status) && argv.length > 0 && !late,
-        `${name}: status ${status}, argv ${argv}, late ${late}`,
-      );
-    }
-    // Not looked at: how a job has ended, as the stand-in launchd only pretends to run jobs, and the sysctl of Linux.
-    const pretended = /^print\..*\.(ended-\d+|killed|no-program|no-log)$|^sysctl\./;
-    const checked = cases.filter(({ name }) => !pretended.test(name)).filter(check);
-    assert.ok(checked.length > 60, `${checked.length} of ${cases.length} were checked`);
-    assert.deepEqual([...stand.jobs.keys()], []);
+    assert.equal(cases.filter(({ skipped }) => skipped === undefined).length, Number(count));
+    assertChecked(cases);
+    await eventually(() => assert.deepEqual([...stand.jobs.keys()], []), { withinMs: 30_000 });
     const labels = [...stand.overrides.values()].flatMap((one) => [...one].filter(([, is]) => is));
     assert.deepEqual(labels, []);
     assert.deepEqual(findWithoutEnvironments(root).filter(({ pid }) => pid !== Deno.pid), []);
+    await feeds(archive, `${root}/unpacked`);
   } finally {
     Deno.removeSync(root, { recursive: true });
   }
+}
+
+/** What the stand-ins for Apple's tools need in their Mac; they find it by where they are. */
+function furnish(root: string, home: string): void {
+  const [state, tools] = [`${root}/state`, `${root}/tools`];
+  Deno.writeTextFileSync(`${state}/boot`, "0D2C8A1E-5B7F-4C39-9A60-1F2E3D4C5B6A\n");
+  const { stdout: name } = new Deno.Command("id", { args: ["-un"] }).outputSync();
+  const user = new TextDecoder().decode(name).trim();
+  // The password's field holds the groups.
+  const row = `${user}:${Deno.gid()}:${Deno.uid()}:${Deno.gid()}::0:0:A B:${home}:/bin/sh\n`;
+  Deno.writeTextFileSync(`${state}/users`, user === "root" ? row : `${row}root:0:0:0::0:0:R:/var/root:/bin/sh\n`);
+  for (const tool of ["sudo", "id", "plutil", "codesign", "sysctl"]) {
+    Deno.copyFileSync(`${project}/tests/standin/launchd/${tool}`, `${tools}/${tool}`);
+  }
+  Deno.symlinkSync("/usr/bin/lsof", `${tools}/lsof`);
+  Deno.writeTextFileSync(`${tools}/sw_vers`, "#!/bin/sh\necho 0.0\n", { mode: 0o755 });
+}
+
+function assertChecked(cases: readonly Case[]): void {
+  for (const { name, status, argv, late, skipped } of cases) {
+    const isWhole = Number.isInteger(status) && argv.length > 0 && !late;
+    assert.ok(skipped !== undefined || isWhole, `${name}: status ${status}, argv ${argv}, late ${late}`);
+  }
+  const checked = cases.filter(check);
+  assert.ok(checked.length > 60, `${checked.length} of ${cases.length} were checked`);
+}
+
+/** What the archive holds is enough for the stand-in launchd, and its tests and the readers' pass with it. */
+async function feeds(archive: string, folder: string): Promise<void> {
+  Deno.mkdirSync(folder);
+  const unpacked = await runHere(["tar", "-xzf", archive, "-C", folder]);
+  assert.equal(unpacked.code, 0, unpacked.text);
+  const [name = ""] = [...Deno.readDirSync(folder)].map((entry) => entry.name);
+  const recording = `${folder}/${name}`;
+  const answered = readRecording(recording).filter(({ skipped }) => skipped === undefined).map((seen) => seen.name);
+  // The stand-in for sudo is for root: any other user has recorded no daemon.
+  const isAsked = (needed: string) => Deno.uid() === 0 || !needed.includes(".daemon.");
+  const byHand = readRecording(recordingOf(BY_HAND)).map((seen) => seen.name).filter(isAsked);
+  const refusals = ["bootout.agent.never", "bootstrap.agent.disabled", "bootstrap.agent.ending"];
+  for (const needed of [...byHand, ...refusals]) assert.ok(answered.includes(needed), `${needed} was not recorded`);
+  const env = { LIMA_GUARD_RECORDING: recording };
+  const test = [Deno.execPath(), "test", "-A", "--no-check", ...denoFlags()];
+  for (const args of [["tests/mac/recorded_test.ts", "--filter", `${name}: `], ["tests/launchd/launchd_test.ts"]]) {
+    const { code, text } = await runHere([...test, ...args], env);
+    assert.equal(code, 0, text);
+    assert.match(text, /ok\S* \| [1-9]\d* passed/);
+  }
+}
+
+async function runHere(argv: readonly string[], env: Record<string, string> = {}) {
+  const [program = "", ...args] = argv;
+  const { code, stdout, stderr } = await new Deno.Command(program, { args, env, cwd: project, stdin: "null" }).output();
+  return { code, text: new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr) };
 }
