@@ -478,14 +478,6 @@ for (const each of ORPHANS) {
   }, { ignore: ssh ? whyNoSshd() : false });
 }
 
-row(14, "the dry run says of an orphan what the real run says while it acts", async ({ home, k3s }) => {
-  await using orphan = await startOrphan(k3s, "qemu");
-  const planned = await runGuard(home, ["--pre", "--dry-run", "k3s"]);
-  const done = await runGuard(home, ["--pre", "k3s"]);
-  await orphan.waitForExit();
-  assertSameWords(planned, done);
-});
-
 row(15, "QEMU of an instance that is vz by now: Lima would open its disk a second time", async ({ k3s, bystander }) => {
   await using orphan: Orphan = await startOrphan(k3s, "qemu");
   k3s.conf({ vmtype: "vz" });
@@ -775,12 +767,6 @@ row(29, "ssh.config is cut short", async ({ k3s }) => {
   await starts(k3s);
 });
 
-row(29, "ssh.config is whole, and stays", async ({ k3s }) => {
-  k3s.sshConfig({ port: 60022 });
-  await leavesAlone(k3s, { state: "clear", status: 0 });
-  await starts(k3s);
-});
-
 {
   const port = freePort();
   row(30, "the fixed ssh port is taken", async ({ k3s }) => {
@@ -805,13 +791,6 @@ row(31, "a LaunchAgent of it is registered too: that is not for --pre to touch",
 row(32, "HOME is not set", async ({ k3s, bystander }) => {
   k3s.pidFile("vz.pid", bystander.pid);
   await repairs(k3s, { removes: ["vz.pid"] }, { env: { HOME: "" } });
-});
-
-row(33, "boot-session.tmp stays while a PID file stays", async ({ k3s, bystander }) => {
-  k3s.write("boot-session.tmp", "11111111-2222-3333-4444-555555555555\n");
-  k3s.pidFile("vz.pid", bystander.pid);
-  Deno.mkdirSync(k3s.path("ha.pid"));
-  await leavesAlone(k3s, { state: "unknown", status: 75, blockers: [/ha\.pid: it is a directory/] });
 });
 
 row(33, "boot-session.tmp alone, of another boot, is removed", async ({ k3s }) => {
