@@ -35,6 +35,7 @@ export const LONG_FILES: readonly string[] = [
   "tests/mac/recorded_test.ts",
   "tests/install_act_test.ts",
   "tests/pre_faults_test.ts",
+  "tests/torture_test.ts",
   "tests/stop_faults_test.ts",
   "tests/stop_guest_test.ts",
 ];
