@@ -323,7 +323,7 @@ test("the VM runs before the job starts: its host agent is supervised, colima st
   const { home, launchd, vm } = scene;
   assert.equal((await colima(home, ["start"])).code, 0);
   const label = load(scene);
-  await eventually(() => assert.match(launchd.job(label).said(), / is adopted/), { withinMs: 20_000 });
+  await eventually(() => assert.match(launchd.job(label).said(), / is adopted/), { withinMs: 40_000 });
   await eventually(() => assert.equal(last(vm, "start").adopted, true));
   assert.equal(vm.starts().length, 1);
   assert.equal((await colima(home, ["stop"])).code, 0);

@@ -18,6 +18,9 @@ import {
   ZOE,
 } from "./install_mac.ts";
 
+/** For what neither the tools' processes nor root's own decide. */
+const QUICK = { quick: true };
+
 for (const kind of ["daemon", "agent"] as const) {
   macTest(`${kind}: install lets launchd run lima-guard, and uninstall gives the very bytes back`, async () => {
     const { mac, file, text, as, guard, job } = macWith(kind);
@@ -84,7 +87,7 @@ macTest(
 
 macTest("the dry run says the very words that the run then prints, and writes nothing", async () => {
   for (const kind of ["daemon", "agent"] as const) {
-    const { mac, as } = macWith(kind);
+    const { mac, as } = macWith(kind, QUICK);
     await using _ = mac;
     const before = mac.tree();
     const dry = await mac.run(["--dry-run", "default"], { as });
@@ -100,7 +103,7 @@ macTest("the dry run says the very words that the run then prints, and writes no
 });
 
 macTest("the diff is one that patch takes, for every plist; --print prints the finished one", async () => {
-  const { mac, file, text, as } = macWith("agent");
+  const { mac, file, text, as } = macWith("agent", QUICK);
   await using _ = mac;
   const dry = await mac.run(["--dry-run", "default"], { as });
   const hunks = /^--- [^]*?(?=^ {2}would)/m.exec(dry.stdout)![0];
@@ -121,7 +124,7 @@ macTest("the diff is one that patch takes, for every plist; --print prints the f
 macTest(
   "a newer lima-guard is put in place and said; the job runs it after --restart; an older one needs --downgrade",
   async () => {
-    const { mac, job } = macWith("daemon");
+    const { mac, job } = macWith("daemon", QUICK);
     await using _ = mac;
     await mac.run(["--yes", "default"]);
     const [pid, old] = [job()!.pid, Deno.readTextFileSync(mac.guard)];
@@ -164,7 +167,7 @@ macTest(
       [["--keep-alive"], () => true],
     ];
     for (const [words, kept] of rows) {
-      const { mac, file, text, as, domain, label } = macWith("agent");
+      const { mac, file, text, as, domain, label } = macWith("agent", QUICK);
       await using _ = mac;
       const options = words.map((w) => w.replace("GUARDS", `${mac.home}/other`));
       const first = await mac.run(["--yes", ...options, "default"], { as });
@@ -192,7 +195,7 @@ macTest(
 );
 
 macTest("--guard is used in its place, and stays the guard of a plain install", async () => {
-  const { mac, job } = macWith("daemon");
+  const { mac, job } = macWith("daemon", QUICK);
   await using _ = mac;
   const own = mac.putGuard(`${mac.system}/opt/lima-guard`, "\n# another build\n");
   const first = await mac.run(["--yes", "--guard", own, "default"]);
@@ -206,7 +209,7 @@ macTest("--guard is used in its place, and stays the guard of a plain install", 
 });
 
 macTest("an agent takes the guard of this version that root has put there already", async () => {
-  const { mac, as, job } = macWith("agent");
+  const { mac, as, job } = macWith("agent", QUICK);
   await using _ = mac;
   mac.putGuard(mac.guard);
   const run = await mac.run(["--yes", "default"], { as });
@@ -218,7 +221,7 @@ macTest("an agent takes the guard of this version that root has put there alread
 // ── launchd's moods ──
 
 macTest("a job whose process is no host agent yet is booted out, and installed", async () => {
-  const { mac, job } = macWith("daemon");
+  const { mac, job } = macWith("daemon", QUICK);
   await using _ = mac;
   mac.conf("agent=0");
   const run = await mac.run(["--yes", "--json", "default"]);
@@ -228,7 +231,7 @@ macTest("a job whose process is no host agent yet is booted out, and installed",
 
 macTest("a job that takes long to end is waited for; a second bootout has its own codes", async () => {
   for (const conf of ["dying=25", "again=36", "again=5"]) {
-    const { mac, job } = macWith("daemon");
+    const { mac, job } = macWith("daemon", QUICK);
     await using _ = mac;
     mac.conf(conf);
     assert.equal((await mac.run(["--yes", "default"])).status, 0, conf);
@@ -247,7 +250,7 @@ for (const [code, times, status] of CODES) {
   macTest(
     `bootstrap says ${code}: ${status === 0 ? "it is tried again" : "the old job is put back, with the words"}`,
     async () => {
-      const { mac, job, file, text } = macWith("daemon");
+      const { mac, job, file, text } = macWith("daemon", QUICK);
       await using _ = mac;
       mac.fault(...Array.from({ length: times }, (_, i) => `bootstrap:${i + 1} ${code}`));
       const run = await mac.run(["--yes", "--json", "default"]);
@@ -262,7 +265,7 @@ for (const [code, times, status] of CODES) {
 }
 
 macTest("bootstrap says 0 and keeps no job: said, and put back", async () => {
-  const { mac, file, text } = macWith("daemon");
+  const { mac, file, text } = macWith("daemon", QUICK);
   await using _ = mac;
   mac.conf("kept=0");
   const run = await mac.run(["--yes", "--json", "default"], { settings: { limits: { bootstrapMs: 300 } } });
@@ -274,7 +277,7 @@ macTest("bootstrap says 0 and keeps no job: said, and put back", async () => {
 macTest(
   "KeepAlive {SuccessfulExit: true} is turned round: a stop stays down, a crash comes up; and it comes back",
   async () => {
-    const mac = FakeMac.make();
+    const mac = FakeMac.make(QUICK);
     await using _ = mac;
     mac.instance("colima", `${mac.home}/.colima/_lima`);
     mac.folder(`${mac.home}/.colima`, ZOE);
@@ -306,7 +309,7 @@ macTest(
 );
 
 macTest("a job that ran and does not start by itself is kicked, and it is said that nothing starts it", async () => {
-  const mac = FakeMac.make();
+  const mac = FakeMac.make(QUICK);
   await using _ = mac;
   mac.load("system", mac.daemon("default", fixture(mac, "lima-2.2-daemon").replace("<true/>", "<false/>")));
   mac.launchctl(["kickstart", `system/${DAEMON}`]);
@@ -318,7 +321,7 @@ macTest("a job that ran and does not start by itself is kicked, and it is said t
 });
 
 macTest("an ExitTimeOut that launchd clamps is a note with the number", async () => {
-  const { mac, as } = macWith("agent");
+  const { mac, as } = macWith("agent", QUICK);
   await using _ = mac;
   const run = await mac.run(["--yes", "--exit-timeout", "120", "default"], { as });
   assert.equal(run.status, 0, run.stdout);
@@ -330,7 +333,7 @@ macTest("an ExitTimeOut that launchd clamps is a note with the number", async ()
 macTest(
   "--exit-timeout that is small is taken, remembered, and a note for --check; a --timeout of its own is a trouble",
   async () => {
-    const { mac, file, text } = macWith("daemon");
+    const { mac, file, text } = macWith("daemon", QUICK);
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "--exit-timeout", "45", "default"])).status, 0);
     const checked = await mac.run(["--check", "default"]);
@@ -344,7 +347,7 @@ macTest(
 );
 
 macTest("an instance that cannot be stopped gracefully stays as it is, under its old job", async () => {
-  const { mac, job } = macWith("daemon");
+  const { mac, job } = macWith("daemon", QUICK);
   await using _ = mac;
   const [before, pid] = [mac.tree(), job()!.pid];
   mac.conf("stop=75");
@@ -357,7 +360,7 @@ macTest("an instance that cannot be stopped gracefully stays as it is, under its
 
 macTest("without a login session the file is changed, and it is said when it counts", async () => {
   for (const code of [112, 113, 125]) {
-    const mac = FakeMac.make();
+    const mac = FakeMac.make(QUICK);
     await using _ = mac;
     mac.conf(`session=${code}`);
     Deno.removeSync(`${mac.state}/sessions/501`);
@@ -372,7 +375,7 @@ macTest("without a login session the file is changed, and it is said when it cou
 });
 
 macTest("a launchctl that does not answer is no answer: nothing is touched", async () => {
-  const { mac } = macWith("daemon");
+  const { mac } = macWith("daemon", QUICK);
   await using _ = mac;
   const before = mac.tree();
   for (const fault of ["print:1 hang", "print:1 1", "print:1 killed"]) {
@@ -390,7 +393,7 @@ for (const kind of ["daemon", "agent"] as const) {
   for (const [isLoaded, isDisabled] of [[false, false], [false, true], [true, true]] as const) {
     const state = `${isLoaded ? "loaded" : "not loaded"}, ${isDisabled ? "disabled" : "enabled"}`;
     macTest(`${kind}, ${state}: the recipe --check || --install, twice, leaves launchd as it was`, async () => {
-      const { mac, file, text, as, domain, label, job } = macWith(kind);
+      const { mac, file, text, as, domain, label, job } = macWith(kind, QUICK);
       await using _ = mac;
       if (!isLoaded) mac.lose(domain, label);
       if (isDisabled) mac.launchctl(["disable", `${domain}/${label}`], as);
@@ -421,7 +424,7 @@ for (const kind of ["daemon", "agent"] as const) {
 macTest(
   "the job of an instance that is gone is removed by --uninstall, with its backup; --purge takes the guard too",
   async () => {
-    const { mac, file, job } = macWith("daemon");
+    const { mac, file, job } = macWith("daemon", QUICK);
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
     Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
@@ -490,7 +493,7 @@ macTest("a log that is a link, a FIFO or another user's is not written, and that
 macTest(
   "--purge takes the log of installs with the last job, and the logs of the job that lie in the user's folder",
   async () => {
-    const { mac, file, text } = macWith("daemon");
+    const { mac, file, text } = macWith("daemon", QUICK);
     await using _ = mac;
     mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
@@ -553,7 +556,7 @@ macTest(
 );
 
 macTest("--purge leaves the guard while another plist names it", async () => {
-  const { mac, text } = macWith("daemon");
+  const { mac, text } = macWith("daemon", QUICK);
   await using _ = mac;
   mac.instance("k3s");
   mac.load("system", mac.daemon("k3s", text.replaceAll("default", "k3s")));
@@ -566,7 +569,7 @@ macTest("--purge leaves the guard while another plist names it", async () => {
 });
 
 macTest("a job that is loaded and has no file any more is seen, with the line that ends it", async () => {
-  const { mac, file } = macWith("agent");
+  const { mac, file } = macWith("agent", QUICK);
   await using _ = mac;
   Deno.removeSync(file);
   const run = await mac.run(["--check", "default"], { as: ZOE });
@@ -587,7 +590,7 @@ macTest("a backup that cannot be read is kept, and makes an install refuse", asy
     ["writable for others", (path) => Deno.chmodSync(path, 0o666)],
   ];
   for (const [what, spoil] of rows) {
-    const { mac, file, text } = macWith("daemon");
+    const { mac, file, text } = macWith("daemon", QUICK);
     await using _ = mac;
     await mac.run(["--yes", "default"]);
     spoil(file + BACKUP_SUFFIX);
@@ -617,7 +620,7 @@ for (const [what, element] of SAID) {
   macTest(`a backup that another user could have written brings no value back: ${what}`, async () => {
     const key = /<key>(\w+)/.exec(element)![1]!;
     for (const spoil of ["owner", "mode"] as const) {
-      const { mac, file, text } = macWith("daemon");
+      const { mac, file, text } = macWith("daemon", QUICK);
       await using _ = mac;
       mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
       assert.equal((await mac.run(["--yes", "default"])).status, 0);
@@ -638,7 +641,7 @@ for (const [what, element] of SAID) {
 
 for (const mode of [0o444, 0o600, 0o640]) {
   macTest(`a plist of mode ${mode.toString(8)} has it again after install and uninstall`, async () => {
-    const { mac, file, text } = macWith("daemon");
+    const { mac, file, text } = macWith("daemon", QUICK);
     await using _ = mac;
     mac.own(file, { ...ROOT, gid: 80 }, mode);
     for (const role of ["--install", "--uninstall"]) {
@@ -660,7 +663,7 @@ for (const mode of [0o444, 0o600, 0o640]) {
 macTest(
   "--all stops at the first job that had to be rolled back; the others are never stopped; the guard is copied once",
   async () => {
-    const { mac, text } = macWith("daemon");
+    const { mac, text } = macWith("daemon", QUICK);
     await using _ = mac;
     for (const name of ["k3s", "web"]) {
       mac.instance(name);
@@ -686,7 +689,7 @@ macTest(
 );
 
 macTest("no job at all is 66, for every command, with one document", async () => {
-  await using mac = FakeMac.make();
+  await using mac = FakeMac.make(QUICK);
   for (const role of ["--check", "--install", "--uninstall"]) {
     const run = await mac.run([role, "--all", "--yes", "--json"]);
     const document = JSON.parse(run.stdout);
@@ -697,7 +700,7 @@ macTest("no job at all is 66, for every command, with one document", async () =>
 });
 
 macTest("no answer is no yes: nothing is changed where there is no terminal, nor after a no", async () => {
-  const { mac, file, text } = macWith("daemon");
+  const { mac, file, text } = macWith("daemon", QUICK);
   await using _ = mac;
   const unasked = await mac.run(["default"]);
   assert.equal(unasked.status, 1);
@@ -747,7 +750,7 @@ macTest(
 );
 
 macTest("--json has stable fields, also where it refuses", async () => {
-  const { mac, as } = macWith("agent");
+  const { mac, as } = macWith("agent", QUICK);
   await using _ = mac;
   const fields = "name state status changed stage seconds steps blockers notes changes plist guard".split(" ").sort();
   const rows: [args: string[], status: number][] = [
@@ -776,17 +779,17 @@ macTest("--json has stable fields, also where it refuses", async () => {
 macTest(
   "a process that is still there after its job is gone is waited for, and no new job is loaded beside it",
   async () => {
-    const { mac } = macWith("daemon");
+    const { mac } = macWith("daemon", QUICK);
     await using _ = mac;
     mac.conf("agent=0", "lingers=1");
-    const run = await mac.run(["--yes", "--json", "default"]);
+    const run = await mac.run(["--yes", "--json", "default"], { settings: { limits: { goneMs: 500 } } });
     assert.equal(run.status, 1, run.stdout);
     assert.match(run.json().blockers[0].because, /PID \d+ still lives/);
   },
 );
 
 macTest("a file has its bytes on the disk before it gets its name, and its folder is synced after", async () => {
-  const { mac, file } = macWith("daemon");
+  const { mac, file } = macWith("daemon", QUICK);
   await using _ = mac;
   assert.equal((await mac.run(["--yes", "default"], { settings: { trace: true } })).status, 0);
   const effects = mac.effects().map((line) => line.replace(/^0 /, ""));
@@ -801,7 +804,7 @@ macTest("a file has its bytes on the disk before it gets its name, and its folde
 });
 
 macTest("a job that was booted out in another boot is off, and stays off", async () => {
-  const { mac, file, domain, label, job } = macWith("daemon");
+  const { mac, file, domain, label, job } = macWith("daemon", QUICK);
   await using _ = mac;
   const noted = (boot: string) => JSON.stringify({ bootedOut: { boot, wasRunning: true } });
   mac.lose(domain, label);

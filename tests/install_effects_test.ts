@@ -31,20 +31,19 @@ const SCENARIOS: Record<string, Scenario> = {
 
 /** A Mac right before the run that is tried. `run` is that run, with these settings; without `quick` all is a process. */
 async function worldOf({ kind, role, upgrades }: Scenario, { quick = true }: { quick?: boolean } = {}) {
-  const world = macWith(kind);
+  const world = macWith(kind, { quick });
   const { mac, as } = world;
   if (upgrades) {
     mac.putGuard(mac.guard, "\n# the old one\n");
     mac.putGuard(`${mac.guard}.previous`, "\n# the oldest one\n");
   }
   if (role === "uninstall") {
-    const first = await mac.trial(["--yes", "default"]);
+    const first = await mac.run(["--yes", "default"], { settings: { quick: true } });
     assert.equal(first.status, 0, first.stdout);
   }
   mac.forget();
   const args = [`--${role}`, "--yes", "--json", "default"];
-  const run = (settings: MacSettings = {}) =>
-    quick && as.uid === 0 ? mac.trial(args, { settings }) : mac.run(args, { as, settings: { ...settings, quick } });
+  const run = (settings: MacSettings = {}) => mac.run(args, { as, settings });
   return { ...world, args, run };
 }
 type World = Awaited<ReturnType<typeof worldOf>>;
@@ -147,7 +146,7 @@ for (const [title, scenario] of Object.entries(SCENARIOS)) {
       const world = await worldOf(scenario);
       await using _ = world.mac;
       const { mac, args, as } = world;
-      const child = mac.start(args, { as, settings: { freezeAt: n, quick: true } });
+      const child = mac.start(args, { as, settings: { freezeAt: n } });
       const reader = child.stderr.getReader();
       for (let text = ""; !text.includes("frozen");) {
         const { value, done } = await reader.read();

@@ -28,10 +28,10 @@ export function pretendedHost(
   const own = isRoot ? `${system}/var/db` : home ?? "/nonexistent";
   const before = effectsOf(root, settings);
   const tools = new InstallTools(root, ask ?? launchdAt(`${root}/lib/launchd.sock`));
-  const run: InstallHost["run"] = (argv, options) => {
-    if (!settings.quick) return real.run(argv, options);
-    if (options.words !== undefined) host.stderr(`$ ${options.words}\n`);
-    return tools.run(argv, real.uid);
+  const run: InstallHost["run"] = async (argv, options) => {
+    const answer = settings.quick ? await tools.run(argv, real.uid) : undefined;
+    if (answer && options.words !== undefined) host.stderr(`$ ${options.words}\n`);
+    return answer ?? await real.run(argv, options);
   };
   const host: InstallHost = {
     ...real,

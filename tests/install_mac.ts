@@ -47,7 +47,7 @@ export interface MacSettings {
   hookAt?: number;
   hook?: string;
   trace?: boolean;
-  /** The process itself says what the stand-ins for Apple's tools would say: see install_tools.ts. */
+  /** install.ts itself says what the stand-ins for Apple's tools would say (install_tools.ts); root's run is no process. */
   quick?: boolean;
   /** Another stand-in for launchctl, of a launchd that really runs its jobs: their processes are the kernel's. */
   launchctl?: string;
@@ -138,7 +138,7 @@ export class FakeMac implements AsyncDisposable {
 
   static make(settings: MacSettings = {}): FakeMac {
     const folder = sharedFolder();
-    const mac = new FakeMac(Deno.makeTempDirSync({ dir: "/opt", prefix: "mac-" }), settings);
+    const mac = new FakeMac(Deno.makeTempDirSync({ dir: "/opt", prefix: "mac-" }), { ...settings });
     const { root, system } = mac;
     Deno.chmodSync(root, 0o755);
     for (const name of ["alive", "exit", "sessions"]) {
@@ -349,14 +349,17 @@ export class FakeMac implements AsyncDisposable {
 
   /** Runs lima-guard with these arguments; without a role among them it is an install. */
   async run(args: string[], options: RunOptions = {}): Promise<MacRun> {
+    const { as = ROOT, settings, ...process } = options;
+    const isQuick = settings?.quick ?? this.settings.quick ?? false;
+    if (isQuick && as.uid === 0 && Object.keys(process).length === 0) return await this.#runHere(args, options);
     this.prepare(options);
     const command = this.#command(options.program ?? this.source, withRole(args), options);
     const { code, stdout, stderr } = await new Deno.Command("setpriv", command).output();
     return macRun(code, new TextDecoder().decode(stdout), new TextDecoder().decode(stderr));
   }
 
-  /** Root's run without a process: only for what neither the process nor its user, environment and umask decide. */
-  async trial(args: string[], options: Pick<RunOptions, "settings"> = {}): Promise<MacRun> {
+  /** Root's run without a process: for what neither the process nor its user, environment and umask decide. */
+  async #runHere(args: string[], options: RunOptions): Promise<MacRun> {
     const home = `${this.system}/var/root`;
     let [out, err] = ["", ""];
     const own: Partial<InstallHost> = {
@@ -367,8 +370,7 @@ export class FakeMac implements AsyncDisposable {
       stderr: (text) => err += text,
     };
     const ask = (words: string[], uid: number) => this.launchd.control(words, uid);
-    const settings = { ...this.#settings(options), quick: true };
-    const host = pretendedHost({ root: this.root, binary: this.source, home, ask, own }, settings);
+    const host = pretendedHost({ root: this.root, binary: this.source, home, ask, own }, this.#settings(options));
     const status = await installMain(withRole(args), host);
     return macRun(status, out, err);
   }

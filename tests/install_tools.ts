@@ -1,7 +1,8 @@
 /**
  * What the stand-ins of tests/standin/launchd answer, in the process that asks: a run of install.ts asks thirty times,
- * and a trial of every effect runs it hundreds of times. Same log, same count of calls, same faults (Launchd.pm), but
- * `hang` and `late`; who root's sudo would be is only noted. install_effects_test.ts holds both against each other.
+ * and the tests run it a thousand times. Same log, same count of calls, same faults (Launchd.pm); who root's sudo would
+ * be is only noted. What only a process can do is the stand-in's still. install_effects_test.ts holds the two ways
+ * against each other.
  */
 
 import type { Answer } from "../install.ts";
@@ -13,11 +14,13 @@ export class InstallTools {
   readonly #state: string;
 
   /** `root`: of the pretended Mac; `ask`: its small launchd. */
-  constructor(readonly root: string, readonly ask: Ask) {
+  constructor(root: string, readonly ask: Ask) {
     this.#state = `${root}/state`;
   }
 
-  async run(argv: readonly string[], uid: number): Promise<Answer> {
+  /** Undefined where it takes a process. */
+  async run(argv: readonly string[], uid: number): Promise<Answer | undefined> {
+    if (this.#lines("fault").some((line) => /hang|late/.test(line)) || !isAnswered(argv, uid)) return undefined;
     const { code, stdout = "", stderr = "" } = await this.#call(argv, uid);
     return { argv, code, stdout, stderr, late: false };
   }
@@ -43,7 +46,6 @@ export class InstallTools {
       const [, word, nth] = /^(\D[^:]*):(\d+)$/.exec(when) ?? [];
       const has = (text: string) => new RegExp(`\\b${word}\\b`).test(text);
       const isMeant = word === undefined ? when === String(calls) : has(line) && log.filter(has).length === Number(nth);
-      if (isMeant && /^(hang|late)$/.test(how)) throw new Error(`${how}: only a process can`);
       if (isMeant) return how;
     }
     return "";
@@ -59,12 +61,10 @@ export class InstallTools {
       "codesign": () => this.#codesign(args),
       "xattr": () => ({ code: this.#lines("quarantine").includes(file) ? 0 : 1 }),
       "plutil": async () => ({ code: (await this.ask(["standin-lint", file], uid)).code === 0 ? 0 : 1 }),
-      "sudo": () => this.#sudo(args, uid),
+      "sudo": () => this.#call(args.slice(SUDO.length), Number(args[3]!.slice(1))),
       "lima-guard": () => this.#guard(program, args, uid),
     };
-    const tool = tools[name];
-    if (!tool) throw new Error(`${name}: only a process can`);
-    return tool();
+    return tools[name]!();
   }
 
   #id(who: string): Said {
@@ -87,33 +87,25 @@ export class InstallTools {
   }
 
   #codesign(args: string[]): Said {
-    if (args[0] !== "--verify") throw new Error("codesign to sign: only a process can");
     const text = textOf(args.at(-1) ?? "");
     if (text === undefined) return { code: 1, stderr: `${args.at(-1)}: No such file or directory\n` };
     const isSigned = !/^# unsigned$/m.test(text);
     return isSigned ? { code: 0 } : { code: 1, stderr: `${args.at(-1)}: code object is not signed at all\n` };
   }
 
-  /** Root's: `-n -H -u #UID COMMAND…`. */
-  #sudo(args: string[], uid: number): Promise<Said> {
-    const [, who] = /^-n -H -u #(\d+) \//.exec(args.join(" ")) ?? [];
-    if (uid !== 0 || who === undefined) throw new Error(`sudo ${args.join(" ")}: only a process can`);
-    return this.#call(args.slice(4), Number(who));
-  }
-
   async #guard(program: string, args: string[], uid: number): Promise<Said> {
     this.#write("guard_uids", `${this.#text("guard_uids") ?? ""}${uid}\n`);
     const own = /^# version (\S+)$/m.exec(textOf(program) ?? "")?.[1] ?? this.#text("version") ?? "";
-    if (args[0] === "--version") return { code: 0, stdout: `lima-guard ${own}\n` };
-    const name = args.at(-1);
-    if (args[0] !== "--stop" || name === undefined) throw new Error(`${args.join(" ")}: only a process can`);
-    let [code, state] = [0, "already stopped"];
+    if (args[0] === "--version") return { code: 0, stdout: `lima-guard ${this.#conf("guard_version", own)}\n` };
+    const name = args.at(-1) ?? "";
+    const refused = Number(this.#conf("stop", "0"));
+    let [code, state] = [refused, refused ? "unknown" : "already stopped"];
     const jobs = (await this.ask(["standin-jobs"], uid)).stdout ?? "";
     for (const [pid, owner, ...words] of jobs.split("\n").filter(Boolean).map((line) => line.split("\t"))) {
       const alive = `${this.#state}/alive/${pid}`;
       if (!isThere(alive) || !words.includes(name)) continue;
       if (code === 0 && Number(owner) !== uid) [code, state] = [77, "refused"];
-      if (code !== 0) continue;
+      if (code !== 0 || this.#conf("agent", "1") === "0") continue;
       this.#write(`exit/${pid}`, words.includes("--run") ? "0" : "1");
       Deno.removeSync(alive);
       state = "stopped";
@@ -131,9 +123,28 @@ export class InstallTools {
     return (this.#text(file) ?? "").split("\n").filter((line) => line !== "");
   }
 
-  #write(file: string, text: string): void {
-    Deno.writeTextFileSync(`${this.#state}/${file}`, text);
+  #conf(key: string, fallback: string): string {
+    return this.#lines("conf").find((line) => line.startsWith(`${key}=`))?.slice(key.length + 1) ?? fallback;
   }
+
+  #write(file: string, text: string): void {
+    const path = `${this.#state}/${file}`;
+    const isNew = !isThere(path);
+    Deno.writeTextFileSync(path, text);
+    if (isNew) Deno.chmodSync(path, 0o666); // a stand-in of another user adds to it
+  }
+}
+
+/** How root becomes another user, before the number. */
+const SUDO = ["-n", "-H", "-u", "#UID"];
+
+function isAnswered([program = "", ...args]: readonly string[], uid: number): boolean {
+  const name = program.replace(/.*\//, "");
+  if (name === "codesign") return args[0] === "--verify";
+  if (name === "ls") return args[0] === "-lde" || args[0] === "-1";
+  if (name === "lima-guard") return args[0] === "--version" || args[0] === "--stop";
+  if (name === "sudo") return uid === 0 && /^-n -H -u #\d+ \//.test(args.join(" ")) && isAnswered(args.slice(4), uid);
+  return ["launchctl", "sysctl", "id", "xattr", "plutil"].includes(name);
 }
 
 /** The small launchd of another process, as launchctl's stand-in reaches it. */

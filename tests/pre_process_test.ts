@@ -1,8 +1,9 @@
 /**
- * `--pre` on real files and real processes: what can be left behind of an instance, row by row, made for real; what
- * `limactl start` says to it before and after; and always another program whose PID stands in the files and which must
- * not notice anything. The numbers of the rows are those of plan_test.ts. Bad input is in pre_hostile_test.ts, a
- * lima-guard that is killed or outrun in pre_faults_test.ts.
+ * `--pre` on real files and real processes: each way to look at what can be left behind of an instance, and each way to
+ * act, once for real; what `limactl start` says to it before and after; and always another program whose PID stands in
+ * the files and which must not notice anything. The numbers of the rows are those of plan_test.ts, which decides all of
+ * them. Bad input is in pre_hostile_test.ts, a lima-guard that is killed or outrun in pre_faults_test.ts, each stage of a
+ * stop in stop_process_test.ts.
  */
 
 import assert from "node:assert/strict";
@@ -11,7 +12,6 @@ import {
   type Conf,
   cutOff,
   deadPid,
-  eventually,
   exists,
   freePort,
   type Home,
@@ -94,11 +94,6 @@ row(2, "every kind of PID file, of processes that have ended", async ({ home, k3
   await starts(k3s);
 });
 
-row(2, "a PID that no process can have", async ({ k3s }) => {
-  k3s.pidFile("vz.pid", IMPOSSIBLE_PID);
-  await repairs(k3s, { removes: ["vz.pid"], because: [/is dead/] });
-});
-
 row(2, "the PID of a zombie, which Lima takes for alive", async ({ home, k3s }) => {
   await using dead = await zombie(home);
   k3s.pidFile("ha.pid", dead.pid);
@@ -134,13 +129,6 @@ row(4, "only vz.pid, recycled: a clean stop and a reboot", async ({ k3s, bystand
   await starts(k3s);
 });
 
-row(4, "the driver's file recycled, of a QEMU instance", async ({ k3s, bystander }) => {
-  k3s.pidFile("qemu.pid", bystander.pid);
-  await refuses(k3s, "qemu driver is running but host agent is not");
-  await repairs(k3s, { removes: ["qemu.pid"], because: [SIRITTSD] });
-  await starts(k3s);
-}, { conf: { vmtype: "qemu" } });
-
 row(4, "the PIDs of two other programs in every kind of PID file at once", async ({ home, k3s, bystander }) => {
   await using other = await startBystander(home, { command: ["/Applications/Some App.app/Contents/MacOS/Some App"] });
   const removes = strew(k3s, bystander.pid);
@@ -150,13 +138,6 @@ row(4, "the PIDs of two other programs in every kind of PID file at once", async
   await repairs(k3s, { removes: [...removes, "ha.sock"], because: [SIRITTSD, /is not ours: it is "\/Applications/] });
   await starts(k3s);
   other.assertAlive();
-});
-
-row(5, "only ha.pid, recycled, and no ha.sock", async ({ k3s, bystander }) => {
-  k3s.pidFile("ha.pid", bystander.pid);
-  await refuses(k3s, /failed to connect to .*ha\.sock.*: no such file or directory/);
-  await repairs(k3s, { removes: ["ha.pid"], because: [SIRITTSD] });
-  await starts(k3s);
 });
 
 row(6, "the PID belongs to another user by now: kill(2) says EPERM", async ({ home, k3s }) => {
@@ -229,13 +210,6 @@ row(7, "rm *.pid was run, and QEMU is alive: its socket gives it away", async ({
   await starts(k3s);
 });
 
-row(8, "a PID file holds 0", async ({ k3s }) => {
-  k3s.pidFile("vz.pid", 0);
-  await refuses(k3s, "os: process not initialized");
-  await repairs(k3s, { removes: ["vz.pid"], because: [/not a PID/] });
-  await starts(k3s);
-});
-
 row(8, "a PID file holds -1, which is all processes to kill(2)", async ({ k3s }) => {
   for (const file of PID_FILES) k3s.pidFile(file, -1);
   await refuses(k3s, "os: process already released");
@@ -287,22 +261,7 @@ row(10, "a host agent that has only just begun: no ha.sock, no vz.pid", async ({
   assertUntouched(k3s, agent);
 });
 
-row(10, "a host agent that answers, and no vz.pid yet", async ({ k3s }) => {
-  await using agent = await startAgent(k3s, { until: "ha.sock", conf: { stay_at: "ha.sock" } });
-  // The socket is there a moment before it answers.
-  await eventually(() => refuses(k3s, "host agent is running but driver is not"));
-  await leavesAlone(k3s, { state: "booting", status: 75, blockers: [/its driver is not up/] });
-  assertUntouched(k3s, agent);
-});
-
-row(10, "a host agent beside a recycled vz.pid of the run before", async ({ k3s, bystander }) => {
-  await using agent = await startAgent(k3s, { until: "ha.sock", conf: { stay_at: "ha.sock" } });
-  k3s.pidFile("vz.pid", bystander.pid);
-  await leavesAlone(k3s, { state: "booting", status: 75, blockers: [/its driver is not up/] });
-  assertUntouched(k3s, agent);
-});
-
-for (const vmtype of ["vz", "qemu", "krunkit", "x"]) {
+for (const vmtype of ["vz", "x"]) {
   row(11, `all good, ${vmtype}: nothing is touched, whatever else lies there`, async ({ k3s, bystander }) => {
     await using agent = await startAgent(k3s);
     await leavesAlone(k3s, { state: "running", status: 0 });
@@ -389,15 +348,6 @@ row(
   },
 );
 
-row(13, "deadlocked, with a guest that listens: its file system is left clean", async ({ k3s }) => {
-  await using _guest = await sshGuest(k3s);
-  await using agent = await startAgent(k3s, { until: "driver", conf: { stop: "deadlock" } });
-  const old = { ...guardWith({ wallMs: HOURS, uptimeMs: HOURS }), args: ["--timeout", "10"] };
-  const done = await stops(k3s, agent, { state: "hung", removes: ["ha.pid", "ha.sock", "vz.pid"] }, old);
-  assert.deepEqual(outcomes(done, "kill"), ["done"], "the agent itself never ends");
-  assert.equal(k3s.guestDisk(), "clean");
-}, { ignore: whyNoSshd() });
-
 // --- rows 14 and 15: a genuine driver without a host agent ------------------------------------------------------------------
 
 /**
@@ -467,8 +417,6 @@ interface OrphanCase {
   readonly removes: readonly string[];
 }
 
-const CUT = "done; SIGTERM to QEMU cut the guest's power";
-
 const ORPHANS: OrphanCase[] = [
   {
     title: "QEMU, by its power button",
@@ -486,25 +434,6 @@ const ORPHANS: OrphanCase[] = [
     removes: ["ha.pid", "ha.sock"],
   },
   {
-    title: "QEMU that refuses its power button: by SIGTERM",
-    vmtype: "qemu",
-    conf: { qmp: "refuse-powerdown" },
-    by: "driver",
-    outcome: CUT,
-    disk: "dirty",
-    removes: ["ha.pid", "ha.sock"],
-  },
-  {
-    title: "QEMU that is silent on QMP: by SIGTERM",
-    vmtype: "qemu",
-    conf: { qmp: "silent" },
-    args: ["--timeout", "8"],
-    by: "driver",
-    outcome: CUT,
-    disk: "dirty",
-    removes: ["ha.pid", "ha.sock"],
-  },
-  {
     title: "QEMU whose guest ignores the button, and that ignores SIGTERM: by SIGKILL",
     vmtype: "qemu",
     conf: { stop: "ignore", ignore_term: 1 },
@@ -518,15 +447,6 @@ const ORPHANS: OrphanCase[] = [
     vmtype: "krunkit",
     by: "driver",
     disk: "clean",
-    removes: ["ha.pid", "ha.sock", "krunkit.pid"],
-  },
-  {
-    title: "krunkit that ignores SIGTERM: by SIGKILL",
-    vmtype: "krunkit",
-    conf: { ignore_term: 1 },
-    args: ["--timeout", "2"],
-    by: "kill",
-    disk: "dirty",
     removes: ["ha.pid", "ha.sock", "krunkit.pid"],
   },
   {
@@ -558,14 +478,6 @@ for (const each of ORPHANS) {
   }, { ignore: ssh ? whyNoSshd() : false });
 }
 
-row(14, "the dry run says of an orphan what the real run says while it acts", async ({ home, k3s }) => {
-  await using orphan = await startOrphan(k3s, "qemu");
-  const planned = await runGuard(home, ["--pre", "--dry-run", "k3s"]);
-  const done = await runGuard(home, ["--pre", "k3s"]);
-  await orphan.waitForExit();
-  assertSameWords(planned, done);
-});
-
 row(15, "QEMU of an instance that is vz by now: Lima would open its disk a second time", async ({ k3s, bystander }) => {
   await using orphan: Orphan = await startOrphan(k3s, "qemu");
   k3s.conf({ vmtype: "vz" });
@@ -590,22 +502,6 @@ row(16, "in_use_by says this instance, and nothing of it is alive", async ({ hom
   });
   await starts(k3s);
 }, { conf: { vmtype: "krunkit" }, yaml: ONE_DISK });
-
-row(16, "the same beside the files of a host agent that was killed", async ({ home, k3s }) => {
-  const data = home.disk("data");
-  await cutOff(k3s);
-  assert.equal(data.inUseBy(), k3s.dir);
-  await repairs(k3s, { removes: ["ha.pid", "ha.sock", "vz.pid", "../_disks/data/in_use_by"] });
-  assert.equal(data.inUseBy(), undefined);
-  await starts(k3s);
-}, { yaml: ONE_DISK, ignore: whyNoLsof() });
-
-row(16, "the instance runs: its lock stays", async ({ home, k3s }) => {
-  const data = home.disk("data");
-  await using _agent = await startAgent(k3s);
-  await leavesAlone(k3s, { state: "running", status: 0 });
-  assert.equal(data.inUseBy(), k3s.dir);
-}, { yaml: ONE_DISK });
 
 row(17, "in_use_by says another instance: named, not touched", async ({ home, k3s }) => {
   const docker = home.instance("docker");
@@ -670,31 +566,11 @@ row(19, "usernet's PID is recycled, and the network is wanted", async ({ home, k
   await starts(k3s);
 }, { conf: { usernet: 1 } });
 
-row(20, "usernet's PID is recycled, and no instance wants the network", async ({ home, k3s, bystander }) => {
-  home.network("user-v2", { pid: bystander.pid, sockets: true });
-  await refuses(k3s, "failed to stop usernet `user-v2`");
-  await repairs(k3s, { removes: [`../${USERNET}`, ...SOCKETS], because: [SIRITTSD] });
-  await starts(k3s);
-});
-
 row(20, "the same of a network with another name, and without sockets", async ({ home, k3s, bystander }) => {
   home.network("mine", { pid: bystander.pid });
   await repairs(k3s, { removes: ["../_networks/mine/usernet_mine.pid"], because: [SIRITTSD] });
   await starts(k3s);
 });
-
-row(21, "usernet's PID file is empty, and the network is wanted: Lima waits forever", async ({ home, k3s }) => {
-  const network = home.network("user-v2", { pid: "" });
-  {
-    await using waiting = await startAgent(k3s, { until: "spawned" });
-    const log = `${network.dir}/usernet.user-v2.stderr.log`;
-    await eventually(() => assert.match(Deno.readTextFileSync(log), /already exists/));
-    assert.ok(waiting.isAlive());
-    assert.equal(k3s.has("ha.pid"), false);
-  }
-  await repairs(k3s, { removes: [`../${USERNET}`], because: [/not a PID: it is empty/] });
-  await starts(k3s);
-}, { conf: { usernet: 1 } });
 
 row(21, "usernet lives, and is left alone", async ({ home, k3s }) => {
   await cutOff(k3s);
@@ -751,16 +627,14 @@ row(
   },
 );
 
-for (const file of ["x.drv.pid", "lima-driver-x-ha.pid", "lima-driver-x-cli.pid"]) {
-  row(24, `${file} is recycled: Lima would signal that PID at the next stop`, async ({ k3s, bystander }) => {
-    k3s.pidFile(file, `${bystander.pid}`); // external drivers' files have no line end
-    await repairs(k3s, { removes: [file], because: [SIRITTSD] });
-    await using agent = await startAgent(k3s);
-    agent.signal("SIGTERM");
-    assert.equal((await agent.status).code, 0);
-    assert.doesNotMatch(k3s.read("ha.stderr.log") ?? "", /Lima would have sent/);
-  });
-}
+row(24, "x.drv.pid is recycled: Lima would signal that PID at the next stop", async ({ k3s, bystander }) => {
+  k3s.pidFile("x.drv.pid", `${bystander.pid}`); // external drivers' files have no line end
+  await repairs(k3s, { removes: ["x.drv.pid"], because: [SIRITTSD] });
+  await using agent = await startAgent(k3s);
+  agent.signal("SIGTERM");
+  assert.equal((await agent.status).code, 0);
+  assert.doesNotMatch(k3s.read("ha.stderr.log") ?? "", /Lima would have sent/);
+});
 
 row(
   24,
@@ -795,12 +669,6 @@ async function refusesMissing(home: Home, name: string, options: Parameters<type
 
 row(25, "there is no such directory", async ({ home }) => {
   await refusesMissing(home, "docker");
-});
-
-row(25, "there is no lima.yaml, and a recycled PID", async ({ home, k3s, bystander }) => {
-  k3s.remove("lima.yaml");
-  k3s.pidFile("vz.pid", bystander.pid);
-  await refusesMissing(home, "k3s");
 });
 
 row(25, "lima.yaml is a link to what is not mounted, or a directory", async ({ home, k3s }) => {
@@ -892,23 +760,10 @@ row(28, "the PID files cannot be removed: named, with where to look", async ({ h
 
 // --- rows 29 to 34 ----------------------------------------------------------------------------------------------------------
 
-for (
-  const [title, text] of [
-    ["empty", ""],
-    ["cut short", 'Host lima-k3s\n  IdentityFile "/Users/zoe/.lima/_config/user"\n  Hostname 127.0.0.1\n  Po'],
-  ] as const
-) {
-  row(29, `ssh.config is ${title}`, async ({ k3s }) => {
-    k3s.sshConfig({ text });
-    await refuses(k3s, "failed to extract SSH local port from");
-    await repairs(k3s, { removes: ["ssh.config"], because: [/cut short/] });
-    await starts(k3s);
-  });
-}
-
-row(29, "ssh.config is whole, and stays", async ({ k3s }) => {
-  k3s.sshConfig({ port: 60022 });
-  await leavesAlone(k3s, { state: "clear", status: 0 });
+row(29, "ssh.config is cut short", async ({ k3s }) => {
+  k3s.sshConfig({ text: 'Host lima-k3s\n  IdentityFile "/Users/zoe/.lima/_config/user"\n  Hostname 127.0.0.1\n  Po' });
+  await refuses(k3s, "failed to extract SSH local port from");
+  await repairs(k3s, { removes: ["ssh.config"], because: [/cut short/] });
   await starts(k3s);
 });
 
@@ -936,21 +791,6 @@ row(31, "a LaunchAgent of it is registered too: that is not for --pre to touch",
 row(32, "HOME is not set", async ({ k3s, bystander }) => {
   k3s.pidFile("vz.pid", bystander.pid);
   await repairs(k3s, { removes: ["vz.pid"] }, { env: { HOME: "" } });
-});
-
-row(33, "boot-session.tmp of an earlier boot goes with the last PID file", async ({ k3s, bystander }) => {
-  k3s.write("boot-session.tmp", "11111111-2222-3333-4444-555555555555\n");
-  k3s.pidFile("ha.pid", IMPOSSIBLE_PID);
-  k3s.pidFile("vz.pid", bystander.pid);
-  await repairs(k3s, { removes: ["boot-session.tmp", "ha.pid", "vz.pid"] });
-  await starts(k3s);
-});
-
-row(33, "boot-session.tmp stays while a PID file stays", async ({ k3s, bystander }) => {
-  k3s.write("boot-session.tmp", "11111111-2222-3333-4444-555555555555\n");
-  k3s.pidFile("vz.pid", bystander.pid);
-  Deno.mkdirSync(k3s.path("ha.pid"));
-  await leavesAlone(k3s, { state: "unknown", status: 75, blockers: [/ha\.pid: it is a directory/] });
 });
 
 row(33, "boot-session.tmp alone, of another boot, is removed", async ({ k3s }) => {

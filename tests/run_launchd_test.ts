@@ -116,16 +116,16 @@ test(
     const ends = () => journal(vm).filter(({ event }) => event === "end").map(({ time }) => Date.parse(time));
     await eventually(() => assert.ok(starts().length >= 4, launchd.job(label).said()), { withinMs: 40_000 });
     const waited = [1, 2, 3].map((n) => (starts()[n]! - ends()[n - 1]!) / 1000);
-    assert.ok(waited[0]! < 4, `the first one is free: ${waited[0]} s`);
-    assert.ok(waited[1]! >= 4.9 && waited[1]! < 9, `then 5 s: ${waited[1]}`);
-    assert.ok(waited[2]! >= 9.9 && waited[2]! < 14, `then 10 s: ${waited[2]}`);
+    assert.ok(waited[0]! < 5, `the first one is free: ${waited[0]} s`);
+    assert.ok(waited[1]! >= 4.9 && waited[1]! < 10, `then 5 s: ${waited[1]}`);
+    assert.ok(waited[2]! >= 9.9 && waited[2]! < 20, `then 10 s: ${waited[2]}`);
     // It waits; it does not die: one life of the guard for each start of the command.
     await launchd.started(label, 5);
     await eventually(() => assert.match(launchd.job(label).said(), /waits 20 s/));
     await launchd.shutdown();
     await assertStopped(scene, vm);
     const life = launchd.job(label).lives.at(-1)!;
-    assert.ok(life.ended!.atMs - life.askedMs! < 3000, "a stop ends the waiting at once");
+    assert.ok(life.ended!.atMs - life.askedMs! < 6000, "a stop ends the waiting at once");
   },
   { conf: { die_at: "ha.pid" }, throttle: 0.02 },
 );
@@ -215,7 +215,7 @@ test("ExitTimeOut is absent: 5 s, and a hung guest is killed in them", async (sc
 test("a shutdown during the boot", async (scene) => {
   const { launchd, vm } = scene;
   load(launchd, vm, { ...ONCE_MORE, ExitTimeOut: 5 });
-  await eventually(() => assert.ok(vm.pid("vz.pid")), { withinMs: 20_000 });
+  await eventually(() => assert.ok(vm.pid("vz.pid")), { withinMs: 40_000 });
   await launchd.shutdown();
   await assertStopped(scene, vm);
   vm.conf({ boot_ms: "" });
@@ -315,12 +315,12 @@ test("the guard is killed, and the agent takes its time: the next guard does not
   const pid = await agentPid(vm);
   assert.equal(launchd.control(["kill", "KILL", `system/${label}`]).code, 0);
   await launchd.started(label, 2);
-  await waitForExit(pid, { withinMs: 20_000 });
+  await waitForExit(pid, { withinMs: 40_000 });
   // Adopted and ended well, or waited for: launchd starts nothing after a good end.
   await eventually(() => {
     const { lives } = launchd.job(label);
     assert.ok(events(vm).filter((event) => event === "running").length >= 2 || lives.at(-1)!.ended?.code === 0);
-  }, { withinMs: 20_000 });
+  }, { withinMs: 40_000 });
   for (const { pid } of vm.starts().slice(0, -1)) assert.equal(isAlive(pid), false);
   assert.doesNotMatch(vm.log().join("\n"), /another hostagent/);
 }, { conf: { stop: "slow:3000" }, throttle: 0.05 });
@@ -367,7 +367,7 @@ test("--stop, KeepAlive true: launchd starts it again, and that is reported", as
 test("--stop during the restart back-off: it ends at once", async (scene) => {
   const { home, launchd, vm } = scene;
   const label = load(launchd, vm, { ...ONCE_MORE, ExitTimeOut: 20 });
-  await eventually(() => assert.match(launchd.job(label).said(), /; waits \d+ s/), { withinMs: 20_000 });
+  await eventually(() => assert.match(launchd.job(label).said(), /; waits \d+ s/), { withinMs: 40_000 });
   const result = await runGuard(home, ["--stop", "vm"]);
   assert.equal(result.status, 0, result.stdout + result.stderr);
   assert.equal((await launchd.ended(label)).ended!.code, 0);
@@ -381,7 +381,7 @@ test("bootout returns before the guest is off; the label is free when it is", as
   const job = launchd.job(label);
   assert.equal(launchd.control(["bootout", job.target]).code, 0);
   assert.equal(launchd.control(["bootstrap", "system", `${vm.home.root}/${label}.plist`]).code, 5);
-  await eventually(() => assert.equal(launchd.control(["print", job.target]).code, 113), { withinMs: 12_000 });
+  await eventually(() => assert.equal(launchd.control(["print", job.target]).code, 113), { withinMs: 40_000 });
   assert.deepEqual([job.lives[0]!.killed, job.lives[0]!.ended!.code], [false, 0]);
   assert.equal(vm.guestDisk(), "clean");
   await assertDown(vm);

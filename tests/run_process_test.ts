@@ -125,7 +125,7 @@ test("a requested stop: 0, although the vz agent exits with 1; the journal has i
   }
   const [start, up, request, guest, agent, end] = lines;
   assert.deepEqual([start!.pid, start!.command, start!.job], [pid, foreground(vm), null]);
-  assert.ok(up!.seconds > 0 && up!.seconds < 20);
+  assert.ok(up!.seconds > 0 && up!.seconds < 60);
   assert.equal(request!.budgetS, 60);
   assert.deepEqual([guest!.stage, agent!.stage], ["guest", "agent"]);
   assert.deepEqual([end!.requested, end!.stage, end!.status], [true, "agent", 0]);
@@ -176,7 +176,7 @@ test("--timeout is the budget of the stop: a guest that hangs is killed in it", 
   vm.pidFile("qemu.pid", bystander.pid);
   const { status, stderr, seconds } = await stopRun(guard);
   assert.equal(status, 0, stderr);
-  assert.ok(seconds < 4.5, `${seconds} s`);
+  assert.ok(seconds < 6, `${seconds} s`);
   assert.equal(last(vm, "end").stage, "killed");
   await assertDown(vm);
 }, { conf: { stop: "hang" } });
@@ -270,7 +270,7 @@ async function atTerminal(vm: Instance, flags: string[] = []) {
     for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) shown += text;
   })();
   const keyboard = child.stdin.getWriter();
-  await eventually(() => assert.match(shown, /Running after/), { withinMs: 15_000 });
+  await eventually(() => assert.match(shown, /Running after/), { withinMs: 45_000 });
   return {
     shown: () => shown,
     type: (keys: string) => keyboard.write(new TextEncoder().encode(keys)),
@@ -376,12 +376,12 @@ test("two SIGTERMs at once are one wish", async ({ vm }) => {
 
 // ── a stop before the command runs ──
 
-/** Stopped while it waits: 0, soon, and the command was never started. */
+/** Stopped while it waits: 0, before the 5 s after which it looks again, and the command was never started. */
 async function stopsWaiting(vm: Instance, guard: ReturnType<typeof run>, line: RegExp): Promise<string> {
   await guard.waitForLine(line);
   const { status, stderr, seconds } = await stopRun(guard);
   assert.equal(status, 0, stderr);
-  assert.ok(seconds < 3, `it took ${seconds} s`);
+  assert.ok(seconds < 5, `it took ${seconds} s`);
   assert.equal(vm.has("standin.starts"), false, "the command was started");
   assert.equal(vm.home.wouldHaveCreated(), undefined);
   return stderr;
@@ -528,7 +528,7 @@ test("stopped before there is an ha.pid", async ({ vm }) => {
   await guard.waitForLine(/^waiting$/);
   const { status, stderr, seconds } = await stopRun(guard);
   assert.equal(status, 0, stderr);
-  assert.ok(seconds < 3, `${seconds} s`);
+  assert.ok(seconds < 6, `${seconds} s of 6`);
   await assertDown(vm);
   assert.deepEqual(vm.home.processes().filter((line) => line.includes("once-released")), []);
 });
@@ -800,7 +800,7 @@ test("a second --run is asked to stop while the first one supervises: it leaves 
   await second.waitForLine(/waits up to \d+ s for lima-guard --run, PID/);
   const { status, stderr, seconds } = await stopRun(second);
   assert.equal(status, 0, stderr);
-  assert.ok(seconds < 3, `${seconds} s`);
+  assert.ok(seconds < 20, `${seconds} s of 60`);
   assert.match(stderr, new RegExp(`leaves: lima-guard --run, PID ${first.pid} supervises it$`, "m"));
   assert.ok(isAlive(first.pid) && isAlive(await agentPid(vm)));
   assert.deepEqual(events(vm), ["start", "running"]);
@@ -1033,7 +1033,7 @@ function lineReady(guest: Guest, sessions = 1): Promise<void> {
   return eventually(() => {
     assert.ok(guest.log().filter((line) => line.startsWith("ssh:")).length >= sessions, guest.log().join("\n"));
     assert.ok(guest.log().filter((line) => line.startsWith("sudo")).length >= sessions, guest.log().join("\n"));
-  }, { withinMs: 15_000 });
+  }, { withinMs: 45_000 });
 }
 
 /** A guest that is still there when the guard looks, as guests are. */
@@ -1274,7 +1274,7 @@ Deno.addSignalListener("SIGUSR2", () => void Promise.reject(new Error("rejected 
 
 test("an internal error of lima-guard does not kill the machine, and lima-guard continues", async ({ vm }) => {
   const { child, said, reading } = faulty(vm);
-  await eventually(() => assert.match(said(), /Running after/), { withinMs: 15_000 });
+  await eventually(() => assert.match(said(), /Running after/), { withinMs: 45_000 });
   const pid = await agentPid(vm);
   for (const [signal, words] of [["SIGUSR1", "thrown for the test"], ["SIGUSR2", "rejected for the test"]] as const) {
     child.kill(signal);
@@ -1291,7 +1291,7 @@ test("an internal error of lima-guard does not kill the machine, and lima-guard 
 
 test("no process reads what lima-guard prints: it continues", async ({ vm }) => {
   const { child, said, reading } = faulty(vm);
-  await eventually(() => assert.match(said(), /Running after/), { withinMs: 15_000 });
+  await eventually(() => assert.match(said(), /Running after/), { withinMs: 45_000 });
   await child.stderr.cancel().catch(() => {});
   child.kill("SIGTERM");
   const { code } = await within(child.status, 20_000, said);

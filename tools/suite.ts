@@ -37,6 +37,7 @@ export const LONG_FILES: readonly string[] = [
   "tests/install_act_test.ts",
   "tests/commands_test.ts",
   "tests/pre_faults_test.ts",
+  "tests/torture_test.ts",
   "tests/stop_faults_test.ts",
   "tests/stop_guest_test.ts",
 ];

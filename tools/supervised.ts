@@ -5,6 +5,7 @@
 
 import assert from "node:assert/strict";
 import {
+  type Conf,
   eventually,
   type Home,
   type Instance,
@@ -126,14 +127,14 @@ async function untilRunning(supervisor: Resident, instance: Instance, limitMs = 
   }, { withinMs: limitMs });
 }
 
-/** A supervisor whose instance is Running and, where there is a guest, whose line to it is there. */
-async function supervised(bench: Bench, instance: Instance, guest?: Guest): Promise<Resident> {
+/** A supervisor whose instance is Running, and whose line to the guest is there. */
+async function supervised(bench: Bench, instance: Instance, guest: Guest): Promise<Resident> {
   await bench.goOn();
-  const before = guest?.log().length ?? 0;
+  const before = guest.log().length;
   const supervisor = supervise(bench, instance);
   try {
     await untilRunning(supervisor, instance);
-    await eventually(() => assert.ok(!guest || guest.log().length > before, "there is no line to the guest"));
+    await eventually(() => assert.ok(guest.log().length > before, "there is no line to the guest"));
     return supervisor;
   } catch (error) {
     await supervisor[Symbol.asyncDispose]();
@@ -148,26 +149,16 @@ function idleDeno(home: Home, env: Record<string, string>): Resident {
   return new Resident([Deno.execPath(), "run", "-A", file], home, env);
 }
 
-const WAITING = ["sleep", "1000000"] as const;
-
 // --- one take each ----------------------------------------------------------------------------------------------------
 
-/** From the start of a program, which a prefix starts, to the moment that its first word names, in milliseconds. */
-export function untilFirstWord(prefix: readonly string[], home: Home, env: Record<string, string>): number {
-  const stamp = ["perl", "-MTime::HiRes=time", "-e", 'printf "%.3f\\n", time'];
-  const [path = "", ...args] = [...prefix, ...stamp];
-  const started = Date.now();
-  const { code, stdout, stderr } = new Deno.Command(path, { args, env, clearEnv: true, cwd: home.root, stdin: "null" })
-    .outputSync();
-  const word = new TextDecoder().decode(stdout).trim();
-  if (code !== 0 || !/^\d+\.\d+$/.test(word)) {
-    throw new Error(`${path} ${args.join(" ")}: status ${code}: ${word} ${new TextDecoder().decode(stderr)}`);
-  }
-  return Number(word) * 1000 - started;
+/** An instance, and the guest that its line leads to. */
+interface Lined {
+  readonly instance: Instance;
+  readonly guest: Guest;
 }
 
 /** The seconds from SIGTERM to the end: of the host agent alone, and of `--run` over the same agent. */
-export async function stops(bench: Bench, instance: Instance, guest?: Guest): Promise<Values> {
+export async function stops(bench: Bench, { instance, guest }: Lined): Promise<Values> {
   await bench.goOn();
   await using agent = await startAgent(instance);
   const began = performance.now();
@@ -175,115 +166,89 @@ export async function stops(bench: Bench, instance: Instance, guest?: Guest): Pr
   const { code } = await within(agent.status, END_LIMIT_MS, () => "the host agent has not ended");
   const alone = (performance.now() - began) / 1000;
   if (code !== 0) throw new Error(`the host agent ended with status ${code}: ${instance.log().join("\n")}`);
-  const before = guest?.log().length;
+  const before = guest.log().length;
   await using supervisor = await supervised(bench, instance, guest);
   const over = await supervisor.end();
   // Not the stage that the guard names: so fast a guest may be off before it looks for the first time.
-  const asked = guest?.log().slice(before);
-  assert.ok(!asked || asked.includes("systemctl poweroff"), `the line was of no use: ${asked?.join("\n")}`);
-  return { alone, over, added: over - alone };
+  const asked = guest.log().slice(before);
+  assert.ok(asked.includes("systemctl poweroff"), `the line was of no use: ${asked.join("\n")}`);
+  return { alone, over };
 }
 
-/** Programs at rest, by the names of their rows. */
-export interface AtRest {
-  readonly home: Home;
-  readonly supervisors: Readonly<Record<string, { bench: Bench; instance: Instance; guest?: Guest }>>;
-  /** Prefixes of a command that only waits: other supervisors. */
-  readonly others: Readonly<Record<string, Command>>;
-  /** The row of a `deno run` that only waits. */
-  readonly deno: string;
-}
+type Residents = Readonly<Record<"deno" | "run", Resident>>;
 
-/** Starts them all, and hands them over. Then all are ended; the supervisors in an orderly way. */
+/** Starts a supervisor and a `deno run` that only waits, and hands both over; then they are ended. */
 async function atRest(
-  what: AtRest,
   bench: Bench,
-  work: (residents: Readonly<Record<string, Resident>>) => Promise<Values>,
+  { instance, guest }: Lined,
+  work: (residents: Residents) => Promise<Values>,
 ): Promise<Values> {
-  await using undo = new AsyncDisposableStack();
-  const residents: Record<string, Resident> = {};
-  for (const [name, { bench, instance, guest }] of Object.entries(what.supervisors)) {
-    residents[name] = undo.use(await supervised(bench, instance, guest));
-  }
+  await using run = await supervised(bench, instance, guest);
   await bench.goOn();
-  const env = bench.env(what.home);
-  residents[what.deno] = undo.use(idleDeno(what.home, env));
-  for (const [name, prefix] of Object.entries(what.others)) {
-    residents[name] = undo.use(new Resident([...prefix, ...WAITING], what.home, env));
-  }
-  const values = await work(residents);
-  for (const [name, resident] of Object.entries(residents)) {
-    await resident.end({ isGraceful: name in what.supervisors });
-  }
+  await using deno = idleDeno(instance.home, bench.env(instance.home));
+  const values = await work({ deno, run });
+  await run.end();
+  await deno.end({ isGraceful: false });
   return values;
 }
 
-/** `RSS ROW` and `PSS ROW` in MiB, after a rest. */
-export function memoryAtRest(what: AtRest, bench: Bench, restS: number): Promise<Values> {
-  return atRest(what, bench, async (residents) => {
+/** In MiB, after a rest. */
+export function memoryAtRest(bench: Bench, lined: Lined, restS: number): Promise<Values> {
+  return atRest(bench, lined, async ({ deno, run }) => {
     await pause(restS * 1000);
-    return Object.fromEntries(
-      Object.entries(residents).flatMap(([name, { pid }]) =>
-        Object.entries(memoryOf(pid)).map(([kind, MiB]) => [`${kind} ${name}`, MiB])
-      ),
-    );
+    return { deno: memoryOf(deno.pid), run: memoryOf(run.pid) };
   });
 }
 
 /** Before anything is counted: compilers and the first attempts are through. */
 const SETTLE_MS = 5_000;
 
-/** `CPU ROW` in ms, `CPU+ ROW` with children that have ended, `switches ROW`; `calls ROW` of those that are traced. */
-export function usedAtRest(
-  what: AtRest,
+export function callsAtRest(
   bench: Bench,
-  { minutes, traced, strace }: { minutes: number; traced: readonly string[]; strace: string | undefined },
+  lined: Lined,
+  { minutes, strace }: { minutes: number; strace: string },
 ): Promise<Values> {
-  return atRest(what, bench, async (residents) => {
+  const { home } = lined.instance;
+  return atRest(bench, lined, async (residents) => {
     await pause(SETTLE_MS);
     await using undo = new AsyncDisposableStack();
     await bench.goOn();
-    const traces = strace === undefined ? [] : traced.map((name) => {
-      const log = `${what.home.root}/strace-${residents[name]!.pid}`;
-      const command: Command = [strace, "-f", "-c", "-o", log, "-p", String(residents[name]!.pid)];
-      return { name, log, trace: undo.use(new Resident(command, what.home, bench.env(what.home))) };
+    const traces = Object.entries(residents).map(([name, { pid }]) => {
+      const log = `${home.root}/strace-${pid}`;
+      const command: Command = [strace, "-f", "-c", "-o", log, "-p", String(pid)];
+      return { name, log, trace: undo.use(new Resident(command, home, bench.env(home))) };
     });
-    const others = Object.entries(residents).filter(([name]) => !traced.includes(name));
-    const before = others.map(([, { pid }]) => ({ used: usedBy(pid), switches: switchesOf(pid) }));
     await pause(minutes * 60_000);
     const values: Record<string, number> = {};
-    others.forEach(([name, { pid }], i) => {
-      const { used, switches } = before[i]!;
-      for (const [kind, value] of Object.entries(usedBy(pid))) values[`${kind} ${name}`] = value - used[kind]!;
-      // A thread that has ended has taken its count along.
-      const more = [...switchesOf(pid)].map(([thread, count]) => count - (switches.get(thread) ?? 0));
-      values[`switches ${name}`] = more.reduce((sum, count) => sum + count, 0);
-    });
     for (const { name, log, trace } of traces) {
       if (trace.ended) await trace.complain((await trace.status).code);
       await trace.end({ isGraceful: false }); // it ends itself by the same signal
-      values[`calls ${name}`] = callsIn(Deno.readTextFileSync(log));
+      values[name] = callsIn(Deno.readTextFileSync(log));
     }
     return values;
   });
 }
 
-/** `started`: seconds until all are Running; `MiB`: the sum of their memory; `stopped`: from SIGTERM to the last end. */
-export async function crowdOfSupervisors(bench: Bench, instances: readonly Instance[], restS: number): Promise<Values> {
+/** After the last one is Running. */
+const CROWD_REST_S = 5;
+
+/** `stopped`: the seconds from SIGTERM to the last end of so many supervisors. */
+export async function lastEndOf(
+  bench: Bench,
+  home: Home,
+  { count, conf }: { count: number; conf: Conf },
+): Promise<Values> {
   await bench.goOn();
   await using undo = new AsyncDisposableStack();
   const born = performance.now();
+  const instances = Array.from({ length: count }, (_, i) => home.instance(`i${i}`, { conf }));
   const supervisors = instances.map((instance) => undo.use(supervise(bench, instance)));
-  const limitMs = START_LIMIT_MS + instances.length * TURN_LIMIT_MS;
+  const limitMs = START_LIMIT_MS + count * TURN_LIMIT_MS;
   for (const [i, supervisor] of supervisors.entries()) {
     await untilRunning(supervisor, instances[i]!, limitMs - (performance.now() - born));
   }
-  const started = (performance.now() - born) / 1000;
-  await pause(restS * 1000);
-  const memories = supervisors.map(({ pid }) => memoryOf(pid));
-  const stopped = Math.max(...await Promise.all(supervisors.map((supervisor) => supervisor.end())));
-  const sum = memories.reduce((sum, { RSS = NaN, PSS = RSS }) => sum + PSS, 0);
-  return { started, MiB: sum, "MiB each": sum / instances.length, stopped };
+  await pause(CROWD_REST_S * 1000);
+  return { stopped: Math.max(...await Promise.all(supervisors.map((supervisor) => supervisor.end()))) };
 }
 
 function pause(ms: number): Promise<void> {
@@ -292,45 +257,9 @@ function pause(ms: number): Promise<void> {
 
 // --- what the system says ---------------------------------------------------------------------------------------------
 
-/** In MiB. PSS shares out what several processes have in common; only Linux tells it. */
-function memoryOf(pid: number): Values {
-  if (Deno.build.os !== "linux") return { RSS: Number(psOf(pid, "rss")) / 1024 };
-  const text = Deno.readTextFileSync(`/proc/${pid}/smaps_rollup`);
-  const of = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+) kB`, "m").exec(text)?.[1]) / 1024;
-  return { RSS: of("Rss"), PSS: of("Pss") };
-}
-
-/** CPU time in ms; with the children that it has waited for, only Linux tells it. */
-function usedBy(pid: number): Values {
-  if (Deno.build.os !== "linux") {
-    const fields = psOf(pid, "time").split(/[-:]/).map(Number); // [[DAYS-]HOURS:]MINUTES:SECONDS.HUNDREDTHS
-    const [seconds = NaN, minutes = 0, hours = 0, days = 0] = fields.reverse();
-    return { CPU: (((days * 24 + hours) * 60 + minutes) * 60 + seconds) * 1000 };
-  }
-  const stat = Deno.readTextFileSync(`/proc/${pid}/stat`);
-  const [utime = NaN, stime = NaN, cutime = NaN, cstime = NaN] = stat.slice(stat.lastIndexOf(")") + 2).split(" ")
-    .slice(11, 15).map((ticks) => Number(ticks) * 1000 / ticksPerSecond());
-  return { CPU: utime + stime, "CPU+": utime + stime + cutime + cstime };
-}
-
-/** How often each thread has gone to sleep by itself; only Linux tells it. */
-function switchesOf(pid: number): Map<string, number> {
-  if (Deno.build.os !== "linux") return new Map();
-  const threads = [...Deno.readDirSync(`/proc/${pid}/task`)].map(({ name }) => name);
-  return new Map(threads.map((thread) => {
-    const status = quietly(`/proc/${pid}/task/${thread}/status`) ?? "";
-    return [thread, Number(/^voluntary_ctxt_switches:\s+(\d+)/m.exec(status)?.[1] ?? 0)];
-  }));
-}
-
-let ticks: number | undefined;
-
-function ticksPerSecond(): number {
-  return ticks ??= Number(textOf("getconf", "CLK_TCK"));
-}
-
-function psOf(pid: number, column: string): string {
-  return textOf("ps", "-o", `${column}=`, "-p", String(pid));
+/** In MiB. */
+function memoryOf(pid: number): number {
+  return Number(textOf("ps", "-o", "rss=", "-p", String(pid))) / 1024;
 }
 
 function textOf(command: string, ...args: string[]): string {

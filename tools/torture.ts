@@ -2,6 +2,7 @@
  * `deno task torture [--minutes N] [--seed S] [--case N] [--replay FILE]`: random states, random kills and random steps
  * of the clock, on real processes in throw-away homes, and after each step the three laws. The seed decides everything
  * that is made (torture_cases.ts); what fails is printed with the way to make it again. Status 1 where a law was broken.
+ * `--cycles N [--lanes N]`: starts and stops that leave nothing behind (torture_cycles.ts).
  * @module
  */
 
@@ -45,6 +46,7 @@ import {
   USERNET_PID,
   type Vm,
 } from "./torture_cases.ts";
+import { cycles, tell } from "./torture_cycles.ts";
 
 /** What starting a process and its Deno may take on a busy machine, beyond the budget of a stop. */
 const ALLOWANCE_S = 5;
@@ -799,9 +801,15 @@ async function main(): Promise<number> {
       seed: { type: "string" },
       case: { type: "string" },
       replay: { type: "string" },
+      cycles: { type: "string" },
+      lanes: { type: "string" },
     },
   });
   const print = (text: string) => void Deno.stdout.writeSync(new TextEncoder().encode(`${text}\n`));
+  if (values.cycles !== undefined) {
+    print(tell(await cycles(Number(values.cycles), Number(values.lanes ?? 2))).trimEnd());
+    return 0;
+  }
   const seed = Number(values.seed ?? Date.now() % 1_000_000);
   if (values.case !== undefined || values.replay !== undefined) {
     const made: Case = values.replay ? readKept(values.replay).case : makeCase(seed, Number(values.case));

@@ -79,7 +79,7 @@ export function spawnGuard(home: Home, args: string[], options: GuardOptions = {
       return err.text;
     },
     signal: (signal) => child.kill(signal),
-    async waitForLine(pattern, { stream = "stderr", withinMs = 15_000 } = {}) {
+    async waitForLine(pattern, { stream = "stderr", withinMs = 45_000 } = {}) {
       const lines = stream === "stdout" ? out : err;
       const match = await within(lines.find(pattern), withinMs, () => `a line like ${pattern}\n${printed()}`);
       if (!match) throw new Error(`No line like ${pattern} before the end of ${stream}\n${printed()}`);

@@ -358,7 +358,7 @@ export class SmallLaunchd implements Launchd {
     return job;
   }
 
-  started(label: string, times: number, withinMs = 20_000): Promise<Life> {
+  started(label: string, times: number, withinMs = 40_000): Promise<Life> {
     return eventually(() => {
       const job = this.job(label);
       const life = job.lives[times - 1];
@@ -367,7 +367,7 @@ export class SmallLaunchd implements Launchd {
     }, { withinMs });
   }
 
-  ended(label: string, withinMs = 20_000): Promise<Life> {
+  ended(label: string, withinMs = 40_000): Promise<Life> {
     const job = this.job(label);
     const life = job.lives.at(-1);
     assert.ok(life, `${label} was never started`);

@@ -1,11 +1,10 @@
 /**
- * `deno run -A tools/cycles.ts [N] [LANES]`: so many starts and stops of `--run` (100 unless said), in so many lanes
- * side by side (2 unless said). After each one nothing may be left: no process, no file but the known ones, no lock, no
- * descriptor. Prints what a cycle takes, and the memory of the guard in the first and in the last ones.
+ * `deno task torture --cycles N [--lanes N]`: so many starts and stops of `--run`, in so many lanes side by side (2
+ * unless said). After each one nothing may be left: no process, no file but the known ones, no lock, no descriptor. Tells
+ * what a cycle takes, and the memory of the guard in the first and in the last ones.
  *
  * Five kinds of cycles take turns, each with another end: vz and QEMU that are asked to stop, a host agent that is
  * killed, a lima-guard that is killed and whose agent the next one adopts, a stop during the boot.
- * @module
  */
 
 import assert from "node:assert/strict";
@@ -32,7 +31,6 @@ export interface Result {
   readonly guardThreads: readonly number[];
   /** Of this process, before and after. */
   readonly own: { readonly before: Self; readonly after: Self };
-  readonly journalBytes: number;
 }
 
 interface Self {
@@ -56,10 +54,10 @@ const KNOWN = new Set([
 ]);
 
 /** Runs them; throws at the first thing that is left over. */
-export async function cycles(count: number, lanes = 2, done: (n: number) => void = () => {}): Promise<Result> {
+export async function cycles(count: number, lanes = 2): Promise<Result> {
   const all: Cycle[] = [];
   const before = self();
-  let [begun, journalBytes] = [0, 0];
+  let begun = 0;
   const lane = async () => {
     await using home = await tempLimaHome();
     const vm = home.instance("vm");
@@ -74,9 +72,7 @@ export async function cycles(count: number, lanes = 2, done: (n: number) => void
       } catch (error) {
         throw new Error(`cycle ${n}, ${KINDS[turn % KINDS.length]!.name}`, { cause: error });
       }
-      done(all.length);
     }
-    journalBytes += ["lima-guard.jsonl", "lima-guard.1.jsonl"].reduce((sum, f) => sum + (vm.read(f)?.length ?? 0), 0);
   };
   await Promise.all(Array.from({ length: lanes }, lane));
   const seen = all.flatMap(({ seen }) => seen ?? []);
@@ -87,7 +83,6 @@ export async function cycles(count: number, lanes = 2, done: (n: number) => void
     guardDescriptors: seen.map(({ descriptors }) => descriptors),
     guardThreads: seen.map(({ threads }) => threads),
     own: { before, after: self() },
-    journalBytes,
   };
 }
 
@@ -223,14 +218,6 @@ export function tell(result: Result): string {
     ["of this process", `descriptors ${own.before.descriptors} → ${own.after.descriptors}`],
     ["", `threads ${own.before.threads} → ${own.after.threads}`],
     ["", `memory ${MiB(own.before.KiB)} → ${MiB(own.after.KiB)} MiB`],
-    ["journals, KiB", (result.journalBytes / 1024).toFixed(0)],
   ];
   return rows.map(([name, value]) => `${name!.padEnd(25)}${value}\n`).join("");
-}
-
-if (import.meta.main) {
-  const [count = 100, lanes = 2] = Deno.args.map(Number);
-  const print = (text: string) => Deno.stdout.writeSync(new TextEncoder().encode(text));
-  const result = await cycles(count, lanes, (n) => n % 50 === 0 && print(`${n} cycles\n`));
-  print(tell(result));
 }
