@@ -4606,7 +4606,9 @@ async function cleanUp(
   }
   const alive = seen.alive.filter((process) => process.role !== "usernet");
   const again = { what: instance.dir, because: aliveWords(alive), hint: guardCommand(instance, "--status") };
-  const blockers = [...alive.length > 0 ? [again] : [], ...unknownsOf(seen), ...seen.held];
+  // Without its lima.yaml nothing more was looked at.
+  const missing = seen.missing === undefined ? [] : p.blockers;
+  const blockers = [...alive.length > 0 ? [again] : [], ...missing, ...unknownsOf(seen), ...seen.held];
   return { state: alive.length > 0 ? "running" : "unknown", steps: [], blockers };
 }
 

@@ -5,7 +5,7 @@ import { judge } from "../lima_guard.ts";
 import { guardWith } from "./helpers/guard_with.ts";
 import { spawnGuard, startAgent } from "./helpers/mod.ts";
 import { JOURNAL, test } from "./helpers/pre.ts";
-import { stopOne } from "./helpers/stop.ts";
+import { readDocument, stopOne } from "./helpers/stop.ts";
 
 /** A line of the journal that `--run` wrote. */
 function runLine(dir: string, event: string, more: Record<string, unknown> = {}): string {
@@ -59,4 +59,14 @@ test("a FIFO stands where a log of the run before is to be kept: the start does 
   assert.equal(status, 7, stderr);
   assert.match(stderr, /ha\.stderr\.log of the last run is not kept: .* is a FIFO/);
   assert.equal(k3s.read("lima-guard.previous/ha.stdout.log"), "{}\n");
+});
+
+test("lima.yaml is removed while the instance is stopped: unknown, and that is no success", async ({ home, k3s }) => {
+  await using _agent = await startAgent(k3s, { conf: { stop: "slow:1500" } });
+  await using guard = spawnGuard(home, ["--stop", "--json", "--timeout", "20", "k3s"]);
+  await guard.waitForLine(/stage agent/);
+  k3s.remove("lima.yaml");
+  const [report] = readDocument(await guard.result());
+  assert.deepEqual([report?.state, report?.status], ["unknown", 75]);
+  assert.match(JSON.stringify(report?.blockers), /no such instance: it has no lima\.yaml/);
 });
