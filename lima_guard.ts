@@ -3040,7 +3040,7 @@ async function judgeDaemon(host: Host, instance: Instance, pid: number, short: s
   const table = await ps(host, [pid], psMs);
   if (table.trouble) return { kind: "unknown" as const, why: table.why };
   const row = table.ok.rows.find((r) => r.pid === pid);
-  if (!row && table.ok.unreadable.length > 0) {
+  if (!row && isThereWithoutRow(host, table.ok, pid)) {
     return { kind: "unknown" as const, why: `ps shows no row for PID ${pid}` };
   }
   if (!row || row.stat.startsWith("Z")) return dead;
@@ -3688,12 +3688,17 @@ async function signalVerified(host: Host, proven: ProcessRow, signal: Signal, ps
   const table = await ps(host, [pid], psMs);
   if (table.trouble) return { kind: "skipped", why: table.why };
   const now = table.ok.rows.find((r) => r.pid === pid);
-  if (!now && table.ok.unreadable.length > 0) return { kind: "skipped", why: "its row in ps cannot be read" };
+  if (!now && isThereWithoutRow(host, table.ok, pid)) return { kind: "skipped", why: "ps shows no row for it" };
   if (!now || now.stat.startsWith("Z")) return { kind: "already gone" };
   if (!showsSameProcess(now, proven)) return { kind: "process changed" };
   const sent = isPid(pid) ? host.signal(pid, signal) : undefined;
   if (sent?.trouble === "absent") return { kind: "already gone" };
   return sent?.trouble ? { kind: "failed", why: sent.why } : DONE;
+}
+
+/** Whether a process lives although ps shows no row for it: a row that cannot be read, or ps had none to show. */
+function isThereWithoutRow(host: Host, { unreadable }: ReturnType<typeof readPs>, pid: number): boolean {
+  return unreadable.length > 0 || host.alive(pid) === "yes";
 }
 
 /** Those that ps still shows. Without an answer all of them: what was there is there until the system says otherwise. */
@@ -3706,7 +3711,9 @@ async function stillAlive(
   if (table.trouble) return processes;
   // A clock that was stepped changes a start time too: here the command decides.
   const isAlive = (now: ProcessRow | undefined, { row }: VerifiedProcess) =>
-    now !== undefined && !now.stat.startsWith("Z") && now.command === row.command;
+    now === undefined
+      ? isThereWithoutRow(host, table.ok, row.pid)
+      : !now.stat.startsWith("Z") && now.command === row.command;
   return processes.filter((p) => isAlive(table.ok.rows.find((r) => r.pid === p.row.pid), p));
 }
 
@@ -5529,8 +5536,7 @@ async function untilAgentEnds(run: Run, instance: Instance, pid: number): Promis
       // The number may have been given to another program. Its files may be gone before it is.
       const table = await ps(host, [pid], PS_LIMIT_MS);
       const row = table.ok?.rows.find((r) => r.pid === pid);
-      const isGone = table.ok !== undefined && table.ok.unreadable.length === 0 && !row;
-      if (isGone || row?.stat.startsWith("Z") || (row && run.agent && row.command !== run.agent.row.command)) return;
+      if (row?.stat.startsWith("Z") || (row && run.agent && row.command !== run.agent.row.command)) return;
       continue;
     }
     while (await held.ok.read() !== undefined);

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { judge } from "../lima_guard.ts";
 import { guardWith } from "./helpers/guard_with.ts";
-import { spawnGuard, startAgent } from "./helpers/mod.ts";
+import { runGuard, spawnGuard, startAgent, startBystander, tempColimaHome, writeDaemonPid } from "./helpers/mod.ts";
 import { JOURNAL, test } from "./helpers/pre.ts";
 import { readDocument, stopOne } from "./helpers/stop.ts";
 
@@ -69,4 +69,34 @@ test("lima.yaml is removed while the instance is stopped: unknown, and that is n
   const [report] = readDocument(await guard.result());
   assert.deepEqual([report?.state, report?.status], ["unknown", 75]);
   assert.match(JSON.stringify(report?.blockers), /no such instance: it has no lima\.yaml/);
+});
+
+for (
+  const [what, ps] of [
+    ["says that there is no such process", { does: "answer", code: 1 }],
+    ["prints a row that cannot be read", { does: "lie", pattern: "^ *\\d+ ", by: "x " }],
+  ] as const
+) {
+  test(`ps ${what} once the host agent was signalled: the agent has its time all the same`, async ({ home, k3s }) => {
+    await using agent = await startAgent(k3s, { conf: { stop: "slow:2500" } });
+    const log = `${home.root}/log`;
+    const { report } = await stopOne(k3s, { budgetS: 16, ...guardWith({ log, programs: { ps: { from: 4, ...ps } } }) });
+    assert.equal(agent.isAlive(), false);
+    assert.equal(k3s.guestDisk(), "clean");
+    assert.deepEqual([report.state, report.status, report.stage], ["stopped", 0, "agent"]);
+  });
+}
+
+Deno.test("ps says that there is no such process as Colima's daemon, which lives: its PID file stays", async () => {
+  await using home = await tempColimaHome();
+  home.instance("colima");
+  await using daemon = await startBystander(home, { command: ["/opt/homebrew/bin/colima", "daemon", "start", "default"] });
+  const file = writeDaemonPid(home, daemon.pid);
+  const { status, stdout } = await runGuard(
+    home,
+    ["--pre", "colima"],
+    guardWith({ programs: { ps: { does: "answer", code: 1 } } }),
+  );
+  assert.equal(status, 75, stdout);
+  assert.equal(Deno.readTextFileSync(file), String(daemon.pid));
 });
