@@ -4647,9 +4647,11 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
     return { report: report(instance.name, "running", EXIT.done, `running: ${because}`, { steps: steps.map(bare) }) };
   }
   const isStop = ctx.role === "stop" && !ctx.dryRun;
-  const asked = isStop && holder?.role === "run" ? await askToStop(ctx, instance, held, holder) : undefined;
+  const askedMs = ctx.host.clockMs();
+  const psMs = Math.min(PS_LIMIT_MS, limitMs / 8);
+  const asked = isStop && holder?.role === "run" ? await askToStop(ctx, instance, held, { holder, psMs }) : undefined;
   const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked?.kind === "done");
-  const graceMs = stageLimits(limitMs / 1000).agent * 1000;
+  const graceMs = Math.max(0, stageLimits(limitMs / 1000).agent * 1000 - (ctx.host.clockMs() - askedMs));
   const waitMs = isStop && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : limitMs;
   const who = describeHolder(holder);
   if (!waited) ctx.say("info", instance, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
@@ -4687,11 +4689,16 @@ function noAnswerWithin(asked: Outcome): string | undefined {
 }
 
 /** Sends one SIGTERM to the `--run` that holds the lock, and is proven to. */
-async function askToStop(ctx: Context, instance: Instance, held: LockFile, holder: LockRecord): Promise<Outcome> {
+async function askToStop(
+  ctx: Context,
+  instance: Instance,
+  held: LockFile,
+  { holder, psMs }: { holder: LockRecord; psMs: number },
+): Promise<Outcome> {
   if (holder.phase === "stopping") return DONE;
-  const proof = await proveHolder(ctx, instance, held, holder);
+  const proof = await proveHolder(ctx, instance, held, holder, psMs);
   if ("why" in proof) return { kind: "failed", why: proof.why };
-  const sent = await signalVerified(ctx.host, proof.row, "SIGTERM", PS_LIMIT_MS);
+  const sent = await signalVerified(ctx.host, proof.row, "SIGTERM", psMs);
   ctx.say("info", instance, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${outcomeWords(sent)}`);
   return sent.kind === "already gone" ? DONE : sent;
 }
@@ -4701,9 +4708,15 @@ async function askToStop(ctx: Context, instance: Instance, held: LockFile, holde
  * that PID with that start time and the command of a lima-guard, and the lock was held before and after. A record stays when its
  * writer is killed.
  */
-async function proveHolder(ctx: Context, instance: Instance, held: LockFile, holder: LockRecord) {
+async function proveHolder(
+  ctx: Context,
+  instance: Instance,
+  held: LockFile,
+  holder: LockRecord,
+  psMs = PS_LIMIT_MS,
+) {
   const unproven = { why: `PID ${holder.pid} could not be proven to be it` };
-  const table = await ps(ctx.host, [holder.pid], PS_LIMIT_MS);
+  const table = await ps(ctx.host, [holder.pid], psMs);
   const row = table.ok?.rows.find((r) => r.pid === holder.pid);
   if (!row) return unproven;
   // The grammar, the record and the lock prove it; the program may have any name.

@@ -90,7 +90,9 @@ for (
 Deno.test("ps says that there is no such process as Colima's daemon, which lives: its PID file stays", async () => {
   await using home = await tempColimaHome();
   home.instance("colima");
-  await using daemon = await startBystander(home, { command: ["/opt/homebrew/bin/colima", "daemon", "start", "default"] });
+  await using daemon = await startBystander(home, {
+    command: ["/opt/homebrew/bin/colima", "daemon", "start", "default"],
+  });
   const file = writeDaemonPid(home, daemon.pid);
   const { status, stdout } = await runGuard(
     home,
@@ -99,4 +101,12 @@ Deno.test("ps says that there is no such process as Colima's daemon, which lives
   );
   assert.equal(status, 75, stdout);
   assert.equal(Deno.readTextFileSync(file), String(daemon.pid));
+});
+
+test("ps hangs while the --run that is to be asked is proven: --stop leaves within its budget", async ({ home, k3s }) => {
+  await using run = spawnGuard(home, ["--run", "k3s", "--", home.limactl, "start", "k3s", "--foreground"]);
+  await run.waitForLine(/Running after/);
+  const { report, tookS } = await stopOne(k3s, { budgetS: 2, ...guardWith({ programs: { ps: { does: "hang" } } }) });
+  assert.deepEqual([report.state, report.status], ["unknown", 75]);
+  assert.ok(tookS < 4, `${tookS} s`);
 });
