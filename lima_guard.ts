@@ -2675,7 +2675,8 @@ async function answeringSockets(
 
 /** What a socket did when it was asked; undefined where nothing listens on it. */
 async function socketAnswer(host: Host, socket: string): Promise<string | undefined> {
-  const look = host.stat(socket);
+  // A link to a socket connects like the socket itself.
+  const look = host.stat(socket, "follow links");
   if (look.trouble !== undefined && look.trouble !== "absent") return `cannot be looked at (${look.why})`;
   if (look.ok?.kind !== "socket") return undefined;
   const connection = await host.connect(socket, ANSWER_LIMIT_MS);
@@ -2931,7 +2932,7 @@ async function observeAgent(
 
 /** Whether the agent says anything at all to `GET /v1/info`; an HTTP error is an answer. */
 async function hasAnswer(host: Host, socket: string): Promise<boolean> {
-  if (host.stat(socket).ok?.kind !== "socket") return false;
+  if (host.stat(socket, "follow links").ok?.kind !== "socket") return false;
   const connection = await host.connect(socket, ANSWER_LIMIT_MS);
   if (connection.trouble) return false;
   const ask = async () => {
@@ -4311,8 +4312,10 @@ async function signalOne(stop: Stop, proven: VerifiedProcess, signal: Signal): P
 /** Holds a connection to the host agent's socket: its end wakes the waiting at once, without polling. */
 async function watchAgentSocket(stop: Stop): Promise<void> {
   const socket = join(stop.instance.dir, HA_SOCK);
-  if (!remaining(stop).some((p) => p.role === "host agent") || stop.ctx.host.stat(socket).ok?.kind !== "socket") return;
-  const held = await stop.ctx.host.connect(socket, ANSWER_LIMIT_MS);
+  const { host } = stop.ctx;
+  const isSocket = host.stat(socket, "follow links").ok?.kind === "socket";
+  if (!isSocket || !remaining(stop).some((p) => p.role === "host agent")) return;
+  const held = await host.connect(socket, ANSWER_LIMIT_MS);
   if (held.trouble) return;
   stop.isAgentSocketOpen = true;
   while (await held.ok.read() !== undefined);

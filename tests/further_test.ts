@@ -3,8 +3,8 @@
 import assert from "node:assert/strict";
 import { judge } from "../lima_guard.ts";
 import { guardWith } from "./helpers/guard_with.ts";
-import { runGuard, spawnGuard, startAgent, startBystander, tempColimaHome, writeDaemonPid } from "./helpers/mod.ts";
-import { JOURNAL, test } from "./helpers/pre.ts";
+import { IMPOSSIBLE_PID, runGuard, spawnGuard, startAgent, startBystander, tempColimaHome, writeDaemonPid } from "./helpers/mod.ts";
+import { JOURNAL, leavesAlone, pre, test } from "./helpers/pre.ts";
 import { readDocument, stopOne } from "./helpers/stop.ts";
 
 /** A line of the journal that `--run` wrote. */
@@ -109,4 +109,19 @@ test("ps hangs while the --run that is to be asked is proven: --stop leaves with
   const { report, tookS } = await stopOne(k3s, { budgetS: 2, ...guardWith({ programs: { ps: { does: "hang" } } }) });
   assert.deepEqual([report.state, report.status], ["unknown", 75]);
   assert.ok(tookS < 4, `${tookS} s`);
+});
+
+test("ha.sock is a link to a socket that answers: unknown, and nothing is removed", async ({ home, k3s }) => {
+  using _socket = Deno.listen({ transport: "unix", path: `${home.root}/s` });
+  Deno.symlinkSync(`${home.root}/s`, k3s.path("ha.sock"));
+  k3s.pidFile("ha.pid", IMPOSSIBLE_PID);
+  await leavesAlone(k3s, { state: "unknown", status: 75, blockers: [/ha\.sock: it takes connections/] });
+});
+
+test("ha.sock was moved and is a link now: its host agent answers, and is running", async ({ k3s }) => {
+  await using _agent = await startAgent(k3s);
+  Deno.renameSync(k3s.path("ha.sock"), `${k3s.home.root}/s`);
+  Deno.symlinkSync(`${k3s.home.root}/s`, k3s.path("ha.sock"));
+  const { report, status } = await pre(k3s);
+  assert.deepEqual([status, report.state], [0, "running"], JSON.stringify(report));
 });
