@@ -1169,6 +1169,11 @@ function listCommand(dir: string): string {
   return shellWords(["ls", "-la", dir]);
 }
 
+/** Takes a path out of the way, and keeps what it is. */
+function moveOut(path: string): string {
+  return shellWords(["mv", path, `${path}.away`]);
+}
+
 /** Shows the end of a log. */
 function tailCommand(path: string): string {
   return shellWords(["tail", path]);
@@ -2836,9 +2841,15 @@ function yamlBlockers(host: Host, instance: Instance, yaml: string): Diagnostic[
   }
   return readDiskNames(yaml).flatMap((disk) => {
     const dir = join(instance.home, "_disks", disk);
-    if (host.stat(dir, "follow links").trouble !== "absent") return [];
-    const because = `additional disk ${disk} is not there (its volume may not be mounted)`;
-    return [{ what: dir, because, hint: listCommand(join(instance.home, "_disks")), waitsFor: "volume" as const }];
+    const [image, lock] = [join(dir, "datadisk"), join(dir, "in_use_by")];
+    const what = [dir, image].find((path) => host.stat(path, "follow links").trouble === "absent");
+    if (what !== undefined) {
+      const because = `additional disk ${disk} is not there (its volume may not be mounted)`;
+      return [{ what, because, hint: listCommand(dirname(what)), waitsFor: "volume" as const }];
+    }
+    const kind = host.stat(lock).ok?.kind ?? "link";
+    if (kind === "link") return [];
+    return [{ what: lock, because: `it is a ${kind}, and Lima reads a link there`, hint: moveOut(lock) }];
   });
 }
 
@@ -3201,12 +3212,14 @@ function diskLocks(host: Host, instance: Instance): { locks: DiskLock[]; unread:
     const look = host.stat(path);
     cannotRead(path, look);
     if (look.ok?.kind !== "link") continue;
-    const target = host.linkTarget(path);
-    cannotRead(path, target);
-    if (target.ok === undefined) continue;
+    const link = host.linkTarget(path);
+    cannotRead(path, link);
+    if (link.ok === undefined) continue;
+    const whole = `${dirname(path)}/${link.ok}`;
+    const target = link.ok.startsWith("/") ? link.ok : host.realPath(whole).ok ?? whole;
     const { dev, ino, size, mtimeMs } = look.ok;
     const stamp = { dev, ino, size, mtimeMs, text: undefined };
-    locks.push({ path, disk, stamp, target: target.ok, whose: diskLockOwner(host, instance, target.ok) });
+    locks.push({ path, disk, stamp, target, whose: diskLockOwner(host, instance, target) });
   }
   return { locks, unread };
 }

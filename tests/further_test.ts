@@ -3,7 +3,15 @@
 import assert from "node:assert/strict";
 import { judge } from "../lima_guard.ts";
 import { guardWith } from "./helpers/guard_with.ts";
-import { IMPOSSIBLE_PID, runGuard, spawnGuard, startAgent, startBystander, tempColimaHome, writeDaemonPid } from "./helpers/mod.ts";
+import {
+  IMPOSSIBLE_PID,
+  runGuard,
+  spawnGuard,
+  startAgent,
+  startBystander,
+  tempColimaHome,
+  writeDaemonPid,
+} from "./helpers/mod.ts";
 import { JOURNAL, leavesAlone, pre, test } from "./helpers/pre.ts";
 import { readDocument, stopOne } from "./helpers/stop.ts";
 
@@ -125,3 +133,26 @@ test("ha.sock was moved and is a link now: its host agent answers, and is runnin
   const { report, status } = await pre(k3s);
   assert.deepEqual([status, report.state], [0, "running"], JSON.stringify(report));
 });
+
+const ONE_DISK = { yaml: "additionalDisks:\n- data\n" };
+
+test("a disk's lock is a relative link to another instance: in use, and it stays", async ({ home, k3s }) => {
+  home.instance("other");
+  const data = home.disk("data", { inUseBy: "../../other" });
+  const blockers = [new RegExp(`disk data is in use by ${home.lima}/other \\(hint: lima-guard --stop .* other`)];
+  await leavesAlone(k3s, { state: "blocked", status: 75, blockers });
+  assert.equal(data.inUseBy(), "../../other");
+}, ONE_DISK);
+
+test("a disk's lock is no link, or its image is gone: Lima refuses, and that is said", async ({ home, k3s }) => {
+  const data = home.disk("data");
+  Deno.writeTextFileSync(data.lock, "");
+  await leavesAlone(k3s, {
+    state: "blocked",
+    status: 75,
+    blockers: [/in_use_by: it is a file, and Lima reads a link/],
+  });
+  Deno.removeSync(data.lock);
+  Deno.removeSync(`${data.dir}/datadisk`);
+  await leavesAlone(k3s, { state: "blocked", status: 75, blockers: [/datadisk: additional disk data is not there/] });
+}, ONE_DISK);
