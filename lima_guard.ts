@@ -3366,6 +3366,11 @@ function homeTrouble(host: Host, path: string): { because: string; status: numbe
   return { because, status: EXIT.noInstance };
 }
 
+/** This command for another instance, as a person types it. */
+function sameCommand({ role }: Context, other: Pick<Instance, "name" | "home" | "address">): string {
+  return guardCommand(other, `--${role}`) + (role === "run" ? " -- COMMAND" : "");
+}
+
 /** The home that has an instance of this name: the first, else the single other one; a report where several have. */
 function homeOf(ctx: Context, homes: Homes, name: string): { home: string } | { report: Report } {
   const { host } = ctx;
@@ -3382,7 +3387,7 @@ function homeOf(ctx: Context, homes: Homes, name: string): { home: string } | { 
   const blockers = hits.map((home) => ({
     what: join(home, name),
     because: "several Lima homes have an instance of this name",
-    hint: guardCommand({ name, home }, `--${ctx.role}`),
+    hint: sameCommand(ctx, { name, home }),
   }));
   return { report: report(name, "blocked", EXIT.usage, "several instances of this name", { blockers }) };
 }
@@ -3403,13 +3408,14 @@ async function findInstance(
   });
   const look = host.stat(dir, "follow links");
   if (look.trouble === "denied") return refuse("blocked", EXIT.denied, look.why, lookCommand(home));
+  if (look.trouble !== undefined && look.trouble !== "absent") {
+    return refuse("unknown", EXIT.tryAgain, look.why, lookCommand(home, dir));
+  }
   if (look.trouble || look.ok.kind !== "directory") {
     const trouble = homeTrouble(host, homes.paths[0] ?? home);
     const hint = `${listCommand(dirname(home))}; --lima-home DIR names another LIMA_HOME`;
     if (trouble) return refuse("missing", EXIT.noInstance, `no such instance: ${trouble.because}`, hint, home);
-    const because = look.trouble === "absent"
-      ? "no such instance"
-      : `no such instance: ${look.trouble ? look.why : "no directory"}`;
+    const because = look.trouble === "absent" ? "no such instance" : "no such instance: no directory";
     const refused = refuse("missing", EXIT.noInstance, because, nameHint(ctx, home, name));
     return { report: { ...refused.report, notes: lostLocks(ctx, { name, home, dir, owner: host.uid }) } };
   }
@@ -3417,20 +3423,21 @@ async function findInstance(
   const onDisk = entries.find((e) => e.toLowerCase() === name.toLowerCase());
   if (!entries.includes(name) && onDisk !== undefined) {
     const because = `there is no ${name} here, but ${onDisk}`;
-    const hint = guardCommand({ name: onDisk, home }, `--${ctx.role}`);
+    const hint = sameCommand(ctx, { name: onDisk, home });
     return refuse("missing", EXIT.noInstance, because, hint);
   }
   return await permitted(ctx, { name, home, dir, owner: look.ok.uid }, refuse);
 }
 
 /** What to type where a home has no instance of this name: the name that was probably meant, and a look at the home. */
-function nameHint({ host, role }: Context, home: string, name: string): string {
+function nameHint(ctx: Context, home: string, name: string): string {
+  const { host } = ctx;
   const look = `${listCommand(home)}; --lima-home DIR names another LIMA_HOME`;
   const meant = nearest(name, allInstances(host, home).ok ?? []);
   if (meant === undefined) return look;
   const address = { isDefaultHome: isDefaultHome(host, home) };
   const other = { name: meant, home, dir: join(home, meant), owner: host.uid, address };
-  return `did you mean ${meant}? ${guardCommand(other, `--${role}`)}; ${look}`;
+  return `did you mean ${meant}? ${sameCommand(ctx, other)}; ${look}`;
 }
 
 /** Disks that say that an instance uses them which is gone. */
@@ -3469,7 +3476,7 @@ async function permitted(
     return refuse("blocked", EXIT.denied, because, chownCommand(isHomeToo ? at.home : dir, me));
   }
   const because = `it belongs to ${user}, and files of another user in it would lock its own lima-guard out`;
-  const hint = guardCommand(instance, `--${role}`) + (role === "run" ? " -- COMMAND" : "");
+  const hint = sameCommand(ctx, instance);
   return refuse("blocked", EXIT.denied, because, hint);
 }
 

@@ -139,7 +139,7 @@ const ONE_DISK = { yaml: "additionalDisks:\n- data\n" };
 test("a disk's lock is a relative link to another instance: in use, and it stays", async ({ home, k3s }) => {
   home.instance("other");
   const data = home.disk("data", { inUseBy: "../../other" });
-  const blockers = [new RegExp(`disk data is in use by ${home.lima}/other \\(hint: lima-guard --stop .* other`)];
+  const blockers = [new RegExp(`disk data is in use by ${home.lima}/other \\(lima-guard --stop .* other`)];
   await leavesAlone(k3s, { state: "blocked", status: 75, blockers });
   assert.equal(data.inUseBy(), "../../other");
 }, ONE_DISK);
@@ -156,3 +156,20 @@ test("a disk's lock is no link, or its image is gone: Lima refuses, and that is 
   Deno.removeSync(`${data.dir}/datadisk`);
   await leavesAlone(k3s, { state: "blocked", status: 75, blockers: [/datadisk: additional disk data is not there/] });
 }, ONE_DISK);
+
+test("a loop of links, or a name that is too long: unknown, and no instance is missing", async ({ home }) => {
+  Deno.symlinkSync("loop", `${home.lima}/loop`);
+  for (const args of [["--pre", "loop"], ["--stop", "loop"], ["--pre", "k3s", "--lima-home", `${home.lima}/loop`]]) {
+    const { status, stdout } = await runGuard(home, args);
+    assert.equal(status, 75, stdout);
+    assert.match(stdout, /^(loop|k3s): unknown\n.*Too many levels of symbolic links.*\(hint: ls -ld /);
+  }
+  const { status } = await runGuard(home, ["--pre", "k3s", "--lima-home", `${home.lima}/${"x".repeat(300)}`]);
+  assert.equal(status, 75);
+});
+
+test("the hint of a --run that names no instance is a whole command", async ({ home }) => {
+  const { status, stderr } = await runGuard(home, ["--run", "k3x", "--", "true"]);
+  assert.equal(status, 66);
+  assert.match(stderr, /did you mean k3s\? lima-guard --run --lima-home \S+ k3s -- COMMAND;/);
+});
