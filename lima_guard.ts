@@ -6342,7 +6342,9 @@ async function serveRequest(host: Host, invocation: Invocation): Promise<ServedR
   const reports = isMachine ? [...served, ...await stillLiving(ctx, served)] : served;
   const text = role === "status" ? formatStatus(reports, invocation.verbose) : formatReports(reports, dryRun);
   host.stdout(invocation.json ? toJson(role, reports) : text);
-  return { status: worst([...reports.map((r) => r.status), ...isLate ? [EXIT.tryAgain] : []]) };
+  // Who waits for VMs is not told that they are up where there is none.
+  const isVain = isLate || (invocation.waitS !== undefined && reports.length === 0);
+  return { status: worst([...reports.map((r) => r.status), ...isVain ? [EXIT.tryAgain] : []]) };
 }
 
 /** How often `--status --wait` looks again. */
@@ -6354,12 +6356,16 @@ async function serveAll(ctx: Context, wanted: readonly Requested[], { command, w
   const endMs = waitS === 0 ? 0 : host.clockMs() + waitS * 1000;
   for (;;) {
     const own: (Report & Partial<Details>)[] = await Promise.all(wanted.map((one) => runRole(ctx, one, command)));
-    const isUp = own.every((r) => r.state === "running" && r.ready !== false);
+    const isOneUp = (r: Report & Partial<Details>) => r.state === "running" && r.ready !== false;
+    const isUp = own.every(isOneUp);
     // Waiting brings no instance that is not there, and no permission.
     const isFinal = own.some((r) => r.status !== EXIT.done && r.status !== EXIT.failed && r.status !== EXIT.tryAgain);
     if (waitS === 0 || isUp || isFinal) return { own, isLate: false };
     const leftMs = endMs - host.clockMs();
-    if (leftMs <= 0) return { own, isLate: true };
+    if (leftMs <= 0) {
+      const late = own.map((r) => isOneUp(r) ? r : { ...r, status: worst([r.status, EXIT.tryAgain]) });
+      return { own: late, isLate: true };
+    }
     await host.pause(Math.min(WAIT_POLL_MS, leftMs));
   }
 }

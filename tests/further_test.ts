@@ -173,3 +173,15 @@ test("the hint of a --run that names no instance is a whole command", async ({ h
   assert.equal(status, 66);
   assert.match(stderr, /did you mean k3s\? lima-guard --run --lima-home \S+ k3s -- COMMAND;/);
 });
+
+test("--status --wait in vain: the document says which instance is not up, and no instance at all is not up", async ({ home, k3s }) => {
+  home.instance("off");
+  await using _agent = await startAgent(k3s);
+  const late = await runGuard(home, ["--status", "--wait", "1", "--json"]);
+  assert.equal(late.status, 75);
+  const statuses = late.json().instances.map(({ name, status }: { name: string; status: number }) => [name, status]);
+  assert.deepEqual(statuses, [["k3s", 0], ["off", 75]]);
+  Deno.mkdirSync(`${home.root}/empty`);
+  const none = await runGuard(home, ["--status", "--wait", "1", "--lima-home", `${home.root}/empty`]);
+  assert.equal(none.status, 75, none.stdout);
+});
