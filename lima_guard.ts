@@ -1294,7 +1294,10 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   const signs = seen.agent;
   if (agent && !(signs && isHung(signs))) {
     const pid = `host agent ${agent.row.pid}`;
-    if (signs?.answers && hasDriver(seen)) return plan("running", `${pid} answers and its driver is alive`, seen);
+    if (signs?.answers && hasDriver(seen)) {
+      const more = { notes: seen.notes, blockers: severalAgents(seen) };
+      return plan("running", `${pid} answers and its driver is alive`, more);
+    }
     if (agent.row.stat.startsWith("T") && !signs?.answers) {
       const hint = killCommand(seen.instance, agent.row.pid, "CONT");
       const halted = { what: pid, because: `${pid} is stopped by a signal (ps: ${agent.row.stat})`, hint };
@@ -1320,6 +1323,15 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
     : `${names(drivers)} ${drivers.length > 1 ? "run" : "runs"} without a host agent`;
   const steps = [...urgentRemovals(seen), ...stageSteps(seen, because, budgetS), ...laterRemovals(seen)];
   return plan(state, because, { steps, notes: seen.notes });
+}
+
+/** More than one host agent is more than one VM on one disk: a start is not the answer, and 0 neither. */
+function severalAgents({ alive, instance }: Observation): Diagnostic[] {
+  const agents = alive.filter((p) => p.role === "host agent");
+  if (agents.length < 2) return [];
+  const because = "several host agents of it live, and each may write to its disk";
+  const hint = `${psCommand(...agents.map((p) => p.row.pid))}; to end them: ${guardCommand(instance, "--stop")}`;
+  return [{ what: names(agents), because, hint }];
 }
 
 /** Hung: beyond the boot window, and deaf for a minute of asking, or without a single event since its start. */
@@ -4985,13 +4997,14 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const { troubles, notes } = judgeJobs(found, instance, { state: p.state, supervised: isSupervised });
   const readiness = readinessOf(host, instance, seen);
   const degraded = degradedBlockers(instance, readiness);
+  const several = severalAgents(seen);
   const fatal = seen.alive.length === 0 ? lastFatal(host, instance) : [];
   const state = p.state === "clear" ? "stopped" : p.state;
   const waits = readiness.waits === undefined ? "" : `, the guest is not ready: it waits for ${readiness.waits}`;
   return {
     ...base,
     state,
-    status: needsPerson(p.state) || troubles.length + degraded.length > 0 ? EXIT.failed : EXIT.done,
+    status: needsPerson(p.state) || several.length + troubles.length + degraded.length > 0 ? EXIT.failed : EXIT.done,
     blockers: [...p.blockers, ...troubles, ...degraded],
     notes: [...p.notes, ...notes, ...ownerNotes(instance), ...besideNotes(host, instance), ...fatal],
     summary: `${state}: ${p.because}${waits}`,

@@ -5,6 +5,7 @@ import { judge } from "../lima_guard.ts";
 import { guardWith } from "./helpers/guard_with.ts";
 import {
   IMPOSSIBLE_PID,
+  isAlive,
   runGuard,
   spawnGuard,
   startAgent,
@@ -184,4 +185,18 @@ test("--status --wait in vain: the document says which instance is not up, and n
   Deno.mkdirSync(`${home.root}/empty`);
   const none = await runGuard(home, ["--status", "--wait", "1", "--lima-home", `${home.root}/empty`]);
   assert.equal(none.status, 75, none.stdout);
+});
+
+test("two host agents of one instance live: running, and that is not 0; --stop ends both", async ({ home, k3s }) => {
+  await using agent = await startAgent(k3s);
+  const command = ["/opt/homebrew/bin/limactl", "hostagent", "--pidfile", k3s.path("ha.pid"), "--socket"];
+  await using second = await startBystander(home, { command: [...command, k3s.path("ha.sock"), "k3s"] });
+  k3s.pidFile("vz.pid", second.pid);
+  const { report, status } = await pre(k3s);
+  assert.deepEqual([status, report.state, report.steps], [75, "running", []], JSON.stringify(report));
+  assert.match(report.blockers[0]?.because ?? "", /several host agents of it live/);
+  assert.equal((await runGuard(home, ["--status", "k3s"])).status, 1);
+  const stopped = await stopOne(k3s, { budgetS: 8 });
+  assert.equal(stopped.status, 0, stopped.stdout);
+  assert.deepEqual([agent.isAlive(), isAlive(second.pid)], [false, false]);
 });
