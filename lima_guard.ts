@@ -706,31 +706,61 @@ export function readPrint(text: string): PrintedJob {
 
 /** `ExitTimeOut` of a plist's text, launchd's default where it has none. 0 means no limit, which no shutdown grants. */
 export function readExitTimeout(plist: string): number {
-  const text = plist.replaceAll(/<!--[\s\S]*?-->/g, "");
+  const text = outermost(plainPlist(plist));
   const n = Number(/<key>\s*ExitTimeOut\s*<\/key>\s*<integer>\s*(\d{1,9})\s*<\/integer>/.exec(text)?.[1] ?? Number.NaN);
   return Number.isNaN(n) ? LAUNCHD_DEFAULT_S : n;
 }
 
-/** A plist's text without comments, and with the text of its CDATA sections as any other text. */
+/** A plist's text without comments and blanks in its tags, and with the text of its CDATA sections as any other text. */
 function plainPlist(plist: string): string {
   const escape = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-  return plist.replaceAll(/<!--[\s\S]*?-->/g, "").replaceAll(/<!\[CDATA\[([\s\S]*?)\]\]>/g, (_, t) => escape(t));
+  return plist.replaceAll(/<!--[\s\S]*?-->/g, "").replaceAll(/<!\[CDATA\[([\s\S]*?)\]\]>/g, (_, t) => escape(t))
+    .replaceAll(/<(\/?[a-z]+)\s+>/g, "<$1>");
+}
+
+/** What stands in the first dictionary itself, and not in one within it: the same key may stand there too. */
+function outermost(xml: string): string {
+  let [depth, isOver, kept] = [0, false, ""];
+  for (const part of xml.split(/(<\/?dict>)/)) {
+    if (part === "<dict>") depth++;
+    else if (part === "</dict>") isOver ||= --depth === 0;
+    else if (depth <= 1 && !isOver) kept += part;
+  }
+  return kept;
 }
 
 function plainText(xml: string): string {
   const entities: Record<string, string> = { lt: "<", gt: ">", quot: '"', apos: "'", amp: "&" };
-  return xml.replaceAll(/&(lt|gt|quot|apos|amp);/g, (_, name) => entities[name] ?? "");
+  const letter = (code: number) => code <= 0x10ffff ? String.fromCodePoint(code) : "";
+  return xml.replaceAll(
+    /&(?:(lt|gt|quot|apos|amp)|#(\d+)|#x([\da-f]+));/gi,
+    (_, name, decimal, hex) =>
+      name === undefined ? letter(decimal ? Number(decimal) : parseInt(hex, 16)) : entities[name.toLowerCase()] ?? "",
+  );
 }
 
 /** The strings of a plist's ProgramArguments. Read by pattern: nothing is changed on its word. */
 export function readProgramArguments(plist: string): string[] {
-  const array = /<key>\s*ProgramArguments\s*<\/key>\s*<array>([\s\S]*?)<\/array>/.exec(plainPlist(plist))?.[1] ?? "";
+  const array =
+    /<key>\s*ProgramArguments\s*<\/key>\s*<array>([\s\S]*?)<\/array>/.exec(outermost(plainPlist(plist)))?.[1] ??
+      "";
   return [...array.matchAll(/<string>([\s\S]*?)<\/string>/g)].map((m) => plainText(m[1] ?? ""));
 }
 
-/** One string of a plist by its key, wherever it stands. */
+/** The command of a job: `Program` is what launchd runs, whatever the first of its arguments says. */
+function commandOfJob(plist: string): string[] {
+  const args = readProgramArguments(plist);
+  const program = readPlistString(plist, "Program");
+  return program === undefined ? args : [program, ...args.slice(1)];
+}
+
+/** Keys of the job itself; all others may stand wherever, as variables do. */
+const JOB_KEYS = new Set(["Label", "Program", "UserName"]);
+
+/** One string of a plist by its key. */
 function readPlistString(plist: string, key: string): string | undefined {
-  const found = new RegExp(`<key>\\s*${key}\\s*</key>\\s*<string>([\\s\\S]*?)</string>`).exec(plainPlist(plist))?.[1];
+  const text = JOB_KEYS.has(key) ? outermost(plainPlist(plist)) : plainPlist(plist);
+  const found = new RegExp(`<key>\\s*${key}\\s*</key>\\s*<string>([\\s\\S]*?)</string>`).exec(text)?.[1];
   return found === undefined ? undefined : plainText(found);
 }
 
@@ -747,7 +777,10 @@ export function isWrapped(args: readonly string[], name: string): boolean {
   const words = unwaited(args);
   const end = words.indexOf("--");
   const own = end < 0 ? words : words.slice(0, end);
-  if (!/^lima-guard/.test(basename(own[0] ?? "")) || !own.includes("--run")) return false;
+  // The program may have any name: then its grammar tells.
+  const isGuard = /^lima-guard/.test(basename(own[0] ?? "")) ||
+    /^(limactl(\..*)?|colima)$/.test(basename(words[own.length + 1] ?? ""));
+  if (!isGuard || !own.includes("--run")) return false;
   return own.some((word, i) => i > 0 && word === name && own[i - 1] !== "--lima-home" && own[i - 1] !== "--timeout");
 }
 
@@ -773,7 +806,7 @@ function instanceOfColima(args: readonly string[], fromEnv: string): string | un
 
 /** Whether a plist's program runs lima-guard, limactl or colima for an instance, whatever the job's label. */
 export function runsInstance(plist: string, name: string): boolean {
-  const args = unwaited(readProgramArguments(plist));
+  const args = unwaited(commandOfJob(plist));
   if (isWrapped(args, name)) return true;
   const program = basename(args[0] ?? "");
   if (program === "colima") return instanceOfColima(args, readPlistString(plist, "COLIMA_PROFILE") ?? "") === name;
@@ -783,8 +816,8 @@ export function runsInstance(plist: string, name: string): boolean {
 
 /** Whether launchd starts a job again after status 0, and never after anything else. */
 function restartsAfterSuccess(plist: string): boolean {
-  const dict = /<key>\s*KeepAlive\s*<\/key>\s*<dict>([\s\S]*?)<\/dict>/.exec(plainPlist(plist))?.[1] ?? "";
-  return /<key>\s*SuccessfulExit\s*<\/key>\s*<true\s*\/>/.test(dict);
+  const dict = /<key>\s*KeepAlive\s*<\/key>\s*(<dict>[\s\S]*)/.exec(plainPlist(plist))?.[1] ?? "";
+  return /<key>\s*SuccessfulExit\s*<\/key>\s*<true\s*\/>/.test(outermost(dict));
 }
 
 /** Reads ha.stdout.log (events) and ha.stderr.log of a living host agent. */
@@ -3657,7 +3690,7 @@ async function jobStatus(
   return {
     label,
     plist,
-    wrapped: isWrapped(readProgramArguments(text), name),
+    wrapped: isWrapped(commandOfJob(text), name),
     loaded: loaded ? "yes" as const : known ? "no" as const : "unknown" as const,
     disabled: answers.some((a) => a.off.split("\n").some(isOff)),
     exitTimeoutS: loaded?.printed.exitTimeoutS ?? readExitTimeout(text),
@@ -4796,7 +4829,7 @@ async function daemonHomes(host: Host): Promise<OwnedHome[]> {
   const files = (host.list(folder).ok ?? []).filter((file) => file.endsWith(".plist")).sort();
   const found = await Promise.all(files.map(async (file): Promise<OwnedHome[]> => {
     const plist = textOf(host, join(folder, file));
-    const args = unwaited(readProgramArguments(plist));
+    const args = unwaited(commandOfJob(plist));
     const owner = readPlistString(plist, "UserName");
     if (owner === undefined || !/^(lima-guard.*|limactl(\..*)?|colima)$/.test(basename(args[0] ?? ""))) return [];
     const user = await userEntry(host, owner);
