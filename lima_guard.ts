@@ -650,7 +650,8 @@ function flowName(item: string): string[] {
   const text = item.trim();
   const name = text.startsWith("{") ? /[{,][ \t]*["']?name["']?:[ \t]+([^,}]*)/.exec(text)?.[1] ?? "" : text;
   const value = yamlScalar(name);
-  return value === undefined ? [] : [value];
+  // A comma within quotes cuts an item in two, and no disk's name has one.
+  return value === undefined || !NAME_RULE.test(value) ? [] : [value];
 }
 
 /** `paths.varRun` of Lima's networks.yaml, or Lima's default. */
@@ -1684,6 +1685,7 @@ export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgen
   if (end === "already stopped") return "already stopped";
   if (end === "gone before the request") return "gone before the request: the VM was no longer there";
   if (end === "killed") return `stopped hard (killed) ${took}`;
+  if (!["guest", "agent", "driver"].includes(end)) return `unknown: stage ${end}`;
   const hung = isAgentHung ? `; ${HUNG_AGENT}` : "";
   return `stopped gracefully by the ${end === "agent" ? "host agent" : end} ${took}${hung}`;
 }
@@ -1798,7 +1800,9 @@ export function lastStopFields(
     if (typeof last["stage"] !== "string") return "by itself";
     if (cutIn(last) !== undefined) return "cut by agent";
     if (last["stage"] === "killed") return "killed";
-    return last["stage"] === "gone before the request" ? "by itself" : "graceful";
+    if (last["stage"] === "gone before the request") return "by itself";
+    // Another version may have other words: they are no proof of a good end.
+    return ["guest", "agent", "driver", "already stopped"].includes(last["stage"]) ? "graceful" : "unknown";
   };
   const isRecorded = last?.event === "end" && !Number.isNaN(Date.parse(last.time));
   return { lastStopKind: kind(), lastStopAt: isRecorded ? last.time : null };
@@ -1822,8 +1826,8 @@ export function stopUnderWay(
     ...lines.slice(began).filter((l) => l.event === "stage").map((l) => order.indexOf(textOfFact(l["stage"]))),
   );
   const stage = order.slice(done + 1).find((name) => stages.includes(name)) ?? "clean up";
-  const budgetS = typeof since["budgetS"] === "number" ? since["budgetS"] : undefined;
-  const until = budgetS === undefined ? null : new Date(sinceMs + budgetS * 1000).toISOString();
+  const end = new Date(sinceMs + (typeof since["budgetS"] === "number" ? since["budgetS"] : NaN) * 1000);
+  const until = Number.isNaN(end.getTime()) ? null : end.toISOString();
   return { pid, role, since: new Date(sinceMs).toISOString(), stage, until };
 }
 
@@ -1842,7 +1846,7 @@ export function journalWords(line: JournalLine): string {
     pre: `${said("state")} found, status ${said("status")}`,
     end: endWords(line),
   };
-  return `${when}  --${line.role}: ${words[line.event] ?? line.event}`;
+  return `${when}  --${line.role}: ${Object.hasOwn(words, line.event) ? words[line.event] : line.event}`;
 }
 
 /** Job problems that need action, and warnings. */
@@ -2409,10 +2413,13 @@ function announce(ctx: Context, at: Partial<Instance> & { name: string }, event:
   const argv = ["/bin/sh", "-c", EVENT_SCRIPT, onEvent, JSON.stringify(line), String(EVENT_LIMIT_S)] as const;
   const child = host.start({ argv: [...argv], env });
   if (child.trouble) return ctx.say("warn", at, `event ${event}: ${onEvent}: ${child.why}`);
+  const beganMs = host.clockMs();
   let status: string | undefined;
   child.ok.onLine((printed) => status = printed);
   void child.ok.ended.then(() => {
-    const because = status === undefined ? `no end within ${EVENT_LIMIT_S} s` : `status ${status}`;
+    const isLate = host.clockMs() - beganMs >= EVENT_LIMIT_S * 1000;
+    const none = isLate ? `no end within ${EVENT_LIMIT_S} s` : "it was killed before its end";
+    const because = status === undefined ? none : `status ${status}`;
     if (status !== "0") ctx.say("warn", at, `event ${event}: ${onEvent}: ${because}`);
   });
 }
@@ -3654,6 +3661,7 @@ async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
     unread.push(...jobNotes(folder, listed), ...plists.flatMap((p) => jobNotes(p, probeRead(host, p, "follow links"))));
     for (const plist of plists) {
       const text = textOf(host, plist);
+      unread.push(...binaryNotes(plist, text, instance));
       const named = readPlistString(text, "LIMA_HOME") ?? optionOf(readProgramArguments(text), "--lima-home");
       const isOther = named !== undefined && realHome(host, named) !== instance.home;
       if (runsInstance(text, instance.name) && !isOther) {
@@ -3669,6 +3677,13 @@ function jobNotes(what: string, tried: Result<unknown>): Diagnostic[] {
   if (tried.trouble === undefined || tried.trouble === "absent") return [];
   const because = `whether it holds a launchd job of this instance is unknown: ${tried.why}`;
   return [{ what, because, hint: lookCommand(what) }];
+}
+
+/** A binary plist is not read here; its words stand in it as they are. */
+function binaryNotes(what: string, text: string, { name }: Instance): Diagnostic[] {
+  if (!text.startsWith("bplist") || !text.includes(name) || !/lima|colima/.test(text)) return [];
+  const because = "whether it is a launchd job of this instance is unknown: it is a binary plist";
+  return [{ what, because, hint: shellWords(["plutil", "-p", what]) }];
 }
 
 async function jobStatus(

@@ -200,3 +200,11 @@ test("two host agents of one instance live: running, and that is not 0; --stop e
   assert.equal(stopped.status, 0, stopped.stdout);
   assert.deepEqual([agent.isAlive(), isAlive(second.pid)], [false, false]);
 });
+
+test("the program of an event is killed early: that is not called thirty seconds", async ({ home }) => {
+  const program = `${home.root}/event`;
+  Deno.writeTextFileSync(program, "#!/bin/sh\nkill -9 $PPID\n", { mode: 0o755 });
+  const command = ["--", "/bin/sh", "-c", "sleep 2"];
+  await using guard = spawnGuard(home, ["--run", "k3s", "--on-event", program, ...command]);
+  await guard.waitForLine(/event started: .*: it was killed before its end/);
+});

@@ -13,6 +13,7 @@ import {
   needsPerson,
   type Observation,
   readExitTimeout,
+  readJournal,
   readProgramArguments,
   readReadiness,
   runsInstance,
@@ -711,3 +712,32 @@ Deno.test("KeepAlive's SuccessfulExit is read behind a dictionary within it", as
   assert.match(stdout, /job k3s\.guarded: guarded/);
   assert.match(stdout, /its KeepAlive \{SuccessfulExit: true\} starts it again after a good stop/);
 });
+
+Deno.test("a binary plist that names the instance: whether it is its job is unknown", async () => {
+  await using home = await tempLimaHome();
+  home.instance("k3s");
+  const agents = `${home.user}/Library/LaunchAgents`;
+  Deno.mkdirSync(agents, { recursive: true });
+  Deno.writeTextFileSync(`${agents}/other.plist`, "bplist00\xd4\x01Z/bin/other");
+  Deno.writeTextFileSync(`${agents}/k3s.plist`, "bplist00\xd4\x01_\x10\x0f/x/lima-guardU--runSk3sR--");
+  const { stdout } = await runGuard(home, ["--status", "k3s"]);
+  assert.match(stdout, /k3s\.plist: whether it is a launchd job .* binary plist \(hint: plutil -p \S+k3s\.plist\)/);
+  assert.doesNotMatch(stdout, /no launchd job found|other\.plist/);
+});
+
+for (
+  const [what, line, kind, words] of [
+    ["a stage of another version", { event: "end", stage: "lunar" }, "unknown", /unknown: stage lunar/],
+    ["a stop with a budget beyond all dates", { event: "stop", budgetS: 1e300 }, "none", /stop began/],
+    ["an event that is called as all objects have it", { event: "toString" }, "none", /: toString$/],
+  ] as const
+) {
+  Deno.test(`a line of the journal that is odd: ${what}`, () => {
+    const time = "2026-01-01T00:00:00Z";
+    const lines = readJournal(JSON.stringify({ time, boot: "b", dir: "/d", role: "stop", ...line }), "/d");
+    assert.equal(lastStopFields(lines, "b", false).lastStopKind, kind);
+    assert.match(journalWords(lines[0]!), words);
+    const holder = { pid: 5, started: "", dir: "/d", role: "stop", phase: "stopping" };
+    assert.equal(stopUnderWay(holder, lines, ["guest"])?.until, null);
+  });
+}
