@@ -719,7 +719,7 @@ function plainPlist(plist: string): string {
     .replaceAll(/<(\/?[a-z]+)\s+>/g, "<$1>");
 }
 
-/** What stands in the first dictionary itself, and not in one within it: the same key may stand there too. */
+/** What stands in the first dictionary itself, and not in one within it: the same key may be in both. */
 function outermost(xml: string): string {
   let [depth, isOver, kept] = [0, false, ""];
   for (const part of xml.split(/(<\/?dict>)/)) {
@@ -755,7 +755,7 @@ function commandOfJob(plist: string): string[] {
   return program === undefined ? args : [program, ...args.slice(1)];
 }
 
-/** Keys of the job itself; all others may stand wherever, as variables do. */
+/** Keys of the job itself; all others are looked for everywhere, as variables are. */
 const JOB_KEYS = new Set(["Label", "Program", "UserName"]);
 
 /** One string of a plist by its key. */
@@ -1206,6 +1206,11 @@ function listCommand(dir: string): string {
 /** Takes a path out of the way, and keeps what it is. */
 function moveOut(path: string): string {
   return shellWords(["mv", path, `${path}.away`]);
+}
+
+/** Shows a binary plist as text. */
+function plistCommand(path: string): string {
+  return shellWords(["plutil", "-p", path]);
 }
 
 /** Shows the end of a log. */
@@ -2022,7 +2027,7 @@ export type Result<T> =
   | { readonly ok?: undefined; readonly trouble: ErrorKind; readonly why: string };
 
 /** The kinds of trouble that the guard treats differently. */
-type ErrorKind = "absent" | "denied" | "refused" | "read-only" | "unsupported" | "limit" | "other";
+type ErrorKind = "absent" | "denied" | "refused" | "read-only" | "unsupported" | "limit" | "full" | "other";
 
 /** A file as lstat(2) or stat(2) shows it. `mode` is the nine permission bits. */
 interface FileInfo extends Omit<FileStamp, "text"> {
@@ -3683,7 +3688,7 @@ function jobNotes(what: string, tried: Result<unknown>): Diagnostic[] {
 function binaryNotes(what: string, text: string, { name }: Instance): Diagnostic[] {
   if (!text.startsWith("bplist") || !text.includes(name) || !/lima|colima/.test(text)) return [];
   const because = "whether it is a launchd job of this instance is unknown: it is a binary plist";
-  return [{ what, because, hint: shellWords(["plutil", "-p", what]) }];
+  return [{ what, because, hint: plistCommand(what) }];
 }
 
 async function jobStatus(
@@ -5091,7 +5096,7 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
     recent: lines.slice(-10).map(journalWords),
     lastStop: lastStop(lines, boot, isAlive),
     ...lastStopFields(lines, boot, isAlive),
-    lastRepair: repair ? `${localTime(repair.time)}: ${repair["state"]}` : null,
+    lastRepair: repair ? `${localTime(repair.time)}: ${textOfFact(repair["state"])}` : null,
     lastRepairAt: isTime ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
     brakeSeconds: Math.ceil(restartBackoffMs(lines, host.wallMs()) / 1000),
@@ -5879,7 +5884,7 @@ export function realHost(): Host {
     onSignal: (signal, take) => Deno.addSignalListener(signal, take),
     isTerminal: Deno.stderr.isTerminal(),
     columns: () => tryCall(() => Deno.consoleSize().columns).ok || 80,
-    stdout: (text) => writeAll(Deno.stdout, text),
+    stdout: writeResult,
     stderr: (text) => writeAll(Deno.stderr, text),
   };
 }
@@ -5922,6 +5927,7 @@ function errorKindOf(error: unknown): { trouble: ErrorKind; why: string } {
     return { trouble: "denied", why };
   }
   if (error instanceof Deno.errors.ConnectionRefused) return { trouble: "refused", why };
+  if (error instanceof Deno.errors.WouldBlock) return { trouble: "full", why };
   if (code === "EROFS") return { trouble: "read-only", why };
   if (["ENOTSUP", "EOPNOTSUPP", "ENOSYS"].includes(code ?? "")) return { trouble: "unsupported", why };
   return { trouble: "other", why };
@@ -6128,6 +6134,26 @@ function writeAll(to: { writeSync(bytes: Uint8Array): number }, text: string): v
   tryCall(() => {
     for (let sent = 0; sent < bytes.length;) sent += to.writeSync(bytes.subarray(sent));
   });
+}
+
+/** POSIX's smallest PIPE_BUF: so many bytes are written as a whole or not at all. */
+const PIPE_BYTES = 512;
+
+/** How long a pipe that another program has made non-blocking may stay full. */
+const FULL_PIPE_MS = 10_000;
+
+/** The result, which is the last thing that is written, also to a pipe that does not block: its reader may be slow. */
+function writeResult(text: string): void {
+  const bytes = new TextEncoder().encode(text);
+  const clock = new Int32Array(new SharedArrayBuffer(4));
+  for (let sent = 0, fullMs = 0; sent < bytes.length && fullMs < FULL_PIPE_MS;) {
+    const part = bytes.subarray(sent, sent + PIPE_BYTES);
+    const wrote = tryCall(() => Deno.stdout.writeSync(part));
+    if (wrote.trouble && wrote.trouble !== "full") return;
+    sent += wrote.ok ?? 0;
+    fullMs = wrote.ok ? 0 : fullMs + 10;
+    if (!wrote.ok) Atomics.wait(clock, 0, 0, 10);
+  }
 }
 
 // ── command line
@@ -6403,7 +6429,7 @@ async function serveRequest(host: Host, invocation: Invocation): Promise<ServedR
   const reports = isMachine ? [...served, ...await stillLiving(ctx, served)] : served;
   const text = role === "status" ? formatStatus(reports, invocation.verbose) : formatReports(reports, dryRun);
   host.stdout(invocation.json ? toJson(role, reports) : text);
-  // Who waits for VMs is not told that they are up where there is none.
+  // Where there is no VM at all none is up.
   const isVain = isLate || (invocation.waitS !== undefined && reports.length === 0);
   return { status: worst([...reports.map((r) => r.status), ...isVain ? [EXIT.tryAgain] : []]) };
 }

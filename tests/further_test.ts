@@ -4,8 +4,10 @@ import assert from "node:assert/strict";
 import { judge } from "../lima_guard.ts";
 import { guardWith } from "./helpers/guard_with.ts";
 import {
+  denoFlags,
   IMPOSSIBLE_PID,
   isAlive,
+  project,
   runGuard,
   spawnGuard,
   startAgent,
@@ -207,4 +209,30 @@ test("the program of an event is killed early: that is not called thirty seconds
   const command = ["--", "/bin/sh", "-c", "sleep 2"];
   await using guard = spawnGuard(home, ["--run", "k3s", "--on-event", program, ...command]);
   await guard.waitForLine(/event started: .*: it was killed before its end/);
+});
+
+/** Runs a command whose stdout is a non-blocking pipe, which is read only once it is full. */
+const SLOW_READER = `
+import fcntl, os, select, subprocess, sys
+r, w = os.pipe()
+fcntl.fcntl(w, fcntl.F_SETFL, fcntl.fcntl(w, fcntl.F_GETFL) | os.O_NONBLOCK)
+child = subprocess.Popen(sys.argv[1:], stdout=w)
+while child.poll() is None and select.select([], [w], [], 0)[1]: pass
+os.close(w)
+while True:
+  data = os.read(r, 4096)
+  if not data: break
+  sys.stdout.buffer.write(data)
+sys.exit(child.wait())
+`;
+
+test("stdout is a pipe that does not block, and its reader is slow: the document is whole", async ({ home }) => {
+  for (let n = 0; n < 100; n++) home.instance(`vm${n}`);
+  const guard = [Deno.execPath(), "run", "-A", ...denoFlags(), `${project}/lima_guard.ts`];
+  const { status, stdout, json } = await runGuard(home, ["--status", "--json"], {
+    program: ["/usr/bin/python3", "-c", SLOW_READER, ...guard],
+  });
+  assert.equal(status, 0);
+  assert.ok(stdout.length > 65_536, `${stdout.length}`);
+  assert.equal(json().instances.length, 101);
 });
