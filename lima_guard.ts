@@ -646,7 +646,8 @@ function flowName(item: string): string[] {
   const text = item.trim();
   const name = text.startsWith("{") ? /[{,][ \t]*["']?name["']?:[ \t]+([^,}]*)/.exec(text)?.[1] ?? "" : text;
   const value = yamlScalar(name);
-  return value === undefined ? [] : [value];
+  // A comma within quotes cuts an item in two, and no disk's name has one.
+  return value === undefined || !NAME_RULE.test(value) ? [] : [value];
 }
 
 /** `paths.varRun` of Lima's networks.yaml, or Lima's default. */
@@ -702,31 +703,61 @@ export function readPrint(text: string): PrintedJob {
 
 /** `ExitTimeOut` of a plist's text, launchd's default where it has none. 0 means no limit, which no shutdown grants. */
 export function readExitTimeout(plist: string): number {
-  const text = plist.replaceAll(/<!--[\s\S]*?-->/g, "");
+  const text = outermost(plainPlist(plist));
   const n = Number(/<key>\s*ExitTimeOut\s*<\/key>\s*<integer>\s*(\d{1,9})\s*<\/integer>/.exec(text)?.[1] ?? Number.NaN);
   return Number.isNaN(n) ? LAUNCHD_DEFAULT_S : n;
 }
 
-/** A plist's text without comments, and with the text of its CDATA sections as any other text. */
+/** A plist's text without comments and blanks in its tags, and with the text of its CDATA sections as any other text. */
 function plainPlist(plist: string): string {
   const escape = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-  return plist.replaceAll(/<!--[\s\S]*?-->/g, "").replaceAll(/<!\[CDATA\[([\s\S]*?)\]\]>/g, (_, t) => escape(t));
+  return plist.replaceAll(/<!--[\s\S]*?-->/g, "").replaceAll(/<!\[CDATA\[([\s\S]*?)\]\]>/g, (_, t) => escape(t))
+    .replaceAll(/<(\/?[a-z]+)\s+>/g, "<$1>");
+}
+
+/** What stands in the first dictionary itself, and not in one within it: the same key may be in both. */
+function outermost(xml: string): string {
+  let [depth, isOver, kept] = [0, false, ""];
+  for (const part of xml.split(/(<\/?dict>)/)) {
+    if (part === "<dict>") depth++;
+    else if (part === "</dict>") isOver ||= --depth === 0;
+    else if (depth <= 1 && !isOver) kept += part;
+  }
+  return kept;
 }
 
 function plainText(xml: string): string {
   const entities: Record<string, string> = { lt: "<", gt: ">", quot: '"', apos: "'", amp: "&" };
-  return xml.replaceAll(/&(lt|gt|quot|apos|amp);/g, (_, name) => entities[name] ?? "");
+  const letter = (code: number) => code <= 0x10ffff ? String.fromCodePoint(code) : "";
+  return xml.replaceAll(
+    /&(?:(lt|gt|quot|apos|amp)|#(\d+)|#x([\da-f]+));/gi,
+    (_, name, decimal, hex) =>
+      name === undefined ? letter(decimal ? Number(decimal) : parseInt(hex, 16)) : entities[name.toLowerCase()] ?? "",
+  );
 }
 
 /** The strings of a plist's ProgramArguments. Read by pattern: nothing is changed on its word. */
 export function readProgramArguments(plist: string): string[] {
-  const array = /<key>\s*ProgramArguments\s*<\/key>\s*<array>([\s\S]*?)<\/array>/.exec(plainPlist(plist))?.[1] ?? "";
+  const array =
+    /<key>\s*ProgramArguments\s*<\/key>\s*<array>([\s\S]*?)<\/array>/.exec(outermost(plainPlist(plist)))?.[1] ??
+      "";
   return [...array.matchAll(/<string>([\s\S]*?)<\/string>/g)].map((m) => plainText(m[1] ?? ""));
 }
 
-/** One string of a plist by its key, wherever it stands. */
+/** The command of a job: `Program` is what launchd runs, whatever the first of its arguments says. */
+function commandOfJob(plist: string): string[] {
+  const args = readProgramArguments(plist);
+  const program = readPlistString(plist, "Program");
+  return program === undefined ? args : [program, ...args.slice(1)];
+}
+
+/** Keys of the job itself; all others are looked for everywhere, as variables are. */
+const JOB_KEYS = new Set(["Label", "Program", "UserName"]);
+
+/** One string of a plist by its key. */
 function readPlistString(plist: string, key: string): string | undefined {
-  const found = new RegExp(`<key>\\s*${key}\\s*</key>\\s*<string>([\\s\\S]*?)</string>`).exec(plainPlist(plist))?.[1];
+  const text = JOB_KEYS.has(key) ? outermost(plainPlist(plist)) : plainPlist(plist);
+  const found = new RegExp(`<key>\\s*${key}\\s*</key>\\s*<string>([\\s\\S]*?)</string>`).exec(text)?.[1];
   return found === undefined ? undefined : plainText(found);
 }
 
@@ -743,7 +774,10 @@ export function isWrapped(args: readonly string[], name: string): boolean {
   const words = unwaited(args);
   const end = words.indexOf("--");
   const own = end < 0 ? words : words.slice(0, end);
-  if (!/^lima-guard/.test(basename(own[0] ?? "")) || !own.includes("--run")) return false;
+  // The program may have any name: then its grammar tells.
+  const isGuard = /^lima-guard/.test(basename(own[0] ?? "")) ||
+    /^(limactl(\..*)?|colima)$/.test(basename(words[own.length + 1] ?? ""));
+  if (!isGuard || !own.includes("--run")) return false;
   return own.some((word, i) => i > 0 && word === name && own[i - 1] !== "--lima-home" && own[i - 1] !== "--timeout");
 }
 
@@ -769,7 +803,7 @@ function instanceOfColima(args: readonly string[], fromEnv: string): string | un
 
 /** Whether a plist's program runs lima-guard, limactl or colima for an instance, whatever the job's label. */
 export function runsInstance(plist: string, name: string): boolean {
-  const args = unwaited(readProgramArguments(plist));
+  const args = unwaited(commandOfJob(plist));
   if (isWrapped(args, name)) return true;
   const program = basename(args[0] ?? "");
   if (program === "colima") return instanceOfColima(args, readPlistString(plist, "COLIMA_PROFILE") ?? "") === name;
@@ -779,8 +813,8 @@ export function runsInstance(plist: string, name: string): boolean {
 
 /** Whether launchd starts a job again after status 0, and never after anything else. */
 function restartsAfterSuccess(plist: string): boolean {
-  const dict = /<key>\s*KeepAlive\s*<\/key>\s*<dict>([\s\S]*?)<\/dict>/.exec(plainPlist(plist))?.[1] ?? "";
-  return /<key>\s*SuccessfulExit\s*<\/key>\s*<true\s*\/>/.test(dict);
+  const dict = /<key>\s*KeepAlive\s*<\/key>\s*(<dict>[\s\S]*)/.exec(plainPlist(plist))?.[1] ?? "";
+  return /<key>\s*SuccessfulExit\s*<\/key>\s*<true\s*\/>/.test(outermost(dict));
 }
 
 /** Whether launchd starts a job as soon as it is loaded. */
@@ -1168,6 +1202,16 @@ function listCommand(dir: string): string {
   return shellWords(["ls", "-la", dir]);
 }
 
+/** Takes a path out of the way, and keeps what it is. */
+function moveOut(path: string): string {
+  return shellWords(["mv", path, `${path}.away`]);
+}
+
+/** Shows a binary plist as text. */
+function plistCommand(path: string): string {
+  return shellWords(["plutil", "-p", path]);
+}
+
 /** Shows the end of a log. */
 function tailCommand(path: string): string {
   return shellWords(["tail", path]);
@@ -1298,7 +1342,10 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   const signs = seen.agent;
   if (agent && !(signs && isHung(signs))) {
     const pid = `host agent ${agent.row.pid}`;
-    if (signs?.answers && hasDriver(seen)) return plan("running", `${pid} answers and its driver is alive`, seen);
+    if (signs?.answers && hasDriver(seen)) {
+      const more = { notes: seen.notes, blockers: severalAgents(seen) };
+      return plan("running", `${pid} answers and its driver is alive`, more);
+    }
     if (agent.row.stat.startsWith("T") && !signs?.answers) {
       const hint = killCommand(seen.instance, agent.row, "CONT");
       const halted = { what: pid, because: `${pid} is stopped by a signal (ps: ${agent.row.stat})`, hint };
@@ -1324,6 +1371,15 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
     : `${names(drivers)} ${drivers.length > 1 ? "run" : "runs"} without a host agent`;
   const steps = [...urgentRemovals(seen), ...stageSteps(seen, because, budgetS), ...laterRemovals(seen)];
   return plan(state, because, { steps, notes: seen.notes });
+}
+
+/** More than one host agent is more than one VM on one disk: a start is not the answer, and 0 neither. */
+function severalAgents({ alive, instance }: Observation): Diagnostic[] {
+  const agents = alive.filter((p) => p.role === "host agent");
+  if (agents.length < 2) return [];
+  const because = "several host agents of it live, and each may write to its disk";
+  const hint = `${psCommand(...agents.map((p) => p.row.pid))}; to end them: ${guardCommand(instance, "--stop")}`;
+  return [{ what: names(agents), because, hint }];
 }
 
 /** Hung: beyond the boot window, and no answer for a minute, or no event since its start. */
@@ -1628,6 +1684,7 @@ export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgen
   if (end === "already stopped") return "already stopped";
   if (end === "gone before the request") return "gone before the request: the VM was no longer there";
   if (end === "killed") return `stopped hard (killed) ${took}`;
+  if (!["guest", "agent", "driver"].includes(end)) return `unknown: stage ${end}`;
   const hung = isAgentHung ? `; ${HUNG_AGENT}` : "";
   return `stopped gracefully by the ${end === "agent" ? "host agent" : end} ${took}${hung}`;
 }
@@ -1742,7 +1799,9 @@ export function lastStopFields(
     if (typeof last["stage"] !== "string") return "by itself";
     if (cutIn(last) !== undefined) return "cut by agent";
     if (last["stage"] === "killed") return "killed";
-    return last["stage"] === "gone before the request" ? "by itself" : "graceful";
+    if (last["stage"] === "gone before the request") return "by itself";
+    // Another version may have other words: they are no proof of a good end.
+    return ["guest", "agent", "driver", "already stopped"].includes(last["stage"]) ? "graceful" : "unknown";
   };
   const isRecorded = last?.event === "end" && !Number.isNaN(Date.parse(last.time));
   return { lastStopKind: kind(), lastStopAt: isRecorded ? last.time : null };
@@ -1766,8 +1825,8 @@ export function stopUnderWay(
     ...lines.slice(began).filter((l) => l.event === "stage").map((l) => order.indexOf(textOfFact(l["stage"]))),
   );
   const stage = order.slice(done + 1).find((name) => stages.includes(name)) ?? "clean up";
-  const budgetS = typeof since["budgetS"] === "number" ? since["budgetS"] : undefined;
-  const until = budgetS === undefined ? null : new Date(sinceMs + budgetS * 1000).toISOString();
+  const end = new Date(sinceMs + (typeof since["budgetS"] === "number" ? since["budgetS"] : NaN) * 1000);
+  const until = Number.isNaN(end.getTime()) ? null : end.toISOString();
   return { pid, role, since: new Date(sinceMs).toISOString(), stage, until };
 }
 
@@ -1786,7 +1845,7 @@ export function journalWords(line: JournalLine): string {
     pre: `${said("state")} found, status ${said("status")}`,
     end: endWords(line),
   };
-  return `${when}  --${line.role}: ${words[line.event] ?? line.event}`;
+  return `${when}  --${line.role}: ${Object.hasOwn(words, line.event) ? words[line.event] : line.event}`;
 }
 
 /** What is wrong with the launchd jobs of an instance. `supervised`: a lima-guard runs it, or is stopping it. */
@@ -1971,7 +2030,7 @@ export type Result<T> =
   | { readonly ok?: undefined; readonly trouble: ErrorKind; readonly why: string };
 
 /** The kinds of errors that are treated differently. */
-type ErrorKind = "absent" | "denied" | "refused" | "read-only" | "unsupported" | "limit" | "other";
+type ErrorKind = "absent" | "denied" | "refused" | "read-only" | "unsupported" | "limit" | "full" | "other";
 
 /** A file as lstat(2) or stat(2) shows it. `mode` is the nine permission bits. */
 interface FileInfo extends Omit<FileStamp, "text"> {
@@ -2372,10 +2431,13 @@ function announce(ctx: Context, at: Partial<Instance> & { name: string }, event:
   const argv = ["/bin/sh", "-c", EVENT_SCRIPT, onEvent, JSON.stringify(line), String(EVENT_LIMIT_S)] as const;
   const child = host.start({ argv: [...argv], env });
   if (child.trouble) return ctx.say("warn", at, `event ${event}: ${onEvent}: ${child.why}`);
+  const beganMs = host.clockMs();
   let status: string | undefined;
   child.ok.onLine((printed) => status = printed);
   void child.ok.ended.then(() => {
-    const because = status === undefined ? `no end within ${EVENT_LIMIT_S} s` : `status ${status}`;
+    const isLate = host.clockMs() - beganMs >= EVENT_LIMIT_S * 1000;
+    const none = isLate ? `no end within ${EVENT_LIMIT_S} s` : "it was killed before its end";
+    const because = status === undefined ? none : `status ${status}`;
     if (status !== "0") ctx.say("warn", at, `event ${event}: ${onEvent}: ${because}`);
   });
 }
@@ -2693,7 +2755,8 @@ async function answeringSockets(
 
 /** What a socket did when it was asked; undefined where nothing listens on it. */
 async function socketAnswer(host: Host, socket: string): Promise<string | undefined> {
-  const look = host.stat(socket);
+  // A link to a socket connects like the socket itself.
+  const look = host.stat(socket, "follow links");
   if (look.trouble !== undefined && look.trouble !== "absent") return `cannot be looked at (${look.why})`;
   if (look.ok?.kind !== "socket") return undefined;
   const connection = await host.connect(socket, ANSWER_LIMIT_MS);
@@ -2853,9 +2916,15 @@ function yamlBlockers(host: Host, instance: Instance, yaml: string): Diagnostic[
   }
   return readDiskNames(yaml).flatMap((disk) => {
     const dir = join(instance.home, "_disks", disk);
-    if (host.stat(dir, "follow links").trouble !== "absent") return [];
-    const because = `additional disk ${disk} is not there (its volume may not be mounted)`;
-    return [{ what: dir, because, hint: listCommand(nearestVisible(host, dirname(dir))), waitsFor: "volume" as const }];
+    const [image, lock] = [join(dir, "datadisk"), join(dir, "in_use_by")];
+    const what = [dir, image].find((path) => host.stat(path, "follow links").trouble === "absent");
+    if (what !== undefined) {
+      const because = `additional disk ${disk} is not there (its volume may not be mounted)`;
+      return [{ what, because, hint: listCommand(nearestVisible(host, dirname(what))), waitsFor: "volume" as const }];
+    }
+    const kind = host.stat(lock).ok?.kind ?? "link";
+    if (kind === "link") return [];
+    return [{ what: lock, because: `it is a ${kind}, and Lima reads a link there`, hint: moveOut(lock) }];
   });
 }
 
@@ -2949,7 +3018,7 @@ async function observeAgent(
 
 /** Whether the agent says anything at all to `GET /v1/info`; an HTTP error is an answer. */
 async function hasAnswer(host: Host, socket: string): Promise<boolean> {
-  if (host.stat(socket).ok?.kind !== "socket") return false;
+  if (host.stat(socket, "follow links").ok?.kind !== "socket") return false;
   const connection = await host.connect(socket, ANSWER_LIMIT_MS);
   if (connection.trouble) return false;
   const ask = async () => {
@@ -3056,7 +3125,7 @@ async function judgeDaemon(host: Host, instance: Instance, pid: number, short: s
   const table = await ps(host, [pid], psMs);
   if (table.trouble) return { kind: "unknown" as const, why: table.why };
   const row = table.ok.rows.find((r) => r.pid === pid);
-  if (!row && table.ok.unreadable.length > 0) {
+  if (!row && isThereWithoutRow(host, table.ok, pid)) {
     return { kind: "unknown" as const, why: `ps shows no row for PID ${pid}` };
   }
   if (!row || row.stat.startsWith("Z")) return dead;
@@ -3227,12 +3296,12 @@ function diskLocks(host: Host, instance: Instance): { locks: DiskLock[]; unread:
     const look = host.stat(path);
     cannotRead(path, look);
     if (look.ok?.kind !== "link") continue;
-    const target = host.linkTarget(path);
-    cannotRead(path, target);
-    if (target.ok === undefined) continue;
-    const dir = target.ok.startsWith("/") ? target.ok : join(dirname(path), target.ok);
-    const whose = diskLockOwner(host, instance, dir);
-    locks.push({ path, disk, stamp: stampOf(look.ok), target: dir, whose });
+    const link = host.linkTarget(path);
+    cannotRead(path, link);
+    if (link.ok === undefined) continue;
+    const whole = `${dirname(path)}/${link.ok}`;
+    const target = link.ok.startsWith("/") ? link.ok : host.realPath(whole).ok ?? whole;
+    locks.push({ path, disk, stamp: stampOf(look.ok), target, whose: diskLockOwner(host, instance, target) });
   }
   return { locks, unread };
 }
@@ -3413,16 +3482,16 @@ async function findInstance(
     report: report(name, state, status, state, { blockers: [{ what, because, hint }] }),
   });
   const look = host.stat(dir, "follow links");
-  if (look.trouble === "denied") {
-    return refuse("blocked", EXIT.denied, look.why, lookCommand(nearestVisible(host, dir)));
+  if (look.trouble !== undefined && look.trouble !== "absent") {
+    const isDenied = look.trouble === "denied";
+    const [state, status] = isDenied ? ["blocked", EXIT.denied] as const : ["unknown", EXIT.tryAgain] as const;
+    return refuse(state, status, look.why, lookCommand(nearestVisible(host, dir)));
   }
   if (look.trouble || look.ok.kind !== "directory") {
     const trouble = homeTrouble(host, homes.paths[0] ?? home);
     const hint = `${listCommand(nearestVisible(host, dirname(home)))}; --lima-home DIR names another LIMA_HOME`;
     if (trouble) return refuse("missing", EXIT.noInstance, `no such instance: ${trouble.because}`, hint, home);
-    const because = look.trouble === "absent"
-      ? "no such instance"
-      : `no such instance: ${look.trouble ? look.why : "no directory"}`;
+    const because = look.trouble === "absent" ? "no such instance" : "no such instance: no directory";
     const refused = refuse("missing", EXIT.noInstance, because, await nameHint(ctx, home, name));
     return { report: { ...refused.report, notes: lostLocks(host, { name, home, dir, owner: host.uid }) } };
   }
@@ -3623,6 +3692,7 @@ async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
     );
     for (const plist of plists) {
       const text = textOf(host, plist);
+      unread.push(...binaryNotes(plist, text, instance));
       const named = readPlistString(text, "LIMA_HOME") ?? optionOf(readProgramArguments(text), "--lima-home");
       const isOther = named !== undefined && realHome(host, named) !== instance.home;
       if (runsInstance(text, instance.name) && !isOther) {
@@ -3638,6 +3708,13 @@ function jobNotes(host: Host, what: string, tried: Result<unknown>): Diagnostic[
   if (tried.trouble === undefined || tried.trouble === "absent") return [];
   const because = `whether it holds a launchd job of this instance is unknown: ${tried.why}`;
   return [{ what, because, hint: lookCommand(nearestVisible(host, what)) }];
+}
+
+/** A binary plist is not read here; its words stand in it as they are. */
+function binaryNotes(what: string, text: string, { name }: Instance): Diagnostic[] {
+  if (!text.startsWith("bplist") || !text.includes(name) || !/lima|colima/.test(text)) return [];
+  const because = "whether it is a launchd job of this instance is unknown: it is a binary plist";
+  return [{ what, because, hint: plistCommand(what) }];
 }
 
 async function jobStatus(
@@ -3659,7 +3736,7 @@ async function jobStatus(
   return {
     label,
     plist,
-    wrapped: isWrapped(readProgramArguments(text), name),
+    wrapped: isWrapped(commandOfJob(text), name),
     loaded: loaded ? "yes" as const : known ? "no" as const : "unknown" as const,
     disabled: answers.some((a) => a.off.split("\n").some(isOff)),
     exitTimeoutS: loaded?.printed.exitTimeoutS ?? readExitTimeout(text),
@@ -3734,12 +3811,17 @@ async function signalVerified(host: Host, proven: ProcessRow, signal: Signal, ps
   const table = await ps(host, [pid], psMs);
   if (table.trouble) return { kind: "skipped", why: table.why };
   const now = table.ok.rows.find((r) => r.pid === pid);
-  if (!now && table.ok.unreadable.length > 0) return { kind: "skipped", why: "its row in ps cannot be read" };
+  if (!now && isThereWithoutRow(host, table.ok, pid)) return { kind: "skipped", why: "ps shows no row for it" };
   if (!now || now.stat.startsWith("Z")) return { kind: "already gone" };
   if (!showsSameProcess(now, proven)) return { kind: "process changed" };
   const sent = isPid(pid) ? host.signal(pid, signal) : undefined;
   if (sent?.trouble === "absent") return { kind: "already gone" };
   return sent?.trouble ? { kind: "failed", why: sent.why } : DONE;
+}
+
+/** Whether a process lives although ps shows no row for it: a row that cannot be read, or ps had none to show. */
+function isThereWithoutRow(host: Host, { unreadable }: ReturnType<typeof readPs>, pid: number): boolean {
+  return unreadable.length > 0 || host.alive(pid) === "yes";
 }
 
 /** Those that ps still shows. Without an answer all of them: what was there is there until the system says otherwise. */
@@ -3752,7 +3834,9 @@ async function stillAlive(
   if (table.trouble) return processes;
   // A clock that was stepped changes a start time too: here the command decides.
   const isAlive = (now: ProcessRow | undefined, { row }: VerifiedProcess) =>
-    now !== undefined && !now.stat.startsWith("Z") && now.command === row.command;
+    now === undefined
+      ? isThereWithoutRow(host, table.ok, row.pid)
+      : !now.stat.startsWith("Z") && now.command === row.command;
   return processes.filter((p) => isAlive(table.ok.rows.find((r) => r.pid === p.row.pid), p));
 }
 
@@ -4350,8 +4434,10 @@ async function signalOne(stop: Stop, proven: VerifiedProcess, signal: Signal): P
 /** Holds a connection to the host agent's socket: its end wakes the waiting at once, without polling. */
 async function watchAgentSocket(stop: Stop): Promise<void> {
   const socket = join(stop.instance.dir, HA_SOCK);
-  if (!remaining(stop).some((p) => p.role === "host agent") || stop.ctx.host.stat(socket).ok?.kind !== "socket") return;
-  const held = await stop.ctx.host.connect(socket, ANSWER_LIMIT_MS);
+  const { host } = stop.ctx;
+  const isSocket = host.stat(socket, "follow links").ok?.kind === "socket";
+  if (!isSocket || !remaining(stop).some((p) => p.role === "host agent")) return;
+  const held = await host.connect(socket, ANSWER_LIMIT_MS);
   if (held.trouble) return;
   stop.isAgentSocketOpen = true;
   while (await held.ok.read() !== undefined);
@@ -4653,7 +4739,9 @@ async function cleanUp(
   }
   const alive = seen.alive.filter((process) => process.role !== "usernet");
   const again = { what: instance.dir, because: aliveWords(alive), hint: guardCommand(instance, "--status") };
-  const blockers = [...alive.length > 0 ? [again] : [], ...unknownsOf(seen), ...seen.held];
+  // Without its lima.yaml nothing more was looked at.
+  const missing = seen.missing === undefined ? [] : p.blockers;
+  const blockers = [...alive.length > 0 ? [again] : [], ...missing, ...unknownsOf(seen), ...seen.held];
   return { state: alive.length > 0 ? "running" : "unknown", steps: [], blockers };
 }
 
@@ -4685,9 +4773,11 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
     return { report: report(instance.name, "running", EXIT.done, `running: ${because}`, { steps: steps.map(bare) }) };
   }
   const isStop = ctx.role === "stop" && !ctx.dryRun;
-  const asked = isStop && holder?.role === "run" ? await askToStop(ctx, instance, held, holder) : undefined;
+  const askedMs = ctx.host.clockMs();
+  const psMs = Math.min(PS_LIMIT_MS, limitMs / 8);
+  const asked = isStop && holder?.role === "run" ? await askToStop(ctx, instance, held, { holder, psMs }) : undefined;
   const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked?.kind === "done");
-  const graceMs = stageLimits(limitMs / 1000).agent * 1000;
+  const graceMs = Math.max(0, stageLimits(limitMs / 1000).agent * 1000 - (ctx.host.clockMs() - askedMs));
   const waitMs = isStop && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : limitMs;
   const who = describeHolder(holder);
   if (!waited) ctx.say("info", instance, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
@@ -4725,11 +4815,16 @@ function noAnswerWithin(asked: Outcome): string | undefined {
 }
 
 /** Sends one SIGTERM to the `--run` that holds the lock, and is proven to. */
-async function askToStop(ctx: Context, instance: Instance, held: LockFile, holder: LockRecord): Promise<Outcome> {
+async function askToStop(
+  ctx: Context,
+  instance: Instance,
+  held: LockFile,
+  { holder, psMs }: { holder: LockRecord; psMs: number },
+): Promise<Outcome> {
   if (holder.phase === "stopping") return DONE;
-  const proof = await proveHolder(ctx, instance, held, holder);
+  const proof = await proveHolder(ctx, instance, held, holder, psMs);
   if ("why" in proof) return { kind: "failed", why: proof.why };
-  const sent = await signalVerified(ctx.host, proof.row, "SIGTERM", PS_LIMIT_MS);
+  const sent = await signalVerified(ctx.host, proof.row, "SIGTERM", psMs);
   ctx.say("info", instance, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${outcomeWords(sent)}`);
   return sent.kind === "already gone" ? DONE : sent;
 }
@@ -4739,9 +4834,15 @@ async function askToStop(ctx: Context, instance: Instance, held: LockFile, holde
  * that PID with that start time and the command of a lima-guard, and the lock was held before and after. A record stays when its
  * writer is killed.
  */
-async function proveHolder(ctx: Context, instance: Instance, held: LockFile, holder: LockRecord) {
+async function proveHolder(
+  ctx: Context,
+  instance: Instance,
+  held: LockFile,
+  holder: LockRecord,
+  psMs = PS_LIMIT_MS,
+) {
   const unproven = { why: `PID ${holder.pid} could not be proven to be it` };
-  const table = await ps(ctx.host, [holder.pid], PS_LIMIT_MS);
+  const table = await ps(ctx.host, [holder.pid], psMs);
   const row = table.ok?.rows.find((r) => r.pid === holder.pid);
   if (!row) return unproven;
   // The grammar, the record and the lock prove it; the program may have any name.
@@ -4787,7 +4888,7 @@ async function daemonHomes(host: Host): Promise<OwnedHome[]> {
   const files = (host.list(folder).ok ?? []).filter((file) => file.endsWith(".plist")).sort();
   const found = await Promise.all(files.map(async (file): Promise<OwnedHome[]> => {
     const plist = textOf(host, join(folder, file));
-    const args = unwaited(readProgramArguments(plist));
+    const args = unwaited(commandOfJob(plist));
     const owner = readPlistString(plist, "UserName");
     if (owner === undefined || !/^(lima-guard.*|limactl(\..*)?|colima)$/.test(basename(args[0] ?? ""))) return [];
     const user = await userEntry(host, owner);
@@ -4988,13 +5089,14 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const { blockers: jobBlockers, notes } = judgeJobs(found, instance, { state: p.state, supervised: isSupervised });
   const readiness = readinessOf(host, instance, seen);
   const degraded = degradedBlockers(instance, readiness);
+  const several = severalAgents(seen);
   const fatal = seen.alive.length === 0 ? lastFatal(host, instance) : [];
   const state = p.state === "clear" ? "stopped" : p.state;
   const waits = readiness.waits === undefined ? "" : `, the guest is not ready: it waits for ${readiness.waits}`;
   return {
     ...base,
     state,
-    status: needsPerson(p.state) || jobBlockers.length + degraded.length > 0 ? EXIT.failed : EXIT.done,
+    status: needsPerson(p.state) || several.length + jobBlockers.length + degraded.length > 0 ? EXIT.failed : EXIT.done,
     blockers: [...p.blockers, ...jobBlockers, ...degraded],
     notes: [...p.notes, ...notes, ...ownerNotes(instance), ...besideNotes(host, instance), ...fatal],
     summary: `${state}: ${p.because}${waits}`,
@@ -5033,7 +5135,7 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
     recent: lines.slice(-10).map(journalWords),
     lastStop: lastStop(lines, boot, isAlive),
     ...lastStopFields(lines, boot, isAlive),
-    lastRepair: repair ? `${localTime(repair.time)}: ${repair["state"]}` : null,
+    lastRepair: repair ? `${localTime(repair.time)}: ${textOfFact(repair["state"])}` : null,
     lastRepairAt: isTime ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
     brakeSeconds: Math.ceil(restartBackoffMs(lines, host.wallMs()) / 1000),
@@ -5575,8 +5677,7 @@ async function untilAgentEnds(run: Run, instance: Instance, pid: number): Promis
       // The number may have been given to another program. Its files may be gone before it is.
       const table = await ps(host, [pid], PS_LIMIT_MS);
       const row = table.ok?.rows.find((r) => r.pid === pid);
-      const isGone = table.ok !== undefined && table.ok.unreadable.length === 0 && !row;
-      if (isGone || row?.stat.startsWith("Z") || (row && run.agent && row.command !== run.agent.row.command)) return;
+      if (row?.stat.startsWith("Z") || (row && run.agent && row.command !== run.agent.row.command)) return;
       continue;
     }
     while (await held.ok.read() !== undefined);
@@ -5822,7 +5923,7 @@ export function realHost(): Host {
     onSignal: (signal, take) => Deno.addSignalListener(signal, take),
     isTerminal: Deno.stderr.isTerminal(),
     columns: () => tryCall(() => Deno.consoleSize().columns).ok || 80,
-    stdout: (text) => writeAll(Deno.stdout, text),
+    stdout: writeResult,
     stderr: (text) => writeAll(Deno.stderr, text),
   };
 }
@@ -5865,6 +5966,7 @@ function errorKindOf(error: unknown): { trouble: ErrorKind; why: string } {
     return { trouble: "denied", why };
   }
   if (error instanceof Deno.errors.ConnectionRefused) return { trouble: "refused", why };
+  if (error instanceof Deno.errors.WouldBlock) return { trouble: "full", why };
   if (code === "EROFS") return { trouble: "read-only", why };
   if (["ENOTSUP", "EOPNOTSUPP", "ENOSYS"].includes(code ?? "")) return { trouble: "unsupported", why };
   return { trouble: "other", why };
@@ -6071,6 +6173,26 @@ function writeAll(to: { writeSync(bytes: Uint8Array): number }, text: string): v
   tryCall(() => {
     for (let sent = 0; sent < bytes.length;) sent += to.writeSync(bytes.subarray(sent));
   });
+}
+
+/** POSIX's smallest PIPE_BUF: so many bytes are written as a whole or not at all. */
+const PIPE_BYTES = 512;
+
+/** How long a pipe that another program has made non-blocking may stay full. */
+const FULL_PIPE_MS = 10_000;
+
+/** The result, which is the last thing that is written, also to a pipe that does not block: its reader may be slow. */
+function writeResult(text: string): void {
+  const bytes = new TextEncoder().encode(text);
+  const clock = new Int32Array(new SharedArrayBuffer(4));
+  for (let sent = 0, fullMs = 0; sent < bytes.length && fullMs < FULL_PIPE_MS;) {
+    const part = bytes.subarray(sent, sent + PIPE_BYTES);
+    const wrote = tryCall(() => Deno.stdout.writeSync(part));
+    if (wrote.trouble && wrote.trouble !== "full") return;
+    sent += wrote.ok ?? 0;
+    fullMs = wrote.ok ? 0 : fullMs + 10;
+    if (!wrote.ok) Atomics.wait(clock, 0, 0, 10);
+  }
 }
 
 // ── command line
@@ -6348,7 +6470,9 @@ async function serveRequest(host: Host, invocation: Invocation): Promise<ServedR
   const reports = isMachine ? [...served, ...await stillLiving(ctx, served)] : served;
   const text = role === "status" ? formatStatus(reports, invocation.verbose) : formatReports(reports, dryRun);
   host.stdout(invocation.json ? toJson(role, reports) : text);
-  return { status: worst([...reports.map((r) => r.status), ...isLate ? [EXIT.tryAgain] : []]) };
+  // Where there is no VM at all none is up.
+  const isVain = isLate || (invocation.waitS !== undefined && reports.length === 0);
+  return { status: worst([...reports.map((r) => r.status), ...isVain ? [EXIT.tryAgain] : []]) };
 }
 
 /** How often `--status --wait` looks again. */
@@ -6360,12 +6484,16 @@ async function serveAll(ctx: Context, wanted: readonly Requested[], { command, w
   const endMs = waitS === 0 ? 0 : host.clockMs() + waitS * 1000;
   for (;;) {
     const own: (Report & Partial<Details>)[] = await Promise.all(wanted.map((one) => runRole(ctx, one, command)));
-    const isUp = own.every((r) => r.state === "running" && r.ready !== false);
+    const isOneUp = (r: Report & Partial<Details>) => r.state === "running" && r.ready !== false;
+    const isUp = own.every(isOneUp);
     // Waiting brings no instance that is not there, and no permission.
     const isFinal = own.some((r) => r.status !== EXIT.done && r.status !== EXIT.failed && r.status !== EXIT.tryAgain);
     if (waitS === 0 || isUp || isFinal) return { own, isLate: false };
     const leftMs = endMs - host.clockMs();
-    if (leftMs <= 0) return { own, isLate: true };
+    if (leftMs <= 0) {
+      const late = own.map((r) => isOneUp(r) ? r : { ...r, status: worst([r.status, EXIT.tryAgain]) });
+      return { own: late, isLate: true };
+    }
     await host.pause(Math.min(WAIT_POLL_MS, leftMs));
   }
 }

@@ -721,3 +721,7 @@ for (
     }));
   });
 }
+
+Deno.test("readDiskNames() takes no half of a quoted name with a comma", () => {
+  assert.deepEqual(readDiskNames('additionalDisks: ["da,ta", b]\n'), ["b"]);
+});

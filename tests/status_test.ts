@@ -12,6 +12,8 @@ import {
   limaWouldSay,
   needsPerson,
   type Observation,
+  readExitTimeout,
+  readJournal,
   readProgramArguments,
   readReadiness,
   runsInstance,
@@ -689,3 +691,88 @@ Deno.test("a guest whose host agent has written more than is read is not booting
   const { json } = await runGuard(home, ["--status", "--json", "k3s"]);
   assert.equal(json().instances[0].ready, true);
 });
+
+// ── plists in other spellings ──
+
+const DICT = (...keys: string[]) => `<plist version="1.0"><dict>${keys.join("")}</dict></plist>`;
+const ARGS = (...args: string[]) =>
+  `<key>ProgramArguments</key><array>${args.map((a) => `<string>${a}</string>`).join("")}</array>`;
+const GUARDED = ARGS("/x/lima-guard", "--run", "k3s", "--", "limactl", "start", "k3s", "--foreground");
+const VARIABLES = `<key>EnvironmentVariables</key><dict>${ARGS("no")}<key>ExitTimeOut</key><integer>7</integer></dict>`;
+
+for (
+  const [what, plist, expected] of [
+    ["the same keys in a dictionary within", DICT(VARIABLES, GUARDED), true],
+    ["the name in numeric entities", DICT(GUARDED.replaceAll("k3s", "&#107;&#x33;s")), true],
+    ["blanks in the tags", DICT(GUARDED.replaceAll("string>", "string >").replaceAll("array>", "array\n>")), true],
+    [
+      "Program beside another first argument",
+      DICT("<key>Program</key><string>/x/lima-guard</string>", ARGS("guard", "--run", "k3s", "--", "/x/y")),
+      true,
+    ],
+    ["lima-guard under another name", DICT(GUARDED.replace("/x/lima-guard", "/x/lg")), true],
+    [
+      "lima-guard from source",
+      DICT(
+        GUARDED.replace(
+          "<string>/x/lima-guard",
+          "<string>/x/deno</string><string>run</string><string>-A</string><string>/x/lima_guard.ts",
+        ),
+      ),
+      true,
+    ],
+    [
+      "another program with that option, which runs no Lima",
+      DICT(ARGS("/x/lg", "--run", "k3s", "--", "/bin/sh")),
+      false,
+    ],
+  ] as const
+) {
+  Deno.test(`a job in another spelling: ${what}`, () => {
+    assert.equal(runsInstance(plist, "k3s"), expected, plist);
+    assert.equal(readExitTimeout(plist), 5);
+  });
+}
+
+Deno.test("KeepAlive's SuccessfulExit is read behind a dictionary within it", async () => {
+  await using home = await tempLimaHome();
+  home.instance("k3s");
+  const agents = `${home.user}/Library/LaunchAgents`;
+  Deno.mkdirSync(agents, { recursive: true });
+  const paths = "<key>PathState</key><dict><key>/x</key><true/></dict>";
+  const keepAlive = `<key>KeepAlive</key><dict>${paths}<key>SuccessfulExit</key><true/></dict>`;
+  const label = "<key>Label</key><string>k3s.guarded</string>";
+  Deno.writeTextFileSync(`${agents}/k3s.plist`, DICT(VARIABLES, keepAlive, label, GUARDED));
+  const { stdout } = await runGuard(home, ["--status", "k3s"]);
+  assert.match(stdout, /job k3s\.guarded: guarded/);
+  assert.match(stdout, /its KeepAlive \{SuccessfulExit: true\} starts it again after a good stop/);
+});
+
+Deno.test("a binary plist that names the instance: whether it is its job is unknown", async () => {
+  await using home = await tempLimaHome();
+  home.instance("k3s");
+  const agents = `${home.user}/Library/LaunchAgents`;
+  Deno.mkdirSync(agents, { recursive: true });
+  Deno.writeTextFileSync(`${agents}/other.plist`, "bplist00\xd4\x01Z/bin/other");
+  Deno.writeTextFileSync(`${agents}/k3s.plist`, "bplist00\xd4\x01_\x10\x0f/x/lima-guardU--runSk3sR--");
+  const { stdout } = await runGuard(home, ["--status", "k3s"]);
+  assert.match(stdout, /k3s\.plist: whether it is a launchd job .* binary plist \(hint: plutil -p \S+k3s\.plist\)/);
+  assert.doesNotMatch(stdout, /no launchd job found|other\.plist/);
+});
+
+for (
+  const [what, line, kind, words] of [
+    ["a stage of another version", { event: "end", stage: "lunar" }, "unknown", /unknown: stage lunar/],
+    ["a stop with a budget beyond all dates", { event: "stop", budgetS: 1e300 }, "none", /stop began/],
+    ["an event that is called as all objects have it", { event: "toString" }, "none", /: toString$/],
+  ] as const
+) {
+  Deno.test(`a line of the journal that is odd: ${what}`, () => {
+    const time = "2026-01-01T00:00:00Z";
+    const lines = readJournal(JSON.stringify({ time, boot: "b", dir: "/d", role: "stop", ...line }), "/d");
+    assert.equal(lastStopFields(lines, "b", false).lastStopKind, kind);
+    assert.match(journalWords(lines[0]!), words);
+    const holder = { pid: 5, started: "", dir: "/d", role: "stop", phase: "stopping" };
+    assert.equal(stopUnderWay(holder, lines, ["guest"])?.until, null);
+  });
+}
