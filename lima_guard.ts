@@ -2611,6 +2611,11 @@ async function judgePids(host: Host, instance: Instance, pids: readonly number[]
   return judged;
 }
 
+/** Whether a process lives although ps shows no row for it: a row that cannot be read, or ps had none to show. */
+function isThereWithoutRow(host: Host, { unreadable }: ReturnType<typeof readPs>, pid: number): boolean {
+  return unreadable.length > 0 || host.alive(pid) === "yes";
+}
+
 function withoutRow(host: Host, pid: number, unreadable: number) {
   const now = host.alive(pid);
   if (now === "no") return { dead: "it ended a moment ago" };
@@ -2665,7 +2670,7 @@ function sameDirectoryOn(host: Host): SameDirectory {
 }
 
 /** A state file, and whether it could be removed. */
-function stateFile(host: Host, file: Omit<StateFile, "sockets" | "undeletable" | "remedy"> & Partial<StateFile>) {
+function makeStateFile(host: Host, file: Omit<StateFile, "sockets" | "undeletable" | "remedy"> & Partial<StateFile>) {
   const fixed = file.verdict.kind === "ours" ? {} : whyUndeletable(host, file.path);
   return { sockets: [], ...file, ...fixed } satisfies StateFile;
 }
@@ -2677,7 +2682,7 @@ async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, jud
   const socket = scope === "shared" ? path.replace(/usernet_([^/]+)\.pid$/, "$1_ep.sock") : undefined;
   const answer = first.kind !== "ours" && socket !== undefined && await socketAnswer(host, socket);
   const verdict = answer ? { kind: "unknown" as const, why: `${first.why}; but ${socket} ${answer}` } : first;
-  return stateFile(host, { path, scope, stamp, verdict, sockets: socketsOf(host, instance, path) });
+  return makeStateFile(host, { path, scope, stamp, verdict, sockets: socketsOf(host, instance, path) });
 }
 
 function verdictOf(file: string, pid: number, judged: Judgements): Verdict {
@@ -3115,7 +3120,7 @@ async function colimaDaemonFile(host: Host, instance: Instance, timeouts: Timeou
   const verdict = "verdict" in found
     ? found.verdict
     : await judgeDaemon(host, instance, found.pid, short, timeouts.psMs);
-  return verdict ? [stateFile(host, { path, stamp, verdict, scope: "shared" })] : [];
+  return verdict ? [makeStateFile(host, { path, stamp, verdict, scope: "shared" })] : [];
 }
 
 /** Undefined where the process is Colima's daemon for this profile. */
@@ -3145,7 +3150,7 @@ function sshConfigFile(host: Host, instance: Instance): StateFile[] {
   const text = host.read(path, 65_536);
   if (text.trouble || readSshPort(text.ok) !== undefined) return [];
   const verdict = { kind: "stale" as const, why: "it is cut short: no port in it, and Lima refuses to read it" };
-  return [stateFile(host, { path, verdict, stamp: stampOf(look.ok), scope: "instance" })];
+  return [makeStateFile(host, { path, verdict, stamp: stampOf(look.ok), scope: "instance" })];
 }
 
 // ── networks
@@ -3321,7 +3326,7 @@ function diskStateFile(host: Host, lock: DiskLock): StateFile {
   const verdict: Verdict = whose === "unknown"
     ? { kind: "unknown", why: `it says ${target}, which cannot be looked at` }
     : { kind: "stale", why: reason };
-  return stateFile(host, { path, stamp, verdict, scope: "shared" });
+  return makeStateFile(host, { path, stamp, verdict, scope: "shared" });
 }
 
 async function holderNote(host: Host, instance: Instance, { pid, command, path }: Holder): Promise<Diagnostic> {
@@ -3817,11 +3822,6 @@ async function signalVerified(host: Host, proven: ProcessRow, signal: Signal, ps
   const sent = isPid(pid) ? host.signal(pid, signal) : undefined;
   if (sent?.trouble === "absent") return { kind: "already gone" };
   return sent?.trouble ? { kind: "failed", why: sent.why } : DONE;
-}
-
-/** Whether a process lives although ps shows no row for it: a row that cannot be read, or ps had none to show. */
-function isThereWithoutRow(host: Host, { unreadable }: ReturnType<typeof readPs>, pid: number): boolean {
-  return unreadable.length > 0 || host.alive(pid) === "yes";
 }
 
 /** Those that ps still shows. Without an answer all of them: what was there is there until the system says otherwise. */
