@@ -78,7 +78,7 @@ const SCENES: readonly Scene[] = [
     make: async (instance, use) => use.use(await startAgent(instance, { conf: { vmtype: "qemu", stop: "hang" } })),
     disk: ["dirty", "clean"],
     from: "before signal",
-    budgetS: [2, 4],
+    budgetS: [2, 6],
   },
 ];
 
