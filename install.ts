@@ -157,6 +157,8 @@ export const INSTALL_LIMITS = {
   /** bootstrap is tried again so long while launchd says that the old job is still there. */
   bootstrapMs: 30_000,
   runningMs: 15_000,
+  /** What ends at once launchd starts again and again: a process that runs has to run so long. */
+  steadyMs: 3_000,
   pollMs: 250,
   compileMs: 600_000,
 };
@@ -2914,7 +2916,13 @@ async function verifyLoaded(a: Acting, expect: Expected | undefined): Promise<st
   const isRight = (l: Loaded) =>
     l.kind === "loaded" && (expect === undefined || isLoadedAs(l, expect.args)) &&
     (!expect?.isRunning || l.pid !== undefined);
-  const look = () => poll(a, host.limits.runningMs, isRight);
+  const look = async () => {
+    const first = await poll(a, host.limits.runningMs, isRight);
+    if (!first.isEnough || !expect?.isRunning) return first;
+    await host.pause(host.limits.steadyMs);
+    const isSame = (l: Loaded) => l.kind === "loaded" && first.value.kind === "loaded" && l.pid === first.value.pid;
+    return await poll(a, host.limits.secondMs, isSame);
+  };
   const { isEnough, value } = await withProgress(a.run, "looks at the job", look);
   if (!isEnough) throw new StepFailure(notAsWanted(value, expect));
   if (value.kind !== "loaded") return "as wanted";
@@ -2929,7 +2937,7 @@ function notAsWanted(loaded: Loaded, expect: Expected | undefined): string {
   if (loaded.kind === "unknown") return loaded.why;
   if (loaded.kind !== "loaded") return "the job is not loaded";
   if (!isEqual(loaded.args, expect?.args)) return `launchd would run ${loaded.args.map(quote).join(" ")}`;
-  return "the job does not run, and it ran before";
+  return "the job does not run, or its process ends soon after its start, and it ran before";
 }
 
 // ─────────────────────────────────────────────────────────────────────────────────── the commands ──
@@ -3824,7 +3832,7 @@ async function compileHere(host: InstallHost, folder: string, env: Record<string
 /** Every option there is, in the order of the help text. */
 export const INSTALL_OPTIONS = [
   { flag: "install", text: "let launchd run lima-guard (this is the default)" },
-  { flag: "check", text: "is it so, in the file and as loaded, and will it start? 1 where not" },
+  { flag: "check", text: "is it so, in the file and as loaded, and will it start? 1 if not" },
   { flag: "uninstall", text: "give the old plist back; the job of an instance that is gone is removed" },
   { flag: "all", text: "every job that starts an instance: root's daemons, or the user's login agents too" },
   { flag: "plist", argument: "FILE", text: "this plist (for Colima INSTANCE is colima or colima-PROFILE)" },
@@ -3849,12 +3857,12 @@ export const INSTALL_OPTIONS = [
   { flag: "no-reload", text: "change the file only; it counts from the next boot or login on" },
   { flag: "purge", text: "--uninstall: remove lima-guard and what it has left, once no job needs it" },
   { flag: "print", text: "print the finished plist on stdout, write nothing" },
-  { flag: "dry-run", text: "print the changes and the commands, write nothing" },
+  { flag: "dry-run", short: "n", text: "print the changes and the commands, write nothing" },
   { flag: "yes", text: "do not ask" },
   { flag: "json", text: "one JSON document on stdout" },
   { flag: "verbose", short: "v", text: "print every command, those that only look too" },
   { flag: "help", short: "h", text: "print this and exit" },
-  { flag: "version", text: "print the version and exit" },
+  { flag: "version", short: "V", text: "print the version and exit" },
 ] as const;
 
 const TASKS = ["install", "check", "uninstall"] as const;

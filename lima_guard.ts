@@ -3,9 +3,9 @@
 /**
  * lima-guard: start and stop Lima instances under launchd without harm to other programs.
  *
- *   lima-guard --pre  INSTANCE…            clear what a dead run left behind, then exit
+ *   lima-guard --pre  INSTANCE…            remove what stops it from starting, and an orphaned VM; never starts it
  *   lima-guard --stop INSTANCE… | --all    stop gracefully, then hard, inside one time budget
- *   lima-guard --run  INSTANCE -- COMMAND  --pre, then run COMMAND; on SIGTERM do --stop; leave with its exit status
+ *   lima-guard --run  INSTANCE -- COMMAND  --pre, then run COMMAND; on SIGTERM do --stop; exit with its status
  *   lima-guard --status [INSTANCE…]        what lima-guard sees, why, and what it would do; read-only
  *   lima-guard --install | --check | --uninstall INSTANCE…                 what install.ts does
  *
@@ -140,7 +140,7 @@ export function backoffMs(n: number): number {
 export const LAUNCHD_DEFAULT_S = 5;
 
 /** Flags of `colima start` that are followed by a value. */
-export const COLIMA_VALUES = new Set(
+export const COLIMA_VALUES: ReadonlySet<string> = new Set(
   ("--runtime -r --cpus -c --cpu --cpu-type --memory -m --disk -d --root-disk --arch -a --hostname --disk-image -i " +
     "--disk-image-mirror --port-forwarder --network-mode --network-interface --vm-type -t --model-runner " +
     "--gateway-address --editor --mount -V --mount-type --ssh-port --kubernetes-version --kubernetes-disable --k3s-arg " +
@@ -6198,12 +6198,16 @@ function writeResult(text: string): void {
 // ── command line
 /** Every option there is, in the order of the help text, which is made from this table. */
 export const OPTIONS = [
-  { flag: "pre", argument: "INSTANCE…", text: "clear what a dead run left behind, then exit" },
+  {
+    flag: "pre",
+    argument: "INSTANCE…",
+    text: "remove what stops it from starting, and an orphaned VM; never starts it",
+  },
   { flag: "stop", argument: "INSTANCE…", text: "stop gracefully, then hard; several at once in parallel" },
   {
     flag: "run",
     argument: "INSTANCE -- COMMAND…",
-    text: "--pre, then run COMMAND; on SIGTERM do --stop; leave with its status",
+    text: "--pre, then run COMMAND; on SIGTERM do --stop; exit with its status",
   },
   { flag: "status", argument: "[INSTANCE…]", text: "what lima-guard sees, why, and what it would do; changes nothing" },
   { flag: "install", argument: "INSTANCE…", text: "let launchd run lima-guard (these three: --install --help)" },
@@ -6215,7 +6219,7 @@ export const OPTIONS = [
     argument: "DIR",
     text: "where the instances are (default: $LIMA_HOME, else all Lima homes of the user)",
   },
-  { flag: "timeout", argument: "SECONDS", text: `the whole budget of a stop (default: ${DEFAULT_BUDGET_S})` },
+  { flag: "timeout", argument: "SECONDS", text: `the time limit of a stop (default: ${DEFAULT_BUDGET_S})` },
   {
     flag: "wait",
     argument: "SECONDS",
@@ -6277,8 +6281,28 @@ function misspelt(arg: string, options: readonly { flag: string; argument?: stri
   return { usage, hint: hint + name };
 }
 
+interface CommandLineOption {
+  readonly flag: string;
+  readonly argument?: string;
+  readonly short?: string;
+  readonly text: string;
+}
+
+/** The arguments of a command line that is understood. */
+interface ReadArguments {
+  has(flag: string): boolean;
+  value(flag: string): string | undefined;
+  readonly words: readonly string[];
+}
+
+interface CommandLine {
+  /** The options with their texts, in columns. */
+  rows(width: number): string;
+  read(args: readonly string[]): ReadArguments | Refused;
+}
+
 /** A command line by the table of its options: their rows in `--help`, and how arguments are read. */
-export function commandLine(options: readonly { flag: string; argument?: string; short?: string; text: string }[]) {
+export function commandLine(options: readonly CommandLineOption[]): CommandLine {
   // INSTANCE is a word of its own, which may stand anywhere.
   const valued = options.filter((o) => o.argument?.includes("INSTANCE") === false).map((o) => o.flag);
   const switches = options.map((o) => o.flag).filter((flag) => !valued.includes(flag));

@@ -33,25 +33,25 @@ _lima_guard() {
       '--no-reload[change the file only; it counts from the next boot or login on]' \
       '--purge[--uninstall\: remove lima-guard and what it has left, once no job needs it]' \
       '--print[print the finished plist on stdout, write nothing]' \
-      '--dry-run[print the changes and the commands, write nothing]' \
+      '(-n --dry-run)'{-n,--dry-run}'[print the changes and the commands, write nothing]' \
       '--yes[do not ask]' \
       '--json[one JSON document on stdout]' \
       '(-v --verbose)'{-v,--verbose}'[print every command, those that only look too]' \
       '(-h --help)'{-h,--help}'[print this and exit]' \
-      '--version[print the version and exit]' \
+      '(-V --version)'{-V,--version}'[print the version and exit]' \
       '*:instance:_lima_guard_instances'
   else
     _arguments -s \
-      '(--pre --stop --run --status --install --check --uninstall)--pre[clear what a dead run left behind, then exit]' \
+      '(--pre --stop --run --status --install --check --uninstall)--pre[remove what stops it from starting, and an orphaned VM; never starts it]' \
       '(--pre --stop --run --status --install --check --uninstall)--stop[stop gracefully, then hard; several at once in parallel]' \
-      '(--pre --stop --run --status --install --check --uninstall)--run[--pre, then run COMMAND; on SIGTERM do --stop; leave with its status]' \
+      '(--pre --stop --run --status --install --check --uninstall)--run[--pre, then run COMMAND; on SIGTERM do --stop; exit with its status]' \
       '(--pre --stop --run --status --install --check --uninstall)--status[what lima-guard sees, why, and what it would do; changes nothing]' \
       '(--pre --stop --run --status --install --check --uninstall)--install[let launchd run lima-guard (these three\: --install --help)]' \
       '(--pre --stop --run --status --install --check --uninstall)--check[is the job, in its file and as loaded, still run by lima-guard?]' \
       '(--pre --stop --run --status --install --check --uninstall)--uninstall[give launchd the plist as it was before]' \
       '--all[with --pre, --stop, --status\: every instance (root\: --stop and --status of all users)]' \
       '--lima-home=[where the instances are (default\: $LIMA_HOME, else all Lima homes of the user)]:DIR:_files -/' \
-      '--timeout=[the whole budget of a stop (default\: 60)]:SECONDS: ' \
+      '--timeout=[the time limit of a stop (default\: 60)]:SECONDS: ' \
       '--wait=[with --status\: until the VMs run and their guests are up; 75 if they do not]:SECONDS: ' \
       '--on-event=[run it at each event of --run, --pre, --stop (absolute path)]:PROGRAM: ' \
       '(-n --dry-run)'{-n,--dry-run}'[observe, plan, print, leave; exit as the real run would]' \

@@ -63,6 +63,7 @@ const QUICK = {
   secondMs: 1,
   bootstrapMs: 6000,
   runningMs: 1000,
+  steadyMs: 20,
   pollMs: 5,
 };
 

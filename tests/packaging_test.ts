@@ -207,10 +207,7 @@ Deno.test("deno.json: the version is that of lima-guard, and what is published i
   for (const file of publish.include) Deno.statSync(`${project}/${file}`);
 });
 
-/** What `deno publish` still refuses: each of these takes a type in lima_guard.ts. This list may only become shorter. */
-const SLOW_TYPES = ["COLIMA_VALUES", "commandLine"];
-
-Deno.test("deno.json: JSR takes the package: its names, its license, no slow types but the known ones", () => {
+Deno.test("deno.json: JSR takes the package: its names, its license, and no slow types", () => {
   const config = JSON.parse(Deno.readTextFileSync(`${project}/deno.json`));
   // JSR's own rules for names.
   assert.match(config.name, /^@[a-z](-?[a-z0-9]){2,19}\/[a-z](-?[a-z0-9]){1,31}$/);
@@ -237,10 +234,7 @@ Deno.test("deno.json: JSR takes the package: its names, its license, no slow typ
       stdin: "null",
     }).outputSync();
     const text = new TextDecoder().decode(stderr) + new TextDecoder().decode(stdout);
-    const found = [...text.matchAll(/^error\[(.+)\].*\n.*\n.*\n.*?export \w+ (\w+)/gm)].map(([, , name = ""]) => name);
-    assert.equal(text.match(/^error\[/gm)?.length ?? 0, found.length, text);
-    assert.deepEqual(found.filter((name) => !SLOW_TYPES.includes(name)), [], text);
-    assert.ok(success || found.length > 0, text);
+    assert.ok(success, text);
   } finally {
     Deno.removeSync(folder, { recursive: true });
   }
