@@ -2202,6 +2202,7 @@ function throwIfOvertaken({ abort }: Context): void {
 /** Answers that serve for a while: when they were got, on the host's clock. */
 interface Cache {
   boot?: { readonly id: string; readonly askedMs: number };
+  entries?: { readonly home: string; readonly atMs: number; readonly names: ReadonlySet<string> };
   foreign?: { readonly home: string; readonly atMs: number; readonly found: Findings };
 }
 
@@ -3046,12 +3047,12 @@ async function agentAge(host: Host, agent: VerifiedProcess): Promise<number> {
 }
 
 /** For how long one look through LIMA_HOME serves all instances of a run: a thousand of them would take a million. */
-const FOREIGN_FRESH_MS = 1_000;
+const HOME_FRESH_MS = 1_000;
 
 /** Entries of LIMA_HOME that are no instances, and what they do to `limactl start`: rows 26 and 27. */
 function foreignEntries({ host, cache }: Context, home: string): Findings {
   const known = cache.foreign;
-  if (known?.home === home && host.clockMs() - known.atMs < FOREIGN_FRESH_MS) return known.found;
+  if (known?.home === home && host.clockMs() - known.atMs < HOME_FRESH_MS) return known.found;
   const blockers: Diagnostic[] = [];
   const notes: Diagnostic[] = [];
   const entries = host.list(home);
@@ -3500,14 +3501,23 @@ async function findInstance(
     const refused = refuse("missing", EXIT.noInstance, because, await nameHint(ctx, home, name));
     return { report: { ...refused.report, notes: lostLocks(host, { name, home, dir, owner: host.uid }) } };
   }
-  const entries = host.list(home).ok ?? [name];
-  const onDisk = entries.find((e) => e.toLowerCase() === name.toLowerCase());
-  if (!entries.includes(name) && onDisk !== undefined) {
+  const entries = entriesOf(ctx, home);
+  const onDisk = entries.has(name) ? undefined : [...entries].find((e) => e.toLowerCase() === name.toLowerCase());
+  if (onDisk !== undefined) {
     const because = `there is no ${name} here, but ${onDisk}`;
     const hint = roleCommand(ctx.role, await addressed(host, home, onDisk) ?? { name: onDisk, home });
     return refuse("missing", EXIT.noInstance, because, hint);
   }
   return await permitted(ctx, { name, home, dir, owner: look.ok.uid }, refuse);
+}
+
+/** The names in a LIMA_HOME, listed once for all instances of a run. */
+function entriesOf({ host, cache }: Context, home: string): ReadonlySet<string> {
+  const known = cache.entries;
+  if (known?.home === home && host.clockMs() - known.atMs < HOME_FRESH_MS) return known.names;
+  const names = new Set(host.list(home).ok);
+  cache.entries = { home, atMs: host.clockMs(), names };
+  return names;
 }
 
 /** An instance as the person who reads a message has to address it; undefined where its user is not known here. */

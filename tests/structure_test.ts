@@ -100,7 +100,7 @@ for (const name of PRODUCT) {
   const rules = FILES[name];
   const source = new Source(await Deno.readTextFile(`${project}/${name}`));
   const { code, text } = source;
-  const mainBlock = code.findIndex((line) => line.startsWith("if (import.meta.main)"));
+  const mainBlock = code.findIndex((line) => /^(export function runAsProgram|if \(import\.meta\.main\) \{)/.test(line));
 
   Deno.test(`${name}: the parts and their chapters stand in this order`, () => {
     const banners = [...text.matchAll(/^\/\/ [─═]+ (.+) (?:──|══)$/gm)].map((m) => m[1]);
@@ -110,7 +110,11 @@ for (const name of PRODUCT) {
   Deno.test(`${name}: the world is touched by the real host and by the last lines only`, () => {
     assert.ok(mainBlock > 0);
     assert.deepEqual(source.offences(rules.effects, (title, _, at) => rules.mayAct.test(title) || at >= mainBlock), []);
-    assert.equal(code.indexOf("}", mainBlock), code.length - 2, "the main block is the end of the file");
+    const rest = code.slice(code.indexOf("}", mainBlock) + 1).filter((line) => line !== "");
+    assert.ok(
+      rest.every((line) => line === "if (import.meta.main) runAsProgram();"),
+      "the main block is the end of the file",
+    );
   });
 
   Deno.test(`${name}: what reads, proves and decides asks for nothing but its arguments`, () => {
