@@ -2605,6 +2605,11 @@ function withoutRow(host: Host, pid: number, unreadable: number) {
   return { judgement: cannotTell("ps shows no row for it that could be read") };
 }
 
+/** Whether a process lives although ps shows no row for it: a row that cannot be read, or ps had none to show. */
+function isThereWithoutRow(host: Host, { unreadable }: ReturnType<typeof readPs>, pid: number): boolean {
+  return unreadable.length > 0 || host.alive(pid) === "yes";
+}
+
 /** Asks ps about some PIDs, or about all processes. None of them alive is an answer too: no rows. */
 async function ps(
   host: Host,
@@ -3780,11 +3785,6 @@ async function signalVerified(host: Host, proven: ProcessRow, signal: Signal, ps
   const sent = isPid(pid) ? host.signal(pid, signal) : undefined;
   if (sent?.trouble === "absent") return { kind: "already gone" };
   return sent?.trouble ? { kind: "failed", why: sent.why } : DONE;
-}
-
-/** Whether a process lives although ps shows no row for it: a row that cannot be read, or ps had none to show. */
-function isThereWithoutRow(host: Host, { unreadable }: ReturnType<typeof readPs>, pid: number): boolean {
-  return unreadable.length > 0 || host.alive(pid) === "yes";
 }
 
 /** Those that ps still shows. Without an answer all of them: what was there is there until the system says otherwise. */
