@@ -5597,12 +5597,12 @@ async function keepGuestSession(run: Run, instance: Instance): Promise<void> {
     const whole: Observation = { ...emptyObservation(instance), ...seen };
     const own = isOwnPort(whole, sshFile(host, instance, whole));
     const session = own ? openGuestSession(host, instance) : "the port in ssh.config is not provably this instance's";
-    if (typeof session === "string") run.ctx.say("debug", instance, `no session to the guest: ${session}`);
+    if (typeof session === "string") run.ctx.say("debug", instance, `no session with the guest: ${session}`);
     else {
       run.session = session;
       await session.ended;
       run.session = undefined;
-      run.ctx.say("debug", instance, `the session to the guest broke: ${session.refusal() ?? ""}`);
+      run.ctx.say("debug", instance, `the session with the guest broke: ${session.refusal() ?? ""}`);
     }
     if (host.clockMs() - madeMs > LAST_PAUSE_MS) broken = 0;
     const isUp = run.bootWakeUp.next().then(() => true);
