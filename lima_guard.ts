@@ -2624,6 +2624,11 @@ function withoutRow(host: Host, pid: number, unreadable: number) {
   return { judgement: cannotTell("ps shows no row for it that could be read") };
 }
 
+/** Whether a process lives although ps shows no row for it: a row that cannot be read, or ps had none to show. */
+function isThereWithoutRow(host: Host, { unreadable }: ReturnType<typeof readPs>, pid: number): boolean {
+  return unreadable.length > 0 || host.alive(pid) === "yes";
+}
+
 /** Asks ps about some PIDs, or about all processes. None of them alive is an answer too: no rows. */
 async function ps(
   host: Host,
