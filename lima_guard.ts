@@ -2624,11 +2624,6 @@ function withoutRow(host: Host, pid: number, unreadable: number) {
   return { judgement: cannotTell("ps shows no row for it that could be read") };
 }
 
-/** Whether a process lives although ps shows no row for it: a row that cannot be read, or ps had none to show. */
-function isThereWithoutRow(host: Host, { unreadable }: ReturnType<typeof readPs>, pid: number): boolean {
-  return unreadable.length > 0 || host.alive(pid) === "yes";
-}
-
 /** Asks ps about some PIDs, or about all processes. None of them alive is an answer too: no rows. */
 async function ps(
   host: Host,
@@ -3506,7 +3501,7 @@ async function findInstance(
     const refused = refuse("missing", EXIT.noInstance, because, await nameHint(ctx, home, name));
     return { report: { ...refused.report, notes: lostLocks(host, { name, home, dir, owner: host.uid }) } };
   }
-  const entries = entriesOf(ctx, home);
+  const entries = namesIn(ctx, home);
   const onDisk = entries.has(name) ? undefined : [...entries].find((e) => e.toLowerCase() === name.toLowerCase());
   if (onDisk !== undefined) {
     const because = `there is no ${name} here, but ${onDisk}`;
@@ -3517,7 +3512,7 @@ async function findInstance(
 }
 
 /** The names in a LIMA_HOME, listed once for all instances of a run. */
-function entriesOf({ host, cache }: Context, home: string): ReadonlySet<string> {
+function namesIn({ host, cache }: Context, home: string): ReadonlySet<string> {
   const known = cache.entries;
   if (known?.home === home && host.clockMs() - known.atMs < HOME_FRESH_MS) return known.names;
   const names = new Set(host.list(home).ok);
