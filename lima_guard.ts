@@ -3501,7 +3501,7 @@ async function findInstance(
     const refused = refuse("missing", EXIT.noInstance, because, await nameHint(ctx, home, name));
     return { report: { ...refused.report, notes: lostLocks(host, { name, home, dir, owner: host.uid }) } };
   }
-  const entries = namesIn(ctx, home);
+  const entries = homeEntries(ctx, home);
   const onDisk = entries.has(name) ? undefined : [...entries].find((e) => e.toLowerCase() === name.toLowerCase());
   if (onDisk !== undefined) {
     const because = `there is no ${name} here, but ${onDisk}`;
@@ -3512,7 +3512,7 @@ async function findInstance(
 }
 
 /** The names in a LIMA_HOME, listed once for all instances of a run. */
-function namesIn({ host, cache }: Context, home: string): ReadonlySet<string> {
+function homeEntries({ host, cache }: Context, home: string): ReadonlySet<string> {
   const known = cache.entries;
   if (known?.home === home && host.clockMs() - known.atMs < HOME_FRESH_MS) return known.names;
   const names = new Set(host.list(home).ok);
@@ -3708,14 +3708,26 @@ async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
     for (const plist of plists) {
       const text = textOf(host, plist);
       unread.push(...binaryNotes(plist, text, instance));
-      const named = readPlistString(text, "LIMA_HOME") ?? optionOf(readProgramArguments(text), "--lima-home");
-      const isOther = named !== undefined && realHome(host, named) !== instance.home;
-      if (runsInstance(text, instance.name) && !isOther) {
+      if (runsInstance(text, instance.name) && isOfHome(host, text, instance, domains[0] === "system")) {
         jobs.push(await jobStatus(host, instance.name, plist, text, domains));
       }
     }
   }
   return { jobs, unread };
+}
+
+/**
+ * Whether a job that runs an instance of this name runs this one. Lima before 2.3 writes no LIMA_HOME into its plist, but
+ * the instance's directory. A login agent without either has the homes that are found by name; of a daemon's user they
+ * are not known here.
+ */
+function isOfHome(host: Host, plist: string, { name, home }: Instance, isDaemon: boolean): boolean {
+  const dir = readPlistString(plist, "WorkingDirectory") ?? "";
+  const ofDir = basename(dir) === name ? dirname(dir) : undefined;
+  const named = readPlistString(plist, "LIMA_HOME") ?? optionOf(readProgramArguments(plist), "--lima-home") ?? ofDir;
+  if (named !== undefined) return realHome(host, named) === home;
+  const byName = [join(host.env("HOME") ?? "/", ".lima"), ...otherHomes(host)];
+  return isDaemon || byName.some((path) => realHome(host, path) === home);
 }
 
 /** What could not be read of the jobs. A link that leads nowhere is no job. */
@@ -3974,7 +3986,7 @@ function openGuestSession(host: Host, instance: Instance): GuestSession | string
   if (ssh.trouble) return `ssh cannot be started: ${ssh.why}`;
   let accepted = false;
   let ended: number | undefined;
-  ssh.ok.onLine((line) => accepted ||= line === "lima-guard: accepted");
+  ssh.ok.onLine((line) => accepted ||= /lima-guard: accepted\s*$/.test(line)); // a banner may be before it
   return {
     requestPoweroff: (leftS) => void ssh.ok.say(`poweroff ${Math.max(0, Math.floor(leftS))}\n`),
     isAcknowledged: () => accepted,

@@ -74,3 +74,31 @@ test("a disk lock of an instance that is gone is named where that instance is as
   assert.equal(note.hint, `LIMA_HOME=${home.lima} limactl disk unlock data`);
   void k3s;
 });
+
+/** A login agent that starts k3s, with this beside its command. */
+function loginAgent(user: string, more: string): void {
+  const folder = `${user}/Library/LaunchAgents`;
+  Deno.mkdirSync(folder, { recursive: true });
+  const args = ["/x/limactl", "start", "k3s", "--foreground"].map((word) => `<string>${word}</string>`).join("");
+  const text =
+    `<plist><dict><key>Label</key><string>x</string><key>ProgramArguments</key><array>${args}</array>${more}`;
+  Deno.writeTextFileSync(`${folder}/x.plist`, `${text}</dict></plist>\n`);
+}
+
+for (
+  const [what, isOurs, more] of [
+    ["no LIMA_HOME is of ~/.lima", false, () => ""],
+    [
+      "the directory of this instance is its job",
+      true,
+      (dir: string) => `<key>WorkingDirectory</key><string>${dir}</string>`,
+    ],
+    ["the directory of another one is not", false, () => "<key>WorkingDirectory</key><string>/x/k3s</string>"],
+  ] as const
+) {
+  test(`a login agent of that name with ${what}`, async ({ home, k3s }) => {
+    loginAgent(home.user, more(k3s.dir));
+    const { json, stdout } = await runGuard(home, ["--status", "k3s", "--json"]);
+    assert.equal(json().instances[0].jobs.length, isOurs ? 1 : 0, stdout);
+  });
+}
