@@ -2394,7 +2394,9 @@ export function eventsOf(line: JournalLine, before: JournalLine | undefined): st
     return before?.event === "start" && !line["adopted"] ? ["cut off", "started"] : ["started"];
   }
   if (line.event !== "end") return [];
-  return [typeof line["stage"] !== "string" ? "ended" : line["stage"] === "killed" ? "killed" : "stopped"];
+  if (typeof line["stage"] !== "string") return ["ended"];
+  // The host agent gave up: its guest lost its power all the same.
+  return [line["stage"] === "killed" || cutIn(line) !== undefined ? "killed" : "stopped"];
 }
 
 /** How long the program of `--on-event` may run. */

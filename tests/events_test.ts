@@ -19,6 +19,7 @@ for (
     [{ event: "running" }, undefined, ["running"]],
     [{ event: "end", stage: "guest" }, undefined, ["stopped"]],
     [{ event: "end", stage: "killed" }, undefined, ["killed"]],
+    [{ event: "end", stage: "agent", cut: "vz: CanRequestStop is not supported" }, undefined, ["killed"]],
     [{ event: "end", status: 1 }, undefined, ["ended"]],
     [{ event: "stage", stage: "killed" }, undefined, []],
   ] as const

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import * as plist from "npm:plist@5.0.0";
 import { parseInstallArgs } from "../install.ts";
-import { eventsOf, parseCommandLine } from "../lima_guard.ts";
+import { parseCommandLine } from "../lima_guard.ts";
 import { LAST_STOP_KINDS } from "../tools/schema.ts";
 import { eventually, isAlive, runGuard, spawnGuard, tempLimaHome } from "./helpers/mod.ts";
 import { project } from "./helpers/paths.ts";
@@ -101,22 +101,6 @@ Deno.test("events: a notification only for what needs a person, and no text is r
     const args = folder.called("osascript");
     if (!["blocked", "braked", "killed", "cut off"].includes(event)) assert.equal(args, undefined);
     else assert.deepEqual(args?.slice(-2), [`k3s: ${event}`, eventEnv(event).LIMA_GUARD_BECAUSE]);
-  }
-});
-
-Deno.test("events: a guest that the host agent has cut off is no good stop for any of them", () => {
-  const end = { event: "end", stage: "agent", seconds: { total: 0.2 }, cut: "vz: CanRequestStop is not supported" };
-  assert.deepEqual(eventsOf({ time: "", boot: "b", dir: "/h/k3s", role: "run", ...end }, undefined), ["stopped"]);
-  for (const [line, name] of [[end, "cut by agent"], [{ ...end, cut: undefined }, "stopped"]] as const) {
-    using folder = new Folder();
-    for (const program of ["logger", "curl", "osascript"]) folder.program(program);
-    for (const script of ["unified-log", "healthchecks", "notification"]) {
-      folder.sh(read(`events/${script}.sh`), [], eventEnv("stopped"), JSON.stringify(line));
-    }
-    assert.ok(folder.called("logger")?.includes(`lima-guard: k3s: ${name}`));
-    const isBad = name === "cut by agent";
-    assert.equal(folder.called("curl")?.at(-1), `https://hc-ping.com/UUID${isBad ? "/fail" : "/log"}`);
-    assert.equal(folder.called("osascript")?.at(-2), isBad ? `k3s: ${name}` : undefined);
   }
 });
 

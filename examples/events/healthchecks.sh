@@ -3,12 +3,10 @@
 # An event is reported at once; that the Mac is up at all is not: docs/monitoring.md has the line for a regular ping.
 url=https://hc-ping.com/UUID
 event=$LIMA_GUARD_EVENT
-# The host agent gave up and the guest lost its power: the journal's line on stdin says so, the event does not.
-if [ "$event" = stopped ] && grep -q '"cut":"'; then event="cut by agent"; fi
 case $event in
   started) end=/start ;;
   running) end= ;;
-  blocked | braked | killed | "cut off" | "cut by agent") end=/fail ;;
+  blocked | braked | killed | "cut off") end=/fail ;;
   ended) end=/${LIMA_GUARD_STATUS:-fail} ;;
   *) end=/log ;;
 esac

@@ -1,10 +1,8 @@
 #!/bin/sh
 # lima-guard --on-event: shows a notification. For login agents only: a LaunchDaemon has no screen.
 event=$LIMA_GUARD_EVENT
-# The host agent gave up and the guest lost its power: the journal's line on stdin says so, the event does not.
-if [ "$event" = stopped ] && grep -q '"cut":"'; then event="cut by agent"; fi
 case $event in
-  blocked | braked | killed | "cut off" | "cut by agent") ;;
+  blocked | braked | killed | "cut off") ;;
   *) exit 0 ;;
 esac
 # The texts are arguments, never AppleScript source.
