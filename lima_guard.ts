@@ -2373,7 +2373,10 @@ async function journal(
   const path = join(instance.dir, JOURNAL_FILE);
   const look = host.stat(path);
   if (look.ok && look.ok.kind !== "file") return ctx.say("warn", instance, `no journal: ${path} is a ${look.ok.kind}`);
-  if (look.ok && look.ok.size >= JOURNAL_LIMIT_BYTES) host.rename(path, join(instance.dir, OLD_JOURNAL_FILE));
+  const aside = look.ok && look.ok.size >= JOURNAL_LIMIT_BYTES
+    ? host.rename(path, join(instance.dir, OLD_JOURNAL_FILE))
+    : undefined;
+  if (aside?.trouble) ctx.say("warn", instance, `the journal is full and cannot be set aside: ${aside.why}`);
   const time = new Date(host.wallMs()).toISOString();
   const line = { time, boot: await bootId(ctx), dir: instance.dir, role: ctx.role, event, ...more };
   // A line that a full disk cut short must not spoil the next one.

@@ -822,6 +822,14 @@ test("the journal: a line that was cut does not spoil the next; one of 1 MiB is 
   await pre(k3s);
   assert.equal(k3s.read("lima-guard.1.jsonl"), old);
   assert.equal((k3s.read(JOURNAL) ?? "").trim().split("\n").length, 1);
+
+  // It cannot be set aside: that is said, and the line is written all the same.
+  Deno.removeSync(k3s.path("lima-guard.1.jsonl"));
+  Deno.mkdirSync(k3s.path("lima-guard.1.jsonl"));
+  k3s.write(JOURNAL, old);
+  k3s.pidFile("vz.pid", bystander.pid);
+  assert.match((await pre(k3s)).stderr, /the journal is full and cannot be set aside: /);
+  assert.match(k3s.read(JOURNAL) ?? "", /"event":"pre"/);
 });
 
 test("a clone brings its original's lock and journal along: they say nothing about it", async ({ home, k3s, bystander }) => {

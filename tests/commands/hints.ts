@@ -12,7 +12,7 @@ const PROSE = [
   /^--[a-z-]+ takes names as separate words(?:, as in --[a-z-]+ \w+)?$/,
   /^then move its plist away$/,
 ];
-const PROGRAMS = /^(?:lima-guard|limactl|launchctl|ls|ps|lsof|tail|kill|chmod|chown|rm)$/;
+const PROGRAMS = /^(?:lima-guard|limactl|launchctl|ls|ps|lsof|tail|kill|chmod|chown|mv|rm)$/;
 
 /** A text of a shell, cut at the blanks and the `;` and `&&` that no quotes hold. Words still have their quotes. */
 export function cut(text: string): string[] {

@@ -337,3 +337,13 @@ test("LIMA_HOME may be entered and not listed", {
   prepare: ({ home }) => Deno.chmodSync(home.lima, 0o311),
   types: { "ls -ld HOME": 0 },
 });
+test("a disk's lock is a folder: it is moved away", {
+  runs: ["--pre k3s"],
+  prepare: ({ home, k3s }) => {
+    k3s.write("lima.yaml", "additionalDisks:\n- data\n");
+    Deno.mkdirSync(`${home.disk("data").dir}/in_use_by`);
+    give(home);
+  },
+  types: { "mv HOME/_disks/data/in_use_by HOME/_disks/data/in_use_by.away": 0 },
+  then: isClear,
+});

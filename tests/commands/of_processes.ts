@@ -158,3 +158,15 @@ test(
     },
   },
 );
+test("two host agents of one instance live: both are ended", {
+  runs: ["--pre k3s"],
+  prepare: async (scene) => {
+    const { k3s } = scene;
+    await agent(scene);
+    const { dir } = k3s;
+    const command = `/opt/x/limactl hostagent --pidfile ${dir}/ha.pid --socket ${dir}/ha.sock k3s`;
+    k3s.pidFile("vz.pid", await pretended(scene, command));
+  },
+  types: { "ps -ww -p AGENT,PID": 0, "lima-guard --stop --lima-home HOME k3s": 0 },
+  then: isGone,
+});

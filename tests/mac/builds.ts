@@ -5,7 +5,8 @@ import { project } from "../helpers/paths.ts";
 import type { OtherBuild } from "./ground.ts";
 
 /** What `deno task compile` needs, and the stand-in for a Mac of install.ts. */
-const NEEDED = ["lima_guard.ts", "install.ts", "deno.json", "deno.lock", "tools", "tests/install_here.ts"];
+const PRETENDED = ["here", "host", "tools", "mac"].map((name) => `tests/install_${name}.ts`);
+const NEEDED = ["lima_guard.ts", "install.ts", "deno.json", "deno.lock", "tools", ...PRETENDED];
 /** The roles in which a build ends at once; every one answers with its version. */
 const BUILDS: Record<OtherBuild, { readonly version: string; readonly dead?: string }> = {
   mute: { version: "0.99.1", dead: "--stop" },
@@ -21,7 +22,10 @@ export function copyCheckout(to: string, which: OtherBuild): string {
   const { version, dead } = BUILDS[which];
   const words: [RegExp, string][] = [[/^export const VERSION = ".*";$/m, `export const VERSION = "${version}";`]];
   if (dead !== undefined) {
-    words.push([/^if \(import\.meta\.main\) \{$/m, `$&\n  if (Deno.args.includes("${dead}")) Deno.exit(70);`]);
+    words.push([
+      /^export function runAsProgram\(\): void \{$/m,
+      `$&\n  if (Deno.args.includes("${dead}")) Deno.exit(70);`,
+    ]);
   }
   let text = Deno.readTextFileSync(path);
   for (const [from, into] of words) {
