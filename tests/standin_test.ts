@@ -726,8 +726,12 @@ Deno.test("the end of a home ends everything in it, and nothing else", async () 
     await using home = await tempLimaHome();
     const k3s = home.instance("k3s", { conf: { usernet: 1, grandchild: 1 } });
     await using _ = await startQemuOrphan(k3s);
-    pids = home.processes().map((line) => Number(line.split(" ")[0]));
-    assert.equal(pids.length, 3, home.processes().join("\n"));
+    // The grandchild has just been started, and takes a moment to show its name.
+    pids = await eventually(() => {
+      const found = home.processes().map((line) => Number(line.split(" ")[0]));
+      assert.equal(found.length, 3, home.processes().join("\n"));
+      return found;
+    });
   }
   assert.deepEqual(pids.filter(isAlive), []);
   bystander.assertAlive();
