@@ -2228,7 +2228,7 @@ function secondsLeft(host: Host, deadlineMs: number): number {
 /** What can be looked at of a path: itself, or the first folder above it that may be entered and is there. */
 function nearestVisible(host: Host, path: string): string {
   let at = path;
-  while (at !== "/" && host.stat(at).trouble !== undefined) at = dirname(at);
+  while (at !== dirname(at) && host.stat(at).trouble !== undefined) at = dirname(at);
   return at;
 }
 
