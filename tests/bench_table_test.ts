@@ -24,10 +24,10 @@ const RESULTS: Results = {
     },
     {
       title: "--run in 10 idle minutes: system calls",
-      rows: [row("--run, with a line to the guest", "", 368)],
+      rows: [row("--run, with a session with the guest", "", 368)],
     },
     {
-      title: "--run from SIGTERM, a line to the guest",
+      title: "--run from SIGTERM, a session with the guest",
       rows: [row("the host agent alone", "s", 0.0634, { ratio: 1 })],
     },
   ],
@@ -36,13 +36,13 @@ const RESULTS: Results = {
 Deno.test("the table has what was measured: the median with its unit, and the memory of programs", () => {
   const lines = readmeTable(RESULTS).split("\n");
   const line = (words: string) => lines.find((line) => line.startsWith(`| ${words} |`));
-  assert.equal(line("`--pre`, nothing to do"), "| `--pre`, nothing to do | 33.2 ms | 60 MiB |");
+  assert.equal(line("`--pre`, nothing to do"), "| `--pre`, nothing to do | 33.2 ms | 1.81 | 60 MiB |");
   assert.equal(line("`limactl list`"), undefined, "it was skipped");
   assert.equal(line("`--status`"), undefined, "it was not measured");
   const calls = "idle `--run`: system calls in 10 minutes";
-  assert.equal(line(calls), `| ${calls} | 368 |  |`);
+  assert.equal(line(calls), `| ${calls} | 368 |  |  |`);
   const alone = "SIGTERM to the end: host agent alone";
-  assert.equal(line(alone), `| ${alone} | 0.06 s |  |`);
+  assert.equal(line(alone), `| ${alone} | 0.06 s |  |  |`);
   assert.equal(
     lines.at(-1),
     "Measured 2026-11-23, a machine; lima-guard 0.1.0 (abc) from source, deno 2.9.6; limactl version 2.2.0.",

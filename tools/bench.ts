@@ -26,10 +26,12 @@ import { gatherCrowd } from "./crowd.ts";
 import { goOn, undoingAll } from "./interrupt.ts";
 import { type Figures, measure, PEAK_BY, type Program, programRow, type Row, skippedRow, table } from "./measure.ts";
 import { findLimactl, findProgram } from "./real_limactl.ts";
+import { bundle, realBuilder } from "./compile.ts";
 import {
   type Bench,
   callsAtRest,
   lastEndOf,
+  MEMORY,
   memoryAtRest,
   stops,
   together,
@@ -38,15 +40,17 @@ import {
 } from "./supervised.ts";
 
 const RESULTS = `${project}/bench-results.json`;
-/** With these the whole takes some ten minutes; groups of slow programs end earlier, see measure. */
-const RUNS = 40;
-const GROWTH_RUNS = 15;
+/** With these the whole takes less than three minutes; groups of slow programs end earlier, see measure. */
+const RUNS = 20;
+const GROWTH_RUNS = 8;
+/** Of stops, of which each takes some seconds. */
+const STOP_RUNS = 8;
 /** Of what takes many seconds each. */
-const SLOW_RUNS = 3;
+const SLOW_RUNS = 2;
 const SLOW_LIMIT_MS = 40_000;
-const IDLE_MINUTES = 0.5;
+const IDLE_MINUTES = 0.25;
 /** How long a supervisor rests before its memory is looked at; in fewer seconds where fewer runs are asked for. */
-const REST_S = 15;
+const REST_S = 8;
 const SUPERVISED = 50;
 const INSTANCES = 1000;
 const PROCESSES = 30_000;
@@ -133,6 +137,9 @@ function groups(undo: AsyncDisposableStack, interrupted: AbortSignal, options: O
         ...BARE,
         "--version: the cost of loading the guard": guard("--version"),
         ...clean,
+        "--pre, clean, bundled": (subject) => {
+          return BUNDLED === undefined ? skippedRow(NO_BUNDLE) : subject.program([...BUNDLED, "--pre", NAME]);
+        },
         "--pre, one repair (vz.pid names another program)": repair,
         "--status": guard("--status"),
         ...limactlRows(),
@@ -173,7 +180,7 @@ function limactlRows(): Group["rows"] {
 
 // --- what --run costs -------------------------------------------------------------------------------------------------
 
-const LINED = "--run, with a line to the guest";
+const LINED = "--run, with a session with the guest";
 const IDLE_DENO = "deno run of a program that only waits";
 
 function runGroups(
@@ -182,7 +189,7 @@ function runGroups(
   interrupted: AbortSignal,
   options: Options,
 ): Group[] {
-  const { runs = RUNS, idleMinutes = IDLE_MINUTES } = options;
+  const { runs = STOP_RUNS, idleMinutes = IDLE_MINUTES } = options;
   const slowRuns = options.runs ?? SLOW_RUNS;
   const bench: Bench = { goOn: () => goOn(interrupted), guard: SOURCE, env: environment };
   const lined = once(async () => {
@@ -194,6 +201,8 @@ function runGroups(
   const strace = findProgram("strace");
   const stop = together(async () => await stops(bench, await lined()));
   const memory = together(async () => await memoryAtRest(bench, await lined(), restS));
+  const bundled = BUNDLED && { ...bench, guard: BUNDLED };
+  const memoryBundled = bundled && together(async () => await memoryAtRest(bundled, await lined(), restS));
   const calls = together(async () =>
     await callsAtRest(bench, await lined(), { minutes: idleMinutes, strace: strace! })
   );
@@ -205,7 +214,7 @@ function runGroups(
   const slow = { warmUp: 0, subject };
   return [
     {
-      title: "--run from SIGTERM, a line to the guest",
+      title: "--run from SIGTERM, a session with the guest",
       runs,
       warmUp: 1,
       limitMs: SLOW_LIMIT_MS,
@@ -216,10 +225,14 @@ function runGroups(
       ),
     },
     {
-      title: `--run after ${restS} s of rest: RSS`,
+      title: `--run after ${restS} s of rest: ${MEMORY} memory`,
       runs: slowRuns,
       ...slow,
-      rows: rows({ [IDLE_DENO]: memory("deno", "MiB"), [LINED]: memory("run", "MiB") }, whyNoSshd()),
+      rows: rows({
+        [IDLE_DENO]: memory("deno", "MiB"),
+        [LINED]: memory("run", "MiB"),
+        [`${LINED}, bundled`]: memoryBundled?.("run", "MiB") ?? skippedRow(NO_BUNDLE),
+      }, whyNoSshd()),
     },
     {
       title: `--run in ${idleMinutes} idle minutes: system calls`,
@@ -241,6 +254,17 @@ function runGroups(
 /** HOME is another one for what is measured, so the cache that Deno finds through HOME must be named. */
 const DENO_DIR = JSON.parse(outputOf(Deno.execPath(), "info", "--json")).denoDir as string;
 const SOURCE: Program["command"] = [Deno.execPath(), "run", "-A", ...denoFlags(), `${project}/lima_guard.ts`];
+
+/** lima_guard.ts as `deno task compile` bundles it; undefined where it cannot be bundled. */
+const BUNDLED = await bundledGuard();
+const NO_BUNDLE = "deno bundle has failed (it takes esbuild from npm)";
+
+async function bundledGuard(): Promise<Program["command"] | undefined> {
+  const folder = Deno.makeTempDirSync({ prefix: "lg-bundle-" });
+  addEventListener("unload", () => Deno.removeSync(folder, { recursive: true }));
+  const [first = "", ...rest] = await bundle(folder, denoFlags(), realBuilder(project, () => {}));
+  return rest.length > 0 ? undefined : [Deno.execPath(), "run", "-A", "--no-lock", first];
+}
 
 /** What a command prints; nothing where there is no such command. */
 function outputOf(command: string, ...args: string[]): string {

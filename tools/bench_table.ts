@@ -25,7 +25,8 @@ interface Line {
 const LINES: readonly Line[] = [
   { words: "bare `deno run` of an empty file", group: /^one instance$/, row: /^bare deno run/ },
   { words: "`--version`: loading lima-guard", group: /^one instance$/, row: /^--version/ },
-  { words: "`--pre`, nothing to do", group: /^one instance$/, row: /^--pre, clean/ },
+  { words: "`--pre`, nothing to do", group: /^one instance$/, row: /^--pre, clean$/ },
+  { words: "`--pre`, nothing to do, bundled as in the binary", group: /^one instance$/, row: /^--pre, clean, bundled/ },
   { words: "`--pre`, another program's PID in `vz.pid`", group: /^one instance$/, row: /^--pre, one repair/ },
   { words: "`--status`", group: /^one instance$/, row: /^--status/ },
   { words: "`limactl list`", group: /^one instance$/, row: /^limactl list/ },
@@ -33,12 +34,17 @@ const LINES: readonly Line[] = [
   { words: "`--stop --all --dry-run`, 1000 instances", group: /^1000 instances/, row: /^--stop --all/ },
   { words: "`limactl list`, 1000 instances", group: /^1000 instances/, row: /^limactl list/ },
   { words: "repair, 30 000 more processes", group: /^30000 more processes/, row: /^--pre, one repair/ },
-  { words: "SIGTERM to the end: host agent alone", group: /SIGTERM, a line/, row: /alone/ },
-  { words: "SIGTERM to the end: `--run` over it", group: /SIGTERM, a line/, row: /over the host agent/ },
-  { words: "idle `deno`: resident memory", group: /rest: RSS$/, row: /^deno run of a program/ },
-  { words: "idle `--run`: resident memory", group: /rest: RSS$/, row: /^--run, with a line/ },
+  { words: "SIGTERM to the end: host agent alone", group: /SIGTERM, a session/, row: /alone/ },
+  { words: "SIGTERM to the end: `--run` over it", group: /SIGTERM, a session/, row: /over the host agent/ },
+  { words: "idle `deno`: memory of its own", group: /rest: private memory$/, row: /^deno run of a program/ },
+  {
+    words: "idle `--run`: memory of its own",
+    group: /rest: private memory$/,
+    row: /^--run, with a session with the guest$/,
+  },
+  { words: "idle `--run`: the same, bundled as in the binary", group: /rest: private memory$/, row: /bundled$/ },
   { words: "idle `deno`: system calls in MINUTES", group: /system calls$/, row: /^deno run of a program/ },
-  { words: "idle `--run`: system calls in MINUTES", group: /system calls$/, row: /^--run, with a line/ },
+  { words: "idle `--run`: system calls in MINUTES", group: /system calls$/, row: /^--run, with a session/ },
   { words: "50 instances: SIGTERM to the last end", group: /last end$/, row: /^50 / },
 ];
 
@@ -51,7 +57,7 @@ export function readmeTable(results: Results): string {
     const time = minutes === 1 ? "a minute" : `${minutes} minutes`;
     return figures?.median === undefined ? [] : [[words.replace("MINUTES", time), ...cells(figures, figures.median)]];
   });
-  const all = [["", "median", "peak memory"], ["---", "---:", "---:"], ...lines];
+  const all = [["", "median", "ratio", "peak memory"], ["---", "---:", "---:", "---:"], ...lines];
   const about = `${results.date.slice(0, 10)}, ${results.machine}; lima-guard ${results.guard} from source, deno ` +
     results.deno + (results.limactl.startsWith("limactl version") ? `; ${results.limactl}` : "");
   return `${all.map((cells) => `| ${cells.join(" | ")} |`).join("\n")}\n\nMeasured ${about}.`;
@@ -59,9 +65,10 @@ export function readmeTable(results: Results): string {
 
 const DIGITS = { ms: 1, s: 2, MiB: 1, "": 0 } as const;
 
-function cells({ unit, peakKiB }: Figures, median: number): [string, string] {
+/** The ratio is that to the first row of its group, round by round; the first row has none. */
+function cells({ unit, peakKiB, ratio = 1 }: Figures, median: number): [string, string, string] {
   const value = `${median.toFixed(DIGITS[unit])} ${unit}`.trim();
-  return [value, peakKiB ? `${Math.round(peakKiB / 1024)} MiB` : ""];
+  return [value, ratio === 1 ? "" : ratio.toFixed(2), peakKiB ? `${Math.round(peakKiB / 1024)} MiB` : ""];
 }
 
 const [BEGIN, END] = ["<!-- written by deno task bench --readme -->", "<!-- end of what bench wrote -->"];

@@ -134,7 +134,7 @@ async function supervised(bench: Bench, instance: Instance, guest: Guest): Promi
   const supervisor = supervise(bench, instance);
   try {
     await untilRunning(supervisor, instance);
-    await eventually(() => assert.ok(guest.log().length > before, "there is no line to the guest"));
+    await eventually(() => assert.ok(guest.log().length > before, "there is no session with the guest"));
     return supervisor;
   } catch (error) {
     await supervisor[Symbol.asyncDispose]();
@@ -258,8 +258,13 @@ function pause(ms: number): Promise<void> {
 // --- what the system says ---------------------------------------------------------------------------------------------
 
 /** In MiB. */
+/** What is looked at: what no other process shares, where the system tells that. */
+export const MEMORY = Deno.build.os === "linux" ? "private" : "resident";
+
 function memoryOf(pid: number): number {
-  return Number(textOf("ps", "-o", "rss=", "-p", String(pid))) / 1024;
+  if (MEMORY === "resident") return Number(textOf("ps", "-o", "rss=", "-p", String(pid))) / 1024;
+  const lines = Deno.readTextFileSync(`/proc/${pid}/smaps_rollup`).matchAll(/^Private_(?:Clean|Dirty): +(\d+) kB$/gm);
+  return [...lines].reduce((sum, [, kib]) => sum + Number(kib), 0) / 1024;
 }
 
 function textOf(command: string, ...args: string[]): string {
