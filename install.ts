@@ -1757,11 +1757,10 @@ function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
 }
 
 /** The one document of a run. `blockers` holds what is wrong with the run itself: its arguments, its folders. */
-function jobsToJson(role: string, reports: readonly JobReport[], blockers: JobReport["blockers"] = []): string {
+function jobsToJson(role: string, reports: readonly JobReport[], more: Record<string, unknown> = {}): string {
   const instances = reports.map(({ summary: _, diff: __, ...fields }) => fields);
   const changed = reports.some((r) => r.changed);
-  const document = { version: 1, role, changed, instances, blockers: blockers.length > 0 ? blockers : undefined };
-  return `${JSON.stringify(document, null, 2)}\n`;
+  return `${JSON.stringify({ version: 1, role, changed, ...more, instances }, null, 2)}\n`;
 }
 
 /** A step in words: what a dry run shows, and what is said before it is done. */
@@ -3968,12 +3967,14 @@ export async function installMain(args: readonly string[], given?: InstallHost):
   const isJson = args.includes("--json");
   const canAsk = Deno.stdin.isTerminal() && Deno.stderr.isTerminal();
   const host = given ?? realInstallHost({ canAsk, isVerbose: "verbose" in asked && asked.verbose });
+  const role = ["check", "uninstall"].find((task) => args.includes(`--${task}`)) ?? "install";
   if (!("role" in asked) && "print" in asked) {
-    host.stdout(asked.print);
+    host.stdout(isJson ? jobsToJson(role, [], { status: EXIT.done, text: asked.print }) : asked.print);
     return EXIT.done;
   }
-  const refuse = (because: string, hint: string, status: number, role = "install") => {
-    if (isJson) host.stdout(jobsToJson(role, [], [{ what: "command line", because, hint }]));
+  const refuse = (because: string, hint: string, status: number) => {
+    const blockers = [{ what: "command line", because, hint }];
+    if (isJson) host.stdout(jobsToJson(role, [], { status, error: { what: because, hint }, blockers }));
     host.stderr(`lima-guard: ${because} (hint: ${hint})\n`);
     return status;
   };
@@ -3990,7 +3991,7 @@ export async function installMain(args: readonly string[], given?: InstallHost):
     return await runCommand({ host, options, actor, placed: new Set(), sources: new Map() });
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    return refuse(error.message, error.hint ?? "lima-guard --install --help", error.status, options.role);
+    return refuse(error.message, error.hint ?? "lima-guard --install --help", error.status);
   }
 }
 

@@ -134,6 +134,12 @@ Deno.test("lima-guard --install is what install.ts does, and says so where insta
     const json = await run(`${project}/lima_guard.ts`, "--install", "--json", "--nonsense");
     const document = JSON.parse(json.stdout);
     assert.deepEqual([json.code, document.changed, document.instances], [64, false, []]);
+    const refused = JSON.parse((await run(`${project}/lima_guard.ts`, "--check", "--json", "--nonsense")).stdout);
+    assert.deepEqual([refused.role, refused.status], ["check", 64]);
+    assert.match(refused.error.what, /--nonsense/);
+    const help = JSON.parse((await run(`${project}/lima_guard.ts`, "--install", "--help", "--json")).stdout);
+    assert.deepEqual([help.role, help.status], ["install", 0]);
+    assert.match(help.text, /--guard-dir/);
     assert.match(document.blockers[0].because, /--nonsense/);
     const usage = await run(`${project}/lima_guard.ts`, "--install", "--pre", "k3s");
     assert.deepEqual([usage.code, usage.stdout], [64, ""]);

@@ -135,7 +135,7 @@ export const INSTALL_SCHEMA = {
     version: { const: 1 },
     role: { enum: ["install", "check", "uninstall"] },
     changed: { type: "boolean" },
-    // Only where there is no instance to report: a refusal.
+    ...NO_INSTANCE,
     blockers: list(REMARK),
     instances: list(object(Object.keys(JOB), JOB)),
   }),
