@@ -146,7 +146,7 @@ const KINDS: readonly Kind[] = [
   },
   async function stoppedInBoot(vm) {
     vm.conf({ vmtype: "vz", boot_ms: "60000" });
-    await using guard = run(vm, { flags: ["--timeout", "2"] });
+    await using guard = run(vm, { flags: ["--timeout", "4"] });
     await eventually(() => assert.ok(vm.pid("vz.pid")), { withinMs: 30_000 });
     const { status, stderr } = await stopRun(guard);
     assert.equal(status, 0, stderr);
