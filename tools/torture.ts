@@ -566,10 +566,17 @@ async function take(world: World, step: Step): Promise<void> {
     calm(world, /./);
     await world.riddle.end();
     world.isRiddled = false;
-  } else if (step.do === "kill") await kill(world, step.who as "agent" | "driver");
-  else put(world, step);
+  } else if (step.do === "kill") {
+    // Without its driver a host agent stops, and then it signals by itself what a driver's PID file names.
+    if (!isNeighbourADriver(world)) await kill(world, step.who as "agent" | "driver");
+  } else put(world, step);
   world.ready = false;
   assertOthersUnharmed(world);
+}
+
+function isNeighbourADriver(world: World): boolean {
+  const isDrivers = (file: string) => file.endsWith(".drv.pid") || file.includes("driver-");
+  return [...look(world).named].some(([file, pid]) => isDrivers(file) && pid === world.neighbourAgent.pid);
 }
 
 async function takeGuard(world: World, step: Run): Promise<void> {
