@@ -1732,12 +1732,16 @@ export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "a
   const living = files.filter((c) => c.verdict.kind !== "dead" || c.verdict.reason === "zombie");
   const agent = living.some((c) => basename(c.path) === HA_PID);
   const driver = living.find((c) => /^(vz|qemu|krunkit|wsl2)\.pid$/.test(basename(c.path)));
-  if (agent && haSock === "absent") return "refuses: failed to connect to ha.sock: no such file or directory";
-  if (agent && haSock === "there") return "refuses: failed to get Info from ha.sock";
-  if (agent && !driver) return "refuses: host agent is running but driver is not";
-  if (agent) return "says that it is already running, and exits with 0";
   const rebooted = seen.bootMarker ? ` (Lima 2.2.1 and later start where ${BOOT_MARKER} is of another boot)` : "";
+  if (agent && haSock === "absent") {
+    return `refuses: failed to connect to ha.sock: no such file or directory${rebooted}`;
+  }
+  if (agent && haSock === "there") return `refuses: failed to get Info from ha.sock${rebooted}`;
+  if (agent && !driver) return `refuses: host agent is running but driver is not${rebooted}`;
+  if (agent) return "says that it is already running, and exits with 0";
   if (driver) return `refuses: ${basename(driver.path, ".pid")} driver is running but host agent is not${rebooted}`;
+  const unnamed = seen.alive.filter((p) => p.role !== "usernet");
+  if (unnamed.length > 0) return `would start a second VM: it does not find ${names(unnamed)}`;
   const usernet = seen.stateFiles.some((c) =>
     c.scope === "shared" && c.verdict.kind === "not ours" && rolesOf(basename(c.path)).includes("usernet")
   );
@@ -1747,7 +1751,8 @@ export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "a
   const [startBlocker] = [
     ...seen.held,
     ...seen.startBlockers,
-    ...seen.stateFiles.filter((c) => c.verdict.kind !== "dead").map(unknownFile(seen.instance)),
+    ...undeletableFiles(seen),
+    ...seen.stateFiles.filter((c) => !["dead", "ours"].includes(c.verdict.kind)).map(unknownFile(seen.instance)),
   ];
   return startBlocker ? `may refuse, because of ${startBlocker.what}` : STARTS;
 }
@@ -5075,6 +5080,26 @@ function lastFatal(host: Host, instance: Instance): Diagnostic[] {
   return [{ what: path, because: `the host agent's last words: ${line["msg"]}` }];
 }
 
+/** What only `--status` has to say. */
+function statusNotes(host: Host, { instance, alive }: Observation, lastStop: LastStopKind): Diagnostic[] {
+  const fatal = alive.length === 0 ? lastFatal(host, instance) : [];
+  return [
+    ...ownerNotes(instance),
+    ...besideNotes(host, instance),
+    ...fatal,
+    ...hardStopNotes(instance, lastStop),
+  ];
+}
+
+/** What a stop that took the guest's power may have left. */
+function hardStopNotes({ dir }: Instance, kind: LastStopKind): Diagnostic[] {
+  if (!["killed", "cut by agent", "cut off"].includes(kind)) return [];
+  const because =
+    "the guest lost its power at the last stop: its file systems may need a repair; the next start keeps " +
+    "the logs of that run here";
+  return [{ what: join(dir, "lima-guard.previous"), because }];
+}
+
 /** Homes whose application owns the VM, so that no launchd job is to be wrapped. */
 function ownerNotes({ home }: Instance): Diagnostic[] {
   const app = /\/rancher-desktop\/lima$/.test(home)
@@ -5117,7 +5142,6 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const readiness = readinessOf(host, instance, seen);
   const degraded = degradedBlockers(instance, readiness);
   const several = severalAgents(seen);
-  const fatal = seen.alive.length === 0 ? lastFatal(host, instance) : [];
   const state = p.state === "clear" ? "stopped" : p.state;
   const waits = readiness.waits === undefined ? "" : `, the guest is not ready: it waits for ${readiness.waits}`;
   return {
@@ -5125,7 +5149,7 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
     state,
     status: needsPerson(p.state) || several.length + jobBlockers.length + degraded.length > 0 ? EXIT.failed : EXIT.done,
     blockers: [...p.blockers, ...jobBlockers, ...degraded],
-    notes: [...p.notes, ...notes, ...ownerNotes(instance), ...besideNotes(host, instance), ...fatal],
+    notes: [...p.notes, ...notes, ...statusNotes(host, seen, past.lastStopKind)],
     summary: `${state}: ${p.because}${waits}`,
     evidence: seen.stateFiles.map(evidenceOf),
     limactlStart: limaWouldSay(seen, await sockOf(host, instance)),
@@ -5713,13 +5737,12 @@ async function untilAgentEnds(run: Run, instance: Instance, pid: number): Promis
   }
 }
 
-/** Clean exit: last event is `exiting` and it removed its PID file. */
+/** Clean exit: it has reported `exiting` and removed its PID file. Lima deletes the log at each start; events may follow. */
 function leftCleanly(host: Host, instance: Instance): boolean {
   if (host.stat(join(instance.dir, HA_PID)).trouble !== "absent") return false;
   const log = join(instance.dir, HA_STDOUT);
   const events = tailOf(host, log).split("\n").map((l) => jsonObject(l)?.["status"]);
-  const last = events.findLast((e) => typeof e === "object" && e !== null);
-  return (last as Record<string, unknown> | undefined)?.["exiting"] === true;
+  return events.some((e) => (e as Record<string, unknown> | null | undefined)?.["exiting"] === true);
 }
 
 /** A healthy host agent that was not started here: supervised all the same, as far as that can be done from outside. */

@@ -8,10 +8,12 @@ import {
   type AgentHealth,
   describePlan,
   type Diagnostic,
+  limaWouldSay,
   type Observation,
   type Plan,
   planPre,
   planStop,
+  STARTS,
   type StateFile,
   type Step,
   type VerifiedProcess,
@@ -185,6 +187,12 @@ Deno.test("the laws are tried on thousands of observations of every kind", () =>
   const states = new Set(ALL.map(({ plans }) => plans.pre.state));
   const all = ["blocked", "booting", "clear", "hung", "orphan", "running", "stale", "unknown"];
   assert.deepEqual([...states].sort(), all);
+});
+
+law("a start is promised only where nothing but dead files is in the way", ["pre"], (p, seen) => {
+  if (limaWouldSay(seen, "absent") !== STARTS) return;
+  const onlyDead = seen.stateFiles.every((c) => ["dead", "ours"].includes(c.verdict.kind));
+  assert.ok(p.state === "clear" || (p.state === "stale" && onlyDead), p.state);
 });
 
 // ── No other program is ever signalled ──

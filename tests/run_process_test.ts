@@ -956,6 +956,30 @@ test("logs are kept after an unclean end only, and no more than 256 KiB of each"
   assert.equal((await stopRun(third)).status, 0);
 });
 
+test(
+  "after a stop that had to kill, the logs are kept, the serial console too, and --status has a note",
+  async ({ home, vm }) => {
+    await using first = await running(vm, { flags: ["--timeout", "4"] });
+    vm.write("serial.log", "a stop job is running\n");
+    assert.equal((await stopRun(first)).status, 0);
+    vm.conf({ stop: "" });
+    await using second = await running(vm);
+    assert.match(vm.read("lima-guard.previous/serial.log")!, /a stop job/);
+    assert.ok(vm.has("lima-guard.previous/ha.stderr.log"));
+    assert.match((await runGuard(home, ["--status", "vm"])).stdout, /lost its power at the last stop/);
+    assert.equal((await stopRun(second)).status, 0);
+  },
+  { conf: { stop: "hang" } },
+);
+
+test("an event behind `exiting` makes no crash of a clean end", async ({ home, vm }) => {
+  await using _agent = await startAgent(vm);
+  await using guard = run(vm);
+  await guard.waitForLine(/is adopted/);
+  assert.equal((await limactl(home, ["stop", "vm"])).status, 0);
+  assert.equal((await guard.result()).status, 0);
+}, { conf: { event_after_exiting: 1 } });
+
 // ── Running, and booted ──
 
 test(

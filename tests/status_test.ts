@@ -29,7 +29,7 @@ import {
   startBystander,
   tempLimaHome,
 } from "./helpers/mod.ts";
-import { claim, observation } from "./observations.ts";
+import { claim, observation, proven } from "./observations.ts";
 
 // ── plists, by pattern ──
 
@@ -318,6 +318,24 @@ const OTHER_PROGRAM = 'PID 789 is not ours: it is "sleep", none of Lima\'s progr
 for (
   const [name, seen, haSock, expected] of [
     ["nothing", {}, "absent", "nothing seen that would keep it"],
+    [
+      "a QEMU lives that no PID file names",
+      { alive: [proven("QEMU", 812, { named: false })] },
+      "absent",
+      "would start a second VM: it does not find QEMU 812",
+    ],
+    [
+      "a dead PID file cannot be removed",
+      { stateFiles: [{ ...claims(["vz.pid", "PID 7 is dead"]).stateFiles![0]!, undeletable: "read-only" }] },
+      "absent",
+      `may refuse, because of ${DIR}/vz.pid`,
+    ],
+    [
+      "a marker of another boot beside ha.pid",
+      { ...claims(["ha.pid", OTHER_PROGRAM]), bootMarker: { dev: 1, ino: 2, size: 3, mtimeMs: 4, text: "x" } },
+      "absent",
+      "refuses: failed to connect to ha.sock: no such file or directory (Lima 2.2.1 and later start where boot-session.tmp is of another boot)",
+    ],
     [
       "qemu.pid names a live process of another program",
       claims(["qemu.pid", OTHER_PROGRAM]),
