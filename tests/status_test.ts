@@ -450,6 +450,7 @@ Deno.test("a journal line with odd values has words", () => {
 Deno.test("a job of another label is found, and what its KeepAlive means is a trouble", async () => {
   await using home = await tempLimaHome();
   home.instance("colima");
+  Deno.symlinkSync(home.lima, `${home.user}/.lima`);
   const folder = `${home.user}/Library/LaunchAgents`;
   Deno.mkdirSync(folder, { recursive: true });
   // As lima-guard 0.1.0 left it: the KeepAlive of Homebrew's formula, under the wrapper.
@@ -755,6 +756,7 @@ for (
 Deno.test("KeepAlive's SuccessfulExit is read behind a dictionary within it", async () => {
   await using home = await tempLimaHome();
   home.instance("k3s");
+  Deno.symlinkSync(home.lima, `${home.user}/.lima`);
   const agents = `${home.user}/Library/LaunchAgents`;
   Deno.mkdirSync(agents, { recursive: true });
   const paths = "<key>PathState</key><dict><key>/x</key><true/></dict>";
