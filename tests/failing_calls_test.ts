@@ -26,6 +26,8 @@ interface World {
   readonly marker?: boolean | undefined;
   readonly usernetPid?: boolean | undefined;
   readonly diskLock?: "own" | "gone" | undefined;
+  /** A VM of the Mac's own kind has its disk open, and nothing else shows it. */
+  readonly ownDisk?: true;
   /** What must not be argued away. */
   readonly evidence: readonly Evidence[];
 }
@@ -42,6 +44,12 @@ async function build(world: World): Promise<Built> {
   const k3s = home.instance("k3s", { yaml: world.diskLock ? "additionalDisks:\n- data\n" : "" });
   const open: { close(): void }[] = [];
   const children: Deno.ChildProcess[] = [];
+  const hold = async (image: string) => {
+    const args = ["-c", 'exec 3>>"$1"; echo; exec sleep 1000', "sh", image];
+    const child = new Deno.Command("/bin/sh", { args, env: home.mark, stdin: "null", stdout: "piped" }).spawn();
+    children.push(child);
+    await child.stdout.getReader().read();
+  };
   const pids = { dead: IMPOSSIBLE_PID, "another's": Deno.ppid, garbage: "12x\n" };
   if (world.haPid) k3s.pidFile("ha.pid", pids[world.haPid]);
   if (world.vzPid) k3s.pidFile("vz.pid", pids[world.vzPid]);
@@ -57,11 +65,10 @@ async function build(world: World): Promise<Built> {
   }
   const targets = { own: k3s.dir, gone: `${home.lima}/gone` };
   const disk = world.diskLock && home.disk("data", { inUseBy: targets[world.diskLock] });
-  if (disk && world.evidence.includes("holder")) {
-    const args = ["-c", 'exec 3>>"$1"; echo; exec sleep 1000', "sh", `${disk.dir}/datadisk`];
-    const child = new Deno.Command("/bin/sh", { args, env: home.mark, stdin: "null", stdout: "piped" }).spawn();
-    await child.stdout.getReader().read();
-    children.push(child);
+  if (disk && world.evidence.includes("holder")) await hold(`${disk.dir}/datadisk`);
+  if (world.ownDisk) {
+    k3s.write("vz-identifier", "");
+    await hold(k3s.path("disk"));
   }
   if (world.evidence.includes("lock")) {
     const file = Deno.openSync(k3s.path(LOCK), { write: true, create: true });
@@ -89,6 +96,7 @@ interface Ran {
   readonly status: number;
   readonly state: string;
   readonly steps: readonly string[];
+  readonly blockers: readonly { readonly because: string; readonly hint?: string }[];
   readonly calls: readonly string[];
 }
 
@@ -96,13 +104,21 @@ const CALLS = [
   ...["stat", "list", "read", "linkTarget", "realPath", "remove", "rename", "append", "openLock", "connect", "run"],
 ] as const;
 
+/** The host that `main` is given. */
+interface Given {
+  readonly fails?: Fails;
+  readonly os?: Host["os"];
+}
+
 /** `main`, with a host whose calls fail as is said; the pauses of a patient look are over at once. */
-async function run({ home }: Built, args: readonly string[], fails: Fails = () => undefined): Promise<Ran> {
+async function run({ home }: Built, args: readonly string[], given: Given = {}): Promise<Ran> {
   const real = realHost();
+  const { fails = () => undefined, os = real.os } = given;
   const calls: string[] = [];
   let [stdout, jumpedMs] = ["", 0];
   const host: Host = {
     ...real,
+    os,
     clockMs: () => real.clockMs() + jumpedMs,
     pause: (ms) => {
       if (ms < 900 || ms > 2_500) return real.pause(ms);
@@ -134,7 +150,8 @@ async function run({ home }: Built, args: readonly string[], fails: Fails = () =
   }
   const status = await main([...args, "k3s", "--json", "--timeout", "4", "--lima-home", home.lima], host);
   const [report] = JSON.parse(stdout).instances;
-  return { status, state: report.state, steps: report.steps.map((s: { what: string }) => s.what), calls };
+  const { state, blockers } = report;
+  return { status, state, steps: report.steps.map((s: { what: string }) => s.what), blockers, calls };
 }
 
 /** The files of the test's home, except what lima-guard itself writes. */
@@ -187,7 +204,7 @@ for (const [title, world] of Object.entries(WORLDS)) {
             if (whole.calls[n]!.startsWith("openLock ") && "trouble" in failure && failure.trouble === "denied") {
               continue;
             }
-            const failed = await run(built, args, (call) => call === whole.calls[n] ? failure : undefined);
+            const failed = await run(built, args, { fails: (call) => call === whole.calls[n] ? failure : undefined });
             const added = failed.steps.filter((step) => !whole.steps.includes(step));
             const isBetter = whole.status !== 0 && failed.status === 0;
             const fault = JSON.stringify(failure).slice(0, 60);
@@ -241,7 +258,8 @@ Deno.test({
         const isOwn = isHeld || world.evidence.some((e) => e !== "usernet" && e !== "holder");
         for (const { args, killedAt } of runs) {
           const killed = { trouble: "other", why: "killed" } as const;
-          const ran = await run(built, args, (_, n) => killedAt !== undefined && n >= killedAt ? killed : undefined);
+          const fails: Fails = (_, n) => killedAt !== undefined && n >= killedAt ? killed : undefined;
+          const ran = await run(built, args, { fails });
           const said = `${args}, killed at ${killedAt}: ${ran.state}`;
           if (isOwn || args[0] === "--pre") assert.notEqual(ran.status, 0, said);
           const gone = before.filter((path) => !files(built).includes(path));
@@ -259,12 +277,13 @@ const isBootQuestion = (call: string) => call.includes("/proc/sys/kernel/random/
 async function bootAsked(trouble: "other" | "limit", times: number) {
   await using built = await build({ haPid: "dead", marker: true, evidence: [] });
   let failed = 0;
-  const ran = await run(built, ["--pre"], (call) => {
+  const fails: Fails = (call) => {
     if (!isBootQuestion(call)) return undefined;
     // The file is read first, where it can be; only the answer of the program counts as an answer.
     if (call.startsWith("read ")) return { trouble: "denied", why: "not permitted" };
     return failed++ < times ? { trouble, why: "it failed" } : undefined;
-  });
+  };
+  const ran = await run(built, ["--pre"], { fails });
   const lines = (built.k3s.read("lima-guard.jsonl") ?? "").trim().split("\n").map((line) => JSON.parse(line));
   const asked = ran.calls.filter((call) => isBootQuestion(call) && call.startsWith("run ")).length;
   return { boot: lines.at(-1).boot, asked };
@@ -279,4 +298,58 @@ Deno.test("a question for the boot that fails once is asked again: its failure i
 Deno.test("a question for the boot that takes all its time is not asked again for a minute", async () => {
   const { boot, asked } = await bootAsked("limit", 100);
   assert.deepEqual([boot, asked], ["", 1]);
+});
+
+// ── what only another machine has ──
+
+Deno.test({
+  name: "on a Mac, a VM that shows itself only by its open disk: blocked as often as it is run, and nothing goes",
+  ignore: NO_LSOF,
+  ...NONE,
+  async fn() {
+    await using built = await build({ haPid: "dead", vzPid: "dead", ownDisk: true, evidence: [] });
+    const before = files(built);
+    for (const args of [["--pre", "--dry-run"], ["--pre"], ["--pre"]]) {
+      const ran = await run(built, args, { os: "darwin" });
+      assert.deepEqual([ran.status, ran.state, files(built)], [75, "blocked", before], args.join(" "));
+    }
+  },
+});
+
+Deno.test({
+  name: "a lima.yaml that may not be read: on a Mac the settings are named, elsewhere they are not",
+  ...NONE,
+  async fn() {
+    await using built = await build({ evidence: [] });
+    const fails: Fails = (call) =>
+      call === `read ${built.k3s.path("lima.yaml")}`
+        ? { trouble: "denied", why: "Operation not permitted (os error 1)" }
+        : undefined;
+    for (const os of ["darwin", "linux"] as const) {
+      const { status, state, blockers } = await run(built, ["--pre", "--dry-run"], { fails, os });
+      const isNamed = /; where the mode permits it: System Settings, .*Full Disk Access$/.test(blockers[0]?.hint ?? "");
+      assert.deepEqual([status, state, isNamed], [77, "blocked", os === "darwin"]);
+    }
+  },
+});
+
+/** A dry run where these places have no ps. */
+async function withoutPs(...places: string[]) {
+  await using built = await build({ vzPid: "another's", evidence: [] });
+  const isGone = (call: string) => places.some((path) => call === `stat ${path}`);
+  return await run(built, ["--pre", "--dry-run"], {
+    fails: (call) => isGone(call) ? { trouble: "absent", why: "No such file or directory" } : undefined,
+  });
+}
+
+Deno.test("no ps in /bin: the one of /usr/bin is asked", NONE, async () => {
+  const { state, calls } = await withoutPs("/bin/ps");
+  assert.equal(state, "stale");
+  assert.ok(calls.some((call) => call.startsWith("run ") && call.includes('"/usr/bin/ps"')), calls.join("\n"));
+});
+
+Deno.test("no ps anywhere: unknown, with the places that were looked at", NONE, async () => {
+  const { status, steps, blockers } = await withoutPs("/bin/ps", "/usr/bin/ps", "/run/current-system/sw/bin/ps");
+  assert.deepEqual([status, steps], [75, []]);
+  assert.match(blockers.map((b) => b.because).join("\n"), /there is no ps: looked for \/bin\/ps, \/usr\/bin\/ps, /);
 });

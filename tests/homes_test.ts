@@ -20,8 +20,12 @@ Deno.test("an instance of Colima's home is found by its name, with one line that
   const { status, stderr, json } = await runGuard(home, ["--pre", "--json", "colima"], { env: BARE });
   assert.deepEqual([status, json().instances[0].state], [0, "clear"]);
   assert.match(stderr, new RegExp(`found in ${home.user}/\\.colima/_lima\n`));
-  const all = await runGuard(home, ["--status", "--json"], { env: BARE });
-  assert.deepEqual(all.json().instances.map((i: { name: string }) => i.name), ["colima"]);
+  // A ~/.lima in which nothing is changes nothing.
+  for (const prepare of [() => {}, () => Deno.mkdirSync(`${home.user}/.lima`)]) {
+    prepare();
+    const all = await runGuard(home, ["--status", "--json"], { env: BARE });
+    assert.deepEqual(all.json().instances.map((i: { name: string }) => i.name), ["colima"]);
+  }
 });
 
 Deno.test("Colima's own rule: COLIMA_HOME where it exists, else XDG_CONFIG_HOME without ~/.colima", async () => {
@@ -112,6 +116,18 @@ Deno.test("one home under two names is served once, and a link to an instance is
   const { status, json, stderr } = await runGuard(home, ["--status", "--json"], { env: BARE });
   assert.deepEqual([status, json().instances.map((i: { name: string }) => i.name)], [0, ["k3s"]]);
   assert.match(stderr, /other: .*\/\.lima\/other is a link, which --all and Lima's own list leave out/);
+});
+
+Deno.test("what an old Colima left in ~/.lima, beside the instance of today: a note at the old one only", async () => {
+  await using home = await tempLimaHome();
+  instanceIn(home, `${home.user}/.lima`, "colima");
+  const today = instanceIn(home, `${home.user}/.colima/_lima`, "colima");
+  for (const [limaHome, isTold] of [["~/.lima", true], ["~/.colima/_lima", false]] as const) {
+    const args = ["--status", "--json", "--lima-home", limaHome, "colima"];
+    const [report] = (await runGuard(home, args, { env: BARE })).json().instances;
+    const told = report.notes.map((note: { because: string }) => note.because);
+    assert.equal(told.includes(`Colima before 0.6 left it; the one of today is ${today}`), isTold, limaHome);
+  }
 });
 
 const LABEL = { XPC_SERVICE_NAME: "io.lima-vm.daemon.k3s" };

@@ -397,6 +397,9 @@ const NIX = "/nix/store/0c0lvs5xv1nf8n2rkq2kxmlq3b8zr6cd-lima-2.2.0/bin/.limactl
 test("the host agent of nixpkgs, which wraps limactl", "ours: host agent", { command: agent(DIR, NIX) });
 test("usernet of nixpkgs", "ours: usernet", { command: usernet(HOME).replace("limactl", NIX) });
 test("QEMU of nixpkgs", "ours: QEMU", { command: qemu(DIR, "/nix/store/x/bin/.qemu-system-aarch64-wrapped") });
+test("a limactl start under another name", "unknown: no role", {
+  command: "/Applications/Rancher Desktop.app/lima/bin/limactl.ventura start k3s",
+});
 test("a limactl start of nixpkgs", "unknown: no role", { command: `${NIX} start k3s --foreground` });
 test("QEMU of RHEL", "ours: QEMU", { command: qemu(DIR, "/usr/libexec/qemu-kvm") });
 

@@ -595,6 +595,18 @@ row(22, "a usernet lives that no PID file names: a note, and it lives on", async
   assert.ok(isAlive(usernet));
 }, { conf: { usernet: 1 } });
 
+row(22, "several networks of which each has one: one note", async ({ home, k3s }) => {
+  const sockets = ["a", "b"].map((name) => `${home.network(name).dir}/${name}_ep.sock`);
+  using _a = Deno.listen({ transport: "unix", path: sockets[0]! });
+  using _b = Deno.listen({ transport: "unix", path: sockets[1]! });
+  const { report } = await leavesAlone(k3s, { state: "clear", status: 0 });
+  assert.equal(report.notes.length, 1);
+  assert.match(
+    remark(report.notes[0]!),
+    /a_ep\.sock: a usernet answers .*\(2 of them\) \(lsof .*a_ep\.sock .*b_ep\.sock\)$/,
+  );
+});
+
 row(
   23,
   "socket_vmnet's PID is recycled: only root can repair it, and the command is printed",
@@ -619,11 +631,16 @@ row(
         `${run}/socket_vmnet.shared`,
       ],
     });
-    Deno.writeTextFileSync(file, `${vmnet.pid}\n`);
-    await leavesAlone(k3s, { state: "clear", status: 0 });
-    Deno.writeTextFileSync(file, `${await deadPid()}\n`);
-    await leavesAlone(k3s, { state: "clear", status: 0 });
+    await using apart = await startBystander(home, {
+      command: ["/opt/socket_vmnet/bin/socket_vmnet", "--vmnet-mode", "shared", "--pidfile", file],
+    });
+    for (const pid of [vmnet.pid, apart.pid, await deadPid()]) {
+      Deno.writeTextFileSync(file, `${pid}\n`);
+      const { report } = await leavesAlone(k3s, { state: "clear", status: 0 });
+      assert.deepEqual(report.notes, []);
+    }
     vmnet.assertAlive();
+    apart.assertAlive();
   },
 );
 
@@ -722,6 +739,20 @@ row(
     assert.equal(done.report.blockers.length, 1);
     assert.match(remark(done.report.blockers[0]!), /bad name: its name is no instance name.*\(move it out/);
     await refuses(k3s, "instance name `bad name` is not a valid identifier");
+  },
+);
+
+row(
+  27,
+  "LIMA_HOME is the top of a volume: its instances are to be moved, and lost+found is not",
+  async ({ home, k3s }) => {
+    Deno.mkdirSync(`${home.lima}/lost+found`);
+    const { report } = await leavesAlone(k3s, {
+      state: "blocked",
+      status: 75,
+      blockers: [/lost\+found: its name is no/],
+    });
+    assert.match(report.blockers[0]!.hint!, /move the instances into a folder of it/);
   },
 );
 

@@ -21,6 +21,7 @@ import {
   VERSION,
 } from "../lima_guard.ts";
 import {
+  IMPOSSIBLE_PID,
   isAlive,
   ordinaryUser,
   runGuard,
@@ -67,6 +68,12 @@ for (
       ARRAY("/a &amp; b/lima-guard", "&lt;&gt;&quot;&apos;"),
       ["/a & b/lima-guard", "<>\"'"],
       false,
+    ],
+    [
+      "CDATA",
+      ARRAY("<![CDATA[/a &amp; <b>/lima-guard]]>", "--run", "<![CDATA[k3s]]>"),
+      ["/a &amp; <b>/lima-guard", "--run", "k3s"],
+      true,
     ],
     ["in a comment", `<!-- ${ARRAY("/x/lima-guard", "--run", "k3s")} -->${ARRAY("limactl")}`, ["limactl"], false],
     ["none", "<plist><dict/></plist>", [], false],
@@ -519,6 +526,19 @@ Deno.test("--status tells the truth about four instances and changes nothing", a
   assert.deepEqual([running.files(), stale.files()], before);
   assert.ok(agent.isAlive());
   bystander.assertAlive();
+});
+
+Deno.test("the last repair: its time for a monitor, and none before it", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  const repairedAt = async () => (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0].lastRepairAt;
+  assert.equal(await repairedAt(), null);
+  k3s.pidFile("vz.pid", IMPOSSIBLE_PID);
+  const began = Date.now();
+  assert.equal((await runGuard(home, ["--pre", "k3s"])).status, 0);
+  const at = await repairedAt();
+  assert.match(at, /^\d{4}-\d\d-\d\dT[\d:.]+Z$/);
+  assert.ok(Date.parse(at) >= began - 1000 && Date.parse(at) <= Date.now(), at);
 });
 
 Deno.test("--status says who supervises, and how the agent was stopped that outlived its guard", async () => {

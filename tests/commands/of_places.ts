@@ -135,6 +135,11 @@ test("the home is not there", {
   env: ({ home }) => ({ LIMA_HOME: `${home.lima}/none` }),
   types: { "ls -la HOME": 0 },
 });
+test("the home is the top of a volume", {
+  runs: ["--pre k3s"],
+  prepare: ({ home }) => Deno.mkdirSync(`${home.lima}/lost+found`),
+  types: {},
+});
 test("the home cannot be entered", {
   runs: ["--pre k3s", "--status k3s"],
   prepare: ({ home }) => Deno.chmodSync(home.lima, 0o600),
