@@ -3487,11 +3487,25 @@ async function handOver(
   try {
     const { code, stdout } = await host.handOver(argv, !options.json);
     // sudo itself prints nothing to stdout; an install always does.
-    if (code !== EXIT.done && stdout === "") throw refusal("Cannot go through sudo: it was refused");
-    return options.json ? JSON.parse(stdout).instances : `${code}`;
+    if (code === EXIT.failed && stdout === "") throw refusal("Cannot go through sudo: it was refused");
+    const isWhole = stdout !== "" && Object.values<number>(EXIT).includes(code);
+    const answer = options.json ? jsonOf(stdout)["instances"] : isWhole ? `${code}` : undefined;
+    if (typeof answer === "string" || (Array.isArray(answer) && answer.length > 0)) return answer;
+    const where = options.plist === undefined ? [] : ["--plist", options.plist];
+    const check = (name: string) => ["sudo", ...who, "lima-guard", "--check", ...where, name].map(quote).join(" ");
+    return names.map((name) => lostReport(name, code, check(name)));
   } finally {
     if (program.isSigned) removeCopy(host, program.path);
   }
+}
+
+/** What was handed over has ended without its report: killed, perhaps in the middle. It may have changed something. */
+function lostReport(name: string, code: number, hint: string): JobReport {
+  const because = `what was handed over ended with status ${code} and no report: what it has changed is not known`;
+  return jobReport(name, "unknown", EXIT.tryAgain, "unknown", {
+    changed: true,
+    blockers: [{ what: name, because, hint }],
+  });
 }
 
 /** The compiled guard that another user may be handed: never a script or a cache of a user's. */
