@@ -1207,11 +1207,14 @@ function removalEdit(dict: PlistNode, key: string, text: string): TextEdit {
 
 // ──────────────────────────────────────────────────────────────────────────── who can change what ──
 
-/** Who may be able to change a path. `place`: something is to be made there; `run`: what is there is to be run or read. */
+/**
+ * Who may be able to change a path. `place`: something is to be made there; `run`: what is there is to be run or read;
+ * `copy`: it is read now, and not needed later.
+ */
 interface Trust {
   readonly uids: readonly number[];
   readonly admins: "may" | "may not";
-  readonly purpose: "place" | "run";
+  readonly purpose: "place" | "run" | "copy";
 }
 
 export const ONLY_ROOT: Trust = { uids: [0], admins: "may not", purpose: "place" };
@@ -2027,7 +2030,7 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
   const away = way.find((l) => l.kind !== "link" && !isOnBootVolume(host, l));
   const bad = (why: string) => ({ ...verdict, why, hint });
   if (away) return bad(`${away.path} is not on the boot volume: it is not there at boot, and its owners may not count`);
-  const emptied = EMPTIED.find((folder) => isUnder(path, folder));
+  const emptied = trust.purpose === "copy" ? undefined : EMPTIED.find((folder) => isUnder(path, folder));
   if (emptied !== undefined) return bad(`${emptied} is emptied at boot`);
   const folders = [...new Set(way.filter((l) => l.kind !== "link").map((l) => l.path))];
   const listed = await askTool(run, "ls", "-lde", ...folders);
@@ -2435,7 +2438,7 @@ async function guardSource(run: InstallRun, place: string): Promise<GuardSource 
   const target = `${host.arch}-${host.os === "darwin" ? "apple-darwin" : "unknown-linux-gnu"}`;
   const dist = folder === undefined ? [] : [`dist/lima-guard-${target}`, "dist/lima-guard"].map((f) => join(folder, f));
   for (const from of [...binary === undefined ? [] : [binary], ...dist, place]) {
-    const bytes = sourceBytes(run, from);
+    const bytes = await sourceBytes(run, from);
     if (bytes) return from === place ? undefined : { from, bytes };
   }
   const hint =
@@ -2447,30 +2450,32 @@ async function guardSource(run: InstallRun, place: string): Promise<GuardSource 
   say(run, "compiles lima-guard: this downloads Deno's runtime the first time");
   const compiled = await withProgress(run, "compiles lima-guard", () => host.compile(folder));
   if (typeof compiled !== "string") throw new Refusal(`Cannot compile lima-guard here: ${inWords(compiled)}`, hint);
-  const bytes = sourceBytes(run, compiled);
+  const bytes = await sourceBytes(run, compiled);
   if (bytes) return { from: compiled, bytes };
   throw new Refusal("Cannot compile lima-guard here: what came out is no program", hint);
 }
 
 /** The bytes of a source, once for many jobs. It is judged as strictly as the place: for root also by who called sudo. */
-function sourceBytes(run: InstallRun, from: string): Uint8Array | undefined {
+async function sourceBytes(run: InstallRun, from: string): Promise<Uint8Array | undefined> {
   const { host } = run;
   const real = host.realPath(from).ok;
   const known = real === undefined ? undefined : run.sources.get(real);
   const bytes = known ?? bytesOf(run, real);
   if (real === undefined || !bytes || !isProgram(host, bytes)) return undefined;
-  if (!known) refuseSource(run, from);
+  if (!known) await refuseSource(run, from);
   run.sources.set(real, bytes);
   return bytes;
 }
 
-function refuseSource({ host }: InstallRun, from: string): void {
+async function refuseSource(run: InstallRun, from: string): Promise<void> {
+  const { host } = run;
   if (host.os !== "darwin") return;
   const caller = host.uid === 0 ? Number(host.env("SUDO_UID") ?? 0) : host.uid;
-  const trust: Trust = { uids: [0, caller], admins: "may not", purpose: "place" };
-  const verdict = checkPathOwners(pathComponents(host, from).way, trust);
-  if (verdict.why === undefined) return;
-  throw new Refusal(`Cannot copy ${from}: ${verdict.why}`, verdict.hint ?? "copy it into your home folder, mode 0700");
+  const trust: Trust = { uids: [0, caller], admins: "may not", purpose: "copy" };
+  const name = caller === 0 ? "root" : (await userOf(run, String(caller))).name;
+  const { why, hint = "" } = await judgePath(run, from, trust, name);
+  if (why === undefined) return;
+  throw new Refusal(`Cannot copy ${from}: ${why}`, `${hint}; copy it into your home folder, mode 0700`);
 }
 
 /** What macOS may have granted to limactl and will not grant to the guard by itself. */
@@ -3513,7 +3518,7 @@ async function handOverProgram(run: InstallRun): Promise<{ path: string; isSigne
   const { host, options } = run;
   const source = await guardSource(run, join(host.folders.guards[0] ?? "", GUARD_NAME));
   const path = host.self.binary ?? source?.from ?? join(host.folders.guards[0] ?? "", GUARD_NAME);
-  refuseSource(run, path);
+  await refuseSource(run, path);
   if (options.sign === undefined || !source?.bytes) return { path, isSigned: false };
   return { path: await signedCopy(run, source.bytes, options.sign), isSigned: true };
 }
