@@ -1546,7 +1546,8 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
   const there = job.environment["LIMA_HOME"];
   if (options.limaHome !== undefined && there !== undefined && there !== options.limaHome) {
     const why = `EnvironmentVariables has LIMA_HOME ${JSON.stringify(there)}, not ${JSON.stringify(options.limaHome)}`;
-    throw new Refusal(`Cannot tell where the instance is: ${why}`, `limactl autostart enable ${place.name}`);
+    const hint = job.tool === "colima" ? "leave out --lima-home" : `limactl autostart enable ${place.name}`;
+    throw new Refusal(`Cannot tell where the instance is: ${why}`, hint);
   }
   const kept = job.guard === undefined ? memory.options ?? [] : job.guardOptions;
   const timeout = options.exitTimeoutS ?? timeoutIn(kept);
@@ -1908,6 +1909,8 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
   }
   const hint = host.uid === 0
     ? `sudo -H -u USER lima-guard --${options.role} ${name} for a login agent`
+    : /^colima(-|$)/.test(name)
+    ? "brew services start colima"
     : `limactl autostart enable ${name}`;
   const why = `Cannot find a job of ${name}: no plist runs it`;
   throw new Refusal(why, `${hint}; --plist FILE names another one`, EXIT.noInstance);
@@ -2056,7 +2059,10 @@ async function jobUser(run: InstallRun, place: JobPlace, look: FileLook, job: La
   const isAgent = place.kind === "agent" || (place.kind === "file" && job.userName === undefined);
   const who = isAgent ? String(look.uid) : job.userName;
   if (!isAgent && (who === undefined || who === "root" || who === "0")) {
-    const hint = `limactl autostart enable ${place.name} --condition=boot writes one with UserName`;
+    const change = who === undefined ? "-insert" : "-replace";
+    const hint = job.label.startsWith(DAEMON_LABEL)
+      ? `limactl autostart enable ${place.name} --condition=boot writes one with UserName`
+      : `sudo plutil ${change} UserName -string USER ${quote(place.target)}`;
     throw new Refusal(`Cannot wrap ${place.file}: it would run as root (no UserName), and Lima refuses that`, hint);
   }
   if (place.kind === "agent" && look.uid === 0) {
