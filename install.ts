@@ -1207,11 +1207,14 @@ function removalEdit(dict: PlistNode, key: string, text: string): TextEdit {
 
 // ──────────────────────────────────────────────────────────────────────────── who can change what ──
 
-/** Who may be able to change a path. `place`: something is to be made there; `run`: what is there is to be run or read. */
+/**
+ * Who may be able to change a path. `place`: something is to be made there; `run`: what is there is to be run or read;
+ * `copy`: it is read now, and not needed later.
+ */
 interface Trust {
   readonly uids: readonly number[];
   readonly admins: "may" | "may not";
-  readonly purpose: "place" | "run";
+  readonly purpose: "place" | "run" | "copy";
 }
 
 export const ONLY_ROOT: Trust = { uids: [0], admins: "may not", purpose: "place" };
@@ -1543,7 +1546,8 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
   const there = job.environment["LIMA_HOME"];
   if (options.limaHome !== undefined && there !== undefined && there !== options.limaHome) {
     const why = `EnvironmentVariables has LIMA_HOME ${JSON.stringify(there)}, not ${JSON.stringify(options.limaHome)}`;
-    throw new Refusal(`Cannot tell where the instance is: ${why}`, `limactl autostart enable ${place.name}`);
+    const hint = job.tool === "colima" ? "leave out --lima-home" : `limactl autostart enable ${place.name}`;
+    throw new Refusal(`Cannot tell where the instance is: ${why}`, hint);
   }
   const kept = job.guard === undefined ? memory.options ?? [] : job.guardOptions;
   const timeout = options.exitTimeoutS ?? timeoutIn(kept);
@@ -1905,6 +1909,8 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
   }
   const hint = host.uid === 0
     ? `sudo -H -u USER lima-guard --${options.role} ${name} for a login agent`
+    : /^colima(-|$)/.test(name)
+    ? "brew services start colima"
     : `limactl autostart enable ${name}`;
   const why = `Cannot find a job of ${name}: no plist runs it`;
   throw new Refusal(why, `${hint}; --plist FILE names another one`, EXIT.noInstance);
@@ -2027,7 +2033,7 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
   const away = way.find((l) => l.kind !== "link" && !isOnBootVolume(host, l));
   const bad = (why: string) => ({ ...verdict, why, hint });
   if (away) return bad(`${away.path} is not on the boot volume: it is not there at boot, and its owners may not count`);
-  const emptied = EMPTIED.find((folder) => isUnder(path, folder));
+  const emptied = trust.purpose === "copy" ? undefined : EMPTIED.find((folder) => isUnder(path, folder));
   if (emptied !== undefined) return bad(`${emptied} is emptied at boot`);
   const folders = [...new Set(way.filter((l) => l.kind !== "link").map((l) => l.path))];
   const listed = await askTool(run, "ls", "-lde", ...folders);
@@ -2053,7 +2059,10 @@ async function jobUser(run: InstallRun, place: JobPlace, look: FileLook, job: La
   const isAgent = place.kind === "agent" || (place.kind === "file" && job.userName === undefined);
   const who = isAgent ? String(look.uid) : job.userName;
   if (!isAgent && (who === undefined || who === "root" || who === "0")) {
-    const hint = `limactl autostart enable ${place.name} --condition=boot writes one with UserName`;
+    const change = who === undefined ? "-insert" : "-replace";
+    const hint = job.label.startsWith(DAEMON_LABEL)
+      ? `limactl autostart enable ${place.name} --condition=boot writes one with UserName`
+      : `sudo plutil ${change} UserName -string USER ${quote(place.target)}`;
     throw new Refusal(`Cannot wrap ${place.file}: it would run as root (no UserName), and Lima refuses that`, hint);
   }
   if (place.kind === "agent" && look.uid === 0) {
@@ -2435,7 +2444,7 @@ async function guardSource(run: InstallRun, place: string): Promise<GuardSource 
   const target = `${host.arch}-${host.os === "darwin" ? "apple-darwin" : "unknown-linux-gnu"}`;
   const dist = folder === undefined ? [] : [`dist/lima-guard-${target}`, "dist/lima-guard"].map((f) => join(folder, f));
   for (const from of [...binary === undefined ? [] : [binary], ...dist, place]) {
-    const bytes = sourceBytes(run, from);
+    const bytes = await sourceBytes(run, from);
     if (bytes) return from === place ? undefined : { from, bytes };
   }
   const hint =
@@ -2447,30 +2456,32 @@ async function guardSource(run: InstallRun, place: string): Promise<GuardSource 
   say(run, "compiles lima-guard: this downloads Deno's runtime the first time");
   const compiled = await withProgress(run, "compiles lima-guard", () => host.compile(folder));
   if (typeof compiled !== "string") throw new Refusal(`Cannot compile lima-guard here: ${inWords(compiled)}`, hint);
-  const bytes = sourceBytes(run, compiled);
+  const bytes = await sourceBytes(run, compiled);
   if (bytes) return { from: compiled, bytes };
   throw new Refusal("Cannot compile lima-guard here: what came out is no program", hint);
 }
 
 /** The bytes of a source, once for many jobs. It is judged as strictly as the place: for root also by who called sudo. */
-function sourceBytes(run: InstallRun, from: string): Uint8Array | undefined {
+async function sourceBytes(run: InstallRun, from: string): Promise<Uint8Array | undefined> {
   const { host } = run;
   const real = host.realPath(from).ok;
   const known = real === undefined ? undefined : run.sources.get(real);
   const bytes = known ?? bytesOf(run, real);
   if (real === undefined || !bytes || !isProgram(host, bytes)) return undefined;
-  if (!known) refuseSource(run, from);
+  if (!known) await refuseSource(run, from);
   run.sources.set(real, bytes);
   return bytes;
 }
 
-function refuseSource({ host }: InstallRun, from: string): void {
+async function refuseSource(run: InstallRun, from: string): Promise<void> {
+  const { host } = run;
   if (host.os !== "darwin") return;
   const caller = host.uid === 0 ? Number(host.env("SUDO_UID") ?? 0) : host.uid;
-  const trust: Trust = { uids: [0, caller], admins: "may not", purpose: "place" };
-  const verdict = checkPathOwners(pathComponents(host, from).way, trust);
-  if (verdict.why === undefined) return;
-  throw new Refusal(`Cannot copy ${from}: ${verdict.why}`, verdict.hint ?? "copy it into your home folder, mode 0700");
+  const trust: Trust = { uids: [0, caller], admins: "may not", purpose: "copy" };
+  const name = caller === 0 ? "root" : (await userOf(run, String(caller))).name;
+  const { why, hint = "" } = await judgePath(run, from, trust, name);
+  if (why === undefined) return;
+  throw new Refusal(`Cannot copy ${from}: ${why}`, `${hint}; copy it into your home folder, mode 0700`);
 }
 
 /** What macOS may have granted to limactl and will not grant to the guard by itself. */
@@ -3487,11 +3498,25 @@ async function handOver(
   try {
     const { code, stdout } = await host.handOver(argv, !options.json);
     // sudo itself prints nothing to stdout; an install always does.
-    if (code !== EXIT.done && stdout === "") throw refusal("Cannot go through sudo: it was refused");
-    return options.json ? JSON.parse(stdout).instances : `${code}`;
+    if (code === EXIT.failed && stdout === "") throw refusal("Cannot go through sudo: it was refused");
+    const isWhole = stdout !== "" && Object.values<number>(EXIT).includes(code);
+    const answer = options.json ? jsonOf(stdout)["instances"] : isWhole ? `${code}` : undefined;
+    if (typeof answer === "string" || (Array.isArray(answer) && answer.length > 0)) return answer;
+    const where = options.plist === undefined ? [] : ["--plist", options.plist];
+    const check = (name: string) => ["sudo", ...who, "lima-guard", "--check", ...where, name].map(quote).join(" ");
+    return names.map((name) => lostReport(name, code, check(name)));
   } finally {
     if (program.isSigned) removeCopy(host, program.path);
   }
+}
+
+/** What was handed over has ended without its report: killed, perhaps in the middle. It may have changed something. */
+function lostReport(name: string, code: number, hint: string): JobReport {
+  const because = `what was handed over ended with status ${code} and no report: what it has changed is not known`;
+  return jobReport(name, "unknown", EXIT.tryAgain, "unknown", {
+    changed: true,
+    blockers: [{ what: name, because, hint }],
+  });
 }
 
 /** The compiled guard that another user may be handed: never a script or a cache of a user's. */
@@ -3499,7 +3524,7 @@ async function handOverProgram(run: InstallRun): Promise<{ path: string; isSigne
   const { host, options } = run;
   const source = await guardSource(run, join(host.folders.guards[0] ?? "", GUARD_NAME));
   const path = host.self.binary ?? source?.from ?? join(host.folders.guards[0] ?? "", GUARD_NAME);
-  refuseSource(run, path);
+  await refuseSource(run, path);
   if (options.sign === undefined || !source?.bytes) return { path, isSigned: false };
   return { path: await signedCopy(run, source.bytes, options.sign), isSigned: true };
 }

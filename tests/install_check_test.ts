@@ -167,6 +167,30 @@ macTest("what another user may not see is unknown, never gone and never green", 
   for (const as of [ROOT, ZOE]) assert.equal((await mac.run(["--check", "default"], { as })).status, 0);
 });
 
+// A job of root's without a user, and a job that is not there: what is said, by the tool that starts the instance.
+for (const [tool, name] of [["limactl", "default"], ["colima", "colima"]] as const) {
+  macTest(`what to do about a job that would run as root, or is missing, is said for ${tool}`, async () => {
+    await using mac = FakeMac.make();
+    mac.instance("colima", `${mac.home}/.colima/_lima`);
+    const hintOf = async (status: number, as = ROOT) => {
+      const run = await mac.run(["--yes", "--json", name], { as });
+      assert.equal(run.status, status, run.stdout + run.stderr);
+      return run.json().blockers[0].hint;
+    };
+    const missing = tool === "limactl" ? /^limactl autostart enable default; / : /^brew services start colima; /;
+    assert.match(await hintOf(66, ZOE), missing);
+    const brew = fixture(mac, "homebrew-colima").replace("opt/colima/bin/", "bin/");
+    const lima = fixture(mac, "lima-2.2-daemon").replace(/<key>UserName<\/key>\s*<string>zoe<\/string>/, "");
+    const file = tool === "limactl"
+      ? mac.daemon(name, lima)
+      : mac.write(`${mac.daemons}/homebrew.mxcl.colima.plist`, brew);
+    const needsUser = tool === "limactl"
+      ? "limactl autostart enable default --condition=boot writes one with UserName"
+      : `sudo plutil -insert UserName -string USER ${file}`;
+    assert.equal(await hintOf(1), needsUser);
+  });
+}
+
 macTest("a job under any label is found by what it runs; Nix's is read, and what to declare is said", async () => {
   await using mac = FakeMac.make();
   mac.instance("colima", `${mac.home}/.colima/_lima`);

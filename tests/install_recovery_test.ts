@@ -201,6 +201,36 @@ macTest("a run that is killed between bootout and bootstrap: the next one loads 
   assert.ok(job()!.pid !== undefined);
 });
 
+macTest(
+  "root's half of a handover is killed between bootout and bootstrap: 75, and what it did is not known",
+  async () => {
+    const hookAt = await effectNumber(/ run \/\S+launchctl,bootstrap/);
+    for (const more of [[], ["--json"]]) {
+      const { mac, job } = macWith("daemon");
+      await using _ = mac;
+      const settings = { hookAt, hook: "kill -KILL $PPID" };
+      const run = await mac.run(["--yes", ...more, "default"], { as: ADA, settings });
+      assert.equal(job(), undefined, run.stderr);
+      assert.equal(run.status, 75, run.stdout + run.stderr);
+      assert.match(run.stdout, /sudo lima-guard --check default/);
+      assert.ok(!run.stdout.includes("refused"), run.stdout);
+      if (more.length > 0) assert.deepEqual([run.json().state, JSON.parse(run.stdout).changed], ["unknown", true]);
+      const again = await mac.run(["--yes", "default"], { as: ADA });
+      assert.deepEqual([again.status, job()!.args], [0, guarded(mac)], again.stdout);
+    }
+  },
+);
+
+macTest("root's half that ends without its document is no refusal of sudo's, whatever its status", async () => {
+  for (const [fault, status, state] of [["1", 77, "refused"], ["64", 75, "unknown"], ["killed", 75, "unknown"]]) {
+    const { mac } = macWith("daemon");
+    await using _ = mac;
+    mac.fault(`sudo:1 ${fault}`);
+    const run = await mac.run(["--yes", "--json", "default"], { as: ADA });
+    assert.deepEqual([run.status, run.json().state], [status, state], run.stdout + run.stderr);
+  }
+});
+
 macTest("two names of one file, as a killed run leaves them: no third one is left", async () => {
   const { mac, guard } = macWith("daemon");
   await using _ = mac;

@@ -172,6 +172,16 @@ const SPOILT: [what: string, spoil: (mac: FakeMac) => void, words: RegExp, args?
   ],
   ["root's binary can be written by all", (mac) => Deno.chmodSync(mac.source, 0o777), /Cannot copy .*every user/],
   [
+    "root's binary is on another volume",
+    (mac) => mac.settings.devices = [{ prefix: `${mac.root}/src`, dev: 99 }],
+    /Cannot copy .*src is not on the boot volume/,
+  ],
+  [
+    "root's binary has an access control list",
+    (mac) => mac.write(`${mac.state}/acl`, `${mac.root}/src\tgroup:staff allow add_file,delete_child\n`),
+    /Cannot copy .*access control list: .*group:staff/,
+  ],
+  [
     "root's binary is in a folder like /tmp",
     (mac) => Deno.chmodSync(`${mac.root}/src`, 0o1777),
     /Cannot copy .*every user/,
