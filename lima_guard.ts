@@ -5969,7 +5969,7 @@ export function realHost(): Host {
     },
     run: runToEnd,
     start: (command) => tryCall(() => command.supervised ? startSupervised(command) : startChild(command)),
-    connect,
+    connect: openConnection,
     onSignal: (signal, take) => Deno.addSignalListener(signal, take),
     isTerminal: Deno.stderr.isTerminal(),
     columns: () => tryCall(() => Deno.consoleSize().columns).ok || 80,
@@ -6187,7 +6187,7 @@ async function eachLine(stream: ReadableStream<Uint8Array>, take: (line: string)
   }
 }
 
-async function connect(to: string | { port: number }, limitMs: number): Promise<Result<Connection>> {
+async function openConnection(to: string | { port: number }, limitMs: number): Promise<Result<Connection>> {
   const connecting: Promise<Deno.Conn> = typeof to === "string"
     ? Deno.connect({ transport: "unix", path: to })
     : Deno.connect({ hostname: "127.0.0.1", port: to.port });
