@@ -610,6 +610,9 @@ function inContext<T>(result: GuardResult, check: () => T): T {
   }
 }
 
+/** `--pre` asks a silent host agent for a minute, and may then have to stop it. */
+const GUARD_LIMIT_MS = 120_000;
+
 /** Runs the guard, and does what is to be done meanwhile. */
 async function guard(world: World, step: Run): Promise<Omit<Outcome, "witnesses">> {
   const { home, k3s } = world;
@@ -662,10 +665,10 @@ async function guard(world: World, step: Run): Promise<Omit<Outcome, "witnesses"
       signal(guard, "SIGTERM");
     }
   }
-  const result = await guard.result({ timeoutMs: 60_000 });
+  const result = await guard.result({ timeoutMs: GUARD_LIMIT_MS });
   const tookS = askedMs === undefined || result.signal ? undefined : (performance.now() - askedMs - heldMs) / 1000;
   if (another) {
-    await another.result({ timeoutMs: 60_000 });
+    await another.result({ timeoutMs: GUARD_LIMIT_MS });
     await another[Symbol.asyncDispose]();
   }
   for (const stay of stays) for (const end of ["here", "go"]) removeIfThere(`${stay.file}.${end}`);
