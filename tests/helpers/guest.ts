@@ -197,6 +197,8 @@ X11Forwarding no
 PrintMotd no
 UseDNS no
 LogLevel INFO
+# Else bash reads the user's ~/.bashrc, which may do anything, and may wait for a lock that a killed session has left.
+SetEnv SHLVL=3
 ForceCommand ${command}
 `;
 }
