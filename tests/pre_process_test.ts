@@ -472,7 +472,8 @@ for (const each of ORPHANS) {
     assert.deepEqual(outcomes(done, by), [outcome], done.stdout);
     if (guest) assert.ok(guest.log().some((line) => /poweroff/.test(line)), guest.log().join("\n"));
     assert.equal(k3s.guestDisk(), disk);
-    assert.deepEqual(home.processes().filter((line) => line.includes(`${k3s.dir}/`) && !line.includes("sshd")), []);
+    const living = () => home.processes().filter((line) => line.includes(`${k3s.dir}/`) && !line.includes("sshd"));
+    await eventually(() => assert.deepEqual(living(), []));
     k3s.conf({ qmp: "", ignore_term: "", stop: "" });
     await starts(k3s);
   }, { ignore: ssh ? whyNoSshd() : false });
