@@ -7,6 +7,7 @@
  */
 
 import assert from "node:assert/strict";
+import { eventually } from "./helpers/processes.ts";
 import { guardWith } from "./helpers/guard_with.ts";
 import {
   type Conf,

@@ -40,7 +40,7 @@ import {
 } from "./supervised.ts";
 
 const RESULTS = `${project}/bench-results.json`;
-/** With these the whole takes less than three minutes; groups of slow programs end earlier, see measure. */
+/** With these the whole takes some four minutes; groups of slow programs end earlier, see measure. */
 const RUNS = 20;
 const GROWTH_RUNS = 8;
 /** Of stops, of which each takes some seconds. */
