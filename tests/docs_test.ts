@@ -189,7 +189,7 @@ Deno.test("documents: the numbers are those of the code", async () => {
   assert.deepEqual(pauses, [5, 10, 20, 300]);
   assert.match(TEXTS.get("docs/reference.md") ?? "", /waits 5 s before the third start, then 10, 20 … 5 min/);
   const [, measured = "0"] =
-    /idle `--run`: resident memory +\| +(\S+) MiB/.exec(TEXTS.get("docs/benchmarks.md") ?? "") ?? [];
+    /idle `--run`: memory of its own +\| +(\S+) MiB/.exec(TEXTS.get("docs/benchmarks.md") ?? "") ?? [];
   const [, said = "0"] = /takes some (\d+) MiB/.exec(readme) ?? [];
   assert.ok(Math.abs(Number(said) - Number(measured)) < 5, `${said}, measured ${measured}`);
 });
