@@ -370,12 +370,14 @@ export interface Plan {
   readonly notes: readonly Diagnostic[];
 }
 
-/** The stop stages, in order. */
-export type Stage = "guest" | "agent" | "driver" | "kill" | "clean up";
-type StopStage = Exclude<Stage, "clean up">;
+/** The stop stages in their order: the graceful ones first. */
+const GRACEFUL_STAGES = ["guest", "agent", "driver"] as const;
+const STOP_STAGES = [...GRACEFUL_STAGES, "kill"] as const;
+type StopStage = typeof STOP_STAGES[number];
+export type Stage = StopStage | "clean up";
 
 /** How a stop ended. */
-export type StopEnd = "guest" | "agent" | "driver" | "killed" | "already stopped" | "gone before the request";
+export type StopEnd = typeof GRACEFUL_STAGES[number] | "killed" | "already stopped" | "gone before the request";
 
 /** What `launchctl print` says of a job, as far as it could be read: only lines with exactly one tab are the job's own. */
 interface PrintedJob {
@@ -1448,9 +1450,8 @@ function undeletableFiles(seen: Observation): Diagnostic[] {
 }
 
 /** Stale: no live process, disk or config backs the file. */
-function isStale(stateFile: StateFile): boolean {
-  return stateFile.verdict.kind === "dead" || stateFile.verdict.kind === "not ours" ||
-    stateFile.verdict.kind === "stale";
+function isStale({ verdict: { kind } }: StateFile): boolean {
+  return kind === "dead" || kind === "not ours" || kind === "stale";
 }
 
 /** R4 and R5 as steps; the boot marker goes with the last PID file of the instance, and never before it. */
@@ -1677,6 +1678,10 @@ function outcomeWords(outcome: Outcome): string {
   return outcome.note === undefined ? outcome.kind : `${outcome.kind}; ${outcome.note}`;
 }
 
+function isGraceful(stage: string): boolean {
+  return GRACEFUL_STAGES.some((graceful) => graceful === stage);
+}
+
 /** The result of a stop in one line. `cut` is what the host agent logged where it could not stop its guest. */
 export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgentHung = false): string {
   const took = `in ${seconds.toFixed(1)} s`;
@@ -1684,7 +1689,7 @@ export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgen
   if (end === "already stopped") return "already stopped";
   if (end === "gone before the request") return "gone before the request: the VM was no longer there";
   if (end === "killed") return `stopped hard (killed) ${took}`;
-  if (!["guest", "agent", "driver"].includes(end)) return `unknown: stage ${end}`;
+  if (!isGraceful(end)) return `unknown: stage ${end}`;
   const hung = isAgentHung ? `; ${HUNG_AGENT}` : "";
   return `stopped gracefully by the ${end === "agent" ? "host agent" : end} ${took}${hung}`;
 }
@@ -1806,7 +1811,7 @@ export function lastStopFields(
     if (last["stage"] === "killed") return "killed";
     if (last["stage"] === "gone before the request") return "by itself";
     // Another version may have other words: they are no proof of a good end.
-    return ["guest", "agent", "driver", "already stopped"].includes(last["stage"]) ? "graceful" : "unknown";
+    return isGraceful(last["stage"]) || last["stage"] === "already stopped" ? "graceful" : "unknown";
   };
   const isRecorded = last?.event === "end" && !Number.isNaN(Date.parse(last.time));
   return { lastStopKind: kind(), lastStopAt: isRecorded ? last.time : null };
@@ -1824,12 +1829,9 @@ export function stopUnderWay(
   const sinceMs = since === undefined ? NaN : Date.parse(since.time);
   const { pid, role } = holder;
   if (since === undefined || Number.isNaN(sinceMs)) return { pid, role, since: null, stage: null, until: null };
-  const order = ["guest", "agent", "driver", "kill"];
-  const done = Math.max(
-    -1,
-    ...lines.slice(began).filter((l) => l.event === "stage").map((l) => order.indexOf(textOfFact(l["stage"]))),
-  );
-  const stage = order.slice(done + 1).find((name) => stages.includes(name)) ?? "clean up";
+  const begun = lines.slice(began).filter((l) => l.event === "stage").map((l) => textOfFact(l["stage"]));
+  const done = STOP_STAGES.findLastIndex((stage) => begun.includes(stage));
+  const stage = STOP_STAGES.slice(done + 1).find((name) => stages.includes(name)) ?? "clean up";
   const end = new Date(sinceMs + (typeof since["budgetS"] === "number" ? since["budgetS"] : NaN) * 1000);
   const until = Number.isNaN(end.getTime()) ? null : end.toISOString();
   return { pid, role, since: new Date(sinceMs).toISOString(), stage, until };
@@ -4116,7 +4118,7 @@ function newStop(ctx: Context, instance: Instance, how: StopOptions, session: Gu
 
 /** Runs through the stages, and returns the one after which nothing was left. */
 async function runStages(stop: Stop): Promise<StopStage | undefined> {
-  for (const stage of ["guest", "agent", "driver", "kill"] as const) {
+  for (const stage of STOP_STAGES) {
     if (await runStage(stop, stage)) return stage;
   }
   return undefined;
@@ -6418,7 +6420,7 @@ export function parseCommandLine(args: readonly string[]): Asked {
 
 function invocationOf(
   role: Invocation["role"],
-  { has, value, words: names }: Exclude<ReturnType<typeof COMMAND_LINE.read>, Refused>,
+  { has, value, words: names }: ReadArguments,
   command: readonly string[] | undefined,
 ): Invocation | Refused {
   const [all, dryRun, json, verbose] = [has("all"), has("dry-run"), has("json"), has("verbose")];
