@@ -2257,24 +2257,27 @@ function statWithText(host: Host, path: string): { info: FileInfo; stamp: FileSt
   return text.trouble ? { ...unread, trouble: text.why } : { info: look.ok, stamp: stampOf(look.ok, text.ok) };
 }
 
+/** The last bytes of a file; what is no regular file is never opened. */
+function readEnd(host: Host, path: string, most: number, follow?: "follow links"): Result<string> {
+  const look = host.stat(path, follow);
+  if (look.trouble) return look;
+  return look.ok.kind === "file" ? host.read(path, most) : { trouble: "other", why: `${path} is a ${look.ok.kind}` };
+}
+
 /** The end of a log. */
 function tailOf(host: Host, path: string): string {
-  return host.stat(path).ok?.kind === "file" ? host.read(path, 65_536).ok ?? "" : "";
+  return readEnd(host, path, 65_536).ok ?? "";
 }
 
-/** How much of a file is read: its end. */
+/** How much of a text is read: its end. */
 const TEXT_LIMIT_BYTES = 1_048_576;
 
-function textOf(host: Host, path: string): string {
-  const look = host.stat(path, "follow links");
-  return look.ok?.kind === "file" ? host.read(path, TEXT_LIMIT_BYTES).ok ?? "" : "";
+function readText(host: Host, path: string): Result<string> {
+  return readEnd(host, path, TEXT_LIMIT_BYTES, "follow links");
 }
 
-/** Whether a file can be read; what is no regular file is never opened. */
-function probeRead(host: Host, path: string, follow?: "follow links"): Result<unknown> {
-  const info = host.stat(path, follow);
-  if (info.trouble) return info;
-  return info.ok.kind === "file" ? host.read(path, 1) : { trouble: "other", why: `${path} is a ${info.ok.kind}` };
+function textOf(host: Host, path: string): string {
+  return readText(host, path).ok ?? "";
 }
 
 /** The lock of one instance: one guard works on it, never two. */
@@ -2360,10 +2363,7 @@ function holderOf(host: Host, instance: Instance): LockRecord | undefined {
 
 /** The journal; a young one with the end of the one before, or a rotation would lose what is remembered. */
 function journalOf(host: Host, instance: Instance): JournalLine[] {
-  const text = (file: string, most: number) => {
-    const path = join(instance.dir, file);
-    return host.stat(path).ok?.kind === "file" ? host.read(path, most).ok ?? "" : "";
-  };
+  const text = (file: string, most: number) => readEnd(host, join(instance.dir, file), most).ok ?? "";
   const young = text(JOURNAL_FILE, JOURNAL_LIMIT_BYTES);
   const old = young.length < OLD_JOURNAL_BYTES ? text(OLD_JOURNAL_FILE, OLD_JOURNAL_BYTES) : "";
   return readJournal(`${old}\n${young}`, instance.dir);
@@ -3202,12 +3202,10 @@ async function observeNetworks(
 
 async function observeSocketVmnet(host: Host, instance: Instance): Promise<Findings> {
   const config = join(instance.home, "_config", "networks.yaml");
-  const dir = readVarRun(textOf(host, config));
+  const text = readText(host, config);
+  const dir = readVarRun(text.ok ?? "");
   const listed = host.list(dir);
-  const notes = [
-    ...networkNotes(host, config, probeRead(host, config, "follow links")),
-    ...networkNotes(host, dir, listed),
-  ];
+  const notes = [...networkNotes(host, config, text), ...networkNotes(host, dir, listed)];
   const files = (listed.ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
   const pidFiles = files.flatMap((f) => readPidFile(host, join(dir, f), "shared") ?? []);
   const named = pidFiles.flatMap((m) =>
@@ -3365,7 +3363,7 @@ async function isOfThisBoot(
   const booted = host.wallMs() - host.uptimeMs() - 60_000;
   const files = stateFiles.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
   if ([...files, ...locks].some(({ stamp }) => stamp.mtimeMs >= booted)) return true;
-  const probe = probeRead(host, join(instance.dir, JOURNAL_FILE));
+  const probe = readEnd(host, join(instance.dir, JOURNAL_FILE), 1);
   if (probe.trouble !== undefined && probe.trouble !== "absent") return true;
   const last = journalOf(host, instance).at(-1);
   if (last === undefined) return false;
@@ -3713,13 +3711,11 @@ async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
   for (const { folder, domains } of folders) {
     const listed = host.list(folder);
     const plists = (listed.ok ?? []).filter((f) => f.endsWith(".plist")).sort().map((file) => join(folder, file));
-    unread.push(
-      ...jobNotes(host, folder, listed),
-      ...plists.flatMap((p) => jobNotes(host, p, probeRead(host, p, "follow links"))),
-    );
+    unread.push(...jobNotes(host, folder, listed));
     for (const plist of plists) {
-      const text = textOf(host, plist);
-      unread.push(...binaryNotes(plist, text, instance));
+      const read = readText(host, plist);
+      const text = read.ok ?? "";
+      unread.push(...jobNotes(host, plist, read), ...binaryNotes(plist, text, instance));
       if (runsInstance(text, instance.name) && isOfHome(host, text, instance, domains[0] === "system")) {
         jobs.push(await jobStatus(host, instance.name, plist, text, domains));
       }
@@ -5068,7 +5064,7 @@ async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Re
 // ── --status
 /** What a journal that is there and cannot be read makes unknown; nothing where it is read, or absent. */
 function unreadJournal(host: Host, instance: Instance): Partial<Details> {
-  const probe = probeRead(host, join(instance.dir, JOURNAL_FILE), "follow links");
+  const probe = readEnd(host, join(instance.dir, JOURNAL_FILE), 1, "follow links");
   if (probe.trouble === undefined || probe.trouble === "absent") return {};
   const unknown = { lastStop: `unknown: ${probe.why}`, lastStopKind: "unknown" as const, lastStopAt: null };
   return { ...unknown, lastRepair: null, lastRepairAt: null, starts: null, brakeSeconds: null };
