@@ -5064,7 +5064,7 @@ async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Re
 // ── --status
 /** What a journal that is there and cannot be read makes unknown; nothing where it is read, or absent. */
 function unreadJournal(host: Host, instance: Instance): Partial<Details> {
-  const probe = readEnd(host, join(instance.dir, JOURNAL_FILE), 1, "follow links");
+  const probe = readEnd(host, join(instance.dir, JOURNAL_FILE), 1);
   if (probe.trouble === undefined || probe.trouble === "absent") return {};
   const unknown = { lastStop: `unknown: ${probe.why}`, lastStopKind: "unknown" as const, lastStopAt: null };
   return { ...unknown, lastRepair: null, lastRepairAt: null, starts: null, brakeSeconds: null };

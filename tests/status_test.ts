@@ -486,6 +486,16 @@ Deno.test("a journal that cannot be read makes the last stop unknown, and an abs
   assert.match(report.lastStop, /^unknown: .*is a directory/);
 });
 
+Deno.test("a journal that is a link is not read, so that the last stop is unknown", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  Deno.writeTextFileSync(`${home.root}/elsewhere`, "");
+  Deno.symlinkSync(`${home.root}/elsewhere`, k3s.path("lima-guard.jsonl"));
+  const [report] = (await runGuard(home, ["--status", "--json", "k3s"])).json().instances;
+  assert.equal(report.lastStopKind, "unknown");
+  assert.match(report.lastStop, /^unknown: .*is a link/);
+});
+
 Deno.test("an empty lima.yaml, and an additional disk that is not there, block a start", async () => {
   await using home = await tempLimaHome();
   home.instance("empty", { wholeYaml: "" });
