@@ -372,6 +372,7 @@ export interface Plan {
 
 /** The stop stages in their order: the graceful ones first. */
 const GRACEFUL_STAGES = ["guest", "agent", "driver"] as const;
+const GRACEFUL: ReadonlySet<string> = new Set(GRACEFUL_STAGES);
 const STOP_STAGES = [...GRACEFUL_STAGES, "kill"] as const;
 type StopStage = typeof STOP_STAGES[number];
 export type Stage = StopStage | "clean up";
@@ -1678,10 +1679,6 @@ function outcomeWords(outcome: Outcome): string {
   return outcome.note === undefined ? outcome.kind : `${outcome.kind}; ${outcome.note}`;
 }
 
-function isGraceful(stage: string): boolean {
-  return GRACEFUL_STAGES.some((graceful) => graceful === stage);
-}
-
 /** The result of a stop in one line. `cut` is what the host agent logged where it could not stop its guest. */
 export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgentHung = false): string {
   const took = `in ${seconds.toFixed(1)} s`;
@@ -1689,7 +1686,7 @@ export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgen
   if (end === "already stopped") return "already stopped";
   if (end === "gone before the request") return "gone before the request: the VM was no longer there";
   if (end === "killed") return `stopped hard (killed) ${took}`;
-  if (!isGraceful(end)) return `unknown: stage ${end}`;
+  if (!GRACEFUL.has(end)) return `unknown: stage ${end}`;
   const hung = isAgentHung ? `; ${HUNG_AGENT}` : "";
   return `stopped gracefully by the ${end === "agent" ? "host agent" : end} ${took}${hung}`;
 }
@@ -1811,7 +1808,7 @@ export function lastStopFields(
     if (last["stage"] === "killed") return "killed";
     if (last["stage"] === "gone before the request") return "by itself";
     // Another version may have other words: they are no proof of a good end.
-    return isGraceful(last["stage"]) || last["stage"] === "already stopped" ? "graceful" : "unknown";
+    return GRACEFUL.has(last["stage"]) || last["stage"] === "already stopped" ? "graceful" : "unknown";
   };
   const isRecorded = last?.event === "end" && !Number.isNaN(Date.parse(last.time));
   return { lastStopKind: kind(), lastStopAt: isRecorded ? last.time : null };
@@ -2278,6 +2275,12 @@ function readText(host: Host, path: string): Result<string> {
 
 function textOf(host: Host, path: string): string {
   return readText(host, path).ok ?? "";
+}
+
+/** What is unknown because a file or folder cannot be read. One that is absent, or a link that leads nowhere, says nothing. */
+function unreadNotes(host: Host, what: string, tried: Result<unknown>, unknown: string): Diagnostic[] {
+  if (tried.trouble === undefined || tried.trouble === "absent") return [];
+  return [{ what, because: `${unknown}: ${tried.why}`, hint: lookCommand(nearestVisible(host, what)) }];
 }
 
 /** The lock of one instance: one guard works on it, never two. */
@@ -3167,12 +3170,8 @@ function sshConfigFile(host: Host, instance: Instance): StateFile[] {
 }
 
 // ── networks
-/** What could not be read of the networks: a start may fail on it, and nothing is removed because of it. */
-function networkNotes(host: Host, what: string, found: Result<unknown>): Diagnostic[] {
-  if (found.trouble === undefined || found.trouble === "absent") return [];
-  const because = `whether its networks are in order is unknown: it cannot be read: ${found.why}`;
-  return [{ what, because, hint: lookCommand(nearestVisible(host, what)) }];
-}
+/** A start may fail on it, and nothing is removed because of it. */
+const NETWORKS_UNREAD = "whether its networks are in order is unknown: it cannot be read";
 
 /** usernet sockets that answer for no PID file (row 22), and socket_vmnet's PID files (row 23). */
 async function observeNetworks(
@@ -3196,7 +3195,7 @@ async function observeNetworks(
   const vmnet = await observeSocketVmnet(host, instance);
   return {
     notes: [...notes, ...vmnet.notes],
-    blockers: [...networkNotes(host, dir, networks), ...vmnet.blockers],
+    blockers: [...unreadNotes(host, dir, networks, NETWORKS_UNREAD), ...vmnet.blockers],
   };
 }
 
@@ -3205,7 +3204,10 @@ async function observeSocketVmnet(host: Host, instance: Instance): Promise<Findi
   const text = readText(host, config);
   const dir = readVarRun(text.ok ?? "");
   const listed = host.list(dir);
-  const notes = [...networkNotes(host, config, text), ...networkNotes(host, dir, listed)];
+  const notes = [
+    ...unreadNotes(host, config, text, NETWORKS_UNREAD),
+    ...unreadNotes(host, dir, listed, NETWORKS_UNREAD),
+  ];
   const files = (listed.ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
   const pidFiles = files.flatMap((f) => readPidFile(host, join(dir, f), "shared") ?? []);
   const named = pidFiles.flatMap((m) =>
@@ -3697,6 +3699,8 @@ function isSameDirectory(host: Host, a: string, b: string): boolean {
 
 // ────────────────────────────────────────────────────────────────────────────────────────────────────────── launchd ──
 
+const JOBS_UNREAD = "whether it holds a launchd job of this instance is unknown";
+
 /** The launchd jobs of an instance, by reading the plists of both folders: whatever the label, the program counts. */
 async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
   const agents = join(host.env("HOME") ?? "/", "Library/LaunchAgents");
@@ -3711,11 +3715,11 @@ async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
   for (const { folder, domains } of folders) {
     const listed = host.list(folder);
     const plists = (listed.ok ?? []).filter((f) => f.endsWith(".plist")).sort().map((file) => join(folder, file));
-    unread.push(...jobNotes(host, folder, listed));
+    unread.push(...unreadNotes(host, folder, listed, JOBS_UNREAD));
     for (const plist of plists) {
       const read = readText(host, plist);
       const text = read.ok ?? "";
-      unread.push(...jobNotes(host, plist, read), ...binaryNotes(plist, text, instance));
+      unread.push(...unreadNotes(host, plist, read, JOBS_UNREAD), ...binaryNotes(plist, text, instance));
       if (runsInstance(text, instance.name) && isOfHome(host, text, instance, domains[0] === "system")) {
         jobs.push(await jobStatus(host, instance.name, plist, text, domains));
       }
@@ -3736,13 +3740,6 @@ function isOfHome(host: Host, plist: string, { name, home }: Instance, isDaemon:
   if (named !== undefined) return realHome(host, named) === home;
   const byName = [join(host.env("HOME") ?? "/", ".lima"), ...otherHomes(host)];
   return isDaemon || byName.some((path) => realHome(host, path) === home);
-}
-
-/** What could not be read of the jobs. A link that leads nowhere is no job. */
-function jobNotes(host: Host, what: string, tried: Result<unknown>): Diagnostic[] {
-  if (tried.trouble === undefined || tried.trouble === "absent") return [];
-  const because = `whether it holds a launchd job of this instance is unknown: ${tried.why}`;
-  return [{ what, because, hint: lookCommand(nearestVisible(host, what)) }];
 }
 
 /** A binary plist is not read here; its words stand in it as they are. */
