@@ -2206,7 +2206,7 @@ function throwIfOvertaken({ abort }: Context): void {
 /** Answers that serve for a while: when they were got, on the host's clock. */
 interface Cache {
   boot?: { readonly id: string; readonly askedMs: number };
-  entries?: { readonly home: string; readonly atMs: number; readonly names: ReadonlySet<string> };
+  entries?: { readonly home: string; readonly atMs: number; readonly listed: Result<string[]> };
   foreign?: { readonly home: string; readonly atMs: number; readonly found: Findings };
 }
 
@@ -3064,13 +3064,23 @@ async function agentAge(host: Host, agent: VerifiedProcess): Promise<number> {
 /** For how long one look through LIMA_HOME serves all instances of a run: a thousand of them would take a million. */
 const HOME_FRESH_MS = 1_000;
 
+/** The names in a LIMA_HOME, listed once for all instances of a run. */
+function homeEntries({ host, cache }: Context, home: string): Result<string[]> {
+  const known = cache.entries;
+  if (known?.home === home && host.clockMs() - known.atMs < HOME_FRESH_MS) return known.listed;
+  const listed = host.list(home);
+  cache.entries = { home, atMs: host.clockMs(), listed };
+  return listed;
+}
+
 /** Entries of LIMA_HOME that are no instances, and what they do to `limactl start`: rows 26 and 27. */
-function foreignEntries({ host, cache }: Context, home: string): Findings {
+function foreignEntries(ctx: Context, home: string): Findings {
+  const { host, cache } = ctx;
   const known = cache.foreign;
   if (known?.home === home && host.clockMs() - known.atMs < HOME_FRESH_MS) return known.found;
   const blockers: Diagnostic[] = [];
   const notes: Diagnostic[] = [];
-  const entries = host.list(home);
+  const entries = homeEntries(ctx, home);
   if (entries.trouble !== undefined && entries.trouble !== "absent") {
     const because = `limactl start lists it, and it cannot be listed: ${entries.why}`;
     const status = entries.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
@@ -3513,23 +3523,14 @@ async function findInstance(
     const refused = refuse("missing", EXIT.noInstance, because, await nameHint(ctx, home, name));
     return { report: { ...refused.report, notes: lostLocks(host, { name, home, dir, owner: host.uid }) } };
   }
-  const entries = homeEntries(ctx, home);
-  const onDisk = entries.has(name) ? undefined : [...entries].find((e) => e.toLowerCase() === name.toLowerCase());
+  const entries = homeEntries(ctx, home).ok ?? [];
+  const onDisk = entries.includes(name) ? undefined : entries.find((e) => e.toLowerCase() === name.toLowerCase());
   if (onDisk !== undefined) {
     const because = `there is no ${name} here, but ${onDisk}`;
     const hint = roleCommand(ctx.role, await addressed(host, home, onDisk) ?? { name: onDisk, home });
     return refuse("missing", EXIT.noInstance, because, hint);
   }
   return await permitted(ctx, { name, home, dir, owner: look.ok.uid }, refuse);
-}
-
-/** The names in a LIMA_HOME, listed once for all instances of a run. */
-function homeEntries({ host, cache }: Context, home: string): ReadonlySet<string> {
-  const known = cache.entries;
-  if (known?.home === home && host.clockMs() - known.atMs < HOME_FRESH_MS) return known.names;
-  const names = new Set(host.list(home).ok);
-  cache.entries = { home, atMs: host.clockMs(), names };
-  return names;
 }
 
 /** An instance as the person who reads a message has to address it; undefined where its user is not known here. */
