@@ -706,8 +706,8 @@ export function readPrint(text: string): PrintedJob {
 
 /** `ExitTimeOut` of a plist's text, launchd's default where it has none. 0 means no limit, which no shutdown grants. */
 export function readExitTimeout(plist: string): number {
-  const text = outermost(plainPlist(plist));
-  const n = Number(/<key>\s*ExitTimeOut\s*<\/key>\s*<integer>\s*(\d{1,9})\s*<\/integer>/.exec(text)?.[1] ?? Number.NaN);
+  const entry = entryOf(plist, "ExitTimeOut");
+  const n = Number(/^<integer>\s*(\d{1,9})\s*<\/integer>/.exec(entry)?.[1] ?? Number.NaN);
   return Number.isNaN(n) ? LAUNCHD_DEFAULT_S : n;
 }
 
@@ -718,15 +718,17 @@ function plainPlist(plist: string): string {
     .replaceAll(/<(\/?[a-z]+)\s+>/g, "<$1>");
 }
 
-/** What stands in the first dictionary itself, and not in one within it: the same key may be in both. */
-function outermost(xml: string): string {
-  let [depth, isOver, kept] = [0, false, ""];
-  for (const part of xml.split(/(<\/?dict>)/)) {
+/** The value of a key in a plist or dictionary itself, and not in a dictionary within it, which may have it too. */
+function entryOf(dict: string, key: string): string {
+  let [depth, isWanted, value] = [0, false, ""];
+  for (const part of plainPlist(dict).split(/(<\/?dict>|<key>[^<]*<\/key>)/)) {
+    if (part === "</dict>" && --depth <= 0) break;
+    const own = depth <= 1 ? /^<key>([^<]*)<\/key>$/.exec(part)?.[1] : undefined;
+    if (own !== undefined) isWanted = value === "" && own.trim() === key;
+    else if (isWanted) value += part;
     if (part === "<dict>") depth++;
-    else if (part === "</dict>") isOver ||= --depth === 0;
-    else if (depth <= 1 && !isOver) kept += part;
   }
-  return kept;
+  return value.trim();
 }
 
 function plainText(xml: string): string {
@@ -741,9 +743,7 @@ function plainText(xml: string): string {
 
 /** The strings of a plist's ProgramArguments. Read by pattern: nothing is changed on its word. */
 export function readProgramArguments(plist: string): string[] {
-  const array =
-    /<key>\s*ProgramArguments\s*<\/key>\s*<array>([\s\S]*?)<\/array>/.exec(outermost(plainPlist(plist)))?.[1] ??
-      "";
+  const array = /^<array>([\s\S]*?)<\/array>/.exec(entryOf(plist, "ProgramArguments"))?.[1] ?? "";
   return [...array.matchAll(/<string>([\s\S]*?)<\/string>/g)].map((m) => plainText(m[1] ?? ""));
 }
 
@@ -754,13 +754,9 @@ function commandOfJob(plist: string): string[] {
   return program === undefined ? args : [program, ...args.slice(1)];
 }
 
-/** Keys of the job itself; all others are looked for everywhere, as variables are. */
-const JOB_KEYS = new Set(["Label", "Program", "UserName"]);
-
-/** One string of a plist by its key. */
-function readPlistString(plist: string, key: string): string | undefined {
-  const text = JOB_KEYS.has(key) ? outermost(plainPlist(plist)) : plainPlist(plist);
-  const found = new RegExp(`<key>\\s*${key}\\s*</key>\\s*<string>([\\s\\S]*?)</string>`).exec(text)?.[1];
+/** One string of a plist or dictionary by its key. */
+function readPlistString(dict: string, key: string): string | undefined {
+  const found = /^<string>([\s\S]*?)<\/string>/.exec(entryOf(dict, key))?.[1];
   return found === undefined ? undefined : plainText(found);
 }
 
@@ -809,20 +805,20 @@ export function runsInstance(plist: string, name: string): boolean {
   const args = unwaited(commandOfJob(plist));
   if (isWrapped(args, name)) return true;
   const program = basename(args[0] ?? "");
-  if (program === "colima") return instanceOfColima(args, readPlistString(plist, "COLIMA_PROFILE") ?? "") === name;
+  const variables = entryOf(plist, "EnvironmentVariables");
+  if (program === "colima") return instanceOfColima(args, readPlistString(variables, "COLIMA_PROFILE") ?? "") === name;
   const start = /^limactl(\.|$)/.test(program) ? args.indexOf("start") : -1;
   return start > 0 && args.slice(start + 1).includes(name);
 }
 
 /** Whether launchd starts a job again after status 0, and never after anything else. */
 function restartsAfterSuccess(plist: string): boolean {
-  const dict = /<key>\s*KeepAlive\s*<\/key>\s*(<dict>[\s\S]*)/.exec(plainPlist(plist))?.[1] ?? "";
-  return /<key>\s*SuccessfulExit\s*<\/key>\s*<true\s*\/>/.test(outermost(dict));
+  return /^<true\s*\/>/.test(entryOf(entryOf(plist, "KeepAlive"), "SuccessfulExit"));
 }
 
 /** Whether launchd starts a job as soon as it is loaded. */
 function startsAtLoad(plist: string): boolean {
-  return /<key>\s*(RunAtLoad|KeepAlive)\s*<\/key>\s*<(true\s*\/|dict)>/.test(plainPlist(plist));
+  return ["RunAtLoad", "KeepAlive"].some((key) => /^<(true\s*\/|dict)>/.test(entryOf(plist, key)));
 }
 
 /** Reads ha.stdout.log (events) and ha.stderr.log of a living host agent. */
@@ -3737,7 +3733,8 @@ async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
 function isOfHome(host: Host, plist: string, { name, home }: Instance, isDaemon: boolean): boolean {
   const dir = readPlistString(plist, "WorkingDirectory") ?? "";
   const ofDir = basename(dir) === name ? dirname(dir) : undefined;
-  const named = readPlistString(plist, "LIMA_HOME") ?? optionOf(readProgramArguments(plist), "--lima-home") ?? ofDir;
+  const inVariables = readPlistString(entryOf(plist, "EnvironmentVariables"), "LIMA_HOME");
+  const named = inVariables ?? optionOf(readProgramArguments(plist), "--lima-home") ?? ofDir;
   if (named !== undefined) return realHome(host, named) === home;
   const byName = [join(host.env("HOME") ?? "/", ".lima"), ...otherHomes(host)];
   return isDaemon || byName.some((path) => realHome(host, path) === home);
@@ -4921,9 +4918,10 @@ async function daemonHomes(host: Host): Promise<OwnedHome[]> {
     if (owner === undefined || !/^(lima-guard.*|limactl(\..*)?|colima)$/.test(basename(args[0] ?? ""))) return [];
     const user = await userEntry(host, owner);
     if (user === undefined || user.uid === host.uid) return [];
-    const userHome = readPlistString(plist, "HOME") ?? user.home;
-    const colima = readPlistString(plist, "COLIMA_HOME") ?? join(userHome, ".colima");
-    const named = readPlistString(plist, "LIMA_HOME") ?? optionOf(args, "--lima-home");
+    const variables = entryOf(plist, "EnvironmentVariables");
+    const userHome = readPlistString(variables, "HOME") ?? user.home;
+    const colima = readPlistString(variables, "COLIMA_HOME") ?? join(userHome, ".colima");
+    const named = readPlistString(variables, "LIMA_HOME") ?? optionOf(args, "--lima-home");
     const isColimas = args.some((word) => basename(word) === "colima");
     return [{ user, home: named ?? (isColimas ? join(colima, "_lima") : join(userHome, ".lima")) }];
   }));

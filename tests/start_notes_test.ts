@@ -94,6 +94,22 @@ for (
       (dir: string) => `<key>WorkingDirectory</key><string>${dir}</string>`,
     ],
     ["the directory of another one is not", false, () => "<key>WorkingDirectory</key><string>/x/k3s</string>"],
+    [
+      "the directory of this instance in another dictionary is not",
+      false,
+      (dir: string) => `<key>Other</key><dict><key>WorkingDirectory</key><string>${dir}</string></dict>`,
+    ],
+    [
+      "LIMA_HOME among the variables is its job",
+      true,
+      (dir: string) =>
+        `<key>EnvironmentVariables</key><dict><key>LIMA_HOME</key><string>${dir.slice(0, -4)}</string></dict>`,
+    ],
+    [
+      "LIMA_HOME in another dictionary is not",
+      false,
+      (dir: string) => `<key>Other</key><dict><key>LIMA_HOME</key><string>${dir.slice(0, -4)}</string></dict>`,
+    ],
   ] as const
 ) {
   test(`a login agent of that name with ${what}`, async ({ home, k3s }) => {

@@ -21,6 +21,7 @@ import {
   VERSION,
 } from "../lima_guard.ts";
 import {
+  type Home,
   IMPOSSIBLE_PID,
   isAlive,
   ordinaryUser,
@@ -454,16 +455,21 @@ Deno.test("a journal line with odd values has words", () => {
   assert.match(journalWords(line("end", { signal: odd, status: odd })), /ended by itself with status/);
 });
 
+/** The plist of a login agent of the user whose `~/.lima` this LIMA_HOME is. */
+function loginAgent(home: Home, label: string, plist: string): void {
+  const folder = `${home.user}/Library/LaunchAgents`;
+  Deno.mkdirSync(folder, { recursive: true });
+  Deno.symlinkSync(home.lima, `${home.user}/.lima`);
+  Deno.writeTextFileSync(`${folder}/${label}.plist`, plist);
+}
+
 Deno.test("a job of another label is found, and what its KeepAlive means is a trouble", async () => {
   await using home = await tempLimaHome();
   home.instance("colima");
-  Deno.symlinkSync(home.lima, `${home.user}/.lima`);
-  const folder = `${home.user}/Library/LaunchAgents`;
-  Deno.mkdirSync(folder, { recursive: true });
   // As lima-guard 0.1.0 left it: the KeepAlive of Homebrew's formula, under the wrapper.
   const plist = recorded("homebrew-colima.guarded").replace(/(<key>SuccessfulExit<\/key>\s*)<false\/>/, "$1<true/>");
   assert.notEqual(plist, recorded("homebrew-colima.guarded"));
-  Deno.writeTextFileSync(`${folder}/homebrew.mxcl.colima.plist`, plist);
+  loginAgent(home, "homebrew.mxcl.colima", plist);
   const { status, json } = await runGuard(home, ["--status", "--json", "colima"]);
   const [report] = json().instances;
   assert.deepEqual(report.jobs.map((j: JobStatus) => [j.label, j.wrapped, j.exitTimeoutS]), [[
@@ -786,17 +792,35 @@ for (
 Deno.test("KeepAlive's SuccessfulExit is read behind a dictionary within it", async () => {
   await using home = await tempLimaHome();
   home.instance("k3s");
-  Deno.symlinkSync(home.lima, `${home.user}/.lima`);
-  const agents = `${home.user}/Library/LaunchAgents`;
-  Deno.mkdirSync(agents, { recursive: true });
   const paths = "<key>PathState</key><dict><key>/x</key><true/></dict>";
   const keepAlive = `<key>KeepAlive</key><dict>${paths}<key>SuccessfulExit</key><true/></dict>`;
   const label = "<key>Label</key><string>k3s.guarded</string>";
-  Deno.writeTextFileSync(`${agents}/k3s.plist`, DICT(VARIABLES, keepAlive, label, GUARDED));
+  loginAgent(home, "k3s", DICT(VARIABLES, keepAlive, label, GUARDED));
   const { stdout } = await runGuard(home, ["--status", "k3s"]);
   assert.match(stdout, /job k3s\.guarded: guarded/);
   assert.match(stdout, /its KeepAlive \{SuccessfulExit: true\} starts it again after a good stop/);
 });
+
+for (
+  const [what, keys, startsAtLoad] of [
+    ["KeepAlive", ["<key>KeepAlive</key><dict><key>SuccessfulExit</key><false/></dict>"], true],
+    ["RunAtLoad", ["<key>RunAtLoad</key><true/>"], true],
+    [
+      "the same keys in a dictionary within",
+      ["<key>LaunchEvents</key><dict><key>KeepAlive</key><true/></dict>"],
+      undefined,
+    ],
+    ["KeepAlive that is false", ["<key>KeepAlive</key><false/><key>Other</key><dict/>"], undefined],
+  ] as const
+) {
+  Deno.test(`whether a job starts as soon as it is loaded: ${what}`, async () => {
+    await using home = await tempLimaHome();
+    home.instance("k3s");
+    loginAgent(home, "k3s", DICT(...keys, "<key>Label</key><string>x</string>", GUARDED));
+    const { json } = await runGuard(home, ["--status", "--json", "k3s"]);
+    assert.equal(json().instances[0].jobs[0].startsAtLoad, startsAtLoad);
+  });
+}
 
 Deno.test("a binary plist that names the instance: whether it is its job is unknown", async () => {
   await using home = await tempLimaHome();
