@@ -1958,8 +1958,6 @@ function instanceIn({ host }: InstallRun, file: string, parse: PlistReader): str
   if (host.uid === 0 && checkPathOwners(pathComponents(host, target).way, ONLY_ROOT).why !== undefined) return named;
   const bytes = host.read(target, PLIST_LIMIT_BYTES + 1);
   if (!bytes) return named;
-  const text = new TextDecoder().decode(bytes);
-  if (!/limactl|colima|lima-guard/.test(text)) return named;
   return instanceInText(() => decodePlist(bytes, file), parse) ?? named;
 }
 
@@ -2151,7 +2149,6 @@ async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): 
   const parse = await host.plistReader();
   for (const name of names) {
     const text = await child("head", "-c", String(PLIST_LIMIT_BYTES), join(folder, name));
-    if (!/limactl|colima|lima-guard/.test(text)) continue;
     if (instanceInText(() => text, parse) !== place.name) continue;
     const why = `${place.name} starts at boot and at login: ${place.file} and ${join(folder, name)}`;
     const disable = `limactl autostart disable ${place.name} as ${user.name}`;
@@ -2159,10 +2156,11 @@ async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): 
   }
 }
 
-/** The instance that a plist's text starts; undefined where the text is refused. */
+/** The instance that a plist's text starts; undefined where it names no program of Lima's, or is refused. */
 function instanceInText(read: () => string, parse: PlistReader): string | undefined {
   try {
-    return instanceOf(readPlist(read(), parse).value);
+    const text = read();
+    return /limactl|colima|lima-guard/.test(text) ? instanceOf(readPlist(text, parse).value) : undefined;
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     return undefined;
