@@ -3469,20 +3469,21 @@ async function logged(run: InstallRun, target: Target, report: JobReport): Promi
   }
 }
 
+/** The reports of jobs that were handed over, unless they were printed already, and the status of who did it. */
+interface HandedOver {
+  readonly reports: readonly JobReport[];
+  readonly status: number;
+}
+
 /** Hands the whole command over, once: to root through sudo, or as root to one child that is the user. */
-async function handOver(
-  run: InstallRun,
-  jobs: readonly OthersJob[],
-): Promise<JobReport[] | string> {
+async function handOver(run: InstallRun, jobs: readonly OthersJob[], uid: number): Promise<HandedOver> {
   const { host, options } = run;
-  const [first] = jobs;
-  if (!first) return [];
   const names = jobs.map((j) => j.name);
-  const who = first.uid === 0 ? [] : ["-H", "-u", `#${first.uid}`];
+  const who = uid === 0 ? [] : ["-H", "-u", `#${uid}`];
   const typed = ["sudo", ...who, ...commandWords(options, names, ["lima-guard"])].map(quote).join(" ");
   const refusal = (why: string) => new Refusal(why, typed, EXIT.denied);
-  if (host.uid !== 0 && first.uid !== 0) {
-    throw refusal(`Cannot act for user ${first.uid}: you are user ${host.uid}`);
+  if (host.uid !== 0 && uid !== 0) {
+    throw refusal(`Cannot act for user ${uid}: you are user ${host.uid}`);
   }
   if (host.uid !== 0 && host.env("SUDO_UID") !== undefined) {
     throw refusal(`Cannot change a job of root's: sudo has made this user ${host.uid}, not root`);
@@ -3490,19 +3491,21 @@ async function handOver(
   const program = await handOverProgram(run);
   const { sign: _, ...rest } = options;
   const words = commandWords(program.isSigned ? rest : options, names, [program.path]);
-  const isQuiet = !host.canAsk || first.uid !== 0;
+  const isQuiet = !host.canAsk || uid !== 0;
   const argv: Argv = [host.tool("sudo"), ...isQuiet ? ["-n"] : [], ...who, ...words];
-  say(run, `hands over to ${first.uid === 0 ? "root" : `user ${first.uid}`}: ${argv.map(quote).join(" ")}`);
+  say(run, `hands over to ${uid === 0 ? "root" : `user ${uid}`}: ${argv.map(quote).join(" ")}`);
   try {
     const { code, stdout } = await host.handOver(argv, !options.json);
     // sudo itself prints nothing to stdout; an install always does.
     if (code === EXIT.failed && stdout === "") throw refusal("Cannot go through sudo: it was refused");
-    const isWhole = stdout !== "" && Object.values<number>(EXIT).includes(code);
-    const answer = options.json ? jsonOf(stdout)["instances"] : isWhole ? `${code}` : undefined;
-    if (typeof answer === "string" || (Array.isArray(answer) && answer.length > 0)) return answer;
+    const { instances } = jsonOf(options.json ? stdout : "");
+    const reports: JobReport[] = Array.isArray(instances) ? instances : [];
+    const isPrinted = !options.json && stdout !== "" && Object.values<number>(EXIT).includes(code);
+    const isReported = reports.length > 0 && worst(reports.map((r) => r.status)) === code;
+    if (isPrinted || isReported) return { reports, status: code };
     const where = options.plist === undefined ? [] : ["--plist", options.plist];
     const check = (name: string) => ["sudo", ...who, "lima-guard", "--check", ...where, name].map(quote).join(" ");
-    return names.map((name) => lostReport(name, code, check(name)));
+    return { reports: names.map((name) => lostReport(name, code, check(name))), status: EXIT.tryAgain };
   } finally {
     if (program.isSigned) removeCopy(host, program.path);
   }
@@ -3567,7 +3570,7 @@ async function runCommand(run: InstallRun): Promise<number> {
   const reports = prepared.flatMap((p) => p.kind === "report" ? [p.report] : []);
   const ready = prepared.filter((p) => p.kind === "ready");
   const others = prepared.filter((p) => p.kind === "hand over");
-  let passed: string | undefined;
+  const statuses: number[] = [];
   if (mayAct !== true) {
     const refusal = mayAct === false ? new Refusal("Nothing was changed: the answer was no") : mayAct;
     reports.push(...[...ready, ...others].map((p) => refusedReport(p.name, refusal)));
@@ -3575,7 +3578,9 @@ async function runCommand(run: InstallRun): Promise<number> {
     if (!options.dryRun) reports.push(...await carryOutAll(run, ready));
     else for (const job of ready) reports.push(await planned(run, job));
     for (const uid of new Set(others.map((o) => o.uid))) {
-      passed = await passOn(run, others.filter((o) => o.uid === uid), reports);
+      const handed = await passOn(run, others.filter((o) => o.uid === uid), uid);
+      reports.push(...handed.reports);
+      statuses.push(handed.status);
     }
   }
   reports.sort((a, b) => names.indexOf(a.name) - names.indexOf(b.name));
@@ -3584,19 +3589,16 @@ async function runCommand(run: InstallRun): Promise<number> {
   if (options.json) host.stdout(jobsToJson(options.role, reports));
   else if (options.print) host.stderr(formatJobs(shown, false));
   else host.stdout(formatJobs(shown, options.dryRun));
-  return worst([...reports.map((r) => r.status), ...passed === undefined ? [] : [Number(passed)]]);
+  return worst([...reports.map((r) => r.status), ...statuses]);
 }
 
-/** Hands jobs over, and adds their reports; where they were printed already, the status of who did it. */
-async function passOn(run: InstallRun, jobs: readonly OthersJob[], reports: JobReport[]) {
+async function passOn(run: InstallRun, jobs: readonly OthersJob[], uid: number): Promise<HandedOver> {
   try {
-    const answer = await handOver(run, jobs);
-    if (typeof answer === "string") return answer;
-    reports.push(...answer);
+    return await handOver(run, jobs, uid);
   } catch (error) {
-    reports.push(...jobs.map((j) => refusedReport(j.name, error)));
+    const reports = jobs.map((j) => refusedReport(j.name, error));
+    return { reports, status: worst(reports.map((r) => r.status)) };
   }
-  return undefined;
 }
 
 // ────────────────────────────────────────────────────────────────────────────────── the real host ──

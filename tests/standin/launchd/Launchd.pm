@@ -48,7 +48,7 @@ sub conf {
     return $default;
 }
 
-my $fault;
+our $fault;
 my $parent = getppid;
 
 # Without an end, as far as the caller can see; not longer than that lives.
