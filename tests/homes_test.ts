@@ -122,11 +122,11 @@ Deno.test("what an old Colima left in ~/.lima, beside the instance of today: a n
   await using home = await tempLimaHome();
   instanceIn(home, `${home.user}/.lima`, "colima");
   const today = instanceIn(home, `${home.user}/.colima/_lima`, "colima");
-  for (const [limaHome, isTold] of [["~/.lima", true], ["~/.colima/_lima", false]] as const) {
+  for (const [limaHome, isNoted] of [["~/.lima", true], ["~/.colima/_lima", false]] as const) {
     const args = ["--status", "--json", "--lima-home", limaHome, "colima"];
     const [report] = (await runGuard(home, args, { env: BARE })).json().instances;
-    const told = report.notes.map((note: { because: string }) => note.because);
-    assert.equal(told.includes(`Colima before 0.6 left it; the one of today is ${today}`), isTold, limaHome);
+    const reasons = report.notes.map((note: { because: string }) => note.because);
+    assert.equal(reasons.includes(`Colima before 0.6 left it; the one of today is ${today}`), isNoted, limaHome);
   }
 });
 

@@ -18,8 +18,8 @@ for (const [title, output, status, [passed, failed, ignored]] of COUNTS) {
 }
 
 Deno.test("the CPU time that the shell tells is taken off the end of the output; without it nothing is known", () => {
-  const told = "a warning\n0m0.000000s 0m0.010000s\n1m2.500000s 0m7.250000s\n";
-  assert.deepEqual(cpuTimeOf(told), { cpuSeconds: 69.75, text: "a warning\n" });
+  const printed = "a warning\n0m0.000000s 0m0.010000s\n1m2.500000s 0m7.250000s\n";
+  assert.deepEqual(cpuTimeOf(printed), { cpuSeconds: 69.75, text: "a warning\n" });
   assert.deepEqual(cpuTimeOf("killed\n"), { cpuSeconds: null, text: "killed\n" });
 });
 

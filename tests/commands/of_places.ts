@@ -29,17 +29,20 @@ test("a disk is in use by another instance: that one is stopped", {
   },
 });
 
+/** A process that no PID file names has a disk of the instance open. */
+async function opensDisk(scene: Scene): Promise<void> {
+  const { home, k3s } = scene;
+  k3s.write("lima.yaml", "additionalDisks:\n- data\n");
+  const { dir } = home.disk("data", { inUseBy: k3s.dir });
+  give(home);
+  await pretended(scene, "qemu-system-x86_64", { opens: `${dir}/datadisk` });
+}
+
 test("a process has a disk open: just that is ended", {
   isRootsToo: true,
   runs: ["--pre k3s"],
   twist: () => ({ hurry: true }),
-  prepare: async (scene) => {
-    const { home, k3s } = scene;
-    k3s.write("lima.yaml", "additionalDisks:\n- data\n");
-    const { dir } = home.disk("data", { inUseBy: k3s.dir });
-    give(home);
-    await pretended(scene, "qemu-system-x86_64", { opens: `${dir}/datadisk` });
-  },
+  prepare: opensDisk,
   types: { "ps -ww -p PID": 0, "kill PID": 0 },
   then: async (scene) => {
     await isGone(scene);
@@ -50,13 +53,7 @@ test("a process has a disk open: just that is ended", {
 test("lsof gives no answer about a disk", {
   runs: ["--pre k3s"],
   twist: () => ({ programs: { lsof: { does: "be killed" } } }),
-  prepare: async (scene) => {
-    const { home, k3s } = scene;
-    k3s.write("lima.yaml", "additionalDisks:\n- data\n");
-    const { dir } = home.disk("data", { inUseBy: k3s.dir });
-    give(home);
-    await pretended(scene, "qemu-system-x86_64", { opens: `${dir}/datadisk` });
-  },
+  prepare: opensDisk,
   types: { "lsof -- HOME/_disks/data/datadisk": 0 },
 });
 

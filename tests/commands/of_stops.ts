@@ -11,14 +11,19 @@ import { agent, end, isClear, isGone, NO_MAC, pretended } from "./scenes.ts";
 export const rows = new Map<string, Row>();
 const test = (title: string, row: Row) => rows.set(title, row);
 
+const LOOKS_AT_LOCK = { "lsof -- DIR/lima-guard.lock": 0, "ls -ld DIR/lima-guard.lock": 0 };
+
+/** Another program has the lock. */
+async function locks(scene: Scene): Promise<void> {
+  await pretended(scene, "/usr/libexec/other", { opens: scene.k3s.path("lima-guard.lock") });
+}
+
 test("another program has the lock: when it has ended, it is done", {
   runs: ["--pre k3s"],
   twist: () => ({ lockMs: 20 }),
-  prepare: async (scene) =>
-    void await pretended(scene, "/usr/libexec/other", { opens: scene.k3s.path("lima-guard.lock") }),
+  prepare: locks,
   types: {
-    "lsof -- DIR/lima-guard.lock": 0,
-    "ls -ld DIR/lima-guard.lock": 0,
+    ...LOOKS_AT_LOCK,
     "lima-guard --pre --lima-home HOME k3s": 0,
   },
   before: (scene, command) => command.startsWith("lima-guard") ? end(scene) : undefined,
@@ -54,7 +59,7 @@ test("a job with a short time limit is to stop, and another program has the lock
     await agent(scene);
     scene.k3s.write("lima-guard.lock", "");
     give(scene.home);
-    await pretended(scene, "/usr/libexec/other", { opens: scene.k3s.path("lima-guard.lock") });
+    await locks(scene);
     asJob(scene.k3s, 2);
   },
   env: () => ({ XPC_SERVICE_NAME: "io.lima-vm.autostart.k3s" }),
@@ -63,8 +68,7 @@ test("a job with a short time limit is to stop, and another program has the lock
     guard.signal("SIGTERM");
   },
   types: {
-    "lsof -- DIR/lima-guard.lock": 0,
-    "ls -ld DIR/lima-guard.lock": 0,
+    ...LOOKS_AT_LOCK,
     "lima-guard --status --lima-home HOME k3s": 0,
   },
 });
@@ -74,23 +78,20 @@ test("the record in the lock is of a lima-guard that has ended, and another prog
   twist: () => ({ lockMs: 20 }),
   prepare: async (scene) => {
     await runAs(scene, "--pre k3s");
-    await pretended(scene, "/usr/libexec/other", { opens: scene.k3s.path("lima-guard.lock") });
+    await locks(scene);
   },
   before: (scene, command) => command.startsWith("lima-guard") ? end(scene) : undefined,
   types: {
-    "lsof -- DIR/lima-guard.lock": 0,
-    "ls -ld DIR/lima-guard.lock": 0,
+    ...LOOKS_AT_LOCK,
     "lima-guard --pre --lima-home HOME k3s": 0,
   },
 });
 test("--run, and another program has the lock", {
   runs: ["--run k3s -- true"],
   twist: () => ({ lockMs: 20 }),
-  prepare: async (scene) =>
-    void await pretended(scene, "/usr/libexec/other", { opens: scene.k3s.path("lima-guard.lock") }),
+  prepare: locks,
   types: {
-    "lsof -- DIR/lima-guard.lock": 0,
-    "ls -ld DIR/lima-guard.lock": 0,
+    ...LOOKS_AT_LOCK,
     "lima-guard --status --lima-home HOME k3s": 0,
   },
 });

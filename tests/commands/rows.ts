@@ -101,7 +101,7 @@ export function forRoot(row: Row): Row {
   return { ...row, by: "root", runs: ["--status k3s"], types };
 }
 
-interface Told {
+interface Hinted {
   readonly blockers: readonly { readonly hint?: string }[];
   readonly notes: readonly { readonly hint?: string }[];
 }
@@ -109,9 +109,9 @@ interface Told {
 /** All hints of a run: those of its document, and those of its log. */
 function hintsOf({ stdout, stderr, json }: GuardResult): string[] {
   const { instances, error } = stdout.startsWith("{") ? json() : { instances: [] };
-  const told = (instances as Told[]).flatMap(({ blockers, notes }) => [...blockers, ...notes]);
+  const diagnostics = (instances as Hinted[]).flatMap(({ blockers, notes }) => [...blockers, ...notes]);
   const logged = [...`${stdout}\n${stderr}`.matchAll(/\(hint: (.*)\)$/gm)].map(([, hint]) => hint);
-  return [...told.map(({ hint }) => hint), error?.hint, ...logged].filter((hint) => typeof hint === "string");
+  return [...diagnostics.map(({ hint }) => hint), error?.hint, ...logged].filter((hint) => typeof hint === "string");
 }
 
 /** A command as the table has it: without quotes, and with a word for everything that is another one each time. */
