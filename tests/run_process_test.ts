@@ -1042,18 +1042,18 @@ test("an instance that fails to start gives its turn back", async ({ home, vm })
   assert.equal((await stopRun(guard)).status, 0);
 });
 
-// ── the line kept ready ──
+// ── the session kept ready ──
 
 /** Running, with a session with the guest that has been opened and waits for its word. */
-async function withLine(vm: Instance, options: Parameters<typeof run>[1] = {}) {
+async function withSession(vm: Instance, options: Parameters<typeof run>[1] = {}) {
   const guest = await sshGuest(vm);
   const guard = run(vm, options);
-  await lineReady(guest);
+  await sessionReady(guest);
   return { guest, guard };
 }
 
 /** The guest runs the script that waits: sudo has come that far. */
-function lineReady(guest: Guest, sessions = 1): Promise<void> {
+function sessionReady(guest: Guest, sessions = 1): Promise<void> {
   return eventually(() => {
     assert.ok(guest.log().filter((line) => line.startsWith("ssh:")).length >= sessions, guest.log().join("\n"));
     assert.ok(guest.log().filter((line) => line.startsWith("sudo")).length >= sessions, guest.log().join("\n"));
@@ -1063,8 +1063,8 @@ function lineReady(guest: Guest, sessions = 1): Promise<void> {
 /** A guest that is still there when the guard looks, as guests are. */
 const NEEDS_SSHD = { ignore: NO_SSHD !== undefined, conf: { guest_off_ms: 700 } };
 
-test("the line is ready: at the stop no other session is opened, and the guest powers off", async ({ vm }) => {
-  const { guest, guard } = await withLine(vm);
+test("a session is ready: at the stop no other one is opened, and the guest powers off", async ({ vm }) => {
+  const { guest, guard } = await withSession(vm);
   await using _guest = guest;
   await using _guard = guard;
   const { status, stderr } = await stopRun(guard);
@@ -1082,7 +1082,7 @@ test("the guest is gone before the guard can look: it was the word that did it",
   const gate = { at: "before run .*/ps$", file: `${home.root}/gate` };
   Deno.writeTextFileSync(`${gate.file}.go`, "");
   const twist = guardWith({ stays: Array.from({ length: 20 }, (_, n) => ({ ...gate, nth: n + 1 })) });
-  const { guest, guard } = await withLine(vm, { script: twist.script!, env: twist.env! });
+  const { guest, guard } = await withSession(vm, { script: twist.script!, env: twist.env! });
   await using _guest = guest;
   await using _guard = guard;
   const pid = await agentPid(vm);
@@ -1096,11 +1096,11 @@ test("the guest is gone before the guard can look: it was the word that did it",
   await assertDown(vm);
 }, NEEDS_SSHD);
 
-test("the line is ready: ssh may be gone when it is used", async ({ home, vm }) => {
+test("a session is ready: ssh may be gone when it is used", async ({ home, vm }) => {
   const tools = `${home.root}/tools`;
   Deno.mkdirSync(tools);
   Deno.symlinkSync("/usr/bin/ssh", `${tools}/ssh`);
-  const { guest, guard } = await withLine(vm, { env: { PATH: `${home.bin}:${tools}` } });
+  const { guest, guard } = await withSession(vm, { env: { PATH: `${home.bin}:${tools}` } });
   await using _guest = guest;
   await using _guard = guard;
   Deno.removeSync(`${tools}/ssh`);
@@ -1110,31 +1110,31 @@ test("the line is ready: ssh may be gone when it is used", async ({ home, vm }) 
   assert.equal(vm.guestDisk(), "clean");
 }, NEEDS_SSHD);
 
-test("the line breaks: it is made again", async ({ home, vm }) => {
-  const { guest, guard } = await withLine(vm);
+test("the session breaks: another one is opened", async ({ home, vm }) => {
+  const { guest, guard } = await withSession(vm);
   await using _guest = guest;
   await using _guard = guard;
   const [ssh] = home.processes().filter((line) => /^\d+ \S*ssh -F /.test(line));
   assert.ok(ssh, home.processes().join("\n"));
   Deno.kill(Number(ssh.split(" ")[0]), "SIGKILL");
-  await lineReady(guest, 2);
+  await sessionReady(guest, 2);
   assert.equal((await stopRun(guard)).status, 0);
   assert.equal(last(vm, "end").stage, "guest");
   assert.equal(guest.log().filter((line) => line.startsWith("ssh:")).length, 2);
 }, NEEDS_SSHD);
 
-test("the line is adopted with the agent", async ({ vm }) => {
+test("an agent that is adopted gets a session too", async ({ vm }) => {
   await using guest = await sshGuest(vm);
   await using _agent = await startAgent(vm);
   await using guard = run(vm);
-  await lineReady(guest);
+  await sessionReady(guest);
   assert.equal((await stopRun(guard)).status, 0);
   assert.equal(last(vm, "end").stage, "guest");
   assert.equal(vm.guestDisk(), "clean");
 }, NEEDS_SSHD);
 
-test("the guest powers off by itself: the line does not keep the guard", async ({ vm }) => {
-  const { guest, guard } = await withLine(vm);
+test("the guest powers off by itself: its session does not keep lima-guard", async ({ vm }) => {
+  const { guest, guard } = await withSession(vm);
   await using _guest = guest;
   await using _guard = guard;
   guest.powerOff();
@@ -1147,7 +1147,7 @@ test("the guest powers off by itself: the line does not keep the guard", async (
 test(
   "the guard is killed: its session with the guest ends with it, and the guest is not powered off",
   async ({ home, vm }) => {
-    const { guest, guard } = await withLine(vm);
+    const { guest, guard } = await withSession(vm);
     await using _guest = guest;
     guard.signal("SIGKILL");
     await guard.status;
@@ -1169,7 +1169,7 @@ test(
     const times: number[] = [];
     // A machine that is busy with other tests may take longer once; never does it take longer each time.
     while (times.length < 3 && !times.some((ms) => ms < 20)) {
-      const { guest, guard } = await withLine(vm);
+      const { guest, guard } = await withSession(vm);
       await using _guest = guest;
       await using _guard = guard;
       const trace = `${vm.home.root}/trace-${times.length}`;

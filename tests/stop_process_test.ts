@@ -917,7 +917,9 @@ Deno.test({
     await using guest = await sshGuest(k3s);
     await using guard = supervised(k3s);
     await guard.waitForLine(/Running after/);
-    await eventually(() => assert.ok(guest.log().some((line) => line.startsWith("sudo ")), "no line to the guest"));
+    await eventually(() =>
+      assert.ok(guest.log().some((line) => line.startsWith("sudo ")), "no session with the guest")
+    );
     const result = await stopOne(k3s, { budgetS: 30 });
     assert.equal(result.report.stage, "guest");
     assert.deepEqual([result.report.state, result.status], ["stopped", 0]);
@@ -929,7 +931,7 @@ Deno.test({
     const ends = journal(k3s).filter(({ event }) => event === "end");
     assert.equal(ends.length, 1);
     assert.deepEqual([ends[0].role, ends[0].stage, ends[0].seconds], ["run", "guest", result.report.seconds]);
-    assert.equal(guest.log().filter((line) => line.startsWith("ssh:")).length, 1, "the line was not used");
+    assert.equal(guest.log().filter((line) => line.startsWith("ssh:")).length, 1, "the session was not used");
   },
 });
 

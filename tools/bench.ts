@@ -63,7 +63,7 @@ const HOW = [
   "code) are warm.",
   `Peak: the largest resident set of the program or a child of it, in a few more runs (${PEAK_BY ?? "not measured"}).`,
   "--run supervises a stand-in of limactl whose guest boots and powers off in no time. Its own process is what is looked " +
-  "at: not limactl, and not the ssh of its line to the guest.",
+  "at: not limactl, and not the ssh of its session with the guest.",
   "System calls: those of another one, under strace -f, and of what that one starts meanwhile.",
 ];
 
@@ -180,7 +180,7 @@ function limactlRows(): Group["rows"] {
 
 // --- what --run costs -------------------------------------------------------------------------------------------------
 
-const LINED = "--run, with a session with the guest";
+const SUPERVISING = "--run, with a session with the guest";
 const IDLE_DENO = "deno run of a program that only waits";
 
 function runGroups(
@@ -192,19 +192,19 @@ function runGroups(
   const { runs = STOP_RUNS, idleMinutes = IDLE_MINUTES } = options;
   const slowRuns = options.runs ?? SLOW_RUNS;
   const bench: Bench = { goOn: () => goOn(interrupted), guard: SOURCE, env: environment };
-  const lined = once(async () => {
-    const instance = undo.use(await tempLimaHome()).instance("lined", { conf: CONF });
+  const withGuest = once(async () => {
+    const instance = undo.use(await tempLimaHome()).instance("withguest", { conf: CONF });
     await bench.goOn();
     return { instance, guest: undo.use(await sshGuest(instance)) };
   });
   const restS = Math.min(REST_S, 5 * slowRuns);
   const strace = findProgram("strace");
-  const stop = together(async () => await stops(bench, await lined()));
-  const memory = together(async () => await memoryAtRest(bench, await lined(), restS));
+  const stop = together(async () => await stops(bench, await withGuest()));
+  const memory = together(async () => await memoryAtRest(bench, await withGuest(), restS));
   const bundled = BUNDLED && { ...bench, guard: BUNDLED };
-  const memoryBundled = bundled && together(async () => await memoryAtRest(bundled, await lined(), restS));
+  const memoryBundled = bundled && together(async () => await memoryAtRest(bundled, await withGuest(), restS));
   const calls = together(async () =>
-    await callsAtRest(bench, await lined(), { minutes: idleMinutes, strace: strace! })
+    await callsAtRest(bench, await withGuest(), { minutes: idleMinutes, strace: strace! })
   );
   const many = together(async () =>
     await lastEndOf(bench, undo.use(await tempLimaHome()), { count: SUPERVISED, conf: CONF })
@@ -230,15 +230,18 @@ function runGroups(
       ...slow,
       rows: rows({
         [IDLE_DENO]: memory("deno", "MiB"),
-        [LINED]: memory("run", "MiB"),
-        [`${LINED}, bundled`]: memoryBundled?.("run", "MiB") ?? skippedRow(NO_BUNDLE),
+        [SUPERVISING]: memory("run", "MiB"),
+        [`${SUPERVISING}, bundled`]: memoryBundled?.("run", "MiB") ?? skippedRow(NO_BUNDLE),
       }, whyNoSshd()),
     },
     {
       title: `--run in ${idleMinutes} idle minutes: system calls`,
       runs: 1,
       ...slow,
-      rows: rows({ [IDLE_DENO]: calls("deno", ""), [LINED]: calls("run", "") }, whyNoStrace(strace) ?? whyNoSshd()),
+      rows: rows(
+        { [IDLE_DENO]: calls("deno", ""), [SUPERVISING]: calls("run", "") },
+        whyNoStrace(strace) ?? whyNoSshd(),
+      ),
     },
     {
       title: "--run of many: SIGTERM to the last end",

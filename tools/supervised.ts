@@ -127,7 +127,7 @@ async function untilRunning(supervisor: Resident, instance: Instance, limitMs = 
   }, { withinMs: limitMs });
 }
 
-/** A supervisor whose instance is Running, and whose line to the guest is there. */
+/** A supervisor whose instance is Running, and whose session with the guest is open. */
 async function supervised(bench: Bench, instance: Instance, guest: Guest): Promise<Resident> {
   await bench.goOn();
   const before = guest.log().length;
@@ -151,14 +151,14 @@ function idleDeno(home: Home, env: Record<string, string>): Resident {
 
 // --- one take each ----------------------------------------------------------------------------------------------------
 
-/** An instance, and the guest that its line leads to. */
-interface Lined {
+/** An instance, and the guest of its session. */
+interface WithGuest {
   readonly instance: Instance;
   readonly guest: Guest;
 }
 
 /** The seconds from SIGTERM to the end: of the host agent alone, and of `--run` over the same agent. */
-export async function stops(bench: Bench, { instance, guest }: Lined): Promise<Values> {
+export async function stops(bench: Bench, { instance, guest }: WithGuest): Promise<Values> {
   await bench.goOn();
   await using agent = await startAgent(instance);
   const began = performance.now();
@@ -171,7 +171,7 @@ export async function stops(bench: Bench, { instance, guest }: Lined): Promise<V
   const over = await supervisor.end();
   // Not the stage that the guard names: so fast a guest may be off before it looks for the first time.
   const asked = guest.log().slice(before);
-  assert.ok(asked.includes("systemctl poweroff"), `the line was of no use: ${asked.join("\n")}`);
+  assert.ok(asked.includes("systemctl poweroff"), `the session was of no use: ${asked.join("\n")}`);
   return { alone, over };
 }
 
@@ -180,7 +180,7 @@ type Residents = Readonly<Record<"deno" | "run", Resident>>;
 /** Starts a supervisor and a `deno run` that only waits, and hands both over; then they are ended. */
 async function atRest(
   bench: Bench,
-  { instance, guest }: Lined,
+  { instance, guest }: WithGuest,
   work: (residents: Residents) => Promise<Values>,
 ): Promise<Values> {
   await using run = await supervised(bench, instance, guest);
@@ -193,8 +193,8 @@ async function atRest(
 }
 
 /** In MiB, after a rest. */
-export function memoryAtRest(bench: Bench, lined: Lined, restS: number): Promise<Values> {
-  return atRest(bench, lined, async ({ deno, run }) => {
+export function memoryAtRest(bench: Bench, withGuest: WithGuest, restS: number): Promise<Values> {
+  return atRest(bench, withGuest, async ({ deno, run }) => {
     await pause(restS * 1000);
     return { deno: memoryOf(deno.pid), run: memoryOf(run.pid) };
   });
@@ -205,11 +205,11 @@ const SETTLE_MS = 5_000;
 
 export function callsAtRest(
   bench: Bench,
-  lined: Lined,
+  withGuest: WithGuest,
   { minutes, strace }: { minutes: number; strace: string },
 ): Promise<Values> {
-  const { home } = lined.instance;
-  return atRest(bench, lined, async (residents) => {
+  const { home } = withGuest.instance;
+  return atRest(bench, withGuest, async (residents) => {
     await pause(SETTLE_MS);
     await using undo = new AsyncDisposableStack();
     await bench.goOn();
@@ -257,10 +257,10 @@ function pause(ms: number): Promise<void> {
 
 // --- what the system says ---------------------------------------------------------------------------------------------
 
-/** In MiB. */
 /** What is looked at: what no other process shares, where the system tells that. */
 export const MEMORY = Deno.build.os === "linux" ? "private" : "resident";
 
+/** In MiB. */
 function memoryOf(pid: number): number {
   if (MEMORY === "resident") return Number(textOf("ps", "-o", "rss=", "-p", String(pid))) / 1024;
   const lines = Deno.readTextFileSync(`/proc/${pid}/smaps_rollup`).matchAll(/^Private_(?:Clean|Dirty): +(\d+) kB$/gm);

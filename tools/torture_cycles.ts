@@ -156,7 +156,7 @@ const KINDS: readonly Kind[] = [
 ];
 
 async function assertNothingLeft(home: Home, vm: Instance, here: Set<string>, others: Set<string>): Promise<void> {
-  // A line to the guest that was just being opened ends with the guard's end of it.
+  // A session with the guest that was just being opened ends with the guard's end of it.
   await eventually(() => assertDown(vm));
   // Sessions of the guest's sshd take a moment to notice that their client is gone.
   await eventually(() => {

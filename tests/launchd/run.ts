@@ -21,7 +21,7 @@ export function run(instance: Instance, { flags = [], command, ...options }: Run
   return spawnGuard(instance.home, args, options);
 }
 
-/** Said by the guard when it has looked for the port of its line, and watches the agent too. */
+/** Said by the guard when it has looked for the port for its session, and watches the agent too. */
 const WATCHED = /: (?:no session with the guest|the session with the guest)/;
 
 /** The same, until Lima calls the instance Running, and the guard has begun to watch it. */
