@@ -1736,6 +1736,10 @@ function jobReport(
   return { name, state, status, changed: false, stage: null, summary, ...empty, ...more };
 }
 
+function refusedReports(jobs: readonly { readonly name: string }[], error: unknown): JobReport[] {
+  return jobs.map(({ name }) => refusedReport(name, error));
+}
+
 /** A refusal as report. An error that is none is reported for this job; the other jobs are served all the same. */
 function refusedReport(name: string, error: unknown): JobReport {
   if (!(error instanceof Refusal)) {
@@ -1892,9 +1896,7 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
   const found = (await candidates(run)).filter((c) => c.instance === name);
   const [daemon, agent] = [found.filter((c) => c.isDaemon), found.filter((c) => !c.isDaemon)];
   if (found.length > 1) {
-    const hint = daemon.length > 0 && agent.some((a) => basename(a.file).startsWith(AGENT_LABEL))
-      ? `limactl autostart disable ${name} removes the login agent; or --plist FILE decides`
-      : "remove one of them; or --plist FILE decides";
+    const hint = secondJobHint(name, daemon.length > 0 ? agent.map((a) => a.file) : []);
     const starts = agent.length > 0 && daemon.length > 0 ? " at boot and at login" : " twice";
     throw new Refusal(`Cannot choose: ${name} starts${starts}: ${found.map((c) => c.file).join(" and ")}`, hint);
   }
@@ -2137,23 +2139,40 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
 async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): Promise<void> {
   const { host } = run;
   if (host.os !== "darwin" || place.kind !== "daemon" || host.uid !== 0) return;
-  const folder = join(user.home, "Library/LaunchAgents");
-  const child = async (tool: Tool, ...args: string[]) => {
-    const answer = await askAsUser(run, user, [host.tool(tool), ...args]);
-    if (answer?.late) {
-      throw new Refusal(`Cannot look into ${folder}: ${inWords(answer)}`, "run this again", EXIT.tryAgain);
-    }
-    return answer?.code === 0 ? answer.stdout : "";
-  };
-  const names = (await child("ls", "-1", folder)).split("\n").filter((n) => /^[^/]+\.plist$/.test(n));
   const parse = await host.plistReader();
-  for (const name of names) {
-    const text = await child("head", "-c", String(PLIST_LIMIT_BYTES), join(folder, name));
-    if (instanceInText(() => text, parse) !== place.name) continue;
-    const why = `${place.name} starts at boot and at login: ${place.file} and ${join(folder, name)}`;
-    const disable = `limactl autostart disable ${place.name} as ${user.name}`;
-    throw new Refusal(`Cannot choose: ${why}`, `${disable} removes the login agent; or --plist FILE decides`);
+  for (const file of await agentsOf(run, user)) {
+    const answer = await askAsUser(run, user, [host.tool("head"), "-c", String(PLIST_LIMIT_BYTES), file]);
+    if (answer?.late) throw new Refusal(`Cannot read ${file}: ${inWords(answer)}`, "run this again", EXIT.tryAgain);
+    if (instanceInText(() => answer?.code === 0 ? answer.stdout : "", parse) !== place.name) continue;
+    const why = `Cannot choose: ${place.name} starts at boot and at login: ${place.file} and ${file}`;
+    throw new Refusal(why, secondJobHint(place.name, [file], ` as ${user.name}`));
   }
+}
+
+/** The plists of another user's login agents, as that user sees them; none where the folder is not there. */
+async function agentsOf(run: InstallRun, user: User): Promise<string[]> {
+  const folder = join(user.home, "Library/LaunchAgents");
+  const names = await namesAsUser(run, user, folder);
+  if (names) return names.filter((n) => /^[^/]+\.plist$/.test(n)).map((n) => join(folder, n));
+  for (const path of [folder, dirname(folder)]) {
+    const above = await namesAsUser(run, user, dirname(path));
+    if (above?.includes(basename(path)) === false) return [];
+  }
+  const hint = `sudo -H -u ${quote(user.name)} ls -led ${quote(folder)}`;
+  throw new Refusal(`Cannot look into ${folder}: ${user.name} cannot list it`, hint, EXIT.tryAgain);
+}
+
+/** The names in a folder, as this user sees them; undefined where it cannot be listed. */
+async function namesAsUser(run: InstallRun, user: User, folder: string): Promise<string[] | undefined> {
+  const answer = await askAsUser(run, user, [run.host.tool("ls"), "-A", folder]);
+  return answer?.code === 0 && !answer.late ? answer.stdout.split("\n").filter((name) => name !== "") : undefined;
+}
+
+/** What to do about a login agent beside another job of the same instance. */
+function secondJobHint(name: string, agents: readonly string[], who = ""): string {
+  const isLimas = agents.some((file) => basename(file).startsWith(AGENT_LABEL));
+  const what = isLimas ? `limactl autostart disable ${name}${who} removes the login agent` : "remove one of them";
+  return `${what}; or --plist FILE decides`;
 }
 
 /** The instance that a plist's text starts; undefined where it names no program of Lima's, or is refused. */
@@ -2870,10 +2889,7 @@ function stopWhy(answer: Answer): string {
   return blockers?.[0]?.because ?? `${state ?? "it"} was not stopped: ${inWords(answer)}`;
 }
 
-async function bootout(
-  a: Acting,
-  { argv, what }: StepOf<"bootout">,
-): Promise<string | void> {
+async function bootout(a: Acting, { argv, what }: StepOf<"bootout">): Promise<string | void> {
   const { host } = a.run;
   a.hasTouchedLaunchd = a.hasBootedOut = true;
   const answer = await host.run(argv, { limitMs: host.limits.commandMs, words: what });
@@ -2897,10 +2913,7 @@ async function waitUntilGone(a: Acting): Promise<void> {
   throw new StepFailure(value.kind === "absent" ? `PID ${pid} still lives` : "it is still there");
 }
 
-async function bootstrap(
-  a: Acting,
-  { argv, expect, what }: StepOf<"bootstrap">,
-): Promise<string | void> {
+async function bootstrap(a: Acting, { argv, expect, what }: StepOf<"bootstrap">): Promise<string | void> {
   const { host } = a.run;
   a.hasTouchedLaunchd = a.hasBootedOut = true;
   const end = host.clockMs() + host.limits.bootstrapMs;
@@ -3152,10 +3165,8 @@ async function emptiedLogFolder(run: InstallRun, user: User, logs: readonly stri
   const folder = logFolderOf(user);
   const look = run.host.stat(folder);
   if (!isThere(look) || look.kind !== "directory" || look.uid !== user.uid) return undefined;
-  const answer = await askAsUser(run, user, [run.host.tool("ls"), "-A", folder]);
-  if (answer?.code !== 0 || answer.late) return undefined;
-  const names = answer.stdout.split("\n").filter((name) => name !== "");
-  return names.every((name) => logs.includes(join(folder, name))) ? folder : undefined;
+  const names = await namesAsUser(run, user, folder);
+  return names?.every((name) => logs.includes(join(folder, name))) ? folder : undefined;
 }
 
 /** Files under temporary names that a run which was killed has left beside these, and its private folders. */
@@ -3404,16 +3415,15 @@ function failedReport(run: InstallRun, target: Target, acted: Acted, more: Parti
 /** The jobs that are ready, one after the other, under one lock; after the first that had to be rolled back no other is tried. */
 async function carryOutAll(run: InstallRun, ready: readonly ReadyJob[]): Promise<JobReport[]> {
   if (ready.length === 0) return [];
-  const refuseAll = (error: unknown) => ready.map(({ name }) => refusedReport(name, error));
   let lock: ReturnType<InstallHost["lock"]>;
   try {
     lock = run.host.lock();
   } catch (error) {
-    return refuseAll(error);
+    return refusedReports(ready, error);
   }
   if ("pid" in lock) {
     const why = `Cannot start: another install (PID ${lock.pid}) is using it`;
-    return refuseAll(new Refusal(why, "run this again", EXIT.tryAgain));
+    return refusedReports(ready, new Refusal(why, "run this again", EXIT.tryAgain));
   }
   const reports: JobReport[] = [];
   try {
@@ -3469,14 +3479,8 @@ async function logged(run: InstallRun, target: Target, report: JobReport): Promi
   }
 }
 
-/** The reports of jobs that were handed over, unless they were printed already, and the status of who did it. */
-interface HandedOver {
-  readonly reports: readonly JobReport[];
-  readonly status: number;
-}
-
-/** Hands the whole command over, once: to root through sudo, or as root to one child that is the user. */
-async function handOver(run: InstallRun, jobs: readonly OthersJob[], uid: number): Promise<HandedOver> {
+/** Hands the whole command over, once: to root through sudo, or as root to one child that is the user. Returns the reports, or the status where they were printed already. */
+async function handOver(run: InstallRun, jobs: readonly OthersJob[], uid: number): Promise<JobReport[] | number> {
   const { host, options } = run;
   const names = jobs.map((j) => j.name);
   const who = uid === 0 ? [] : ["-H", "-u", `#${uid}`];
@@ -3502,10 +3506,10 @@ async function handOver(run: InstallRun, jobs: readonly OthersJob[], uid: number
     const reports: JobReport[] = Array.isArray(instances) ? instances : [];
     const isPrinted = !options.json && stdout !== "" && Object.values<number>(EXIT).includes(code);
     const isReported = reports.length > 0 && worst(reports.map((r) => r.status)) === code;
-    if (isPrinted || isReported) return { reports, status: code };
+    if (isPrinted || isReported) return isPrinted ? code : reports;
     const where = options.plist === undefined ? [] : ["--plist", options.plist];
     const check = (name: string) => ["sudo", ...who, "lima-guard", "--check", ...where, name].map(quote).join(" ");
-    return { reports: names.map((name) => lostReport(name, code, check(name))), status: EXIT.tryAgain };
+    return names.map((name) => lostReport(name, code, check(name)));
   } finally {
     if (program.isSigned) removeCopy(host, program.path);
   }
@@ -3573,14 +3577,15 @@ async function runCommand(run: InstallRun): Promise<number> {
   const statuses: number[] = [];
   if (mayAct !== true) {
     const refusal = mayAct === false ? new Refusal("Nothing was changed: the answer was no") : mayAct;
-    reports.push(...[...ready, ...others].map((p) => refusedReport(p.name, refusal)));
+    reports.push(...refusedReports([...ready, ...others], refusal));
   } else {
     if (!options.dryRun) reports.push(...await carryOutAll(run, ready));
     else for (const job of ready) reports.push(await planned(run, job));
     for (const uid of new Set(others.map((o) => o.uid))) {
-      const handed = await passOn(run, others.filter((o) => o.uid === uid), uid);
-      reports.push(...handed.reports);
-      statuses.push(handed.status);
+      const theirs = others.filter((o) => o.uid === uid);
+      const answer = await handOver(run, theirs, uid).catch((error: unknown) => refusedReports(theirs, error));
+      if (typeof answer === "number") statuses.push(answer);
+      else reports.push(...answer);
     }
   }
   reports.sort((a, b) => names.indexOf(a.name) - names.indexOf(b.name));
@@ -3590,15 +3595,6 @@ async function runCommand(run: InstallRun): Promise<number> {
   else if (options.print) host.stderr(formatJobs(shown, false));
   else host.stdout(formatJobs(shown, options.dryRun));
   return worst([...reports.map((r) => r.status), ...statuses]);
-}
-
-async function passOn(run: InstallRun, jobs: readonly OthersJob[], uid: number): Promise<HandedOver> {
-  try {
-    return await handOver(run, jobs, uid);
-  } catch (error) {
-    const reports = jobs.map((j) => refusedReport(j.name, error));
-    return { reports, status: worst(reports.map((r) => r.status)) };
-  }
 }
 
 // ────────────────────────────────────────────────────────────────────────────────── the real host ──

@@ -8,6 +8,7 @@ import { checkPathOwners, type FileLook, ONLY_ROOT, pathComponents, trustOf } fr
 import { VERSION } from "../lima_guard.ts";
 import {
   ADA,
+  AGENT,
   DAEMON,
   EVE,
   FakeMac,
@@ -492,6 +493,34 @@ macTest("an agent of the job's user for the same instance is seen by root and by
   assert.ok(read.every((line) => line.startsWith("0: sudo -n -H -u #501")), read.join("\n"));
   const decided = await mac.run(["--yes", "--plist", plistOf(mac), "default"]);
   assert.equal(decided.status, 0, decided.stdout);
+});
+
+macTest("a folder of login agents that is not there has none; one that cannot be listed may have any: 75", async () => {
+  for (const [what, status] of [["closed", 75], ["hidden", 75], ["absent", 0], ["no Library", 0]] as const) {
+    const { mac } = macWith("daemon");
+    await using _ = mac;
+    const library = `${mac.root}/home/zoe/Library`;
+    Deno.removeSync(library, { recursive: true });
+    if (what !== "no Library") mac.folder(library, ZOE);
+    if (what === "closed") mac.folder(`${library}/LaunchAgents`, ZOE, 0o000);
+    if (what === "hidden") Deno.chmodSync(library, 0o000);
+    const run = await mac.run(["--yes", "default"]);
+    assert.equal(run.status, status, `${what}: ${run.stdout}`);
+    if (status === 75) assert.match(run.stdout, /Cannot look into .*LaunchAgents: .*\(hint: sudo -H -u zoe ls -led /);
+  }
+});
+
+macTest("a login agent that is not Lima's, beside a daemon: what is said is no command of Lima's", async () => {
+  const { mac } = macWith("daemon");
+  await using _ = mac;
+  const agents = `${mac.root}/home/zoe/Library/LaunchAgents`;
+  mac.write(`${agents}/my.vm.plist`, fixture(mac, "lima-2.2-agent").replaceAll(AGENT, "my.vm"), ZOE);
+  const run = await mac.run(["--yes", "default"]);
+  assert.equal(run.status, 1, run.stdout);
+  assert.match(
+    run.stdout,
+    /starts at boot and at login: .*my\.vm\.plist \(hint: remove one of them; or --plist FILE decides\)/,
+  );
 });
 
 macTest("root's --all is the daemons: the caller's HOME has no part in it", async () => {
