@@ -128,7 +128,7 @@ macTest("a FIFO among the user's login agents hangs neither root's child nor the
   const [before, pid] = [mac.tree(), job()!.pid];
   const run = await mac.run(["--yes", "--json", "default"], { settings: { limits: { commandMs: 1500 } } });
   assert.deepEqual([run.status, run.json().state], [75, "unknown"], run.stdout);
-  assert.match(run.json().blockers[0].because, /Cannot look into .*LaunchAgents: it did not end in time/);
+  assert.match(run.json().blockers[0].because, /Cannot read .*LaunchAgents\/x\.plist: it did not end in time/);
   assert.deepEqual([mac.tree(), job()!.pid], [before, pid]);
   const left = new Deno.Command("pgrep", { args: ["-f", fifo] }).outputSync();
   assert.equal(new TextDecoder().decode(left.stdout), "");
