@@ -157,7 +157,7 @@ export const INSTALL_LIMITS = {
   /** bootstrap is tried again so long while launchd says that the old job is still there. */
   bootstrapMs: 30_000,
   runningMs: 15_000,
-  /** What ends at once launchd starts again and again: a process that runs has to run so long. */
+  /** What ends at once launchd starts again and again: a process has to run so long, or for three starts, up to 5 × this. */
   steadyMs: 3_000,
   pollMs: 250,
   compileMs: 600_000,
@@ -2159,7 +2159,7 @@ async function agentsOf(run: InstallRun, user: User): Promise<string[]> {
     if (above?.includes(basename(path)) === false) return [];
   }
   const hint = `sudo -H -u ${quote(user.name)} ls -led ${quote(folder)}`;
-  throw new Refusal(`Cannot look into ${folder}: ${user.name} cannot list it`, hint, EXIT.tryAgain);
+  throw new Refusal(`Cannot look into ${folder}: ${user.name} could not list it`, hint, EXIT.tryAgain);
 }
 
 /** The names in a folder, as this user sees them; undefined where it cannot be listed. */
@@ -2537,6 +2537,8 @@ class Acting {
   /** The guard's stop, which still cleans up when `bootout` is sent. */
   stopping: Promise<Answer> | undefined;
   version: string | undefined;
+  /** How long lima-guard took to start and to say its version. */
+  answerMs = 0;
   hasTouchedLaunchd = false;
   hasBootedOut = false;
   isInterrupted = false;
@@ -2774,7 +2776,9 @@ async function handshake(a: Acting, argv: Argv): Promise<string> {
   if (verdict.why !== undefined) throw new StepFailure(verdict.why);
   const how = { limitMs: run.host.limits.handshakeMs, words: argv.map(quote).join(" ") };
   const shown = "asks lima-guard for its version: macOS scans a new program the first time";
+  const begun = run.host.clockMs();
   const answer = await withProgress(run, shown, () => run.host.run(argv, how));
+  a.answerMs = run.host.clockMs() - begun;
   const version = readVersion(answer);
   if (version === undefined) {
     const said = answer.stdout.trim().slice(0, 80) || inWords(answer);
@@ -2940,7 +2944,8 @@ async function verifyLoaded(a: Acting, expect: Expected | undefined): Promise<st
   const look = async () => {
     const first = await poll(a, host.limits.runningMs, isRight);
     if (!first.isEnough || !expect?.isRunning) return first;
-    await host.pause(host.limits.steadyMs);
+    const { steadyMs } = host.limits;
+    await host.pause(Math.max(steadyMs, Math.min(3 * a.answerMs, 5 * steadyMs)));
     const isSame = (l: Loaded) => l.kind === "loaded" && first.value.kind === "loaded" && l.pid === first.value.pid;
     return await poll(a, host.limits.secondMs, isSame);
   };

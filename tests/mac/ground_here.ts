@@ -17,7 +17,14 @@ import type { Domain } from "./launchd.ts";
 
 /** ADA may use sudo; ZOE, who may not, is the other user. */
 const PEOPLE = { user: ADA, root: ROOT, other: ZOE };
-const LIMITS = { commandMs: 30_000, handshakeMs: 60_000, stopMs: 90_000, goneMs: 90_000, runningMs: 30_000 };
+const LIMITS = {
+  commandMs: 30_000,
+  handshakeMs: 60_000,
+  stopMs: 90_000,
+  goneMs: 90_000,
+  runningMs: 30_000,
+  steadyMs: 1_000,
+};
 
 /** One file: a user who may not write the cache of another would have Deno read the source again at every start. */
 async function bundle(from: string, to: string): Promise<string> {
