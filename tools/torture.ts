@@ -790,8 +790,10 @@ export async function torture({ seed, minutes, most = Infinity, lanes = 4, signa
 
 /** What failed, what it was, and how to see it again. */
 export function tellFailure({ made, error }: Failure): string {
+  // What the clean-up could not do comes in front of what the case itself has thrown.
+  const errors = error instanceof SuppressedError ? [error.suppressed, error.error] : [error];
   return [
-    error.message,
+    ...errors.map((e) => e.message),
     ...describeCase(made).map((line) => `    ${line}`),
     `again: deno task torture --seed ${made.seed} --case ${made.number}`,
     `for tests/corpus: ${JSON.stringify({ why: "", case: made })}`,
