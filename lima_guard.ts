@@ -458,9 +458,9 @@ export interface JournalLine {
 /** The result for one instance: the fields that `--json` prints. */
 export interface Report {
   readonly name: string;
-  /** Where several users' homes are served (root's `--all`): whose instance it is, and its LIMA_HOME. */
+  /** Whose instance it is, in root's `--all`; and its LIMA_HOME, wherever instances were listed. */
   readonly owner?: string;
-  readonly home?: string;
+  readonly home?: string | undefined;
   /** The state that was found; `stopped` after a stop. */
   readonly state: State;
   readonly status: number;
@@ -3607,6 +3607,8 @@ function allInstances(host: Host, home: string): Result<string[]> {
 interface Requested {
   readonly name: string;
   readonly homes: Homes;
+  /** The home it was listed in. */
+  readonly home: string | undefined;
 }
 
 /** What `--all` and a bare `--status` serve; `unknown` where it could not be found out whether that is all. */
@@ -3626,7 +3628,7 @@ async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
   const once = all.filter((home, i) => all.findIndex((other) => isSameDirectory(host, home, other)) === i);
   const listed = once.map((home) => ({ home, names: allInstances(host, home) }));
   const wanted = listed.flatMap(({ home, names }): Requested[] =>
-    (names.ok ?? []).map((name) => ({ name, homes: { isExplicit: true, paths: [home] } }))
+    (names.ok ?? []).map((name) => ({ name, home, homes: { isExplicit: true, paths: [home] } }))
   );
   for (const { name, dir } of once.flatMap((home) => linkedInstances(host, home))) {
     ctx.say("info", { name }, `${dir} is a link, which --all and Lima's own list leave out`);
@@ -6522,7 +6524,7 @@ async function serveRequest(host: Host, invocation: Invocation): Promise<ServedR
   const others = host.uid === 0 && all && role === "pre" && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
   const listed = all || names.length === 0
     ? await everyInstance(ctx, homes)
-    : { ok: names.map((name) => ({ name, homes })) };
+    : { ok: names.map((name) => ({ name, homes, home: undefined })) };
   const wanted = "because" in listed && (isMachine || others.length > 0) ? { ok: [] } : listed;
   if ("because" in wanted) {
     const what = `Cannot list the instances of ${homes.paths[0]}: ${wanted.because}`;
@@ -6536,11 +6538,18 @@ async function serveRequest(host: Host, invocation: Invocation): Promise<ServedR
   const unlisted = "unknown" in wanted ? wanted.unknown ?? [] : [];
   const served = [...own, ...others, ...await machine, ...unlisted];
   const reports = isMachine ? [...served, ...await stillLiving(ctx, served)] : served;
-  const text = role === "status" ? formatStatus(reports, invocation.verbose) : formatReports(reports, dryRun);
+  const named = withHomes(reports);
+  const text = role === "status" ? formatStatus(named, invocation.verbose) : formatReports(named, dryRun);
   host.stdout(invocation.json ? toJson(role, reports) : text);
   // Where there is no VM at all none is up.
   const isVain = isLate || (invocation.waitS !== undefined && reports.length === 0);
   return { status: worst([...reports.map((r) => r.status), ...isVain ? [EXIT.tryAgain] : []]) };
+}
+
+/** For people: instances of one name are told apart by their LIMA_HOME. */
+function withHomes(reports: readonly Report[]): Report[] {
+  const isTwice = (r: Report) => reports.some((other) => other !== r && other.name === r.name);
+  return reports.map((r) => r.home !== undefined && isTwice(r) ? { ...r, name: `${r.name} (${r.home})` } : r);
 }
 
 /** How often `--status --wait` looks again. */
@@ -6551,7 +6560,9 @@ async function serveAll(ctx: Context, wanted: readonly Requested[], { command, w
   const { host } = ctx;
   const endMs = waitS === 0 ? 0 : host.clockMs() + waitS * 1000;
   for (;;) {
-    const own: (Report & Partial<Details>)[] = await Promise.all(wanted.map((one) => runRole(ctx, one, command)));
+    const own: (Report & Partial<Details>)[] = await Promise.all(
+      wanted.map(async (one) => ({ ...await runRole(ctx, one, command), home: one.home })),
+    );
     const isOneUp = (r: Report & Partial<Details>) => r.state === "running" && r.ready !== false;
     const isUp = own.every(isOneUp);
     // Waiting brings no instance that is not there, and no permission.

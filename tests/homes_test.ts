@@ -55,6 +55,21 @@ Deno.test("several homes with an instance of this name are a usage error that na
   assert.deepEqual([own.status, own.stderr], [0, ""], "~/.lima comes first");
 });
 
+Deno.test("instances of one name in two homes are told apart where they are listed", async () => {
+  await using home = await tempLimaHome();
+  const homes = [`${home.user}/.lima`, `${home.user}/.colima/_lima`];
+  for (const path of homes) instanceIn(home, path, "default");
+  instanceIn(home, homes[0]!, "k3s");
+  const { json } = await runGuard(home, ["--status", "--json"], { env: BARE });
+  const found = json().instances.map((i: { name: string; home: string }) => [i.name, i.home]);
+  assert.deepEqual(found, [["default", homes[0]], ["k3s", homes[0]], ["default", homes[1]]]);
+  for (const args of [["--status"], ["--stop", "--all"]]) {
+    const { stdout } = await runGuard(home, args, { env: BARE });
+    for (const path of homes) assert.match(stdout, new RegExp(`^default \\(${path}\\)`, "m"), stdout);
+    assert.match(stdout, /^k3s\b(?! \()/m);
+  }
+});
+
 Deno.test("an explicit home is the only one; its ~/ is expanded, and one that is not there is 66", async () => {
   await using home = await tempLimaHome();
   instanceIn(home, `${home.user}/.colima/_lima`, "colima");
