@@ -973,6 +973,9 @@ export function judge(
     return cannotTell(`it looks like this instance's host agent and belongs to uid ${row.uid}`, "host agent");
   }
   if (isAnotherUsers) return notOurs(`it belongs to uid ${row.uid}`);
+  if (whole === "cannot tell") {
+    return cannotTell("it may be a host agent, and its command does not say of which instance", "host agent");
+  }
   return judgeProgram(row.command, instance, sameDirectory);
 }
 
@@ -2614,7 +2617,7 @@ async function judgePids(host: Host, instance: Instance, pids: readonly number[]
   for (const pid of living) {
     const row = table.ok?.rows.find((r) => r.pid === pid);
     if (table.trouble) judged.set(pid, { judgement: cannotTell(table.why) });
-    else if (!row) judged.set(pid, withoutRow(host, pid, table.ok.unreadable.length));
+    else if (!row) judged.set(pid, withoutRow(host, instance, table.ok, pid));
     else if (row.stat.startsWith("Z")) {
       judged.set(pid, { dead: "it is a zombie: ended, and not waited for", zombie: true });
     } else if (pid === host.pid) judged.set(pid, { row, judgement: notOurs("it is lima-guard itself") });
@@ -2628,10 +2631,13 @@ function isThereWithoutRow(host: Host, { unreadable }: ReturnType<typeof readPs>
   return unreadable.length > 0 || host.alive(pid) === "yes";
 }
 
-function withoutRow(host: Host, pid: number, unreadable: number) {
+function withoutRow(host: Host, { owner }: Instance, { unreadable }: ReturnType<typeof readPs>, pid: number) {
   const now = host.alive(pid);
   if (now === "no") return { dead: "it ended a moment ago" };
-  if (now === "another user's" && unreadable === 0) return { judgement: notOurs("it belongs to another user") };
+  // Another user than us is another user than the owner only where we are the owner.
+  if (now === "another user's" && unreadable.length === 0 && owner === host.uid) {
+    return { judgement: notOurs("it belongs to another user") };
+  }
   return { judgement: cannotTell("ps shows no row for it that could be read") };
 }
 
@@ -3846,9 +3852,10 @@ async function signalVerified(host: Host, proven: ProcessRow, signal: Signal, ps
   if (!now && isThereWithoutRow(host, table.ok, pid)) return { kind: "skipped", why: "ps shows no row for it" };
   if (!now || now.stat.startsWith("Z")) return { kind: "already gone" };
   if (!showsSameProcess(now, proven)) return { kind: "process changed" };
-  const sent = isPid(pid) ? host.signal(pid, signal) : undefined;
-  if (sent?.trouble === "absent") return { kind: "already gone" };
-  return sent?.trouble ? { kind: "failed", why: sent.why } : DONE;
+  if (!isPid(pid)) return { kind: "failed", why: `${pid} is no PID that may be signalled` };
+  const sent = host.signal(pid, signal);
+  if (sent.trouble === "absent") return { kind: "already gone" };
+  return sent.trouble ? { kind: "failed", why: sent.why } : DONE;
 }
 
 /** Those that ps still shows. Without an answer all of them: what was there is there until the system says otherwise. */

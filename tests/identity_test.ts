@@ -326,6 +326,13 @@ test("usernet whose file has not the network's name", "unknown: no role", {
   command: `limactl usernet -p ${HOME}/_networks/user-v2/usernet_other.pid`,
 });
 
+test("a renamed program with the whole grammar, of a directory that cannot be looked at", "unknown: host agent", {
+  command: agent(`${LINK}/k3s`, "limactl-2.1"),
+  same: { [`${LINK}/k3s`]: "cannot tell" },
+});
+test("a renamed program with the whole grammar, of a relative directory", "unknown: host agent", {
+  command: agent(".lima/k3s", "limactl-2.1"),
+});
 test("a renamed program, of another directory", 'not ours: it is "my-limactl", none of Lima\'s programs', {
   command: agent(`${HOME}/k3s-2`, "my-limactl"),
   same: { [`${HOME}/k3s-2`]: "different" },
