@@ -50,9 +50,6 @@ export const VERSION = "0.1.0";
 /** Exit statuses, named; 64 and above are those of sysexits(3). */
 export const EXIT = { done: 0, failed: 1, usage: 64, noInstance: 66, tryAgain: 75, denied: 77 } as const;
 
-/** Of several instances the worst status is returned: the one that stands first here. */
-const WORST_FIRST = [EXIT.failed, EXIT.usage, EXIT.denied, EXIT.noInstance, EXIT.tryAgain, EXIT.done] as const;
-
 /** Lima's file names inside an instance directory (`pkg/limatype/filenames`). */
 const LIMA_YAML = "lima.yaml";
 const HA_PID = "ha.pid";
@@ -124,7 +121,8 @@ function sshHost(name: string): string {
 
 /** The worst of several exit statuses. */
 export function worst(statuses: readonly number[]): number {
-  return WORST_FIRST.find((s) => statuses.includes(s)) ?? EXIT.done;
+  const worstFirst: readonly number[] = [EXIT.failed, EXIT.usage, EXIT.denied, EXIT.noInstance, EXIT.tryAgain];
+  return worstFirst.find((s) => statuses.includes(s)) ?? EXIT.done;
 }
 
 /** The first pause of a growing series, and the last: of the restart back-off, of waiting while blocked, of a session that broke. */
@@ -552,11 +550,6 @@ export function readPs(text: string): { rows: ProcessRow[]; unreadable: string[]
     else rows.push({ pid, ppid, uid, stat: m[4] ?? "", started: m[5] ?? "", command: m[6] ?? "" });
   }
   return { rows, unreadable };
-}
-
-/** Milliseconds since 1970 of ps's start time, which is in UTC because ps ran with TZ=UTC0. */
-function startedAt(row: ProcessRow): number {
-  return Date.parse(`${row.started.replaceAll(/ +/g, " ")} UTC`);
 }
 
 /**
@@ -1166,6 +1159,8 @@ function asOwner({ sudoUser }: Pick<Instance, "sudoUser">): string[] {
   return sudoUser === undefined ? [] : ["sudo", "-H", "-u", sudoUser];
 }
 
+const HELP_COMMAND = "lima-guard --help";
+
 /** An instance as a command has to name it; without its name it is a whole LIMA_HOME. */
 type Addressee = Pick<Instance, "home" | "sudoUser"> & { readonly name?: string };
 
@@ -1181,11 +1176,6 @@ function guardCommand(instance: Addressee, ...options: string[]): string {
 /** The command of a role again; for `--run`, whose command is not known here, a look. */
 function roleCommand(role: string, instance: Addressee): string {
   return guardCommand(instance, role === "run" ? "--status" : `--${role}`);
-}
-
-/** A `lima-guard` command that names no instance that exists. */
-function guardLine(...words: string[]): string {
-  return shellWords(["lima-guard", ...words]);
 }
 
 /** The `limactl` command for one instance: `limactlCommand(instance, "start", instance.name)`. */
@@ -1292,27 +1282,32 @@ function killCommand(
   return shellWords([...sudo, "kill", ...signal === undefined ? [] : [`-${signal}`], String(pid)]);
 }
 
+/** What settles an unknown process: a look at it, then its end. */
+function settleCommand(instance: Instance, process: { pid: number; uid?: number | undefined }): string {
+  return `${psCommand(process.pid)}; if it is a process of this VM: ${killCommand(instance, process)}`;
+}
+
 // ──────────────────────────────────────────────────────────────────────────────────────────────── the plan of --pre ──
 
 /**
- * Decides what `--pre` does. Seven rules: R0 no file says that anything runs; R1 not there; R2 proven alive; R3 unknown permits
- * nothing; the first of R1–R3 that speaks decides. Otherwise R4 and R5, a stale file is removed with its sockets,
- * and R6, what must not be fixed automatically is named, add up.
+ * Decides what `--pre` does. R1 the instance is missing; R2 a proven process lives; R3 something is unknown: the first that
+ * holds decides alone. Otherwise R4 and R5 (stale files are removed, with their sockets) and R6 (what must not be fixed
+ * automatically is named) both count. R0: none of them holds.
  */
 export function planPre(seen: Observation, budgetS = DEFAULT_BUDGET_S): Plan {
-  const notes = seen.notes;
-  if (seen.missing !== undefined) {
-    const because = seen.missing;
+  const { instance, missing: because, notes } = seen;
+  if (because !== undefined) {
     const hint = "limactl start would silently create a new VM of this name";
-    return plan("missing", because, { notes, blockers: [{ what: seen.instance.dir, because, hint }] }, EXIT.noInstance);
+    return plan("missing", because, { notes, blockers: [{ what: instance.dir, because, hint }] }, EXIT.noInstance);
   }
-  const alive = planAlive(seen, budgetS);
-  if (alive) return alive;
-  const doubts = unknownsOf(seen);
-  if (doubts.length > 0) {
-    return plan("unknown", "nothing is touched while this is unknown", { notes, blockers: doubts });
-  }
-  return planFiles(seen);
+  return planAlive(seen, budgetS) ?? planUnknown(seen) ?? planFiles(seen);
+}
+
+/** R3: nothing is touched while something about this instance's processes is unknown. */
+function planUnknown(seen: Observation): Plan | undefined {
+  const blockers = unknownsOf(seen);
+  if (blockers.length === 0) return undefined;
+  return plan("unknown", "nothing is touched while this is unknown", { notes: seen.notes, blockers });
 }
 
 function plan(
@@ -1331,30 +1326,31 @@ function statusOfBlockers(blockers: readonly Diagnostic[]): number {
   return blockers.every((b) => b.status === EXIT.denied) ? EXIT.denied : EXIT.tryAgain;
 }
 
-/** Whether a PID file of a driver names a process that is dead: an agent that boots has not written one yet. */
-function hasDeadDriver(seen: Observation): boolean {
-  const isDrivers = (path: string) => rolesOf(basename(path)).some((role) => role === "QEMU" || role === "krunkit");
-  return seen.stateFiles.some((c) => c.scope === "instance" && c.verdict.kind === "dead" && isDrivers(c.path));
+/** Whether the PID file of a driver has this verdict. vz.pid holds the host agent's own number: for vz "ours" is the agent. */
+function hasDriverFile(seen: Observation, kind: "ours" | "dead"): boolean {
+  const isDriverFile = (path: string) => rolesOf(basename(path)).includes("QEMU");
+  return seen.stateFiles.some((c) => c.scope === "instance" && c.verdict.kind === kind && isDriverFile(c.path));
 }
 
 /** R2: what to do about processes that are proven to be this instance's; undefined where there are none. */
 function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   const agent = seen.alive.find((p) => p.role === "host agent");
-  const drivers = seen.alive.filter((p) => p.role !== "host agent" && p.role !== "usernet");
-  const signs = seen.agent;
-  if (agent && !(signs && isHung(signs))) {
+  const drivers = driversOf(seen);
+  const health = seen.agent;
+  if (agent && !(health && isHung(health))) {
     const pid = `host agent ${agent.row.pid}`;
-    if (signs?.answers && hasDriver(seen)) {
+    if (health?.answers && hasDriverFile(seen, "ours")) {
       const more = { notes: seen.notes, blockers: severalAgents(seen) };
       return plan("running", `${pid} answers and its driver is alive`, more);
     }
-    if (agent.row.stat.startsWith("T") && !signs?.answers) {
+    if (agent.row.stat.startsWith("T") && !health?.answers) {
       const hint = killCommand(seen.instance, agent.row, "CONT");
       const halted = { what: pid, because: `${pid} is stopped by a signal (ps: ${agent.row.stat})`, hint };
       return plan("unknown", halted.because, { notes: seen.notes, blockers: [halted] });
     }
-    const driver = hasDeadDriver(seen) ? "its driver has died" : "its driver is not up";
-    const because = signs?.answers ? `${pid} answers, ${driver}` : `${pid} is alive and does not answer yet`;
+    // An agent that boots has not written one yet.
+    const driver = hasDriverFile(seen, "dead") ? "its driver has died" : "its driver is not up";
+    const because = health?.answers ? `${pid} answers, ${driver}` : `${pid} is alive and does not answer yet`;
     const blocker = {
       what: pid,
       because,
@@ -1363,13 +1359,11 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
     return plan("booting", because, { notes: seen.notes, blockers: [blocker] });
   }
   if (!agent && drivers.length === 0) return undefined;
-  const doubts = unknownsOf(seen);
-  if (doubts.length > 0) {
-    return plan("unknown", "nothing is touched while this is unknown", { notes: seen.notes, blockers: doubts });
-  }
+  const unknown = planUnknown(seen);
+  if (unknown) return unknown;
   const state = agent ? "hung" : "orphan";
-  const because = agent && signs
-    ? hungBecause(agent, signs)
+  const because = agent && health
+    ? hungBecause(agent, health)
     : `${names(drivers)} ${drivers.length > 1 ? "run" : "runs"} without a host agent`;
   const steps = [...urgentRemovals(seen), ...stageSteps(seen, because, budgetS), ...laterRemovals(seen)];
   return plan(state, because, { steps, notes: seen.notes });
@@ -1385,22 +1379,13 @@ function severalAgents({ alive, instance }: Observation): Diagnostic[] {
 }
 
 /** Hung: beyond the boot window, and no answer for a minute, or no event since its start. */
-function isHung(signs: AgentHealth): boolean {
-  if (signs.ageS < BOOT_WINDOW_S) return false;
-  return signs.neverReported || (!signs.answers && signs.silentS * 1000 >= SILENCE_MS);
+function isHung({ ageS, answers, neverReported, silentS }: AgentHealth): boolean {
+  return ageS >= BOOT_WINDOW_S && (neverReported || (!answers && silentS * 1000 >= SILENCE_MS));
 }
 
-function hungBecause(agent: VerifiedProcess, signs: AgentHealth): string {
-  const age = `host agent ${agent.row.pid} is ${Math.floor(signs.ageS / 60)} min old`;
-  return signs.neverReported
-    ? `${age} and has not written one event`
-    : `${age} and silent for ${Math.floor(signs.silentS)} s`;
-}
-
-/** vz.pid holds the host agent's own number, so that for vz a file that names the agent is the driver's. */
-function hasDriver(seen: Observation): boolean {
-  const isDriverFile = (path: string) => rolesOf(basename(path)).includes("QEMU");
-  return seen.stateFiles.some((c) => c.scope === "instance" && c.verdict.kind === "ours" && isDriverFile(c.path));
+function hungBecause(agent: VerifiedProcess, { ageS, neverReported, silentS }: AgentHealth): string {
+  const age = `host agent ${agent.row.pid} is ${Math.floor(ageS / 60)} min old`;
+  return neverReported ? `${age} and has not written one event` : `${age} and silent for ${Math.floor(silentS)} s`;
 }
 
 /** What about this instance's processes could not be found out: R3's reasons. */
@@ -1411,12 +1396,10 @@ function unknownsOf(seen: Observation): Diagnostic[] {
 
 /** A file whose verdict is unknown, with what settles it: the process ends, or the file is moved away. */
 function unknownFile(instance: Instance): (stateFile: StateFile) => Diagnostic {
-  return ({ path, verdict, stamp: seen }) => {
-    const pid = readPid(seen.text ?? "");
-    const hint = "pid" in pid
-      ? `${psCommand(pid.pid)}; if it is a process of this VM: ${
-        killCommand(instance, { pid: pid.pid, uid: verdict.uid })
-      }`
+  return ({ path, verdict, stamp }) => {
+    const number = readPid(stamp.text ?? "");
+    const hint = "pid" in number
+      ? settleCommand(instance, { pid: number.pid, uid: verdict.uid })
       : `${lookCommand(path)}; if this VM does not run: move it out of the folder`;
     return { what: path, because: verdict.why, hint };
   };
@@ -1424,16 +1407,13 @@ function unknownFile(instance: Instance): (stateFile: StateFile) => Diagnostic {
 
 /** R4 to R6. Nothing is removed while the disk is in use. */
 function planFiles(seen: Observation): Plan {
-  if (seen.held.length > 0) {
-    const blockers = [...seen.held, ...seen.startBlockers];
-    return plan("blocked", blockers[0]?.because ?? "", { blockers, notes: seen.notes }, EXIT.tryAgain);
+  const { instance, stateFiles, held, startBlockers, notes } = seen;
+  if (held.length > 0) {
+    return plan("blocked", held[0]?.because ?? "", { blockers: [...held, ...startBlockers], notes }, EXIT.tryAgain);
   }
   const steps = removals(seen);
-  const shared = seen.stateFiles.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown").map(
-    unknownFile(seen.instance),
-  );
-  const blockers = [...undeletableFiles(seen), ...shared, ...seen.startBlockers];
-  const notes = seen.notes;
+  const shared = stateFiles.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown");
+  const blockers = [...undeletableFiles(seen), ...shared.map(unknownFile(instance)), ...startBlockers];
   if (blockers.length > 0) return plan("blocked", blockers[0]?.because ?? "", { steps, blockers, notes });
   if (steps.length > 0) return plan("stale", removableFiles(seen)[0]?.verdict.why ?? "", { steps, notes });
   return plan("clear", "nothing claims to be running", { notes });
@@ -1555,15 +1535,19 @@ function aliveWords(processes: readonly VerifiedProcess[]): string {
 
 // ─────────────────────────────────────────────────────────────────────────── the plan of --stop, the table of --run ──
 
-/** Decides what `--stop` does. What is unknown is left alone; what is proven is stopped all the same. */
+/**
+ * Decides what `--stop` does. What is unknown is left alone; what is proven is stopped all the same. A hung host agent
+ * needs no rule: every stage ends in time, and `kill` takes what is left.
+ */
 export function planStop(seen: Observation, budgetS: number): Plan {
   if (seen.missing !== undefined) return planPre(seen);
+  const { notes } = seen;
   const blockers = unknownsOf(seen);
   const agents = seen.alive.filter((p) => p.role === "host agent");
   const drivers = driversOf(seen);
   if (agents.length + drivers.length === 0) {
-    const { notes } = seen;
-    if (blockers.length > 0) return plan("unknown", "nothing is touched while this is unknown", { blockers, notes });
+    const unknown = planUnknown(seen);
+    if (unknown) return unknown;
     if (seen.held.length > 0) {
       return plan("unknown", "its disk is in use", { blockers: seen.held, notes }, EXIT.tryAgain);
     }
@@ -1572,7 +1556,6 @@ export function planStop(seen: Observation, budgetS: number): Plan {
   }
   const because = aliveWords([...agents, ...drivers]);
   const state = agents.length === 0 ? "orphan" : "running";
-  const notes = seen.notes;
   const files = blockers.length > 0 ? [] : laterRemovals(seen);
   const steps = [...urgentRemovals(seen), ...stageSteps(seen, because, budgetS), ...files];
   return plan(state, because, { steps, blockers, notes });
@@ -1690,29 +1673,15 @@ export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgen
   return `stopped gracefully by the ${end === "agent" ? "host agent" : end} ${took}${hung}`;
 }
 
-/**
- * The lines of a plan: what the dry run prints, and what the log says while the steps are taken.
- */
-export function describePlan(p: Plan): string[] {
-  return [
-    `${p.state}: ${p.because}`,
-    ...p.steps.map(describeStep),
-    ...p.blockers.map(describeDiagnostic("blocked")),
-    ...p.notes.map(describeDiagnostic("note")),
-  ];
-}
-
 /** One step in words, with its outcome where there is one. */
 export function describeStep(step: Step): string {
   const outcome = step.outcome === undefined ? "" : `: ${outcomeWords(step.outcome)}`;
   return `${step.what}${step.because.length === 0 ? "" : ` (${step.because})`}${outcome}`;
 }
 
-function describeDiagnostic(word: string): (r: Diagnostic) => string {
-  return (r) =>
-    `${word}: ${[r.what, r.because].filter((w) => w !== "").join(": ")}${
-      r.hint === undefined ? "" : ` (hint: ${r.hint})`
-    }`;
+function describeDiagnostic(word: string, { what, because, hint }: Diagnostic): string {
+  const text = [word, what, because].filter((w) => w !== "").join(": ");
+  return hint === undefined ? text : `${text} (hint: ${hint})`;
 }
 
 // ── --status
@@ -2017,8 +1986,8 @@ function formatReports(reports: readonly Report[], dryRun: boolean): string {
   const lines = reports.flatMap((r) => [
     `${r.name}: ${r.summary}`,
     ...dryRun ? r.steps.map(({ kind, what, because }) => `  would ${describeStep({ kind, what, because })}`) : [],
-    ...r.blockers.map((b) => `  ${describeDiagnostic("blocked")(b)}`),
-    ...r.notes.map((n) => `  ${describeDiagnostic("note")(n)}`),
+    ...r.blockers.map((b) => `  ${describeDiagnostic("blocked", b)}`),
+    ...r.notes.map((n) => `  ${describeDiagnostic("note", n)}`),
   ]);
   return lines.length === 0 ? "no instance\n" : `${lines.join("\n")}\n`;
 }
@@ -2817,20 +2786,11 @@ async function scanAllProcesses(
     if (isProven) alive.push({ role: judgement.role, row, named: false });
     else if (host.alive(row.pid) !== "no") {
       const why = judgement.kind === "ours" ? "it may be a host agent under another name" : judgement.why;
-      unknowns.push(doubtfulProcess(instance, row, why));
+      unknowns.push({ what: `PID ${row.pid}`, because: why, hint: settleCommand(instance, row) });
     }
   }
   const owned = ({ owner }: Answering) => [...known, ...alive].some((p) => owner.includes(p.role));
   return { alive, unknowns: [...unknowns, ...answering.filter((a) => !owned(a)).map((a) => unownedSocket(a, naming))] };
-}
-
-function doubtfulProcess(instance: Instance, row: ProcessRow, because: string): Diagnostic {
-  const look = psCommand(row.pid);
-  return {
-    what: `PID ${row.pid}`,
-    because,
-    hint: `${look}; if it is a process of this VM: ${killCommand(instance, row)}`,
-  };
 }
 
 function unownedSocket({ path, answer }: Answering, naming: readonly ProcessRow[]): Diagnostic {
@@ -3055,7 +3015,9 @@ async function hasAnswer(host: Host, socket: string): Promise<boolean> {
 
 /** Seconds that an agent has been able to work: no clock that was stepped, and no sleep, may make it look older. */
 async function agentAge(host: Host, agent: VerifiedProcess): Promise<number> {
-  const age = Math.min(host.wallMs() - startedAt(agent.row), host.uptimeMs()) / 1000;
+  // ps ran with TZ=UTC0.
+  const started = Date.parse(`${agent.row.started.replaceAll(/ +/g, " ")} UTC`);
+  const age = Math.min(host.wallMs() - started, host.uptimeMs()) / 1000;
   if (!(age >= BOOT_WINDOW_S) || host.os !== "darwin") return Number.isFinite(age) ? Math.max(0, age) : 0;
   const answer = await host.run({ argv: ["/usr/sbin/sysctl", "-n", "kern.waketime"] }, PS_LIMIT_MS);
   const woke = Number(/sec = (\d+)/.exec(answer.ok?.stdout ?? "")?.[1] ?? Number.NaN);
@@ -4080,16 +4042,18 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
     const byWord = ready?.isAcknowledged() === true;
     const gone = byWord ? "guest" : wasRunning ? "gone before the request" : "already stopped";
     if (remaining(stop).length === 0) return stopResult(stop, gone);
-    const vmGone = !byWord && wasRunning === "running" && !hasDriver(stop.seen) && driversOf(stop.seen).length === 0;
+    const vmGone = !byWord && wasRunning === "running" && !hasDriverFile(stop.seen, "ours") &&
+      driversOf(stop.seen).length === 0;
     // A process lives that no PID file names.
     if (session === undefined) stop.session = openGuestSession(ctx.host, instance);
     throwIfOvertaken(ctx);
     stop.steps.push(...removeAll(ctx, instance, urgentRemovals(stop.seen)));
     await journal(ctx, instance, "stop", { budgetS, limits: stop.limits, alive: names(remaining(stop)) });
     void watchAgentSocket(stop).catch(() => {}); // only a wake-up less: everything is polled then
-    const last = await runStages(stop);
-    const isKilled = last === "kill" || stop.powerCut;
-    return stopResult(stop, vmGone && last ? "gone before the request" : last && !isKilled ? last : "killed");
+    let last: StopStage | undefined;
+    for (const stage of STOP_STAGES) if (last === undefined && await runStage(stop, stage)) last = stage;
+    if (vmGone && last) return stopResult(stop, "gone before the request");
+    return stopResult(stop, last === undefined || last === "kill" || stop.powerCut ? "killed" : last);
   } finally {
     if (typeof stop.session !== "string") stop.session.close();
     for (const opened of stop.opened) opened.close();
@@ -4116,14 +4080,6 @@ function newStop(ctx: Context, instance: Instance, how: StopOptions, session: Gu
   };
 }
 
-/** Runs through the stages, and returns the one after which nothing was left. */
-async function runStages(stop: Stop): Promise<StopStage | undefined> {
-  for (const stage of STOP_STAGES) {
-    if (await runStage(stop, stage)) return stage;
-  }
-  return undefined;
-}
-
 /** How many seconds of grace are left. */
 function graceLeftS(host: Host, { beganMs, budgetS }: StopOptions): number {
   return stageLimits(budgetS).agent - secondsSince(host, beganMs);
@@ -4131,7 +4087,7 @@ function graceLeftS(host: Host, { beganMs, budgetS }: StopOptions): number {
 
 /** What the journal last knew of it in this boot: that it was started, or Running, and nothing of an end. */
 async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "running" | undefined> {
-  const last = journalOf(ctx.host, instance).filter((l) => ["start", "running", "end"].includes(l.event)).at(-1);
+  const last = journalOf(ctx.host, instance).findLast((l) => ["start", "running", "end"].includes(l.event));
   if (!last || last.event === "end" || last.boot === "" || last.boot !== await bootId(ctx)) return undefined;
   return last.event === "running" ? "running" : "start";
 }
@@ -4178,15 +4134,12 @@ function remaining(stop: Stop): VerifiedProcess[] {
   return stop.seen.alive.filter((p) => p.role !== "usernet");
 }
 
-/** How much of the time for the kill a stage gets that begins when grace is over. */
-const LAST_MOMENT_SHARE = 1 / 3;
-
 /** Takes one stage, and returns whether nothing is left after it. */
 async function runStage(stop: Stop, stage: StopStage): Promise<boolean> {
   const { ctx, instance } = stop;
   const begin = ctx.host.clockMs();
-  // A guest that acknowledged may have used all of grace: Lima gets its signal and a moment all the same.
-  const momentMs = stage === "kill" ? 0 : (stop.limits.kill - stop.limits.agent) * LAST_MOMENT_SHARE * 1000;
+  // A guest that acknowledged may have used all of grace: Lima gets its signal and a third of the kill's time all the same.
+  const momentMs = stage === "kill" ? 0 : (stop.limits.kill - stop.limits.agent) * 1000 / 3;
   const deadlineMs = Math.max(stop.beganMs + stop.limits[stage] * 1000, begin + momentMs);
   const step = stageSteps(stop.seen, stop.because ?? aliveWords(remaining(stop)), stop.budgetS).find((s) =>
     s.kind === stage
@@ -4214,7 +4167,7 @@ const STAGES: Record<StopStage, StageWork> = {
   guest: askGuest,
   agent: async (c, deadlineMs, skipped) => {
     const agents = () => remaining(c).filter((p) => p.role === "host agent");
-    for (const risk of mayBeSignalledByLima(c.seen)) c.ctx.say("warn", c.instance, describeDiagnostic("note")(risk));
+    for (const risk of mayBeSignalledByLima(c.seen)) c.ctx.say("warn", c.instance, describeDiagnostic("note", risk));
     const isBooting = isAgentBooting(c);
     const sent = await signalAll(c, agents, "SIGTERM", deadlineMs, skipped);
     if (isBooting) await askMeanwhile(c, deadlineMs, skipped);
@@ -4287,9 +4240,9 @@ interface Asking {
   /** The sessions in which the request was sent. */
   readonly sessions: GuestSession[];
   /** Why there is no session, where there is none. */
-  none: string | undefined;
+  none?: string | undefined;
   /** The last reason for a refusal. */
-  refused: string | undefined;
+  refused?: string | undefined;
   /** When a session was opened last. */
   openedMs: number;
   pressedMs: number;
@@ -4302,14 +4255,8 @@ interface Asking {
  */
 async function askGuest(stop: Stop, deadlineMs: number, skipped: () => boolean): Promise<Outcome> {
   const { host } = stop.ctx;
-  const asking: Asking = {
-    sessions: [],
-    none: undefined,
-    refused: undefined,
-    openedMs: stop.beganMs,
-    pressedMs: -Infinity,
-  };
-  requestIn(stop, asking, stop.session, stop.ready !== undefined);
+  const asking: Asking = { sessions: [], openedMs: stop.beganMs, pressedMs: -Infinity };
+  requestIn(stop, asking, stop.session);
   for (;;) {
     const isBooting = isAgentBooting(stop);
     const acknowledged = hasAcknowledged(asking);
@@ -4331,7 +4278,7 @@ async function askGuest(stop: Stop, deadlineMs: number, skipped: () => boolean):
       host.clockMs() >= stop.beganMs + SILENT_MS;
     if (isSilent || (isBooting && refusalOf(asking) !== undefined)) {
       if (isBooting) await lookAgain(stop);
-      requestIn(stop, asking, openGuestSession(host, stop.instance), false);
+      requestIn(stop, asking, openGuestSession(host, stop.instance));
     }
   }
 }
@@ -4339,24 +4286,19 @@ async function askGuest(stop: Stop, deadlineMs: number, skipped: () => boolean):
 /** A guest that boots loses the one press of Lima's own stop: it is asked over ssh until it has acknowledged. */
 async function askMeanwhile(stop: Stop, deadlineMs: number, skipped: () => boolean): Promise<void> {
   const { host } = stop.ctx;
-  const asking: Asking = {
-    sessions: [],
-    none: "not asked yet",
-    refused: undefined,
-    openedMs: host.clockMs(),
-    pressedMs: Infinity,
-  };
+  const asking: Asking = { sessions: [], none: "not asked yet", openedMs: host.clockMs(), pressedMs: Infinity };
   do {
-    if (refusalOf(asking) !== undefined) requestIn(stop, asking, openGuestSession(host, stop.instance), false);
+    if (refusalOf(asking) !== undefined) requestIn(stop, asking, openGuestSession(host, stop.instance));
     const turnMs = Math.min(deadlineMs, host.clockMs() + ASK_AGAIN_MS);
     if (await waitDown(stop, turnMs, skipped, () => false)) return;
   } while (!skipped() && host.clockMs() < deadlineMs && !hasAcknowledged(asking));
 }
 
 /** Sends the request in a session, where its port is proven: a ready session has had its proof, and its request. */
-function requestIn(stop: Stop, asking: Asking, session: GuestSession | string, wasSaid: boolean): void {
+function requestIn(stop: Stop, asking: Asking, session: GuestSession | string): void {
   asking.none = typeof session === "string" ? session : undefined;
   if (typeof session === "string") return;
+  const wasSaid = session === stop.ready;
   if (!wasSaid && !isOwnPort(stop.seen, sshFile(stop.ctx.host, stop.instance, stop.seen))) {
     asking.none = "the port in ssh.config is not provably this instance's now";
     session.close();
@@ -4711,7 +4653,7 @@ async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, 
   const cleaned = await cleanUp(ctx, instance, beganMs + limits["clean up"] * 1000, went.searched);
   const { end, guestCutOff: cut, seconds } = went;
   const steps = [...went.steps, ...cleaned.steps];
-  const { state, stage, words, blockers } = stopVerdict(went, cleaned, went.remaining);
+  const { state, stage, words, blockers } = stopVerdict(went, cleaned);
   const found = state === "running" ? EXIT.failed : statusOfBlockers(blockers);
   const status = worst([found, statusOfSteps(steps)]);
   if (stage !== null && (steps.length > 0 || end === "gone before the request")) {
@@ -4723,15 +4665,15 @@ async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, 
 
 /**
  * What a stop and its clean-up came to. The clean-up looked last, in the same places: what it found counts, and no
- * result is better than that. `alive` is what the stop could not end.
+ * result is better than that.
  */
-function stopVerdict(went: StopResult, cleaned: CleanupResult, alive: readonly VerifiedProcess[]) {
-  const state: State = alive.length > 0 ? "running" : cleaned.state;
+function stopVerdict(went: StopResult, cleaned: CleanupResult) {
+  const state: State = went.remaining.length > 0 ? "running" : cleaned.state;
   const blockers = cleaned.state === "stopped" ? cleaned.blockers : eachOnce([...went.blockers, ...cleaned.blockers]);
   // Where nothing could be proven nothing was stopped, whatever the journal said before.
   const isUnknown = state === "unknown" && went.steps.length === 0;
-  const words = alive.length > 0
-    ? `not stopped: ${names(alive)} did not end`
+  const words = went.remaining.length > 0
+    ? `not stopped: ${names(went.remaining)} did not end`
     : state === "running"
     ? "not stopped: a process of it lives again"
     : isUnknown
@@ -5305,16 +5247,11 @@ async function waitForInstance(run: Run, ctx: Context): Promise<Instance | undef
   }
 }
 
-function logBlocked(ctx: Context, instance: { name: string }, reported: Report, pauseMs: number): void {
-  for (const b of reported.blockers) ctx.say("warn", instance, describeDiagnostic("blocked")(b));
-  ctx.say("warn", instance, `${reported.state}; looks again in ${pauseMs / 1000} s`);
-  const [first] = reported.blockers;
-  announce(ctx, instance, "blocked", {
-    event: "blocked",
-    state: reported.state,
-    status: reported.status,
-    because: first?.because,
-  });
+function logBlocked(ctx: Context, instance: { name: string }, reported: Report, pauseMs?: number): void {
+  const { state, status, blockers } = reported;
+  for (const b of blockers) ctx.say("warn", instance, describeDiagnostic("blocked", b));
+  ctx.say("warn", instance, pauseMs === undefined ? state : `${state}; looks again in ${pauseMs / 1000} s`);
+  announce(ctx, instance, "blocked", { event: "blocked", state, status, because: blockers[0]?.because });
 }
 
 /** The instance's lock, with lima-guard's own start time in it, by which `--stop` proves what it signals. */
@@ -5813,7 +5750,7 @@ async function acquireForStop(run: Run, beganMs: number): Promise<Instance | und
 
 /** No instance at all is nothing to stop. */
 function cannotStop(run: Run, { status, blockers }: Report): undefined {
-  for (const b of blockers) run.ctx.say("warn", run, describeDiagnostic("not stopped")(b));
+  for (const b of blockers) run.ctx.say("warn", run, describeDiagnostic("not stopped", b));
   run.status = status === EXIT.noInstance ? EXIT.done : status;
 }
 
@@ -5841,13 +5778,7 @@ async function stopSupervised(run: Run, instance: Instance, beganMs: number): Pr
   const budgetS = budgetOf(run.timeLimitS, ctx.limitS);
   run.lock?.setPhase("stopping");
   const known = run.agent ? [run.agent] : [];
-  let went = await stopProcesses(ctx, instance, {
-    budgetS,
-    beganMs,
-    known,
-    ready: session,
-    child,
-  });
+  let went = await stopProcesses(ctx, instance, { budgetS, beganMs, known, ready: session, child });
   await endChild(run, beganMs, budgetS);
   if (went.steps.length === 0 && child) {
     // The command may have brought up a VM between the look and its own end.
@@ -5855,22 +5786,16 @@ async function stopSupervised(run: Run, instance: Instance, beganMs: number): Pr
     if (again.steps.length > 0) went = again;
   }
   const cleaned = await cleanUp(ctx, instance, beganMs + stageLimits(budgetS)["clean up"] * 1000, went.searched);
-  const alive = went.remaining.filter((p) => p.row.pid !== child?.pid);
+  const remaining = went.remaining.filter((p) => p.row.pid !== child?.pid);
   const seconds = { ...went.seconds, total: secondsSince(ctx.host, beganMs) };
-  const { state, stage, words, blockers } = stopVerdict({ ...went, seconds }, cleaned, alive);
+  const { state, stage, words, blockers } = stopVerdict({ ...went, seconds, remaining }, cleaned);
   // A stale file that cannot be removed does not make a stop fail.
   run.status = state === "running" ? EXIT.failed : state === "unknown" ? EXIT.tryAgain : EXIT.done;
   ctx.say("info", instance, words);
-  for (const b of blockers) ctx.say("warn", instance, describeDiagnostic("unknown")(b));
-  const requested = {
-    requested: true,
-    stage,
-    cut: went.guestCutOff,
-    seconds,
-    status: run.status,
-    ranS: secondsRun(run),
-  };
-  await journal(ctx, instance, "end", requested);
+  for (const b of blockers) ctx.say("warn", instance, describeDiagnostic("unknown", b));
+  const { guestCutOff: cut } = went;
+  const ranS = secondsSince(ctx.host, run.startedMs);
+  await journal(ctx, instance, "end", { requested: true, stage, cut, seconds, status: run.status, ranS });
 }
 
 /** Ends the command by its handle, which needs no proof, and waits for it. */
@@ -5887,10 +5812,6 @@ async function endChild(run: Run, beganMs: number, budgetS: number): Promise<voi
   ctx.say("warn", run, `SIGKILL to ${run.command[0]}, PID ${child.pid}`);
   child.kill("SIGKILL");
   await ended;
-}
-
-function secondsRun(run: Run): number {
-  return secondsSince(run.ctx.host, run.startedMs);
 }
 
 /** After any end: nothing of the command lives, what it left is cleared, the journal has it. */
@@ -5911,36 +5832,22 @@ async function stopAsked(run: Run): Promise<void> {
   while (run.stopMs === undefined) await run.wakeUp.next();
 }
 
-async function cleanUpAfterExit(
-  run: Run,
-  instance: Instance,
-  ended: { code: number; signal: string | undefined },
-): Promise<void> {
+async function cleanUpAfterExit(run: Run, instance: Instance, { code, signal }: NonNullable<Run["ended"]>) {
   const ctx = { ...run.ctx, abort: run.stopRequest.signal };
-  const lastedS = secondsRun(run);
-  run.status = ended.code; // 128 + n where signal n ended it: Deno has added them
+  const ranS = secondsSince(ctx.host, run.startedMs);
+  run.status = code; // 128 + n where signal n ended it: Deno has added them
   await endChild(run, ctx.host.clockMs(), DEFAULT_BUDGET_S);
   throwIfOvertaken(ctx);
   const repaired = await repair(ctx, instance);
   throwIfOvertaken(ctx);
-  if (repaired.status !== EXIT.done) logBlocked(ctx, instance, repaired, 0);
+  if (repaired.status !== EXIT.done) logBlocked(ctx, instance, repaired);
   // Something of it may have come up meanwhile: that is no clean end.
   if (repaired.state === "running") ctx.say("warn", instance, `it is left running, unsupervised: ${repaired.summary}`);
   if (run.status === EXIT.done && repaired.state === "running") run.status = EXIT.failed;
   if (run.status === EXIT.done) run.status = repaired.status;
-  const { code, signal } = ended;
-  ctx.say(
-    "info",
-    instance,
-    `${run.child ? run.command[0] : "the host agent"} ended with ${signal ?? `status ${code}`}`,
-  );
-  await journal(ctx, instance, "end", {
-    requested: false,
-    code,
-    signal: signal ?? null,
-    status: run.status,
-    ranS: lastedS,
-  });
+  const who = run.child ? run.command[0] : "the host agent";
+  ctx.say("info", instance, `${who} ended with ${signal ?? `status ${code}`}`);
+  await journal(ctx, instance, "end", { requested: false, code, signal: signal ?? null, status: run.status, ranS });
 }
 
 // ══════════════════════════════════════════════════════════════════════════════════════════════ part III: the edges ══
@@ -6497,7 +6404,7 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
     return EXIT.done;
   }
   if ("usage" in invocation) {
-    const help = guardLine("--help");
+    const help = HELP_COMMAND;
     const hint = invocation.hint === undefined
       ? help
       : `${invocation.hint}${invocation.hint.endsWith("?") ? "" : ";"} ${help}`;
@@ -6509,7 +6416,7 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
   const { onEvent } = invocation;
   if (onEvent !== undefined && host.stat(onEvent, "follow links").ok?.kind !== "file") {
     const what = `Cannot find the program of --on-event: ${onEvent}`;
-    return refuseRequest(host, args, EXIT.usage, what, guardLine("--help"));
+    return refuseRequest(host, args, EXIT.usage, what, HELP_COMMAND);
   }
   const served = await serveRequest(host, invocation);
   if ("status" in served) return served.status;

@@ -8,7 +8,6 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import {
   buttonEndMs,
-  describePlan,
   describeStep,
   describeStop,
   type Diagnostic,
@@ -854,28 +853,10 @@ for (
   Deno.test(`describeStop(): ${words}`, () => assert.equal(describeStop(end, seconds), words));
 }
 
-Deno.test("describePlan() prints what and why, step by step, then what is in the way, then the warnings", () => {
-  const report = plan("blocked", "the reason", {
-    status: 75,
-    steps: [
-      { kind: "remove", what: "remove /x/vz.pid", because: "PID 789 is dead" },
-      { kind: "kill", what: "SIGKILL to QEMU 812", because: "it is alive", outcome: { kind: "done" } },
-    ],
-    blockers: [{ what: "port 60022", because: "it is taken", hint: "lsof -i", status: 77 }, {
-      what: "/x",
-      because: "y",
-    }],
-    notes: [{ what: "/x/old", because: "it holds no lima.yaml" }],
-  });
-  assert.deepEqual(describePlan(report), [
-    "blocked: the reason",
-    "remove /x/vz.pid (PID 789 is dead)",
-    "SIGKILL to QEMU 812 (it is alive): done",
-    "blocked: port 60022: it is taken (hint: lsof -i)",
-    "blocked: /x: y",
-    "note: /x/old: it holds no lima.yaml",
-  ]);
-  assert.deepEqual(describePlan(CLEAR), ["clear: nothing claims to be running"]);
+Deno.test("describeStep() prints what and why, and what came of it", () => {
+  const kill: Step = { kind: "kill", what: "SIGKILL to QEMU 812", because: "it is alive" };
+  assert.equal(describeStep(kill), "SIGKILL to QEMU 812 (it is alive)");
+  assert.equal(describeStep({ ...kill, outcome: { kind: "done" } }), "SIGKILL to QEMU 812 (it is alive): done");
   assert.equal(
     describeStep({ kind: "remove", what: "remove /x", because: "y", outcome: { kind: "failed", why: "z" } }),
     "remove /x (y): failed: z",
