@@ -500,15 +500,6 @@ interface Details {
   readonly brakeSeconds: number | null;
 }
 
-/** The launchd job that this process runs as. */
-interface Job {
-  readonly label: string;
-  /** `system/LABEL` and the like, where launchctl knows the job and its PID is ours. */
-  readonly target: string | undefined;
-  /** Seconds from SIGTERM to SIGKILL. */
-  readonly timeLimitS: number;
-}
-
 // ────────────────────────────────────────────────────────────────────────────────────────────────────────── parsers ──
 
 /**
@@ -761,11 +752,15 @@ function unwaited(args: readonly string[]): readonly string[] {
   return [...rest.matchAll(/'([^']*)'|"([^"]*)"|(\S+)/g)].map((m) => m[1] ?? m[2] ?? m[3] ?? "");
 }
 
+/** The words of lima-guard's own: those before the `--` of its command. */
+function ownWords(words: readonly string[]): readonly string[] {
+  return words.includes("--") ? words.slice(0, words.indexOf("--")) : words;
+}
+
 /** Whether a job runs lima-guard for this instance. */
 export function isWrapped(args: readonly string[], name: string): boolean {
   const words = unwaited(args);
-  const end = words.indexOf("--");
-  const own = end < 0 ? words : words.slice(0, end);
+  const own = ownWords(words);
   // The program may have any name: then its grammar tells.
   const isGuard = /^lima-guard/.test(basename(own[0] ?? "")) ||
     /^(limactl(\..*)?|colima)$/.test(basename(words[own.length + 1] ?? ""));
@@ -883,7 +878,7 @@ function versionIn(lines: readonly JournalLine[]): string | null {
 
 /** The value of an option in a job's command, before its `--`. */
 function optionOf(args: readonly string[], option: string): string | undefined {
-  const own = args.slice(0, args.includes("--") ? args.indexOf("--") : args.length);
+  const own = ownWords(args);
   const joined = own.find((word) => word.startsWith(`${option}=`))?.slice(option.length + 1);
   return joined ?? (own.includes(option) ? own[own.indexOf(option) + 1] : undefined);
 }
@@ -1735,18 +1730,6 @@ function numberTrouble(text: string): string | undefined {
   return Number(number) === -1 ? "os: process already released" : undefined;
 }
 
-/** The verdict on the last stop, from the journal: what was recorded, and what must have happened where nothing was. */
-export function lastStop(lines: readonly JournalLine[], boot: string, alive: boolean): string {
-  const last = lastOf(lines, alive);
-  if (!last) return "none recorded";
-  if (last.event === "start" && (boot === "" || last.boot === "")) {
-    return "unknown: whether the host rebooted is not known";
-  }
-  if (last.event === "start" && last.boot !== boot) return "cut off: no stop was recorded and the host rebooted";
-  if (last.event === "start") return "cut off: lima-guard was killed before it could record the end";
-  return endWords(last);
-}
-
 /** The last start or end. The run that continues now has no stop yet: the one before it counts. */
 function lastOf(lines: readonly JournalLine[], alive: boolean): JournalLine | undefined {
   const relevant = lines.filter((l) => l.event === "start" || l.event === "end");
@@ -1761,25 +1744,35 @@ function endWords(line: JournalLine): string {
   return `ended by itself with ${typeof signal === "string" ? signal : `status ${textOfFact(status)}`}`;
 }
 
-/** The verdict of `lastStop` as a field, and when it was recorded. */
-export function lastStopFields(
+/** The verdict on the last stop, from the journal: what was recorded, and what must have happened where nothing was. */
+export function lastStop(
   lines: readonly JournalLine[],
   boot: string,
   alive: boolean,
-): { lastStopKind: LastStopKind; lastStopAt: string | null } {
+): Pick<Details, "lastStop" | "lastStopKind" | "lastStopAt"> {
   const last = lastOf(lines, alive);
-  const kind = (): LastStopKind => {
-    if (!last) return "none";
-    if (last.event === "start") return boot === "" || last.boot === "" ? "unknown" : "cut off";
-    if (typeof last["stage"] !== "string") return "by itself";
-    if (cutIn(last) !== undefined) return "cut by agent";
-    if (last["stage"] === "killed") return "killed";
-    if (last["stage"] === "gone before the request") return "by itself";
-    // Another version may have other words: they are no proof of a good end.
-    return GRACEFUL.has(last["stage"]) || last["stage"] === "already stopped" ? "graceful" : "unknown";
-  };
-  const isRecorded = last?.event === "end" && !Number.isNaN(Date.parse(last.time));
-  return { lastStopKind: kind(), lastStopAt: isRecorded ? last.time : null };
+  const verdict = (lastStop: string, lastStopKind: LastStopKind, lastStopAt: string | null = null) => ({
+    lastStop,
+    lastStopKind,
+    lastStopAt,
+  });
+  if (!last) return verdict("none recorded", "none");
+  if (last.event === "end") {
+    return verdict(endWords(last), kindOfEnd(last), Number.isNaN(Date.parse(last.time)) ? null : last.time);
+  }
+  if (boot === "" || last.boot === "") return verdict("unknown: whether the host rebooted is not known", "unknown");
+  if (last.boot !== boot) return verdict("cut off: no stop was recorded and the host rebooted", "cut off");
+  return verdict("cut off: lima-guard was killed before it could record the end", "cut off");
+}
+
+function kindOfEnd(end: JournalLine): LastStopKind {
+  const stage = end["stage"];
+  if (typeof stage !== "string") return "by itself";
+  if (cutIn(end) !== undefined) return "cut by agent";
+  if (stage === "killed") return "killed";
+  if (stage === "gone before the request") return "by itself";
+  // Another version may have other words: they are no proof of a good end.
+  return GRACEFUL.has(stage) || stage === "already stopped" ? "graceful" : "unknown";
 }
 
 /** The stop that the holder of the lock does now. `stages` are those that what lives needs, in their order. */
@@ -2808,23 +2801,17 @@ function whyUnbelievable(table: ReturnType<typeof readPs>, ownPid: number): stri
   return own === undefined || own.command === "" ? "ps did not list lima-guard itself with its command" : undefined;
 }
 
-// ── for a start
-/** How an instance is looked at. */
-interface ObserveOptions {
-  readonly timeouts?: Timeouts;
-  /** All processes are searched, because an earlier look of this run had to. */
-  readonly searchAll?: boolean | undefined;
-  /** A stop asks nothing that only keeps Lima from starting. */
-  readonly forStop?: boolean;
-}
-
 /**
  * Observes an instance: its processes, and, where none is alive, its disks and whatever else may keep Lima from
- * starting it.
+ * starting it. `searchAll`: an earlier look of this run had to search all processes. `forStop`: nothing is asked that only
+ * keeps Lima from starting.
  */
-async function observe(ctx: Context, instance: Instance, how: ObserveOptions = {}): Promise<Observation> {
+async function observe(
+  ctx: Context,
+  instance: Instance,
+  { timeouts = START_TIMEOUTS, searchAll = false, forStop = false } = {},
+): Promise<Observation> {
   const { host } = ctx;
-  const { timeouts = START_TIMEOUTS, searchAll = false, forStop = false } = how;
   const missing = missingInstance(host, instance.dir);
   const nothing = emptyObservation(instance);
   if (missing?.state === "missing") return { ...nothing, missing: missing.because };
@@ -3276,11 +3263,8 @@ function diskLocks(host: Host, instance: Instance): { locks: DiskLock[]; unread:
   const disks = join(instance.home, "_disks");
   const locks: DiskLock[] = [];
   const unread: Diagnostic[] = [];
-  const cannotRead = (path: string, tried: Result<unknown>) => {
-    if (tried.trouble === undefined || tried.trouble === "absent") return;
-    const because = `whether a disk is in use is unknown: it cannot be read: ${tried.why}`;
-    unread.push({ what: path, because, hint: lookCommand(nearestVisible(host, path)) });
-  };
+  const cannotRead = (path: string, tried: Result<unknown>) =>
+    unread.push(...unreadNotes(host, path, tried, "whether a disk is in use is unknown: it cannot be read"));
   const entries = host.list(disks);
   cannotRead(disks, entries);
   for (const disk of (entries.ok ?? []).sort()) {
@@ -3704,7 +3688,7 @@ function isOfHome(host: Host, plist: string, { name, home }: Instance, isDaemon:
   const dir = readPlistString(plist, "WorkingDirectory") ?? "";
   const ofDir = basename(dir) === name ? dirname(dir) : undefined;
   const inVariables = readPlistString(entryOf(plist, "EnvironmentVariables"), "LIMA_HOME");
-  const named = inVariables ?? optionOf(readProgramArguments(plist), "--lima-home") ?? ofDir;
+  const named = optionOf(readProgramArguments(plist), "--lima-home") ?? inVariables ?? ofDir;
   if (named !== undefined) return realHome(host, named) === home;
   const byName = [join(host.env("HOME") ?? "/", ".lima"), ...otherHomes(host)];
   return isDaemon || byName.some((path) => realHome(host, path) === home);
@@ -3764,25 +3748,22 @@ function labelOf(host: Host): string | undefined {
   return label === "" || label === "0" || label.startsWith("application.") ? undefined : label;
 }
 
-/** The domains that our own job may be in. */
-function targetsOf(host: Host, label: string): string[] {
-  return ["system", `gui/${host.uid}`, `user/${host.uid}`].map((domain) => `${domain}/${label}`);
-}
-
-/** The job we run as: launchctl's word where its PID is ours, else the plist's. */
-async function jobOf(host: Host, label: string | undefined): Promise<Job | undefined> {
+/**
+ * The job we run as, and how long it grants a stop: launchctl's word where its PID is ours, else the plist's. `target` is
+ * `system/LABEL` and the like; undefined where launchctl does not know it.
+ */
+async function jobOf(host: Host, label: string | undefined) {
   if (label === undefined) return undefined;
   const asked = await Promise.all(
-    targetsOf(host, label).map(async (target) => {
+    ["system", `gui/${host.uid}`, `user/${host.uid}`].map(async (domain) => {
+      const target = `${domain}/${label}`;
       const answer = await host.run({ argv: ["launchctl", "print", target] }, LAUNCHCTL_LIMIT_MS);
       return { target, printed: readPrint(answer.ok?.code === 0 ? answer.ok.stdout : "") };
     }),
   );
   const own = asked.find((a) => a.printed.pid === host.pid);
-  const isAnothers = own === undefined && asked.some((a) => a.printed.pid !== undefined);
-  if (isAnothers) return undefined;
-  const grantedS = own?.printed.exitTimeoutS ?? exitTimeoutOfPlist(host, label);
-  return { label, target: own?.target, timeLimitS: grantedS };
+  if (!own && asked.some((a) => a.printed.pid !== undefined)) return undefined;
+  return { target: own?.target, timeLimitS: own?.printed.exitTimeoutS ?? exitTimeoutOfPlist(host, label) };
 }
 
 function exitTimeoutOfPlist(host: Host, label: string): number {
@@ -3920,7 +3901,8 @@ const GUEST_SCRIPT = [
   'for c in "systemctl poweroff" poweroff "shutdown -h now"; do',
   '  command -v "${c%% *}" >/dev/null 2>&1 && $c && exit 0',
   "done",
-  'eval "$disarm"',
+  // What it says would hide why nothing powers off.
+  'eval "$disarm" 2>/dev/null',
   "echo lima-guard: nothing here powers off",
   "exit 1",
 ].join("\n");
@@ -4757,7 +4739,9 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
   const waitMs = isStop && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : limitMs;
   const who = describeHolder(holder);
   if (!waited) ctx.say("info", instance, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
-  const freed = await freedWithin(ctx, held, waitMs);
+  // A person who interrupts has waited enough.
+  const interrupted = ctx.skips.wakeUp.next().then(() => "the waiting was interrupted by a signal");
+  const freed = await Promise.race([held.lockWithin(waitMs), interrupted]);
   if (freed === true) {
     if (ctx.dryRun) held.close();
     const lock = ctx.dryRun ? NO_LOCK : ownLock(ctx, instance, open);
@@ -4777,12 +4761,6 @@ function noLock(ctx: Context, instance: Instance, because: string, holder?: Lock
 
 function describeHolder(holder: LockRecord | undefined): string {
   return holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another lima-guard";
-}
-
-/** Whether a lock came free in time, or why it was not waited for any longer: a person who interrupts has waited enough. */
-async function freedWithin({ skips }: Context, held: LockFile, ms: number): Promise<boolean | string> {
-  const interrupted = skips.wakeUp.next().then(() => "the waiting was interrupted by a signal");
-  return await Promise.race([held.lockWithin(ms), interrupted]);
 }
 
 function noAnswerWithin(asked: Outcome): string | undefined {
@@ -4872,7 +4850,7 @@ async function daemonHomes(host: Host): Promise<OwnedHome[]> {
     const variables = entryOf(plist, "EnvironmentVariables");
     const userHome = readPlistString(variables, "HOME") ?? user.home;
     const colima = readPlistString(variables, "COLIMA_HOME") ?? join(userHome, ".colima");
-    const named = readPlistString(variables, "LIMA_HOME") ?? optionOf(args, "--lima-home");
+    const named = optionOf(args, "--lima-home") ?? readPlistString(variables, "LIMA_HOME");
     const isColimas = args.some((word) => basename(word) === "colima");
     return [{ user, home: named ?? (isColimas ? join(colima, "_lima") : join(userHome, ".lima")) }];
   }));
@@ -4958,11 +4936,10 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   // No such home, or nothing in it: what lives all the same is found at the end.
   if (status === EXIT.noInstance && reported.length === 0) return [];
   const isWhole = status !== undefined && worst(reported.map((r) => r.status)) === status;
-  const reports = reported.map((r) => ({
-    ...r,
-    ...address,
-    summary: `of ${address.owner}, in ${at.home}: ${wordsOf(r)}`,
-  }));
+  const reports = reported.map((r) => {
+    const words = r.stage === null ? r.state : describeStop(r.stage, r.seconds["total"] ?? 0);
+    return { ...r, ...address, summary: `of ${address.owner}, in ${at.home}: ${words}` };
+  });
   if (isWhole) return reports;
   const last = answer.ok?.stderr.trim().split("\n").at(-1) || `it ended with status ${status}`;
   const because = `the lima-guard of ${address.owner} gave no whole answer: ${answer.trouble ? answer.why : last}`;
@@ -4977,10 +4954,6 @@ function reportsIn(text: string): Report[] {
   const isReport = (r: Report) =>
     typeof r?.name === "string" && typeof r.status === "number" && Array.isArray(r.blockers);
   return Array.isArray(instances) ? instances.filter(isReport) : [];
-}
-
-function wordsOf({ stage, seconds, state }: Report): string {
-  return stage === null ? state : describeStop(stage, seconds["total"] ?? 0, undefined);
 }
 
 /** What lives at the end although no report says so: only when nothing does, root's `--all` answers 0. */
@@ -5129,8 +5102,7 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
     stopping: stopUnderWay(holder, lines, stages),
     guardVersion: holder?.role === "run" ? versionIn(lines) : null,
     recent: lines.slice(-10).map(journalWords),
-    lastStop: lastStop(lines, boot, isAlive),
-    ...lastStopFields(lines, boot, isAlive),
+    ...lastStop(lines, boot, isAlive),
     lastRepair: repair ? `${localTime(repair.time)}: ${textOfFact(repair["state"])}` : null,
     lastRepairAt: isTime ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
@@ -5169,7 +5141,8 @@ interface Run {
   readonly bootWakeUp: WakeUp;
   /** The label launchd gave us, or undefined where it was not launchd that started us. */
   label: string | undefined;
-  job?: Job | undefined;
+  /** Where launchd has the job, if launchctl knows it. */
+  target?: string | undefined;
   /** What launchd grants a stop; its shortest until it is known. Undefined where it is not launchd that stops us. */
   timeLimitS: number | undefined;
   instance?: Instance;
@@ -5197,10 +5170,11 @@ class Interrupted extends Error {}
 /** Everything before the command starts. Blocked means waiting, not dying: launchd would only try every 10 s. */
 async function prepare(run: Run): Promise<RunEvent> {
   const ctx = { ...run.ctx, abort: run.stopRequest.signal };
-  run.job = await jobOf(ctx.host, run.label);
+  const job = await jobOf(ctx.host, run.label);
   throwIfOvertaken(ctx);
-  run.label = run.job?.label;
-  run.timeLimitS = run.job?.timeLimitS;
+  if (!job) run.label = undefined;
+  run.target = job?.target;
+  run.timeLimitS = job?.timeLimitS;
   const instance = await waitForInstance(run, ctx);
   if (!instance) return "refused";
   run.instance = instance;
@@ -5355,7 +5329,7 @@ function preserveLogs(ctx: Context, instance: Instance): void {
 }
 
 function warnOfShortTimeLimit(run: Run, instance: Instance): void {
-  const granted = run.job?.timeLimitS;
+  const granted = run.timeLimitS;
   if (granted === undefined || granted === 0 || granted >= DEFAULT_BUDGET_S) return;
   const graceS = Math.floor(stageLimits(granted).agent);
   const text = `launchd grants ${granted} s for a stop, which leaves the guest ${graceS} s ` +
@@ -5475,7 +5449,7 @@ async function startCommand(run: Run): Promise<void> {
     version: VERSION,
     pid: child.pid,
     command: run.command,
-    job: run.job?.target ?? run.label ?? null,
+    job: run.target ?? run.label ?? null,
   });
 }
 
@@ -5697,7 +5671,7 @@ async function adoptAgent(run: Run): Promise<void> {
   ctx.say("warn", instance, `is running already: host agent ${pid} is adopted, ${run.command[0]} is not started`);
   run.lock?.setPhase("supervising");
   run.startedMs = ctx.host.clockMs();
-  const job = run.job?.target ?? run.label ?? null;
+  const job = run.target ?? run.label ?? null;
   await journal(ctx, instance, "start", { version: VERSION, pid: pid ?? null, adopted: true, job });
   watchRunning(run, instance, pid);
 }
@@ -6204,14 +6178,14 @@ export interface Invocation {
   /** What `--run` runs; empty for the other roles. */
   readonly command: readonly string[];
   readonly all: boolean;
-  readonly limaHome?: string;
+  readonly limaHome: string | undefined;
   readonly budgetS: number;
   /** `--timeout`, where it was given: what launchd grants is only ever shortened by it. */
-  readonly limitS?: number;
+  readonly limitS: number | undefined;
   /** `--wait`: for how long `--status` looks again. */
-  readonly waitS?: number;
+  readonly waitS: number | undefined;
   /** The program to run at each event. */
-  readonly onEvent?: string;
+  readonly onEvent: string | undefined;
   readonly dryRun: boolean;
   readonly json: boolean;
   readonly verbose: boolean;
@@ -6309,8 +6283,7 @@ type Asked = Invocation | { install: readonly string[] } | { print: string } | R
 
 /** Reads the arguments. Touches nothing. */
 export function parseCommandLine(args: readonly string[]): Asked {
-  const end = args.indexOf("--");
-  const ours = end < 0 ? args : args.slice(0, end);
+  const ours = ownWords(args);
   if (ours.some((a) => INSTALL_ROLES.includes(a))) return { install: args };
   const given = COMMAND_LINE.read(ours);
   if ("usage" in given) return given;
@@ -6323,7 +6296,7 @@ export function parseCommandLine(args: readonly string[]): Asked {
     return { usage: "No command is given", ...meant === undefined ? {} : { hint: `did you mean --${meant}?` } };
   }
   if (roles.length > 1) return { usage: `Cannot do --${roles.join(" and --")} at once` };
-  return invocationOf(role, given, end < 0 ? undefined : args.slice(end + 1));
+  return invocationOf(role, given, ours.length < args.length ? args.slice(ours.length + 1) : undefined);
 }
 
 function invocationOf(
@@ -6332,7 +6305,7 @@ function invocationOf(
   command: readonly string[] | undefined,
 ): Invocation | Refused {
   const [all, dryRun, json, verbose] = [has("all"), has("dry-run"), has("json"), has("verbose")];
-  const [home, timeout, program, wait] = ["lima-home", "timeout", "on-event", "wait"].map(value);
+  const [limaHome, timeout, onEvent, wait] = ["lima-home", "timeout", "on-event", "wait"].map(value);
   if (all && role === "run") return { usage: "--run takes one instance, --all goes with --pre, --stop and --status" };
   if (all && names.length > 0) return { usage: "Cannot take --all and instance names at once" };
   if (!all && names.length === 0 && role !== "status") return { usage: "No instance is named" };
@@ -6343,22 +6316,17 @@ function invocationOf(
   if (role !== "run" && command) return { usage: "`--` and a command go with --run" };
   const bad = names.find((name) => nameTrouble(name) !== undefined);
   if (bad !== undefined) return { usage: `Cannot take ${JSON.stringify(bad)} as instance name: ${nameTrouble(bad)}` };
-  if (home === "") return { usage: "--lima-home needs a directory" };
+  if (limaHome === "") return { usage: "--lima-home needs a directory" };
   for (const [flag, text] of [["--timeout", timeout], ["--wait", wait]] as const) {
     if (text === undefined || (/^\d+(\.\d+)?$/.test(text) && Number(text) >= 1 && Number(text) <= 3600)) continue;
     return { usage: `Cannot take ${JSON.stringify(text)} as ${flag}: it is a number of seconds, 1 to 3600` };
   }
   if (wait !== undefined && role !== "status") return { usage: "--wait goes with --status" };
-  const budgetS = timeout === undefined ? DEFAULT_BUDGET_S : Number(timeout);
-  if (program !== undefined && !program.startsWith("/")) return { usage: "--on-event needs an absolute path" };
-  const event = {
-    ...program === undefined ? {} : { onEvent: program },
-    ...wait === undefined ? {} : { waitS: Number(wait) },
-  };
-  const limit = timeout === undefined ? {} : { limitS: budgetS };
-  const limaHome = home === undefined ? {} : { limaHome: home };
+  const [limitS, waitS] = [timeout, wait].map((text) => text === undefined ? undefined : Number(text));
+  const budgetS = limitS ?? DEFAULT_BUDGET_S;
+  if (onEvent !== undefined && !onEvent.startsWith("/")) return { usage: "--on-event needs an absolute path" };
   if (role === "run" && json && !dryRun) return { usage: "--json goes with --run only in a --dry-run" };
-  return { role, names, command: command ?? [], all, ...limaHome, budgetS, ...limit, ...event, dryRun, json, verbose };
+  return { role, names, command: command ?? [], all, limaHome, budgetS, limitS, waitS, onEvent, dryRun, json, verbose };
 }
 
 // ── main
@@ -6379,22 +6347,15 @@ function refuseRequest(host: Host, args: readonly string[], status: number, what
   return status;
 }
 
-function ownOptions(args: readonly string[]): readonly string[] {
-  return args.includes("--") ? args.slice(0, args.indexOf("--")) : args;
-}
-
 function wantsJson(args: readonly string[]): boolean {
-  return ownOptions(args).includes("--json");
+  return ownWords(args).includes("--json");
 }
 
 /** The role of a command line that is refused, where exactly one is named. */
 function roleOf(args: readonly string[]): string | null {
-  const roles = ROLES.filter((role) => ownOptions(args).includes(`--${role}`));
+  const roles = ROLES.filter((role) => ownWords(args).includes(`--${role}`));
   return roles.length === 1 ? roles[0] ?? null : null;
 }
-
-/** The exit status, or why nothing was served. */
-type ServedRequest = { readonly status: number } | { refused: number; what: string; hint: string };
 
 async function runRequest(args: readonly string[], host: Host): Promise<number> {
   const invocation = parseCommandLine(args);
@@ -6418,20 +6379,18 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
     const what = `Cannot find the program of --on-event: ${onEvent}`;
     return refuseRequest(host, args, EXIT.usage, what, HELP_COMMAND);
   }
-  const served = await serveRequest(host, invocation);
-  if ("status" in served) return served.status;
-  return refuseRequest(host, args, served.refused, served.what, served.hint);
+  return await serveRequest(host, invocation, args);
 }
 
 /** Serves the instances that are asked for, and prints their reports. */
-async function serveRequest(host: Host, invocation: Invocation): Promise<ServedRequest> {
+async function serveRequest(host: Host, invocation: Invocation, args: readonly string[]): Promise<number> {
   const { role, all, names, dryRun } = invocation;
   const given = limaHomes(host, invocation.limaHome);
   // A hook of root's may have no HOME; then only the users' homes are served.
   const isMachine = host.uid === 0 && all && (role === "stop" || role === "status") &&
     ("why" in given || !given.isExplicit);
   const homes = isMachine && "why" in given ? { isExplicit: false, paths: [] } : given;
-  if ("why" in homes) return { refused: EXIT.tryAgain, what: homes.why, hint: "--lima-home DIR names it" };
+  if ("why" in homes) return refuseRequest(host, args, EXIT.tryAgain, homes.why, "--lima-home DIR names it");
   const ctx = makeContext(host, invocation);
   if (role === "stop") onSkipSignals(ctx);
   const machine = isMachine ? wholeMachine(ctx) : Promise.resolve([]);
@@ -6442,11 +6401,11 @@ async function serveRequest(host: Host, invocation: Invocation): Promise<ServedR
   const wanted = "because" in listed && (isMachine || others.length > 0) ? { ok: [] } : listed;
   if ("because" in wanted) {
     const what = `Cannot list the instances of ${homes.paths[0]}: ${wanted.because}`;
-    return { refused: wanted.status, what, hint: "--lima-home DIR names another LIMA_HOME" };
+    return refuseRequest(host, args, wanted.status, what, "--lima-home DIR names another LIMA_HOME");
   }
   const [program, ...rest] = invocation.command;
   if (program !== undefined && !dryRun) {
-    return { status: await superviseRun(ctx, homes, names[0] ?? "", [program, ...rest]) };
+    return await superviseRun(ctx, homes, names[0] ?? "", [program, ...rest]);
   }
   const { own, isLate } = await serveAll(ctx, wanted.ok, invocation);
   const unlisted = "unknown" in wanted ? wanted.unknown ?? [] : [];
@@ -6457,7 +6416,7 @@ async function serveRequest(host: Host, invocation: Invocation): Promise<ServedR
   host.stdout(invocation.json ? toJson(role, reports) : text);
   // Where there is no VM at all none is up.
   const isVain = isLate || (invocation.waitS !== undefined && reports.length === 0);
-  return { status: worst([...reports.map((r) => r.status), ...isVain ? [EXIT.tryAgain] : []]) };
+  return worst([...reports.map((r) => r.status), ...isVain ? [EXIT.tryAgain] : []]);
 }
 
 /** For people: instances of one name are told apart by their LIMA_HOME. */
@@ -6579,7 +6538,8 @@ export function progressLine(
 }
 
 function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbose }: Invocation): Context {
-  const stages = new Map<string, { stage: string; deadlineMs: number }>();
+  /** By the directory of the instance: two homes may have one of the same name. */
+  const stages = new Map<string, { name: string; stage: string; deadlineMs: number }>();
   const show = host.isTerminal && !dryRun;
   const clear = () => show && stages.size > 0 ? host.stderr("\r\x1b[K") : undefined;
   const write = (text: string) => {
@@ -6590,15 +6550,15 @@ function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbo
   const say: Context["say"] = (level, instance, text) => log[level](`${role} ${instance.name}: ${text}`);
   const tell = async () => {
     for (; stages.size > 0; await host.pause(1000)) {
-      const waits = [...stages].map(([name, s]) => ({ name, stage: s.stage, leftS: secondsLeft(host, s.deadlineMs) }));
+      const waits = [...stages.values()].map((s) => ({ ...s, leftS: secondsLeft(host, s.deadlineMs) }));
       host.stderr(`\r\x1b[K${progressLine(waits, host.columns())}`);
     }
   };
   const stage: Context["stage"] = (instance, name, deadlineMs) => {
     clear();
     const wasEmpty = stages.size === 0;
-    if (name === "") return void stages.delete(instance.name);
-    stages.set(instance.name, { stage: name, deadlineMs });
+    if (name === "") return void stages.delete(instance.dir);
+    stages.set(instance.dir, { name: instance.name, stage: name, deadlineMs });
     if (!show) say("info", instance, `stage ${name}, ${secondsLeft(host, deadlineMs)} s left`);
     else if (wasEmpty) void tell();
   };

@@ -11,17 +11,19 @@ function argv(args: string | readonly string[]): readonly string[] {
 
 /** What is asked for where nothing else is said. */
 function invocation(role: Invocation["role"], names: readonly string[], more: Partial<Invocation> = {}): Invocation {
-  const limit = more.budgetS === undefined ? {} : { limitS: more.budgetS };
   return {
     role,
     names,
     command: [],
     all: false,
+    limaHome: undefined,
     budgetS: 60,
+    limitS: more.budgetS,
+    waitS: undefined,
+    onEvent: undefined,
     dryRun: false,
     json: false,
     verbose: false,
-    ...limit,
     ...more,
   };
 }

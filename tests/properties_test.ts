@@ -137,7 +137,7 @@ Deno.test("no journal makes the verdict on the last stop or the restart back-off
     fc.property(fc.array(line, { maxLength: 8 }), fc.boolean(), (lines, alive) => {
       const read = readJournal(lines.join(""), DIR);
       assert.equal(read.length, lines.length);
-      assert.notEqual(lastStop(read, "B", alive), "");
+      assert.notEqual(lastStop(read, "B", alive).lastStop, "");
       const ms = restartBackoffMs(read, Date.parse("2026-11-22T23:17:00.000Z"));
       assert.ok(ms >= 0 && ms <= 300_000, `${ms} ms`);
     }),

@@ -8,7 +8,6 @@ import {
   journalWords,
   judgeJobs,
   lastStop,
-  lastStopFields,
   limaWouldSay,
   needsPerson,
   type Observation,
@@ -157,7 +156,7 @@ for (
     ],
   ] as const
 ) {
-  Deno.test(`the last stop: ${name}`, () => assert.equal(lastStop(lines, "B", alive), expected));
+  Deno.test(`the last stop: ${name}`, () => assert.equal(lastStop(lines, "B", alive).lastStop, expected));
 }
 
 for (
@@ -172,7 +171,8 @@ for (
   ] as const
 ) {
   Deno.test(`the last stop for a monitor: ${kind}${alive ? ", and it runs again" : ""}`, () => {
-    assert.deepEqual(lastStopFields(lines, "B", alive), { lastStopKind: kind, lastStopAt: at });
+    const { lastStop: _, ...fields } = lastStop(lines, "B", alive);
+    assert.deepEqual(fields, { lastStopKind: kind, lastStopAt: at });
   });
 }
 
@@ -445,8 +445,9 @@ for (
 
 Deno.test("the last stop for a monitor is unknown where the boot is, as its words say", () => {
   for (const [lines, boot] of [[[line("start")], ""], [[line("start", { boot: "" })], "B"]] as const) {
-    assert.equal(lastStopFields(lines, boot, false).lastStopKind, "unknown");
-    assert.match(lastStop(lines, boot, false), /^unknown/);
+    const verdict = lastStop(lines, boot, false);
+    assert.equal(verdict.lastStopKind, "unknown");
+    assert.match(verdict.lastStop, /^unknown/);
   }
 });
 
@@ -844,7 +845,7 @@ for (
   Deno.test(`a line of the journal that is odd: ${what}`, () => {
     const time = "2026-01-01T00:00:00Z";
     const lines = readJournal(JSON.stringify({ time, boot: "b", dir: "/d", role: "stop", ...line }), "/d");
-    assert.equal(lastStopFields(lines, "b", false).lastStopKind, kind);
+    assert.equal(lastStop(lines, "b", false).lastStopKind, kind);
     assert.match(journalWords(lines[0]!), words);
     const holder = { pid: 5, started: "", dir: "/d", role: "stop", phase: "stopping" };
     assert.equal(stopUnderWay(holder, lines, ["guest"])?.until, null);
