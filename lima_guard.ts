@@ -373,7 +373,7 @@ const GRACEFUL_STAGES = ["guest", "agent", "driver"] as const;
 const GRACEFUL: ReadonlySet<string> = new Set(GRACEFUL_STAGES);
 const STOP_STAGES = [...GRACEFUL_STAGES, "kill"] as const;
 type StopStage = typeof STOP_STAGES[number];
-export type Stage = StopStage | "clean up";
+type Stage = StopStage | "clean up";
 
 /** How a stop ended. */
 export type StopEnd = typeof GRACEFUL_STAGES[number] | "killed" | "already stopped" | "gone before the request";
@@ -2013,7 +2013,7 @@ export interface CommandResult {
 }
 
 /** A command to run: argv, what to change in the environment (undefined unsets), what to write to its stdin. */
-export interface Command {
+interface Command {
   readonly argv: readonly [string, ...string[]];
   readonly env?: Readonly<Record<string, string>>;
   readonly unset?: readonly string[];
@@ -2040,7 +2040,7 @@ interface Child {
 export type Signal = "SIGTERM" | "SIGKILL" | "SIGINT" | "SIGHUP";
 
 /** A held connection to a unix socket. */
-export interface Connection {
+interface Connection {
   write(text: string): Promise<void>;
   /** The next bytes as text; undefined at the end of the connection. */
   read(): Promise<string | undefined>;
@@ -2078,7 +2078,7 @@ export interface Host {
 
   stat(path: string, follow?: "follow links"): Result<FileInfo>;
   list(dir: string): Result<string[]>;
-  /** The text of a regular file, or its last `most` bytes. Never call it on what `look` did not call a file. */
+  /** The text of a regular file, or its last `most` bytes. Never call it on what `stat` did not call a file. */
   read(path: string, most: number): Result<string>;
   linkTarget(path: string): Result<string>;
   realPath(path: string): Result<string>;
@@ -2244,7 +2244,7 @@ function unreadNotes(host: Host, what: string, tried: Result<unknown>, unknown: 
   return [{ what, because: `${unknown}: ${tried.why}`, hint: lookCommand(nearestVisible(host, what)) }];
 }
 
-/** The lock of one instance: one guard works on it, never two. */
+/** The lock of one instance: one lima-guard at a time works on it. */
 interface InstanceLock {
   /** Says in the record what the holder is doing. `started`, once given, stays. */
   setPhase(phase: string, started?: string): void;
@@ -2658,7 +2658,7 @@ function makeStateFile(host: Host, file: Omit<StateFile, "sockets" | "undeletabl
 async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, judged: Judgements): Promise<StateFile> {
   const { path, scope, stamp, content: found } = pidFile;
   const first = "verdict" in found ? found.verdict : verdictOf(basename(path), found.pid, judged);
-  // The same witness as for the instance's own sockets. The other two are for drivers, not for a question.
+  // A usernet whose socket answers may live whatever its PID file says. Its other two sockets are for drivers: not asked.
   const socket = scope === "shared" ? path.replace(/usernet_([^/]+)\.pid$/, "$1_ep.sock") : undefined;
   const answer = first.kind !== "ours" && socket !== undefined && await socketAnswer(host, socket);
   const verdict = answer ? { kind: "unknown" as const, why: `${first.why}; but ${socket} ${answer}` } : first;
@@ -3509,7 +3509,7 @@ function lostLocks(host: Host, gone: Instance): Diagnostic[] {
 
 type Refuse = (state: State, status: number, because: string, hint: string) => { report: Report };
 
-/** The last questions of `findPlace`: is there a readable lima.yaml, and is the instance ours to work on? */
+/** The last questions of `findInstance`: is there a readable lima.yaml, and is the instance ours to work on? */
 async function permitted(
   ctx: Context,
   at: Instance,
@@ -3572,9 +3572,8 @@ async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
   const trouble = homeTrouble(host, homes.paths[0] ?? "");
   if (trouble && (homes.isExplicit || trouble.status !== EXIT.noInstance)) return trouble;
   const table = homes.isExplicit ? undefined : await ps(host, "all", PS_LIMIT_MS);
-  const agents = runningInstances((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid)).map(({ home }) =>
-    home
-  );
+  const agents = runningInstances((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid))
+    .map((one) => one.home);
   const all = [...homes.paths, ...agents].map((path) => realHome(host, path));
   // Two spellings of one directory are one home: macOS does not tell upper case from lower.
   const once = all.filter((home, i) => all.findIndex((other) => isSameDirectory(host, home, other)) === i);
@@ -3966,7 +3965,7 @@ interface StopOptions {
   readonly because?: string;
   /** A session that was opened after proof: the request is sent at once, before anything is looked at. */
   readonly ready?: GuestSession | undefined;
-  /** The guard's own child, which is signalled by its handle. */
+  /** lima-guard's own child, which is signalled by its handle. */
   readonly child?: Child | undefined;
   /** Processes that were proven before; no file needs to name them any more. */
   readonly known?: readonly VerifiedProcess[];
@@ -3997,7 +3996,7 @@ interface Stop extends StopOptions {
   guestCutOff?: string | undefined;
 }
 
-/** How an ascent went. */
+/** How a stop went. */
 interface StopResult {
   readonly end: StopEnd;
   readonly seconds: Record<string, number>;
@@ -4086,14 +4085,16 @@ function secondsSince(host: Host, sinceMs: number): number {
   return Math.round(host.clockMs() - sinceMs) / 1000;
 }
 
+/** The living PID that a file names, without proof of what it is. */
+function pidIn(host: Host, path: string): number | undefined {
+  const number = readPid(statWithText(host, path)?.stamp.text ?? "");
+  return "pid" in number && host.alive(number.pid) !== "no" ? number.pid : undefined;
+}
+
 /** Cheap, and no proof: whether some PID file names a living process. It only decides whether ssh is worth starting. */
 function mayBeAlive(host: Host, instance: Instance): boolean {
   const files = (host.list(instance.dir).ok ?? []).filter((e) => e.endsWith(".pid"));
-  return files.some((f) => {
-    const text = statWithText(host, join(instance.dir, f))?.stamp.text;
-    const number = readPid(text ?? "");
-    return "pid" in number && host.alive(number.pid) !== "no";
-  });
+  return files.some((f) => pidIn(host, join(instance.dir, f)) !== undefined);
 }
 
 /** In a stop nothing may take longer than a share of the time that is left. */
@@ -5460,12 +5461,7 @@ const APPEARS_MS = 10_000;
  * The end of the command is not the end of the instance: `limactl start` without `--foreground` leaves a host agent
  * behind. That one is supervised as an adopted one is.
  */
-async function commandEnded(
-  run: Run,
-  instance: Instance,
-  child: Child,
-  ended: NonNullable<Run["ended"]>,
-): Promise<void> {
+async function commandEnded(run: Run, instance: Instance, child: Child, ended: NonNullable<Run["ended"]>) {
   const { ctx } = run;
   const { host } = ctx;
   const deadlineMs = host.clockMs() + APPEARS_MS;
@@ -5584,12 +5580,6 @@ async function runningAgent(host: Host, instance: Instance): Promise<number | un
   const living = files.filter((f) => pidIn(host, join(instance.dir, f)) !== undefined);
   if (agent === undefined || living.length < 2) return undefined;
   return await hasAnswer(host, join(instance.dir, HA_SOCK)) ? agent : undefined;
-}
-
-/** The living PID that a file names, without proof of what it is. */
-function pidIn(host: Host, path: string): number | undefined {
-  const number = readPid(statWithText(host, path)?.stamp.text ?? "");
-  return "pid" in number && host.alive(number.pid) !== "no" ? number.pid : undefined;
 }
 
 /** Keeps a guest session open, made again after a back-off when it breaks: at the stop nothing is started. */
@@ -5907,14 +5897,11 @@ function errorKindOf(error: unknown): { trouble: ErrorKind; why: string } {
 }
 
 function fileInfoOf(info: Deno.FileInfo): FileInfo {
-  const kind = info.isSymlink ? "link" : info.isFile ? "file" : info.isDirectory ? "directory" : otherKind(info);
+  const special = info.isFifo ? "FIFO" : info.isSocket ? "socket" : "device";
+  const kind = info.isSymlink ? "link" : info.isFile ? "file" : info.isDirectory ? "directory" : special;
   const { dev, size } = info;
   const mtimeMs = info.mtime?.getTime() ?? 0;
   return { kind, dev, ino: info.ino ?? 0, size, mtimeMs, uid: info.uid ?? -1, mode: (info.mode ?? 0) & 0o777 };
-}
-
-function otherKind(info: Deno.FileInfo): "FIFO" | "socket" | "device" {
-  return info.isFifo ? "FIFO" : info.isSocket ? "socket" : "device";
 }
 
 function readTail(path: string, most: number): string {
@@ -5975,33 +5962,22 @@ async function orAtLimit<T>(promise: Promise<T>, ms: number, otherwise: T): Prom
 }
 
 // ── the real host: processes and sockets
-function environmentFor(command: Command): Record<string, string> {
-  const env = { ...command.apart ? {} : Deno.env.toObject(), ...command.env };
-  for (const name of command.unset ?? []) delete env[name];
-  return env;
+function spawn({ argv: [program, ...args], env, unset, apart }: Command, how: Deno.CommandOptions): Deno.ChildProcess {
+  const whole = { ...apart ? {} : Deno.env.toObject(), ...env };
+  for (const name of unset ?? []) delete whole[name];
+  return new Deno.Command(program, { args, env: whole, clearEnv: true, ...apart ? { cwd: "/" } : {}, ...how }).spawn();
 }
 
 /** `signal:` of Deno.Command is no limit (one SIGTERM, and a grandchild may hold the pipe): so its whole own group. */
 async function runToEnd(command: Command, limitMs: number): Promise<Result<CommandResult>> {
-  const [program, ...args] = command.argv;
-  const env = environmentFor(command);
-  const options = {
-    args,
-    env,
-    clearEnv: true,
-    stdin: "null",
-    stdout: "piped",
-    stderr: "piped",
-    detached: true,
-    ...command.apart ? { cwd: "/" } : {},
-  } as const;
-  const child = tryCall(() => new Deno.Command(program, options).spawn());
+  const piped = { stdin: "null", stdout: "piped", stderr: "piped", detached: true } as const;
+  const child = tryCall(() => spawn(command, piped));
   if (child.trouble) return child;
   command.onStart?.(() => tryCall(() => child.ok.kill("SIGINT")));
   const answer = await orAtLimit(child.ok.output(), limitMs, undefined);
   if (answer === undefined) {
     tryCall(() => Deno.kill(-child.ok.pid, "SIGKILL"));
-    return { trouble: "limit", why: `${program} did not end within ${Math.round(limitMs)} ms` };
+    return { trouble: "limit", why: `${command.argv[0]} did not end within ${Math.round(limitMs)} ms` };
   }
   const text = new TextDecoder();
   const { code, signal, stdout, stderr } = answer;
@@ -6010,16 +5986,7 @@ async function runToEnd(command: Command, limitMs: number): Promise<Result<Comma
 
 /** Its own session: Ctrl-C at the terminal is meant for lima-guard. */
 function startChild(command: Command): Child {
-  const [program, ...args] = command.argv;
-  const pipes = { stdin: "piped", stdout: "piped", stderr: "piped" } as const;
-  const child = new Deno.Command(program, {
-    args,
-    env: environmentFor(command),
-    clearEnv: true,
-    detached: true,
-    ...pipes,
-  })
-    .spawn();
+  const child = spawn(command, { stdin: "piped", stdout: "piped", stderr: "piped", detached: true });
   const input = child.stdin.getWriter();
   let last = "";
   const [lines, errors] = [child.stdout, child.stderr];
@@ -6043,11 +6010,8 @@ function startChild(command: Command): Child {
  * of its own: Ctrl-C would reach a host agent before the stop stages do. stdin is never a terminal: Lima would log there.
  */
 function startSupervised(command: Command): Child {
-  const [program, ...args] = command.argv;
   const detached = Deno.stdin.isTerminal();
-  const stdio = { stdin: "null", stdout: "inherit", stderr: "inherit" } as const;
-  const child = new Deno.Command(program, { args, env: environmentFor(command), clearEnv: true, detached, ...stdio })
-    .spawn();
+  const child = spawn(command, { stdin: "null", stdout: "inherit", stderr: "inherit", detached });
   return {
     pid: child.pid,
     ended: child.status.then(({ code, signal }) => ({ code, signal: signal ?? undefined })),
@@ -6090,7 +6054,7 @@ async function openConnection(to: string | { port: number }, limitMs: number): P
   const bytes = new Uint8Array(4096);
   return {
     ok: {
-      // An end of the connection shows in hear(); close() makes both fail, on purpose.
+      // An end of the connection shows in read(); close() makes both fail, on purpose.
       write: async (text) => void await conn.write(new TextEncoder().encode(text)).catch(() => 0),
       read: async () => {
         const n = await conn.read(bytes).catch(() => null);
@@ -6419,7 +6383,7 @@ async function serveRequest(host: Host, invocation: Invocation, args: readonly s
   return worst([...reports.map((r) => r.status), ...isVain ? [EXIT.tryAgain] : []]);
 }
 
-/** For people: instances of one name are told apart by their LIMA_HOME. */
+/** For people: instances of one name are shown with their LIMA_HOME. */
 function withHomes(reports: readonly Report[]): Report[] {
   const isTwice = (r: Report) => reports.some((other) => other !== r && other.name === r.name);
   return reports.map((r) => r.home !== undefined && isTwice(r) ? { ...r, name: `${r.name} (${r.home})` } : r);
@@ -6450,7 +6414,7 @@ async function serveAll(ctx: Context, wanted: readonly Requested[], { command, w
   }
 }
 
-/** What install.ts does. It is part of the compiled guard; a copy of this file alone is without it. */
+/** What install.ts does. It is part of the compiled lima-guard; a copy of this file alone is without it. */
 async function install(args: readonly string[], host: Host): Promise<number> {
   try {
     const { installMain } = await import("./install.ts");

@@ -55,7 +55,7 @@ Deno.test("several homes with an instance of this name are a usage error that na
   assert.deepEqual([own.status, own.stderr], [0, ""], "~/.lima comes first");
 });
 
-Deno.test("instances of one name in two homes are told apart where they are listed", async () => {
+Deno.test("instances of one name in two homes are listed with their homes", async () => {
   await using home = await tempLimaHome();
   const homes = [`${home.user}/.lima`, `${home.user}/.colima/_lima`];
   for (const path of homes) instanceIn(home, path, "default");
