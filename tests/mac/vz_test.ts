@@ -13,7 +13,7 @@ interface Ran {
   readonly left: readonly string[];
 }
 
-async function vz(shell: readonly string[], what: string, { hv = "1", pre = 0 } = {}): Promise<Ran> {
+async function vz(shell: readonly string[], what: string, { hv = "1", pre = 0, create = 0 } = {}): Promise<Ran> {
   const root = Deno.realPathSync(Deno.makeTempDirSync({ dir: "/tmp", prefix: "lg-" }));
   try {
     const [bin, home] = [`${root}/bin`, `${root}/home`];
@@ -26,7 +26,7 @@ async function vz(shell: readonly string[], what: string, { hv = "1", pre = 0 } 
     tool("sysctl", `echo ${hv}`);
     tool("sw_vers", "echo 15.7");
     tool("brew", "");
-    tool("limactl", `[ "$1" != create ] || { ${makes("$LIMA_HOME/lgvz")}; }`);
+    tool("limactl", `[ "$1" != create ] || { ${makes("$LIMA_HOME/lgvz")}; exit ${create}; }`);
     tool("colima", `${makes("$COLIMA_HOME/_lima/colima")}`);
     tool("sudo", `shift; case $1 in rm|install) exit 0;; esac; exec "$@"`);
     tool("lsof", "exit 1");
@@ -91,6 +91,17 @@ Deno.test({
     assert.equal(code, 0);
     assert.match(said, /kern\.hv_support = 0.*\nthis Mac runs no VM: nothing was tried\n$/);
     assert.deepEqual(calls.filter((call) => !/^(sysctl|sw_vers) /.test(call)), []);
+  },
+});
+
+Deno.test({
+  name: `vz does not upgrade what is there, and tries nothing where no instance can be made${why}`,
+  ignore,
+  async fn() {
+    const { code, calls, left } = await vz(["dash"], "lima", { create: 1 });
+    assert.equal(code, 1);
+    assert.deepEqual(calls.filter((call) => /^(brew|guard|launchctl bootstrap) /.test(call)), []);
+    assert.deepEqual(left, []);
   },
 });
 
