@@ -9,8 +9,7 @@ import type { Ground } from "./mac/ground.ts";
 import { HereGround } from "./mac/ground_here.ts";
 import { RealMac, whyNotHere } from "./mac/ground_mac.ts";
 import type { Domain } from "./mac/launchd.ts";
-import { sweep } from "./mac/live.ts";
-import { STORIES } from "./mac/stories.ts";
+import { STORIES, tellOn } from "./mac/stories.ts";
 import { WHY_NO_MAC } from "./install_mac.ts";
 
 interface Where {
@@ -33,8 +32,7 @@ for (const { name, whyNot, make } of WHERE) {
         ignore: why !== undefined,
         async fn() {
           await using ground = await make();
-          await sweep(ground, domain);
-          await story.tell(ground, domain);
+          await tellOn(ground, domain, story);
         },
       });
     }

@@ -38,6 +38,8 @@ export interface Ground extends AsyncDisposable {
   readonly library: string;
   /** What the pretended guest needs to end at most: more than launchd's own 5 s. */
   readonly lingerS: number;
+  /** How often the longest story is gone through. */
+  readonly rounds: number;
   /** A new empty folder of the user's, with a short path: sockets of an instance have at most 104 bytes. */
   makeFolder(): string;
   run(argv: readonly string[], options?: RunOptions): Promise<Said>;

@@ -38,6 +38,7 @@ export class HereGround implements Ground {
   readonly user = ADA;
   readonly other = ZOE;
   readonly lingerS = 6;
+  readonly rounds = 1;
   readonly guard: string;
   readonly home: string;
   readonly agents: string;

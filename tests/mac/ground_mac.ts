@@ -38,6 +38,7 @@ export class RealMac implements Ground {
   readonly daemons = "/Library/LaunchDaemons";
   readonly library = "/Library";
   readonly lingerS = 20;
+  readonly rounds = 2;
   readonly #builds: string[] = [];
   private constructor(readonly user: Person, readonly home: string, readonly other: Ground["other"]) {}
 

@@ -9,6 +9,7 @@ import { commandsOf, plistOf, type Throwaway, writeBare, writeThrowaway } from "
 
 /** Every instance begins so: what a crashed run has left is found by it. */
 const PREFIX = "lgtest";
+const NAME = `${PREFIX}${Deno.pid}`;
 const NOT_LOADED = 113;
 
 export interface LiveOptions {
@@ -20,7 +21,9 @@ export interface LiveOptions {
 }
 
 export class Live implements AsyncDisposable {
-  readonly name = `${PREFIX}${Deno.pid}`;
+  /** The folders of every instance that this process has made. */
+  static readonly roots: string[] = [];
+  readonly name = NAME;
   readonly label: string;
   readonly domainTarget: string;
   readonly target: string;
@@ -35,10 +38,11 @@ export class Live implements AsyncDisposable {
     const { user, other } = ground;
     const isAgent = domain === "agent";
     this.label = `io.lima-vm.${isAgent ? "autostart" : "daemon"}.${this.name}`;
-    this.domainTarget = isAgent ? `gui/${user.uid}` : "system";
+    this.domainTarget = domainOf(ground, domain);
     this.target = `${this.domainTarget}/${this.label}`;
     this.plist = `${isAgent ? ground.agents : ground.daemons}/${this.label}.plist`;
     this.root = ground.makeFolder();
+    Live.roots.push(this.root);
     this.guardDir = `${isAgent ? ground.home : ground.library}/lima-guard-${this.name}`;
     this.made = isBare ? writeBare(this.root, this.name) : writeThrowaway(this.root, this.name, 1);
     this.text = plistOf(this.made, domain, this.label, owner === "other" && "name" in other ? other.name : user.name);
@@ -146,20 +150,28 @@ export class Live implements AsyncDisposable {
     await this.asKeeper("rm", "-rf", ...files);
     await this.ground.run(["rm", "-rf", this.root], { as: this.options.domain === "daemon" ? "root" : "user" });
   }
-
-  /** What it has left in places that outlive it. */
-  async leftovers(): Promise<string[]> {
-    const { home, agents, daemons, library } = this.ground;
-    const names = [home, agents, daemons, library].flatMap((folder) =>
-      [...Deno.readDirSync(folder)].map(({ name }) => `${folder}/${name}`)
-    );
-    const { text } = await this.ground.run(["ps", "-A", "-ww", "-o", "pid=,command="]);
-    return [
-      ...names.filter((path) => path.includes(this.name)),
-      ...text.split("\n").filter((l) => l.includes(this.root)),
-    ];
-  }
 }
+
+/** What the instances of this process have left in places that outlive them: files, and processes. */
+export async function leftovers(ground: Ground): Promise<string[]> {
+  const { home, agents, daemons, library } = ground;
+  const names = [home, agents, daemons, library].flatMap((folder) =>
+    [...Deno.readDirSync(folder)].map(({ name }) => `${folder}/${name}`)
+  );
+  const { text } = await ground.run(["ps", "-A", "-ww", "-o", "pid=,command="]);
+  return [
+    ...names.filter((path) => path.includes(NAME)),
+    ...text.split("\n").filter((row) => Live.roots.some((root) => row.includes(`${root}/`))),
+  ];
+}
+
+/** The labels that launchd keeps as disabled. */
+export async function disabledLabels(ground: Ground, domain: Domain): Promise<string[]> {
+  const { text } = await ground.run(["launchctl", "print-disabled", domainOf(ground, domain)]);
+  return [...text.matchAll(/"([^"]+)" => (?:disabled|true)/g)].map(([, label = ""]) => label).sort();
+}
+
+const domainOf = ({ user }: Ground, domain: Domain) => domain === "agent" ? `gui/${user.uid}` : "system";
 
 /** A run that crashed may have left jobs and files. */
 export async function sweep(ground: Ground, domain: Domain): Promise<void> {
@@ -169,8 +181,13 @@ export async function sweep(ground: Ground, domain: Domain): Promise<void> {
   for (const { name } of [...Deno.readDirSync(folder)]) {
     const [, label, rest] = new RegExp(`^(io\\.lima-vm\\.\\w+\\.${PREFIX}\\d+)\\.plist(.*)$`).exec(name) ?? [];
     if (label === undefined) continue;
-    const target = `${isAgent ? `gui/${ground.user.uid}` : "system"}/${label}`;
-    if (rest === "") await ground.run(["launchctl", "bootout", target], { as });
+    const target = `${domainOf(ground, domain)}/${label}`;
+    if (rest === "") {
+      await ground.run(["launchctl", "bootout", target], { as });
+      await ground.run(["launchctl", "enable", target], { as });
+      const isGone = async () => assert.equal((await ground.run(["launchctl", "print", target])).code, NOT_LOADED);
+      await eventually(isGone, { withinMs: 70_000 });
+    }
     const guardDir = `${isAgent ? ground.home : ground.library}/lima-guard-${label.slice(label.lastIndexOf(".") + 1)}`;
     await ground.run(["rm", "-rf", `${folder}/${name}`, guardDir], { as });
   }

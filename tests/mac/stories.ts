@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { eventually, isAlive } from "../helpers/processes.ts";
 import { type Ground, note, type OtherBuild } from "./ground.ts";
 import type { Domain } from "./launchd.ts";
-import { Live, timed } from "./live.ts";
+import { disabledLabels, leftovers, Live, sweep, timed } from "./live.ts";
 
 export interface Story {
   readonly name: string;
@@ -68,17 +68,34 @@ async function outAndIn(live: Live): Promise<void> {
   await live.agent();
 }
 
-/** Nothing is left of a job that was removed. */
-async function untilNothingIsLeft(live: Live): Promise<void> {
-  await live[Symbol.asyncDispose]();
-  await eventually(async () => assert.deepEqual(await live.leftovers(), []));
+/** What macOS lists as background items; undefined where it does not say so. */
+async function backgroundItems(ground: Ground): Promise<string[] | undefined> {
+  const { code, text } = await ground.run(["sfltool", "dumpbtm"], { as: "root" });
+  return code === 0 ? text.split("\n").map((row) => row.trim()) : undefined;
+}
+
+async function noteItems(live: Live, when: string, before: readonly string[] | undefined): Promise<void> {
+  const now = before && await backgroundItems(live.ground);
+  const more = now?.filter((row) => !before?.includes(row)).join(" ");
+  const words = more === undefined ? "cannot be listed" : inOneLine(more) || "none more than before";
+  note(`${live.options.domain}: background items ${when}: ${words}`);
+}
+
+/** As often as the ground wants it: the second time finds what the first has left in launchd's memory. */
+async function wholeAgain(ground: Ground, domain: Domain): Promise<void> {
+  for (let round = 1; round <= ground.rounds; round++) {
+    note(`${domain}: round ${round} of ${ground.rounds}`);
+    await whole(ground, domain);
+  }
 }
 
 async function whole(ground: Ground, domain: Domain): Promise<void> {
+  const items = await backgroundItems(ground);
   await using live = await Live.make(ground, { domain });
   await live.load();
   await live.agent();
   await timed(`${domain}: install`, () => live.well("install"));
+  await noteItems(live, "after --install", items);
   const { text: print } = await live.print();
   const { exitTimeoutS, pid } = await live.printed();
   assert.equal(exitTimeoutS, 60, print);
@@ -92,7 +109,7 @@ async function whole(ground: Ground, domain: Domain): Promise<void> {
   await outAndIn(live);
   await live.well("uninstall");
   await isBack(live);
-  await untilNothingIsLeft(live);
+  await noteItems(live, "after --uninstall", items);
 }
 
 /** Its limactl is a process without a host agent: `--stop` has nothing to end. */
@@ -229,12 +246,35 @@ async function switchedOff(ground: Ground, domain: Domain): Promise<void> {
   }
 }
 
+/** The test itself is killed: its job, lima-guard and instance stay, and the next run takes the job away. */
+async function killedRun(ground: Ground, domain: Domain): Promise<void> {
+  await using live = await Live.make(ground, { domain });
+  await live.load();
+  const agent = await live.agent();
+  await live.well("install");
+  await live.must(["launchctl", "disable", live.target], live.keeper);
+  await sweep(ground, domain);
+  assert.equal((await live.print()).code, 113);
+  assert.equal(isAlive(agent), false);
+  assert.deepEqual((await leftovers(ground)).filter((one) => one.startsWith("/")), []);
+}
+
 export const STORIES: readonly Story[] = [
-  { name: "install, check, stop, crash, reload, uninstall", domains: BOTH, tell: whole },
+  { name: "install, check, stop, crash, reload, uninstall", domains: BOTH, tell: wholeAgain },
   { name: "a process without a host agent", domains: BOTH, tell: bare },
   { name: "a time limit of 120 and of 300", domains: BOTH, tell: limits },
   { name: "a job that is disabled", domains: BOTH, tell: switchedOff },
   { name: "umask 077", domains: BOTH, tell: closed },
+  { name: "what a killed run has left", domains: BOTH, tell: killedRun },
   { name: "an upgrade, and one that fails", domains: ["daemon"], tell: upgrade },
   { name: "a second user", domains: ["daemon"], tell: secondUser },
 ];
+
+/** One story, on a ground without the rests of others; it leaves nothing itself. */
+export async function tellOn(ground: Ground, domain: Domain, story: Story): Promise<void> {
+  await sweep(ground, domain);
+  const disabled = await disabledLabels(ground, domain);
+  await story.tell(ground, domain);
+  await eventually(async () => assert.deepEqual(await leftovers(ground), []));
+  assert.deepEqual(await disabledLabels(ground, domain), disabled, "print-disabled, before and after");
+}
