@@ -11,9 +11,13 @@ export interface Said {
 const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
 
 /** Runs a program for 60 s at most. */
-export async function say(argv: readonly string[], env: Record<string, string> = {}): Promise<Said> {
+export async function say(
+  argv: readonly string[],
+  env: Record<string, string> = {},
+  limitMs = 60_000,
+): Promise<Said> {
   const [program = "", ...args] = argv;
-  const signal = AbortSignal.timeout(60_000);
+  const signal = AbortSignal.timeout(limitMs);
   try {
     const { code, stdout, stderr } = await new Deno.Command(program, { args, env, stdin: "null", signal }).output();
     return { code, text: (decode(stdout) + decode(stderr)).trim() };
