@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { MAC_TARGETS } from "../../tools/compile.ts";
 import { project } from "../helpers/paths.ts";
+import { readProbe } from "./probe.ts";
 
 const PAGE = Deno.readTextFileSync(`${project}/docs/first-mac-run.md`);
 /** The commands, by the number of their line: the first words between backticks of each. */
@@ -20,9 +21,9 @@ async function run(argv: readonly string[], env: Record<string, string> = {}): P
   return { code, said: new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr) };
 }
 
-Deno.test("ten lines; those that are typed are for any shell of a Mac, and what they name exists", async () => {
-  assert.deepEqual(PAGE.match(/^\d+\./gm), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10].map((n) => `${n}.`));
-  assert.deepEqual([...TYPED.keys()], [2, 3, 4, 5, 6, 7, 8, 9]);
+Deno.test("fourteen lines; those that are typed are for any shell of a Mac, and what they name exists", async () => {
+  assert.deepEqual(PAGE.match(/^\d+\./gm), Array.from({ length: 14 }, (_, n) => `${n + 1}.`));
+  assert.deepEqual([...TYPED.keys()], [2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]);
   const tasks = JSON.parse(Deno.readTextFileSync(`${project}/deno.json`)).tasks;
   for (const command of TYPED.values()) {
     for (const shell of ["sh", "bash", "zsh"]) {
@@ -38,6 +39,39 @@ Deno.test("what asks for root without a password comes after a sudo -v: its tick
   // Step 4 needs no root; step 8 is typed twice, and reads only.
   const asking = [...TYPED].filter(([n]) => n !== 4 && n !== 8);
   for (const [n, command] of asking) assert.ok(command.startsWith("sudo -v && "), `${n}. ${command}`);
+});
+
+Deno.test("six ways down, each with what is to be done and what the notes show; what they show are the reader's words", () => {
+  const rows = [...PAGE.matchAll(/^\| (?!way down|---)(.+?) +\| (.+?) +\| (.+?) +\|$/gm)].map(([, ...cells]) => cells);
+  assert.deepEqual(rows.map(([way]) => way), [
+    "restart from the menu",
+    "`shutdown`, a user at the screen",
+    "`shutdown`, no user logged in",
+    "`launchctl reboot`",
+    "a system update",
+    "the power button",
+  ]);
+  const run = "1 main start\n1 main boot A\n";
+  const notes = `${run}2 main TERM\n2 main who ci console\n`;
+  const said = [readProbe(`${run}${run}`), readProbe(`${notes}${run}`)].join("\n");
+  for (const words of ["a user at the screen", "a logout", "no SIGTERM: killed, or the power went"]) {
+    assert.ok(rows.some(([, , shown = ""]) => shown.includes(`\`${words}\``)), words);
+    assert.ok(said.includes(words), `${words} is not in ${said}`);
+  }
+});
+
+Deno.test("what is said to be hidden in the archive is what the recorder hides", () => {
+  const record = Deno.readTextFileSync(`${project}/tests/mac/record`);
+  assert.deepEqual([...record.matchAll(/\bhide "([^"]+)"/g)].map(([, what]) => what), [
+    "the variables of the session",
+    "letters and digits in the arguments of all processes, by x",
+    "the addresses of this Mac",
+  ]);
+  assert.doesNotMatch(record, /\buname (-\w*[an])/);
+  assert.match(
+    PAGE,
+    /Not in it: what programs were called with, the variables of [^]*name of the Mac and its addresses/,
+  );
 });
 
 Deno.test("line 4 finds the binary of the Mac at hand among those of all Macs", async () => {

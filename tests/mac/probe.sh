@@ -35,6 +35,8 @@ stopping() {
   done
 }
 say main start
+# The same mark at two starts: it was a logout, and no boot.
+say main boot "$(/usr/sbin/sysctl -n kern.bootsessionuuid 2>/dev/null || echo unknown)"
 /bin/sh "$0" "$1" "$2" group &
 /usr/bin/perl -e 'setpgrp 0, 0; exec @ARGV' /bin/sh "$0" "$1" "$2" apart &
 trap stopping TERM

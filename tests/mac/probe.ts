@@ -1,7 +1,7 @@
 /** The jobs that write down how a shutdown treats them (probe.sh), and what their notes say. */
 
 import { project } from "../helpers/paths.ts";
-import { type Domain, plistText, say, type Value } from "./launchd.ts";
+import { type Domain, line, plistText, type Said, say, type Value } from "./launchd.ts";
 
 type Keys = { readonly [key: string]: Value };
 const BOTH: readonly Domain[] = ["agent", "daemon"];
@@ -112,6 +112,36 @@ export async function disarm(canSudo: boolean): Promise<string> {
   return canSudo ? "taken away" : "the agents are taken away; daemons: sudo -n does not work here";
 }
 
+/** What launchd and macOS have written down about the shutdown. Each has a limit: the notes are worth more. */
+async function readSystem(): Promise<string[]> {
+  const predicate = 'process == "launchd" && eventMessage CONTAINS "org.lima-guard.probe"';
+  const logged = await say(
+    ["/usr/bin/log", "show", "--last", "1h", "--style", "compact", "--predicate", predicate],
+    {},
+    30_000,
+  );
+  // launchd's own file has more than the log; only root may read it on some versions.
+  const own = await say(["/usr/bin/grep", "-hE", "org.lima-guard.probe.*(SIG|signal|exited)", LAUNCHD_LOG]);
+  const stalls = await say(["/bin/sh", "-c", 'ls -t "$0" | grep -m 3 ^shutdown_stall', REPORTS]);
+  return [
+    `log: ${ofLog(logged)}`,
+    `${LAUNCHD_LOG}: ${ofLog(own)}`,
+    `shutdown_stall: ${line(stalls.text) || "none"}`,
+  ];
+}
+
+const LAUNCHD_LOG = "/private/var/log/com.apple.xpc.launchd/launchd.log";
+const REPORTS = "/Library/Logs/DiagnosticReports";
+
+/** How many lines there are, those of a kill, and the last. */
+export function ofLog({ code, text }: Said): string {
+  const rows = text.split("\n").filter((row) => row.includes("org.lima-guard.probe"));
+  if (rows.length === 0) return code === 0 ? "no line" : `no line, status ${code}: ${line(text)}`;
+  const killed = rows.filter((row) => row.includes("SIGKILL"));
+  const last = killed.at(-1) ?? rows.at(-1) ?? "";
+  return `${rows.length} lines, ${killed.length} with SIGKILL; ${line(last)}`;
+}
+
 /** What the notes say; undefined where none was ever armed. */
 export async function readArmed(): Promise<string | undefined> {
   const found: string[] = [];
@@ -119,7 +149,7 @@ export async function readArmed(): Promise<string | undefined> {
     const text = await Deno.readTextFile(log).catch(() => undefined);
     if (text !== undefined) found.push(`${domain} ${name}: ${readProbe(text)}`);
   }
-  return found.length > 0 ? found.join("; ") : undefined;
+  return found.length > 0 ? [...found, ...await readSystem()].join("\n  ") : undefined;
 }
 
 /** What the last run in a log lived through, in words. */
@@ -133,8 +163,13 @@ export function readProbe(log: string): string {
   const from = starts.at(-2);
   if (from === undefined) return "no reboot since it was armed";
   const run = lines.slice(from, starts.at(-1));
+  const boots = lines.flatMap(({ who, what }) => who === "main" && what.startsWith("boot ") ? [what] : []);
+  const [before, now] = boots.slice(-2);
+  const how = before !== undefined && before === now && before !== "boot unknown"
+    ? "no boot, a logout or a reload: "
+    : "";
   const asked = run.find(({ who, what }) => who === "main" && what === "TERM")?.at;
-  if (asked === undefined) return "no SIGTERM: killed, or the power went";
+  if (asked === undefined) return `${how}no SIGTERM: killed, or the power went`;
   const last = run.findLast(({ what }) => what === "alive")?.at ?? asked;
   const child = (name: string) => {
     const term = run.find(({ who, what }) => who === name && what === "TERM")?.at;
@@ -147,7 +182,9 @@ export function readProbe(log: string): string {
     const what = run.find(({ who }) => who === name)?.what.trim();
     return what ? [`; ${name}: ${what}`] : [];
   });
-  return `SIGTERM, then ${last - asked} s; ${child("group")}; ${child("apart")}; ssh: ${ssh || "no word"}${
+  const who = run.find(({ who, what }) => who === "main" && what.startsWith("who "))?.what;
+  if (who !== undefined) more.unshift(`; ${who.includes("console") ? "a user" : "no user"} at the screen`);
+  return `${how}SIGTERM, then ${last - asked} s; ${child("group")}; ${child("apart")}; ssh: ${ssh || "no word"}${
     more.join("")
   }`;
 }

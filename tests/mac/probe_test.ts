@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { project } from "../helpers/paths.ts";
 import { eventually, killChild } from "../helpers/processes.ts";
 import { plistText, textOf } from "./launchd.ts";
-import { probesOf, readProbe } from "./probe.ts";
+import { ofLog, probesOf, readProbe } from "./probe.ts";
 
 const RUN = "100 main start\n";
 for (
@@ -21,6 +21,20 @@ for (
       `${RUN}200 main TERM\n201 directory status 1 after 1 s\n203 session status 113 after 0 s\n203 main alive\n${RUN}`,
       "SIGTERM, then 3 s; the child (group) got nothing; the child (apart) got nothing; ssh: no word; " +
       "directory: status 1 after 1 s; session: status 113 after 0 s",
+    ],
+    [
+      `${RUN}100 main boot A\n200 main TERM\n200 main who ci console Nov 27 \n203 main alive\n${RUN}300 main boot B\n`,
+      "SIGTERM, then 3 s; the child (group) got nothing; the child (apart) got nothing; ssh: no word; " +
+      "a user at the screen",
+    ],
+    [
+      `${RUN}100 main boot A\n200 main TERM\n200 main who \n${RUN}300 main boot A\n`,
+      "no boot, a logout or a reload: SIGTERM, then 0 s; the child (group) got nothing; " +
+      "the child (apart) got nothing; ssh: no word; no user at the screen",
+    ],
+    [
+      `${RUN}100 main boot unknown\n${RUN}300 main boot unknown\n`,
+      "no SIGTERM: killed, or the power went",
     ],
     [
       `${RUN}1 main TERM\n${RUN}200 main TERM\ncut of\n${RUN}`,
@@ -42,6 +56,14 @@ Deno.test("the probes are armed as agents and as daemons with UserName; one as r
     assert.ok(plist.startsWith(domain === "agent" ? "/Users/ci/Library/LaunchAgents/" : "/Library/LaunchDaemons/"));
   }
   assert.equal(new Set(all.map(({ log }) => log)).size, all.length);
+});
+
+Deno.test("ofLog() counts launchd's lines about the probes, and shows the kill", () => {
+  const of = (name: string, words: string) => `t launchd[1:2] (system/org.lima-guard.probe.daemon.${name}) ${words}`;
+  const text = ["Timestamp  Process", of("plain", "sent SIGKILL"), of("sixty", "exited")].join("\n");
+  assert.equal(ofLog({ code: 0, text }), `2 lines, 1 with SIGKILL; ${of("plain", "sent SIGKILL")}`);
+  assert.equal(ofLog({ code: 0, text: "Timestamp" }), "no line");
+  assert.equal(ofLog({ code: 1, text: "denied\n" }), "no line, status 1: denied");
 });
 
 Deno.test("plistText() escapes what it writes", () => {

@@ -8,9 +8,12 @@ const SCRIPTS = [...Deno.readDirSync(MAC)].map(({ name }) => name)
   .filter((name) => Deno.readTextFileSync(`${MAC}/${name}`).startsWith("#!/bin/sh\n")).sort();
 const SHELLS = [["dash"], ["busybox", "sh"], ["bash", "--posix"]] as const;
 
-async function run(argv: readonly string[]): Promise<{ code: number; said: string }> {
+async function run(
+  argv: readonly string[],
+  env: Record<string, string> = {},
+): Promise<{ code: number; said: string }> {
   const [program = "", ...args] = argv;
-  const { code, stdout, stderr } = await new Deno.Command(program, { args, stdin: "null" }).output();
+  const { code, stdout, stderr } = await new Deno.Command(program, { args, env, stdin: "null" }).output();
   return { code, said: new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr) };
 }
 
@@ -21,7 +24,7 @@ for (const program of ["dash", "busybox", "bash", "shellcheck"]) {
 }
 
 Deno.test("the scripts for a Mac are these", () => {
-  assert.deepEqual(SCRIPTS, ["handshake", "learnt", "probe.sh", "record", "share", "vz"]);
+  assert.deepEqual(SCRIPTS, ["handshake", "learnt", "probe.sh", "reboot", "record", "share", "vz"]);
 });
 
 for (const name of SCRIPTS) {
@@ -107,6 +110,39 @@ for (const shell of SHELLS) {
           "## macos-15\n\n### live\n\n```\na ... FAILED (1s)\nFAILED | 3 passed | 1 failed\n…\n" +
             "a ... FAILED (1s)\nFAILED | 3 passed | 1 failed\nend\n```\n\n### ask: not reached\n",
         );
+      } finally {
+        await Deno.remove(dir, { recursive: true });
+      }
+    },
+  });
+  Deno.test({
+    name: `handshake with ${shell.join(" ")}: what signatures are for${why}`,
+    ignore,
+    async fn() {
+      const dir = await Deno.makeTempDir({ prefix: "lg-" });
+      try {
+        // A changed file is one with an x in the middle; as on a Mac it is refused and killed.
+        const guard = `#!/bin/sh\ngrep -q -- '-[x]-' "$0" && kill -9 $$\necho lima-guard 0.1.0\n#${"-".repeat(400)}\n`;
+        await Deno.writeTextFile(`${dir}/guard`, guard, { mode: 0o755 });
+        const codesign = 'case $1 in -d*) echo "Identifier=g"; exit;; esac\n' +
+          'for file do :; done; grep -q -- "-x-" "$file" && { echo "$file: invalid signature"; exit 1; }; exit 0';
+        await Deno.writeTextFile(`${dir}/codesign`, `#!/bin/sh\n${codesign}\n`, { mode: 0o755 });
+        await Deno.writeTextFile(`${dir}/sudo`, '#!/bin/sh\nshift\nexec "$@"\n', { mode: 0o755 });
+        const env = { HANDSHAKE_TOOLS: dir };
+        const { code, said } = await run([...shell, `${MAC}/handshake`, `${dir}/guard`], env);
+        assert.equal(code, 0, said);
+        const rows = said.split("\n").slice(9, -1).map((row) => row.replace(/\/\S+: /, ""));
+        assert.deepEqual(rows, [
+          "as compiled, verify: status 0, ",
+          "as compiled, show: status 0, Identifier=g ",
+          "one byte changed, verify: status 1, invalid signature",
+          "one byte changed, run: status 137, ",
+          "signed again, sign: status 0, ",
+          "signed again, run: status 0, lima-guard 0.1.0",
+          "signed by root, sign: status 0, ",
+          "signed by root, verify: status 0, ",
+          "signed by root, run: status 0, lima-guard 0.1.0",
+        ]);
       } finally {
         await Deno.remove(dir, { recursive: true });
       }
