@@ -237,7 +237,9 @@ export class SmallLaunchd implements Launchd {
     if (label === undefined) {
       const labels = [...this.jobs.values()].filter((job) => job.domain === domain).map((job) => job.label);
       const services = labels.map((one) => `\t\t       0      - \t${one}\n`).join("");
-      return { code: 0, stdout: `${domain} = {\n\ttype = login\n\tservices = {\n${services}\t}\n}\n` };
+      // The variables of a login session are any that a person has set there.
+      const environment = "\tenvironment = {\n\t\tTOKEN => of the session\n\t}\n";
+      return { code: 0, stdout: `${domain} = {\n\ttype = login\n${environment}\tservices = {\n${services}\t}\n}\n` };
     }
     const job = this.#find(target);
     if (!job) return this.#missing(domain, label);

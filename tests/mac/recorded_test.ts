@@ -13,13 +13,30 @@ import { eventually } from "../helpers/processes.ts";
 import { launchdIn } from "../launchd/launchd.ts";
 import { BY_HAND, type Case, readRecording, RECORDED, recordingOf } from "./cases.ts";
 import { check } from "./recording.ts";
+import { caseName, EVERY_CASE } from "./every_case.ts";
 
 const kept = [...Deno.readDirSync(RECORDED)].filter(({ name, isDirectory }) => isDirectory && name.startsWith("macos-"))
   .map(({ name }) => name);
 const named = Deno.env.get("LIMA_GUARD_RECORDING") || BY_HAND;
 
+/** What is asked once only, of a login agent. */
+const OF_AGENTS = /^(bootstrap\.KIND\.(reach|twice)|(print|bootout)\.(other|ssh)\.KIND)$/;
+const isOf = (kind: string, one: string) => kind === "agent" || (one.includes(".KIND.") && !OF_AGENTS.test(one));
+
 for (const recording of new Set([...kept, named])) {
   const name = recording.slice(recording.lastIndexOf("/") + 1);
+  if (name !== BY_HAND) {
+    Deno.test(`${name}: no case is missing without a word`, () => {
+      const names = readRecording(recordingOf(recording)).map((seen) => seen.name);
+      // Where no daemon was recorded at all, that is said.
+      const kinds = names.includes("print.daemon") ? ["agent"] : ["agent", "daemon"];
+      for (const kind of kinds) {
+        const other = kind === "agent" ? ".daemon." : ".agent.";
+        const there = new Set(names.filter((one) => !one.includes(other)).map(caseName));
+        assert.deepEqual(EVERY_CASE.filter((one) => isOf(kind, one) && !there.has(one)), [], kind);
+      }
+    });
+  }
   for (const seen of readRecording(recordingOf(recording))) {
     Deno.test(`${name}: ${seen.name}${seen.skipped === undefined ? "" : `: ${seen.skipped}`}`, () => {
       check(seen);
@@ -82,17 +99,35 @@ Deno.test({
   fn: recordHere,
 });
 
+/** The other user can be there for root alone: the stand-in for sudo changes the user for real. */
+const OTHER = Deno.uid() === 0 ? { name: "zoe", uid: 501 } : undefined;
+/** What this system has no tool or no user for. Everything else is asked here too, or the test would show nothing. */
+const NOT_HERE = OTHER
+  ? /^(owners\.|id\.empty-full-name$|ps\.setuid$|bootstrap\.system-without-root$|print\.KIND\.no-log$)/
+  : /^/;
+
 async function recordHere(): Promise<void> {
   const root = Deno.realPathSync(Deno.makeTempDirSync({ dir: "/tmp", prefix: "lg-" }));
+  // The other user's commands are below it.
+  Deno.chmodSync(root, 0o755);
   try {
     await using stand = launchdIn(root, { bin: "tools" });
     const home = Deno.env.get("HOME") ?? "/";
     furnish(root, home);
     const [program = "", ...before] = SHELL;
+    const secret = `secret${crypto.randomUUID().replaceAll("-", "")}`;
+    await using _stranger = called(["sh", "-c", "read line; :", `--password=${secret}`]);
     const { code, stdout, stderr } = await new Deno.Command(program, {
       args: [...before, `${project}/tests/mac/record`, `${root}/out`],
       // A job that really runs needs a moment to begin, and one to end.
-      env: { RECORD_TOOLS: `${root}/tools`, RECORD_PAUSE: "0.3", HOME: home },
+      env: {
+        RECORD_TOOLS: `${root}/tools`,
+        RECORD_PAUSE: "0.3",
+        HOME: home,
+        TOKEN: secret,
+        SSH_AUTH_SOCK: `/${secret}`,
+        LIMA_GUARD_OTHER_USER: OTHER?.name ?? "",
+      },
       cwd: root,
       stdin: "null",
     }).output();
@@ -103,6 +138,10 @@ async function recordHere(): Promise<void> {
     const cases = readRecording(archive.replace(/\.tar\.gz$/, ""));
     assert.equal(cases.filter(({ skipped }) => skipped === undefined).length, Number(count));
     assertChecked(cases);
+    assert.deepEqual([...new Set(cases.map(({ name }) => caseName(name)))].sort(), [...EVERY_CASE].sort());
+    const unasked = cases.filter(({ skipped }) => skipped !== undefined).map(({ name }) => caseName(name));
+    assert.deepEqual([...new Set(unasked)].filter((one) => !NOT_HERE.test(one)), []);
+    assertSecretsStayOut(cases, secret);
     await eventually(() => assert.deepEqual([...stand.jobs.keys()], []), { withinMs: 30_000 });
     const labels = [...stand.overrides.values()].flatMap((one) => [...one].filter(([, is]) => is));
     assert.deepEqual(labels, []);
@@ -121,12 +160,45 @@ function furnish(root: string, home: string): void {
   const user = new TextDecoder().decode(name).trim();
   // The password's field holds the groups.
   const row = `${user}:${Deno.gid()}:${Deno.uid()}:${Deno.gid()}::0:0:A B:${home}:/bin/sh\n`;
-  Deno.writeTextFileSync(`${state}/users`, user === "root" ? row : `${row}root:0:0:0::0:0:R:/var/root:/bin/sh\n`);
+  const others = OTHER ? `${OTHER.name}:20:${OTHER.uid}:20::0:0:Z:/:/bin/sh\n` : "";
+  const rootRow = user === "root" ? "" : "root:0:0:0::0:0:R:/var/root:/bin/sh\n";
+  Deno.writeTextFileSync(`${state}/users`, row + rootRow + others);
   for (const tool of ["sudo", "id", "plutil", "codesign", "sysctl"]) {
     Deno.copyFileSync(`${project}/tests/standin/launchd/${tool}`, `${tools}/${tool}`);
   }
   Deno.symlinkSync("/usr/bin/lsof", `${tools}/lsof`);
+  // ssh to this machine itself: the command behind its name.
+  const ssh = `#!/bin/sh\nwhile [ "$1" != localhost ]; do shift; done\nshift\nexec sh -c "$*"\n`;
+  Deno.writeTextFileSync(`${tools}/ssh`, ssh, { mode: 0o755 });
+  const scp = `#!/bin/sh\nwhile [ $# -gt 2 ]; do shift; done\nexec cp "\${1#localhost:}" "$2"\n`;
+  Deno.writeTextFileSync(`${tools}/scp`, scp, { mode: 0o755 });
   Deno.writeTextFileSync(`${tools}/sw_vers`, "#!/bin/sh\necho 0.0\n", { mode: 0o755 });
+}
+
+/** A program that runs until the test ends. */
+function called(argv: readonly string[]): AsyncDisposable {
+  const [program = "", ...args] = argv;
+  const child = new Deno.Command(program, { args, stdin: "piped" }).spawn();
+  return {
+    async [Symbol.asyncDispose]() {
+      await child.stdin.close();
+      await child.status;
+    },
+  };
+}
+
+/** What is in the environment, in the arguments of another program or in a login session is in no case. */
+function assertSecretsStayOut(cases: readonly Case[], secret: string): void {
+  const all = cases.find(({ name }) => name === "ps.all");
+  assert.match(all?.stdout ?? "", /^ *\d+ .*\bsh -x .*--xxxxxxxx=x{38}$/m, "the process is not in the table");
+  const uname = cases.find(({ name }) => name === "head.uname")?.stdout ?? "";
+  assert.ok(!uname.split(/\s+/).includes(Deno.hostname()), uname);
+  for (const { name, argv, stdout, stderr } of cases) {
+    const text = [...argv, stdout, stderr].join("\n");
+    assert.ok(!text.includes(secret), `${name}:\n${text}`);
+    assert.doesNotMatch(text, /(inherited|default) environment = \{\n(?!\t\thidden\n\t\})/, name);
+    if (name.startsWith("domain.")) assert.doesNotMatch(text, /TOKEN/, name);
+  }
 }
 
 function assertChecked(cases: readonly Case[]): void {
