@@ -72,6 +72,9 @@ Deno.test("launchd.yml: what can fail comes after what is learnt without it, and
       /name: What was learnt\n {8}if: always\(\)\n {8}run: [^]*tests\/mac\/learnt [^]*GITHUB_STEP_SUMMARY/,
     );
   }
+  const earlier = jobs[0]?.split("- name: Record\n")[0]?.split(/^ {6}- name: /m).slice(1) ?? [];
+  assert.equal(earlier.length, 2);
+  for (const step of earlier) assert.match(step, /^ {8}continue-on-error: true$/m, "the recording may not wait for it");
   for (const job of jobs.slice(1)) assert.match(job, /^ {4}if: \$\{\{ !cancelled\(\)/m);
 });
 
