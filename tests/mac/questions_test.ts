@@ -251,7 +251,7 @@ async function consentFor({ script, dir }: Scene, file: string): Promise<string>
   await Deno.writeTextFile(file, "x");
   const found: string[] = [];
   for (const domain of domains) {
-    // What the second user of a folder is denied is no matter of consent: the job is this user's in both domains.
+    // What the second user of a folder is denied is not a question of consent: the job is this user's in both domains.
     const text = `/usr/bin/stat -f %z "$2" >"$1/said" 2>&1; echo "stat $?" >>"$1/said"\n` +
       `cat "$2" >>"$1/said" 2>&1; echo "open $?" >>"$1/said"\n${FOREVER}`;
     await using _job = await script(text, {}, domain, [file]);
