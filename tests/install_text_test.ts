@@ -16,11 +16,13 @@ import {
   readAcl,
   readJob,
   readPlist as readPlistWith,
+  realInstallHost,
   Refusal,
   unwrapText,
   type Wanted,
   wrapText,
 } from "../install.ts";
+import { findProgram } from "../tools/real_limactl.ts";
 
 const readPlist = (text: string) => readPlistWith(text, parse as PlistReader);
 const GUARD = "/usr/local/libexec/lima-guard";
@@ -93,6 +95,26 @@ for (const fixture of FIXTURES) {
     assert.equal(readJob(readPlist(after), name).guard, undefined);
   });
 }
+
+Deno.test("the diff is one that patch takes, for every fixture", async () => {
+  const { unifiedDiff } = realInstallHost({ canAsk: false, isVerbose: false });
+  const dir = await Deno.makeTempDir({ prefix: "patched-" });
+  try {
+    for (const fixture of FIXTURES) {
+      const before = textOf(fixture);
+      const after = wrapped(before, fixture.includes("colima") ? "colima" : "default", ALL).text;
+      await Deno.writeTextFile(`${dir}/x.plist`, before);
+      await Deno.writeTextFile(`${dir}/diff`, await unifiedDiff("x.plist", before, after));
+      // Without --binary patch takes the returns of a diff for those of a mail.
+      const args = ["--binary", "-p0", "-i", "diff"];
+      const { success, stdout, stderr } = await new Deno.Command("patch", { args, cwd: dir }).output();
+      assert.ok(success, `${fixture}: ${new TextDecoder().decode(stdout)}${new TextDecoder().decode(stderr)}`);
+      assert.equal(await Deno.readTextFile(`${dir}/x.plist`), after, fixture);
+    }
+  } finally {
+    await Deno.remove(dir, { recursive: true });
+  }
+});
 
 // ── what changes ──
 
@@ -226,6 +248,11 @@ const JOB_REFUSALS: [what: string, text: string, reason: RegExp, hint?: RegExp][
     /--uninstall k3s/,
   ],
   ["wrapped without an end", arg(GUARD, "--run", "default", "limactl"), /no `--`/],
+  [
+    "wrapped around a command without --foreground",
+    arg(GUARD, "--run", "default", "--", "/opt/bin/limactl", "start", "default"),
+    /without --foreground launchd does not watch it/,
+  ],
   ["wrapped around something else", arg(GUARD, "--run", "default", "--", "/bin/sleep", "1"), /not limactl/],
   [
     "an ExitTimeOut that is a string",
@@ -670,6 +697,43 @@ for (const [tool, flags] of Object.entries(VALUED)) {
     }
   });
 }
+
+/** The flags that a `limactl start --help` lists, and whether each takes a value in the next argument. */
+function flagsIn(help: string): { flag: string; isValued: boolean }[] {
+  const lines = help.matchAll(/^ +(?:(-\w), )?(--[\w-]+)(?: (\S+))?(?: .*)?$/gm);
+  return [...lines].flatMap(([, short, long, type = ""]) =>
+    [short, long].filter((flag) => flag !== undefined).map((flag) => ({ flag, isValued: /^[a-z]/.test(type) }))
+  );
+}
+
+/** What the limactl on PATH says of `start`, to an ordinary user; or why there is none. */
+function startHelp(): { help: string } | { why: string } {
+  const limactl = findProgram("limactl");
+  if (limactl === undefined) return { why: "no limactl on PATH" };
+  const user = Deno.uid() === 0 ? { uid: 65534, gid: 65534 } : {};
+  const env = { HOME: "/nonexistent", PATH: "/usr/bin:/bin" };
+  const command = new Deno.Command(limactl, { args: ["start", "--help"], env, clearEnv: true, cwd: "/", ...user });
+  const { success, stdout } = command.outputSync();
+  const help = new TextDecoder().decode(stdout);
+  return success && help.includes("--foreground") ? { help } : { why: `${limactl} start --help does not answer` };
+}
+
+const real = startHelp();
+Deno.test({
+  name: `the flags of a real limactl start are known, and which of them take a value${
+    "why" in real ? `: skipped: ${real.why}` : ""
+  }`,
+  ignore: "why" in real,
+  fn() {
+    const flags = flagsIn("help" in real ? real.help : "");
+    assert.ok(flags.length > 15 && flags.some((f) => f.isValued) && flags.some((f) => !f.isValued), String(flags));
+    for (const { flag, isValued } of flags) {
+      const words = flag === "--foreground" ? [] : isValued ? [flag, "k3s"] : [flag];
+      const text = arg("/opt/bin/limactl", "start", "--foreground", ...words, "default");
+      assert.equal(readJob(readPlist(text), "default").tool, "limactl", flag);
+    }
+  },
+});
 
 Deno.test("an unknown flag without a value is named, and never counted; with = it is carried along", () => {
   const start = (...words: string[]) => readPlist(arg("/opt/bin/limactl", "start", "--foreground", ...words));
