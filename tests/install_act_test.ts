@@ -7,6 +7,7 @@ import {
   ADA,
   AGENT,
   DAEMON,
+  EVE,
   FakeMac,
   fixture,
   guarded,
@@ -14,6 +15,7 @@ import {
   listed,
   macTest,
   macWith,
+  type Person,
   ROOT,
   ZOE,
 } from "./install_mac.ts";
@@ -102,7 +104,7 @@ macTest("the dry run says the very words that the run then prints, and writes no
   }
 });
 
-macTest("the diff is one that patch takes, for every plist; --print prints the finished one", async () => {
+macTest("the diff is one that patch takes; --print prints the finished plist", async () => {
   const { mac, file, text, as } = macWith("agent", QUICK);
   await using _ = mac;
   const dry = await mac.run(["--dry-run", "default"], { as });
@@ -264,6 +266,26 @@ for (const [code, times, status] of CODES) {
   );
 }
 
+for (const [code, times, status] of CODES.filter(([code]) => [5, 36, 37, 125, 161].includes(code))) {
+  const heals = status === 0;
+  macTest(
+    `bootstrap says ${code} on the way back: ${heals ? "it is tried again" : "broken, with the words"}`,
+    async () => {
+      const { mac, job, file, text } = macWith("daemon", QUICK);
+      await using _ = mac;
+      mac.fault("bootstrap:1 122", ...Array.from({ length: times }, (_, i) => `bootstrap:${i + 2} ${code}`));
+      const run = await mac.run(["--yes", "--json", "default"], { settings: { limits: { runningMs: 100 } } });
+      assert.deepEqual([run.status, run.json().state], [1, heals ? "rolled back" : "broken"], run.stdout);
+      assert.match(run.json().blockers[0].because, /status 122: the plist has a bad owner or mode/);
+      assert.equal(Deno.readTextFileSync(file), text);
+      assert.deepEqual(job()?.args, heals ? limactl(mac) : undefined);
+      if (heals) return;
+      assert.match(run.stderr, new RegExp(`the rollback has failed: .*bootstrap .*: status ${code}: [a-z]`));
+      assert.ok(run.json().blockers[0].hint.endsWith(`launchctl bootstrap system ${file}`), run.stdout);
+    },
+  );
+}
+
 macTest("bootstrap says 0 and keeps no job: said, and put back", async () => {
   const { mac, file, text } = macWith("daemon", QUICK);
   await using _ = mac;
@@ -417,6 +439,27 @@ for (const kind of ["daemon", "agent"] as const) {
       assert.ok(job()!.pid !== undefined && !mac.isDisabled(domain, label), "--start enables and loads");
     });
   }
+}
+
+for (const [isLoaded, isDisabled] of [[true, false], [true, true], [false, false], [false, true]] as const) {
+  const state = `${isLoaded ? "loaded" : "not loaded"}, ${isDisabled ? "disabled" : "enabled"}`;
+  macTest(`a bare plist beside an old backup, ${state}: --uninstall changes neither it nor launchd`, async () => {
+    for (const [what, backup] of [["of this plist", ""], ["of an older one", "<!-- older -->\n"]] as const) {
+      const { mac, file, text, domain, label, job } = macWith("daemon", QUICK);
+      await using _ = mac;
+      mac.write(file + BACKUP_SUFFIX, text + backup);
+      if (!isLoaded) mac.lose(domain, label);
+      if (isDisabled) mac.launchctl(["disable", `${domain}/${label}`]);
+      mac.forget();
+      const pid = job()?.pid;
+      const run = await mac.run(["--uninstall", "--yes", "--json", "default"]);
+      assert.deepEqual([run.status, run.json().state], [0, "not guarded"], `${what}: ${run.stdout}`);
+      const now = [job()?.pid, mac.isDisabled(domain, label), Deno.readTextFileSync(file)];
+      assert.deepEqual(now, [pid, isDisabled, text], what);
+      const changing = mac.log().filter((line) => /launchctl (?!print)/.test(line));
+      assert.deepEqual(changing, [], what);
+    }
+  });
 }
 
 // ── rid of it ──
@@ -727,10 +770,8 @@ macTest("what was planned on and is not so any more is not done: 75", async () =
 macTest(
   "two installs at once: one does it, the other says 75 and names the PID; any user's lock changes nothing",
   async () => {
-    const { mac } = macWith("daemon");
+    const { mac, file } = macWith("daemon");
     await using _ = mac;
-    using folder = Deno.openSync(mac.daemons);
-    assert.ok(folder.tryLockSync(true));
     const first = mac.start(["--yes", "default"], { settings: { freezeAt: 12 } });
     const reader = first.stderr.getReader();
     for (let text = ""; !text.includes("frozen");) {
@@ -743,11 +784,64 @@ macTest(
     await Promise.all([first.status, reader.cancel(), first.stdout.cancel()]);
     assert.equal(second.status, 75, second.stdout);
     assert.match(second.json().blockers[0].because, /another install \(PID \d+\)/);
+    const lock = `${mac.system}/var/db/lima-guard-install.lock`;
+    const { uid, mode } = Deno.lstatSync(lock);
+    assert.deepEqual([uid, mode! & 0o777], [0, 0o600]);
+    await using eves = new AsyncDisposableStack();
+    for (const path of [lock, `${mac.system}/var/db`, mac.daemons, file]) {
+      const held = await holdLock(path, EVE);
+      eves.defer(async () => {
+        held?.kill();
+        await held?.status;
+      });
+      assert.equal(held !== undefined, path !== lock, `${path}: eve can open what everybody may read`);
+    }
     const third = await mac.run(["--yes", "default"]);
     assert.equal(third.status, 0, third.stdout);
-    assert.notEqual(ADA.uid, 0);
   },
 );
+
+/** A process of this person that holds the lock of a path; undefined where he may not open it. */
+async function holdLock(path: string, { uid, gid }: Person): Promise<Deno.ChildProcess | undefined> {
+  const script = 'exec 2>/dev/null 9<"$1" && flock -n 9 && echo held && exec sleep 60';
+  const args = [`--reuid=${uid}`, `--regid=${gid}`, "--clear-groups", "bash", "-c", script, "sh", path];
+  const child = new Deno.Command("setpriv", { args, stdout: "piped" }).spawn();
+  const { value } = await child.stdout.values({ preventCancel: true }).next();
+  if (value !== undefined) return child;
+  await child.status;
+  return undefined;
+}
+
+// What is in the lock's place; whether the lock of an agent's owner is meant.
+const LOCKS: [what: string, put: (mac: FakeMac, lock: string, by: Person) => void][] = [
+  ["a link to a file", (mac, lock) => Deno.symlinkSync(`${mac.root}/victim`, lock)],
+  ["a link that leads nowhere", (mac, lock) => Deno.symlinkSync(`${mac.root}/nowhere`, lock)],
+  ["a FIFO", (mac, lock, by) => {
+    new Deno.Command("mkfifo", { args: [lock] }).outputSync();
+    mac.own(lock, by);
+  }],
+  ["a folder", (mac, lock, by) => mac.folder(lock, by)],
+  ["another user's file", (mac, lock) => void mac.write(lock, "1\n", EVE, 0o666)],
+];
+for (const [what, put] of LOCKS) {
+  macTest(`${what} in the lock's place is refused, and nothing is changed`, async () => {
+    for (const kind of ["daemon", "agent"] as const) {
+      const { mac, as, job } = macWith(kind, QUICK);
+      await using _ = mac;
+      const lock = kind === "daemon"
+        ? `${mac.system}/var/db/lima-guard-install.lock`
+        : `${mac.home}/.lima-guard-install.lock`;
+      mac.write(`${mac.root}/victim`, "theirs", ROOT, 0o666);
+      put(mac, lock, as);
+      const [before, pid] = [mac.tree(), job()!.pid];
+      const run = await mac.run(["--yes", "--json", "default"], { as });
+      assert.deepEqual([run.status, run.json().state], [1, "refused"], run.stdout + run.stderr);
+      assert.equal(run.json().blockers[0].because, `Cannot take the lock ${lock}: it is not a file of this user`);
+      assert.equal(run.json().blockers[0].hint, `ls -l ${lock}`);
+      assert.deepEqual([mac.tree(), job()!.pid, mac.exists(`${mac.root}/nowhere`)], [before, pid, false]);
+    }
+  });
+}
 
 macTest("--json has stable fields, also where it refuses", async () => {
   const { mac, as } = macWith("agent", QUICK);
