@@ -2190,10 +2190,10 @@ function instanceInText(read: () => string, parse: PlistReader): string | undefi
 function limaHomeOf(host: InstallHost, job: LaunchdJob, user: User, name: string, options: InstallOptions) {
   const there = job.environment["LIMA_HOME"];
   if (options.limaHome !== undefined) return { path: options.limaHome, writes: there === undefined };
-  if (there !== undefined) return { path: there, writes: false };
+  if (there) return { path: there, writes: false }; // empty is none, for Lima and for Colima
   const defaultHome = join(user.home, ".lima");
   const folder = job.workingDirectory;
-  const isInstance = folder !== undefined && basename(folder) === name && folder.startsWith("/");
+  const isInstance = there !== "" && folder?.startsWith("/") === true && basename(folder) === name;
   if (job.tool === "limactl") {
     const path = isInstance ? dirname(folder) : defaultHome;
     return { path, writes: path !== defaultHome };
