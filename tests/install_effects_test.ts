@@ -12,7 +12,8 @@ import { type FakeMac, guarded, limactl, type MacSettings, macTest, macWith } fr
 type Kind = "daemon" | "agent";
 interface Scenario {
   /** Each of these starts a process for every effect of a run: the daemon's install has all, the others what is theirs. */
-  readonly trials: readonly ("fails" | "killed" | "works, and says it failed" | "disk" | "kill" | "change")[];
+  readonly trials:
+    readonly ("fails" | "killed" | "works, and says it failed" | "disk" | "kill" | "signal" | "change")[];
   readonly kind: Kind;
   readonly role: "install" | "uninstall";
   /** An older guard is in its place, and has an older one beside it. */
@@ -20,7 +21,7 @@ interface Scenario {
 }
 const SCENARIOS: Record<string, Scenario> = {
   "a daemon's install": {
-    trials: ["fails", "killed", "works, and says it failed", "disk", "kill", "change"],
+    trials: ["fails", "killed", "works, and says it failed", "disk", "kill", "signal", "change"],
     kind: "daemon",
     role: "install",
     upgrades: true,
@@ -67,7 +68,10 @@ async function bothEnds(scenario: Scenario) {
   const run = await world.run({ trace: true });
   assert.equal(run.status, 0, run.stdout + run.stderr);
   const after = { tree: withRoot(world.mac), job: jobIn(world) };
-  return { before, after, effects: world.mac.effects().length, calls: world.mac.log().length };
+  const lines = world.mac.effects();
+  /** The number of the first effect like this. */
+  const numberOf = (pattern: RegExp) => lines.findIndex((line) => pattern.test(line)) + 1;
+  return { before, after, effects: lines.length, calls: world.mac.log().length, lines, numberOf };
 }
 
 function withRoot(mac: FakeMac): string[] {
@@ -166,21 +170,59 @@ for (const [title, scenario] of Object.entries(SCENARIOS)) {
     });
   });
 
+  test(
+    "signal",
+    `a signal to the whole process group before any command: one of the two ends is in force`,
+    async () => {
+      const ends = await bothEnds(scenario);
+      const first = ends.numberOf(/ link /);
+      const bootstrap = ends.numberOf(/ run \S+launchctl,bootstrap,/);
+      // Of the commands that only look the last one is enough.
+      const all = ends.lines.flatMap((line, i) => / run /.test(line) ? [i + 1] : []);
+      const commands = all.slice(all.findLastIndex((n) => n < first));
+      await inTurn(commands.length, async (i) => {
+        const world = await worldOf(scenario);
+        await using _ = world.mac;
+        const { mac, args, as } = world;
+        const [signal, hookAt] = [["INT", "TERM", "HUP"][i % 3]!, commands[i - 1]!];
+        // The shell is in the group too.
+        const settings = { hookAt, hook: `trap '' ${signal}; kill -${signal} 0` };
+        const { success, stdout, stderr } = await mac.start(args, { as, settings, by: "setsid" }).output();
+        const text = [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes)).join("\n");
+        const words = `${signal} before effect ${hookAt} (${ends.lines[hookAt - 1]})\n${text}`;
+        const end = assertOneEnd(world, ends, words);
+        assert.ok(!success || end === "new", words);
+        // Before the first step nobody listens; how many looks are left at the end nobody knows.
+        if (hookAt <= bootstrap) assert.deepEqual([end, /"rolled back"/.test(text)], ["old", hookAt > first], words);
+        else assert.ok(end === "new" || /"rolled back"/.test(text), words);
+      });
+    },
+  );
+
   test("change", `another program writes or removes the plist before any effect: its text is never lost`, async () => {
     const ends = await bothEnds(scenario);
-    const { effects } = ends;
+    const { effects, numberOf } = ends;
+    // The job's file is read before launchd is asked about it, and compared right before it gets its second name.
+    const [read, compared] = [numberOf(/ run \S+launchctl,print,/), numberOf(/ link \S+\.plist$/)];
+    const isPlist = (row: string) => row.startsWith("/system/Library/LaunchDaemons/") && row.includes(".plist 0:0 ");
+    const withoutPlist = { ...ends.before, tree: ends.before.tree.filter((row) => !isPlist(row)) };
+    assert.ok(read > 0 && compared > read && withoutPlist.tree.length === ends.before.tree.length - 1);
     for (const how of ["write", "remove"]) {
       await inTurn(effects, async (n) => {
         const world = await worldOf(scenario);
         await using _ = world.mac;
         const { mac, file, text, as } = world;
-        const newer = mac.write(`${mac.root}/newer`, text.replace("Background", "Standard"), as);
+        const newer = `${mac.root}/newer`;
+        if (how === "write") mac.write(newer, text.replace("Background", "Standard"), as);
         const hook = how === "write" ? `cp -p ${newer} ${file}.x && mv ${file}.x ${file}` : `rm ${file}`;
         const run = await world.run({ hookAt: n, hook, limits: { bootstrapMs: 1500 } });
         const words = `${how} before effect ${n}\n${run.stdout}\n${run.stderr}`;
         if (how === "remove") {
-          assert.ok(run.status === 0 || !mac.exists(file) || run.status === 75 || run.status === 1, words);
-          if (!mac.exists(file)) assert.notEqual(run.json().state, "broken", words);
+          if (n < compared) assert.ok(n > read ? run.status === 75 : run.status > 0, words);
+          if (n <= compared) assertOneEnd(world, { ...ends, before: withoutPlist }, words);
+          // The rename has no wait behind the comparison: what is removed in between comes back.
+          if (n !== compared + 1) assert.ok(!mac.exists(file), words);
+          assert.notEqual(run.json().state, "broken", words);
           return;
         }
         const isKept = [file, `${file}.before-lima-guard`].some((path) =>

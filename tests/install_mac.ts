@@ -72,6 +72,10 @@ export interface RunOptions {
   /** The program that is run; by default root's own copy. */
   program?: string;
   umask?: number;
+  /** What is put before the program on the command line. */
+  by?: string;
+  /** Its standard input is closed. */
+  isDeaf?: boolean;
   env?: Record<string, string>;
   cwd?: string;
   settings?: MacSettings;
@@ -318,10 +322,18 @@ export class FakeMac implements AsyncDisposable {
     return rows.sort();
   }
 
-  #command(program: string, args: string[], { as = ROOT, umask = 0o022, env = {}, cwd = "/" }: RunOptions) {
+  #command(program: string, args: string[], options: RunOptions) {
+    const { as = ROOT, umask = 0o022, by = "", isDeaf = false, env = {}, cwd = "/" } = options;
     const home = as.uid === 0 ? `${this.system}/var/root` : `${this.root}/home/${as.name}`;
     const words = ["--reuid", String(as.uid), "--regid", String(as.gid), "--groups", as.groups.join(","), "--"];
-    const shell = ["/bin/sh", "-c", `umask ${umask.toString(8)}; exec "$@"`, "sh", program, ...args];
+    const shell = [
+      "/bin/sh",
+      "-c",
+      `umask ${umask.toString(8)}; exec ${by} "$@"${isDeaf ? " <&-" : ""}`,
+      "sh",
+      program,
+      ...args,
+    ];
     return {
       args: [...words, ...shell],
       cwd,
