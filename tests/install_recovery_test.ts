@@ -62,6 +62,53 @@ macTest("a command that is late is killed with all its children", async () => {
   assert.equal(new TextDecoder().decode(left.stdout), "");
 });
 
+macTest(
+  "a lima-guard that takes long to say its version is waited for; one that never says it is rolled back",
+  async () => {
+    const limits = { commandMs: 1500, handshakeMs: 20_000 };
+    const { mac, job } = macWith("daemon");
+    await using _ = mac;
+    mac.putGuard(mac.source, "BEGIN { select undef, undef, undef, 2.5 if grep { $_ eq '--version' } @ARGV }\n");
+    const slow = await mac.run(["--yes", "default"], { settings: { limits } });
+    assert.equal(slow.status, 0, slow.stdout + slow.stderr);
+    assert.deepEqual(job()!.args, guarded(mac));
+    for (const how of ["hang", "late"]) {
+      const { mac, job } = macWith("daemon");
+      await using _ = mac;
+      const [before, pid] = [mac.tree(), job()!.pid];
+      // The first of the two lines is sudo's.
+      mac.fault(`version:2 ${how}`);
+      const run = await mac.run(["--yes", "--json", "default"], { settings: { limits: { handshakeMs: 1500 } } });
+      assert.deepEqual([run.status, run.json().state], [1, "rolled back"], run.stdout);
+      const because = run.json().blockers[0].because;
+      assert.match(because, /it did not say its version to zoe: (lima-guard \d|it did not end in time)/);
+      assert.deepEqual([mac.tree(), job()!.pid], [before, pid]);
+      const left = new Deno.Command("pgrep", { args: ["-f", mac.guard] }).outputSync();
+      assert.equal(new TextDecoder().decode(left.stdout), "");
+    }
+  },
+);
+
+macTest(
+  "a folder that the job's user cannot enter: the guard in it does not start for him, and all is put back",
+  async () => {
+    for (const more of [[], ["--guard"]]) {
+      const { mac, job } = macWith("daemon");
+      await using _ = mac;
+      const dir = more.length > 0 ? `${mac.system}/opt` : mac.guards;
+      mac.folder(dir, ROOT, 0o700);
+      if (more.length > 0) mac.putGuard(`${dir}/lima-guard`);
+      mac.own(dir, ROOT, 0o700);
+      const [before, pid] = [mac.tree(), job()!.pid];
+      const args = more.length > 0 ? ["--guard", `${dir}/lima-guard`] : [];
+      const run = await mac.run(["--yes", "--json", ...args, "default"]);
+      assert.deepEqual([run.status, run.json().state], [1, "rolled back"], run.stdout + run.stderr);
+      assert.match(run.json().blockers[0].because, /it did not say its version to zoe: status/);
+      assert.deepEqual([mac.tree(), job()!.pid, mac.guardUids()], [before, pid, []]);
+    }
+  },
+);
+
 macTest("what a killed run has left is removed by the next one, and nothing else", async () => {
   const { mac, file, guard } = macWith("daemon");
   await using _ = mac;
@@ -184,6 +231,36 @@ macTest("a rollback leaves a newer plist of another program alone, says so, and 
   assert.match(JSON.stringify(run.json().notes), /was changed by another program in the meantime, and was left alone/);
   assert.deepEqual([Deno.readTextFileSync(file), job()!.args], [newer, limactl(mac)]);
 });
+
+macTest(
+  "a plist that another program removes before it is put back stays removed, and no job of ours is left",
+  async () => {
+    const fault = "bootstrap:1 122";
+    const { mac: whole, file: plist } = macWith("daemon", { quick: true });
+    await using _whole = whole;
+    whole.fault(fault);
+    assert.equal((await whole.run(["--yes", "default"], { settings: { trace: true } })).status, 1);
+    const renames = whole.effects().flatMap((line, i) =>
+      line.startsWith(`0 rename ${plist}.lima-guard-new-`) ? [i + 1] : []
+    );
+    assert.equal(renames.length, 2, whole.effects().join("\n"));
+    const [replaced = 0, back = 0] = renames;
+    for (let hookAt = replaced + 1; hookAt < back; hookAt++) {
+      const { mac, file, job } = macWith("daemon", { quick: true });
+      await using _ = mac;
+      mac.fault(fault);
+      const run = await mac.run(["--yes", "--json", "default"], { settings: { hookAt, hook: `rm ${file}` } });
+      const words = `before effect ${hookAt} (${whole.effects()[hookAt - 1]})\n${run.stdout}`;
+      assert.deepEqual([run.status, run.json().state, mac.exists(file)], [1, "rolled back", false], words);
+      assert.match(
+        JSON.stringify(run.json().notes),
+        /plist was changed by another program .*, and was left alone/,
+        words,
+      );
+      assert.deepEqual([job(), mac.exists(mac.guard)], [undefined, false], words);
+    }
+  },
+);
 
 macTest("a run that is killed between bootout and bootstrap: the next one loads the job", async () => {
   const freezeAt = await effectNumber(/ run \/\S+launchctl,bootstrap/);
