@@ -391,7 +391,8 @@ export class FakeMac implements AsyncDisposable {
   /** A line as a person types it, where `lima-guard` is the binary, sudo and launchctl are on the PATH; yes to all. */
   async type(line: string, as: Person): Promise<{ code: number; output: string }> {
     this.prepare();
-    const typed = line.replace(/\blima-guard (?=--)/, `${this.source} `).replace(/ (?=--(un)?install )/, " --yes ");
+    const program = line.replace(/(?<![\w/])lima-guard (?=--)/, `${this.source} `);
+    const typed = line.includes(" --yes ") ? program : program.replace(/ (?=--(un)?install )/, " --yes ");
     const env: Record<string, string> = { PATH: `${this.root}/bin:/usr/bin:/bin`, LIMA_HOME: "/nonsense" };
     if (line.includes("sudo")) env["HOME"] = `${this.root}/home/eve`;
     const { code, stdout, stderr } = await new Deno.Command(

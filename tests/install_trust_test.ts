@@ -13,6 +13,7 @@ import {
   EVE,
   FakeMac,
   fixture,
+  guarded,
   limactl,
   macTest,
   macWith,
@@ -407,6 +408,71 @@ macTest("no PATH, HOME, TMPDIR or working directory of the caller's decides what
   assert.deepEqual([...Deno.readDirSync(`${mac.root}/tmp`)], []);
 });
 
+macTest("a standard input that is closed is none to ask at, and changes nothing else", async () => {
+  const { mac, file, text, job } = macWith("daemon");
+  await using _ = mac;
+  const unasked = await mac.run(["default"], { isDeaf: true });
+  assert.equal(unasked.status, 1, unasked.stderr);
+  assert.match(unasked.stdout, /no terminal to ask at \(hint: --yes\)/);
+  const run = await mac.run(["--yes", "default"], { as: ADA, isDeaf: true });
+  assert.deepEqual([run.status, run.stderr.match(/\nlima-guard: failed/)], [0, null], run.stdout + run.stderr);
+  assert.deepEqual(job()!.args, guarded(mac));
+  assert.equal((await mac.run(["--uninstall", "--yes", "default"], { isDeaf: true })).status, 0);
+  assert.deepEqual([Deno.readTextFileSync(file), job()!.args], [text, limactl(mac)]);
+});
+
+macTest(
+  "the child that is the job's user has nothing of root's: no group, no descriptor, no folder, no variable",
+  async () => {
+    const { mac } = macWith("daemon");
+    await using _ = mac;
+    const seen = `${mac.state}/seen`;
+    mac.putGuard(mac.source, CHILD);
+    const env = { LIMA_HOME: "/nonsense", SSH_AUTH_SOCK: "/nonsense", TZ: "UTC", TMPDIR: "/nonsense" };
+    for (const as of [ROOT, ADA]) {
+      const run = await mac.run(["--yes", "--restart", "default"], {
+        as,
+        env,
+        umask: 0o077,
+        cwd: `${mac.root}/src`,
+        isDeaf: as === ADA,
+      });
+      assert.equal(run.status, 0, run.stdout + run.stderr);
+    }
+    assert.equal((await mac.run(["--check", "default"], { env, umask: 0o077 })).status, 0);
+    const children = Deno.readTextFileSync(seen).trim().split("\n").map((line) => JSON.parse(line));
+    assert.ok(
+      ["--version", "--stop"].every((task) => children.some((c) => c.args[0] === task)),
+      String(children.length),
+    );
+    for (const { args, ids, cwd, umask, env, files } of children) {
+      assert.deepEqual([ids, cwd, umask], [[501, 501, "20 20", "20 20"], "/", 0o022], args[0]);
+      const { HOME, USER, LOGNAME, PATH, ...more } = env;
+      assert.deepEqual([HOME, USER, LOGNAME, PATH], [mac.home, "zoe", "zoe", "/usr/bin:/bin:/usr/sbin:/sbin"]);
+      assert.deepEqual(Object.keys(more).filter((name) => !/^(SUDO_UID|SUDO_USER|NO_COLOR|TERM|LANG)$/.test(name)), []);
+      // Its own script, pipes, /dev/null.
+      assert.deepEqual(
+        files.filter((file: string) => file.startsWith("/") && file !== mac.guard && file !== "/dev/null"),
+        [],
+      );
+    }
+  },
+);
+
+/** What a lima-guard writes down of itself when it runs as zoe, before it does anything. */
+const CHILD = `BEGIN {
+  if ($> == 501) {
+    sub json { '"' . ($_[0] =~ s/(["\\\\])/\\\\$1/gr) . '"' }
+    my @files = map { readlink "/proc/self/fd/$_" } 0 .. 63;
+    my %e = %ENV;
+    open my $seen, '>>', state_dir() . '/seen';
+    printf $seen qq({"args":[%s],"ids":[%d,%d,"%s","%s"],"cwd":%s,"umask":%d,"env":{%s},"files":[%s]}\\n),
+      join(',', map { json($_) } @ARGV), $<, $>, $(, $), json(Cwd::getcwd()), umask,
+      join(',', map { json($_) . ':' . json($e{$_}) } keys %e), join(',', map { json($_) } grep { defined } @files);
+  }
+}
+`;
+
 // ── the handover ──
 
 macTest("a person who may use sudo hands the whole command over once, by the line that is printed", async () => {
@@ -424,6 +490,51 @@ macTest("a person who may use sudo hands the whole command over once, by the lin
   assert.equal(job()!.timeout, 45);
   const files = mac.tree().filter((row) => /libexec|before-lima-guard/.test(row));
   assert.ok(files.length > 2 && files.every((row) => / 0:0 /.test(row)), files.join("\n"));
+});
+
+macTest(
+  "the line that is printed can be typed, and does the same; a LIMA_HOME of the shell is not in it, and is said",
+  async () => {
+    for (const canSudo of [true, false]) {
+      const { mac, job } = macWith("daemon");
+      await using _ = mac;
+      if (!canSudo) mac.conf("sudo=denied");
+      const env = { LIMA_HOME: "/nonsense", COLIMA_HOME: "/nonsense", XDG_CONFIG_HOME: "/nonsense" };
+      const words = ["--yes", "--exit-timeout", "45", "--on-event", "/bin/true", "default"];
+      const first = await mac.run(words, { as: ADA, env });
+      assert.equal(first.status, canSudo ? 0 : 77, first.stdout + first.stderr);
+      for (const name of Object.keys(env)) {
+        assert.ok(
+          first.stderr.includes(`lima-guard: ${name} of this shell is not used (hint: --lima-home DIR)\n`),
+          name,
+        );
+      }
+      const line = canSudo
+        ? /hands over to root: (.*)/.exec(first.stderr)?.[1]
+        : /\(hint: (sudo [^)]*)\)/.exec(first.stdout)?.[1];
+      assert.ok(line !== undefined && !line.includes("nonsense"), first.stdout + first.stderr);
+      // The same Mac once more, where nobody has run anything.
+      const { mac: other, job: otherJob } = macWith("daemon");
+      await using _other = other;
+      const run = await other.type(line.replaceAll(mac.root, other.root), ADA);
+      assert.equal(run.code, 0, run.output);
+      assert.deepEqual(otherJob()!.args, guarded(other, other.guard, "--timeout", "45", "--on-event", "/bin/true"));
+      if (!canSudo) continue;
+      const same = (one: FakeMac) => one.tree().map((row) => row.replaceAll(one.root, "ROOT"));
+      assert.deepEqual([same(other), otherJob()!.timeout], [same(mac), job()!.timeout]);
+    }
+  },
+);
+
+macTest("a path that begins with ~/ is one of the caller's home, also behind sudo", async () => {
+  const { mac, job } = macWith("daemon");
+  await using _ = mac;
+  const hook = mac.write(`${mac.system}/usr/local/hook`, "#!/bin/sh\n", ROOT, 0o755);
+  const env = { HOME: `${mac.system}/usr/local` };
+  const run = await mac.run(["--yes", "--on-event", "~/hook", "default"], { as: ADA, env });
+  assert.equal(run.status, 0, run.stdout + run.stderr);
+  assert.ok(mac.log().some((line) => line.startsWith("502: sudo") && line.includes(`--on-event ${hook} `)));
+  assert.deepEqual(job()!.args, guarded(mac, mac.guard, "--on-event", hook));
 });
 
 macTest("a refusal comes before the prompt; a sudo that refuses is 77; nothing is touched", async () => {
