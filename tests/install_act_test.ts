@@ -269,7 +269,7 @@ for (const [code, times, status] of CODES) {
 for (const [code, times, status] of CODES.filter(([code]) => [5, 36, 37, 125, 161].includes(code))) {
   const heals = status === 0;
   macTest(
-    `bootstrap says ${code} on the way back: ${heals ? "it is tried again" : "broken, with the words"}`,
+    `bootstrap says ${code} in a rollback: ${heals ? "it is tried again" : "broken, with the words"}`,
     async () => {
       const { mac, job, file, text } = macWith("daemon", QUICK);
       await using _ = mac;
@@ -794,7 +794,7 @@ macTest(
         held?.kill();
         await held?.status;
       });
-      assert.equal(held !== undefined, path !== lock, `${path}: eve can open what everybody may read`);
+      assert.equal(held !== undefined, path !== lock, `${path}: eve can open what every user may read`);
     }
     const third = await mac.run(["--yes", "default"]);
     assert.equal(third.status, 0, third.stdout);

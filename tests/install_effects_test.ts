@@ -192,7 +192,7 @@ for (const [title, scenario] of Object.entries(SCENARIOS)) {
         const words = `${signal} before effect ${hookAt} (${ends.lines[hookAt - 1]})\n${text}`;
         const end = assertOneEnd(world, ends, words);
         assert.ok(!success || end === "new", words);
-        // Before the first step nobody listens; how many looks are left at the end nobody knows.
+        // Before the first step a signal ends it; how many looks there are at the end is not known.
         if (hookAt <= bootstrap) assert.deepEqual([end, /"rolled back"/.test(text)], ["old", hookAt > first], words);
         else assert.ok(end === "new" || /"rolled back"/.test(text), words);
       });

@@ -233,7 +233,7 @@ macTest("a rollback leaves a newer plist of another program alone, says so, and 
 });
 
 macTest(
-  "a plist that another program removes before it is put back stays removed, and no job of ours is left",
+  "a plist that another program removes before it is put back stays removed, and no job is left",
   async () => {
     const fault = "bootstrap:1 122";
     const { mac: whole, file: plist } = macWith("daemon", { quick: true });

@@ -513,7 +513,7 @@ macTest(
         ? /hands over to root: (.*)/.exec(first.stderr)?.[1]
         : /\(hint: (sudo [^)]*)\)/.exec(first.stdout)?.[1];
       assert.ok(line !== undefined && !line.includes("nonsense"), first.stdout + first.stderr);
-      // The same Mac once more, where nobody has run anything.
+      // The same Mac once more, where nothing has been run.
       const { mac: other, job: otherJob } = macWith("daemon");
       await using _other = other;
       const run = await other.type(line.replaceAll(mac.root, other.root), ADA);
