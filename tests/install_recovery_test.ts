@@ -65,10 +65,10 @@ macTest("a command that is late is killed with all its children", async () => {
 macTest(
   "a lima-guard that takes long to say its version is waited for; one that never says it is rolled back",
   async () => {
-    const limits = { commandMs: 1500, handshakeMs: 20_000 };
+    const limits = { commandMs: 3000, handshakeMs: 60_000 };
     const { mac, job } = macWith("daemon");
     await using _ = mac;
-    mac.putGuard(mac.source, "BEGIN { select undef, undef, undef, 2.5 if grep { $_ eq '--version' } @ARGV }\n");
+    mac.putGuard(mac.source, "BEGIN { select undef, undef, undef, 4 if grep { $_ eq '--version' } @ARGV }\n");
     const slow = await mac.run(["--yes", "default"], { settings: { limits } });
     assert.equal(slow.status, 0, slow.stdout + slow.stderr);
     assert.deepEqual(job()!.args, guarded(mac));
