@@ -258,7 +258,9 @@ interface Memory {
   readonly isPlaced: boolean | undefined;
   readonly options: readonly string[] | undefined;
   readonly keepAlive: boolean | undefined;
-  readonly bootedOut: { readonly boot: string; readonly wasRunning: boolean } | undefined;
+  readonly bootedOut:
+    | { readonly boot: string; readonly wasRunning: boolean; readonly wasDisabled: boolean }
+    | undefined;
 }
 
 interface JobFacts {
@@ -280,6 +282,8 @@ interface JobFacts {
   readonly loaded: Loaded;
   readonly domains: readonly string[];
   readonly disabled: boolean | undefined;
+  /** A run that was killed has left it enabled: it counts as disabled, and is to be so again. */
+  readonly isLeftEnabled: boolean;
   readonly notes: readonly string[];
 }
 
@@ -925,13 +929,14 @@ function jsonOf(text: string): Record<string, unknown> {
 function readMemory(text: string): Memory {
   const { guard, isPlaced, options, keepAlive, bootedOut } = jsonOf(text);
   const isTexts = Array.isArray(options) && options.every((o) => typeof o === "string" && !/^--run$|^--$/.test(o));
-  const { boot, wasRunning } = Object(bootedOut);
+  const { boot, wasRunning, wasDisabled } = Object(bootedOut);
+  const isMark = typeof boot === "string" && typeof wasRunning === "boolean";
   return {
     guard: typeof guard === "string" && guard.startsWith("/") ? guard : undefined,
     isPlaced: typeof isPlaced === "boolean" ? isPlaced : undefined,
     options: isTexts ? options : undefined,
     keepAlive: typeof keepAlive === "boolean" ? keepAlive : undefined,
-    bootedOut: typeof boot === "string" && typeof wasRunning === "boolean" ? { boot, wasRunning } : undefined,
+    bootedOut: isMark ? { boot, wasRunning, wasDisabled: wasDisabled === true } : undefined,
   };
 }
 
@@ -1360,6 +1365,7 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
   }
   if (marks) steps.push(markStep(target, actor.boot));
   steps.push(...loads);
+  if (facts.isLeftEnabled && !target.reload) steps.push(switchStep(facts, "disable", actor));
   if (removesJob) steps.push(remove(plist, "its instance is gone"));
   // Removed only if it was read: the one copy of the original must not be lost.
   const isUsed = role === "uninstall" && kept !== undefined &&
@@ -1395,7 +1401,7 @@ function remove(path: string, because: string, kind: "remove" | "clear" = "remov
 
 /** Before bootout: that this job is to be loaded again, if this run is interrupted, and in this boot. */
 function markStep({ facts, memory }: Target, boot: string): InstallStep {
-  const bootedOut = { boot, wasRunning: isRunning(facts.loaded) };
+  const bootedOut = { boot, wasRunning: isRunning(facts.loaded), wasDisabled: facts.disabled === true };
   return noteStep(facts, { ...memory ?? facts.memory, bootedOut }, "a run that is interrupted loads it again");
 }
 
@@ -1451,11 +1457,14 @@ function loadSteps(target: Target, actor: Actor): InstallStep[] {
 }
 
 /** Loads a disabled job, and disables it again where it is to be as before. */
-function whileEnabled({ domain, job }: JobFacts, load: InstallStep[], staysOff: boolean, actor: Actor): InstallStep[] {
-  const change = (verb: "enable" | "disable", because: string) =>
-    runStep("run", [actor.tool("launchctl"), verb, `${domain}/${job.label}`], because);
-  const steps = [change("enable", "a disabled job cannot be loaded"), ...load];
-  return staysOff ? [...steps, change("disable", "it was disabled")] : steps;
+function whileEnabled(facts: JobFacts, load: InstallStep[], staysOff: boolean, actor: Actor): InstallStep[] {
+  const steps = [switchStep(facts, "enable", actor), ...load];
+  return staysOff ? [...steps, switchStep(facts, "disable", actor)] : steps;
+}
+
+function switchStep({ domain, job }: JobFacts, verb: "enable" | "disable", actor: Actor): InstallStep {
+  const because = verb === "enable" ? "a disabled job cannot be loaded" : "it was disabled";
+  return runStep("run", [actor.tool("launchctl"), verb, `${domain}/${job.label}`], because);
 }
 
 function unloadSteps(target: Target, loaded: Loaded & { kind: "loaded" }, actor: Actor): InstallStep[] {
@@ -1657,6 +1666,8 @@ function judgeTimeouts(job: LaunchdJob, wantedS: number | undefined, { troubles,
   return needed;
 }
 
+const UNSAID = "launchctl print-disabled did not say whether the job is disabled";
+
 function judgeLoaded({ job, loaded, disabled, place }: JobFacts, needed: number, out: Judged): void {
   const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
   const add = (kind: keyof Judged, table: [boolean, string][]) => out[kind].push(...holding(table));
@@ -1664,7 +1675,7 @@ function judgeLoaded({ job, loaded, disabled, place }: JobFacts, needed: number,
   const next = disabled ? "nothing starts it" : "it starts at the next boot or login";
   if (loaded.kind === "unknown") out.unknown.push(loaded.why);
   add("troubles", [[isAbsent && job.guard === undefined, "the job is not loaded"]]);
-  add("unknown", [[disabled === undefined, "launchctl print-disabled did not say whether the job is disabled"]]);
+  add("unknown", [[disabled === undefined, UNSAID]]);
   add("notes", [
     [isAbsent && job.guard !== undefined, `the job is not loaded: ${next}`],
     [loaded.kind === "no session", "no user is logged in at the screen: the job is loaded at the next login"],
@@ -1790,7 +1801,9 @@ function commandWords(options: InstallOptions, names: readonly string[], program
 
 type Shared = "os" | "uid" | "clockMs" | "pause" | "linkTarget" | "realPath" | "list" | "writeTrouble";
 
-export interface InstallHost extends Pick<Host, Shared | "stdout" | "stderr"> {
+/** What it does to files, with a person, and with the packages is what the real one does; tests put their own in its place. */
+export interface InstallHost
+  extends Pick<Host, Shared | "stdout" | "stderr">, Readonly<typeof realFiles>, ReturnType<typeof realPerson> {
   readonly arch: string;
   readonly canAsk: boolean;
   readonly limits: InstallLimits;
@@ -1822,19 +1835,6 @@ export interface InstallHost extends Pick<Host, Shared | "stdout" | "stderr"> {
   settle(): void;
   absolute(path: string): string;
 
-  stat(path: string): Looked;
-  /** A regular file's bytes, at most so many; undefined where it is none, or may not be read. Never waits. */
-  read(path: string, most: number): Uint8Array | undefined;
-  /** Makes a file that must not be there yet: mode and group come with the descriptor; on the disk when this returns. */
-  create(path: string, bytes: Uint8Array, mode: number, gid: number): void;
-  /** Adds to a regular file of this user, which is made where it is missing; never through a link. */
-  append(path: string, text: string): void;
-  rename(from: string, to: string): void;
-  link(from: string, to: string): void;
-  remove(path: string): void;
-  makeFolder(path: string, mode: number): void;
-  /** Waits until what a folder holds is on the disk. */
-  sync(folder: string): void;
   /** The lock of all installs of this user; or the PID that has it. */
   lock(): { close(): void } | { pid: string };
   random(): string;
@@ -1844,12 +1844,7 @@ export interface InstallHost extends Pick<Host, Shared | "stdout" | "stderr"> {
   run(argv: Argv, options: { readonly limitMs: number; readonly words?: string }): Promise<Answer>;
   /** Runs a command with the terminal; its stdout is passed on as it comes, or only returned. */
   handOver(argv: Argv, passesOn: boolean): Promise<{ code: number; stdout: string }>;
-  confirm(question: string): Promise<boolean>;
-  progress(text: string): { finish(): void };
   compile(folder: string): Promise<string | Answer>;
-  onSignal(take: () => void): () => void;
-  plistReader(): Promise<PlistReader>;
-  unifiedDiff(path: string, before: string, after: string): Promise<string>;
 }
 
 /** What one run looks at once: the host, its options, and what has been placed already. */
@@ -2113,7 +2108,11 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   }
   const user = await jobUser(run, place, look, job);
   const home = limaHomeOf(host, job, user, place.name, options);
+  const memory = lookAtMemory(run, place, look);
   const launchd = await lookAtLaunchd(run, place, job.label, user.uid);
+  const mark = memory.bootedOut?.boot === run.actor.boot ? memory.bootedOut : undefined;
+  const isLeftEnabled = mark?.wasDisabled === true && launchd.disabled === false && options.role !== "check" &&
+    !options.start && !options.noReload;
   if (options.plist === undefined) await refuseSecondOwner(run, place, user);
   const isAgent = job.label.startsWith(AGENT_LABEL);
   const dir = join(home.path, place.name);
@@ -2125,13 +2124,15 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     job,
     user,
     ...lookAtBackup(run, place, look, plist.parse),
-    memory: lookAtMemory(run, place, look),
+    memory,
     limaHome: home.path,
     writesLimaHome: home.writes,
     otherVolume: isOtherVolume(host, dir),
     instance: lookAtInstance(host, home.path, dir),
     notes: isAgent ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
     ...launchd,
+    isLeftEnabled,
+    disabled: isLeftEnabled || launchd.disabled,
   };
 }
 
@@ -2528,8 +2529,9 @@ class Acting {
   readonly notes: string[] = [];
   /** What puts the files back, in the order in which they were changed. */
   readonly undo: (() => void)[] = [];
-  /** The same for files that were removed. */
+  /** The same for files that were removed; and for the note of what was booted out, which counts until all is loaded. */
   readonly undoRemoved: (() => void)[] = [];
+  readonly undoNoted: (() => void)[] = [];
   /** What is no longer needed once all has gone well, or has been put back. */
   readonly kept: string[] = [];
   /** Newer files of other programs that a rollback has left alone. */
@@ -2561,7 +2563,7 @@ async function act(run: InstallRun, target: Target, steps: readonly InstallStep[
       if (acting.isInterrupted) throw new StepFailure("interrupted", "interrupted");
       await actStep(acting, step);
     }
-    clearKept(acting);
+    removeThere(run.host, ...acting.kept);
     return { acting, failure: undefined, isBack: true };
   } catch (error) {
     // An internal error must not leave a job half-way either.
@@ -2581,7 +2583,7 @@ async function actStep(a: Acting, step: InstallStep): Promise<void> {
   // Commands that change something are printed by the runner, just as they are run.
   if (!("argv" in step)) say(a.run, stepInWords(step));
   try {
-    a.done.push({ ...step, outcome: await doStep(a, step) ?? "done" });
+    a.done.push({ ...step, outcome: await (DOERS[step.kind] as Doer<InstallStep["kind"]>)(a, step) ?? "done" });
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
     a.done.push({ ...step, outcome: why });
@@ -2589,41 +2591,33 @@ async function actStep(a: Acting, step: InstallStep): Promise<void> {
   }
 }
 
-async function doStep(a: Acting, step: InstallStep): Promise<string | void> {
+type Doer<K extends InstallStep["kind"]> = (a: Acting, step: StepOf<K>) => string | void | Promise<string | void>;
+
+/** What does a step; its outcome, where there is more to say than that it is done. */
+const DOERS: { readonly [K in InstallStep["kind"]]: Doer<K> } = {
+  folder: makeFolder,
+  place: placeGuard,
+  write: writeFile,
+  remove: removeFile,
+  clear: ({ run: { host } }, { path }) => attemptEffect(() => removeThere(host, path)),
+  handshake,
+  run: runArgv,
+  logs: runArgv,
+  tidy: runArgv,
+  stop: stopInstance,
+  bootout,
+  wait: waitUntilGone,
+  bootstrap,
+  verify: (a, { expect }) => verifyLoaded(a, expect),
+};
+
+async function runArgv(a: Acting, { kind, argv, what }: StepOf<"run" | "logs" | "tidy">): Promise<string | void> {
   const { host } = a.run;
-  switch (step.kind) {
-    case "folder":
-      return makeFolder(a, step.path);
-    case "place":
-      return await placeGuard(a, step);
-    case "write":
-      return await writeFile(a, step);
-    case "remove":
-      return removeFile(a, step.path);
-    case "clear":
-      return attemptEffect(() => isThere(host.stat(step.path)) ? host.remove(step.path) : undefined);
-    case "handshake":
-      return await handshake(a, step.argv);
-    case "run":
-    case "logs":
-    case "tidy": {
-      if (step.kind === "run") a.hasTouchedLaunchd ||= step.argv[0] === host.tool("launchctl");
-      const answer = await host.run(step.argv, { limitMs: host.limits.commandMs, words: step.what });
-      if (!answer.late && answer.code === 0) return;
-      if (step.kind === "tidy") return `it stays: ${inWords(answer)}`;
-      throw new StepFailure(inWords(answer));
-    }
-    case "stop":
-      return await stopInstance(a, step);
-    case "bootout":
-      return await bootout(a, step as StepOf<"bootout">);
-    case "wait":
-      return await waitUntilGone(a);
-    case "bootstrap":
-      return await bootstrap(a, step);
-    case "verify":
-      return await verifyLoaded(a, step.expect);
-  }
+  if (kind === "run") a.hasTouchedLaunchd ||= argv[0] === host.tool("launchctl");
+  const answer = await host.run(argv, { limitMs: host.limits.commandMs, words: what });
+  if (answer.code === 0) return;
+  if (kind === "tidy") return `it stays: ${inWords(answer)}`;
+  throw new StepFailure(inWords(answer));
 }
 
 /** System errors become failures of a step; all else is a bug. */
@@ -2636,7 +2630,7 @@ function attemptEffect<T>(effect: () => T): T {
   }
 }
 
-function makeFolder(a: Acting, path: string): void {
+function makeFolder(a: Acting, { path }: StepOf<"folder">): void {
   const { host } = a.run;
   attemptEffect(() => host.makeFolder(path, 0o755));
   a.undo.push(() => host.remove(path));
@@ -2673,14 +2667,14 @@ function replaceFile(a: Acting, path: string, { old, oldBytes, make }: Replaceme
     attemptEffect(() => isThere(old) && host.link(path, kept));
     attemptEffect(() => host.rename(beside, path));
     // Of two names of one file rename(2) leaves both, and says that all is well.
-    attemptEffect(() => isThere(host.stat(beside)) && host.remove(beside));
+    attemptEffect(() => removeThere(host, beside));
   } catch (error) {
-    for (const file of [beside, kept]) if (isThere(host.stat(file))) host.remove(file);
+    removeThere(host, beside, kept);
     throw error;
   }
   const [mine, bytes] = [host.stat(path), bytesOf(a.run, path)];
   a.kept.push(kept);
-  a.undo.push(() => {
+  (path.endsWith(MEMORY_SUFFIX) ? a.undoNoted : a.undo).push(() => {
     if (!isStill(host, path, mine, bytes)) a.leftAlone.push(path);
     else if (isThere(old)) host.rename(kept, path);
     else host.remove(path);
@@ -2709,7 +2703,7 @@ async function writeFile(a: Acting, { path, bytes, isPlist }: StepOf<"write">): 
 }
 
 /** Removed only if nothing has changed it since it was looked at; it comes back in a rollback. */
-function removeFile(a: Acting, path: string): string | void {
+function removeFile(a: Acting, { path }: StepOf<"remove">): string | void {
   const { host } = a.run;
   const look = host.stat(path);
   if (!isThere(look)) return "it is gone already";
@@ -2751,30 +2745,30 @@ async function signedCopy({ host }: InstallRun, bytes: Uint8Array, identity: str
     if (answer.code !== 0) throw new StepFailure(`codesign: ${inWords(answer)}`);
     return file;
   } catch (error) {
-    removeCopy(host, file);
+    removeThere(host, file, dirname(file));
     throw error;
   }
 }
 
-function removeCopy(host: InstallHost, file: string): void {
-  for (const path of [file, dirname(file)]) if (isThere(host.stat(path))) host.remove(path);
+function removeThere(host: InstallHost, ...paths: readonly string[]): void {
+  for (const path of paths) if (isThere(host.stat(path))) host.remove(path);
 }
 
 async function signedBytes(run: InstallRun, bytes: Uint8Array, identity: string): Promise<Uint8Array> {
   const file = await signedCopy(run, bytes, identity);
   const signed = run.host.read(file, GUARD_LIMIT_BYTES);
-  removeCopy(run.host, file);
+  removeThere(run.host, file, dirname(file));
   if (signed) return signed;
   throw new StepFailure(`${file} cannot be read`);
 }
 
-async function handshake(a: Acting, argv: Argv): Promise<string> {
+async function handshake(a: Acting, { argv, what: words }: StepOf<"handshake">): Promise<string> {
   const { run, target } = a;
   const { user } = target.facts;
   const path = target.guard?.path ?? "";
   const verdict = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
   if (verdict.why !== undefined) throw new StepFailure(verdict.why);
-  const how = { limitMs: run.host.limits.handshakeMs, words: argv.map(quote).join(" ") };
+  const how = { limitMs: run.host.limits.handshakeMs, words };
   const shown = "asks lima-guard for its version: macOS scans a new program the first time";
   const begun = run.host.clockMs();
   const answer = await withProgress(run, shown, () => run.host.run(argv, how));
@@ -2822,12 +2816,9 @@ async function rollBack(a: Acting): Promise<boolean> {
   const isOurs = !a.leftAlone.includes(plist) && isThere(run.host.stat(plist));
   const steps = load.map((step) => isOurs ? step : { ...step, expect: undefined }) as InstallStep[];
   for (const step of mayLoad && isThere(run.host.stat(plist)) ? steps : []) await attempt(() => actStep(a, step));
-  clearKept(a);
+  for (const undo of a.undoNoted.toReversed()) await attempt(undo);
+  removeThere(run.host, ...a.kept);
   return isBack;
-}
-
-function clearKept({ run: { host }, kept }: Acting): void {
-  for (const path of kept) if (isThere(host.stat(path))) host.remove(path);
 }
 
 async function loadedNow({ run, target }: Pick<Acting, "run" | "target">): Promise<Loaded> {
@@ -3202,9 +3193,10 @@ function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { change
   if (options.noReload || host.os !== "darwin" || facts.place.kind === "file" || loaded.kind === "no session") {
     return false;
   }
-  if (loaded.kind === "unknown") {
+  if (loaded.kind === "unknown" || facts.disabled === undefined) {
+    const why = loaded.kind === "unknown" ? loaded.why : UNSAID;
     const hint = "run this again; --no-reload changes the file only";
-    throw new Refusal(`Cannot tell what launchd has: ${loaded.why}`, hint, EXIT.tryAgain);
+    throw new Refusal(`Cannot tell what launchd has: ${why}`, hint, EXIT.tryAgain);
   }
   // An interrupted install has booted it out in this boot: that is not off.
   if (loaded.kind === "absent") return options.start || memory.bootedOut?.boot === run.actor.boot;
@@ -3516,7 +3508,7 @@ async function handOver(run: InstallRun, jobs: readonly OthersJob[], uid: number
     const check = (name: string) => ["sudo", ...who, "lima-guard", "--check", ...where, name].map(quote).join(" ");
     return names.map((name) => lostReport(name, code, check(name)));
   } finally {
-    if (program.isSigned) removeCopy(host, program.path);
+    if (program.isSigned) removeThere(host, program.path, dirname(program.path));
   }
 }
 
@@ -3645,15 +3637,12 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
 function realPerson(canAsk: boolean) {
   return {
     confirm: async (question: string) => (await import("npm:dax@0.49.0")).$.confirm(question, { default: false }),
-    progress: (text: string) => {
+    progress: (text: string): { finish(): void } => {
       if (!canAsk) return { finish: () => {} };
       const shown = import("npm:dax@0.49.0").then(({ $ }) => $.progress(text));
       return { finish: () => void shown.then((progress) => progress.finish()) };
     },
-    onSignal: (take: () => void) => {
-      for (const signal of SIGNALS) Deno.addSignalListener(signal, take);
-      return () => SIGNALS.forEach((signal) => Deno.removeSignalListener(signal, take));
-    },
+    onSignal,
     plistReader: async () => (await import("npm:plist@5.0.0")).parse as PlistReader,
     unifiedDiff: async (path: string, a: string, b: string) =>
       (await import("npm:diff@9.0.0")).createTwoFilesPatch(path, path, a, b).replace(/^=+\n/, ""),
@@ -3673,6 +3662,11 @@ function realFolders(os: InstallHost["os"], uid: number, home: string): InstallH
 
 /** What a person may send in the middle: then the old job is put back before we leave. */
 const SIGNALS: readonly Signal[] = ["SIGINT", "SIGTERM", "SIGHUP"];
+
+function onSignal(take: () => void): () => void {
+  for (const signal of SIGNALS) Deno.addSignalListener(signal, take);
+  return () => SIGNALS.forEach((signal) => Deno.removeSignalListener(signal, take));
+}
 
 /** umask, working directory and environment of our own: nothing of the caller's decides what is made or run. */
 function settle(before: Readonly<Record<string, string>>): void {
@@ -3700,8 +3694,7 @@ async function runToLimit(machine: Host, argv: Argv, limitMs: number): Promise<A
 /** With the terminal, for a password and a question; stdout is read, and passed on as it comes. */
 async function runWithTerminal(machine: Host, [program, ...args]: Argv, passesOn: boolean) {
   const child = new Deno.Command(program, { args, stdin: "inherit", stdout: "piped", stderr: "inherit" }).spawn();
-  const silent = () => {};
-  for (const signal of SIGNALS) Deno.addSignalListener(signal, silent);
+  const silence = onSignal(() => {});
   let stdout = "";
   const decoder = new TextDecoder();
   for await (const bytes of child.stdout) {
@@ -3710,11 +3703,12 @@ async function runWithTerminal(machine: Host, [program, ...args]: Argv, passesOn
     if (passesOn) machine.stdout(text);
   }
   const { code } = await child.status;
-  for (const signal of SIGNALS) Deno.removeSignalListener(signal, silent);
+  silence();
   return { code, stdout };
 }
 
 const realFiles = {
+  /** Links are not followed. */
   stat: lookAtPath,
   read: readRegular,
   create: createFile,
@@ -3723,6 +3717,7 @@ const realFiles = {
   link: (from: string, to: string) => Deno.linkSync(from, to),
   remove: (path: string) => Deno.removeSync(path),
   makeFolder: (path: string, mode: number) => Deno.mkdirSync(path, { mode }),
+  /** Waits until what a folder holds is on the disk. */
   sync: (folder: string) => {
     using file = Deno.openSync(folder);
     file.syncSync();
@@ -3742,7 +3737,10 @@ function lookAtPath(path: string): Looked {
   }
 }
 
-/** Never waits: a FIFO, also one that has just taken the place of a file, is opened without a writer, and not read. */
+/**
+ * A regular file's bytes, at most so many. Never waits: a FIFO, also one that has just taken the place of a file, is
+ * opened without a writer, and not read.
+ */
 function readRegular(path: string, most: number): Uint8Array | undefined {
   let fd: number;
   try {

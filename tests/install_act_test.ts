@@ -400,7 +400,7 @@ macTest("a launchctl that does not answer is no answer: nothing is touched", asy
   const { mac } = macWith("daemon", QUICK);
   await using _ = mac;
   const before = mac.tree();
-  for (const fault of ["print:1 hang", "print:1 1", "print:1 killed"]) {
+  for (const fault of ["print:1 hang", "print:1 1", "print:1 killed", "print-disabled:1 5"]) {
     mac.forget();
     mac.fault(fault);
     const run = await mac.run(["--yes", "default"], { settings: { limits: { commandMs: 300 } } });

@@ -18,6 +18,8 @@ interface Scenario {
   readonly role: "install" | "uninstall";
   /** An older guard is in its place, and has an older one beside it. */
   readonly upgrades?: boolean;
+  /** It is loaded, and disabled. */
+  readonly isDisabled?: boolean;
 }
 const SCENARIOS: Record<string, Scenario> = {
   "a daemon's install": {
@@ -26,12 +28,13 @@ const SCENARIOS: Record<string, Scenario> = {
     role: "install",
     upgrades: true,
   },
+  "a disabled daemon's install": { trials: ["kill"], kind: "daemon", role: "install", isDisabled: true },
   "an agent's install": { trials: ["fails"], kind: "agent", role: "install" },
   "a daemon's uninstall": { trials: ["fails", "kill"], kind: "daemon", role: "uninstall" },
 };
 
 /** A Mac right before the run that is tried. `run` is that run, with these settings; without `quick` all is a process. */
-async function worldOf({ kind, role, upgrades }: Scenario, { quick = true }: { quick?: boolean } = {}) {
+async function worldOf({ kind, role, upgrades, isDisabled }: Scenario, { quick = true }: { quick?: boolean } = {}) {
   const world = macWith(kind, { quick });
   const { mac, as } = world;
   if (upgrades) {
@@ -42,6 +45,7 @@ async function worldOf({ kind, role, upgrades }: Scenario, { quick = true }: { q
     const first = await mac.run(["--yes", "default"], { settings: { quick: true } });
     assert.equal(first.status, 0, first.stdout);
   }
+  if (isDisabled) mac.launchctl(["disable", `${world.domain}/${world.label}`]);
   mac.forget();
   const args = [`--${role}`, "--yes", "--json", "default"];
   const run = (settings: MacSettings = {}) => mac.run(args, { as, settings });
@@ -57,7 +61,7 @@ function jobIn(world: World): string {
   assert.deepEqual(job.args, isWrapped ? guarded(world.mac, world.guard) : limactl(world.mac));
   return `${isWrapped ? "guarded" : "bare"}${job.pid === undefined ? ", not running" : ""}${
     job.dying ? ", ending" : ""
-  }`;
+  }${world.mac.isDisabled(world.domain, world.label) ? ", disabled" : ""}`;
 }
 
 /** The end states of a run without any fault: before and after. */

@@ -198,6 +198,15 @@ async function effectNumber(pattern: RegExp, then: string[] = [], spoil = (_: Fa
   return n;
 }
 
+/** A run is killed before its effect of this number. */
+async function killAt(mac: FakeMac, freezeAt: number): Promise<void> {
+  const child = mac.start(["--yes", "default"], { settings: { freezeAt } });
+  const reader = child.stderr.getReader();
+  for (let text = ""; !text.includes("frozen");) text += new TextDecoder().decode((await reader.read()).value);
+  child.kill("SIGKILL");
+  await Promise.all([child.status, reader.cancel(), child.stdout.cancel()]);
+}
+
 /** Another program puts a newer plist in the place of the old one. */
 function newerPlist(mac: FakeMac, file: string, text: string): { newer: string; hook: string } {
   const newer = text.replace("Background", "Standard");
@@ -266,11 +275,7 @@ macTest("a run that is killed between bootout and bootstrap: the next one loads 
   const freezeAt = await effectNumber(/ run \/\S+launchctl,bootstrap/);
   const { mac, job } = macWith("daemon");
   await using _ = mac;
-  const child = mac.start(["--yes", "default"], { settings: { freezeAt } });
-  const reader = child.stderr.getReader();
-  for (let text = ""; !text.includes("frozen");) text += new TextDecoder().decode((await reader.read()).value);
-  child.kill("SIGKILL");
-  await Promise.all([child.status, reader.cancel(), child.stdout.cancel()]);
+  await killAt(mac, freezeAt);
   assert.equal(job(), undefined);
   const again = await mac.run(["--yes", "--json", "default"]);
   assert.deepEqual([again.status, again.json().state], [0, "guarded"], again.stdout);
@@ -334,6 +339,28 @@ macTest("a job that was disabled and is rolled back is loaded and disabled again
   const run = await mac.run(["--yes", "--json", "default"]);
   assert.deepEqual([run.status, run.json().state], [1, "rolled back"], run.stdout);
   assert.deepEqual([job()!.args, mac.isDisabled(domain, label)], [limactl(mac), true]);
+});
+
+macTest("a rollback that is killed before it disables the job again: the next run disables it", async () => {
+  const failing = () => {
+    const world = macWith("daemon", { trace: true });
+    world.mac.launchctl(["disable", `${world.domain}/${world.label}`]);
+    world.mac.forget();
+    world.mac.fault("bootstrap:1 122");
+    return world;
+  };
+  const { mac: first } = failing();
+  await using _first = first;
+  assert.equal((await first.run(["--yes", "default"])).status, 1);
+  const freezeAt = first.effects().findIndex((line) => line.includes("launchctl,disable,")) + 1;
+  const { mac, domain, label, job } = failing();
+  await using _ = mac;
+  await killAt(mac, freezeAt);
+  assert.equal(mac.isDisabled(domain, label), false);
+  mac.forget();
+  const again = await mac.run(["--yes", "default"]);
+  assert.equal(again.status, 0, again.stdout);
+  assert.deepEqual([job()!.args, mac.isDisabled(domain, label)], [guarded(mac), true]);
 });
 
 macTest(
