@@ -243,8 +243,12 @@ type Loaded =
   | { readonly kind: "no session" }
   | { readonly kind: "unknown"; readonly why: string };
 
-/** A job's plist: `file` as it is called, `target` where a link leads. `file` kind: launchd does not read it there. */
+/**
+ * A job's plist: `file` as it is called, `target` where a link leads. `file` kind: launchd does not read it there. Who
+ * must change it: root for a daemon, the owner of its folder for an agent, else its own.
+ */
 interface JobPlace {
+  readonly changer: number;
   readonly name: string;
   readonly kind: "daemon" | "agent" | "file";
   readonly file: string;
@@ -1272,11 +1276,6 @@ function isUnder(path: string, folder: string): boolean {
   return path === folder || path.startsWith(`${folder}/`);
 }
 
-/** Who must change this plist: root for a daemon and for a file of root's, else its owner. */
-function changerOf(place: Pick<JobPlace, "kind">, look: { readonly uid: number }): number {
-  return place.kind === "daemon" ? 0 : look.uid;
-}
-
 // ──────────────────────────────────────────────────────────────────────── the plan and the check ──
 
 type Argv = readonly [string, ...string[]];
@@ -1639,7 +1638,7 @@ function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: Worl
     );
   }
   if (!job.startsByItself) notes.push("nothing starts it at boot or login: it has neither RunAtLoad nor KeepAlive");
-  if (facts.place.kind === "agent" && look.uid !== facts.user.uid || (look.mode & 0o022) !== 0) {
+  if (look.uid !== facts.place.changer || (look.mode & 0o022) !== 0) {
     troubles.push(`${facts.place.file} has an owner or a mode that lets another user change it`);
   }
   judgeLoaded(facts, needed, out);
@@ -1979,7 +1978,8 @@ function jobPlaceOf(run: InstallRun, name: string, named: string): JobPlace {
     const hint = "--no-reload changes the file only";
     throw new Refusal(`Cannot load ${named}: launchd does not read jobs from its folder`, hint);
   }
-  return { name, kind, file: join(folder, basename(named)), target };
+  const changer = isDaemon ? 0 : requireThere(host, isAgent ? folder : target).uid;
+  return { name, kind, file: join(folder, basename(named)), target, changer };
 }
 
 /** Every file, folder and link on the way to a path, as far as it can be seen. */
@@ -2052,7 +2052,7 @@ async function jobUser(run: InstallRun, place: JobPlace, look: FileLook, job: La
   const { host } = run;
   // launchd reads UserName in a daemon's plist; one that lies elsewhere is to become one.
   const isAgent = place.kind === "agent" || (place.kind === "file" && job.userName === undefined);
-  const who = isAgent ? String(look.uid) : job.userName;
+  const who = isAgent ? String(place.changer) : job.userName;
   if (!isAgent && (who === undefined || who === "root" || who === "0")) {
     const change = who === undefined ? "-insert" : "-replace";
     const hint = job.label.startsWith(DAEMON_LABEL)
@@ -2060,9 +2060,9 @@ async function jobUser(run: InstallRun, place: JobPlace, look: FileLook, job: La
       : `sudo plutil ${change} UserName -string USER ${quote(place.target)}`;
     throw new Refusal(`Cannot wrap ${place.file}: it would run as root (no UserName), and Lima refuses that`, hint);
   }
-  if (place.kind === "agent" && look.uid === 0) {
-    const why = "it belongs to root, and launchd loads a login agent of its own user only";
-    throw new Refusal(`Cannot wrap ${place.file}: ${why}`, `sudo chown USER ${quote(place.file)}`);
+  if (place.kind === "agent" && place.changer === 0) {
+    const why = "its folder belongs to root, and a login agent that starts an instance is of one user";
+    throw new Refusal(`Cannot wrap ${place.file}: ${why}`, `ls -ld ${quote(dirname(place.file))}`);
   }
   if (host.os === "darwin") return await userOf(run, who ?? "");
   // Off a Mac the Mac's users are not known; their homes have a fixed place.
@@ -2079,15 +2079,18 @@ async function readJobFile(run: InstallRun, place: JobPlace): Promise<{ look: Fi
   if (look.size > PLIST_LIMIT_BYTES) {
     throw new Refusal(`Cannot read the plist: it has ${look.size} bytes, more than ${PLIST_LIMIT_BYTES}`, hint);
   }
-  const changer = changerOf(place, look);
+  const { changer } = place;
   if (host.os === "darwin" && (options.role !== "check" || host.uid === 0 || changer === 0)) {
     const verdict = await judgePath(run, place.file, trustOf(changer, "run"));
-    const isLoose = look.uid !== changer || (look.mode & 0o022) !== 0;
+    const isOthers = look.uid !== changer;
+    const others = `it belongs to user ${look.uid}, not to user ${changer}, and launchd refuses it (122)`;
+    const loose = (look.mode & 0o022) === 0 ? undefined : "another user can write it, and launchd refuses it (122)";
+    const why = isOthers ? others : verdict.why ?? loose;
     const fix = `sudo chown root:wheel ${quote(place.target)}; sudo chmod 0644 ${quote(place.target)}`;
-    const why = verdict.why ?? (isLoose ? "another user can write it, and launchd refuses it (122)" : undefined);
+    const own = isOthers ? `sudo chown ${changer} ${quote(place.target)}` : `chmod go-w ${quote(place.target)}`;
+    const cure = changer === 0 ? fix : own;
     if (why !== undefined) {
-      const other = changer === 0 ? fix : `chmod go-w ${quote(place.target)}`;
-      throw new Refusal(`Cannot take ${place.file}: ${why}`, verdict.hint ?? other);
+      throw new Refusal(`Cannot take ${place.file}: ${why}`, isOthers ? cure : verdict.hint ?? cure);
     }
   }
   const bytes = host.read(place.target, PLIST_LIMIT_BYTES + 1);
@@ -2314,7 +2317,7 @@ async function lookAtGuard(run: InstallRun, facts: JobFacts): Promise<GuardFacts
   const { host, options } = run;
   const chosen = await chooseGuard(run, facts);
   const { path } = chosen;
-  const changer = changerOf(facts.place, facts.look);
+  const { changer } = facts.place;
   const source = chosen.isPlaced && !run.placed.has(path) ? await guardSource(run, path) : undefined;
   const inPlace = source && bytesOf(run, host.realPath(path).ok);
   const isSameFile = source?.bytes !== undefined && inPlace !== undefined && isSameBytes(inPlace, source.bytes);
@@ -2378,7 +2381,7 @@ async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: st
   if (options.guard !== undefined) return { path: options.guard, isPlaced: false };
   if (options.guardDir !== undefined) return { path: join(options.guardDir, GUARD_NAME), isPlaced: true };
   const kept = facts.job.guard ?? facts.memory.guard;
-  const changer = changerOf(facts.place, facts.look);
+  const { changer } = facts.place;
   const own = join(facts.user.home, ".local/libexec");
   if (kept !== undefined) {
     const isPlaced = basename(kept) === GUARD_NAME && [...host.folders.guards, own].includes(dirname(kept));
@@ -2721,7 +2724,7 @@ function removeFile(a: Acting, { path }: StepOf<"remove">): string | void {
 async function placeGuard(a: Acting, { path, bytes, sign }: StepOf<"place">): Promise<void> {
   const { host } = a.run;
   const { way } = pathComponents(host, dirname(path));
-  const changer = changerOf(a.target.facts.place, a.target.facts.look);
+  const { changer } = a.target.facts.place;
   const verdict = checkPathOwners(way, trustOf(changer, "place"));
   if (verdict.why !== undefined) throw new StepFailure(verdict.why);
   const signed = sign === undefined ? bytes : await signedBytes(a.run, bytes, sign);
@@ -2976,7 +2979,7 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
       throw new Refusal("Cannot do this here: launchd is part of macOS", hint);
     }
     const place = await findJobPlace(run, name);
-    const uid = changerOf(place, requireThere(host, place.target));
+    const uid = place.changer;
     // What is in a user's folder root leaves to one child that is the user.
     if (uid !== 0 && host.uid !== uid && (host.uid === 0 || !isLooking(options))) {
       return { kind: "hand over", name, uid };
@@ -3166,8 +3169,8 @@ async function emptiedLogFolder(run: InstallRun, user: User, logs: readonly stri
 }
 
 /** Files under temporary names that a run which was killed has left beside these, and its private folders. */
-function litterOf({ host }: InstallRun, { place, look }: JobFacts, guard: string | undefined): string[] {
-  const changer = changerOf(place, look);
+function litterOf({ host }: InstallRun, { place }: JobFacts, guard: string | undefined): string[] {
+  const { changer } = place;
   const isOwn = (path: string, kind: FileLook["kind"]) => {
     const there = host.stat(path);
     return isThere(there) && there.kind === kind && there.uid === changer;
@@ -3224,10 +3227,10 @@ function refuseManaged(run: InstallRun, { place, job }: JobFacts): void {
 /** Our own command for this very job, as the person who reads it can type it: with the options of this run. */
 function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptions> = {}): string {
   const { options, host } = run;
-  const { place, user, look } = facts;
+  const { place, user } = facts;
   const once = { all: false, dryRun: false, print: false, yes: false, json: false, verbose: false };
   const role = more.role ?? options.role;
-  const changer = role === "check" ? user.uid : changerOf(place, look);
+  const changer = role === "check" ? user.uid : place.changer;
   const sudo = host.uid === changer ? [] : changer === 0 ? ["sudo"] : ["sudo", "-H", "-u", user.name];
   const given = { ...options, ...once, purge: options.purge && role === "uninstall", ...more };
   return [...sudo, ...commandWords(given, [place.name], ["lima-guard"])].map(quote).join(" ");

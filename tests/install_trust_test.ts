@@ -295,7 +295,7 @@ macTest(
     Deno.linkSync(hard, `${mac.agents}/io.lima-vm.autostart.default.plist`);
     const refused = await mac.run(["--yes", "--plist", `${mac.agents}/io.lima-vm.autostart.default.plist`, "default"]);
     assert.equal(refused.status, 1, refused.stdout);
-    assert.match(refused.stdout, /belongs to user 501/);
+    assert.match(refused.stdout, /belongs to user 0, not to user 501/);
     Deno.removeSync(`${mac.agents}/io.lima-vm.autostart.default.plist`);
     new Deno.Command("mkfifo", { args: [`${mac.agents}/fifo.plist`] }).outputSync();
     Deno.chownSync(`${mac.agents}/fifo.plist`, 501, 20);
@@ -306,16 +306,20 @@ macTest(
 );
 
 macTest("an agent's plist that others can change is refused, and a trouble for --check", async () => {
-  for (const [mode, gid] of [[0o666, 20], [0o664, 20], [0o664, 80]] as const) {
+  const loose = [[0o666, 20], [0o664, 20], [0o664, 80]].map(([mode, gid = 20]) => ({ mode, owner: { ...ZOE, gid } }));
+  for (const { mode = 0o644, owner } of [...loose, { owner: ADA }, { owner: ROOT }]) {
     const { mac, file, as } = macWith("agent");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
-    mac.own(file, { ...ZOE, gid }, mode);
+    mac.own(file, owner, mode);
     const checked = await mac.run(["--check", "default"], { as });
     assert.equal(checked.status, 1, checked.stdout);
-    assert.match(checked.stdout, /lets another user change it|can be written/);
+    assert.match(checked.stdout, /broken\n.*lets another user change it/);
     const refused = await mac.run(["--yes", "--json", "--restart", "default"], { as });
     assert.deepEqual([refused.status, refused.json().state], [1, "refused"], refused.stdout);
+    if (owner.uid === ZOE.uid) continue;
+    assert.match(refused.json().blockers[0].because, /belongs to user \d+, not to user 501/);
+    assert.equal(refused.json().blockers[0].hint, `sudo chown 501 ${file}`);
   }
 });
 
