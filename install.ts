@@ -238,6 +238,8 @@ type Loaded =
     readonly pid: number | undefined;
     readonly isEnding: boolean;
     readonly exitTimeoutS: number | undefined;
+    /** It was loaded with RunAtLoad or KeepAlive, as far as launchd says so. */
+    readonly startsByItself: boolean;
   }
   | { readonly kind: "absent" }
   | { readonly kind: "no session" }
@@ -249,6 +251,8 @@ type Loaded =
  */
 interface JobPlace {
   readonly changer: number;
+  /** What the names of our own files begin with. It is the target, except where the plist is gone and only they are left. */
+  readonly beside: string;
   readonly name: string;
   readonly kind: "daemon" | "agent" | "file";
   readonly file: string;
@@ -671,6 +675,7 @@ function holding(table: readonly (readonly [holds: boolean, words: string])[]): 
 function remarksOn(value: Dict, label: string): string[] {
   const keep = value["KeepAlive"];
   const path = jobEnvironment(value)["PATH"] ?? "";
+  const isNix = /^(org\.nix-community|org\.nixos)\./.test(label);
   const kill = "launchd may kill the job at once instead of stopping it: remove it";
   return holding([
     [value["EnableTransactions"] === true, `EnableTransactions: ${kill}`],
@@ -690,9 +695,10 @@ function remarksOn(value: Dict, label: string): string[] {
       label.startsWith("homebrew.mxcl."),
       "Homebrew's services manage it: `brew services start|restart` writes the plist again; check after it",
     ],
+    [isNix, "Nix manages it: the next switch writes the plist again; declare the change there"],
     [
-      /^(org\.nix-community|org\.nixos)\./.test(label),
-      "Nix manages it: the next switch writes the plist again; declare the change there",
+      !isNix && argumentsOf(value).some((word) => word.startsWith("/nix/store/")),
+      "its program is Nix's: where Nix wrote the plist, the next switch writes it again: declare the change there",
     ],
   ]);
 }
@@ -875,7 +881,8 @@ export function readLoaded(answer: Answer): Loaded {
   const args = first < 0 ? [program ?? ""] : lines.slice(first + 1, end).map((line) => line.replace(/^\t\t/, ""));
   if (args[0] === "" || (first >= 0 && end < 0)) return { kind: "unknown", why: "launchctl print gave half an answer" };
   const isEnding = /^(SIG(TERM|KILL)ed|languishing)$/.test(state ?? "");
-  return { kind: "loaded", args, isEnding, path, pid, exitTimeoutS };
+  const startsByItself = /\b(runatload|keepalive)\b/.test(answer.stdout.match(/^\tproperties = .*$/gm)?.at(-1) ?? "");
+  return { kind: "loaded", args, isEnding, path, pid, exitTimeoutS, startsByItself };
 }
 
 /** Whether `launchctl print-disabled DOMAIN` names the label as switched off; absent means enabled. */
@@ -1349,8 +1356,8 @@ function runStep<K extends "run" | "logs" | "tidy" | "bootout" | "handshake">(ki
 /** The whole plan of an install or uninstall; empty where all is as wanted. */
 function planSteps(target: Target, actor: Actor): InstallStep[] {
   const { facts, rewritten, role, removesJob } = target;
-  const { backup: kept, bytes, job, place: { target: plist } } = facts;
-  const backup = plist + BACKUP_SUFFIX;
+  const { backup: kept, bytes, job, place: { target: plist, beside } } = facts;
+  const backup = beside + BACKUP_SUFFIX;
   const isFileNew = rewritten.changes.length > 0;
   const loads = target.reload ? loadSteps(target, actor) : [];
   const marks = loads.some((s) => s.kind === "bootout") && !removesJob;
@@ -1365,7 +1372,7 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
   if (marks) steps.push(markStep(target, actor.boot));
   steps.push(...loads);
   if (facts.isLeftEnabled && !target.reload) steps.push(switchStep(facts, "disable", actor));
-  if (removesJob) steps.push(remove(plist, "its instance is gone"));
+  if (removesJob && plist === beside) steps.push(remove(plist, "its instance is gone"));
   // Removed only if it was read: the one copy of the original must not be lost.
   const isUsed = role === "uninstall" && kept !== undefined &&
     (isFileNew || removesJob || (job.guard === undefined && isSameBytes(kept.bytes, bytes)));
@@ -1391,7 +1398,7 @@ function write(path: string, bytes: Uint8Array, because: string, isPlist = false
 
 /** What is noted beside the plist. */
 function noteStep({ place }: JobFacts, noted: Partial<Memory>, because: string): InstallStep {
-  return write(place.target + MEMORY_SUFFIX, new TextEncoder().encode(`${JSON.stringify(noted)}\n`), because);
+  return write(place.beside + MEMORY_SUFFIX, new TextEncoder().encode(`${JSON.stringify(noted)}\n`), because);
 }
 
 function remove(path: string, because: string, kind: "remove" | "clear" = "remove"): InstallStep {
@@ -1413,7 +1420,7 @@ function memorySteps({ facts, memory, role, removesJob }: Target, isFileNew: boo
   const isKnown = Object.values(facts.memory).some((noted) => noted !== undefined);
   if (role === "uninstall") {
     const isOver = marks || (isKnown && (isFileNew || removesJob || facts.job.guard === undefined));
-    return isOver ? [remove(facts.place.target + MEMORY_SUFFIX, "no job needs it")] : [];
+    return isOver ? [remove(facts.place.beside + MEMORY_SUFFIX, "no job needs it")] : [];
   }
   const isSame = isEqual(memory, facts.memory) || (!isFileNew && !isKnown);
   return isSame && !marks ? [] : [noteStep(facts, memory ?? {}, "what this job was installed with")];
@@ -1691,6 +1698,7 @@ function judgeLoaded({ job, loaded, disabled, place }: JobFacts, needed: number,
     [isWrapped && !isSame, "the loaded job is not the one in the plist"],
     [isSame && isShort, `${inForce}, of ${needed} s`],
     [isSame && !isShort && exitTimeoutS > inFile, `${inForce}: the plist was changed since`],
+    [isSame && loaded.startsByItself && !job.startsByItself, "launchd starts it by itself, and the plist no more"],
     [path !== place.file && path !== place.target, `launchd has loaded the job from ${path}`],
     [loaded.isEnding, "the job is ending, and will not be loaded then"],
   ]);
@@ -1887,16 +1895,20 @@ function say(run: InstallRun, text: string): void {
 async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
   const { host, options } = run;
   if (options.plist !== undefined) return jobPlaceOf(run, name, options.plist);
-  const found = (await candidates(run)).filter((c) => c.instance === name);
-  const [daemon, agent] = [found.filter((c) => c.isDaemon), found.filter((c) => !c.isDaemon)];
+  const all = (await candidates(run)).filter((c) => c.instance === name);
+  const found = all.filter((c) => !c.isLeft);
   if (found.length > 1) {
-    const hint = secondJobHint(name, daemon.length > 0 ? agent.map((a) => a.file) : []);
-    const starts = agent.length > 0 && daemon.length > 0 ? " at boot and at login" : " twice";
+    const hint = secondJobHint(name, found.map((c) => c.file));
+    const starts = found.some((c) => c.isDaemon !== found[0]?.isDaemon) ? " at boot and at login" : " twice";
     throw new Refusal(`Cannot choose: ${name} starts${starts}: ${found.map((c) => c.file).join(" and ")}`, hint);
   }
   if (found[0]) return jobPlaceOf(run, name, found[0].file);
   const lima = join(host.folders.daemons, `${DAEMON_LABEL}${name}.plist`);
   if (isThere(host.stat(lima))) return jobPlaceOf(run, name, lima);
+  if (all[0]) {
+    const file = all[0].file.slice(0, -BACKUP_SUFFIX.length);
+    return { ...jobPlaceOf(run, name, all[0].file), file, beside: file };
+  }
   const left = await loadedWithoutFile(run, name);
   if (left !== undefined) {
     const sudo = host.uid === 0 || left.startsWith("gui") ? "" : "sudo ";
@@ -1921,20 +1933,26 @@ async function loadedWithoutFile(run: InstallRun, name: string): Promise<string 
   return undefined;
 }
 
-/** Every plist in launchd's folders that starts some instance. Root sees the daemons; the agents of a user are his. */
+/**
+ * Every plist in launchd's folders that starts some instance; for an uninstall also a backup whose plist is gone. Root
+ * sees the daemons; the agents of a user are his.
+ */
 async function candidates(run: InstallRun) {
   const { host } = run;
   const folders = [{ folder: host.folders.daemons, isDaemon: true }];
   const me = host.os === "darwin" && host.uid !== 0 ? await userOf(run, String(host.uid)) : undefined;
   if (me) folders.push({ folder: join(me.home, "Library/LaunchAgents"), isDaemon: false });
   const parse = await host.plistReader();
-  return folders.flatMap(({ folder, isDaemon }) =>
-    namesIn(host, folder).filter((n) => n.endsWith(".plist")).sort().flatMap((n) => {
+  return folders.flatMap(({ folder, isDaemon }) => {
+    const names = namesIn(host, folder).sort();
+    return names.flatMap((n) => {
+      const isLeft = run.options.role === "uninstall" && n.endsWith(BACKUP_SUFFIX) &&
+        !names.includes(n.slice(0, -BACKUP_SUFFIX.length));
       const file = join(folder, n);
-      const instance = instanceIn(run, file, parse);
-      return instance === undefined ? [] : [{ file, isDaemon, instance }];
-    })
-  );
+      const instance = isLeft || n.endsWith(".plist") ? instanceIn(run, file, parse) : undefined;
+      return instance === undefined ? [] : [{ file, isDaemon, isLeft, instance }];
+    });
+  });
 }
 
 /** The names in a folder; none where it is not there. */
@@ -1948,7 +1966,7 @@ function namesIn(host: InstallHost, folder: string): string[] {
 /** The instance that a plist starts. What cannot be read is no job of Lima's, unless its name says so. */
 function instanceIn({ host }: InstallRun, file: string, parse: PlistReader): string | undefined {
   const own = [DAEMON_LABEL, AGENT_LABEL].find((p) => basename(file).startsWith(p));
-  const named = own && basename(file).slice(own.length, -".plist".length);
+  const named = own && basename(file).slice(own.length).replace(/\.plist(\.before-lima-guard)?$/, "");
   const target = host.realPath(file).ok ?? file;
   // Root opens nothing that another user could have changed.
   if (host.uid === 0 && checkPathOwners(pathComponents(host, target).way, ONLY_ROOT).why !== undefined) return named;
@@ -1979,7 +1997,7 @@ function jobPlaceOf(run: InstallRun, name: string, named: string): JobPlace {
     throw new Refusal(`Cannot load ${named}: launchd does not read jobs from its folder`, hint);
   }
   const changer = isDaemon ? 0 : requireThere(host, isAgent ? folder : target).uid;
-  return { name, kind, file: join(folder, basename(named)), target, changer };
+  return { name, kind, file: join(folder, basename(named)), target, beside: target, changer };
 }
 
 /** Every file, folder and link on the way to a path, as far as it can be seen. */
@@ -2234,7 +2252,7 @@ function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFa
 
 /** Only where the same users could have written it as the plist: else it is no backup, and it is kept. */
 function lookAtBackup({ host }: InstallRun, place: JobPlace, plist: FileLook, parse: PlistReader) {
-  const path = place.target + BACKUP_SUFFIX;
+  const path = place.beside + BACKUP_SUFFIX;
   const look = host.stat(path);
   if (look === "absent") return { backup: undefined, badBackup: undefined };
   const bad = (why: string) => ({ backup: undefined, badBackup: `${path} is not used: ${why}` });
@@ -2256,7 +2274,7 @@ function lookAtBackup({ host }: InstallRun, place: JobPlace, plist: FileLook, pa
 }
 
 function lookAtMemory(run: InstallRun, place: JobPlace, plist: FileLook): Memory {
-  const path = place.target + MEMORY_SUFFIX;
+  const path = place.beside + MEMORY_SUFFIX;
   const look = run.host.stat(path);
   const isOurs = isThere(look) && look.kind === "file" && look.uid === plist.uid && (look.mode & 0o022) === 0;
   const bytes = isOurs ? run.host.read(path, PLIST_LIMIT_BYTES) : undefined;
@@ -2537,6 +2555,8 @@ class Acting {
   readonly undoNoted: (() => void)[] = [];
   /** What is no longer needed once all has gone well, or has been put back. */
   readonly kept: string[] = [];
+  /** Folders that go at the end, if they are empty then. */
+  readonly emptied: string[] = [];
   /** Newer files of other programs that a rollback has left alone. */
   readonly leftAlone: string[] = [];
   /** The guard's stop, which still cleans up when `bootout` is sent. */
@@ -2567,6 +2587,7 @@ async function act(run: InstallRun, target: Target, steps: readonly InstallStep[
       await actStep(acting, step);
     }
     removeThere(run.host, ...acting.kept);
+    for (const folder of acting.emptied) if (namesIn(run.host, folder).length === 0) run.host.remove(folder);
     return { acting, failure: undefined, isBack: true };
   } catch (error) {
     // An internal error must not leave a job half-way either.
@@ -2710,6 +2731,7 @@ function removeFile(a: Acting, { path }: StepOf<"remove">): string | void {
   const { host } = a.run;
   const look = host.stat(path);
   if (!isThere(look)) return "it is gone already";
+  if (look.kind === "directory") return void a.emptied.push(path);
   const kept = path + TEMPORARY_SUFFIX + host.random();
   attemptEffect(() => host.rename(path, kept));
   a.kept.push(kept);
@@ -2818,7 +2840,9 @@ async function rollBack(a: Acting): Promise<boolean> {
   for (const undo of a.undo.toReversed()) await attempt(undo);
   const isOurs = !a.leftAlone.includes(plist) && isThere(run.host.stat(plist));
   const steps = load.map((step) => isOurs ? step : { ...step, expect: undefined }) as InstallStep[];
-  for (const step of mayLoad && isThere(run.host.stat(plist)) ? steps : []) await attempt(() => actStep(a, step));
+  for (const step of mayLoad && isThere(run.host.stat(target.facts.place.file)) ? steps : []) {
+    await attempt(() => actStep(a, step));
+  }
   for (const undo of a.undoNoted.toReversed()) await attempt(undo);
   removeThere(run.host, ...a.kept);
   return isBack;
@@ -3108,7 +3132,8 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
   const rewritten = unwrapText(facts.plist, facts.job, facts.backup?.plist);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
   const onMac = host.os === "darwin";
-  const removesJob = onMac && facts.instance === "gone" && facts.job.guard !== undefined && !options.noReload;
+  const isGone = onMac && facts.instance === "gone" && facts.job.guard !== undefined && !options.noReload;
+  const removesJob = isGone || facts.place.beside !== facts.place.target;
   const isLost = rewritten.changes.length > 0 && facts.backup === undefined;
   const reload = (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten);
   const stopper = stopWith(run, facts, undefined);
@@ -3141,7 +3166,7 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
 /** The guard, if no other plist names it, and what is left beside the plist. */
 function purgedFiles(
   { host }: InstallRun,
-  { place, job, loaded, backup, memory }: JobFacts,
+  { place, job, user, loaded, backup, memory }: JobFacts,
   removesJob: boolean,
 ): string[] {
   const guard = job.guard ?? memory.guard ??
@@ -3155,8 +3180,17 @@ function purgedFiles(
   const log = join(host.folders.log, LOG_NAME);
   const guards = isNamed || guard === undefined ? [] : [guard, guard + PREVIOUS_SUFFIX, log];
   const isBackupLeft = backup !== undefined && job.guard === undefined && !removesJob;
-  const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards];
-  return left.filter((path) => isThere(host.stat(path)));
+  const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards].filter((p) => isThere(host.stat(p)));
+  // The folders that an install makes, where they are of the same user and nothing else is in them.
+  const own = join(user.home, ".local/libexec");
+  for (const made of [host.folders.guards[0] ?? "", own, dirname(own)]) {
+    const look = host.stat(made);
+    const isOurs = isThere(look) && look.kind === "directory" && look.uid === place.changer;
+    const isEmptied = isOurs && left.some((path) => dirname(path) === made) &&
+      namesIn(host, made).every((name) => left.includes(join(made, name)));
+    if (isEmptied) left.push(made);
+  }
+  return left;
 }
 
 /** The folder of the logs in the user's home, where it is his and nothing is in it but these logs. */
@@ -3205,7 +3239,8 @@ function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { change
   if (loaded.kind === "absent") return options.start || memory.bootedOut?.boot === run.actor.boot;
   if (changes.length > 0 || options.restart || (options.start && facts.disabled === true)) return true;
   const wanted = Math.min(job.exitTimeOut ?? 0, EXIT_TIMEOUT_S);
-  return loaded.isEnding || !isEqual(loaded.args, job.args) || (loaded.exitTimeoutS ?? wanted) < wanted;
+  const isOther = !isEqual(loaded.args, job.args) || (loaded.startsByItself && !job.startsByItself);
+  return loaded.isEnding || isOther || (loaded.exitTimeoutS ?? wanted) < wanted;
 }
 
 /** A file that another program writes: what to declare there. */
@@ -3294,7 +3329,9 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const pid = loaded.kind === "loaded" && loaded.pid !== undefined ? `, running (PID ${loaded.pid})` : "";
   const status = troubles.length > 0 ? EXIT.failed : unknown.length > 0 ? EXIT.tryAgain : EXIT.done;
   const isPersons = facts.instance === "gone" || facts.domains.length > 1;
-  const cure = isPersons ? troubleHint(run, facts) : commandFor(run, facts, { role: "install" });
+  // Once a job that is ending is gone, it is off, and an install leaves it so.
+  const start = run.options.start || (loaded.kind === "loaded" && loaded.isEnding);
+  const cure = isPersons ? troubleHint(run, facts) : commandFor(run, facts, { role: "install", start });
   const hint = state === "not asked" ? commandFor(run, facts) : cure;
   return jobReport(place.name, state, status, `${state}${troubles.length === 0 ? `: ${job.label}${pid}` : ""}`, {
     plist: place.file,
@@ -3391,7 +3428,9 @@ async function carryOut(run: InstallRun, { target, steps }: ReadyJob): Promise<J
   const state = role === "uninstall" ? "not guarded" : isOff ? "guarded, off" : "guarded";
   const loaded = acting.done.findLast((s) => s.kind === "verify")?.outcome;
   const where = loaded ?? (target.reload ? "loaded" : "in the file only");
-  const words = `${state}: ${job.label}: ${target.removesJob ? "removed: its instance is gone" : where}`;
+  const words = `${state}: ${job.label}: ${
+    target.removesJob ? `removed: its ${facts.instance === "gone" ? "instance" : "plist"} is gone` : where
+  }`;
   return targetReport(target, state, words, { ...more, changed: true, changes: target.rewritten.changes });
 }
 

@@ -6,6 +6,7 @@ import { VERSION } from "../lima_guard.ts";
 import {
   ADA,
   AGENT,
+  BESIDE,
   DAEMON,
   EVE,
   FakeMac,
@@ -609,6 +610,61 @@ macTest("--purge leaves the guard while another plist names it", async () => {
   assert.equal((await mac.run(["--uninstall", "--purge", "--yes", "k3s"])).status, 0);
   assert.ok(!mac.exists(mac.guard));
   assert.deepEqual(listed(mac.daemons), [`${DAEMON}.plist`, "io.lima-vm.daemon.k3s.plist"]);
+});
+
+for (const kind of ["daemon", "agent"] as const) {
+  macTest(`${kind}: --purge leaves the tree as it was before the install, and asks for nothing else`, async () => {
+    for (const hasOther of [false, true]) {
+      const { mac, guard, as } = macWith(kind, QUICK);
+      await using _ = mac;
+      const folder = guard.replace(/\/[^/]*$/, "");
+      if (hasOther) {
+        mac.folder(folder.replace(/\/libexec$/, ""), kind === "daemon" ? ROOT : as);
+        mac.folder(folder, as);
+        mac.write(`${folder}/other`, "another program's", as);
+      }
+      const before = mac.tree();
+      assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+      const run = await mac.run(["--uninstall", "--purge", "--yes", "default"], { as });
+      assert.equal(run.status, 0, run.stdout + run.stderr);
+      assert.deepEqual(mac.tree(), before);
+      assert.equal(run.stderr.includes(`remove ${folder}  (--purge: no job needs it)`), !hasOther, run.stderr);
+    }
+  });
+}
+
+// The plist was removed by another program; its job is still loaded (`limactl autostart disable`), or was booted out.
+for (const [kind, isLoaded] of [["agent", true], ["agent", false], ["daemon", true], ["daemon", false]] as const) {
+  for (const more of [[], ["--purge"]]) {
+    const words = `${kind}, ${isLoaded ? "loaded" : "booted out"}, its plist gone`;
+    macTest(`${words}: --uninstall${more.map((m) => ` ${m}`)} asks, and leaves an empty listing`, async () => {
+      const { mac, file, as, domain, label, guard, job } = macWith(kind, QUICK);
+      await using _ = mac;
+      const folder = file.replace(/\/[^/]*$/, "");
+      assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+      Deno.removeSync(file);
+      if (!isLoaded) mac.lose(domain, label);
+      const args = ["--uninstall", ...more, "default"];
+      const asked = await mac.run(args, { as });
+      assert.match(asked.stdout, /there is no terminal to ask at/);
+      assert.deepEqual(listed(folder), BESIDE.map((suffix) => `${label}.plist${suffix}`));
+      const run = await mac.run([...args, "--yes", "--json"], { as });
+      assert.deepEqual([run.status, run.json().state], [0, "not guarded"], run.stdout + run.stderr);
+      assert.deepEqual([listed(folder), job(), mac.exists(guard)], [[], undefined, more.length === 0]);
+      assert.ok(!mac.exists(`${mac.state}/cut_off`), "the guest was cut off");
+      assert.equal((await mac.run(args, { as })).status, 66);
+    });
+  }
+}
+
+macTest("a backup that is left beside another job of the instance is in the way of no uninstall", async () => {
+  const { mac, file, text } = macWith("daemon", QUICK);
+  await using _ = mac;
+  mac.write(`${mac.daemons}/other.plist${BACKUP_SUFFIX}`, text);
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  assert.equal((await mac.run(["--uninstall", "--yes", "default"])).status, 0);
+  assert.equal(Deno.readTextFileSync(file), text);
+  assert.equal((await mac.run(["--check", "default"])).status, 1, "and no job for --check");
 });
 
 macTest("a job that is loaded and has no file any more is seen, with the line that ends it", async () => {

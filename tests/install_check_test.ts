@@ -79,6 +79,11 @@ const BROKEN: [what: string, spoil: (mac: FakeMac, file: string) => void, words:
     /SuccessfulExit: true.*after a requested stop/,
   ],
   [
+    "RunAtLoad was taken out of the file after loading",
+    (mac, file) => edited(mac, file, "<true/>", "<false/>"),
+    /launchd starts it by itself, and the plist no more/,
+  ],
+  [
     "the job is ending",
     (mac) => {
       mac.conf("dying=50");
@@ -116,7 +121,8 @@ for (const [what, spoil, words, status = 1] of BROKEN) {
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
     for (const as of [ROOT, ZOE]) {
-      assert.equal((await mac.run(["--check", "default"], { as })).status, 0);
+      const run = await mac.run(["--check", "default"], { as });
+      assert.equal(run.status, 0, run.stdout);
     }
     mac.forget();
     spoil(mac, file);
@@ -266,6 +272,29 @@ const HINTS: Hinted[] = [
     typed: /--start/,
   },
   {
+    what: "a job that is ending",
+    kind: "daemon",
+    as: ROOT,
+    args: ["--check"],
+    spoil: async (mac) => {
+      await installed(mac, ROOT);
+      mac.conf("dying=20");
+      mac.launchctl(["bootout", `system/${DAEMON}`]);
+    },
+    typed: /^lima-guard --install --start default$/,
+  },
+  {
+    what: "a RunAtLoad that was taken out",
+    kind: "daemon",
+    as: ROOT,
+    args: ["--check"],
+    spoil: async (mac, file) => {
+      await installed(mac, ROOT);
+      edited(mac, file, "<true/>", "<false/>");
+    },
+    typed: /^lima-guard --install default$/,
+  },
+  {
     what: "an instance that is gone",
     kind: "daemon",
     as: ADA,
@@ -334,6 +363,8 @@ for (const { what, kind, as, args, spoil, find, typed } of HINTS) {
     const run = await mac.type(hint, as);
     assert.equal(run.code, 0, `${hint}\n${run.output}`);
     // What only another person may ask is answered to that one.
+    const job = mac.job(kind === "daemon" ? "system" : "gui/501", kind === "daemon" ? DAEMON : AGENT);
+    if (hint.includes("--start")) assert.ok(job?.pid !== undefined, "it does not run");
     if (hint.includes("--check")) return assert.match(run.output, /^default: guarded/m);
     let again = "";
     // launchd takes a while to forget a job.

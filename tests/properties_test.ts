@@ -275,6 +275,7 @@ Deno.test("launchctl print: what a job is, is read back from what is printed", (
         path,
         pid: pid ?? undefined,
         exitTimeoutS: exitTimeout ?? undefined,
+        startsByItself: false,
       });
       // Cut in the middle of its arguments, the answer says so.
       const half = text.slice(0, text.indexOf("\targuments = {") + 15);

@@ -120,6 +120,10 @@ export abstract class LoadedJob implements Job {
     return {
       ...{ domain, label, path: this.plist, program: this.program, args: this.args, state: this.state },
       ...{ exitTimeoutS: this.exitTimeoutS, throttleS: this.throttleS, runs: this.runs, lastExit: this.lastExit },
+      properties: [
+        ...(this.keys.KeepAlive ?? false) === false ? [] : ["keepalive"],
+        ...this.keys.RunAtLoad ? ["runatload"] : [],
+      ],
       pid: this.pid,
       environment: keys.EnvironmentVariables ?? {},
       userName: keys.UserName,

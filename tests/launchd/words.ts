@@ -13,6 +13,8 @@ export interface Facts {
   readonly args: readonly string[];
   readonly environment: Readonly<Record<string, string>>;
   readonly exitTimeoutS: number;
+  /** What launchd does with it by itself: `keepalive`, `runatload`. */
+  readonly properties: readonly string[];
   readonly throttleS: number;
   readonly runs: number;
   readonly pid: number | undefined;
@@ -128,6 +130,7 @@ function fill(text: string, facts: Facts, keepsExit: boolean): string {
     username: facts.userName,
     "minimum runtime": facts.throttleS,
     "exit timeout": facts.exitTimeoutS,
+    properties: facts.properties.join(" | ") || undefined,
     runs: facts.runs,
     pid: facts.pid,
     ...keepsExit ? {} : { "last exit code": last },
