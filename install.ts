@@ -200,24 +200,10 @@ export interface Plist {
 }
 
 /** A user, as `id -P` shows one. */
-export interface User {
-  readonly name: string;
-  readonly uid: number;
-  readonly gid: number;
-  readonly home: string;
-}
+export type User = Readonly<NonNullable<ReturnType<typeof readUser>>>;
 
 /** A file or folder, links not followed. `mode` has the sticky bit too. */
-export interface FileLook {
-  readonly path: string;
-  readonly kind: "file" | "directory" | "link" | "other";
-  readonly uid: number;
-  readonly gid: number;
-  readonly mode: number;
-  readonly dev: number;
-  readonly ino: number;
-  readonly size: number;
-}
+export type FileLook = Readonly<Exclude<ReturnType<typeof lookAtPath>, string>>;
 
 /** `denied`: a folder above does not let us look. */
 type Looked = FileLook | "absent" | "denied";
@@ -271,29 +257,8 @@ interface Memory {
     | undefined;
 }
 
-interface JobFacts {
-  readonly place: JobPlace;
-  readonly look: FileLook;
-  readonly bytes: Uint8Array;
-  readonly plist: Plist;
-  readonly job: LaunchdJob;
-  readonly user: User;
-  readonly backup: { readonly bytes: Uint8Array; readonly plist: Plist; readonly look: FileLook } | undefined;
-  /** A backup that is there and cannot be believed: why. */
-  readonly badBackup: string | undefined;
-  readonly memory: Memory;
-  readonly limaHome: string;
-  readonly writesLimaHome: boolean;
-  readonly otherVolume: boolean;
-  readonly instance: "there" | "gone" | "volume missing" | "hidden";
-  readonly domain: string;
-  readonly loaded: Loaded;
-  readonly domains: readonly string[];
-  readonly disabled: boolean | undefined;
-  /** A run that was killed has left it enabled: it counts as disabled, and is to be so again. */
-  readonly isLeftEnabled: boolean;
-  readonly notes: readonly string[];
-}
+/** All about a job, before anything is decided. */
+type JobFacts = Readonly<Awaited<ReturnType<typeof lookAtJob>>>;
 
 /** The guard that the job is to run, and how it gets there. */
 interface GuardFacts {
@@ -896,7 +861,7 @@ function readLimaLabels(text: string): string[] {
 }
 
 /** A user of `id -P`: ten fields, the home is the last but one. */
-export function readUser(line: string): User | undefined {
+export function readUser(line: string) {
   const fields = line.trim().split(":");
   const [name = "", , uid, gid] = fields;
   const home = fields.at(-2) ?? "";
@@ -1814,19 +1779,7 @@ export interface InstallHost
   readonly arch: string;
   readonly canAsk: boolean;
   readonly limits: InstallLimits;
-  readonly folders: {
-    readonly daemons: string;
-    /** Where root puts guards: the first that only root can change. */
-    readonly guards: readonly string[];
-    /** A folder on each of the boot volumes. */
-    readonly boot: readonly string[];
-    /** Root's own, for its lock and for what is signed. */
-    readonly own: string;
-    /** Where what was done is logged: root's, or this user's. */
-    readonly log: string;
-    /** Where another limactl may be. */
-    readonly programs: readonly string[];
-  };
+  readonly folders: ReturnType<typeof realFolders>;
   /** This program, where it is a compiled one; else the folder of the script. */
   readonly self: { readonly binary?: string; readonly folder?: string };
   /** The first four bytes of what counts as a compiled program here. */
@@ -2117,7 +2070,7 @@ async function readJobFile(run: InstallRun, place: JobPlace): Promise<{ look: Fi
 }
 
 /** All about a job, before anything is decided. Changes nothing. */
-async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
+async function lookAtJob(run: InstallRun, place: JobPlace) {
   const { host, options } = run;
   const { look, bytes } = await readJobFile(run, place);
   const plist = readPlist(decodePlist(bytes, place.file), await host.plistReader());
@@ -2152,6 +2105,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     instance: lookAtInstance(host, home.path, dir),
     notes: isAgent ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
     ...launchd,
+    /** A run that was killed has left it enabled: it counts as disabled, and is to be so again. */
     isLeftEnabled,
     disabled: isLeftEnabled || launchd.disabled,
   };
@@ -2242,7 +2196,11 @@ function isOtherVolume(host: InstallHost, dir: string): boolean {
   return !isOnBootVolume(host, look);
 }
 
-function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFacts["instance"] {
+function lookAtInstance(
+  host: InstallHost,
+  limaHome: string,
+  dir: string,
+): "there" | "gone" | "volume missing" | "hidden" {
   const { look } = pathComponents(host, join(dir, "lima.yaml"));
   if (look === "denied") return "hidden";
   if (look !== "absent") return "there";
@@ -2250,7 +2208,7 @@ function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFa
   return isThere(home) ? "gone" : "volume missing";
 }
 
-/** Only where the same users could have written it as the plist: else it is no backup, and it is kept. */
+/** Only where the same users could have written it as the plist: else it is no backup (why: `badBackup`), and it is kept. */
 function lookAtBackup({ host }: InstallRun, place: JobPlace, plist: FileLook, parse: PlistReader) {
   const path = place.beside + BACKUP_SUFFIX;
   const look = host.stat(path);
@@ -2292,7 +2250,7 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
   const { host } = run;
   if (host.os !== "darwin" || place.kind === "file") {
     const domain = place.kind === "agent" ? `gui/${uid}` : "system";
-    return { domain, loaded: ABSENT, disabled: false, domains: [] };
+    return { domain, loaded: ABSENT, disabled: false, domains: [] as string[] };
   }
   const names = place.kind === "daemon" ? ["system"] : [`gui/${uid}`, `user/${uid}`];
   const asked = [];
@@ -3315,8 +3273,8 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const { place, job, loaded } = facts;
   const onMac = run.host.os === "darwin";
   const answer = job.guard !== undefined && onMac ? await askGuard(run, facts, job.guard) : undefined;
-  const off: Partial<JobFacts> = onMac ? {} : { loaded: { kind: "no session" }, disabled: false, instance: "there" };
-  const seen: JobFacts = { ...facts, ...off };
+  const off = { loaded: { kind: "no session" as const }, disabled: false, instance: "there" as const };
+  const seen: JobFacts = onMac ? facts : { ...facts, ...off };
   const judged = judgeCheck(seen, answer, await lookAtWorld(run, seen), run.options.exitTimeoutS);
   const { troubles, unknown } = judged;
   const { version = null, running = null } = answer?.kind === "version" ? answer : {};
@@ -3691,13 +3649,18 @@ function realPerson(canAsk: boolean) {
   };
 }
 
-function realFolders(os: InstallHost["os"], uid: number, home: string): InstallHost["folders"] {
+function realFolders(os: InstallHost["os"], uid: number, home: string) {
   return {
     daemons: "/Library/LaunchDaemons",
+    /** Where root puts guards: the first that only root can change. */
     guards: ["/usr/local/libexec", "/Library/PrivilegedHelperTools"],
+    /** A folder on each of the boot volumes. */
     boot: ["/", "/Library"],
+    /** Where what was done is logged: root's, or this user's. */
     log: uid === 0 ? "/var/log" : join(home, "Library/Logs"),
+    /** Root's own, for its lock and for what is signed. */
     own: uid !== 0 ? home : os === "darwin" ? "/var/db" : "/run",
+    /** Where another limactl may be. */
     programs: ["/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin"],
   };
 }
@@ -3766,15 +3729,16 @@ const realFiles = {
   },
 };
 
-function lookAtPath(path: string): Looked {
+function lookAtPath(path: string) {
   try {
     const { isSymlink, isFile, isDirectory, uid, gid, mode, dev, ino, size } = Deno.lstatSync(path);
-    const kind = isSymlink ? "link" : isFile ? "file" : isDirectory ? "directory" : "other";
+    type Kind = "link" | "file" | "directory" | "other";
+    const kind: Kind = isSymlink ? "link" : isFile ? "file" : isDirectory ? "directory" : "other";
     return { path, kind, uid: uid ?? -1, gid: gid ?? -1, mode: (mode ?? 0) & 0o7777, dev, ino: ino ?? 0, size };
   } catch (error) {
-    if (error instanceof Deno.errors.PermissionDenied) return "denied";
-    if (error instanceof Deno.errors.NotFound) return "absent";
-    if (error instanceof Error && "code" in error && error.code === "ENOTDIR") return "absent";
+    if (error instanceof Deno.errors.PermissionDenied) return "denied" as const;
+    if (error instanceof Deno.errors.NotFound) return "absent" as const;
+    if (error instanceof Error && "code" in error && error.code === "ENOTDIR") return "absent" as const;
     throw error;
   }
 }

@@ -101,6 +101,25 @@ function homeManagers(mac: FakeMac): string {
   });
 }
 
+macTest("Homebrew's job and Lima's of one instance are refused, with the way out; after it there is one", async () => {
+  const { mac, file } = withHomebrewsJob();
+  await using _ = mac;
+  const lima = fixture(mac, "lima-2.2-agent").replace("autostart.default<", "autostart.colima<")
+    .replace("<string>default<", "<string>colima<");
+  const second = mac.write(`${mac.agents}/io.lima-vm.autostart.colima.plist`, lima, ZOE);
+  const before = mac.tree();
+  for (const role of ["--install", "--check", "--uninstall"]) {
+    const run = await mac.run([role, "--yes", "--json", "colima"], { as: ZOE });
+    assert.deepEqual([run.status, run.json().state], [1, "refused"], run.stdout);
+    const [{ because, hint }] = run.json().blockers;
+    assert.equal(because, `Cannot choose: colima starts twice: ${file} and ${second}`);
+    assert.equal(hint, "limactl autostart disable colima removes the login agent; or --plist FILE decides");
+    assert.deepEqual(mac.tree(), before);
+  }
+  Deno.removeSync(second);
+  assert.equal((await mac.run(["--yes", "colima"], { as: ZOE })).status, 0);
+});
+
 macTest("home-manager's job is refused, with what to declare in Nix; nothing is touched", async () => {
   const mac = FakeMac.make();
   await using _ = mac;

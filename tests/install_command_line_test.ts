@@ -175,3 +175,39 @@ Deno.test("no page runs a program below /tmp as root, and none of them puts && b
     if (page === "docs/install.md") assert.ok(!/--stop[^\n|]*&&/.test(text), page);
   }
 });
+
+Deno.test("a --check loads neither dax nor diff, a dry run the diff alone: what root runs is no more than it needs", () => {
+  const dir = Deno.makeTempDirSync();
+  try {
+    const trap = (name: string) =>
+      `data:text/javascript,console.error("loads ${name}");export const createTwoFilesPatch=String`;
+    const { imports } = JSON.parse(Deno.readTextFileSync(`${project}/tools/npm_only/import_map.json`));
+    const local = Object.entries<string>(imports).map((
+      [name, to],
+    ) => [name, to.replace("./", `${project}/tools/npm_only/`)]);
+    const found = Deno.readTextFileSync(`${project}/install.ts`).matchAll(/"(npm:(dax|diff)@[\d.]+)"/g);
+    const traps = Object.fromEntries([...found].map(([, spec = "", name = ""]) => [spec, trap(name)]));
+    assert.equal(Object.keys(traps).length, 2, "each of them has one version");
+    Deno.writeTextFileSync(`${dir}/map.json`, JSON.stringify({ imports: { ...Object.fromEntries(local), ...traps } }));
+    Deno.copyFileSync(new URL("testdata/plists/lima-2.2-daemon.plist", import.meta.url), `${dir}/a.plist`);
+    const loads = (args: string[]) => {
+      const flags = [
+        "run",
+        "-A",
+        "--no-lock",
+        "--no-check",
+        "--import-map",
+        `${dir}/map.json`,
+        `${project}/install.ts`,
+      ];
+      const all = [...flags, ...args, "--plist", `${dir}/a.plist`, "default"];
+      const { stdout, stderr } = new Deno.Command(Deno.execPath(), { args: all, cwd: dir, stdin: "null" }).outputSync();
+      assert.match(new TextDecoder().decode(stdout), /^default: /);
+      return new TextDecoder().decode(stderr).match(/loads \w+/g) ?? [];
+    };
+    assert.deepEqual(loads(["--check"]), []);
+    assert.deepEqual(loads(["--dry-run", "--no-reload"]), ["loads diff"]);
+  } finally {
+    Deno.removeSync(dir, { recursive: true });
+  }
+});

@@ -306,6 +306,18 @@ Deno.test("a job that Homebrew's services manage is known as one", () => {
   assert.match(readJob(readPlist(COLIMA), "colima").remarks.join(), /brew services/);
 });
 
+Deno.test("a program in Nix's store is a note under every label, and Nix's own labels have theirs", () => {
+  const store = COLIMA.replace(/<string>[^<]*\/colima<\/string>/, "<string>/nix/store/x-colima/bin/colima</string>");
+  assert.notEqual(store, COLIMA);
+  const of = (text: string) => readJob(readPlist(text), "colima").remarks.join("\n");
+  assert.match(of(store), /its program is Nix's: where Nix wrote the plist, the next switch writes it again: declare/);
+  assert.match(of(wrapped(store, "colima").text), /its program is Nix's/);
+  assert.doesNotMatch(of(COLIMA), /Nix/);
+  const own = store.replaceAll("homebrew.mxcl.colima", "org.nixos.colima");
+  assert.match(of(own), /^Nix manages it/);
+  assert.doesNotMatch(of(own), /its program is Nix's/);
+});
+
 // ── refused: what the file is ──
 
 const FILE_REFUSALS: [what: string, bytes: Uint8Array, reason: RegExp, hint?: RegExp][] = [

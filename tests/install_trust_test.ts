@@ -677,6 +677,22 @@ macTest("codesign that signs nothing is a refusal with its words, and leaves no 
   }
 });
 
+macTest(
+  "--sign by root himself finds no identity, which is said, and the old job is in force; ad hoc needs none",
+  async () => {
+    const { mac, text, file, job } = macWith("daemon");
+    await using _ = mac;
+    const before = mac.tree();
+    const run = await mac.run(["--yes", "--json", "--sign", "Dev ID", "default"]);
+    assert.deepEqual([run.status, run.json().state], [1, "rolled back"], run.stdout);
+    assert.match(run.json().blockers[0].because, /codesign: status 1: Dev ID: no identity found$/);
+    assert.deepEqual([mac.tree(), Deno.readTextFileSync(file)], [before, text]);
+    const adHoc = await mac.run(["--yes", "--sign", "-", "default"]);
+    assert.equal(adHoc.status, 0, adHoc.stdout);
+    assert.ok(job()!.args.includes("--run"));
+  },
+);
+
 macTest("--sign signs a private copy as the caller, with one identifier, before it is placed", async () => {
   const { mac } = macWith("daemon");
   await using _ = mac;
