@@ -246,16 +246,7 @@ interface JobPlace {
 }
 
 /** What the last install was asked for; and the job that it had booted out when it was interrupted. */
-interface Memory {
-  readonly guard: string | undefined;
-  /** The guard was put there by an install, and an upgrade replaces it. */
-  readonly isPlaced: boolean | undefined;
-  readonly options: readonly string[] | undefined;
-  readonly keepAlive: boolean | undefined;
-  readonly bootedOut:
-    | { readonly boot: string; readonly wasRunning: boolean; readonly wasDisabled: boolean }
-    | undefined;
-}
+type Memory = Readonly<ReturnType<typeof readMemory>>;
 
 /** All about a job, before anything is decided. */
 type JobFacts = Readonly<Awaited<ReturnType<typeof lookAtJob>>>;
@@ -902,15 +893,16 @@ function jsonOf(text: string): Record<string, unknown> {
 }
 
 /** What the last run has noted beside the plist; anything that is not of that shape is left out. */
-function readMemory(text: string): Memory {
+function readMemory(text: string) {
   const { guard, isPlaced, options, keepAlive, bootedOut } = jsonOf(text);
   const isTexts = Array.isArray(options) && options.every((o) => typeof o === "string" && !/^--run$|^--$/.test(o));
-  const { boot, wasRunning, wasDisabled } = Object(bootedOut);
+  const { boot, wasRunning, wasDisabled } = Object(bootedOut) as Record<string, unknown>;
   const isMark = typeof boot === "string" && typeof wasRunning === "boolean";
   return {
     guard: typeof guard === "string" && guard.startsWith("/") ? guard : undefined,
+    /** The guard was put there by an install, and an upgrade replaces it. */
     isPlaced: typeof isPlaced === "boolean" ? isPlaced : undefined,
-    options: isTexts ? options : undefined,
+    options: isTexts ? options as readonly string[] : undefined,
     keepAlive: typeof keepAlive === "boolean" ? keepAlive : undefined,
     bootedOut: isMark ? { boot, wasRunning, wasDisabled: wasDisabled === true } : undefined,
   };
@@ -1554,12 +1546,7 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
 }
 
 /** What of the world keeps the job from starting the instance: install refuses it, `--check` names it. */
-interface WorldFacts {
-  /** The program of the command is there and can be run; else where another one is. */
-  readonly tool: "there" | "gone" | "hidden";
-  readonly otherTool: string | undefined;
-  readonly eventProgram: PathVerdict | undefined;
-}
+type WorldFacts = Readonly<Awaited<ReturnType<typeof lookAtWorld>>>;
 
 /** What was judged: what is wrong, what could not be found out, and what is only a note. */
 interface Judged {
@@ -2268,14 +2255,15 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
 }
 
 /** The program of the job's command, and what else must be there at the next start. */
-async function lookAtWorld(run: InstallRun, { job, user }: JobFacts): Promise<WorldFacts> {
+async function lookAtWorld(run: InstallRun, { job, user }: JobFacts) {
   const { host } = run;
-  if (host.os !== "darwin") return { tool: "there", otherTool: undefined, eventProgram: undefined };
+  if (host.os !== "darwin") return { tool: "there" as const, otherTool: undefined, eventProgram: undefined };
   const lookAt = (path: string) => pathComponents(host, path).look;
   const program = job.command[0] ?? "";
   const look = lookAt(program);
   const isProgramThere = isThere(look) && look.kind === "file" && (look.mode & 0o111) !== 0;
-  const tool = look === "denied" ? "hidden" : isProgramThere || !program.startsWith("/") ? "there" : "gone";
+  const isTool = isProgramThere || !program.startsWith("/");
+  const tool = look === "denied" ? "hidden" as const : isTool ? "there" as const : "gone" as const;
   const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
   const otherTool = others.find((path) => isThere(lookAt(path)));
   const at = job.guardOptions.indexOf("--on-event");
