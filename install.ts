@@ -700,9 +700,14 @@ export function isGuard(args: readonly string[]): boolean {
   return /^lima-guard/.test(basename(args[0] ?? "")) && args.slice(0, end < 0 ? args.length : end).includes("--run");
 }
 
+/** The value of an option of lima-guard's own, in either way of writing it. */
+function valueIn(options: readonly string[], flag: string): string | undefined {
+  const at = options.indexOf(flag);
+  return at >= 0 ? options[at + 1] : options.find((o) => o.startsWith(`${flag}=`))?.slice(flag.length + 1);
+}
+
 function timeoutIn(options: readonly string[]): number | undefined {
-  const at = options.indexOf("--timeout");
-  const text = at >= 0 ? options[at + 1] : options.find((o) => o.startsWith("--timeout="))?.slice("--timeout=".length);
+  const text = valueIn(options, "--timeout");
   return text === undefined || !/^\d+$/.test(text) ? undefined : Number(text);
 }
 
@@ -1262,7 +1267,7 @@ type InstallStep =
     | { readonly kind: "remove" | "clear"; readonly path: string }
     | { readonly kind: "run" | "logs" | "tidy" | "bootout"; readonly argv: Argv }
     | { readonly kind: "stop"; readonly argv: Argv; readonly pid: number }
-    | { readonly kind: "wait" }
+    | { readonly kind: "wait"; readonly loaded: Loaded }
     | { readonly kind: "bootstrap"; readonly argv: Argv; readonly expect: Expected }
     | { readonly kind: "verify"; readonly expect: Expected }
   );
@@ -1442,7 +1447,8 @@ function unloadSteps(target: Target, loaded: Loaded & { kind: "loaded" }, actor:
   }
   const bootout: Argv = [actor.tool("launchctl"), "bootout", service];
   steps.push(runStep("bootout", bootout, "launchd keeps the old job until then"));
-  steps.push({ kind: "wait", what: `wait until ${service} is gone`, because: "launchd takes no new job before" });
+  const wait = `wait until ${service} is gone`;
+  steps.push({ kind: "wait", loaded, what: wait, because: "launchd takes no new job before" });
   return steps;
 }
 
@@ -1493,8 +1499,9 @@ function planRollback(target: Target, now: Loaded, hasBootedOut: boolean, actor:
   const { loaded: before, domain, job } = facts;
   const service = `${domain}/${job.label}`;
   const wasRunning = isRunning(before);
+  const staysOff = facts.disabled === true && before.kind !== "loaded" ? [switchStep(facts, "disable", actor)] : [];
   if (!hasBootedOut) {
-    if (now.kind !== "loaded" || now.pid !== undefined || !wasRunning) return { unload: [], load: [] };
+    if (now.kind !== "loaded" || now.pid !== undefined || !wasRunning) return { unload: [], load: staysOff };
     const kickstart = runStep("run", [actor.tool("launchctl"), "kickstart", service], "it ran before");
     const expect = { args: now.args, exitTimeoutS: 0, isRunning: true };
     return { unload: [], load: [kickstart, verifyStep(service, expect, "it ran before")] };
@@ -1502,7 +1509,7 @@ function planRollback(target: Target, now: Loaded, hasBootedOut: boolean, actor:
   // Where no lima-guard is there to stop a bare job, that step fails, and the job stays.
   const stopWith = isBare(now) ? target.stopWith ?? job.guard ?? GUARD_NAME : undefined;
   const unload = now.kind === "loaded" ? unloadSteps({ ...target, stopWith }, now, actor) : [];
-  if (before.kind !== "loaded") return { unload, load: [] };
+  if (before.kind !== "loaded") return { unload, load: staysOff };
   const load = bootstrapSteps(facts, job, wasRunning, actor);
   return { unload, load: facts.disabled ? whileEnabled(facts, load, true, actor) : load };
 }
@@ -2152,21 +2159,24 @@ function instanceInText(read: () => string, parse: PlistReader): string | undefi
 /** Where the instance is: as asked, as the plist says, or as the tool itself would find it; and whether to write it down. */
 function limaHomeOf(host: InstallHost, job: LaunchdJob, user: User, name: string, options: InstallOptions) {
   const there = job.environment["LIMA_HOME"];
+  const home = job.environment["HOME"] || user.home;
   if (options.limaHome !== undefined) return { path: options.limaHome, writes: there === undefined };
+  const named = valueIn(job.guardOptions, "--lima-home");
+  if (named) return { path: named.startsWith("~/") ? join(home, named.slice(2)) : named, writes: false };
   if (there) return { path: there, writes: false }; // empty is none, for Lima and for Colima
-  const defaultHome = join(user.home, ".lima");
+  const defaultHome = join(home, ".lima");
   const folder = job.workingDirectory;
   const isInstance = there !== "" && folder?.startsWith("/") === true && basename(folder) === name;
   if (job.tool === "limactl") {
     const path = isInstance ? dirname(folder) : defaultHome;
     return { path, writes: path !== defaultHome };
   }
-  const colima = colimaHome(host, job, user);
+  const colima = colimaHome(host, job, home);
   return { path: join(colima.path, "_lima"), writes: colima.isSure };
 }
 
 /** Colima's own order (`config/files.go`). What depends on a folder that cannot be seen is not written down. */
-function colimaHome(host: Pick<InstallHost, "stat">, { environment }: LaunchdJob, { home }: User) {
+function colimaHome(host: Pick<InstallHost, "stat">, { environment }: LaunchdJob, home: string) {
   const { COLIMA_HOME: own, XDG_CONFIG_HOME: xdg } = environment;
   const [dot, config] = [join(home, ".colima"), join(home, ".config/colima")];
   const is = (path: string) => host.stat(path) !== "absent";
@@ -2192,7 +2202,9 @@ function lookAtInstance(
   if (look === "denied") return "hidden";
   if (look !== "absent") return "there";
   const home = pathComponents(host, limaHome).look;
-  return isThere(home) ? "gone" : "volume missing";
+  // launchd makes the folder of a log on the boot disk, where a volume is still to be mounted.
+  const isStub = limaHome.startsWith("/Volumes/") && isThere(home) && isOnBootVolume(host, home);
+  return isThere(home) && !isStub ? "gone" : "volume missing";
 }
 
 /** Only where the same users could have written it as the plist: else it is no backup (why: `badBackup`), and it is kept. */
@@ -2266,8 +2278,7 @@ async function lookAtWorld(run: InstallRun, { job, user }: JobFacts) {
   const tool = look === "denied" ? "hidden" as const : isTool ? "there" as const : "gone" as const;
   const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
   const otherTool = others.find((path) => isThere(lookAt(path)));
-  const at = job.guardOptions.indexOf("--on-event");
-  const event = run.options.onEvent ?? (at < 0 ? undefined : job.guardOptions[at + 1]);
+  const event = run.options.onEvent ?? valueIn(job.guardOptions, "--on-event");
   if (event === undefined) return { tool, otherTool, eventProgram: undefined };
   const missing = { why: `${event} is not there`, hint: undefined, warnings: [] };
   const eventProgram = isThere(lookAt(event)) && await judgePath(run, event, trustOf(user.uid, "run"), user.name);
@@ -2283,7 +2294,9 @@ async function lookAtGuard(run: InstallRun, facts: JobFacts): Promise<GuardFacts
   const { path } = chosen;
   const { changer } = facts.place;
   const source = chosen.isPlaced && !run.placed.has(path) ? await guardSource(run, path) : undefined;
-  const inPlace = source && bytesOf(run, host.realPath(path).ok);
+  // What another user could have put there is not even read.
+  const isSafe = checkPathOwners(pathComponents(host, path).way, trustOf(facts.user.uid, "run")).why === undefined;
+  const inPlace = source && isSafe ? bytesOf(run, host.realPath(path).ok) : undefined;
   const isSameFile = source?.bytes !== undefined && inPlace !== undefined && isSameBytes(inPlace, source.bytes);
   const isSame = !source || (isSameFile && options.sign === undefined);
   const trust = isSame ? trustOf(facts.user.uid, "run") : trustOf(changer, "place");
@@ -2347,10 +2360,7 @@ async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: st
   const kept = facts.job.guard ?? facts.memory.guard;
   const { changer } = facts.place;
   const own = join(facts.user.home, ".local/libexec");
-  if (kept !== undefined) {
-    const isPlaced = basename(kept) === GUARD_NAME && [...host.folders.guards, own].includes(dirname(kept));
-    return { path: kept, isPlaced: facts.memory.guard === kept ? facts.memory.isPlaced === true : isPlaced };
-  }
+  if (kept !== undefined) return { path: kept, isPlaced: isPlacedByUs(host, kept, facts.user, facts.memory) };
   if (changer !== 0) {
     for (const folder of host.folders.guards) {
       const path = join(folder, GUARD_NAME);
@@ -2367,6 +2377,12 @@ async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: st
     first ??= verdict;
   }
   throw new Refusal(`Cannot put lima-guard into ${host.folders.guards.join(" or ")}: ${first?.why}`, "--guard-dir DIR");
+}
+
+/** Whether an install has put this lima-guard there: as it is remembered, else by its place. */
+function isPlacedByUs({ folders }: InstallHost, guard: string, { home }: User, memory: Memory): boolean {
+  if (memory.guard === guard) return memory.isPlaced === true;
+  return basename(guard) === GUARD_NAME && [...folders.guards, join(home, ".local/libexec")].includes(dirname(guard));
 }
 
 /** The version of what is in place, if it is judged to be safe to run, asked as the job's user. */
@@ -2450,10 +2466,11 @@ async function guardSource(run: InstallRun, place: string): Promise<GuardSource 
 async function sourceBytes(run: InstallRun, from: string): Promise<Uint8Array | undefined> {
   const { host } = run;
   const real = host.realPath(from).ok;
-  const known = real === undefined ? undefined : run.sources.get(real);
-  const bytes = known ?? bytesOf(run, real);
-  if (real === undefined || !bytes || !isProgram(host, bytes)) return undefined;
+  if (real === undefined) return undefined;
+  const known = run.sources.get(real);
   if (!known) await refuseSource(run, from);
+  const bytes = known ?? bytesOf(run, real);
+  if (!bytes || !isProgram(host, bytes)) return undefined;
   run.sources.set(real, bytes);
   return bytes;
 }
@@ -2462,9 +2479,11 @@ async function refuseSource(run: InstallRun, from: string): Promise<void> {
   const { host } = run;
   if (host.os !== "darwin") return;
   const caller = host.uid === 0 ? Number(host.env("SUDO_UID") ?? 0) : host.uid;
-  const trust: Trust = { uids: [0, caller], admins: "may not", purpose: "copy" };
+  // Homebrew's folders are open to group admin, whose members may become root anyway.
+  const trust: Trust = { uids: [0, caller], admins: "may", purpose: "copy" };
   const name = caller === 0 ? "root" : (await userOf(run, String(caller))).name;
-  const { why, hint = "" } = await judgePath(run, from, trust, name);
+  const { why, hint = "", warnings } = await judgePath(run, from, trust, name);
+  for (const warning of warnings) say(run, `${warning}, and is copied from`);
   if (why === undefined) return;
   throw new Refusal(`Cannot copy ${from}: ${why}`, `${hint}; copy it into your home folder, mode 0700`);
 }
@@ -2636,8 +2655,6 @@ function replaceFile(a: Acting, path: string, { old, oldBytes, make }: Replaceme
     if (!isStill(host, path, old, oldBytes)) throw new StepFailure(`${path} has changed in the meantime`, "changed");
     attemptEffect(() => isThere(old) && host.link(path, kept));
     attemptEffect(() => host.rename(beside, path));
-    // Of two names of one file rename(2) leaves both, and says that all is well.
-    attemptEffect(() => removeThere(host, beside));
   } catch (error) {
     removeThere(host, beside, kept);
     throw error;
@@ -2650,6 +2667,8 @@ function replaceFile(a: Acting, path: string, { old, oldBytes, make }: Replaceme
     else host.remove(path);
     host.sync(dirname(path));
   });
+  // Of two names of one file rename(2) leaves both, and says that all is well.
+  attemptEffect(() => removeThere(host, beside));
   // After the way to undo it: a sync that fails comes too late to leave the old file in place.
   attemptEffect(() => host.sync(dirname(path)));
   if (!bytes) throw new StepFailure(`${path} did not get its name`);
@@ -2678,6 +2697,15 @@ function removeFile(a: Acting, { path }: StepOf<"remove">): string | void {
   const look = host.stat(path);
   if (!isThere(look)) return "it is gone already";
   if (look.kind === "directory") return void a.emptied.push(path);
+  const { place, look: seen, bytes, backup } = a.target.facts;
+  const old = path === place.target
+    ? { look: seen, bytes }
+    : path === place.beside + BACKUP_SUFFIX
+    ? backup
+    : undefined;
+  if (old && !isStill(host, path, old.look, old.bytes)) {
+    throw new StepFailure(`${path} has changed in the meantime`, "changed");
+  }
   const kept = path + TEMPORARY_SUFFIX + host.random();
   attemptEffect(() => host.rename(path, kept));
   a.kept.push(kept);
@@ -2789,8 +2817,9 @@ async function rollBack(a: Acting): Promise<boolean> {
   for (const step of mayLoad && isThere(run.host.stat(target.facts.place.file)) ? steps : []) {
     await attempt(() => actStep(a, step));
   }
-  for (const undo of a.undoNoted.toReversed()) await attempt(undo);
-  removeThere(run.host, ...a.kept);
+  // Else the mark says that the job is to be loaded, and what is kept may be the only copy.
+  for (const undo of isBack ? a.undoNoted.toReversed() : []) await attempt(undo);
+  if (isBack) removeThere(run.host, ...a.kept);
   return isBack;
 }
 
@@ -2868,8 +2897,8 @@ async function bootout(a: Acting, { argv, what }: StepOf<"bootout">): Promise<st
   throw new StepFailure(inWords(answer));
 }
 
-async function waitUntilGone(a: Acting): Promise<void> {
-  const { run: { host }, target: { facts: { loaded } } } = a;
+async function waitUntilGone(a: Acting, { loaded }: StepOf<"wait">): Promise<void> {
+  const { host } = a.run;
   const inForce = loaded.kind === "loaded" ? loaded.exitTimeoutS ?? EXIT_TIMEOUT_S : EXIT_TIMEOUT_S;
   const pid = loaded.kind === "loaded" ? loaded.pid : undefined;
   const limitMs = host.limits.goneMs + inForce * host.limits.secondMs;
@@ -2957,7 +2986,8 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     const facts = await lookAtJob(run, place);
     if (options.role === "check") return { kind: "report", report: await checkJob(run, facts) };
     const target = options.role === "install" ? await installTarget(run, facts) : await uninstallTarget(run, facts);
-    const steps = planSteps(target, run.actor);
+    // A dry run prints what the process that it would be handed over to does.
+    const steps = planSteps(target, options.dryRun ? { ...run.actor, uid } : run.actor);
     if (options.print) return { kind: "report", report: printed(target) };
     const isDone = steps.every((step) =>
       step.kind === "handshake" || (step.kind === "run" && step.argv[0] === host.tool("codesign"))
@@ -3064,7 +3094,8 @@ function installNotes(
     ],
     [
       facts.otherVolume && facts.place.kind === "daemon",
-      "it is on another volume: macOS mounts it before a login only with AutomountDisksWithoutUserLogin (see the README)",
+      "it is on another volume: macOS mounts it before a login only after sudo defaults write " +
+      "/Library/Preferences/SystemConfiguration/autodiskmount AutomountDisksWithoutUserLogin -bool true",
     ],
     [host.os !== "darwin", `this is no Mac: ${wanted.guard} was not looked at`],
   ];
@@ -3119,12 +3150,18 @@ function purgedFiles(
     (loaded.kind === "loaded" && isGuard(loaded.args) ? loaded.args[0] : undefined);
   const folder = dirname(place.file);
   const others = namesIn(host, folder).filter((n) => n.endsWith(".plist") && join(folder, n) !== place.file);
+  // One that may not be read may name it, in whatever form.
   const isNamed = guard === undefined || others.some((n) => {
-    const bytes = host.read(join(folder, n), PLIST_LIMIT_BYTES);
-    return bytes !== undefined && new TextDecoder().decode(bytes).includes(stringElement(guard));
+    const { way, look } = pathComponents(host, join(folder, n));
+    const isSafe = checkPathOwners(way, trustOf(place.changer, "run")).why === undefined;
+    const bytes = isSafe && isThere(look) && look.kind === "file" ? host.read(look.path, PLIST_LIMIT_BYTES) : undefined;
+    const text = new TextDecoder().decode(bytes);
+    return bytes === undefined || text.includes(guard) || text.includes(stringElement(guard));
   });
   const log = join(host.folders.log, LOG_NAME);
-  const guards = isNamed || guard === undefined ? [] : [guard, guard + PREVIOUS_SUFFIX, log];
+  const guards = isNamed || guard === undefined || !isPlacedByUs(host, guard, user, memory)
+    ? []
+    : [guard, guard + PREVIOUS_SUFFIX, log];
   const isBackupLeft = backup !== undefined && job.guard === undefined && !removesJob;
   const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards].filter((p) => isThere(host.stat(p)));
   // The folders that an install makes, where they are of the same user and nothing else is in them.
@@ -3413,13 +3450,18 @@ async function carryOutAll(run: InstallRun, ready: readonly ReadyJob[]): Promise
   const reports: JobReport[] = [];
   try {
     for (const job of ready) {
-      const failed = reports.find((r) => r.state === "rolled back" || r.state === "broken");
+      const failed = failedIn(reports);
       reports.push(failed ? notTried(job.name, failed.name) : await carryOutOne(run, job));
     }
   } finally {
     lock.close();
   }
   return reports;
+}
+
+/** The first job that had to be rolled back: after it no other is tried. */
+function failedIn(reports: readonly JobReport[]): JobReport | undefined {
+  return reports.find((r) => r.state === "rolled back" || r.state === "broken");
 }
 
 function notTried(name: string, failed: string): JobReport {
@@ -3568,7 +3610,10 @@ async function runCommand(run: InstallRun): Promise<number> {
     else for (const job of ready) reports.push(await planned(run, job));
     for (const uid of new Set(others.map((o) => o.uid))) {
       const theirs = others.filter((o) => o.uid === uid);
-      const answer = await handOver(run, theirs, uid).catch((error: unknown) => refusedReports(theirs, error));
+      const failed = failedIn(reports);
+      const answer = failed
+        ? theirs.map(({ name }) => notTried(name, failed.name))
+        : await handOver(run, theirs, uid).catch((error: unknown) => refusedReports(theirs, error));
       if (typeof answer === "number") statuses.push(answer);
       else reports.push(...answer);
     }
