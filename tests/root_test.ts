@@ -2,12 +2,11 @@
 
 import assert from "node:assert/strict";
 import {
-  type Agent,
+  agentOf,
   eventually,
-  type Home,
+  everyonesEnv,
   isAlive,
   NO_ORDINARY_USER,
-  type OrdinaryUser,
   ordinaryUser,
   runGuard,
   spawnGuard,
@@ -23,22 +22,6 @@ function asRoot(name: string, fn: () => Promise<void>): void {
   Deno.test({ name: zoe === null ? `${name} (${NO_ORDINARY_USER})` : name, ignore: zoe === null, fn });
 }
 
-/** Where the lima-guard of every user finds its packages. */
-function everyonesEnv(home: Home): Record<string, string> {
-  Deno.chmodSync(home.root, 0o755);
-  const dir = `${home.root}/deno-dir`;
-  Deno.mkdirSync(dir, { recursive: true });
-  Deno.chmodSync(dir, 0o777);
-  return { LIMA_HOME: "", DENO_DIR: dir };
-}
-
-/** A running instance of a user, in a home that nothing but its host agent names. */
-async function agentOf(home: Home, user: OrdinaryUser, name: string): Promise<Agent> {
-  const instance = home.instance(name);
-  home.giveTo(user);
-  return await startAgent(instance, { uid: user.uid, gid: user.gid });
-}
-
 interface Report {
   name: string;
   status: number;
@@ -52,8 +35,8 @@ asRoot("root's --stop --all stops the instances of two users, and --status --all
   await using one = await tempLimaHome();
   await using two = await tempLimaHome();
   await using root = await tempLimaHome();
-  await using zoes = await agentOf(one, zoe!, "k3s");
-  await using yans = await agentOf(two, yan!, "k3s");
+  await using zoes = await agentOf(one.instance("k3s"), zoe!);
+  await using yans = await agentOf(two.instance("k3s"), yan!);
   for (const home of [one, two]) Deno.chmodSync(home.root, 0o755);
   const env = everyonesEnv(root);
   const shown: Report[] = (await runGuard(root, ["--status", "--all", "--json"], { env })).json().instances;
@@ -79,7 +62,7 @@ asRoot("root's --stop --all stops the instances of two users, and --status --all
 asRoot("root's --stop --all has a name for a home in the summary", async () => {
   await using one = await tempLimaHome();
   await using root = await tempLimaHome();
-  await using agent = await agentOf(one, zoe!, "k3s");
+  await using agent = await agentOf(one.instance("k3s"), zoe!);
   Deno.chmodSync(one.root, 0o755);
   const { status, stdout } = await runGuard(root, ["--stop", "--all", "--timeout", "20"], { env: everyonesEnv(root) });
   assert.equal(status, 0, stdout);
@@ -90,7 +73,7 @@ asRoot("root's --stop --all has a name for a home in the summary", async () => {
 asRoot("a lima-guard that hangs is ended with the budget, and its home is unknown", async () => {
   await using one = await tempLimaHome();
   await using root = await tempLimaHome();
-  await using agent = await agentOf(one, zoe!, "k3s");
+  await using agent = await agentOf(one.instance("k3s"), zoe!);
   Deno.chmodSync(one.root, 0o755);
   await using guard = spawnGuard(root, ["--stop", "--all", "--json", "--timeout", "3"], { env: everyonesEnv(root) });
   const child = await eventually(() => {

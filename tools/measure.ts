@@ -1,30 +1,30 @@
-/** Figures of whole processes, and what is made of them. */
+/** Figures of whole processes, and the table that is made of them. */
+
+export type Unit = "ms" | "s" | "MiB" | "calls";
 
 /** A figure to be taken again and again. */
 export interface Row {
-  /** Empty for what is only counted. */
-  readonly unit: "ms" | "s" | "MiB" | "";
-  /** Why it cannot be measured here. */
-  readonly skipped?: string;
+  readonly unit: Unit;
   /** One figure; throws where the program fails. What is no part of it is done before its clock starts. */
   measure(): number | Promise<number>;
   /** The peak memory of one more run, in KiB; undefined where it cannot be found out. */
   peak?(): number | undefined;
 }
 
+/** By their names; a text is the reason why the row cannot be had here. */
+export type Rows = Readonly<Record<string, Row | string>>;
+
 export interface Figures {
   readonly name: string;
-  readonly unit: Row["unit"];
-  readonly skipped?: string;
-  readonly failed?: string;
-  readonly runs: number;
+  readonly unit?: Unit;
+  readonly values: readonly number[];
+  /** Why there are no values, or no more of them: `skipped: …`, `failed: …`. */
+  readonly trouble?: string | undefined;
   readonly median?: number;
   readonly min?: number;
-  readonly p90?: number;
   /** The median of its ratios to the first row, each taken in the same round. */
   readonly ratio?: number;
   readonly peakKiB?: number;
-  readonly values: readonly number[];
 }
 
 /** What is run, and what must be true before and after it. */
@@ -32,6 +32,8 @@ export interface Program {
   readonly command: readonly [string, ...string[]];
   readonly env: Readonly<Record<string, string>>;
   readonly cwd: string;
+  /** Who runs it, where this program is root's. */
+  readonly user?: { readonly uid: number; readonly gid: number } | undefined;
   /** Outside the clock, before every run. */
   prepare?(): void;
   /** Outside the clock, after every run: throws where the program has not done its work. */
@@ -40,63 +42,62 @@ export interface Program {
 
 /** Caches are warm and lazily made files exist after these rounds. */
 const WARM_UP = 2;
-/** Forty runs of something that takes seconds would take too long: then a group ends early. */
-const GROUP_LIMIT_MS = 12_000;
+/** A group of slow programs ends early. */
+const GROUP_LIMIT_MS = 10_000;
 const RUNS_AT_LEAST = 3;
 const PEAK_RUNS = 3;
-/** Less than a millisecond is not shown, nor a part of a call. */
-const DIGITS = { ms: 1, s: 3, MiB: 1, "": 0 } as const;
 
 /** Wall time of a whole process, from before its birth to its end. */
 export function programRow(program: Program): Row {
-  const run = (command: Program["command"]) => {
-    const [path, ...args] = command;
-    program.prepare?.();
-    const { env, cwd } = program;
-    const started = performance.now();
-    const ended = new Deno.Command(path, { args, env, cwd, clearEnv: true, stdin: "null", stdout: "null" })
-      .outputSync();
-    const ms = performance.now() - started;
-    if (ended.code !== 0) {
-      throw new Error(`${command.join(" ")}: status ${ended.code}: ${new TextDecoder().decode(ended.stderr)}`);
-    }
-    program.check?.();
-    return { ms, stderr: new TextDecoder().decode(ended.stderr) };
-  };
-  return {
-    unit: "ms",
-    measure: () => run(program.command).ms,
-    peak: () => PEAK_TOOL && peakOf(run([...PEAK_TOOL, ...program.command]).stderr),
-  };
+  return { unit: "ms", measure: () => timed(program).ms, peak: () => PEAK_TOOL && peakOf(timed(program, PEAK_TOOL)) };
 }
 
-export function skippedRow(why: string): Row {
-  return { unit: "ms", skipped: why, measure: () => NaN };
+/** Runs it to its end. */
+export function timed(
+  { command: [path, ...args], env, cwd, user, prepare, check }: Program,
+  under: readonly string[] = [],
+): { ms: number; stderr: string } {
+  prepare?.();
+  const [first = "", ...rest] = [...under, path, ...args];
+  const options = { args: rest, env, cwd, clearEnv: true, stdin: "null", stdout: "null", ...user } as const;
+  const started = performance.now();
+  const ended = new Deno.Command(first, options).outputSync();
+  const ms = performance.now() - started;
+  const stderr = new TextDecoder().decode(ended.stderr);
+  if (ended.code !== 0) throw new Error(`${path} ${args.join(" ")}: status ${ended.code}: ${stderr}`);
+  check?.();
+  return { ms, stderr };
 }
 
 /** GNU's and BSD's speak differently. Both ask the system (wait4), which counts children of the program as well. */
 const PEAK_TOOL = findPeakTool();
 export const PEAK_BY = PEAK_TOOL?.join(" ");
 
-function findPeakTool(): [string, ...string[]] | undefined {
-  const tool: [string, ...string[]] = ["/usr/bin/time", Deno.build.os === "darwin" ? "-l" : "-v"];
+function findPeakTool(): string[] | undefined {
+  const tool = ["/usr/bin/time", Deno.build.os === "darwin" ? "-l" : "-v"];
   try {
-    const { stderr } = new Deno.Command(tool[0], { args: [...tool.slice(1), "true"], stdin: "null" }).outputSync();
-    return peakOf(new TextDecoder().decode(stderr)) === undefined ? undefined : tool;
+    return peakOf(timed({ command: ["true"], env: {}, cwd: "/" }, tool)) === undefined ? undefined : tool;
   } catch {
     return undefined; // many Linux systems have none
   }
 }
 
-function peakOf(stderr: string): number | undefined {
+function peakOf({ stderr }: { stderr: string }): number | undefined {
   const gnu = /Maximum resident set size \(kbytes\): (\d+)/.exec(stderr)?.[1];
   const bsd = /(\d+)\s+maximum resident set size/.exec(stderr)?.[1];
   return gnu ? Number(gnu) : bsd ? Number(bsd) / 1024 : undefined;
 }
 
+interface Series {
+  readonly name: string;
+  readonly row: Row | string;
+  readonly values: number[];
+  failed?: string;
+}
+
 /** All rows once, then all again, and so on: what disturbs the machine for a while disturbs them alike. */
 export async function measure(
-  rows: Readonly<Record<string, Row>>,
+  rows: Rows,
   { runs, warmUp = WARM_UP, limitMs = GROUP_LIMIT_MS }: { runs: number; warmUp?: number; limitMs?: number },
   beforeRound: (round: number) => Promise<void>,
 ): Promise<Figures[]> {
@@ -107,7 +108,7 @@ export async function measure(
     if (round < 0 && performance.now() - started > limitMs / 10) round = 0;
     await beforeRound(round);
     for (const one of series) {
-      if (one.row.skipped !== undefined || one.failed !== undefined) continue;
+      if (typeof one.row === "string" || one.failed !== undefined) continue;
       try {
         const value = await one.row.measure();
         if (round >= 0) one.values.push(value);
@@ -120,65 +121,33 @@ export async function measure(
   return series.map((one) => figuresOf(one, series[0]!, isLate() ? 1 : PEAK_RUNS));
 }
 
-interface Series {
-  readonly name: string;
-  readonly row: Row;
-  readonly values: number[];
-  failed?: string;
-}
-
 function figuresOf({ name, row, values, failed }: Series, base: Series, peakRuns: number): Figures {
-  const { unit, skipped } = row;
-  if (skipped !== undefined) return { name, unit, skipped, runs: 0, values };
-  if (failed !== undefined) return { name, unit, failed, runs: values.length, values };
+  if (typeof row === "string") return { name, values, trouble: `skipped: ${row}` };
+  const { unit } = row;
+  if (failed !== undefined) return { name, unit, values, trouble: `failed: ${failed.trim().split("\n")[0]}` };
   const peaks = Array.from({ length: peakRuns }, () => row.peak?.()).filter((peak) => peak !== undefined);
-  const ratio = quantile(values.map((value, i) => value / base.values[i]!), 0.5);
-  const isComparable = base.values.length >= values.length && base.row.unit === unit && Number.isFinite(ratio);
-  return {
-    name,
-    unit,
-    runs: values.length,
-    median: quantile(values, 0.5),
-    min: Math.min(...values),
-    p90: quantile(values, 0.9),
-    ...isComparable ? { ratio } : {},
-    ...peaks.length > 0 ? { peakKiB: Math.max(...peaks) } : {},
-    values,
-  };
+  const figures = { name, unit, values, median: median(values), min: Math.min(...values) };
+  const peakKiB = Math.max(0, ...peaks);
+  const hasPartners = base.failed === undefined && base.values.length === values.length;
+  return hasPartners
+    ? { ...figures, peakKiB, ratio: median(values.map((value, i) => value / base.values[i]!)) }
+    : { ...figures, peakKiB };
 }
 
-/** The nearest figure that was really measured. */
-function quantile(values: readonly number[], share: number): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted[Math.min(sorted.length - 1, Math.floor(sorted.length * share))] ?? NaN;
+/** A figure that was really measured, if need be the larger one of two. */
+function median(values: readonly number[]): number {
+  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)] ?? NaN;
 }
 
-/** A group of figures as aligned text. */
-export function table(title: string, figures: readonly Figures[]): string {
-  const lines = figures.map((f) => {
-    if (f.skipped !== undefined) return [f.name, `skipped: ${f.skipped}`];
-    if (f.failed !== undefined) return [f.name, `failed: ${f.failed.trim().split("\n")[0]}`];
-    const [median, min, p90] = [f.median, f.min, f.p90].map((value) =>
-      `${value?.toFixed(DIGITS[f.unit])} ${f.unit}`.trim()
-    );
-    return [
-      f.name,
-      String(f.runs),
-      median,
-      min,
-      p90,
-      f.ratio?.toFixed(2) ?? "",
-      f.peakKiB ? `${Math.round(f.peakKiB / 1024)} MiB` : "",
-    ];
-  });
-  return [[title, "runs", "median", "min", "p90", "ratio", "peak"], ...lines].map(line).join("");
-}
+// --- the table ---------------------------------------------------------------------------------------------------------
 
-const WIDTHS = [45, 5, 11, 11, 11, 8, 9];
+const DIGITS = { ms: 1, s: 2, MiB: 1, calls: 0 } as const;
+export const HEAD = ["", "median", "least", "ratio", "peak memory"];
 
-function line(cells: readonly (string | undefined)[]): string {
-  const [first = "", ...rest] = cells;
-  const isText = rest.length === 1;
-  const aligned = rest.map((cell = "", i) => isText ? `  ${cell}` : cell.padStart(WIDTHS[i + 1]!));
-  return `${first.padEnd(WIDTHS[0]!)}${aligned.join("")}`.trimEnd() + "\n";
+/** A line of the table. The first row of a group is that to which the ratios of the others are. */
+export function cells({ name, unit = "ms", trouble, median, min, ratio, peakKiB }: Figures): string[] {
+  if (trouble !== undefined) return [name, trouble, "", "", ""];
+  const said = (value = NaN) => `${value.toFixed(DIGITS[unit])} ${unit}`;
+  const ratioText = ratio === undefined ? "" : ratio === 1 ? "1" : ratio.toFixed(2);
+  return [name, said(median), said(min), ratioText, peakKiB ? `${Math.round(peakKiB / 1024)} MiB` : ""];
 }

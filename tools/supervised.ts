@@ -14,14 +14,14 @@ import {
   startAgent,
   within,
 } from "../tests/helpers/mod.ts";
-import type { Program, Row } from "./measure.ts";
+import type { Program, Row, Unit } from "./measure.ts";
 
 type Command = Program["command"];
 type Guest = Awaited<ReturnType<typeof sshGuest>>;
-type Values = Readonly<Record<string, number>>;
+export type Values = Readonly<Record<string, number>>;
 
 /** Figures that are taken together, each for a row of its own: the n-th figure of every row is out of the n-th take. */
-export function together(take: () => Promise<Values>): (name: string, unit: Row["unit"]) => Row {
+export function together(take: () => Promise<Values>): (name: string, unit: Unit) => Row {
   const takes: Promise<Values>[] = [];
   return (name, unit) => {
     let n = 0;
@@ -53,82 +53,74 @@ const START_LIMIT_MS = 60_000;
 /** What every further supervisor that starts at once may add: they start one after another. */
 const TURN_LIMIT_MS = 4_000;
 const END_LIMIT_MS = 120_000;
+/** Of a program that has no answer to SIGTERM. */
+const TERMINATED = 128 + 15;
 
 /** A program that runs until it gets a SIGTERM. On disposal it is killed. */
 export class Resident implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
   readonly #stderr: Promise<string>;
-  readonly status: Promise<Deno.CommandStatus>;
+  readonly #status: Promise<Deno.CommandStatus>;
   ended = false;
 
-  constructor(readonly command: Command, home: Home, env: Record<string, string>) {
+  constructor(readonly command: Command, { home, env }: { home: Home; env: Bench["env"] }, readonly status: number) {
     const [path, ...args] = command;
-    this.#child = new Deno.Command(path, {
-      args,
-      env,
-      clearEnv: true,
-      cwd: home.root,
-      stdin: "null",
-      stdout: "null",
-      stderr: "piped",
-    }).spawn();
+    const io = { stdin: "null", stdout: "null", stderr: "piped" } as const;
+    this.#child = new Deno.Command(path, { args, env: env(home), clearEnv: true, cwd: home.root, ...io }).spawn();
     this.#stderr = new Response(this.#child.stderr).text();
-    this.status = this.#child.status.then((status) => (this.ended = true, status));
+    this.#status = this.#child.status.then((status) => (this.ended = true, status));
   }
 
   get pid(): number {
     return this.#child.pid;
   }
 
-  /** Sends SIGTERM; the seconds until it has ended. A program of this project must leave with the status 0 then. */
-  async end({ isGraceful = true } = {}): Promise<number> {
+  /** Sends SIGTERM; the seconds until it has ended, with the status that it must leave with then. */
+  async end(): Promise<number> {
     const asked = performance.now();
     this.#child.kill("SIGTERM");
-    const { code } = await within(this.status, END_LIMIT_MS, () => `${this.command.join(" ")} has not ended`);
+    const { code } = await within(this.#status, END_LIMIT_MS, () => `${this.command.join(" ")} has not ended`);
     const seconds = (performance.now() - asked) / 1000;
-    if (isGraceful && code !== 0) await this.complain(code);
+    if (code !== this.status) await this.complain();
     return seconds;
   }
 
-  async complain(code: number): Promise<never> {
-    throw new Error(`${this.command.join(" ")}: status ${code}: ${await this.#stderr}`);
+  async complain(): Promise<never> {
+    throw new Error(`${this.command.join(" ")}: status ${(await this.#status).code}: ${await this.#stderr}`);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     killChild(this.#child);
-    await this.status;
+    await this.#status;
+    await this.#stderr;
   }
-}
-
-/** A supervisor that has begun to start its instance; see `untilRunning`. */
-function supervise(bench: Bench, instance: Instance): Resident {
-  if (instance.has(JOURNAL)) instance.remove(JOURNAL);
-  const { home } = instance;
-  const command: Command = [
-    ...bench.guard,
-    "--run",
-    instance.name,
-    "--",
-    home.limactl,
-    "start",
-    instance.name,
-    "--foreground",
-    "--tty=false",
-  ];
-  return new Resident(command, home, bench.env(home));
 }
 
 const JOURNAL = "lima-guard.jsonl";
 
+/** A supervisor that has begun to start its instance; see `untilRunning`. */
+function supervise({ guard, env }: Bench, instance: Instance): Resident {
+  if (instance.has(JOURNAL)) instance.remove(JOURNAL);
+  const { home, name } = instance;
+  const start = [home.limactl, "start", name, "--foreground", "--tty=false"];
+  return new Resident([...guard, "--run", name, "--", ...start], { home, env }, 0);
+}
+
 async function untilRunning(supervisor: Resident, instance: Instance, limitMs = START_LIMIT_MS): Promise<void> {
   await eventually(async () => {
-    if (supervisor.ended) return await supervisor.complain((await supervisor.status).code);
+    if (supervisor.ended) return await supervisor.complain();
     assert.match(instance.read(JOURNAL) ?? "", /"event":"running"/, `${instance.name} is not Running`);
   }, { withinMs: limitMs });
 }
 
+/** An instance, and the guest of its session. */
+export interface WithGuest {
+  readonly instance: Instance;
+  readonly guest: Guest;
+}
+
 /** A supervisor whose instance is Running, and whose session with the guest is open. */
-async function supervised(bench: Bench, instance: Instance, guest: Guest): Promise<Resident> {
+export async function supervised(bench: Bench, { instance, guest }: WithGuest): Promise<Resident> {
   await bench.goOn();
   const before = guest.log().length;
   const supervisor = supervise(bench, instance);
@@ -142,23 +134,17 @@ async function supervised(bench: Bench, instance: Instance, guest: Guest): Promi
   }
 }
 
-/** A `deno run` that only waits. */
-function idleDeno(home: Home, env: Record<string, string>): Resident {
-  const file = `${home.root}/waits.ts`;
-  Deno.writeTextFileSync(file, "setInterval(() => {}, 2 ** 30);\n");
-  return new Resident([Deno.execPath(), "run", "-A", file], home, env);
+/** A program that only waits. */
+export async function waiting({ goOn, env }: Bench, home: Home, command: Command): Promise<Resident> {
+  await goOn();
+  return new Resident(command, { home, env }, TERMINATED);
 }
 
 // --- one take each ----------------------------------------------------------------------------------------------------
 
-/** An instance, and the guest of its session. */
-interface WithGuest {
-  readonly instance: Instance;
-  readonly guest: Guest;
-}
-
 /** The seconds from SIGTERM to the end: of the host agent alone, and of `--run` over the same agent. */
-export async function stops(bench: Bench, { instance, guest }: WithGuest): Promise<Values> {
+export async function stops(bench: Bench, withGuest: WithGuest): Promise<Values> {
+  const { instance, guest } = withGuest;
   await bench.goOn();
   await using agent = await startAgent(instance);
   const began = performance.now();
@@ -167,7 +153,7 @@ export async function stops(bench: Bench, { instance, guest }: WithGuest): Promi
   const alone = (performance.now() - began) / 1000;
   if (code !== 0) throw new Error(`the host agent ended with status ${code}: ${instance.log().join("\n")}`);
   const before = guest.log().length;
-  await using supervisor = await supervised(bench, instance, guest);
+  await using supervisor = await supervised(bench, withGuest);
   const over = await supervisor.end();
   // Not the stage that the guard names: so fast a guest may be off before it looks for the first time.
   const asked = guest.log().slice(before);
@@ -175,75 +161,52 @@ export async function stops(bench: Bench, { instance, guest }: WithGuest): Promi
   return { alone, over };
 }
 
-type Residents = Readonly<Record<"deno" | "run", Resident>>;
-
-/** Starts a supervisor and a `deno run` that only waits, and hands both over; then they are ended. */
-async function atRest(
+/**
+ * What is started, by its name: `NAME` is the memory in MiB that it has after a rest, `NAME calls` the system calls that
+ * it makes in the seconds after that.
+ */
+export async function atRest(
   bench: Bench,
-  { instance, guest }: WithGuest,
-  work: (residents: Residents) => Promise<Values>,
+  starts: Readonly<Record<string, () => Promise<Resident>>>,
+  { restS, idleS, strace }: { restS: number; idleS: number; strace: string | undefined },
 ): Promise<Values> {
-  await using run = await supervised(bench, instance, guest);
-  await bench.goOn();
-  await using deno = idleDeno(instance.home, bench.env(instance.home));
-  const values = await work({ deno, run });
-  await run.end();
-  await deno.end({ isGraceful: false });
+  await using undo = new AsyncDisposableStack();
+  const residents: [string, Resident][] = [];
+  for (const [name, start] of Object.entries(starts)) residents.push([name, undo.use(await start())]);
+  await pause(restS * 1000);
+  const values: Record<string, number> = {};
+  for (const [name, { pid }] of residents) values[name] = memoryOf(pid);
+  if (strace !== undefined) {
+    const { goOn, env } = bench;
+    const dir = Deno.makeTempDirSync({ prefix: "lg-strace-" });
+    undo.defer(() => Deno.removeSync(dir, { recursive: true }));
+    await goOn();
+    const traces = residents.map(([name, { pid }]) => {
+      // It ends itself by the signal that it gets.
+      const command: Command = [strace, "-f", "-c", "-o", `${dir}/${name}`, "-p", String(pid)];
+      return { name, trace: undo.use(new Resident(command, { home: { root: dir } as Home, env }, TERMINATED)) };
+    });
+    await pause(idleS * 1000);
+    for (const { name, trace } of traces) {
+      await trace.end();
+      values[`${name} calls`] = callsIn(Deno.readTextFileSync(`${dir}/${name}`));
+    }
+  }
+  for (const [, resident] of residents) await resident.end();
   return values;
 }
 
-/** In MiB, after a rest. */
-export function memoryAtRest(bench: Bench, withGuest: WithGuest, restS: number): Promise<Values> {
-  return atRest(bench, withGuest, async ({ deno, run }) => {
-    await pause(restS * 1000);
-    return { deno: memoryOf(deno.pid), run: memoryOf(run.pid) };
-  });
-}
-
-/** Before anything is counted: compilers and the first attempts are through. */
-const SETTLE_MS = 5_000;
-
-export function callsAtRest(
-  bench: Bench,
-  withGuest: WithGuest,
-  { minutes, strace }: { minutes: number; strace: string },
-): Promise<Values> {
-  const { home } = withGuest.instance;
-  return atRest(bench, withGuest, async (residents) => {
-    await pause(SETTLE_MS);
-    await using undo = new AsyncDisposableStack();
-    await bench.goOn();
-    const traces = Object.entries(residents).map(([name, { pid }]) => {
-      const log = `${home.root}/strace-${pid}`;
-      const command: Command = [strace, "-f", "-c", "-o", log, "-p", String(pid)];
-      return { name, log, trace: undo.use(new Resident(command, home, bench.env(home))) };
-    });
-    await pause(minutes * 60_000);
-    const values: Record<string, number> = {};
-    for (const { name, log, trace } of traces) {
-      if (trace.ended) await trace.complain((await trace.status).code);
-      await trace.end({ isGraceful: false }); // it ends itself by the same signal
-      values[name] = callsIn(Deno.readTextFileSync(log));
-    }
-    return values;
-  });
-}
-
 /** After the last one is Running. */
-const CROWD_REST_S = 5;
+const CROWD_REST_S = 3;
 
 /** `stopped`: the seconds from SIGTERM to the last end of so many supervisors. */
-export async function lastEndOf(
-  bench: Bench,
-  home: Home,
-  { count, conf }: { count: number; conf: Conf },
-): Promise<Values> {
+export async function lastEndOf(bench: Bench, home: Home, many: { count: number; conf: Conf }): Promise<Values> {
   await bench.goOn();
   await using undo = new AsyncDisposableStack();
   const born = performance.now();
-  const instances = Array.from({ length: count }, (_, i) => home.instance(`i${i}`, { conf }));
+  const instances = Array.from({ length: many.count }, (_, i) => home.instance(`i${i}`, { conf: many.conf }));
   const supervisors = instances.map((instance) => undo.use(supervise(bench, instance)));
-  const limitMs = START_LIMIT_MS + count * TURN_LIMIT_MS;
+  const limitMs = START_LIMIT_MS + many.count * TURN_LIMIT_MS;
   for (const [i, supervisor] of supervisors.entries()) {
     await untilRunning(supervisor, instances[i]!, limitMs - (performance.now() - born));
   }
@@ -257,12 +220,9 @@ function pause(ms: number): Promise<void> {
 
 // --- what the system says ---------------------------------------------------------------------------------------------
 
-/** What is looked at: what no other process shares, where the system tells that. */
-export const MEMORY = Deno.build.os === "linux" ? "private" : "resident";
-
-/** In MiB. */
+/** In MiB: what no other process shares, where the system tells that; else the resident set. */
 function memoryOf(pid: number): number {
-  if (MEMORY === "resident") return Number(textOf("ps", "-o", "rss=", "-p", String(pid))) / 1024;
+  if (Deno.build.os !== "linux") return Number(textOf("ps", "-o", "rss=", "-p", String(pid))) / 1024;
   const lines = Deno.readTextFileSync(`/proc/${pid}/smaps_rollup`).matchAll(/^Private_(?:Clean|Dirty): +(\d+) kB$/gm);
   return [...lines].reduce((sum, [, kib]) => sum + Number(kib), 0) / 1024;
 }
@@ -286,7 +246,7 @@ export function whyNoStrace(strace: string | undefined): string | undefined {
   return scope > 0 && Deno.uid() !== 0 ? `kernel.yama.ptrace_scope is ${scope}` : undefined;
 }
 
-/** What so many supervisors may need at most, if nothing of theirs were shared. */
+/** What a supervisor may need at most, if nothing of it were shared. */
 const BYTES_EACH = 100_000_000;
 
 /** Why so many supervisors cannot be had; undefined where they can. */
@@ -299,6 +259,6 @@ function quietly(path: string): string | undefined {
   try {
     return Deno.readTextFileSync(path);
   } catch {
-    return undefined; // a kernel without it, or a thread that has ended
+    return undefined; // a kernel without it
   }
 }

@@ -76,6 +76,12 @@ export async function startAgent(
   return agent;
 }
 
+/** The instance, run by a user that gets its whole home. */
+export async function agentOf(instance: Instance, { uid, gid }: { uid: number; gid: number }): Promise<Agent> {
+  instance.home.giveTo({ uid, gid });
+  return await startAgent(instance, { uid, gid });
+}
+
 function hasReached(instance: Instance, pid: number, point: Point): boolean {
   switch (point) {
     case "spawned":

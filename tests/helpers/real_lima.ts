@@ -68,7 +68,7 @@ function id(...args: string[]): string {
   return new TextDecoder().decode(new Deno.Command("id", { args }).outputSync().stdout).trim();
 }
 
-function as({ uid, gid }: Real["user"]): { uid?: number; gid?: number } {
+export function as({ uid, gid }: Real["user"]): { uid?: number; gid?: number } {
   return Deno.uid() === 0 ? { uid, gid } : {};
 }
 
@@ -122,10 +122,12 @@ export function realTest(
   });
 }
 
-/** A template with a disk on which there is nothing: QEMU gets no further than its BIOS. */
-function firmware(home: Home): string {
-  const image = `${home.root}/empty.img`;
-  Deno.writeFileSync(image, new Uint8Array(1024 * 1024));
+/** A template with a disk on which there is nothing, or one boot sector: QEMU gets no further than its BIOS, or that. */
+export function firmware(home: Home, sector: readonly number[] = []): string {
+  const image = `${home.root}/firmware.img`;
+  const disk = new Uint8Array(1024 * 1024);
+  disk.set(sector);
+  Deno.writeFileSync(image, disk);
   const template = `${home.root}/firmware.yaml`;
   Deno.writeTextFileSync(
     template,

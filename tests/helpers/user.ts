@@ -1,6 +1,7 @@
 /** An ordinary user beside root, and directories that cannot be written or are full. */
 
 import assert from "node:assert/strict";
+import type { Home } from "./home.ts";
 
 const NAME = "lgtest";
 
@@ -30,6 +31,15 @@ export function ordinaryUser(name = NAME): OrdinaryUser | null {
   const runAs: OrdinaryUser["runAs"] = (command, args, env = {}) =>
     new Deno.Command(command, { args, env, clearEnv: true, cwd: "/", stdin: "null", uid, gid }).output();
   return { name, uid, gid, runAs };
+}
+
+/** Where the lima-guard of every user finds its packages. */
+export function everyonesEnv(home: Home): { LIMA_HOME: string; DENO_DIR: string } {
+  Deno.chmodSync(home.root, 0o755);
+  const dir = `${home.root}/deno-dir`;
+  Deno.mkdirSync(dir, { recursive: true });
+  Deno.chmodSync(dir, 0o777);
+  return { LIMA_HOME: "", DENO_DIR: dir };
 }
 
 function id(which: "-u" | "-g", name: string): number | undefined {
