@@ -4884,8 +4884,8 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
 
 function withoutEntry({ name, home, dir, uid, pid }: RunningInstance): Report {
   const because = `uid ${uid} has no entry in the user database: lima-guard cannot be run for it`;
-  const hint = psCommand(pid);
-  return report(name, "unknown", EXIT.tryAgain, "unknown", { home, blockers: [{ what: dir, because, hint }] });
+  const blockers = [{ what: dir, because, hint: psCommand(pid) }];
+  return report(name, "unknown", EXIT.tryAgain, "unknown", { home, blockers });
 }
 
 /** This program again: the compiled binary, or Deno with the options that it was started with. */
@@ -6329,11 +6329,9 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
     return EXIT.done;
   }
   if ("usage" in invocation) {
-    const help = HELP_COMMAND;
-    const hint = invocation.hint === undefined
-      ? help
-      : `${invocation.hint}${invocation.hint.endsWith("?") ? "" : ";"} ${help}`;
-    const status = refuseRequest(host, args, EXIT.usage, invocation.usage, hint);
+    const { usage, hint } = invocation;
+    const whole = hint === undefined ? HELP_COMMAND : `${hint}${hint.endsWith("?") ? "" : ";"} ${HELP_COMMAND}`;
+    const status = refuseRequest(host, args, EXIT.usage, usage, whole);
     if (args.length === 0) host.stderr(USAGE);
     return status;
   }
@@ -6407,8 +6405,7 @@ async function serveAll(ctx: Context, wanted: readonly Requested[], { command, w
     if (waitS === 0 || isUp || isFinal) return { own, isLate: false };
     const leftMs = endMs - host.clockMs();
     if (leftMs <= 0) {
-      const late = own.map((r) => isOneUp(r) ? r : { ...r, status: worst([r.status, EXIT.tryAgain]) });
-      return { own: late, isLate: true };
+      return { own: own.map((r) => isOneUp(r) ? r : { ...r, status: worst([r.status, EXIT.tryAgain]) }), isLate: true };
     }
     await host.pause(Math.min(WAIT_POLL_MS, leftMs));
   }
@@ -6417,7 +6414,8 @@ async function serveAll(ctx: Context, wanted: readonly Requested[], { command, w
 /** What install.ts does. It is part of the compiled lima-guard; a copy of this file alone is without it. */
 async function install(args: readonly string[], host: Host): Promise<number> {
   try {
-    const { installMain } = await import("./install.ts");
+    // As a `string`, so that Deno looks for it only here: else every start would load install.ts, and want its packages.
+    const { installMain }: typeof import("./install.ts") = await import("./install.ts" as string);
     return await installMain(args);
   } catch (error) {
     if (!(error instanceof Error && "code" in error && error.code === "ERR_MODULE_NOT_FOUND")) throw error;

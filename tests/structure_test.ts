@@ -67,7 +67,7 @@ const FILES: Record<typeof PRODUCT[number], Rules> = {
     ],
     imports: [
       /^import .* from "jsr:@std\/(cli|log|path)@\d+\.\d+\.\d+\/[a-z/-]+";$/,
-      /\bimport\("\.\/install\.ts"\)/,
+      /\bimport\("\.\/install\.ts"(?: as string)?\)/,
     ],
     isPure: (_, source, at) => at > source.sections[0]!.at && at < source.linesBeforeTheHost(),
     // Date.parse reads a text; anything else of Date may ask the clock.
