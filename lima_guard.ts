@@ -6552,7 +6552,9 @@ export function runAsProgram(): void {
   }
   // Not awaited: install.ts imports this module, and would never see its end.
   Deno.exitCode = EXIT.failed;
-  main(Deno.args, host).catch((e) => (host.stderr(`lima-guard: ${e?.stack}\n`), EXIT.failed)).then(Deno.exit);
+  // Only with a turn of the event loop does Deno keep its compiled code for the next start; a timer would load Node's.
+  const leave = (status: number) => Deno.lstat("/").finally(() => Deno.exit(status));
+  main(Deno.args, host).catch((e) => (host.stderr(`lima-guard: ${e?.stack}\n`), EXIT.failed)).then(leave);
 }
 
 if (import.meta.main) runAsProgram();
