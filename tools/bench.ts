@@ -169,13 +169,16 @@ function repair({ instance, bystander }: World, count: number): () => Promise<Ro
 }
 
 function groupsOf(world: World, bench: Bench, runs: number | undefined): Group[] {
-  return [...loneGroups(world, runs), ...residentGroups(world, bench, runs), ...machineGroups(world, runs)];
+  return [
+    ...loneGroups(world, runs),
+    ...residentGroups(world, bench, runs),
+    ...machineGroups(world, runs),
+    ...crowdGroups(world, runs),
+  ];
 }
 
 function loneGroups(world: World, runs: number | undefined): Group[] {
   const growth = { runs: runs ?? GROWTH_RUNS };
-  const crowd = once(() => world.undo.use(gatherCrowd()).grow(PROCESSES));
-  const inCrowd = (make: () => Making) => async () => await crowd() ?? await make();
   const bundled = async () => {
     const command = await world.bundled();
     return typeof command === "string"
@@ -217,9 +220,17 @@ function loneGroups(world: World, runs: number | undefined): Group[] {
         "… 1000 instances": guardIn(world, { instances: 1000 }, "--status"),
       },
     },
+  ];
+}
+
+/** The last group: the crowd stays until the end. */
+function crowdGroups(world: World, runs = GROWTH_RUNS): Group[] {
+  const crowd = once(() => world.undo.use(gatherCrowd()).grow(PROCESSES));
+  const inCrowd = (make: () => Making) => async () => await crowd() ?? await make();
+  return [
     {
       title: `${PROCESSES} more processes`,
-      ...growth,
+      runs,
       rows: {
         [`bare \`deno run\`, ${PROCESSES} more processes`]: inCrowd(bare(world)),
         "… `--pre`, nothing to do": inCrowd(guard(world, "--pre", NAME)),

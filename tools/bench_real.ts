@@ -128,8 +128,8 @@ export async function machine(undo: AsyncDisposableStack, program: Guard): Promi
 
 /** The homes of all instances that root's `--stop --all` would stop. */
 async function homesOf({ root, guard }: Machine): Promise<string[]> {
-  const { json, status, stderr } = await runGuard(root, ["--status", "--all", "--json"], guard);
-  assert.equal(status, 0, stderr);
+  const { json, status, stdout } = await runGuard(root, ["--status", "--all", "--json"], guard);
+  assert.equal(status, 0, stdout);
   return json().instances.map(({ home = "?" }: { home?: string }) => home).sort();
 }
 
