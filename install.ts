@@ -572,6 +572,7 @@ export function readJob({ value }: Plist, name: string) {
   const environment = jobEnvironment(value);
   const keepAlive = value["KeepAlive"];
   return {
+    name,
     label,
     args,
     /** The guard that runs it, its options except `--run NAME`, and the command itself. */
@@ -960,7 +961,7 @@ export function wrapText(plist: Plist, job: LaunchdJob, wanted: Wanted): Rewritt
     edits.push(setEdit(plist, key, stringElement(path)));
   });
   const changed = checkedText(plist, applyEdits(plist.text, edits), [...OWNED, ...MOVED]);
-  const now = readJob(changed.plist, startedIn(job));
+  const now = readJob(changed.plist, job.name);
   const isAsWanted = now.guard === wanted.guard && isEqual(now.command, job.command) &&
     (exitTimeoutS === undefined || now.exitTimeOut === exitTimeoutS) &&
     (job.program === undefined || now.program === wanted.guard);
@@ -1005,11 +1006,6 @@ function limaHomeEdits(plist: Plist, job: LaunchdJob, wanted: Wanted): TextEdit[
   return [setEdit(plist, "EnvironmentVariables", dictElement(layout, "LIMA_HOME", stringElement(limaHome)))];
 }
 
-function startedIn(job: LaunchdJob): string {
-  const { positionals, flags } = splitFlags(job.command.slice(1), job.tool);
-  return job.tool === "limactl" ? positionals[1] ?? "" : startedByColima(positionals.slice(1), flags, job.environment);
-}
-
 /** GUARD --run NAME [options] -- before the old command, each on a line like the old ones. */
 function guardEdits(plist: Plist, job: LaunchdJob, { guard, guardOptions }: Wanted): TextEdit[] {
   const { list, item } = layoutOf(plist);
@@ -1020,7 +1016,7 @@ function guardEdits(plist: Plist, job: LaunchdJob, { guard, guardOptions }: Want
   const isSameHead = job.guard !== undefined && isEqual(options, job.guardOptions);
   if (isSameHead && job.guard === guard) return [];
   if (isSameHead && !job.isBehindShell) return [{ at: first.start, until: first.end, text: stringElement(guard) }];
-  const words = [guard, "--run", startedIn(job), ...options, "--"];
+  const words = [guard, "--run", job.name, ...options, "--"];
   if (job.isBehindShell) return shellEdit(list, job, words);
   const prefix = words.map((arg) => `${stringElement(arg)}${item}`).join("");
   return [{ at: first.start, until: command.start, text: prefix }];
@@ -1139,6 +1135,8 @@ export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefi
     const element = raw && backup ? backup.text.slice(raw.start, raw.end) : stringElement(job.command[0] ?? "");
     edits.push({ at: program.start, until: program.end, text: element });
   }
+  // 0 would let launchd wait without end: as good as none, but it was there before us.
+  const isTimeout = (value: Value) => Number.isInteger(value) && Number(value) >= 0;
   restore("ExitTimeOut", (now, before) => now !== before && (before === undefined || isTimeout(before)));
   restore("KeepAlive", (now, before) => isKeepAliveOfOurs(now, before));
   restore("WorkingDirectory", (now, before) => now === "/" && typeof before === "string");
@@ -1152,11 +1150,6 @@ export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefi
 function isKeepAliveOfOurs(now: Value, before: Value | undefined): boolean {
   if (before === undefined) return isEqual(now, { SuccessfulExit: false });
   return isDict(before) && restartsOnSuccess(before) && isEqual(now, { ...before, SuccessfulExit: false });
-}
-
-/** 0 would let launchd wait without end: as good as none, but it was there before us. */
-function isTimeout(value: Value): boolean {
-  return typeof value === "number" && Number.isInteger(value) && value >= 0;
 }
 
 function environmentEdits({ root, text, value }: Plist, backup: Plist | undefined): TextEdit[] {
@@ -1555,28 +1548,26 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
 /** What of the world keeps the job from starting the instance: install refuses it, `--check` names it. */
 type WorldFacts = Readonly<Awaited<ReturnType<typeof lookAtWorld>>>;
 
-/** What was judged: what is wrong, what could not be found out, and what is only a note. */
-interface Judged {
-  readonly troubles: string[];
-  readonly unknown: string[];
-  readonly notes: string[];
+/** A finding: what is wrong, what could not be found out, or a note; and whether it holds. */
+type Finding = readonly [kind: "trouble" | "unknown" | "note", holds: boolean, words: string];
+
+function wordsOf(findings: readonly Finding[], kind: Finding[0]): string[] {
+  return findings.flatMap(([of, holds, words]) => of === kind && holds ? [words] : []);
 }
 
 /** What is wrong with a job in the world, for every user who looks. */
-function judgeWorld(facts: JobFacts, world: WorldFacts): Judged {
-  const { job, place, limaHome, instance } = facts;
-  const troubles: string[] = [];
-  const unknown: string[] = [];
+function judgeWorld({ job, place, limaHome, instance, domains }: JobFacts, world: WorldFacts): Finding[] {
   const dir = join(limaHome, place.name);
-  if (instance === "gone") troubles.push(`the instance is gone: there is no ${dir}/lima.yaml`);
-  if (instance === "volume missing") unknown.push(`${dir} is on a volume that is not mounted now`);
-  if (instance === "hidden") unknown.push(`${dir} may not be looked at by this user`);
   const other = world.otherTool === undefined ? "" : `; there is one at ${world.otherTool}`;
-  if (world.tool === "gone") troubles.push(`the program ${job.command[0]} is gone${other}`);
-  if (world.tool === "hidden") unknown.push(`the program ${job.command[0]} may not be looked at by this user`);
-  if (world.eventProgram?.why !== undefined) troubles.push(`--on-event: ${world.eventProgram.why}`);
-  if (facts.domains.length > 1) troubles.push(`the job is loaded twice: in ${facts.domains.join(" and in ")}`);
-  return { troubles, unknown, notes: [] };
+  return [
+    ["trouble", instance === "gone", `the instance is gone: there is no ${dir}/lima.yaml`],
+    ["unknown", instance === "volume missing", `${dir} is on a volume that is not mounted now`],
+    ["unknown", instance === "hidden", `${dir} may not be looked at by this user`],
+    ["trouble", world.tool === "gone", `the program ${job.command[0]} is gone${other}`],
+    ["unknown", world.tool === "hidden", `the program ${job.command[0]} may not be looked at by this user`],
+    ["trouble", world.eventProgram?.why !== undefined, `--on-event: ${world.eventProgram?.why}`],
+    ["trouble", domains.length > 1, `the job is loaded twice: in ${domains.join(" and in ")}`],
+  ];
 }
 
 type GuardAnswer =
@@ -1586,82 +1577,84 @@ type GuardAnswer =
 
 /** A job as `--check` judges it. */
 function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: WorldFacts, wantedS: number | undefined) {
-  const { job, look } = facts;
-  const out = judgeWorld(facts, world);
-  const { troubles, unknown, notes } = out;
-  notes.push(...facts.notes, ...job.remarks);
-  if (job.guard === undefined) troubles.push(`the plist does not run lima-guard (${writerOf(job)})`);
-  else if (guard?.kind === "trouble") troubles.push(guard.why);
-  else if (guard?.kind === "not asked") {
-    unknown.push(`${job.guard} was not asked: only the job's user and root may run it`);
-  } else if (guard?.kind === "version" && guard.version !== VERSION) {
-    notes.push(`${job.guard} is version ${guard.version}, this is ${VERSION}`);
-  }
-  const needed = judgeTimeouts(job, wantedS, out);
-  if (job.guard !== undefined && restartsOnSuccess(job.keepAlive)) {
-    troubles.push(
-      "KeepAlive {SuccessfulExit: true} starts the instance again after a requested stop, and not after a crash",
-    );
-  }
-  if (!job.startsByItself) notes.push("nothing starts it at boot or login: it has neither RunAtLoad nor KeepAlive");
-  if (look.uid !== facts.place.changer || (look.mode & 0o022) !== 0) {
-    troubles.push(`${facts.place.file} has an owner or a mode that lets another user change it`);
-  }
-  judgeLoaded(facts, needed, out);
-  if (facts.otherVolume && job.workingDirectory !== undefined && job.workingDirectory !== "/") {
-    troubles.push("it is on another volume: launchd cannot start lima-guard before that is mounted");
-  }
-  const isOff = job.guard !== undefined && (facts.disabled === true || facts.loaded.kind === "absent");
-  return { ...out, isOff };
+  const { job, look, place, loaded, otherVolume } = facts;
+  const isWrapped = job.guard !== undefined;
+  const isLoose = look.uid !== place.changer || (look.mode & 0o022) !== 0;
+  const isElsewhere = otherVolume && job.workingDirectory !== undefined && job.workingDirectory !== "/";
+  const keepAlive =
+    "KeepAlive {SuccessfulExit: true} starts the instance again after a requested stop, and not after a crash";
+  const version = guard?.kind === "version" ? guard.version : VERSION;
+  const found: Finding[] = [
+    ...judgeWorld(facts, world),
+    ...[...facts.notes, ...job.remarks].map((words): Finding => ["note", true, words]),
+    ["trouble", !isWrapped, `the plist does not run lima-guard (${writerOf(job)})`],
+    ["trouble", isWrapped && guard?.kind === "trouble", guard?.kind === "trouble" ? guard.why : ""],
+    ["unknown", guard?.kind === "not asked", `${job.guard} was not asked: only the job's user and root may run it`],
+    ["note", version !== VERSION, `${job.guard} is version ${version}, this is ${VERSION}`],
+    ...judgeTimeouts(job, wantedS),
+    ["trouble", isWrapped && restartsOnSuccess(job.keepAlive), keepAlive],
+    ["note", !job.startsByItself, "nothing starts it at boot or login: it has neither RunAtLoad nor KeepAlive"],
+    ["trouble", isLoose, `${place.file} has an owner or a mode that lets another user change it`],
+    ...judgeLoaded(facts, neededS(job, wantedS)),
+    ["trouble", isElsewhere, "it is on another volume: launchd cannot start lima-guard before that is mounted"],
+  ];
+  const isOff = isWrapped && (facts.disabled === true || loaded.kind === "absent");
+  const of = (kind: Finding[0]) => wordsOf(found, kind);
+  return { troubles: of("trouble"), unknown: of("unknown"), notes: of("note"), isOff };
 }
 
-/** Returns what a stop of this job needs: what was asked for, or what a guest may need. */
-function judgeTimeouts(job: LaunchdJob, wantedS: number | undefined, { troubles, notes }: Judged): number {
-  const timeout = timeoutIn(job.guardOptions);
+/** The seconds that a stop of this job needs: what was asked for, or what a guest may need. */
+function neededS(job: LaunchdJob, wantedS: number | undefined): number {
+  const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
+  return wantedS ?? (timeoutIn(job.guardOptions) === inFile ? Math.min(inFile, EXIT_TIMEOUT_S) : EXIT_TIMEOUT_S);
+}
+
+function judgeTimeouts(job: LaunchdJob, wantedS: number | undefined): Finding[] {
+  const timeout = timeoutIn(job.guardOptions) ?? NaN;
   const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
   const isAskedFor = timeout === inFile;
-  const needed = wantedS ?? (isAskedFor ? Math.min(inFile, EXIT_TIMEOUT_S) : EXIT_TIMEOUT_S);
-  if (inFile < needed) troubles.push(`the plist grants ${inFile} s for a stop, of ${needed} s`);
-  if (isAskedFor && inFile < EXIT_TIMEOUT_S) {
-    notes.push(`a stop has ${inFile} s, as asked for; a guest may need ${EXIT_TIMEOUT_S}`);
-  }
-  if (timeout !== undefined && !isAskedFor && timeout < needed) {
-    troubles.push(`--timeout ${timeout} in the plist leaves a stop ${timeout} s, of ${needed} s`);
-  }
-  return needed;
+  const needed = neededS(job, wantedS);
+  const asked = `a stop has ${inFile} s, as asked for; a guest may need ${EXIT_TIMEOUT_S}`;
+  const short = `--timeout ${timeout} in the plist leaves a stop ${timeout} s, of ${needed} s`;
+  return [
+    ["trouble", inFile < needed, `the plist grants ${inFile} s for a stop, of ${needed} s`],
+    ["note", isAskedFor && inFile < EXIT_TIMEOUT_S, asked],
+    ["trouble", !isAskedFor && timeout < needed, short],
+  ];
 }
 
 const UNSAID = "launchctl print-disabled did not say whether the job is disabled";
 
-function judgeLoaded({ job, loaded, disabled, place }: JobFacts, needed: number, out: Judged): void {
+function judgeLoaded({ job, loaded, disabled, place }: JobFacts, needed: number): Finding[] {
   const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
-  const add = (kind: keyof Judged, table: [boolean, string][]) => out[kind].push(...holding(table));
   const isAbsent = loaded.kind === "absent";
   const next = disabled ? "nothing starts it" : "it starts at the next boot or login";
-  if (loaded.kind === "unknown") out.unknown.push(loaded.why);
-  add("troubles", [[isAbsent && job.guard === undefined, "the job is not loaded"]]);
-  add("unknown", [[disabled === undefined, UNSAID]]);
-  add("notes", [
-    [isAbsent && job.guard !== undefined, `the job is not loaded: ${next}`],
-    [loaded.kind === "no session", "no user is logged in at the screen: the job is loaded at the next login"],
-    [disabled === true, "the job is disabled: launchd does not start it"],
-  ]);
-  if (loaded.kind !== "loaded") return;
+  const found: Finding[] = [
+    ["unknown", loaded.kind === "unknown", loaded.kind === "unknown" ? loaded.why : ""],
+    ["trouble", isAbsent && job.guard === undefined, "the job is not loaded"],
+    ["unknown", disabled === undefined, UNSAID],
+    ["note", isAbsent && job.guard !== undefined, `the job is not loaded: ${next}`],
+    ["note", loaded.kind === "no session", "no user is logged in at the screen: the job is loaded at the next login"],
+    ["note", disabled === true, "the job is disabled: launchd does not start it"],
+  ];
+  if (loaded.kind !== "loaded") return found;
   const { args, exitTimeoutS = NaN, path = place.file } = loaded;
   const isWrapped = isGuard(lookThroughShell(args) ?? args);
   const isSame = isWrapped && isEqual(args, job.args);
   const inForce = `launchd has an exit timeout of ${exitTimeoutS} s in force`;
   const isShort = exitTimeoutS < Math.min(needed, inFile);
-  add("troubles", [
-    [!isWrapped, "the loaded job does not run lima-guard"],
-    [isWrapped && !isSame, "the loaded job is not the one in the plist"],
-    [isSame && isShort, `${inForce}, of ${needed} s`],
-    [isSame && !isShort && exitTimeoutS > inFile, `${inForce}: the plist was changed since`],
-    [isSame && loaded.startsByItself && !job.startsByItself, "launchd starts it by itself, and the plist no more"],
-    [path !== place.file && path !== place.target, `launchd has loaded the job from ${path}`],
-    [loaded.isEnding, "the job is ending, and will not be loaded then"],
-  ]);
-  add("notes", [[loaded.pid === undefined, "the job does not run now"]]);
+  const isStarted = isSame && loaded.startsByItself === true && !job.startsByItself;
+  return [
+    ...found,
+    ["trouble", !isWrapped, "the loaded job does not run lima-guard"],
+    ["trouble", isWrapped && !isSame, "the loaded job is not the one in the plist"],
+    ["trouble", isSame && isShort, `${inForce}, of ${needed} s`],
+    ["trouble", isSame && !isShort && exitTimeoutS > inFile, `${inForce}: the plist was changed since`],
+    ["trouble", isStarted, "launchd starts it by itself, and the plist no more"],
+    ["trouble", path !== place.file && path !== place.target, `launchd has loaded the job from ${path}`],
+    ["trouble", loaded.isEnding, "the job is ending, and will not be loaded then"],
+    ["note", loaded.pid === undefined, "the job does not run now"],
+  ];
 }
 
 function writerOf({ label, tool }: LaunchdJob): string {
@@ -1713,6 +1706,11 @@ function jobReport(
   return { name, state, status, changed: false, stage: null, summary, ...empty, ...more };
 }
 
+/** The report of a job that was not changed: why, and what to do. */
+function blocked(name: string, state: JobReport["state"], status: number, because: string, hint?: string): JobReport {
+  return jobReport(name, state, status, state, { blockers: [{ what: name, because, hint }] });
+}
+
 function refusedReports(jobs: readonly { readonly name: string }[], error: unknown): JobReport[] {
   return jobs.map(({ name }) => refusedReport(name, error));
 }
@@ -1721,12 +1719,11 @@ function refusedReports(jobs: readonly { readonly name: string }[], error: unkno
 function refusedReport(name: string, error: unknown): JobReport {
   if (!(error instanceof Refusal)) {
     const because = `internal error: please report it: ${error instanceof Error ? error.stack : error}`;
-    return jobReport(name, "unknown", EXIT.failed, "unknown", { blockers: [{ what: name, because }] });
+    return blocked(name, "unknown", EXIT.failed, because);
   }
   const { message, hint, status } = error;
   const state = status === EXIT.noInstance ? "missing" : status === EXIT.tryAgain ? "unknown" : "refused";
-  const blocker = { what: name, because: message, hint };
-  return jobReport(name, state, status, state, { blockers: [blocker] });
+  return blocked(name, state, status, message, hint);
 }
 
 function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
@@ -2576,7 +2573,10 @@ async function actStep(a: Acting, step: InstallStep): Promise<void> {
   } catch (error) {
     const why = error instanceof Error ? error.message : String(error);
     a.done.push({ ...step, outcome: why });
-    throw error instanceof StepFailure ? new StepFailure(`${step.what}: ${why}`, error.reason) : error;
+    // System errors are failures of a step; all else is a bug.
+    const isFailure = error instanceof StepFailure || (error instanceof Error && "code" in error);
+    const reason = error instanceof StepFailure ? error.reason : "failed";
+    throw isFailure ? new StepFailure(`${step.what}: ${why}`, reason) : error;
   }
 }
 
@@ -2588,7 +2588,7 @@ const DOERS: { readonly [K in InstallStep["kind"]]: Doer<K> } = {
   place: placeGuard,
   write: writeFile,
   remove: removeFile,
-  clear: ({ run: { host } }, { path }) => attemptEffect(() => removeThere(host, path)),
+  clear: ({ run: { host } }, { path }) => removeThere(host, path),
   handshake,
   run: runArgv,
   logs: runArgv,
@@ -2609,19 +2609,9 @@ async function runArgv(a: Acting, { kind, argv, what }: StepOf<"run" | "logs" | 
   throw new StepFailure(inWords(answer));
 }
 
-/** System errors become failures of a step; all else is a bug. */
-function attemptEffect<T>(effect: () => T): T {
-  try {
-    return effect();
-  } catch (error) {
-    if (!(error instanceof Error && "code" in error)) throw error;
-    throw new StepFailure(error.message);
-  }
-}
-
 function makeFolder(a: Acting, { path }: StepOf<"folder">): void {
   const { host } = a.run;
-  attemptEffect(() => host.makeFolder(path, 0o755));
+  host.makeFolder(path, 0o755);
   a.undo.push(() => host.remove(path));
 }
 
@@ -2638,7 +2628,7 @@ function isStill(host: InstallHost, path: string, look: Looked, bytes: Uint8Arra
 interface Replacement {
   readonly old: Looked;
   readonly oldBytes?: Uint8Array | undefined;
-  readonly make: string | ((beside: string) => void);
+  readonly make: (beside: string) => void | Promise<void>;
 }
 
 /**
@@ -2646,15 +2636,14 @@ interface Replacement {
  * renamed over. Between the comparison and the rename there is no wait. The old file keeps a name until all is well, so
  * that the rollback is a rename and needs no space.
  */
-function replaceFile(a: Acting, path: string, { old, oldBytes, make }: Replacement): void {
+async function replaceFile(a: Acting, path: string, { old, oldBytes, make }: Replacement): Promise<void> {
   const { host } = a.run;
-  const kept = path + TEMPORARY_SUFFIX + host.random();
-  const beside = typeof make === "string" ? make : path + TEMPORARY_SUFFIX + host.random();
+  const [kept, beside] = [path, path].map((file) => file + TEMPORARY_SUFFIX + host.random()) as [string, string];
   try {
-    if (typeof make !== "string") attemptEffect(() => make(beside));
+    await make(beside);
     if (!isStill(host, path, old, oldBytes)) throw new StepFailure(`${path} has changed in the meantime`, "changed");
-    attemptEffect(() => isThere(old) && host.link(path, kept));
-    attemptEffect(() => host.rename(beside, path));
+    if (isThere(old)) host.link(path, kept);
+    host.rename(beside, path);
   } catch (error) {
     removeThere(host, beside, kept);
     throw error;
@@ -2668,27 +2657,23 @@ function replaceFile(a: Acting, path: string, { old, oldBytes, make }: Replaceme
     host.sync(dirname(path));
   });
   // Of two names of one file rename(2) leaves both, and says that all is well.
-  attemptEffect(() => removeThere(host, beside));
+  removeThere(host, beside);
   // After the way to undo it: a sync that fails comes too late to leave the old file in place.
-  attemptEffect(() => host.sync(dirname(path)));
+  host.sync(dirname(path));
   if (!bytes) throw new StepFailure(`${path} did not get its name`);
 }
 
 async function writeFile(a: Acting, { path, bytes, isPlist }: StepOf<"write">): Promise<void> {
   const { run, target: { facts } } = a;
-  const { host } = run;
-  const old = isPlist ? facts.look : host.stat(path);
-  const oldBytes = isPlist ? facts.bytes : bytesOf(run, path);
-  const make = (beside: string) => host.create(beside, bytes, facts.look.mode & 0o777, facts.look.gid);
-  if (!isPlist || host.os !== "darwin") return replaceFile(a, path, { old, oldBytes, make });
-  // Apple's own reader must take it before it gets its name.
-  const beside = path + TEMPORARY_SUFFIX + host.random();
-  attemptEffect(() => make(beside));
-  const answer = await askTool(run, "plutil", "-lint", beside);
-  const isBad = answer.late || answer.code !== 0;
-  if (isBad) host.remove(beside);
-  if (isBad) throw new StepFailure(`plutil -lint: ${inWords(answer)}`);
-  replaceFile(a, path, { old, oldBytes, make: beside });
+  const make = async (beside: string) => {
+    run.host.create(beside, bytes, facts.look.mode & 0o777, facts.look.gid);
+    if (!isPlist || run.host.os !== "darwin") return;
+    // Apple's own reader must take it before it gets its name.
+    const answer = await askTool(run, "plutil", "-lint", beside);
+    if (answer.late || answer.code !== 0) throw new StepFailure(`plutil -lint: ${inWords(answer)}`);
+  };
+  const [old, oldBytes] = isPlist ? [facts.look, facts.bytes] : [run.host.stat(path), bytesOf(run, path)];
+  await replaceFile(a, path, { old, oldBytes, make });
 }
 
 /** Removed only if nothing has changed it since it was looked at; it comes back in a rollback. */
@@ -2707,13 +2692,13 @@ function removeFile(a: Acting, { path }: StepOf<"remove">): string | void {
     throw new StepFailure(`${path} has changed in the meantime`, "changed");
   }
   const kept = path + TEMPORARY_SUFFIX + host.random();
-  attemptEffect(() => host.rename(path, kept));
+  host.rename(path, kept);
   a.kept.push(kept);
   a.undoRemoved.push(() => {
     if (host.stat(path) === "absent") host.rename(kept, path);
     else a.leftAlone.push(path);
   });
-  attemptEffect(() => host.sync(dirname(path)));
+  host.sync(dirname(path));
 }
 
 /** The previous guard is kept beside the new one, and comes back with a rollback. */
@@ -2727,25 +2712,25 @@ async function placeGuard(a: Acting, { path, bytes, sign }: StepOf<"place">): Pr
   const old = host.stat(path);
   const previous = path + PREVIOUS_SUFFIX;
   if (isThere(old)) {
-    replaceFile(a, previous, { old: host.stat(previous), make: (beside) => host.link(path, beside) });
+    await replaceFile(a, previous, { old: host.stat(previous), make: (beside) => host.link(path, beside) });
   }
   const gid = changer === 0 ? WHEEL_GID : a.target.facts.user.gid;
-  replaceFile(a, path, { old, make: (beside) => host.create(beside, signed, GUARD_MODE, gid) });
+  await replaceFile(a, path, { old, make: (beside) => host.create(beside, signed, GUARD_MODE, gid) });
 }
 
 /** Signs in a private folder, as the caller and with his keychain; the identifier is the one of every release. */
 async function signedCopy({ host }: InstallRun, bytes: Uint8Array, identity: string): Promise<string> {
   const file = join(host.folders.own, `lima-guard-${host.random()}`, GUARD_NAME);
-  attemptEffect(() => host.makeFolder(dirname(file), 0o700));
   try {
-    attemptEffect(() => host.create(file, bytes, 0o700, -1));
+    host.makeFolder(dirname(file), 0o700);
+    host.create(file, bytes, 0o700, -1);
     const argv: Argv = [host.tool("codesign"), "--force", "--sign", identity, "--identifier", "org.lima-guard", file];
     const answer = await host.run(argv, { limitMs: host.limits.handshakeMs, words: argv.map(quote).join(" ") });
     if (answer.code !== 0) throw new StepFailure(`codesign: ${inWords(answer)}`);
     return file;
   } catch (error) {
     removeThere(host, file, dirname(file));
-    throw error;
+    throw error instanceof Error && "code" in error ? new StepFailure(error.message) : error;
   }
 }
 
@@ -2869,7 +2854,10 @@ async function stopInstance(a: Acting, { argv, what, pid: planned }: StepOf<"sto
   // A stop that was killed looks like one that went well, but has said nothing.
   const isDone = answer.code === EXIT.done && stopReport(answer).status === EXIT.done;
   const isStopped = !answer.late && (isDone || (removesJob && answer.code === EXIT.noInstance));
-  if (!isStopped) throw new StepFailure(stopWhy(answer));
+  const { state, blockers } = stopReport(answer);
+  if (!isStopped) {
+    throw new StepFailure(blockers?.[0]?.because ?? `${state ?? "it"} was not stopped: ${inWords(answer)}`);
+  }
   const end = host.clockMs() + host.limits.reapMs;
   while (host.alive(pid) && host.clockMs() < end) await host.pause(host.limits.pollMs);
   return host.alive(pid) ? "nothing of the instance lives; bootout ends its process" : "its process has ended";
@@ -2879,11 +2867,6 @@ async function stopInstance(a: Acting, { argv, what, pid: planned }: StepOf<"sto
 function stopReport({ stdout }: Answer): { status?: number; state?: string; blockers?: { because?: string }[] } {
   const { instances } = jsonOf(stdout);
   return (Array.isArray(instances) ? instances[0] : undefined) ?? {};
-}
-
-function stopWhy(answer: Answer): string {
-  const { state, blockers } = stopReport(answer);
-  return blockers?.[0]?.because ?? `${state ?? "it"} was not stopped: ${inWords(answer)}`;
 }
 
 async function bootout(a: Acting, { argv, what }: StepOf<"bootout">): Promise<string | void> {
@@ -3013,8 +2996,7 @@ async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
     const hint = `move it away: ls -l ${quote(facts.place.target + BACKUP_SUFFIX)}`;
     throw new Refusal(`Cannot keep a backup: ${facts.badBackup}`, hint);
   }
-  const world = judgeWorld(facts, await lookAtWorld(run, facts));
-  const [trouble] = world.troubles;
+  const [trouble] = wordsOf(judgeWorld(facts, await lookAtWorld(run, facts)), "trouble");
   if (trouble !== undefined && run.host.os === "darwin") {
     throw new Refusal(`Cannot install: ${trouble}`, troubleHint(run, facts));
   }
@@ -3268,9 +3250,7 @@ async function nothingToDo(run: InstallRun, target: Target, steps: readonly Inst
   const { name, file } = facts.place;
   const acted = run.options.dryRun || role === "uninstall" ? undefined : await act(run, target, steps);
   const because = acted?.failure?.message;
-  if (because !== undefined) {
-    return jobReport(name, "refused", EXIT.failed, "refused", { plist: file, blockers: [{ what: name, because }] });
-  }
+  if (because !== undefined) return { ...blocked(name, "refused", EXIT.failed, because), plist: file };
   const isOff = facts.disabled === true || facts.loaded.kind === "absent";
   const state = role === "uninstall" ? "not guarded" : isOff && run.host.os === "darwin" ? "guarded, off" : "guarded";
   const words = role === "install" ? `${state} already: ${job.label} runs ${job.guard}` : `not guarded: nothing to do`;
@@ -3324,9 +3304,12 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   });
 }
 
-type CheckVerdict = ReturnType<typeof judgeCheck>;
-
-function checkedState({ job }: JobFacts, judged: CheckVerdict, answer: GuardAnswer | undefined, onMac: boolean) {
+function checkedState(
+  { job }: JobFacts,
+  judged: ReturnType<typeof judgeCheck>,
+  answer: GuardAnswer | undefined,
+  onMac: boolean,
+) {
   const { troubles, unknown, isOff } = judged;
   if (job.guard === undefined) return "not guarded";
   if (troubles.length > 0) return "broken";
@@ -3465,8 +3448,7 @@ function failedIn(reports: readonly JobReport[]): JobReport | undefined {
 }
 
 function notTried(name: string, failed: string): JobReport {
-  const blockers = [{ what: name, because: `${failed} had to be rolled back` }];
-  return jobReport(name, "not tried", EXIT.tryAgain, "not tried", { blockers });
+  return blocked(name, "not tried", EXIT.tryAgain, `${failed} had to be rolled back`);
 }
 
 /** The guard is placed once, whatever jobs run it. */
@@ -3545,10 +3527,7 @@ async function handOver(run: InstallRun, jobs: readonly OthersJob[], uid: number
 /** What was handed over has ended without its report: killed, perhaps in the middle. It may have changed something. */
 function lostReport(name: string, code: number, hint: string): JobReport {
   const because = `what was handed over ended with status ${code} and no report: what it has changed is not known`;
-  return jobReport(name, "unknown", EXIT.tryAgain, "unknown", {
-    changed: true,
-    blockers: [{ what: name, because, hint }],
-  });
+  return { ...blocked(name, "unknown", EXIT.tryAgain, because, hint), changed: true };
 }
 
 /** The compiled guard that another user may be handed: never a script or a cache of a user's. */

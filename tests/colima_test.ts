@@ -184,7 +184,10 @@ function test(
 function load({ home, launchd }: Scene, { label = LABEL, instance = "colima", args = ["start", "-f"], env = {} } = {}) {
   const guard = `${home.root}/lima-guard`;
   const words = [Deno.execPath(), "run", "-A", ...denoFlags(), `${project}/lima_guard.ts`].map((word) => `'${word}'`);
-  Deno.writeTextFileSync(guard, `#!/bin/sh\nDENO_DIR='${denoDir()}' exec ${words.join(" ")} "$@"\n`, { mode: 0o755 });
+  const script = `#!/bin/sh\nDENO_DIR='${denoDir()}' exec ${words.join(" ")} "$@"\n`;
+  // Another job of the same test may be running it: a file that runs cannot be written.
+  Deno.writeTextFileSync(`${guard}.new`, script, { mode: 0o755 });
+  Deno.renameSync(`${guard}.new`, guard);
   const recorded = readPlist(Deno.readTextFileSync(new URL("homebrew-colima.guarded", PLISTS))) as unknown as Keys;
   const log = `${home.root}/${label}.log`;
   const keys: Keys = {
