@@ -26,30 +26,52 @@ async function after(ms: number, what: () => unknown): Promise<void> {
   await what();
 }
 
-const COMES_LATE: readonly { what: string; before: (g: Guest) => unknown; then: (g: Guest) => unknown }[] = [
-  { what: "sshd listens", before: (g) => g.stop(), then: (g) => g.listen() },
-  { what: "sshd accepts the key", before: (g) => g.accept(false), then: (g) => g.accept(true) },
+const COMES_LATE: readonly {
+  what: string;
+  /** So long after the stop, in seconds; the guest stage of these stops ends after 21 s. */
+  lateS: readonly number[];
+  before: (guest: Guest, vm: Instance) => unknown;
+  then: (guest: Guest, vm: Instance) => unknown;
+}[] = [
+  { what: "sshd listens", lateS: [0, 5, 10, 15, 18, 25], before: (g) => g.stop(), then: (g) => g.listen() },
+  { what: "sshd accepts the key", lateS: [5], before: (g) => g.accept(false), then: (g) => g.accept(true) },
+  {
+    what: "ssh.config is there",
+    lateS: [5],
+    before: (_, vm) => Deno.renameSync(vm.path("ssh.config"), vm.path("away")),
+    then: (_, vm) => Deno.renameSync(vm.path("away"), vm.path("ssh.config")),
+  },
 ];
 
-for (const { what, before, then } of COMES_LATE) {
+for (const { what, lateS, before, then } of COMES_LATE) {
   Deno.test({
-    name: `${what} only 5 s after the stop of a guest that boots: it is asked again, and shuts down`,
+    name: `${what} only ${lateS.join(", ")} s after the stop of a guest that boots: it is asked again, and shuts down`,
     ignore,
     async fn() {
       await using home = await tempLimaHome();
-      const vm = home.instance("vm");
-      await using guest = await sshGuest(vm);
-      await before(guest);
-      await using _ = await startAgent(vm, { conf: { boot_ms: 12_000 }, until: "driver" });
-      const [{ report, stderr }] = await Promise.all([
-        stopOne(vm, { budgetS: 60, timeoutMs: 60_000 }),
-        after(5000, () => then(guest)),
-      ]);
-      assert.deepEqual([report.stage, report.status], ["guest", 0], stderr);
-      assert.equal(vm.guestDisk(), "clean");
+      await sideBySide(lateS, async (seconds) => {
+        const vm = home.instance(`late-${seconds}`);
+        await using guest = await sshGuest(vm);
+        await using _ = await startAgent(vm, { conf: { boot_ms: (seconds + 7) * 1000 }, until: "driver" });
+        await before(guest, vm);
+        const [{ report, stderr }] = await Promise.all([
+          stopOne(vm, { budgetS: 60, timeoutMs: 80_000 }),
+          after(seconds * 1000, () => then(guest, vm)),
+        ]);
+        const stage = seconds < limitsOf(60).guest ? "guest" : "agent";
+        assert.deepEqual([report.stage, report.status, vm.guestDisk()], [stage, 0, "clean"], `${vm.name}: ${stderr}`);
+      });
     },
   });
 }
+
+Deno.test("the power button is pressed again while the agent boots, and loses the first press", async () => {
+  await using home = await tempLimaHome();
+  const vm = home.instance("vm");
+  await using _ = await startAgent(vm, { conf: { vmtype: "qemu", boot_ms: 15_000, deaf_ms: 8_000 }, until: "driver" });
+  const { report, stderr } = await stopOne(vm, { budgetS: 60, timeoutMs: 70_000 });
+  assert.deepEqual([report.stage, report.status, vm.guestDisk()], ["guest", 0, "clean"], stderr);
+});
 
 Deno.test({
   name: "the same where --run is asked to stop while its command boots",
