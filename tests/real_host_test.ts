@@ -54,6 +54,27 @@ Deno.test("with the permissions of the compiled binary a whole run: started, pro
   assert.ok(k3s.read("vz.pid") === undefined);
 });
 
+Deno.test({
+  name:
+    "with the permissions of the compiled binary a LIMA_HOME below /dev, where Deno opens nothing: 77 with the reason",
+  ignore: !LINUX,
+  async fn() {
+    await using home = await tempLimaHome();
+    const dir = Deno.makeTempDirSync({ dir: "/dev/shm" });
+    try {
+      Deno.mkdirSync(`${dir}/k3s`);
+      Deno.writeTextFileSync(`${dir}/k3s/lima.yaml`, "images: []\n");
+      for (const args of [["--pre", "k3s"], ["--stop", "k3s"]]) {
+        const { status, stdout } = await runGuard(home, [...args, "--lima-home", dir], { program: baked() });
+        assert.equal(status, 77, stdout);
+        assert.match(stdout, /blocked: .*\/k3s: Requires all access to /);
+      }
+    } finally {
+      Deno.removeSync(dir, { recursive: true });
+    }
+  },
+});
+
 Deno.test("a copy with a name of its own: its --run is proven by its lock, record, start time and arguments", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
