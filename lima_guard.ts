@@ -317,6 +317,9 @@ interface Holder {
 /** Whether two spellings name one directory, by device and inode. */
 export type SameDirectory = (named: string, ours: string) => "same" | "different" | "cannot tell";
 
+/** Whether a path names a file: only then a program's path may hold a blank. */
+type IsFile = (path: string) => boolean;
+
 /** What a process is to an instance. */
 type Judgement =
   /** `renamed`: by the whole grammar of a host agent, under the name of a program that is none of Lima's. */
@@ -871,11 +874,6 @@ function isSeconds(value: unknown): value is Record<string, number> {
   return typeof value === "object" && value !== null && Object.values(value).every((v) => typeof v === "number");
 }
 
-function versionIn(lines: readonly JournalLine[]): string | null {
-  const version = lines.findLast((l) => l.event === "start")?.["version"];
-  return typeof version === "string" ? version : null;
-}
-
 /** The value of an option in a job's command, before its `--`. */
 function optionOf(args: readonly string[], option: string): string | undefined {
   const own = ownWords(args);
@@ -937,7 +935,7 @@ export function judge(
   row: ProcessRow,
   instance: Instance,
   sameDirectory: SameDirectory,
-  isFile: (path: string) => boolean = () => false,
+  isFile: IsFile = () => false,
 ): Judgement {
   const isAnotherUsers = row.uid !== instance.owner;
   const whole = compareWhole(row.command, instance, sameDirectory, isFile);
@@ -964,7 +962,7 @@ export function judge(
   if (whole === "cannot tell") {
     return cannotTell("it may be a host agent, and its command does not say of which instance", "host agent");
   }
-  return judgeProgram(row.command, instance, sameDirectory);
+  return judgeProgram(row.command, instance, sameDirectory, isFile);
 }
 
 function notOurs(why: string): Judgement {
@@ -976,7 +974,7 @@ function cannotTell(why: string, role?: Role): Judgement & { kind: "unknown" } {
 }
 
 /** What can still be said of a process of our user whose command has none of the shapes. */
-function judgeProgram(command: string, instance: Instance, sameDirectory: SameDirectory): Judgement {
+function judgeProgram(command: string, instance: Instance, sameDirectory: SameDirectory, isFile: IsFile): Judgement {
   if (command === "") return cannotTell("ps shows no command for it");
   const raw = limaProgram(command);
   if (!raw) {
@@ -984,7 +982,7 @@ function judgeProgram(command: string, instance: Instance, sameDirectory: SameDi
     const names = SHAPES.some((s) => compareShape(command, s, "certain", instance, sameDirectory) === "same");
     const all = JSON.stringify(command);
     if (names) return cannotTell(`it is none of Lima's programs, and names this instance's own files: ${all}`);
-    return notOurs(`it is ${JSON.stringify(programWords(command))}, none of Lima's programs`);
+    return notOurs(`it is ${JSON.stringify(programWords(command, isFile))}, none of Lima's programs`);
   }
   const program = unwrapped(raw);
   const isLimactl = program.startsWith("limactl");
@@ -1042,7 +1040,7 @@ const WRAPPERS = new RegExp(
  * Holds a command against the whole grammar of a host agent, `PROGRAM [flags] hostagent --pidfile DIR/ha.pid --socket
  * DIR/ha.sock`, whatever the program is called: Rancher Desktop shipped `limactl.ventura`, people keep `limactl-2.1`.
  */
-function compareWhole(command: string, instance: Instance, same: SameDirectory, isFile: (path: string) => boolean) {
+function compareWhole(command: string, instance: Instance, same: SameDirectory, isFile: IsFile) {
   const [head = "", rest = ""] = inTwo(command, " hostagent --pidfile ");
   const [dir, after = ""] = inTwo(rest, "/ha.pid --socket ");
   // No regular expression for the whole: it would try each of the thousand options of a linker against all the others.
@@ -1061,7 +1059,7 @@ function inTwo(text: string, by: string): [string, string?] {
 }
 
 /** Whether a text is one program and not a wrapper with its argument. Only the path of a program may hold blanks. */
-function isOneProgram(text: string, isFile: (path: string) => boolean): boolean {
+function isOneProgram(text: string, isFile: IsFile): boolean {
   const words = text.split(" ");
   if (WRAPPERS.test(basename(words[0] ?? "")) || WRAPPERS.test(basename(text))) return false;
   if (!text.startsWith("/")) return !/[ /]/.test(text);
@@ -1071,16 +1069,19 @@ function isOneProgram(text: string, isFile: (path: string) => boolean): boolean 
   return !starts.some(isFile) && words.slice(1).every((w) => !/^[-/]/.test(w)) && /^[^/].*\//.test(words.at(-1) ?? "");
 }
 
-/** The program of a command as far as its text shows: a path continues behind a blank. */
-function programWords(command: string): string {
-  return /^\/[^ ]*(?: [^-/ ][^ ]*\/[^ ]*)*/.exec(command)?.[0] ?? firstWord(command);
+/** The program of a command: the file that it begins with, else as far as its text shows (a path continues behind a blank). */
+function programWords(command: string, isFile: IsFile): string {
+  // macOS's PATH_MAX.
+  const words = command.startsWith("/") ? command.slice(0, 1024).split(" ") : [];
+  const file = words.map((_, i) => words.slice(0, i + 1).join(" ")).find(isFile);
+  return file ?? /^\/[^ ]*(?: [^-/ ][^ ]*\/[^ ]*)*/.exec(command)?.[0] ?? firstWord(command);
 }
 
 /**
  * Whether a command begins with the shape's program and has its word: a bare name, or an absolute path with that
  * basename. A path may hold blanks, but `/usr/bin/strace bin/limactl …` is ambiguous: then it is checked whether the file exists.
  */
-function programOf(command: string, shape: Shape, isFile: (path: string) => boolean) {
+function programOf(command: string, shape: Shape, isFile: IsFile) {
   const name = limaProgram(command);
   if (name === undefined || !shape.program.test(unwrapped(name))) return undefined;
   const word = shape.word === undefined ? "(?= |$)" : `(?: -[^ ]*)* ${shape.word} `;
@@ -1246,14 +1247,13 @@ function launchctl(target: string, ...words: string[]): string {
   return shellWords([...target.startsWith("system/") ? ["sudo"] : [], "launchctl", ...words]);
 }
 
-/** What `startJobCommand` has to know of a job. */
-type StartableJob = Pick<JobStatus, "target" | "plist" | "loaded" | "disabled" | "noLogin" | "startsAtLoad">;
-
 /**
  * What starts a job, from what is known of it: one that is not loaded has nothing to kick, and one that is loaded need not
  * start by itself. Without a user at the screen no login agent can be started. Undefined where there is nothing to type.
  */
-function startJobCommand(job: StartableJob): string | undefined {
+function startJobCommand(
+  job: Pick<JobStatus, "target" | "plist" | "loaded" | "disabled" | "noLogin" | "startsAtLoad">,
+): string | undefined {
   const { target, plist } = job;
   const kick = launchctl(target, "kickstart", target);
   const load = [launchctl(target, "bootstrap", dirname(target), plist), ...job.startsAtLoad ? [] : [kick]];
@@ -2637,7 +2637,7 @@ function psEnvironment(host: Host): Pick<Command, "env" | "unset"> {
   };
 }
 
-function isFileOn(host: Host): (path: string) => boolean {
+function isFileOn(host: Host): IsFile {
   return (path) => host.stat(path, "follow links").ok?.kind === "file";
 }
 
@@ -2767,10 +2767,12 @@ async function scanAllProcesses(
   }
   const alive: VerifiedProcess[] = [];
   const unknowns: Diagnostic[] = [];
-  const naming: ProcessRow[] = [];
+  const naming: { pid: number; program: string }[] = [];
   for (const row of table.ok.rows) {
     if (row.stat.startsWith("Z") || row.pid === host.pid || known.some((p) => p.row.pid === row.pid)) continue;
-    if (spellings(instance.dir).some((dir) => row.command.includes(`${dir}/`))) naming.push(row);
+    if (spellings(instance.dir).some((dir) => row.command.includes(`${dir}/`))) {
+      naming.push({ pid: row.pid, program: programWords(row.command, isFileOn(host)) });
+    }
     const judgement = judge(row, instance, sameDirectoryOn(host), isFileOn(host));
     if (judgement.kind === "not ours" || judgement.role === undefined || judgement.role === "usernet") continue;
     // A renamed host agent needs a second witness.
@@ -2786,8 +2788,8 @@ async function scanAllProcesses(
   return { alive, unknowns: [...unknowns, ...answering.filter((a) => !owned(a)).map((a) => unownedSocket(a, naming))] };
 }
 
-function unownedSocket({ path, answer }: Answering, naming: readonly ProcessRow[]): Diagnostic {
-  const who = naming.map((r) => `PID ${r.pid} (${programWords(r.command)})`).join(", ");
+function unownedSocket({ path, answer }: Answering, naming: readonly { pid: number; program: string }[]): Diagnostic {
+  const who = naming.map(({ pid, program }) => `PID ${pid} (${program})`).join(", ");
   const because = `it ${answer}, and no process was found that is proven to own it` +
     (who === "" ? "" : `; these name the instance's files: ${who}`);
   const look = naming.length === 0 ? "" : `; ${psCommand(...naming.map((r) => r.pid))}`;
@@ -3115,7 +3117,7 @@ async function judgeDaemon(host: Host, instance: Instance, pid: number, short: s
   if (isDaemon && row.uid === instance.owner) return undefined;
   return {
     kind: "not ours" as const,
-    why: `PID ${pid} is ${JSON.stringify(programWords(row.command))}, not Colima's daemon`,
+    why: `PID ${pid} is ${JSON.stringify(programWords(row.command, isFileOn(host)))}, not Colima's daemon`,
   };
 }
 
@@ -3182,7 +3184,7 @@ async function observeSocketVmnet(host: Host, instance: Instance): Promise<Findi
     if (table.trouble) blockers.push({ what: m.path, because: table.why, hint: psCommand(pid) });
     // Its options may be spelt in several ways: a program of that name is one.
     if (!row || /^(\/.*\/)?socket_vmnet( |$)/.test(row.command)) continue;
-    const because = `PID ${pid} is ${JSON.stringify(programWords(row.command))}, not socket_vmnet; ` +
+    const because = `PID ${pid} is ${JSON.stringify(programWords(row.command, isFileOn(host)))}, not socket_vmnet; ` +
       "Lima would take it for the running network, or signal it as root";
     // A script of another name may run it: no start is refused for that.
     if (/socket_vmnet/.test(row.command)) notes.push({ what: m.path, because, hint: psCommand(pid) });
@@ -5070,7 +5072,9 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
     blockers: [...p.blockers, ...jobBlockers, ...degraded],
     notes: [...p.notes, ...notes, ...statusNotes(host, seen, past.lastStopKind)],
     summary: `${state}: ${p.because}${waits}`,
-    evidence: seen.stateFiles.map(evidenceOf),
+    evidence: seen.stateFiles.map(({ path: file, stamp, verdict }) => (
+      { file, holds: stamp.text?.trim() ?? null, verdict: verdict.kind, because: verdict.why }
+    )),
     limactlStart: limaWouldSay(seen, await sockOf(host, instance)),
     jobs: found.jobs,
     supervisor: holder?.role === "run" ? holder.pid : null,
@@ -5078,10 +5082,6 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
     ...past,
     ...unreadJournal(host, instance),
   };
-}
-
-function evidenceOf({ path, stamp, verdict }: StateFile): Details["evidence"][number] {
-  return { file: path, holds: stamp.text?.trim() ?? null, verdict: verdict.kind, because: verdict.why };
 }
 
 function degradedBlockers({ dir }: Instance, { errors }: Readiness): Diagnostic[] {
@@ -5099,9 +5099,10 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
   const stages = stageSteps(seen, "", ctx.budgetS).map((step) => step.kind);
   const repair = lines.findLast((l) => l.event === "pre");
   const isTime = repair !== undefined && !Number.isNaN(Date.parse(repair.time));
+  const version = lines.findLast((l) => l.event === "start")?.["version"];
   return {
     stopping: stopUnderWay(holder, lines, stages),
-    guardVersion: holder?.role === "run" ? versionIn(lines) : null,
+    guardVersion: holder?.role === "run" && typeof version === "string" ? version : null,
     recent: lines.slice(-10).map(journalWords),
     ...lastStop(lines, boot, isAlive),
     lastRepair: repair ? `${localTime(repair.time)}: ${textOfFact(repair["state"])}` : null,

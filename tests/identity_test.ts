@@ -30,7 +30,7 @@ function test(name: string, expected: string, { command, uid = 501, home = HOME,
       return same[named] ?? assert.fail(`asked about ${named}, which is no other spelling`);
     };
     const judgement = judge(row(command, { uid }), place, sameDirectory, (path) => {
-      assert.ok(command.startsWith(`${path} `), `asked about ${path}, which is no beginning of the command`);
+      assert.ok(`${command} `.startsWith(`${path} `), `asked about ${path}, which is no beginning of the command`);
       return path === file;
     });
     const detail = judgement.kind === "not ours" ? judgement.why : judgement.role ?? "no role";
@@ -355,6 +355,23 @@ for (
   ] as const
 ) {
   test(command, `not ours: it is ${JSON.stringify(program)}, none of Lima's programs`, { command });
+}
+const CHROME = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome Helper (Renderer)";
+for (
+  const [what, file, shown, command] of [
+    ["a program with blanks in its name", CHROME, CHROME, `${CHROME} --type=renderer --lang=de`],
+    ["the same without arguments", CHROME, CHROME, CHROME],
+    [
+      "a program with an argument that continues like a path",
+      "/usr/bin/less",
+      "/usr/bin/less",
+      "/usr/bin/less My notes/a",
+    ],
+    ["a program that is no file any more", "", "/Applications/Google Chrome.app/Contents/MacOS/Google", CHROME],
+    ["a name with a dash between blanks", "/opt/App - Copy", "/opt/App - Copy", "/opt/App - Copy -v"],
+  ] as const
+) {
+  test(what, `not ours: it is ${JSON.stringify(shown)}, none of Lima's programs`, { command, file });
 }
 
 // ── programs that are none of Lima's by name, and were given this instance's own files: perhaps only renamed ──

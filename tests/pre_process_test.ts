@@ -7,6 +7,7 @@
  */
 
 import assert from "node:assert/strict";
+import { dirname } from "node:path/posix";
 import { eventually } from "./helpers/processes.ts";
 import { guardWith } from "./helpers/guard_with.ts";
 import {
@@ -131,12 +132,18 @@ row(4, "only vz.pid, recycled: a clean stop and a reboot", async ({ k3s, bystand
 });
 
 row(4, "the PIDs of two other programs in every kind of PID file at once", async ({ home, k3s, bystander }) => {
-  await using other = await startBystander(home, { command: ["/Applications/Some App.app/Contents/MacOS/Some App"] });
+  const app = `${home.root}/Some App.app/Contents/MacOS/Some App`;
+  Deno.mkdirSync(dirname(app), { recursive: true });
+  Deno.writeTextFileSync(app, "");
+  await using other = await startBystander(home, { command: [app, "--quiet"] });
   const removes = strew(k3s, bystander.pid);
   k3s.pidFile("vz.pid", other.pid);
   k3s.staleSocket("ha.sock");
   await refuses(k3s, "failed to get Info from");
-  await repairs(k3s, { removes: [...removes, "ha.sock"], because: [SIRITTSD, /is not ours: it is "\/Applications/] });
+  await repairs(k3s, {
+    removes: [...removes, "ha.sock"],
+    because: [SIRITTSD, new RegExp(`is not ours: it is "${app}",`)],
+  });
   await starts(k3s);
   other.assertAlive();
 });
