@@ -667,10 +667,10 @@ export function readCut(haStderr: string): string | undefined {
   const events = lines.map((l) => jsonObject(l)).map((e) => ({ level: String(e?.["level"]), msg: e?.["msg"] }));
   const begin = events.findLastIndex((e) => typeof e.msg === "string" && /^(Shutting down|Received SIG)/.test(e.msg));
   const said = events.slice(begin + 1).filter((e) => typeof e.msg === "string").slice(0, CUT_LINES);
+  // A QEMU that has just ended has no socket either, and is not killed then.
+  const kill = said.some(({ msg }) => msg === "QEMU has already exited") ? /(?!)/ : /forcibly killing QEMU/;
   const cut = said.find(({ level, msg }) =>
-    level === "fatal"
-      ? /CanRequestStop|timeout while waiting for stop/.test(String(msg))
-      : /forcibly killing QEMU/.test(String(msg))
+    (level === "fatal" ? /CanRequestStop|timeout while waiting for stop/ : kill).test(String(msg))
   );
   return cut === undefined ? lines.slice(begin + 1).find((l) => l.startsWith("panic: ")) : String(cut.msg);
 }

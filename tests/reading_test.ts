@@ -696,6 +696,7 @@ const event = (level: string, msg: string) => JSON.stringify({ level, msg, time:
 const ASKED = event("info", "Received SIGTERM, shutting down the host agent");
 const CANNOT = event("fatal", "vz: CanRequestStop is not supported");
 const FORCED = event("info", "QEMU did not exit in 3m0s, forcibly killing QEMU");
+const NO_SOCKET = event("warning", "failed to open the QMP socket `/x/qmp.sock`, forcibly killing QEMU");
 const FORWARDER = event("error", "failed to close the port forwarder");
 const CLOSED = "Connection to 127.0.0.1 closed by remote host.";
 
@@ -709,6 +710,19 @@ for (
     ["Go's panic", [ASKED, "panic: no such thing", "", "goroutine 1 [running]:"], true],
     ["a warning: it stops the guest over ssh", [ASKED, event("warning", "vz: CanRequestStop is not supported")], false],
     ["an earlier stop, and a clean one behind it", [ASKED, CANNOT, ASKED, FORWARDER], false],
+    ["QEMU was killed, since its socket was gone", [
+      ASKED,
+      NO_SOCKET,
+      event("info", "QEMU has exited, after killing forcibly"),
+    ], true],
+    // As a real Lima 2.2.0 wrote it at the end of a stop of ours.
+    ["QEMU had gone by itself, and its socket with it", [
+      event("info", "Driver stopped due to error: %!q(<nil>)"),
+      event("info", "Shutting down the host agent"),
+      event("info", "Shutting down QEMU with the power button"),
+      NO_SOCKET,
+      event("info", "QEMU has already exited"),
+    ], false],
     ["QEMU had gone by itself", [ASKED, event("info", "QEMU has already exited")], false],
     ["nothing at all", [], false],
   ] as const
