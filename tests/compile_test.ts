@@ -4,6 +4,7 @@
  */
 
 import assert from "node:assert/strict";
+import { existsSync } from "node:fs";
 import {
   BAKED_IN,
   type Builder,
@@ -21,6 +22,7 @@ import {
   eventually,
   type GuardOptions,
   type Home,
+  IMPOSSIBLE_PID,
   project,
   runGuard,
   startAgent,
@@ -333,6 +335,36 @@ Deno.test("from source, with just the permissions of the binary, every role can 
   await doesAll(home, [Deno.execPath(), "run", "--no-check", ...denoFlags(), ...BAKED_IN, `${project}/lima_guard.ts`]);
 });
 
+const strace = ["/usr/bin/strace", "/usr/local/bin/strace"].find((path) => existsSync(path));
+
+/** Where any user may make a file or a FIFO no start of root's may look: with the code cache of a binary each did. */
+async function usesNoTmpdir(home: Home, program: readonly string[]): Promise<void> {
+  const [tmp, log] = [`${home.root}/tmpdir`, `${home.root}/strace`];
+  await Deno.mkdir(tmp, { recursive: true });
+  const vm = home.instance("vm");
+  const traced = [strace!, "-f", "-qq", "-e", "trace=%file", "-o", log, ...program];
+  for (const args of [["--version"], ["--status"], ["--pre", "--dry-run", "vm"], ["--pre", "vm"], ["--stop", "vm"]]) {
+    vm.pidFile("vz.pid", IMPOSSIBLE_PID);
+    const { status, stderr } = await runGuard(home, args, { program: traced, env: { TMPDIR: tmp } });
+    assert.equal(status, args[0] === "--status" ? 1 : 0, stderr);
+    const calls = (await Deno.readTextFile(log)).split("\n");
+    assert.ok(calls.some((call) => call.includes("lima")), "strace saw nothing");
+    // Deno asks by itself whether the folder is there.
+    assert.deepEqual(calls.filter((call) => call.includes(`${tmp}/`)), [], args.join(" "));
+  }
+  assert.deepEqual([...Deno.readDirSync(tmp)], []);
+}
+
+Deno.test({
+  name: `from source, no start opens anything below TMPDIR${strace ? "" : " (skipped: strace is not installed)"}`,
+  ignore: strace === undefined,
+  async fn() {
+    await using home = await tempLimaHome();
+    const source = [...denoFlags(), ...BAKED_IN, `${project}/lima_guard.ts`];
+    await usesNoTmpdir(home, [Deno.execPath(), "run", "--no-check", ...source]);
+  },
+});
+
 Deno.test("lima_guard.ts copied alone says what --install is missing, and does everything else", async () => {
   await using home = await tempLimaHome();
   await Deno.copyFile(`${project}/lima_guard.ts`, `${home.root}/lima_guard.ts`);
@@ -355,5 +387,6 @@ Deno.test({
     const binary = `${home.root}/alone/lima-guard`;
     await Deno.rename(`${home.root}/dist/lima-guard-${HOST}`, binary);
     await doesAll(home, ["/usr/bin/env", "-u", "DENO_DIR", binary]);
+    if (strace !== undefined) await usesNoTmpdir(home, ["/usr/bin/env", "-u", "DENO_DIR", binary]);
   },
 });
