@@ -3598,12 +3598,12 @@ async function runCommand(run: InstallRun): Promise<number> {
     }
   }
   reports.sort((a, b) => names.indexOf(a.name) - names.indexOf(b.name));
-  if (options.print && !options.json) host.stdout(reports.map((r) => r.status === EXIT.done ? r.diff : "").join(""));
-  const shown = options.print ? reports.filter((r) => r.status !== EXIT.done) : reports;
-  if (options.json) host.stdout(jobsToJson(options.role, reports));
-  else if (options.print) host.stderr(formatJobs(shown, false));
-  else host.stdout(formatJobs(shown, options.dryRun));
-  return worst([...reports.map((r) => r.status), ...statuses]);
+  const done = reports.filter((r) => r.status === EXIT.done);
+  const text = options.print ? done.map((r) => r.diff).join("") : formatJobs(reports, options.dryRun);
+  const lost = host.stdout(options.json ? jobsToJson(options.role, reports) : text);
+  if (lost !== undefined) host.stderr(`lima-guard: Cannot write the result: ${lost}\n`);
+  if (options.print && !options.json) host.stderr(formatJobs(reports.filter((r) => !done.includes(r)), false));
+  return worst([...reports.map((r) => r.status), ...statuses, ...lost === undefined ? [] : [EXIT.failed]]);
 }
 
 // ────────────────────────────────────────────────────────────────────────────────── the real host ──

@@ -2107,7 +2107,8 @@ export interface Host {
   readonly isTerminal: boolean;
   /** How wide the terminal is now. */
   columns(): number;
-  stdout(text: string): void;
+  /** Why the text was not written; a reader that went away has what it wanted. */
+  stdout(text: string): string | undefined;
   stderr(text: string): void;
 }
 
@@ -2448,15 +2449,13 @@ function removeStep(host: Host, step: Step): Step {
   const took = (outcome: Outcome): Step => ({ ...step, outcome });
   if (!now) return took({ kind: "already gone" });
   if (now.info.kind === "directory") return took({ kind: "skipped", why: "it is a directory" });
-  if (!step.stamp || !looksSame(step.stamp, now.stamp)) return took({ kind: "skipped", why: "the file changed" });
+  const then = step.stamp;
+  const isSame = (["dev", "ino", "size", "mtimeMs"] as const).every((fact) => then?.[fact] === now.stamp[fact]) &&
+    (then?.text === undefined || then.text === now.stamp.text);
+  if (!then || !isSame) return took({ kind: "skipped", why: "the file changed" });
   const removed = host.remove(path);
   if (removed.trouble === "absent") return took({ kind: "already gone" });
   return took(removed.trouble ? { kind: "failed", why: removed.why } : DONE);
-}
-
-function looksSame(a: FileStamp, b: FileStamp): boolean {
-  const sameText = a.text === undefined || a.text === b.text;
-  return a.dev === b.dev && a.ino === b.ino && a.size === b.size && a.mtimeMs === b.mtimeMs && sameText;
 }
 
 // ──────────────────────────────────────────────────────────────────────────────────────────────────────── observing ──
@@ -4750,7 +4749,8 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
     const lock = ctx.dryRun ? NO_LOCK : ownLock(ctx, instance, open);
     return asked?.kind === "done" && holder ? { lock, supervisor: holder } : { lock };
   }
-  const more = [asked && noAnswerWithin(asked), freed === false ? undefined : freed].filter(Boolean);
+  const refusal = asked && asked.kind !== "done" && ("why" in asked ? asked.why : outcomeWords(asked));
+  const more = [refusal, freed === false ? undefined : freed].filter(Boolean);
   return { report: noLock(ctx, instance, [`${who} holds its lock`, ...more].join("; "), holder), held: open };
 }
 
@@ -4764,11 +4764,6 @@ function noLock(ctx: Context, instance: Instance, because: string, holder?: Lock
 
 function describeHolder(holder: LockRecord | undefined): string {
   return holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another lima-guard";
-}
-
-function noAnswerWithin(asked: Outcome): string | undefined {
-  if (asked.kind === "done") return undefined;
-  return "why" in asked ? asked.why : outcomeWords(asked);
 }
 
 /** Sends one SIGTERM to the `--run` that holds the lock, and is proven to. */
@@ -5115,10 +5110,8 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
 /** Nothing is asked of logs that no living host agent writes: they are of the run before. */
 function readinessOf(host: Host, instance: Instance, seen: Observation): Readiness {
   if (!seen.alive.some((p) => p.role === "host agent")) return { ready: null, errors: [] };
-  const seenReady = readReadiness(
-    textOf(host, join(instance.dir, HA_STDOUT)),
-    textOf(host, join(instance.dir, "ha.stderr.log")),
-  );
+  const text = (file: string) => textOf(host, join(instance.dir, file));
+  const seenReady = readReadiness(text(HA_STDOUT), text("ha.stderr.log"));
   return seenReady.ready === false && hasReportedRunning(host, instance)
     ? { ready: true, errors: seenReady.errors }
     : seenReady;
@@ -5890,7 +5883,7 @@ function errorKindOf(error: unknown): { trouble: ErrorKind; why: string } {
   if (error instanceof Deno.errors.PermissionDenied || error instanceof Deno.errors.NotCapable) {
     return { trouble: "denied", why };
   }
-  if (error instanceof Deno.errors.ConnectionRefused) return { trouble: "refused", why };
+  if (error instanceof Deno.errors.ConnectionRefused || code === "EPIPE") return { trouble: "refused", why };
   if (error instanceof Deno.errors.WouldBlock) return { trouble: "full", why };
   if (code === "EROFS") return { trouble: "read-only", why };
   if (["ENOTSUP", "EOPNOTSUPP", "ENOSYS"].includes(code ?? "")) return { trouble: "unsupported", why };
@@ -6081,17 +6074,19 @@ const PIPE_BYTES = 512;
 const FULL_PIPE_MS = 10_000;
 
 /** The result, which is the last thing that is written, also to a pipe that does not block: its reader may be slow. */
-function writeResult(text: string): void {
+function writeResult(text: string): string | undefined {
   const bytes = new TextEncoder().encode(text);
   const clock = new Int32Array(new SharedArrayBuffer(4));
-  for (let sent = 0, fullMs = 0; sent < bytes.length && fullMs < FULL_PIPE_MS;) {
+  for (let sent = 0, fullMs = 0; sent < bytes.length;) {
     const part = bytes.subarray(sent, sent + PIPE_BYTES);
     const wrote = tryCall(() => Deno.stdout.writeSync(part));
-    if (wrote.trouble && wrote.trouble !== "full") return;
+    if (wrote.trouble === "refused") return undefined;
+    if (wrote.trouble && (wrote.trouble !== "full" || fullMs >= FULL_PIPE_MS)) return wrote.why;
     sent += wrote.ok ?? 0;
     fullMs = wrote.ok ? 0 : fullMs + 10;
     if (!wrote.ok) Atomics.wait(clock, 0, 0, 10);
   }
+  return undefined;
 }
 
 // ── command line
@@ -6308,8 +6303,16 @@ export async function main(args: readonly string[], host: Host): Promise<number>
 /** Leaves without a report of any instance: one line on stderr, and with `--json` a document on stdout. */
 function refuseRequest(host: Host, args: readonly string[], status: number, what: string, hint?: string): number {
   host.stderr(`lima-guard: ${what}${hint === undefined ? "" : ` (hint: ${hint})`}\n`);
-  if (wantsJson(args)) host.stdout(toJson(roleOf(args), [], { status, error: { what, hint: hint ?? null } }));
-  return status;
+  if (!wantsJson(args)) return status;
+  return printResult(host, toJson(roleOf(args), [], { status, error: { what, hint: hint ?? null } }), status);
+}
+
+/** Prints what was asked for. Returns the exit status: one whose output was lost has not done it. */
+function printResult(host: Host, text: string, status: number): number {
+  const why = host.stdout(text);
+  if (why === undefined) return status;
+  host.stderr(`lima-guard: Cannot write the result: ${why}\n`);
+  return status === EXIT.done ? EXIT.failed : status;
 }
 
 function wantsJson(args: readonly string[]): boolean {
@@ -6326,8 +6329,7 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
   const invocation = parseCommandLine(args);
   if ("print" in invocation) {
     const text = invocation.print;
-    host.stdout(wantsJson(args) ? toJson(null, [], { status: EXIT.done, text }) : text);
-    return EXIT.done;
+    return printResult(host, wantsJson(args) ? toJson(null, [], { status: EXIT.done, text }) : text, EXIT.done);
   }
   if ("usage" in invocation) {
     const { usage, hint } = invocation;
@@ -6376,10 +6378,12 @@ async function serveRequest(host: Host, invocation: Invocation, args: readonly s
   const reports = isMachine ? [...served, ...await stillLiving(ctx, served)] : served;
   const named = withHomes(reports);
   const text = role === "status" ? formatStatus(named, invocation.verbose) : formatReports(named, dryRun);
-  host.stdout(invocation.json ? toJson(role, reports) : text);
   // Where there is no VM at all none is up.
   const isVain = isLate || (invocation.waitS !== undefined && reports.length === 0);
-  return worst([...reports.map((r) => r.status), ...isVain ? [EXIT.tryAgain] : []]);
+  const status = worst([...reports.map((r) => r.status), ...isVain ? [EXIT.tryAgain] : []]);
+  const printed = printResult(host, invocation.json ? toJson(role, reports) : text, status);
+  // Without a document the status is the answer, and a full disk stops no start.
+  return invocation.json || role === "status" ? printed : status;
 }
 
 /** For people: instances of one name are shown with their LIMA_HOME. */

@@ -379,7 +379,7 @@ export class FakeMac implements AsyncDisposable {
       settle: () => void Deno.umask(0o022),
       env: (name) => ({ PATH: "/usr/bin:/bin:/usr/sbin:/sbin", HOME: home })[name],
       onSignal: () => () => {},
-      stdout: (text) => out += text,
+      stdout: (text) => void (out += text),
       stderr: (text) => err += text,
     };
     const ask = (words: string[], uid: number) => this.launchd.control(words, uid);

@@ -369,7 +369,7 @@ Deno.test("the guest is only asked through an ssh.config that names this instanc
     signal: () => nothing,
     pause: () => new Promise<never>(() => {}),
     onSignal: () => {},
-    stdout: () => {},
+    stdout: () => undefined,
     stderr: () => {},
   };
   const piece = fc.constantFrom(

@@ -715,7 +715,7 @@ for (
       NO_SOCKET,
       event("info", "QEMU has exited, after killing forcibly"),
     ], true],
-    // As a real Lima 2.2.0 wrote it at the end of a stop of ours.
+    // As a real Lima 2.2.0 wrote it at the end of a stop by lima-guard.
     ["QEMU had gone by itself, and its socket with it", [
       event("info", "Driver stopped due to error: %!q(<nil>)"),
       event("info", "Shutting down the host agent"),

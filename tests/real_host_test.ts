@@ -88,3 +88,36 @@ Deno.test("a copy with a name of its own: its --run is proven by its lock, recor
   assert.deepEqual([stop.status, stop.json().instances[0].state], [0, "stopped"], stop.stdout + stop.stderr);
   assert.equal((await guard.result()).status, 0);
 });
+
+/** What is asked for, where its output goes, and the exit status. `full`: a line of stderr says that it was lost. */
+const OUTPUTS: readonly [args: string[], to: "full" | "a reader that leaves", status: number][] = [
+  [["--status", "--json"], "full", 1],
+  [["--status"], "full", 1],
+  [["--pre", "--json", "k3s"], "full", 1],
+  [["--stop", "--json", "--all"], "full", 1],
+  // The status alone is an answer, and a full disk must not keep the command after `&&` from starting.
+  [["--pre", "k3s"], "full", 0],
+  [["--stop", "k3s"], "full", 0],
+  [["--version"], "full", 1],
+  [["--json", "--bogus"], "full", 64],
+  [["--check", "--json", "k3s"], "full", 1],
+  [["--status", "--json"], "a reader that leaves", 0],
+  [["--help"], "a reader that leaves", 0],
+];
+Deno.test({
+  name: "a result that cannot be written is a failure, and said on stderr; a reader that leaves early is none",
+  ignore: !LINUX,
+  async fn() {
+    await using home = await tempLimaHome();
+    home.instance("k3s");
+    const guard = [Deno.execPath(), "run", "-A", ...denoFlags(), `${project}/lima_guard.ts`];
+    for (const [args, to, expected] of OUTPUTS) {
+      // The reader has left before the first byte: `exec` ends it, and bash tells of lima-guard only.
+      const how = to === "full" ? '"$@" >/dev/full' : '"$@" > >(exec true); exit $?';
+      const { status, stderr } = await runGuard(home, args, { program: ["bash", "-c", how, "sh", ...guard] });
+      assert.equal(status, expected, `${args.join(" ")}: ${stderr}`);
+      const lost = /^lima-guard: Cannot write the result: No space left on device/m;
+      assert.equal(lost.test(stderr), to === "full", `${args.join(" ")}: ${stderr}`);
+    }
+  },
+});
