@@ -1437,7 +1437,7 @@ function removals(seen: Observation): Step[] {
     ...c.sockets.map((socket) => removal(socket, `it belongs to ${basename(c.path)}`)),
     removal(c, c.verdict.why),
   ]);
-  const pidFiles = seen.stateFiles.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
+  const pidFiles = pidFilesOf(seen);
   const isLast = pidFiles.length > 0
     ? pidFiles.every((c) => going.includes(c))
     : seen.isOldMarker && seen.alive.every((p) => p.role === "usernet");
@@ -1445,6 +1445,10 @@ function removals(seen: Observation): Step[] {
   const marker = { path: join(seen.instance.dir, BOOT_MARKER), stamp: seen.bootMarker };
   const because = pidFiles.length > 0 ? "it goes with the last PID file, as in Lima ≥ 2.2.1" : "it is of another boot";
   return [...steps, removal(marker, because)];
+}
+
+function pidFilesOf({ stateFiles }: Pick<Observation, "stateFiles">): StateFile[] {
+  return stateFiles.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
 }
 
 function removal({ path, stamp }: StampedPath, because: string): Step {
@@ -1689,7 +1693,7 @@ export const STARTS = "nothing seen that would keep it";
  */
 export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "absent"): string {
   if (seen.missing !== undefined) return "creates a NEW VM of this name";
-  const files = seen.stateFiles.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
+  const files = pidFilesOf(seen);
   for (const { path, verdict, stamp: { text } } of files) {
     const words = verdict.kind === "not ours" ? numberTrouble(text ?? "") : undefined;
     if (words !== undefined) return `refuses: ${words} (${basename(path)})`;
@@ -3322,7 +3326,7 @@ async function isOfThisBoot(
 ) {
   const { host } = ctx;
   const booted = host.wallMs() - host.uptimeMs() - 60_000;
-  const files = stateFiles.filter((c) => c.scope === "instance" && c.path.endsWith(".pid"));
+  const files = pidFilesOf({ stateFiles });
   if ([...files, ...locks].some(({ stamp }) => stamp.mtimeMs >= booted)) return true;
   const probe = readEnd(host, join(instance.dir, JOURNAL_FILE), 1);
   if (probe.trouble !== undefined && probe.trouble !== "absent") return true;
@@ -4020,11 +4024,13 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
   const session = ready ?? (mayBeAlive(ctx.host, instance) ? openGuestSession(ctx.host, instance) : undefined);
   const stop = newStop(ctx, instance, how, session ?? "nothing is alive");
   try {
-    const [wasRunning] = await Promise.all([lastKnown(ctx, instance), lookAgain(stop)]);
+    const [known] = await Promise.all([lastKnown(ctx, instance), lookAgain(stop)]);
+    // A command that was started need not have made a VM yet.
+    const wasThere = known === "running" || known === "start" && pidFilesOf(stop.seen).length > 0;
     const byWord = ready?.isAcknowledged() === true;
-    const gone = byWord ? "guest" : wasRunning ? "gone before the request" : "already stopped";
+    const gone = byWord ? "guest" : wasThere ? "gone before the request" : "already stopped";
     if (remaining(stop).length === 0) return stopResult(stop, gone);
-    const vmGone = !byWord && wasRunning === "running" && !hasDriverFile(stop.seen, "ours") &&
+    const vmGone = !byWord && known === "running" && !hasDriverFile(stop.seen, "ours") &&
       driversOf(stop.seen).length === 0;
     // A process lives that no PID file names.
     if (session === undefined) stop.session = openGuestSession(ctx.host, instance);
@@ -4069,9 +4075,10 @@ function graceLeftS(host: Host, { beganMs, budgetS }: StopOptions): number {
 
 /** What the journal last knew of it in this boot: that it was started, or Running, and nothing of an end. */
 async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "running" | undefined> {
-  const last = journalOf(ctx.host, instance).findLast((l) => ["start", "running", "end"].includes(l.event));
+  const known = ["start", "running", "adopted", "end"];
+  const last = journalOf(ctx.host, instance).findLast((line) => known.includes(line.event));
   if (!last || last.event === "end" || last.boot === "" || last.boot !== await bootId(ctx)) return undefined;
-  return last.event === "running" ? "running" : "start";
+  return last.event === "start" && last["adopted"] !== true ? "start" : "running";
 }
 
 function stopResult(stop: Stop, end: StopEnd): StopResult {
@@ -4653,7 +4660,8 @@ async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, 
  */
 function stopVerdict(went: StopResult, cleaned: CleanupResult) {
   const state: State = went.remaining.length > 0 ? "running" : cleaned.state;
-  const blockers = cleaned.state === "stopped" ? cleaned.blockers : eachOnce([...went.blockers, ...cleaned.blockers]);
+  const all = [...cleaned.state === "stopped" ? [] : went.blockers, ...cleaned.blockers];
+  const blockers = all.filter((b, i) => all.findIndex((other) => other.what === b.what) === i);
   // Where nothing could be proven nothing was stopped, whatever the journal said before.
   const isUnknown = state === "unknown" && went.steps.length === 0;
   const words = went.remaining.length > 0
@@ -4664,10 +4672,6 @@ function stopVerdict(went: StopResult, cleaned: CleanupResult) {
     ? "not stopped: unknown"
     : describeStop(went.end, went.seconds["total"] ?? 0, went.guestCutOff, went.isAgentHung);
   return { state, stage: isUnknown ? null : went.end, words, blockers };
-}
-
-function eachOnce(remarks: readonly Diagnostic[]): Diagnostic[] {
-  return remarks.filter((r, i) => remarks.findIndex((o) => o.what === r.what) === i);
 }
 
 /** What a clean-up found and did; `stopped` only where nothing of the instance lives for certain. */

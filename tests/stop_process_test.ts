@@ -665,6 +665,17 @@ Deno.test("a VM that was gone before the request is not called stopped by it", a
   assert.equal((await stopOne(k3s, { budgetS: 20 })).report.stage, "already stopped");
 });
 
+Deno.test("a --run that is stopped before its command has made a VM: already stopped, and nothing is said to be gone", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using guard = spawnGuard(home, ["--run", "k3s", "--", "sleep", "300"]);
+  await guard.waitForLine(/started sleep/);
+  const { report } = await stopOne(k3s, { budgetS: 20 });
+  assert.deepEqual([report.stage, report.status], ["already stopped", 0]);
+  assert.equal((await guard.result()).status, 0);
+  assert.equal(journal(k3s).at(-1).stage, "already stopped");
+});
+
 Deno.test("there is no instance without a lima.yaml: 66, and the others are stopped all the same", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
