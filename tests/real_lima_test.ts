@@ -4,7 +4,7 @@
  */
 
 import assert from "node:assert/strict";
-import { deadPid, eventually, type Home, isAlive, runGuard, standin } from "./helpers/mod.ts";
+import { deadPid, eventually, type Home, isAlive, ps, runGuard, standin } from "./helpers/mod.ts";
 import { difference, paths, pre, remark, repairs } from "./helpers/pre.ts";
 import { realTest as test, runLimactl, start, type Started, type World } from "./helpers/real_lima.ts";
 
@@ -226,3 +226,60 @@ test("real limactl: LIMA_HOME beyond ASCII and with blanks: its processes are re
   const orphan = await runGuard(world.home, ["--pre", "--dry-run", "--json", "k3s"], guard);
   assert.equal(orphan.json().instances[0].state, "orphan");
 }, { name: "zoë's lima" });
+
+// --- an external driver -------------------------------------------------------------------------------------------------------------
+
+const EXTERNAL = { external: true };
+const DRIVER_FILES = ["qemu.drv.pid", "qemu.drv.sock"];
+
+/** The driver that the instance's own PID file names: it lives, and is Lima's. */
+function driverOf({ k3s }: World): number {
+  const pid = k3s.pid("qemu.drv.pid");
+  assert.ok(pid !== undefined && isAlive(pid), k3s.files().join(" "));
+  assert.match(ps(pid)?.command ?? "", /lima-driver-qemu --inst-dir /);
+  return pid;
+}
+
+test("real limactl: an external driver runs with its host agent: left alone, then stopped with it", async (world) => {
+  const { home, k3s, guard } = world;
+  await using agent = await start(world);
+  const driver = driverOf(world);
+  const { status, report, stdout } = await pre(k3s, guard);
+  assert.deepEqual([status, report.state, report.steps], [0, "running", []], stdout);
+  const stopped = await runGuard(home, ["--stop", "--timeout", "12", "--json", "k3s"], guard);
+  assert.deepEqual([stopped.status, stopped.json().instances[0].state], [0, "stopped"], stopped.stdout);
+  for (const pid of [agent.pid, agent.qemu!, driver]) assert.ok(!isAlive(pid), stopped.stdout);
+  assert.deepEqual(k3s.files().filter((file) => /\.(pid|tmp)$/.test(file)), []);
+  await using after = await start(world);
+  assert.equal(after.status, undefined, await ended(after));
+}, EXTERNAL);
+
+test("real limactl: the host agent is killed, its external driver and QEMU live on: both are ended", async (world) => {
+  const { k3s, guard, bystander } = world;
+  await using agent = await start(world);
+  const driver = driverOf(world);
+  await agent.kill();
+  assert.ok(isAlive(driver) && isAlive(agent.qemu!));
+  k3s.pidFile("ha.pid", bystander.pid);
+  const { status, report, stdout } = await pre(k3s, { ...guard, args: ["--timeout", "8"] });
+  assert.deepEqual([status, report.state], [0, "orphan"], stdout);
+  assert.ok(!isAlive(driver) && !isAlive(agent.qemu!), stdout);
+  assert.deepEqual([...DRIVER_FILES, "ha.pid", "qemu.pid"].filter((file) => k3s.has(file)), []);
+  await using after = await start(world);
+  assert.equal(after.status, undefined, await ended(after));
+}, EXTERNAL);
+
+test("real limactl: a start that fails leaves its external driver behind: it is ended", async (world) => {
+  const { k3s, guard } = world;
+  k3s.write("lima.yaml", (k3s.read("lima.yaml") ?? "").replace(/^images:/m, "additionalDisks:\n- gone\nimages:"));
+  if (Deno.uid() === 0) world.home.giveTo(world.real.user);
+  await using refused = await start(world);
+  assert.equal(refused.status, 1, await ended(refused));
+  const driver = driverOf(world);
+  const found = await pre(k3s, guard);
+  assert.ok(!isAlive(driver), found.stdout);
+  assert.deepEqual(DRIVER_FILES.filter((file) => k3s.has(file)), []);
+  // The disk that is not there is for a person.
+  assert.deepEqual([found.status, found.report.state], [75, "orphan"], found.stdout);
+  assert.match(found.report.blockers.map(remark).join("\n"), /additional disk gone is not there/);
+}, EXTERNAL);

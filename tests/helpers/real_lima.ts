@@ -1,10 +1,13 @@
 /**
  * A real limactl, where there is one on PATH that is no stand-in, with QEMU; as root, which limactl refuses, also an
  * ordinary user (LIMA_GUARD_USER names one). LIMA_GUARD_FIRMWARE may name a template of an instance that boots nothing;
- * else one is made. LIMA_GUARD_GUEST names a template of a Linux guest with systemd and sshd, which cannot be made here.
+ * else one is made. A limactl that was built with `-tags external_qemu`, with lima-driver-qemu in
+ * ../libexec/lima, has an external driver. LIMA_GUARD_GUEST names a template of a Linux guest with systemd and sshd, which cannot be made here.
  */
 
 import assert from "node:assert/strict";
+import { existsSync, realpathSync } from "node:fs";
+import { dirname } from "node:path/posix";
 import { findProgram } from "../../tools/real_limactl.ts";
 import {
   type Bystander,
@@ -94,14 +97,29 @@ export interface World {
   readonly guard: PreOptions;
 }
 
-/** A test with an instance k3s of a real limactl, which boots nothing, or (`guest`) a Linux that can be powered off. */
+const driver = "limactl" in real ? findDriver(real.limactl) : undefined;
+
+function findDriver(limactl: string): string | undefined {
+  const path = `${dirname(dirname(realpathSync(limactl)))}/libexec/lima/lima-driver-qemu`;
+  return existsSync(path) ? path : undefined;
+}
+
+/**
+ * A test with an instance k3s of a real limactl, which boots nothing, or (`guest`) a Linux that can be powered off;
+ * `external`: its QEMU has an external driver.
+ */
 export function realTest(
   title: string,
   body: (world: World) => Promise<void>,
-  { name = "lima", guest = false } = {},
+  { name = "lima", guest = false, external = false } = {},
 ): void {
   const guestTemplate = Deno.env.get("LIMA_GUARD_GUEST");
-  const whyNot = WHY_NOT ?? (guest && !guestTemplate ? "no LIMA_GUARD_GUEST" : undefined);
+  const whyNot = WHY_NOT ??
+    (guest && !guestTemplate
+      ? "no LIMA_GUARD_GUEST"
+      : external && driver === undefined
+      ? "no lima-driver-qemu beside this limactl"
+      : undefined);
   Deno.test({
     name: whyNot === undefined ? title : `${title} (skipped: ${whyNot})`,
     ignore: whyNot !== undefined,
