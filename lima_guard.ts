@@ -211,8 +211,10 @@ export type Verdict =
     readonly reason?: "zombie";
     /** The owner of the process that the file names, where it is known. */
     readonly uid?: number | undefined;
+    /** What shows the missing fact, where that is not the file or the process that it names. */
+    readonly hint?: string;
   }
-  | { readonly kind: "ours"; readonly why: string; readonly role: Role; readonly uid?: undefined };
+  | { readonly kind: "ours"; readonly why: string; readonly role: Role; readonly uid?: undefined; hint?: undefined };
 
 /** A file as it was when it was judged; it is removed only if it is unchanged. */
 export interface FileStamp {
@@ -1396,7 +1398,7 @@ function unknownFile(instance: Instance): (stateFile: StateFile) => Diagnostic {
     const hint = "pid" in number
       ? settleCommand(instance, { pid: number.pid, uid: verdict.uid })
       : `${lookCommand(path)}; if this VM does not run: move it out of the folder`;
-    return { what: path, because: verdict.why, hint };
+    return { what: path, because: verdict.why, hint: verdict.hint ?? hint };
   };
 }
 
@@ -2664,7 +2666,8 @@ async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, jud
   // A usernet whose socket answers may live whatever its PID file says. Its other two sockets are for drivers: not asked.
   const socket = scope === "shared" ? path.replace(/usernet_([^/]+)\.pid$/, "$1_ep.sock") : undefined;
   const answer = first.kind !== "ours" && socket !== undefined && await socketAnswer(host, socket);
-  const verdict = answer ? { kind: "unknown" as const, why: `${first.why}; but ${socket} ${answer}` } : first;
+  const why = `${first.why}; but ${socket} ${answer}`;
+  const verdict = answer ? { kind: "unknown" as const, why, hint: lsofCommand(socket) } : first;
   return makeStateFile(host, { path, scope, stamp, verdict, sockets: socketsOf(host, instance, path) });
 }
 
@@ -3296,12 +3299,10 @@ function diskLockOwner(host: Host, instance: Instance, target: string): DiskLock
 
 function diskStateFile(host: Host, lock: DiskLock): StateFile {
   const { path, stamp, target, whose } = lock;
-  const reason = whose === "own"
-    ? "it says this instance, of which nothing is alive"
-    : `it says ${target}, which is gone`;
+  const says = `it says ${target}, which`;
   const verdict: Verdict = whose === "unknown"
-    ? { kind: "unknown", why: `it says ${target}, which cannot be looked at` }
-    : { kind: "stale", why: reason };
+    ? { kind: "unknown", why: `${says} cannot be looked at`, hint: lookCommand(nearestVisible(host, target)) }
+    : { kind: "stale", why: whose === "own" ? "it says this instance, of which nothing is alive" : `${says} is gone` };
   return makeStateFile(host, { path, stamp, verdict, scope: "shared" });
 }
 

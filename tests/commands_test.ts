@@ -12,6 +12,7 @@ import { rows as ofProcesses } from "./commands/of_processes.ts";
 import { rows as ofStops } from "./commands/of_stops.ts";
 import { forRoot, holds, type Row } from "./commands/rows.ts";
 import { commandsIn } from "./commands/hints.ts";
+import { unmet } from "./commands/reasons.ts";
 import { NO_ORDINARY_USER } from "./helpers/mod.ts";
 
 let desk: Desk;
@@ -55,6 +56,13 @@ Deno.test({
   name: "every call in lima_guard.ts that makes a command has a row in which it is typed",
   ignore: rows.some(([, row]) => whyNot(row) !== undefined),
   fn: () => assert.deepEqual(desk.watched.untyped().filter((call) => !ELSEWHERE.test(call)), []),
+});
+
+Deno.test({
+  name:
+    "every reason that has a row in tests/commands/reasons.ts was given, and a command beside it asks for what is missing",
+  ignore: rows.some(([, row]) => whyNot(row) !== undefined),
+  fn: () => assert.deepEqual(unmet(), []),
 });
 
 Deno.test("a hint is taken apart as a shell reads it", () => {

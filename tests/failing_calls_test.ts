@@ -6,6 +6,7 @@
 
 import assert from "node:assert/strict";
 import fc from "fast-check";
+import { assertAsked } from "./commands/reasons.ts";
 import { type CommandResult, type Host, main, realHost, type Result } from "../lima_guard.ts";
 import { type Home, IMPOSSIBLE_PID, type Instance, killChild, tempLimaHome } from "./helpers/mod.ts";
 import { LOCK, tree } from "./helpers/pre.ts";
@@ -151,6 +152,7 @@ async function run({ home }: Built, args: readonly string[], given: Given = {}):
   const status = await main([...args, "k3s", "--json", "--timeout", "4", "--lima-home", home.lima], host);
   const [report] = JSON.parse(stdout).instances;
   const { state, blockers } = report;
+  for (const reason of blockers) assertAsked(reason);
   return { status, state, steps: report.steps.map((s: { what: string }) => s.what), blockers, calls };
 }
 

@@ -1,7 +1,7 @@
 /** Disks, networks, names, homes and owners. */
 
 import assert from "node:assert/strict";
-import { isAlive, NO_ORDINARY_USER, startAgent } from "../helpers/mod.ts";
+import { IMPOSSIBLE_PID, isAlive, NO_ORDINARY_USER, startAgent } from "../helpers/mod.ts";
 import { asOwner, give, owner } from "./desk.ts";
 import { type Row, runAs, type Scene } from "./rows.ts";
 import { agent, folder, isClear, isGone, pretended } from "./scenes.ts";
@@ -74,6 +74,32 @@ test("usernet answers, and no PID file names it", {
     await pretended(scene, "/opt/x/limactl usernet", { socket: `${dir}/user-v2_ep.sock` });
   },
   types: { "lsof -- HOME/_networks/user-v2/user-v2_ep.sock": 0 },
+});
+
+test(
+  "a dead process is in usernet's PID file, and its socket answers: who is at the other end is asked, not that PID",
+  {
+    isRootsToo: true,
+    folder,
+    runs: ["--pre k3s"],
+    prepare: async (scene) => {
+      const { dir } = scene.home.network("user-v2", { pid: IMPOSSIBLE_PID });
+      give(scene.home);
+      await pretended(scene, "/opt/x/limactl usernet", { socket: `${dir}/user-v2_ep.sock` });
+    },
+    types: { "lsof -- HOME/_networks/user-v2/user-v2_ep.sock": 0 },
+  },
+);
+
+test("whose a disk is cannot be looked at", {
+  runs: ["--pre k3s"],
+  prepare: ({ home, k3s }) => {
+    k3s.write("lima.yaml", "additionalDisks:\n- data\n");
+    home.disk("data", { inUseBy: `${home.root}/closed/other` });
+    give(home);
+    Deno.mkdirSync(`${home.root}/closed`, { mode: 0 });
+  },
+  types: { "ls -ld ROOT/closed": 0 },
 });
 
 /** `networks.yaml` with a folder of PID files of socket_vmnet, in which one names a process. */

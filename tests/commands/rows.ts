@@ -22,6 +22,7 @@ import { denoDir } from "../launchd/jobs.ts";
 import { type Launchd, smallLaunchd } from "../launchd/launchd.ts";
 import { asOwner, Desk, give, OWN_UID, owner } from "./desk.ts";
 import { bare, commandsIn, cut, unquoted } from "./hints.ts";
+import { assertAsked, type Reason } from "./reasons.ts";
 
 /** A blank, quotes, and what a shell would do something with; a socket's path has 104 bytes on macOS. */
 const NAME = "a b'ü;&$HOME";
@@ -210,6 +211,8 @@ export async function holds(desk: Desk, row: Row): Promise<void> {
   );
   for (const run of [...dry, ...row.runs]) {
     const result = await runAs(scene, run, row);
+    const { instances } = result.stdout.startsWith("{") ? result.json() : { instances: [] };
+    for (const reason of (instances as { blockers: Reason[] }[]).flatMap((i) => i.blockers)) assertAsked(reason);
     for (const command of hintsOf(result).flatMap(commandsIn)) printed.set(inTable(scene, command), command);
   }
   assert.deepEqual([...printed.keys()].sort(), Object.keys(row.types).sort());
