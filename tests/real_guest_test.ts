@@ -100,6 +100,25 @@ realTest("real guest: its host agent is killed: --pre powers the orphan off, and
   assert.equal(await sum(world, "data"), expected);
 }, options);
 
+realTest(
+  "real guest: a unit that ignores SIGTERM for 90 s: switched off in time, with a clean file system",
+  async (world) => {
+    const { home, guard } = world;
+    await using agent = await boot(world);
+    const unit = "sudo -n systemd-run -q --unit=stubborn -p KillMode=process -p TimeoutStopSec=90";
+    await inGuest(world, `${unit} sh -c 'trap "" TERM; while :; do sleep 1; done' && systemctl is-active stubborn`);
+    await write(world, "data");
+    const result = await runGuard(home, ["--stop", "--json", "k3s"], { ...guard, timeoutMs: 90_000 });
+    const [report] = readDocument(result);
+    assert.deepEqual([result.status, report!.stage], [0, "guest"], result.stdout);
+    // Without the deadline that is armed in the guest it would have been killed at 51 s.
+    assert.ok(report!.seconds.total! > 30 && report!.seconds.total! < 51, result.stdout);
+    assert.ok(!isAlive(agent.pid) && !isAlive(agent.qemu!));
+    assert.equal(await fileSystem(world), "clean");
+  },
+  options,
+);
+
 realTest("real guest: what a power cut does, so that the other tests can fail", async (world) => {
   await using agent = await boot(world);
   await write(world, "data");
