@@ -318,7 +318,6 @@ interface Holder {
 
 /** Whether two spellings name one directory, by device and inode. */
 export type SameDirectory = (named: string, ours: string) => "same" | "different" | "cannot tell";
-
 /** Whether a path names a file: only then a program's path may hold a blank. */
 type IsFile = (path: string) => boolean;
 
@@ -1073,8 +1072,7 @@ function isOneProgram(text: string, isFile: IsFile): boolean {
 
 /** The program of a command: the file that it begins with, else as far as its text shows (a path continues behind a blank). */
 function programWords(command: string, isFile: IsFile): string {
-  // macOS's PATH_MAX.
-  const words = command.startsWith("/") ? command.slice(0, 1024).split(" ") : [];
+  const words = command.startsWith("/") ? command.slice(0, 1024).split(" ") : []; // PATH_MAX
   const file = words.map((_, i) => words.slice(0, i + 1).join(" ")).find(isFile);
   return file ?? /^\/[^ ]*(?: [^-/ ][^ ]*\/[^ ]*)*/.exec(command)?.[0] ?? firstWord(command);
 }
@@ -1736,12 +1734,6 @@ function numberTrouble(text: string): string | undefined {
   return Number(number) === -1 ? "os: process already released" : undefined;
 }
 
-/** The last start or end. The run that continues now has no stop yet: the one before it counts. */
-function lastOf(lines: readonly JournalLine[], alive: boolean): JournalLine | undefined {
-  const relevant = lines.filter((l) => l.event === "start" || l.event === "end");
-  return (alive && relevant.at(-1)?.event === "start" ? relevant.slice(0, -1) : relevant).at(-1);
-}
-
 /** An `end` line in words. */
 function endWords(line: JournalLine): string {
   const { stage, seconds, signal, status } = line as Record<string, unknown>;
@@ -1756,7 +1748,9 @@ export function lastStop(
   boot: string,
   alive: boolean,
 ): Pick<Details, "lastStop" | "lastStopKind" | "lastStopAt"> {
-  const last = lastOf(lines, alive);
+  // The run that continues now has no stop yet: the one before it counts.
+  const relevant = lines.filter((l) => l.event === "start" || l.event === "end");
+  const last = (alive && relevant.at(-1)?.event === "start" ? relevant.slice(0, -1) : relevant).at(-1);
   const verdict = (lastStop: string, lastStopKind: LastStopKind, lastStopAt: string | null = null) => ({
     lastStop,
     lastStopKind,
@@ -2542,15 +2536,12 @@ async function readPidFiles(
     ...shared.flatMap((p) => readPidFile(host, p, "shared") ?? []),
   ];
   const pidFiles = read();
-  const youngest = Math.min(...pidFiles.filter(mayBeHalfWritten).map((m) => Math.abs(host.wallMs() - m.stamp.mtimeMs)));
+  // External drivers' PID files have no line end, all others do.
+  const isCut = ({ path, stamp: { text } }: PidFile) => text?.endsWith("\n") === false && !path.endsWith(".drv.pid");
+  const youngest = Math.min(...pidFiles.filter(isCut).map((m) => Math.abs(host.wallMs() - m.stamp.mtimeMs)));
   if (!(youngest < youngMs)) return pidFiles;
   await host.pause(youngMs - youngest);
   return read();
-}
-
-/** External drivers' PID files have no line end, all others do. */
-function mayBeHalfWritten(pidFile: PidFile): boolean {
-  return pidFile.stamp.text !== undefined && !pidFile.stamp.text.endsWith("\n") && !pidFile.path.endsWith(".drv.pid");
 }
 
 function readPidFile(host: Host, path: string, scope: PidFile["scope"]): PidFile | undefined {
@@ -5785,14 +5776,12 @@ async function finishRun(run: Run): Promise<void> {
   run.session = undefined;
   if (run.stopMs !== undefined || !instance || !ended) return;
   const cleared = cleanUpAfterExit(run, instance, ended).catch((error) => logInternalError(run, "clearing up", error));
-  await Promise.race([cleared, stopAsked(run)]);
+  const stopAsked = async () => {
+    while (run.stopMs === undefined) await run.wakeUp.next();
+  };
+  await Promise.race([cleared, stopAsked()]);
   // What is left of it ends inside launchd's time, like anything else.
   if (run.stopMs !== undefined) await stopRun(run);
-}
-
-/** Resolves once a stop is asked for. */
-async function stopAsked(run: Run): Promise<void> {
-  while (run.stopMs === undefined) await run.wakeUp.next();
 }
 
 async function cleanUpAfterExit(run: Run, instance: Instance, { code, signal }: NonNullable<Run["ended"]>) {
