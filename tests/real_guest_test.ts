@@ -105,8 +105,8 @@ realTest(
   async (world) => {
     const { home, guard } = world;
     await using agent = await boot(world);
-    const unit = "sudo -n systemd-run -q --unit=stubborn -p KillMode=process -p TimeoutStopSec=90";
-    await inGuest(world, `${unit} sh -c 'trap "" TERM; while :; do sleep 1; done' && systemctl is-active stubborn`);
+    const unit = "sudo -n systemd-run -q --unit=deaf -p KillMode=process -p TimeoutStopSec=90";
+    await inGuest(world, `${unit} sh -c 'trap "" TERM; while :; do sleep 1; done' && systemctl is-active deaf`);
     await write(world, "data");
     const result = await runGuard(home, ["--stop", "--json", "k3s"], { ...guard, timeoutMs: 90_000 });
     const [report] = readDocument(result);
