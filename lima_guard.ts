@@ -1033,7 +1033,9 @@ function comparePath(rest: string, shape: Shape, tail: string, instance: Instanc
 const WRAPPERS = new RegExp(
   "^-?(ba|z|da|k|fi|t?c|a)?sh$|^(busybox|sudo|doas|su|env|exec|nice|nohup|setsid|time|g?timeout|caffeinate|arch|script|" +
     "watch|xargs|strace|ltrace|dtruss|dtrace|gdb|lldb|vim?|nvim|view|ed|emacs|nano|less|more|cat|tail|head|[ef]?grep|" +
-    "rg|sed|awk|ps|pgrep|pkill|kill|echo|printf|python[0-9.]*|perl[0-9.]*|ruby|node|deno|ssh|tmux|screen|launchctl)$",
+    "rg|sed|awk|ps|pgrep|pkill|kill|echo|printf|python[0-9.]*|perl[0-9.]*|ruby|node|deno|ssh|tmux|screen|launchctl|" +
+    "php[0-9.]*|lua[0-9.]*|luajit|tclsh[0-9.]*|expect|bun|java|osascript|pwsh|rscript|julia|make|docker|podman|logger|" +
+    "open|tee|xxd|diff|file|stat|ls|cp|mv|rm|ln|touch|chmod|chown|curl|wget|rsync|scp|login|dbus-run-session)$",
   "i",
 );
 

@@ -401,7 +401,9 @@ for (
     `sh -c /usr/bin/${agent(DIR)}`,
     `sudo ${agent(DIR)}`,
     `/usr/bin/sudo ${agent(DIR)}`,
-    `vim hostagent --pidfile ${DIR}/ha.pid --socket ${DIR}/ha.sock`,
+    ...["vim", "php8.4", "/usr/bin/lua", "bun", "java", "osascript", "pwsh", "logger", "docker"].map((program) =>
+      `${program} hostagent --pidfile ${DIR}/ha.pid --socket ${DIR}/ha.sock`
+    ),
     `env LIMA_HOME=${HOME} ${agent(DIR)}`,
   ]
 ) {
