@@ -2787,7 +2787,8 @@ async function rollBack(a: Acting): Promise<boolean> {
   // What the stop still does belongs to the instance; the job is ours.
   await a.stopping;
   // Before anything is stopped: it may be the guard that was removed.
-  for (const undo of a.undoRemoved.toReversed()) await attempt(undo);
+  let areFilesBack = true;
+  for (const undo of a.undoRemoved.toReversed()) areFilesBack = await attempt(undo) && areFilesBack;
   const now = a.hasTouchedLaunchd ? await pollUntilKnown(a) : target.facts.loaded;
   const { unload, load } = planRollback(target, now, a.hasBootedOut, run.actor);
   let mayLoad = a.hasTouchedLaunchd;
@@ -2796,15 +2797,17 @@ async function rollBack(a: Acting): Promise<boolean> {
     mayLoad = isDone || step.kind !== "stop";
     if (!mayLoad) break;
   }
-  for (const undo of a.undo.toReversed()) await attempt(undo);
+  for (const undo of a.undo.toReversed()) areFilesBack = await attempt(undo) && areFilesBack;
   const isOurs = !a.leftAlone.includes(plist) && isThere(run.host.stat(plist));
   const steps = load.map((step) => isOurs ? step : { ...step, expect: undefined }) as InstallStep[];
+  let isOff = false;
   for (const step of mayLoad && isThere(run.host.stat(target.facts.place.file)) ? steps : []) {
-    await attempt(() => actStep(a, step));
+    isOff = !await attempt(() => actStep(a, step)) && step.kind === "bootstrap" || isOff;
   }
-  // Else the mark says that the job is to be loaded, and what is kept may be the only copy.
-  for (const undo of isBack ? a.undoNoted.toReversed() : []) await attempt(undo);
-  if (isBack) removeThere(run.host, ...a.kept);
+  // Where it could not be loaded again, the mark stays: it says that this job is to be loaded.
+  for (const undo of isOff ? [] : a.undoNoted.toReversed()) await attempt(undo);
+  // What is kept may be the only copy of what could not be put back.
+  if (areFilesBack) removeThere(run.host, ...a.kept);
   return isBack;
 }
 
