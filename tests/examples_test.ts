@@ -171,9 +171,10 @@ Deno.test("monitoring: the metrics of each instance, and a file in any case", ()
   const metrics = () => Deno.readTextFileSync(`${folder.path}/lima-guard.prom`).trimEnd().split("\n");
   assert.equal(run().code, 0);
   assert.deepEqual(folder.called("lima-guard"), ["--status", "--json"]);
-  assert.ok(metrics().includes('lima_guard_status{lima_instance="default"} 1'));
-  assert.ok(metrics().includes('lima_guard_state{lima_instance="default",state="stale"} 1'));
-  assert.ok(metrics().includes('lima_guard_last_stop{lima_instance="default",kind="none"} 1'));
+  const labels = 'lima_instance="default",home="/Users/vms/.lima"';
+  assert.ok(metrics().includes(`lima_guard_status{${labels}} 1`));
+  assert.ok(metrics().includes(`lima_guard_state{${labels},state="stale"} 1`));
+  assert.ok(metrics().includes(`lima_guard_last_stop{${labels},kind="none"} 1`));
   assert.ok(metrics().includes("lima_guard_instances 1"));
   assert.deepEqual(misplaced(metrics()), []);
   // An instance about which little could be found out must not cost the others their lines.
@@ -183,8 +184,8 @@ Deno.test("monitoring: the metrics of each instance, and a file in any case", ()
   assert.equal(run().code, 0);
   assert.deepEqual(misplaced(metrics()), []);
   const backOffs = samples(metrics()).filter((line) => line.startsWith("lima_guard_restart"));
-  assert.deepEqual(backOffs, ['lima_guard_restart_backoff_seconds{lima_instance="default"} 0']);
-  assert.ok(metrics().includes('lima_guard_jobs_guarded{lima_instance="b"} 0'));
+  assert.deepEqual(backOffs, [`lima_guard_restart_backoff_seconds{${labels}} 0`]);
+  assert.ok(metrics().includes(`lima_guard_jobs_guarded{${labels.replace("default", "b")}} 0`));
   for (const output of ["", "no JSON", "{}", '{"instances": [{}'].map((text) => `printf '%s' '${text}'; exit 75`)) {
     folder.program("lima-guard", output);
     assert.equal(run().code, 0);
@@ -192,6 +193,53 @@ Deno.test("monitoring: the metrics of each instance, and a file in any case", ()
     assert.deepEqual(misplaced(metrics()), []);
   }
   assert.deepEqual([...Deno.readDirSync(folder.path)].filter(({ name }) => name.startsWith(".lima-guard")), []);
+});
+
+Deno.test("monitoring: instances of one name in two homes are two series, never one that is there twice", async () => {
+  await using home = await tempLimaHome({ name: "home/.lima" });
+  const { dir } = home.instance("default");
+  const other = `${home.user}/.colima/_lima/default`;
+  Deno.mkdirSync(other, { recursive: true });
+  Deno.copyFileSync(`${dir}/lima.yaml`, `${other}/lima.yaml`);
+  using folder = new Folder();
+  const { stdout } = await runGuard(home, ["--status", "--json"], { env: { LIMA_HOME: "" } });
+  Deno.writeTextFileSync(`${folder.path}/status.json`, stdout);
+  folder.program("lima-guard", `cat '${folder.path}/status.json'`);
+  assert.equal(folder.sh(read("monitoring/lima-guard.prom.sh"), [folder.path]).code, 0);
+  const lines = Deno.readTextFileSync(`${folder.path}/lima-guard.prom`).trimEnd().split("\n");
+  assert.deepEqual(misplaced(lines), []);
+  const series = samples(lines).map((line) => line.replace(/ \S+$/, ""));
+  assert.equal(series.filter((one) => one.startsWith("lima_guard_status{")).length, 2, stdout);
+  assert.deepEqual(series.filter((one, i) => series.indexOf(one) !== i), []);
+});
+
+Deno.test("monitoring: a job is asked for where an app starts the VM itself: never", () => {
+  const [, apps = ""] = /lima_guard_jobs_guarded\{lima_instance!~"(.+?)"\} == 0/.exec(
+    read("monitoring/lima-guard.rules.yml"),
+  ) ?? [];
+  const page = Deno.readTextFileSync(`${project}/docs/apps.md`);
+  const named = [...page.matchAll(/^lima-guard --lima-home .* --pre (\S+) +#/gm)].map(([, name]) => name);
+  assert.deepEqual(apps.split("|"), named);
+});
+
+Deno.test("monitoring: the check of Nagios is OK only if an instance is there and all is well", () => {
+  const script = read("monitoring/check_lima_guard");
+  const check = (body: string) => {
+    using folder = new Folder();
+    folder.program("lima-guard", body);
+    const result = folder.sh(script.replace("/usr/local/bin/lima-guard", `${folder.path}/lima-guard`));
+    assert.deepEqual(folder.called("lima-guard"), ["--status"]);
+    return result;
+  };
+  for (const [status, wanted] of [[0, 0], [1, 2], [64, 3], [66, 2], [75, 3], [77, 3]]) {
+    const { code, text } = check(`echo 'k3s: it | is so'; echo why >&2; exit ${status}`);
+    assert.equal(code, wanted, `${status}`);
+    assert.equal(text, `lima-guard: status ${status}\nk3s: it / is so\nwhy\n`);
+  }
+  assert.equal(check("echo 'no instance'").code, 2);
+  using empty = new Folder();
+  // Not installed: the shell's own 127.
+  assert.equal(empty.sh(script.replace("/usr/local/bin", empty.path)).code, 3);
 });
 
 const monitoring = Deno.readTextFileSync(`${project}/docs/monitoring.md`);
@@ -216,6 +264,30 @@ Deno.test("monitoring: the line to type names an instance for just these kinds",
     return folder.sh(line).text === "k3s\n";
   });
   assert.deepEqual(named.sort(), ALARMS);
+  // A report without these fields, and a document without an instance.
+  const said = (document: unknown) => {
+    using folder = new Folder();
+    folder.program("lima-guard", `echo '${JSON.stringify(document)}'`);
+    return folder.sh(line);
+  };
+  assert.deepEqual(said({ instances: [{ name: "k3s", status: 66 }, { name: "b", status: 0 }] }), {
+    code: 0,
+    text: "k3s\n",
+  });
+  assert.equal(said({ instances: [] }).text, "no instance: \n");
+  assert.equal(said({ error: { what: "no such directory" }, instances: [] }).text, "no instance: no such directory\n");
+  using folder = new Folder();
+  folder.program("lima-guard");
+  assert.notEqual(folder.sh(line).code, 0, "no answer at all is a failure");
+});
+
+Deno.test("monitoring: the line that looks at the jobs is silent at 0 only", () => {
+  const [line = ""] = /^lima-guard --check --all .+$/m.exec(monitoring) ?? [];
+  for (const status of [0, 1, 64, 66, 75, 77]) {
+    using folder = new Folder();
+    folder.program("lima-guard", `echo '{}'; exit ${status}`);
+    assert.equal(folder.sh(line).text, status === 0 ? "" : `lima-guard --check --all: status ${status}\n`);
+  }
 });
 
 Deno.test("monitoring: every alarm is about a metric that the script writes, or node_exporter itself", () => {

@@ -13,7 +13,8 @@ trap 'rm -f "$new"' EXIT
 lima-guard --status --json 2>/dev/null | jq -r '
   def metric(name; help; lines): "# HELP \(name) \(help)", "# TYPE \(name) gauge", (lines | "\(name)\(.)");
   # A value that is not known has no line.
-  def each(value): .instances[] | select(value | endswith(" null") | not) | "{lima_instance=\(.name | tojson)\(value)";
+  def each(value): .instances[] | select(value | endswith(" null") | not) |
+    "{lima_instance=\(.name | tojson),home=\(.home // "" | tojson)\(value)";
   metric("lima_guard_answered"; "1 if lima-guard has answered."; " 1"),
   metric("lima_guard_instances"; "Instances that were found."; " \(.instances | length)"),
   metric("lima_guard_status"; "Exit status for the instance; not 0: a person is needed."; each("} \(.status)")),
