@@ -194,6 +194,22 @@ Deno.test("docs/json.md and docs/install.md name each state of the schemas, and 
   assert.deepEqual(states("docs/install.md").sort(), [...ofJob.items.properties.state.enum].sort());
 });
 
+/** The names of all fields of a schema, those inside of others too. */
+const fieldsOf = (schema: unknown): string[] =>
+  typeof schema !== "object" || schema === null ? [] : Object.entries(schema).flatMap(([name, inner]) => [
+    ...name === "properties" ? Object.keys(inner) : [],
+    ...fieldsOf(inner),
+  ]);
+
+Deno.test("docs/json.md names each field of --pre, --stop, --run and --status; with docs/install.md those of --install", () => {
+  const [json, install] = ["json", "install"].map((page) => Deno.readTextFileSync(`${project}/docs/${page}.md`));
+  const isNamed = (text: string) => (field: string) => text.includes(`\`${field}\``) || text.includes(`"${field}":`);
+  const own = fieldsOf(SCHEMA);
+  assert.ok(own.length > 50 && own.includes("startsAtLoad"), `only ${own.length}`);
+  assert.deepEqual(own.filter((field) => !isNamed(json!)(field)), []);
+  assert.deepEqual(fieldsOf(INSTALL_SCHEMA).filter((field) => !isNamed(json! + install)(field)), []);
+});
+
 Deno.test("docs/monitoring.md: a row for each kind of last stop, and no other", async () => {
   const text = await Deno.readTextFile(`${project}/docs/monitoring.md`);
   const rows = [...text.matchAll(/^\| `(.+?)` +\| .+ \| (yes|no) +\|$/gm)];

@@ -5,7 +5,7 @@
  * @module
  */
 
-import type { LastStopKind, Report, State, StopEnd } from "../lima_guard.ts";
+import type { JobStatus, LastStopKind, Report, State, StopEnd } from "../lima_guard.ts";
 
 const names = (set: Readonly<Record<string, true>>) => Object.keys(set);
 
@@ -64,11 +64,34 @@ const REPORT: Readonly<Record<Exclude<keyof Report, "summary">, unknown>> = {
   blockers: list(REMARK),
   notes: list(REMARK),
 };
+const EVIDENCE = { file: text, holds: textOrNull, verdict: text, because: text };
+const flag = { type: "boolean" };
+const LAUNCHD_JOB: Readonly<Record<keyof JobStatus, unknown>> = {
+  label: text,
+  plist: text,
+  target: text,
+  wrapped: flag,
+  loaded: { enum: ["yes", "no", "unknown"] },
+  disabled: flag,
+  exitTimeoutS: count,
+  noLogin: flag,
+  restartsAfterSuccess: flag,
+  runsAsRoot: flag,
+  startsAtLoad: flag,
+};
+const ALWAYS = ["label", "plist", "target", "wrapped", "loaded", "disabled", "exitTimeoutS"];
+const STOPPING = {
+  pid: { type: "number" },
+  role: text,
+  since: textOrNull,
+  stage: textOrNull,
+  until: textOrNull,
+};
 /** What `--status` adds. */
 const STATUS = {
-  evidence: { type: "array", items: { type: "object" } },
+  evidence: list(object(Object.keys(EVIDENCE), EVIDENCE)),
   limactlStart: text,
-  jobs: { type: "array", items: { type: "object" } },
+  jobs: list(object(ALWAYS, LAUNCHD_JOB)),
   supervisor: { type: ["number", "null"] },
   lastStop: text,
   lastStopKind: { enum: LAST_STOP_KINDS },
@@ -76,7 +99,7 @@ const STATUS = {
   lastRepair: textOrNull,
   lastRepairAt: textOrNull,
   ready: { type: ["boolean", "null"] },
-  stopping: { type: ["object", "null"] },
+  stopping: { ...object(Object.keys(STOPPING), STOPPING), type: ["object", "null"] },
   guardVersion: textOrNull,
   starts: { type: ["number", "null"], minimum: 0 },
   brakeSeconds: { type: ["number", "null"], minimum: 0 },
