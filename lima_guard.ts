@@ -1807,7 +1807,7 @@ export function journalWords(line: JournalLine): string {
     start: line["adopted"] ? `host agent ${said("pid")} adopted` : `started, PID ${said("pid")}`,
     running: "running",
     signal: `${said("signal")} received`,
-    stop: `stop began, budget ${said("budgetS")} s, alive: ${said("alive")}`,
+    stop: `stop began, time limit ${said("budgetS")} s, alive: ${said("alive")}`,
     stage: `stage ${said("stage")}: ${said("outcome")}`,
     pre: `${said("state")} found, status ${said("status")}`,
     end: endWords(line),
@@ -1862,7 +1862,7 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
   const blockers = [
     isShort &&
     {
-      because: `launchd grants it ${exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`,
+      because: `launchd gives it ${exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`,
       hint: wrap,
     },
     job.runsAsRoot && {
@@ -5325,7 +5325,7 @@ function warnOfShortTimeLimit(run: Run, instance: Instance): void {
   const granted = run.timeLimitS;
   if (granted === undefined || granted === 0 || granted >= DEFAULT_BUDGET_S) return;
   const graceS = Math.floor(stageLimits(granted).agent);
-  const text = `launchd grants ${granted} s for a stop, which leaves the guest ${graceS} s ` +
+  const text = `launchd gives ${granted} s for a stop, which leaves the guest ${graceS} s ` +
     `(hint: ${guardCommand(instance, "--install")})`;
   run.ctx.say("warn", instance, text);
 }
@@ -6103,7 +6103,7 @@ export const OPTIONS = [
   { flag: "install", argument: "INSTANCE…", text: "let launchd run lima-guard (these three: --install --help)" },
   { flag: "check", argument: "INSTANCE…", text: "is the job, in its file and as loaded, still run by lima-guard?" },
   { flag: "uninstall", argument: "INSTANCE…", text: "give launchd the plist as it was before" },
-  { flag: "all", text: "with --pre, --stop, --status: every instance (root: --stop and --status of all users)" },
+  { flag: "all", text: "with --pre, --stop, --status: every instance (root's --stop, --status: also what users run)" },
   {
     flag: "lima-home",
     argument: "DIR",

@@ -36,7 +36,7 @@ complete -c lima-guard -n "__lima_guard_at role" -l status -d 'what lima-guard s
 complete -c lima-guard -n "__lima_guard_at role" -l install -d 'let launchd run lima-guard (these three: --install --help)'
 complete -c lima-guard -n "__lima_guard_at role" -l check -d 'is the job, in its file and as loaded, still run by lima-guard?'
 complete -c lima-guard -n "__lima_guard_at role" -l uninstall -d 'give launchd the plist as it was before'
-complete -c lima-guard -n "__lima_guard_at own" -l all -d 'with --pre, --stop, --status: every instance (root: --stop and --status of all users)'
+complete -c lima-guard -n "__lima_guard_at own" -l all -d 'with --pre, --stop, --status: every instance (root\'s --stop, --status: also what users run)'
 complete -c lima-guard -n "__lima_guard_at own" -l lima-home -xa "(__fish_complete_directories)" -d 'where the instances are (default: $LIMA_HOME, else all Lima homes of the user)'
 complete -c lima-guard -n "__lima_guard_at own" -l timeout -x -d 'the time limit of a stop (default: 60)'
 complete -c lima-guard -n "__lima_guard_at own" -l wait -x -d 'with --status: until the VMs run and their guests are up; 75 if they do not'

@@ -49,7 +49,7 @@ _lima_guard() {
       '(--pre --stop --run --status --install --check --uninstall)--install[let launchd run lima-guard (these three\: --install --help)]' \
       '(--pre --stop --run --status --install --check --uninstall)--check[is the job, in its file and as loaded, still run by lima-guard?]' \
       '(--pre --stop --run --status --install --check --uninstall)--uninstall[give launchd the plist as it was before]' \
-      '--all[with --pre, --stop, --status\: every instance (root\: --stop and --status of all users)]' \
+      '--all[with --pre, --stop, --status\: every instance (root'\''s --stop, --status\: also what users run)]' \
       '--lima-home=[where the instances are (default\: $LIMA_HOME, else all Lima homes of the user)]:DIR:_files -/' \
       '--timeout=[the time limit of a stop (default\: 60)]:SECONDS: ' \
       '--wait=[with --status\: until the VMs run and their guests are up; 75 if they do not]:SECONDS: ' \

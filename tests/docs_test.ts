@@ -151,6 +151,43 @@ const NEVER: Readonly<Record<string, RegExp>> = {
   "it may kill another program": /^\s*(?:sudo )?(?:(?:limactl|colima) stop (?:--force|-f)\b|rm \S*\.pid)/m,
 };
 
+Deno.test("documents: each variable of the environment that is read or set is in a page, and in the man page", () => {
+  const sources = ["lima_guard.ts", "install.ts"].map((file) => Deno.readTextFileSync(`${project}/${file}`)).join("\n");
+  const read = [...sources.matchAll(/\benv\("([A-Z_]+)"\)/g)].map(([, name = ""]) => name);
+  const set = [...sources.matchAll(/^ +(LIMA_GUARD_[A-Z]+): /gm)].map(([, name = ""]) => name);
+  assert.ok(read.length > 8 && set.length === 7, `${read} ${set}`);
+  const own = ["docs/reference.md", "docs/monitoring.md"].map((page) => TEXTS.get(page)).join("\n");
+  assert.deepEqual([...read, ...set].filter((name) => !own.includes(`\`${name}\``)), []);
+  const man = Deno.readTextFileSync(`${project}/man/lima-guard.1`);
+  // Only from source, and only what sudo says.
+  const shown = [...read, ...set].filter((name) => !["DENO_DIR", "SUDO_UID"].includes(name));
+  assert.deepEqual(shown.filter((name) => !new RegExp(`^\\.It Ev (.* )?${name}\\b`, "m").test(man)), []);
+  const tests = TEXTS.get("docs/testing.md")! + TEXTS.get("docs/first-mac-run.md");
+  const walk = (folder: string): string[] =>
+    [...Deno.readDirSync(folder)].flatMap(({ name, isDirectory }) =>
+      isDirectory ? walk(`${folder}/${name}`) : /\.ts$/.test(name) ? [`${folder}/${name}`] : []
+    );
+  const wishes = walk(`${project}/tests`).flatMap((file) => [
+    ...Deno.readTextFileSync(file).matchAll(/env\.get\("(LIMA_GUARD_\w+)"\)/g),
+  ]).map(([, name = ""]) => name);
+  assert.ok(wishes.length > 5, `${wishes}`);
+  assert.deepEqual(wishes.filter((name) => !tests.includes(name)), []);
+});
+
+Deno.test("documents: each file that lima-guard writes is in docs/reference.md and in the man page", () => {
+  const sources = ["lima_guard.ts", "install.ts"].map((file) => Deno.readTextFileSync(`${project}/${file}`)).join("\n");
+  const names = [
+    ...sources.matchAll(/"([\w./-]*lima-guard\.[a-z][\w.]*|_lima-guard|[\w./-]*lima-guard-install\.\w+)"/g),
+  ]
+    .map(([, name = ""]) => name.replace(/^.*\//, ""));
+  assert.ok(new Set(names).size > 6, `${names}`);
+  const files = [...new Set(names), ".before-lima-guard", "start.lock", "Library/Logs/lima-guard"];
+  for (const page of ["docs/reference.md", "man/lima-guard.1"]) {
+    const text = Deno.readTextFileSync(`${project}/${page}`);
+    assert.deepEqual(files.filter((name) => !text.includes(name)), [], page);
+  }
+});
+
 Deno.test("documents: no line to type that has done harm", async () => {
   const found: string[] = [];
   for (const [name, text] of await allTexts()) {

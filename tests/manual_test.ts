@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { INSTALL_OPTIONS } from "../install.ts";
-import { OPTIONS } from "../lima_guard.ts";
+import { EXIT, OPTIONS, worst } from "../lima_guard.ts";
 import { manual } from "../tools/manual.ts";
 import { type Home, project, tempLimaHome, within } from "./helpers/mod.ts";
 
@@ -14,6 +14,33 @@ for (const [file, text] of MADE) {
     for (const { flag } of [...OPTIONS, ...INSTALL_OPTIONS]) assert.match(plain, new RegExp(`--${flag}\\b(?!-)`), flag);
   });
 }
+
+Deno.test("docs/reference.md has a row for each option of lima-guard's own, with the words of --help", () => {
+  const text = Deno.readTextFileSync(`${project}/docs/reference.md`).split(/^## Options$/m)[1]?.split(/^## /m)[0] ?? "";
+  const rows = [...text.matchAll(/^\| `(-.+?)` +\| (.+?) +\|$/gm)].map(([, option, words]) => [option, words]);
+  const own = OPTIONS.map((o) => ({ short: undefined, argument: undefined, ...o }))
+    .filter(({ argument }) => !(argument ?? "").includes("INSTANCE"));
+  assert.deepEqual(
+    rows,
+    own.map(({ flag, short, argument, text }) => [
+      `${short ? `-${short}, ` : ""}--${flag}${argument ? ` ${argument}` : ""}`,
+      text,
+    ]),
+  );
+});
+
+Deno.test("every page that names the order of the statuses has that of the code", () => {
+  const statuses = Object.values(EXIT);
+  for (const page of ["docs/reference.md", "docs/install.md", "man/lima-guard.1"]) {
+    const text = Deno.readTextFileSync(`${project}/${page}`).replaceAll(/\s+/g, " ");
+    const orders = [...text.matchAll(/\b\d+(?:, \d+){4,}/g)].map(([order]) => order.split(", ").map(Number));
+    assert.equal(orders.length, 1, page);
+    for (const order of orders) {
+      assert.deepEqual([...order].sort(), [...statuses].sort(), page);
+      order.forEach((status, i) => assert.equal(worst(order.slice(i)), status, page));
+    }
+  }
+});
 
 /** Why a program cannot be tried here; undefined where it is there. */
 function whyNo(program: string): string | undefined {

@@ -206,7 +206,7 @@ test("ExitTimeOut is absent: 5 s, and a hung guest is killed in them", async (sc
   const { launchd, vm } = scene;
   load(launchd, vm);
   await isRunning(scene, vm);
-  assert.match(launchd.job(labelOf(vm)).said(), /launchd grants 5 s .*hint: lima-guard --install /);
+  assert.match(launchd.job(labelOf(vm)).said(), /launchd gives 5 s .*hint: lima-guard --install /);
   await launchd.shutdown();
   await assertStopped(scene, vm);
   assert.equal(last(vm, "stop").budgetS, 5);

@@ -197,7 +197,7 @@ for (
     ["no job is a note only", [], "running", false, []],
     ["all as it should be", [JOB], "running", true, []],
     ["not guarded is a note only", [{ ...JOB, wrapped: false, exitTimeoutS: 5 }], "running", false, []],
-    ["launchd's time limit is too short", [{ ...JOB, exitTimeoutS: 5 }], "stopped", false, [/launchd grants it 5 s/]],
+    ["launchd's time limit is too short", [{ ...JOB, exitTimeoutS: 5 }], "stopped", false, [/launchd gives it 5 s/]],
     ["without a time limit it is long enough", [{ ...JOB, exitTimeoutS: 0 }], "stopped", false, []],
     ["disabled", [{ ...JOB, disabled: true }], "stopped", false, [/disabled/]],
     ["started by hand", [JOB], "running", false, [/without its job.*cut off at the next shutdown/]],
@@ -713,7 +713,7 @@ Deno.test("--status shows a stop under way, the supervisor's version, and with -
   );
   assert.match(
     stdout,
-    /^ {2}\d{4}-\d\d-\d\d \d\d:\d\d:\d\d {2}--run: stop began, budget 60 s, alive: host agent \d+$/m,
+    /^ {2}\d{4}-\d\d-\d\d \d\d:\d\d:\d\d {2}--run: stop began, time limit 60 s, alive: host agent \d+$/m,
   );
   assert.equal("recent" in report, false);
   Deno.kill(k3s.pid("ha.pid")!, "SIGCONT");

@@ -7,7 +7,7 @@
  * @module
  */
 
-import { DEFAULT_BUDGET_S, EXIT, OPTIONS, VERSION } from "../lima_guard.ts";
+import { DEFAULT_BUDGET_S, EXIT, OPTIONS, VERSION, worst } from "../lima_guard.ts";
 import { INSTALL_OPTIONS } from "../install.ts";
 import { pictureFiles } from "./pictures.ts";
 import { schemaFiles } from "./schema.ts";
@@ -224,6 +224,9 @@ const STATUSES: Record<keyof typeof EXIT, string> = {
   denied: "Not permitted.",
 };
 
+/** In the order in which the statuses of several instances count. */
+const WORST_FIRST = Object.values(EXIT).sort((a, b) => a === b ? 0 : worst([a, b]) === a ? -1 : 1).join(", ");
+
 /** A line for each sentence; backslashes and a leading dot or quote would be taken for commands. */
 const roff = (text: string) =>
   text.replaceAll(". ", ".\n").replaceAll("\\", "\\e").replaceAll("…", "...").replaceAll(/(^|\s)-/g, "$1\\-").replace(
@@ -297,12 +300,32 @@ If neither is set: ~/.lima, then the homes of Colima, Rancher Desktop and Finch.
 Set by launchd: the label of the job.
 The time limit of
 .Fl \\-run
-is then what launchd grants for a stop, instead of ${DEFAULT_BUDGET_S} seconds.
+is then what launchd gives for a stop, instead of ${DEFAULT_BUDGET_S} seconds.
+.It Ev COLIMA_HOME , XDG_CONFIG_HOME
+Where Colima has its instances.
+.It Ev HOME
+Where ~/.lima and the other homes are.
+.It Ev PATH
+The command of
+.Fl \\-run
+gets it with /opt/homebrew/bin and /usr/local/bin added.
+.El
+.Pp
+The program of
+.Fl \\-on-event
+gets these:
+.Bl -tag -width Ds
+.It Ev LIMA_GUARD_EVENT , LIMA_GUARD_INSTANCE , LIMA_GUARD_HOME
+What has happened, the name of the instance and its LIMA_HOME.
+.It Ev LIMA_GUARD_BECAUSE
+Why something was repaired, or why a start is blocked or has to wait.
+.It Ev LIMA_GUARD_STATUS , LIMA_GUARD_STAGE , LIMA_GUARD_SECONDS
+The exit status, the stage that ended a stop, and its seconds in all; else those of the start, or of the wait.
 .El
 .Sh FILES
 .Bl -tag -width Ds
-.It Pa LIMA_HOME/INSTANCE/lima-guard.jsonl
-The journal, one JSON object a line.
+.It Pa LIMA_HOME/INSTANCE/lima-guard.jsonl , lima-guard.1.jsonl
+The journal, one JSON object a line; rotated at 1 MiB.
 .It Pa LIMA_HOME/INSTANCE/lima-guard.lock
 One lima-guard works on an instance, never two.
 .It Pa LIMA_HOME/INSTANCE/lima-guard.previous/
@@ -315,14 +338,32 @@ Lima's launchd jobs.
 Beside it,
 .Fl \\-install
 keeps the old one with the suffix
-.Pa .before-lima-guard .
+.Pa .before-lima-guard
+and the options of the last install with the suffix
+.Pa .lima-guard.json .
+.It Pa /usr/local/libexec/lima-guard , /Library/PrivilegedHelperTools/lima-guard , ~/.local/libexec/lima-guard
+The copy that launchd runs; the one before it is
+.Pa lima-guard.previous .
+.It Pa /var/log/lima-guard-install.log , ~/Library/Logs/lima-guard-install.log
+A line for each job that an install changed.
+.It Pa /var/db/lima-guard-install.lock , ~/.lima-guard-install.lock
+One install at a time.
+.It Pa ~/Library/Logs/lima-guard/
+The logs of the job of an instance on another volume.
 .El
+.Sh SIGNALS
+.Fl \\-run
+stops its instance at the first SIGTERM, SIGINT or SIGHUP.
+Elsewhere than under launchd, a further SIGTERM or SIGINT at least a second later skips to the next stage; for
+.Fl \\-stop
+the first one does so already.
+A SIGHUP does not end a stop.
 .Sh EXIT STATUS
 .Bl -tag -width Ds
 ${statuses.join("\n")}
 .El
 .Pp
-Of several instances the worst status is returned: 1, 77, 66, 75, 0.
+Of several instances the worst status is returned: ${WORST_FIRST}.
 .Fl \\-run
 leaves with the status of the command, 128 + n if signal n ended it, 126 and 127 as a shell does, and 0 after a
 requested stop that succeeded.
@@ -340,7 +381,7 @@ Reboot a Mac; a stop that fails must not prevent it:
 .Dl lima-guard \\-\\-stop \\-\\-all; sudo shutdown \\-r now
 .Pp
 From a UPS, which runs as root: the VMs of every user of this Mac:
-.Dl /usr/local/libexec/lima-guard \\-\\-stop \\-\\-all; /sbin/shutdown \\-h now
+.Dl /usr/local/bin/lima-guard \\-\\-stop \\-\\-all; /sbin/shutdown \\-h now
 .Sh SEE ALSO
 .Xr launchctl 1 ,
 .Xr limactl 1 ,
