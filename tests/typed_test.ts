@@ -79,7 +79,7 @@ function filledIn(line: string, root: string, mac: FakeMac | undefined): string 
   return line.replaceAll("/usr/local/libexec/lima-guard-event", `${mac?.guards ?? `${root}/usr/local/libexec`}/event`)
     .replaceAll(/\bNAME\b/g, "default").replaceAll(/\bOWNER\b/g, "zoe").replaceAll(/\bPLIST\b/g, "./PLIST")
     .replaceAll(/\bFILE\b/g, '"$FILE"').replaceAll(
-      /(?<=^|[\s"'])\/(?=(usr\/local|Applications|var\/db)\/)/g,
+      /(?<=^|[\s"'])\/(?=(usr\/local|Applications|var\/db|var\/root)\/)/g,
       `${root}/`,
     )
     .replace(Deno.uid() === 0 ? "" : "install -o root", Deno.uid() === 0 ? "" : "install");

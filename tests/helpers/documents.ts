@@ -27,9 +27,9 @@ const OURS = /^(?:[./\w-]*\/)?lima-guard$|^(?:deno|npx)$|^tests\/mac\//;
 const OTHERS = new Set(["limactl", "colima", "brew", "rm"]);
 /** Programs of macOS. A test makes sure that this machine has none of them, unless it is a Mac. */
 export const APPLE = new Set(
-  "launchctl log plutil codesign spctl xattr pmset fdesetup sfltool diskutil defaults osascript".split(" "),
+  "launchctl log plutil codesign spctl xattr pmset fdesetup pkgutil sfltool diskutil defaults osascript".split(" "),
 );
-const SHELL = new Set(["cd", "umask", "type", "echo", ":", "command", "exit"]);
+const SHELL = new Set(["cd", "umask", "type", "echo", ":", "command", "exit", "for", "do", "done"]);
 const SEPARATOR = /^(?:;|&&|\|\||\||&|\n)/;
 
 /** A shell line as its simple commands, those within `$(…)` first. Quotes are taken off; redirections stay words. */
@@ -54,8 +54,10 @@ export function simpleCommands(line: string): string[][] {
       }
       word = (word ?? "") + (/^['"]/.test(taken) ? taken.slice(1, -1) : taken);
     } else if (separator !== undefined) endCommand();
-    else if (rest.startsWith("#") && word === undefined) break;
-    else if (/^\s/.test(rest)) endWord();
+    else if (rest.startsWith("#") && word === undefined) {
+      rest = rest.slice(rest.indexOf("\n") < 0 ? rest.length : rest.indexOf("\n"));
+      continue;
+    } else if (/^\s/.test(rest)) endWord();
     else word = (word ?? "") + rest[0];
     rest = rest.slice((taken || separator || rest[0]!).length);
   }
@@ -146,7 +148,9 @@ export function typedIn(page: string, text: string, has: (program: string) => bo
   }
   for (const { 1: language, 2: body = "", index } of text.matchAll(/^```(\w*)\n([^]*?)^```/gm)) {
     const line = lineAt(index) + 1;
-    if (language === "sh") found.push({ page, line, lines: body.trimEnd().split("\n"), isBlock: true });
+    // A loop is typed as a whole.
+    const lines = body.trimEnd().split(/\n(?! |done$)/m);
+    if (language === "sh") found.push({ page, line, lines, isBlock: true });
     const units = [...body.matchAll(/^Exec\w+=(.+)$/gm)].map(([, command = ""]) => command.replaceAll("%i", "NAME"));
     if (language === "ini") found.push({ page, line, lines: units, isBlock: true });
   }
