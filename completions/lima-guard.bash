@@ -3,12 +3,16 @@
 # made by `deno task manual`: change the tables of options in lima_guard.ts and install.ts instead
 
 _lima_guard_instances() {
-  local home=$1 file
-  [[ -n $home ]] || home=${LIMA_HOME:-$HOME/.lima}
-  for file in "${home/#\~\//$HOME/}"/*/lima.yaml; do
-    [[ -f $file ]] || continue
-    file=${file%/lima.yaml}
-    printf '%s\n' "${file##*/}"
+  local given=${1:-${LIMA_HOME:-}} home file
+  local -a homes
+  homes=("$HOME/.lima" "$HOME/.colima/_lima" "$HOME/.config/colima/_lima")
+  [[ -z $given ]] || homes=("${given/#\~\//$HOME/}")
+  for home in "${homes[@]}"; do
+    for file in "$home"/*/lima.yaml; do
+      [[ -f $file ]] || continue
+      file=${file%/lima.yaml}
+      printf '%s\n' "${file##*/}"
+    done
   done
 }
 

@@ -6,8 +6,11 @@ function __lima_guard_instances
     set -l words (commandline -opc)
     set -l at (contains -i -- --lima-home $words); and set home $words[(math $at + 1)]
     test -n "$home"; or set home $LIMA_HOME
-    test -n "$home"; or set home $HOME/.lima
-    set home (string replace -r '^~/' "$HOME/" -- $home[-1])
+    if test -n "$home"
+        set home (string replace -r '^~/' "$HOME/" -- $home[-1])
+    else
+        set home $HOME/.lima $HOME/.colima/_lima $HOME/.config/colima/_lima
+    end
     for file in $home/*/lima.yaml
         string replace -r '.*/(.*)/lima.yaml$' '$1' -- $file
     end

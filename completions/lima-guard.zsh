@@ -2,8 +2,10 @@
 # made by `deno task manual`: change the tables of options in lima_guard.ts and install.ts instead
 
 _lima_guard_instances() {
-  local home=${opt_args[--lima-home]:-${LIMA_HOME:-$HOME/.lima}}
-  local -a names=(${~home}/*/lima.yaml(N:h:t))
+  local given=${opt_args[--lima-home]:-${LIMA_HOME:-}}
+  local -a homes=($HOME/.lima $HOME/.colima/_lima $HOME/.config/colima/_lima)
+  [[ -z $given ]] || homes=(${~given}(N))
+  local -aU names=($^homes/*/lima.yaml(N:h:t))
   compadd -a names
 }
 

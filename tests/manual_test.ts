@@ -103,6 +103,15 @@ const TYPED: [typed: string, args: string][] = [
   ["--run k3\t -- limactl-sta\tstart", "--run k3s -- limactl-standin start"],
 ];
 
+/** The same without LIMA_HOME: the instances of Lima's and of Colima's homes. */
+const WITHOUT_LIMA_HOME: [typed: string, args: string][] = [
+  ["--stop mi\t", "--stop mine"],
+  ["--stop col\t", "--stop colima"],
+  ["--stop xd\t", "--stop xdg"],
+  ["--stop k3\t", "--stop k3"],
+  ["--lima-home HOME/other --stop foo\t", "--lima-home HOME/other --stop foo-bar"],
+];
+
 for (const [shell, { start, set }] of Object.entries(SHELLS)) {
   const { ignore, suffix } = skipped(
     Deno.build.os === "linux" ? whyNo(shell) ?? whyNo("script") : "skipped: not Linux",
@@ -117,13 +126,18 @@ for (const [shell, { start, set }] of Object.entries(SHELLS)) {
         await Deno.mkdir(`${home.root}/${folder}`, { recursive: true });
       }
       await Deno.writeTextFile(`${home.root}/other/foo-bar/lima.yaml`, "");
+      for (const path of [".lima/mine", ".colima/_lima/colima", ".config/colima/_lima/xdg"]) {
+        await Deno.mkdir(`${home.user}/${path}`, { recursive: true });
+        await Deno.writeTextFile(`${home.user}/${path}/lima.yaml`, "");
+      }
       await Deno.writeTextFile(`${home.root}/job.plist`, "");
       await Deno.symlink("/bin/true", `${home.bin}/limactl-standin`);
       const guard = `#!/bin/sh\necho "<$*>" | tee -a ${home.root}/got\n`;
       await Deno.writeTextFile(`${home.bin}/lima-guard`, guard, { mode: 0o755 });
       await using terminal = new Terminal(home, start);
       for (const line of set(`${project}/completions/lima-guard.${shell}`)) terminal.type(`${line}\r`);
-      for (const [at, [typed, args]] of TYPED.entries()) {
+      for (const [at, [typed, args]] of [...TYPED, ...WITHOUT_LIMA_HOME].entries()) {
+        if (at === TYPED.length) terminal.type("export LIMA_HOME=\r");
         terminal.type(`lima-guard ${typed.replaceAll("HOME", home.root)}\r`);
         const got = await terminal.line(`${home.root}/got`, at);
         // A blank after what is complete is of no matter, nor is the slash of a folder.

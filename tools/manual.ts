@@ -2,8 +2,8 @@
  * `deno task manual`: writes the completions for bash, zsh and fish and the man page, all from the two tables of options
  * that `--help` is made from. A test holds the committed files against it.
  *
- * Instance names are the folders of LIMA_HOME that hold a lima.yaml: limactl is not asked, it takes half a second and
- * removes PID files on the way. The bash that macOS ships is 3.2, so no mapfile and no associative arrays.
+ * Instance names are the folders of LIMA_HOME (without one: of Lima's and Colima's homes) that hold a lima.yaml: limactl
+ * is not asked, it takes half a second and removes PID files on the way. The bash that macOS ships is 3.2, so no mapfile and no associative arrays.
  * @module
  */
 
@@ -47,6 +47,9 @@ const FILES = valued("FILE", "PATH");
 const OTHERS = [...new Set([...GUARD, ...INSTALL].filter(hasValue).map((o) => o.flag))]
   .filter((flag) => !FOLDERS.includes(flag) && !FILES.includes(flag));
 
+/** Where instances are looked for without --lima-home and LIMA_HOME, below HOME. */
+const HOMES = [".lima", ".colima/_lima", ".config/colima/_lima"];
+
 // ─────────────────────────────────────────────────────────────────────────────────────────── bash ──
 
 function bash(): string {
@@ -55,12 +58,16 @@ function bash(): string {
 # ${MADE}
 
 _lima_guard_instances() {
-  local home=$1 file
-  [[ -n $home ]] || home=\${LIMA_HOME:-$HOME/.lima}
-  for file in "\${home/#\\~\\//$HOME/}"/*/lima.yaml; do
-    [[ -f $file ]] || continue
-    file=\${file%/lima.yaml}
-    printf '%s\\n' "\${file##*/}"
+  local given=\${1:-\${LIMA_HOME:-}} home file
+  local -a homes
+  homes=(${HOMES.map((home) => `"$HOME/${home}"`).join(" ")})
+  [[ -z $given ]] || homes=("\${given/#\\~\\//$HOME/}")
+  for home in "\${homes[@]}"; do
+    for file in "$home"/*/lima.yaml; do
+      [[ -f $file ]] || continue
+      file=\${file%/lima.yaml}
+      printf '%s\\n' "\${file##*/}"
+    done
   done
 }
 
@@ -134,8 +141,10 @@ function zsh(): string {
 # ${MADE}
 
 _lima_guard_instances() {
-  local home=\${opt_args[--lima-home]:-\${LIMA_HOME:-$HOME/.lima}}
-  local -a names=(\${~home}/*/lima.yaml(N:h:t))
+  local given=\${opt_args[--lima-home]:-\${LIMA_HOME:-}}
+  local -a homes=(${HOMES.map((home) => `$HOME/${home}`).join(" ")})
+  [[ -z $given ]] || homes=(\${~given}(N))
+  local -aU names=($^homes/*/lima.yaml(N:h:t))
   compadd -a names
 }
 
@@ -181,8 +190,11 @@ function __lima_guard_instances
     set -l words (commandline -opc)
     set -l at (contains -i -- --lima-home $words); and set home $words[(math $at + 1)]
     test -n "$home"; or set home $LIMA_HOME
-    test -n "$home"; or set home $HOME/.lima
-    set home (string replace -r '^~/' "$HOME/" -- $home[-1])
+    if test -n "$home"
+        set home (string replace -r '^~/' "$HOME/" -- $home[-1])
+    else
+        set home ${HOMES.map((home) => `$HOME/${home}`).join(" ")}
+    end
     for file in $home/*/lima.yaml
         string replace -r '.*/(.*)/lima.yaml$' '$1' -- $file
     end
