@@ -181,7 +181,13 @@ Deno.test("documents: each file that lima-guard writes is in docs/reference.md a
   ]
     .map(([, name = ""]) => name.replace(/^.*\//, ""));
   assert.ok(new Set(names).size > 6, `${names}`);
-  const files = [...new Set(names), ".before-lima-guard", "start.lock", "Library/Logs/lima-guard"];
+  const files = [
+    ...new Set(names),
+    "lima-guard.1.jsonl",
+    ".before-lima-guard",
+    "start.lock",
+    "Library/Logs/lima-guard",
+  ];
   for (const page of ["docs/reference.md", "man/lima-guard.1"]) {
     const text = Deno.readTextFileSync(`${project}/${page}`);
     assert.deepEqual(files.filter((name) => !text.includes(name)), [], page);

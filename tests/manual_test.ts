@@ -29,6 +29,19 @@ Deno.test("docs/reference.md has a row for each option of lima-guard's own, with
   );
 });
 
+Deno.test("docs/install.md has a row for each option of --install, --check and --uninstall, and no other", () => {
+  const text = Deno.readTextFileSync(`${project}/docs/install.md`).split(/^## Options$/m)[1]?.split(/^## /m)[0] ?? "";
+  const rows = [...text.matchAll(/^\| (`-.+`) +\| /gm)].flatMap(([, cell = ""]) => [...cell.matchAll(/`(-.+?)`/g)]);
+  const named = rows.map(([, option]) => option);
+  const options = INSTALL_OPTIONS.map((o) => ({ short: undefined, argument: undefined, ...o }));
+  // --help prints the rest: the commands themselves, --all, --help and --version.
+  const own = options.filter(({ flag }) => !/^(install|check|uninstall|all|help|version)$/.test(flag));
+  const shown = own.map(({ flag, short, argument }) =>
+    flag === "verbose" ? `-${short}` : `--${flag}${argument ? ` ${argument}` : ""}`
+  );
+  assert.deepEqual(named.toSorted(), shown.toSorted());
+});
+
 Deno.test("every page that names the order of the statuses has that of the code", () => {
   const statuses = Object.values(EXIT);
   for (const page of ["docs/reference.md", "docs/install.md", "man/lima-guard.1"]) {
