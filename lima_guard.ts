@@ -4718,17 +4718,13 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
   const { held: open } = first;
   const held = open.file;
   const holder = readLockRecord(held.read(), instance.dir);
-  const supervises = holder?.role === "run" && holder.phase === "supervising" && ctx.role === "pre";
-  if (holder && supervises && "row" in await proveHolder(ctx, instance, held, holder)) {
-    held.close();
-    const summary = `running: lima-guard --run ${holder.pid} supervises it`;
-    return { report: report(instance.name, "running", EXIT.done, summary) };
-  }
-  if (holder?.role === "run" && ctx.role === "stop" && ctx.dryRun) {
+  const isItsWork = ctx.role === "pre" ? holder?.phase === "supervising" : ctx.role === "stop" && ctx.dryRun;
+  if (holder?.role === "run" && isItsWork && "row" in await proveHolder(ctx, instance, held, holder)) {
     held.close();
     const because = `lima-guard --run ${holder.pid} supervises it`;
     const steps = [{ kind: "agent" as const, what: `SIGTERM to lima-guard --run, PID ${holder.pid}`, because }];
-    return { report: report(instance.name, "running", EXIT.done, `running: ${because}`, { steps: steps.map(bare) }) };
+    const more = ctx.role === "pre" ? {} : { steps: steps.map(bare) };
+    return { report: report(instance.name, "running", EXIT.done, `running: ${because}`, more) };
   }
   const isStop = ctx.role === "stop" && !ctx.dryRun;
   const askedMs = ctx.host.clockMs();
@@ -4736,7 +4732,7 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
   const asked = isStop && holder?.role === "run" ? await askToStop(ctx, instance, held, { holder, psMs }) : undefined;
   const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked?.kind === "done");
   const graceMs = Math.max(0, stageLimits(limitMs / 1000).agent * 1000 - (ctx.host.clockMs() - askedMs));
-  const waitMs = isStop && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : limitMs;
+  const waitMs = ctx.role === "stop" && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : limitMs;
   const who = describeHolder(holder);
   if (!waited) ctx.say("info", instance, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
   // A person who interrupts has waited enough.

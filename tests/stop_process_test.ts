@@ -1044,6 +1044,21 @@ Deno.test("a dry run on a supervised instance does not wait for its lima-guard, 
   assert.deepEqual(k3s.log().filter((line) => line.startsWith("Received")), []);
 });
 
+Deno.test("a dry run names no holder of the lock that is not proven, and is no success, like the stop itself", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using agent = await startAgent(k3s);
+  await using bystander = await startBystander(home, { command: ["/usr/libexec/sirittsd"] });
+  const record = { pid: bystander.pid, started: startTime(bystander.pid), role: "run", phase: "supervising" };
+  using _ = held(k3s, record);
+  for (const args of [["--dry-run"], []]) {
+    const { status, report } = await stopOne(k3s, { budgetS: 2, args });
+    assert.deepEqual([status, report.state, report.steps], [75, "unknown", []], args.join());
+  }
+  bystander.assertAlive();
+  assert.ok(agent.isAlive());
+});
+
 // --- while it is under way -------------------------------------------------------------------------------------------
 
 for (const signal of ["SIGINT", "SIGTERM"] as const) {
