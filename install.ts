@@ -200,7 +200,7 @@ export interface Plist {
 }
 
 /** A user, as `id -P` shows one. */
-export type User = Readonly<NonNullable<ReturnType<typeof readUser>>>;
+type User = Readonly<NonNullable<ReturnType<typeof readUser>>>;
 
 /** A file or folder, links not followed. `mode` has the sticky bit too. */
 export type FileLook = Readonly<Exclude<ReturnType<typeof lookAtPath>, string>>;
@@ -208,7 +208,7 @@ export type FileLook = Readonly<Exclude<ReturnType<typeof lookAtPath>, string>>;
 /** `denied`: a folder above does not let us look. */
 type Looked = FileLook | "absent" | "denied";
 
-export function isThere(look: Looked): look is FileLook {
+function isThere(look: Looked): look is FileLook {
   return typeof look === "object";
 }
 
@@ -696,7 +696,7 @@ function splitWrapped(args: readonly string[], name: string) {
   throw new Refusal(`Cannot take the job for ${name}: ${why}`, `lima-guard --uninstall ${names[0] ?? "NAME"}`);
 }
 
-export function isGuard(args: readonly string[]): boolean {
+function isGuard(args: readonly string[]): boolean {
   const end = args.indexOf("--");
   return /^lima-guard/.test(basename(args[0] ?? "")) && args.slice(0, end < 0 ? args.length : end).includes("--run");
 }

@@ -207,12 +207,16 @@ export async function figures(root: string): Promise<Record<string, Figure>> {
   return all;
 }
 
-/** Exports that no other file names. */
+/** Exports that no other file imports. */
 function unused(name: string, source: Source, files: Map<string, string>): string[] {
-  const importers = [...files].filter(([other, text]) =>
-    other !== name && other.endsWith(".ts") && new RegExp(`(from |import\\()["'\`][^"'\`]*${name}["'\`]`).test(text)
+  const from = String.raw`\bfrom\s*["'][^"']*${RegExp.escape(name)}["']|\s*=\s*await import\([^)]*${
+    RegExp.escape(name)
+  }`;
+  const lists = new RegExp(String.raw`\{([^{}]*)\}\s*(?:${from})`, "g");
+  const used = new Set(
+    [...files].flatMap(([other, text]) => other === name ? [] : [...text.matchAll(lists)])
+      .flatMap(([, list = ""]) => list.match(/\w+/g) ?? []),
   );
-  const used = new Set(importers.flatMap(([, text]) => text.match(/\w+/g) ?? []));
   return source.exported().filter((exported) => !used.has(exported));
 }
 
