@@ -6378,10 +6378,11 @@ async function serveRequest(host: Host, invocation: Invocation, args: readonly s
   return invocation.json || role === "status" ? printed : status;
 }
 
-/** For people: instances of one name are shown with their LIMA_HOME. */
+/** For people: instances of one name are shown with their LIMA_HOME. The reports of other users' say it anyway. */
 function withHomes(reports: readonly Report[]): Report[] {
   const isTwice = (r: Report) => reports.some((other) => other !== r && other.name === r.name);
-  return reports.map((r) => r.home !== undefined && isTwice(r) ? { ...r, name: `${r.name} (${r.home})` } : r);
+  const named = ({ name, home }: Report) => `${name} (${home})`;
+  return reports.map((r) => r.home && r.owner === undefined && isTwice(r) ? { ...r, name: named(r) } : r);
 }
 
 /** How often `--status --wait` looks again. */

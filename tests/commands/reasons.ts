@@ -73,7 +73,7 @@ const ROWS: readonly [because: RegExp, asks: Asks | typeof NOTHING][] = [
   [/^ssh\.localPort of lima\.yaml/, lsofOf(({ what }) => `-iTCP:${/\d+/.exec(what)?.[0]}`)],
   [/^the host agent says that the instance is degraded/, runs("tail")],
   // Jobs of launchd.
-  [/^launchd grants it/, guard("--install")],
+  [/^launchd gives it/, guard("--install")],
   [/^it is (?:disabled|registered twice)|launchd jobs: |^its plist has no UserName/, runs("launchctl", "limactl")],
   [/^it runs without its job/, runs("launchctl", "lima-guard")],
   [/^launchd started it again/, runs("launchctl")],
