@@ -69,7 +69,7 @@ export class HereGround implements Ground {
     mac.settings.launchctl = `${launchd.bin}/launchctl`;
     mac.settings.devices = [{ prefix: home.root, dev: Deno.lstatSync("/").dev }];
     mac.settings.limits = LIMITS;
-    const source = await bundle(`${project}/lima_guard.ts`, `${mac.root}/guard.js`);
+    const source = await bundle(`${project}/tools/compiled.ts`, `${mac.root}/guard.js`);
     mac.prepare();
     const ground = new HereGround(home, launchd, mac);
     ground.#put(ground.guard, realGuard(mac, { mark: home.mark, source }));
@@ -107,7 +107,7 @@ export class HereGround implements Ground {
     const folder = `${mac.root}/${which}`;
     copyCheckout(folder, which);
     await bundle(`${folder}/tests/install_here.ts`, `${folder}/install.js`);
-    const source = await bundle(`${folder}/lima_guard.ts`, `${folder}/guard.js`);
+    const source = await bundle(`${folder}/tools/compiled.ts`, `${folder}/guard.js`);
     const installer = `${mac.root}/lib/run-${which}`;
     const run = Deno.readTextFileSync(`${mac.root}/lib/run`).replace(/\S+\/install\.js/, `${folder}/install.js`);
     mac.write(installer, run, ROOT, 0o755);
