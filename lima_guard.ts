@@ -4020,11 +4020,13 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
   try {
     const [known] = await Promise.all([lastKnown(ctx, instance), lookAgain(stop)]);
     // A command that was started need not have made a VM yet.
-    const wasThere = known === "running" || known === "start" && pidFilesOf(stop.seen).length > 0;
+    const hasFiles = pidFilesOf(stop.seen).length > 0;
+    const wasThere = known === "running" || (known === "start" && hasFiles);
     const byWord = ready?.isAcknowledged() === true;
     const gone = byWord ? "guest" : wasThere ? "gone before the request" : "already stopped";
     if (remaining(stop).length === 0) return stopResult(stop, gone);
-    const vmGone = !byWord && known === "running" && !hasDriverFile(stop.seen, "ours") &&
+    // Without any PID file (`rm *.pid`) nothing is said of the driver.
+    const vmGone = !byWord && known === "running" && hasFiles && !hasDriverFile(stop.seen, "ours") &&
       driversOf(stop.seen).length === 0;
     // A process lives that no PID file names.
     if (session === undefined) stop.session = openGuestSession(ctx.host, instance);
