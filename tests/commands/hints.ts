@@ -11,6 +11,7 @@ const PROSE = [
   /^did you mean --[a-z-]+\?$/,
   /^--[a-z-]+ takes names as separate words(?:, as in --[a-z-]+ \w+)?$/,
   /^then move its plist away$/,
+  /^where the mode permits it: System Settings, /,
   /^the top of a volume cannot be LIMA_HOME: move the instances into a folder of it, and name that one$/,
 ];
 const PROGRAMS = /^(?:lima-guard|limactl|launchctl|ls|ps|lsof|tail|kill|chmod|chown|mv|rm)$/;
