@@ -2200,7 +2200,7 @@ function lookAtInstance(
   if (look !== "absent") return "there";
   const home = pathComponents(host, limaHome).look;
   // launchd makes the folder of a log on the boot disk, where a volume is still to be mounted.
-  const isStub = limaHome.startsWith("/Volumes/") && isThere(home) && isOnBootVolume(host, home);
+  const isStub = isThere(home) && home.path.startsWith("/Volumes/") && isOnBootVolume(host, home);
   return isThere(home) && !isStub ? "gone" : "volume missing";
 }
 
