@@ -2689,6 +2689,7 @@ function removeFile(a: Acting, { path }: StepOf<"remove">): string | void {
     ? backup
     : undefined;
   if (old && !isStill(host, path, old.look, old.bytes)) {
+    a.leftAlone.push(path);
     throw new StepFailure(`${path} has changed in the meantime`, "changed");
   }
   const kept = path + TEMPORARY_SUFFIX + host.random();
@@ -2797,8 +2798,11 @@ async function rollBack(a: Acting): Promise<boolean> {
     mayLoad = isDone || step.kind !== "stop";
     if (!mayLoad) break;
   }
-  for (const undo of a.undo.toReversed()) areFilesBack = await attempt(undo) && areFilesBack;
-  const isOurs = !a.leftAlone.includes(plist) && isThere(run.host.stat(plist));
+  // A plist that cannot be put back needs its lima-guard and its backup, which were made before it.
+  let isUndone = true;
+  for (const undo of a.undo.toReversed()) isUndone &&= await attempt(undo);
+  areFilesBack &&= isUndone;
+  const isOurs = isUndone && !a.leftAlone.includes(plist) && isThere(run.host.stat(plist));
   const steps = load.map((step) => isOurs ? step : { ...step, expect: undefined }) as InstallStep[];
   let isOff = false;
   for (const step of mayLoad && isThere(run.host.stat(target.facts.place.file)) ? steps : []) {

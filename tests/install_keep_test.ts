@@ -4,7 +4,19 @@
  */
 
 import assert from "node:assert/strict";
-import { guarded, limactl, listed, macTest, macWith, ZOE } from "./install_mac.ts";
+import { BACKUP_SUFFIX } from "../install.ts";
+import {
+  DAEMON,
+  type FakeMac,
+  guarded,
+  limactl,
+  listed,
+  type MacRun,
+  type MacSettings,
+  macTest,
+  macWith,
+  ZOE,
+} from "./install_mac.ts";
 
 const QUICK = { quick: true };
 
@@ -102,3 +114,122 @@ macTest(
     }
   },
 );
+
+// ── what another program writes meanwhile ──
+
+/** The number of the effect that matches in such a run of another Mac. */
+async function effectOf(run: (mac: FakeMac) => Promise<unknown>, pattern: RegExp, nth = 1): Promise<number> {
+  const { mac } = macWith("daemon", QUICK);
+  await using _ = mac;
+  mac.settings.trace = true;
+  await run(mac);
+  const numbers = mac.effects().flatMap((line, i) => pattern.test(line) ? [i + 1] : []);
+  assert.ok(numbers.length >= nth, `${pattern}\n${mac.effects().join("\n")}`);
+  return numbers[nth - 1]!;
+}
+
+/** The uninstall of a job whose instance is gone. */
+async function lostInstance(mac: FakeMac, settings: MacSettings = {}): Promise<MacRun> {
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
+  mac.forget();
+  return await mac.run(["--uninstall", "--yes", "--json", "default"], { settings });
+}
+
+// What is written again while the job of a lost instance is removed, and right before which effect.
+const WRITTEN: [what: string, suffix: string, effect: RegExp][] = [
+  ["plist", "", / run \S+launchctl,bootout,/],
+  ["backup", BACKUP_SUFFIX, / rename \S+\.plist$/],
+];
+for (const [what, suffix, effect] of WRITTEN) {
+  macTest(`the instance is gone, and another program writes the ${what} again: it stays, and all is back`, async () => {
+    const hookAt = await effectOf(lostInstance, effect);
+    const { mac, file, text, job } = macWith("daemon", QUICK);
+    await using _ = mac;
+    const newer = text.replace("Background", "Standard");
+    mac.write(`${mac.root}/newer`, newer);
+    const path = file + suffix;
+    const run = await lostInstance(mac, { hookAt, hook: `cp -p ${mac.root}/newer ${path}.x && mv ${path}.x ${path}` });
+    assert.deepEqual([run.status, run.json().state], [75, "rolled back"], run.stdout + run.stderr);
+    assert.match(run.json().blockers[0].because, /has changed in the meantime/);
+    assert.match(JSON.stringify(run.json().notes), /changed by another program in the meantime, and was left alone/);
+    assert.deepEqual([Deno.readTextFileSync(path), mac.exists(file)], [newer, true]);
+    assert.deepEqual(job()?.args, suffix === "" ? limactl(mac) : guarded(mac));
+    assert.ok(!listed(mac.daemons).some((name) => name.includes("lima-guard-new")), listed(mac.daemons).join("\n"));
+  });
+}
+
+// ── rollbacks ──
+
+macTest("a rollback waits for the process of the job that it unloads, as long as that job may take", async () => {
+  const world = () => macWith("daemon", QUICK);
+  const hookAt = 1 + await effectOf((mac) => mac.run(["--yes", "default"]), / run \S+launchctl,bootstrap,/);
+  const { mac, job } = world();
+  await using _ = mac;
+  // The guard's process outlives its job, and longer than the old job could have.
+  const hook = `echo lingers=1 >${mac.state}/conf; pid=$(cat ${mac.state}/pid); kill -TERM $PPID
+    ( for n in $(seq 300); do [ $(grep -c 'launchctl bootout' ${mac.state}/log) -ge 2 ] && break; sleep 0.1; done
+      sleep 2; echo 'its process has ended' >>${mac.state}/log; rm ${mac.state}/alive/$pid ) >/dev/null 2>&1 &`;
+  const settings = { hookAt, hook, limits: { goneMs: 500, secondMs: 100 } };
+  const run = await mac.run(["--yes", "--json", "default"], { cwd: "/", settings });
+  assert.deepEqual([run.status, run.json().state], [1, "rolled back"], run.stdout + run.stderr);
+  const log = mac.log();
+  const ended = log.indexOf("its process has ended");
+  assert.ok(ended >= 0 && log.findLastIndex((line) => line.includes("launchctl bootstrap")) > ended, log.join("\n"));
+  assert.deepEqual(job()!.args, limactl(mac));
+});
+
+macTest("a rollback that cannot put the plist back leaves a whole job, and the copy of the old plist", async () => {
+  const failing = (mac: FakeMac, settings: MacSettings = {}) => {
+    mac.fault("bootstrap:1 122");
+    return mac.run(["--yes", "--json", "default"], { settings });
+  };
+  const failAt = await effectOf(failing, / rename \S+\.plist\.lima-guard-new-/, 2);
+  const { mac, file, text, job } = macWith("daemon", QUICK);
+  await using _ = mac;
+  const run = await failing(mac, { failAt });
+  assert.deepEqual([run.status, run.json().state], [1, "broken"], run.stdout + run.stderr);
+  const kept = listed(mac.daemons).filter((name) => name.startsWith(`${DAEMON}.plist.lima-guard-new-`));
+  assert.deepEqual(kept.map((name) => Deno.readTextFileSync(`${mac.daemons}/${name}`)), [text]);
+  assert.deepEqual([Deno.readTextFileSync(file + BACKUP_SUFFIX), job()?.args], [text, guarded(mac)]);
+  mac.forget();
+  const again = await mac.run(["--yes", "--json", "default"]);
+  assert.deepEqual([again.status, again.json().state], [0, "guarded"], again.stdout);
+  assert.deepEqual([job()!.args, job()!.pid !== undefined], [guarded(mac), true]);
+  assert.equal((await mac.run(["--uninstall", "--yes", "default"])).status, 0);
+  assert.equal(Deno.readTextFileSync(file), text);
+});
+
+macTest("a rollback that cannot load the job leaves the mark: the next install loads it", async () => {
+  const { mac, file, text, job } = macWith("daemon", QUICK);
+  await using _ = mac;
+  mac.fault(...Array.from({ length: 60 }, (_, i) => `bootstrap:${i + 1} 122`));
+  const run = await mac.run(["--yes", "--json", "default"]);
+  assert.deepEqual([run.status, run.json().state], [1, "broken"], run.stdout);
+  assert.deepEqual([job(), Deno.readTextFileSync(file)], [undefined, text]);
+  assert.deepEqual(listed(mac.daemons), [`${DAEMON}.plist`, `${DAEMON}.plist.lima-guard.json`]);
+  mac.forget();
+  const again = await mac.run(["--yes", "--json", "default"]);
+  assert.deepEqual([again.status, again.json().state], [0, "guarded"], again.stdout);
+  assert.deepEqual([job()?.args, job()?.pid !== undefined], [guarded(mac), true]);
+});
+
+for (
+  const [what, spoil] of [
+    ["fails", (mac: FakeMac) => mac.fault("bootstrap:1 122")],
+    ["keeps no job", (mac: FakeMac) => mac.conf("kept=0")],
+  ] as const
+) {
+  macTest(`--start of a job that is disabled and not loaded, where bootstrap ${what}: it is so again`, async () => {
+    const { mac, domain, label, file, text, job } = macWith("daemon", QUICK);
+    await using _ = mac;
+    mac.lose(domain, label);
+    mac.launchctl(["disable", `${domain}/${label}`]);
+    mac.forget();
+    spoil(mac);
+    const settings = { limits: { bootstrapMs: 300 } };
+    const run = await mac.run(["--yes", "--start", "--json", "default"], { settings });
+    assert.deepEqual([run.status, run.json().state], [1, "rolled back"], run.stdout);
+    assert.deepEqual([job(), mac.isDisabled(domain, label), Deno.readTextFileSync(file)], [undefined, true, text]);
+  });
+}
