@@ -3148,9 +3148,8 @@ function purgedFiles(
     return bytes === undefined || text.includes(guard) || text.includes(stringElement(guard));
   });
   const log = join(host.folders.log, LOG_NAME);
-  const guards = isNamed || guard === undefined || !isPlacedByUs(host, guard, user, memory)
-    ? []
-    : [guard, guard + PREVIOUS_SUFFIX, log];
+  const placed = guard !== undefined && isPlacedByUs(host, guard, user, memory) ? [guard, guard + PREVIOUS_SUFFIX] : [];
+  const guards = isNamed ? [] : [...placed, log];
   const isBackupLeft = backup !== undefined && job.guard === undefined && !removesJob;
   const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards].filter((p) => isThere(host.stat(p)));
   // The folders that an install makes, where they are of the same user and nothing else is in them.

@@ -7,7 +7,9 @@ import assert from "node:assert/strict";
 import { BACKUP_SUFFIX } from "../install.ts";
 import {
   DAEMON,
+  EVE,
   type FakeMac,
+  fixture,
   guarded,
   limactl,
   listed,
@@ -233,3 +235,75 @@ for (
     assert.deepEqual([job(), mac.isDisabled(domain, label), Deno.readTextFileSync(file)], [undefined, true, text]);
   });
 }
+
+// ── --purge ──
+
+macTest("--purge leaves a lima-guard that --guard has named, and takes what the install has made", async () => {
+  for (const isInItsPlace of [false, true]) {
+    const { mac, file, text } = macWith("daemon", QUICK);
+    await using _ = mac;
+    const own = mac.putGuard(isInItsPlace ? mac.guard : `${mac.system}/opt/lima-guard`, "\n# of a package\n");
+    mac.write(`${own}.previous`, "of a package too");
+    assert.equal((await mac.run(["--yes", "--guard", own, "default"])).status, 0);
+    const run = await mac.run(["--uninstall", "--purge", "--yes", "default"]);
+    assert.equal(run.status, 0, run.stdout + run.stderr);
+    assert.deepEqual([mac.exists(own), mac.exists(`${own}.previous`)], [true, true]);
+    assert.deepEqual([Deno.readTextFileSync(file), listed(mac.daemons)], [text, [`${DAEMON}.plist`]]);
+    assert.deepEqual(listed(`${mac.system}/var/log`), [], "the log of installs");
+  }
+});
+
+// Another plist beside the job's that may name its lima-guard.
+const UNREAD: [what: string, put: (mac: FakeMac, path: string, guard: string) => void][] = [
+  ["that its mode closes", (mac, path) => void mac.write(path, "<plist/>", ZOE, 0)],
+  ["that is a link to a FIFO", (mac, path) => {
+    new Deno.Command("mkfifo", { args: [`${mac.home}/fifo`] }).outputSync();
+    mac.own(`${mac.home}/fifo`, ZOE);
+    Deno.symlinkSync(`${mac.home}/fifo`, path);
+  }],
+  ["that is a link to nothing", (_, path) => Deno.symlinkSync("/nonexistent/x.plist", path)],
+  ["that is binary and names it", (mac, path, guard) => void mac.write(path, `bplist00\x5f\x10${guard}\0`, ZOE)],
+  ["in a folder of another user", (mac, path) => {
+    mac.folder(`${mac.root}/home/eve/jobs`, EVE);
+    Deno.symlinkSync(mac.write(`${mac.root}/home/eve/jobs/x.plist`, "<plist/>", EVE), path);
+  }],
+];
+for (const [what, put] of UNREAD) {
+  macTest(`--purge leaves the lima-guard beside a plist ${what}`, async () => {
+    const { mac, file, text, guard, as } = macWith("agent", QUICK);
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+    const other = `${mac.agents}/other.plist`;
+    put(mac, other, guard);
+    const args = ["--uninstall", "--purge", "--yes", "--plist", file, "default"];
+    const run = await mac.run(args, { as });
+    assert.deepEqual([run.status, mac.exists(guard)], [0, true], run.stdout + run.stderr);
+    assert.equal(Deno.readTextFileSync(file), text);
+    Deno.removeSync(other);
+    assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+    assert.equal((await mac.run(args, { as })).status, 0);
+    assert.equal(mac.exists(guard), false, "and without that plist it goes");
+  });
+}
+
+// ── a fleet of two users ──
+
+macTest("--all: a user's own agent is rolled back: root's daemons are not tried, and no sudo is called", async () => {
+  const { mac, as, domain, label } = macWith("agent", QUICK);
+  await using _ = mac;
+  mac.instance("k3s");
+  const daemon = fixture(mac, "lima-2.2-daemon").replaceAll("default", "k3s");
+  mac.load("system", mac.daemon("k3s", daemon));
+  mac.conf("broken=lima-guard", `sudoers=${ZOE.uid}`);
+  const run = await mac.run(["--yes", "--all", "--json"], { as });
+  const { instances } = JSON.parse(run.stdout);
+  const states = instances.map((i: { name: string; state: string }) => `${i.name} ${i.state}`);
+  assert.deepEqual([run.status, states], [1, ["default rolled back", "k3s not tried"]], run.stdout);
+  assert.match(instances[1].blockers[0].because, /default had to be rolled back/);
+  assert.deepEqual(mac.log().filter((line) => line.includes("sudo")), []);
+  assert.deepEqual(mac.job(domain, label)!.args, limactl(mac));
+  assert.deepEqual(mac.job("system", "io.lima-vm.daemon.k3s")!.args, limactl(mac, "k3s"));
+  mac.conf("broken=", `sudoers=${ZOE.uid}`);
+  const both = await mac.run(["--yes", "--all"], { as });
+  assert.equal(both.status, 0, both.stdout + both.stderr);
+});
