@@ -2480,7 +2480,9 @@ async function refuseSource(run: InstallRun, from: string): Promise<void> {
   const trust: Trust = { uids: [0, caller], admins: "may", purpose: "copy" };
   const name = caller === 0 ? "root" : (await userOf(run, String(caller))).name;
   const { why, hint = "", warnings } = await judgePath(run, from, trust, name);
-  for (const warning of warnings) say(run, `${warning}, and is copied from`);
+  // One of them, once.
+  const isSaid = run.sources.has(host.realPath(from).ok ?? "");
+  for (const warning of isSaid ? [] : warnings.slice(0, 1)) say(run, `copies ${from}, though ${warning}`);
   if (why === undefined) return;
   throw new Refusal(`Cannot copy ${from}: ${why}`, `${hint}; copy it into your home folder, mode 0700`);
 }

@@ -57,6 +57,11 @@ export function pretendedHost(
       const device = settings.devices?.find(({ prefix }) => path.startsWith(prefix));
       return typeof look === "object" && device ? { ...look, dev: device.dev } : look;
     },
+    read: (path, limit) => {
+      const line = `${real.uid} ${path}\n`;
+      if (settings.trace) Deno.writeTextFileSync(`${root}/state/reads`, line, { append: true });
+      return real.read(path, limit);
+    },
     lock: () => lockFile(isRoot ? `${own}/lima-guard-install.lock` : `${own}/.lima-guard-install.lock`),
     alive: (pid) => settings.launchctl ? real.alive(pid) : typeof real.stat(`${root}/state/alive/${pid}`) === "object",
     confirm: () => {

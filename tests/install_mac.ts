@@ -230,7 +230,7 @@ export class FakeMac implements AsyncDisposable {
 
   /** Calls are counted and logged from here on. */
   forget(): void {
-    for (const file of ["log", "calls", "fault", "guard_uids", "effects", "paths"]) {
+    for (const file of ["log", "calls", "fault", "guard_uids", "effects", "reads", "paths"]) {
       if (this.exists(`${this.state}/${file}`)) Deno.removeSync(`${this.state}/${file}`);
     }
   }
@@ -255,6 +255,11 @@ export class FakeMac implements AsyncDisposable {
 
   effects(): string[] {
     return this.#lines("effects");
+  }
+
+  /** Which files were read: `UID PATH`. */
+  reads(): string[] {
+    return this.#lines("reads");
   }
 
   /** With which PATH tools were called. */

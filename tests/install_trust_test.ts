@@ -234,6 +234,114 @@ for (const [what, spoil, words, args] of SPOILT) {
   });
 }
 
+// Homebrew's folders: whose they are, and whether lima-guard is copied from there.
+const CELLARS: [what: string, owner: Person, mode: number, isTaken: boolean][] = [
+  ["root's, of group admin", { ...ROOT, gid: 80 }, 0o775, true],
+  ["of an administrator and group admin", { ...ADA, gid: 80 }, 0o775, true],
+  ["of root and group wheel", ROOT, 0o775, true],
+  ["closed to its group", { ...ROOT, gid: 20 }, 0o755, true],
+  ["of group staff", { ...ADA, gid: 20 }, 0o775, false],
+  ["open to all", { ...ADA, gid: 80 }, 0o777, false],
+  ["another user's", { ...EVE, gid: 80 }, 0o775, false],
+];
+for (const [what, owner, mode, isTaken] of CELLARS) {
+  for (const as of [ROOT, ADA]) {
+    macTest(`a lima-guard of Homebrew's in folders ${what}, as ${as === ROOT ? "root by sudo" : as.name}`, async () => {
+      const { mac, job } = macWith("daemon");
+      await using _ = mac;
+      const cellar = `${mac.root}/opt/homebrew/Cellar/lima-guard/1/bin`;
+      const link = `${mac.root}/opt/homebrew/bin/lima-guard`;
+      mac.putGuard(`${cellar}/lima-guard`, "", owner);
+      Deno.symlinkSync("../Cellar/lima-guard/1/bin/lima-guard", link);
+      for (const folder of ["", "/bin", "/Cellar", "/Cellar/lima-guard", "/Cellar/lima-guard/1"]) {
+        mac.folder(`${mac.root}/opt/homebrew${folder}`, owner, mode);
+      }
+      mac.own(cellar, owner, mode);
+      const [before, pid] = [mac.tree(), job()!.pid];
+      // As the shell finds it: by its link.
+      const env: Record<string, string> = as === ROOT ? { SUDO_UID: String(ADA.uid) } : {};
+      const args = [link, "--install", "--yes", "default"];
+      const run = await mac.run(args, { as, program: `${mac.root}/lib/run`, env });
+      assert.equal(run.status, isTaken ? 0 : 1, run.stdout + run.stderr);
+      const said = run.stderr.match(/copies \S+lima-guard, though \S+opt\/homebrew can be written by group \w+$/gm) ??
+        [];
+      // By the person's process, and by root's.
+      const times = as === ROOT ? 1 : 2;
+      assert.equal(said.length, isTaken && (mode & 0o020) !== 0 ? times : 0, run.stderr);
+      if (isTaken) return assert.deepEqual(job()!.args, guarded(mac));
+      assert.match(run.stdout, /Cannot copy \S+lima-guard: .*(can be written by|belongs to user 503)/);
+      assert.deepEqual([mac.tree(), job()!.pid], [before, pid]);
+    });
+  }
+}
+
+macTest("what another user could have put in a place is judged before root reads it, and is not read", async () => {
+  const { mac } = macWith("daemon", { quick: true, trace: true });
+  await using _ = mac;
+  const [dir, theirs] = [`${mac.root}/guards`, `${mac.root}/home/eve/jobs`];
+  mac.folder(dir);
+  assert.equal((await mac.run(["--yes", "--guard-dir", dir, "default"])).status, 0);
+  mac.folder(theirs, EVE);
+  Deno.symlinkSync(mac.write(`${theirs}/x.plist`, fixture(mac, "lima-2.2-daemon"), EVE), `${mac.daemons}/x.plist`);
+  const spoilt: [what: string, spoil: () => void, path: string][] = [
+    ["the guard's folder", () => mac.own(dir, EVE, 0o777), `${dir}/lima-guard`],
+    ["the source", () => mac.own(mac.source, EVE), mac.source],
+  ];
+  for (const [what, spoil, path] of spoilt) {
+    spoil();
+    for (const words of [["--install", "--yes"], ["--check"], ["--uninstall", "--purge", "--dry-run"]]) {
+      mac.forget();
+      await mac.run([...words, "default"]);
+      const reads = mac.reads();
+      assert.ok(reads.length > 0, what);
+      assert.deepEqual(reads.filter((line) => line === `0 ${path}` || line.includes(theirs)), [], words.join(" "));
+      assert.deepEqual(reads.filter((line) => line.endsWith("/x.plist")), [], words.join(" "));
+    }
+  }
+});
+
+macTest("the program for events is judged in either way of writing the option", async () => {
+  const { mac, file, job } = macWith("daemon", { quick: true });
+  await using _ = mac;
+  const hook = mac.write(`${mac.root}/hook`, "#!/bin/sh\n", ROOT, 0o755);
+  assert.equal((await mac.run(["--yes", "--on-event", hook, "default"])).status, 0);
+  const joined = `<string>--on-event=${hook}</string>`;
+  const text = Deno.readTextFileSync(file).replace(/<string>--on-event<\/string>\s*<string>[^<]*<\/string>/, joined);
+  mac.write(file, text);
+  assert.ok(text.includes(joined));
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  assert.equal((await mac.run(["--check", "default"])).status, 0);
+  mac.own(hook, EVE);
+  const [before, pid] = [mac.tree(), job()!.pid];
+  const checked = await mac.run(["--check", "--json", "default"]);
+  assert.deepEqual([checked.status, checked.json().state], [1, "broken"], checked.stdout);
+  assert.match(checked.stdout, /--on-event: .*belongs to user 503/);
+  const refused = await mac.run(["--yes", "--restart", "--json", "default"]);
+  assert.deepEqual([refused.status, refused.json().state], [1, "refused"], refused.stdout);
+  assert.deepEqual([mac.tree(), job()!.pid], [before, pid]);
+});
+
+macTest("a dry run of a daemon prints for any person the steps that root would do", async () => {
+  const { mac } = macWith("daemon");
+  await using _ = mac;
+  mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
+  const before = mac.tree();
+  const steps = async (as: Person, words: string[]) => {
+    const run = await mac.run([...words, "--dry-run", "default"], { as });
+    assert.equal(run.status, 0, run.stdout + run.stderr);
+    return [...run.stdout.matchAll(/^ {2}would (.*)$/gm)].map((m) => m[1]);
+  };
+  const install = await steps(ADA, []);
+  assert.deepEqual(install, await steps(ROOT, []));
+  for (const word of ["--stop --json", "lima-guard --version", "mkdir -p", "bootout", "bootstrap"]) {
+    assert.equal(install.filter((line) => line?.includes(word)).length, 1, `${word}\n${install.join("\n")}`);
+  }
+  assert.deepEqual(mac.tree(), before);
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  const uninstall = await steps(ADA, ["--uninstall"]);
+  assert.deepEqual(uninstall, await steps(ROOT, ["--uninstall"]));
+});
+
 macTest("a lima-guard in a folder that is emptied at boot is refused", async () => {
   const folder = Deno.makeTempDirSync({ dir: "/tmp", prefix: "guard-" });
   try {
