@@ -157,29 +157,45 @@ asRoot(
   },
 );
 
-asRoot("a home of a LaunchDaemon is served where no host agent lives yet", async () => {
-  await using one = await tempLimaHome();
-  await using root = await tempLimaHome();
-  one.instance("k3s");
-  one.giveTo(zoe!);
-  Deno.chmodSync(one.root, 0o755);
-  const folder = "/Library/LaunchDaemons";
-  const plist = `${folder}/io.lima-guard.test.plist`;
-  Deno.mkdirSync(folder, { recursive: true });
-  Deno.writeTextFileSync(
-    plist,
-    `<plist><dict><key>UserName</key><string>${zoe!.name}</string><key>EnvironmentVariables</key><dict>
-<key>LIMA_HOME</key><string>${one.lima}</string></dict><key>ProgramArguments</key><array><string>/x/lima-guard</string>
-<string>--run</string><string>k3s</string><string>--</string><string>limactl</string></array></dict></plist>`,
-  );
-  try {
-    const { status, json, stderr } = await runGuard(root, ["--stop", "--all", "--json"], { env: everyonesEnv(root) });
-    const [report] = json().instances as Report[];
-    assert.deepEqual([status, report?.name, report?.home, report?.state], [0, "k3s", one.lima, "stopped"], stderr);
-  } finally {
-    Deno.removeSync(plist);
-  }
-});
+// How a LaunchDaemon says where its instance is: options of lima-guard's, and variables.
+const DAEMONS: [what: string, options: (home: Home) => string[], variables: (home: Home) => Record<string, string>][] =
+  [
+    ["LIMA_HOME", () => [], ({ lima }) => ({ LIMA_HOME: lima })],
+    ["--lima-home, not LIMA_HOME", ({ lima }) => ["--lima-home", lima], () => ({ LIMA_HOME: "/x" })],
+    ["--lima-home= in one word, not LIMA_HOME", ({ lima }) => [`--lima-home=${lima}`], () => ({ LIMA_HOME: "/x" })],
+    [
+      "--lima-home by ~/, and HOME",
+      ({ lima, root }) => ["--lima-home", lima.replace(root, "~")],
+      ({ root }) => ({ HOME: root }),
+    ],
+  ];
+for (const [what, options, variables] of DAEMONS) {
+  asRoot(`a home of a LaunchDaemon is served where no host agent lives yet: ${what}`, async () => {
+    await using one = await tempLimaHome();
+    await using root = await tempLimaHome();
+    one.instance("k3s");
+    one.giveTo(zoe!);
+    Deno.chmodSync(one.root, 0o755);
+    const folder = "/Library/LaunchDaemons";
+    const plist = `${folder}/io.lima-guard.test.plist`;
+    Deno.mkdirSync(folder, { recursive: true });
+    const args = ["/x/lima-guard", "--run", "k3s", ...options(one), "--", "limactl"];
+    const entries = Object.entries(variables(one)).map(([key, value]) => `<key>${key}</key><string>${value}</string>`);
+    Deno.writeTextFileSync(
+      plist,
+      `<plist><dict><key>UserName</key><string>${zoe!.name}</string><key>EnvironmentVariables</key><dict>
+${entries.join("")}</dict><key>ProgramArguments</key><array>
+${args.map((word) => `<string>${word}</string>`).join("")}</array></dict></plist>`,
+    );
+    try {
+      const { status, json, stderr } = await runGuard(root, ["--stop", "--all", "--json"], { env: everyonesEnv(root) });
+      const [report] = json().instances as Report[];
+      assert.deepEqual([status, report?.name, report?.home, report?.state], [0, "k3s", one.lima, "stopped"], stderr);
+    } finally {
+      Deno.removeSync(plist);
+    }
+  });
+}
 
 asRoot("the other roles of root touch nothing of another user, and say what to type", async () => {
   await using home = await tempLimaHome();

@@ -75,11 +75,13 @@ test("a disk lock of an instance that is gone is named where that instance is as
   void k3s;
 });
 
+const BARE = ["/x/limactl", "start", "k3s", "--foreground"];
+
 /** A login agent that starts k3s, with this beside its command. */
-function loginAgent(user: string, more: string): void {
+function loginAgent(user: string, more: string, command = BARE): void {
   const folder = `${user}/Library/LaunchAgents`;
   Deno.mkdirSync(folder, { recursive: true });
-  const args = ["/x/limactl", "start", "k3s", "--foreground"].map((word) => `<string>${word}</string>`).join("");
+  const args = command.map((word) => `<string>${word}</string>`).join("");
   const text =
     `<plist><dict><key>Label</key><string>x</string><key>ProgramArguments</key><array>${args}</array>${more}`;
   Deno.writeTextFileSync(`${folder}/x.plist`, `${text}</dict></plist>\n`);
@@ -116,5 +118,40 @@ for (
     loginAgent(home.user, more(k3s.dir));
     const { json, stdout } = await runGuard(home, ["--status", "k3s", "--json"]);
     assert.equal(json().instances[0].jobs.length, isOurs ? 1 : 0, stdout);
+  });
+}
+
+/** What a plist says of a home in its variables. */
+const variables = (home: string) =>
+  `<key>EnvironmentVariables</key><dict><key>LIMA_HOME</key><string>${home}</string></dict>`;
+
+for (
+  const [what, isOurs, options, more] of [
+    [
+      "of this home, and the directory of another one",
+      true,
+      (lima: string) => ["--lima-home", lima],
+      () => "<key>WorkingDirectory</key><string>/x/k3s</string>",
+    ],
+    [
+      "of this home, and LIMA_HOME of another one",
+      true,
+      (lima: string) => ["--lima-home", lima],
+      () => variables("/x"),
+    ],
+    ["of this home in one word", true, (lima: string) => [`--lima-home=${lima}`], () => variables("/x")],
+    ["of this home by ~/", true, () => ["--lima-home", "~/lima-of-k3s"], () => variables("/x")],
+    ["of another home, and LIMA_HOME of this one", false, () => ["--lima-home", "/x"], variables],
+    ["that is the command's own, and LIMA_HOME of this one", true, () => ["--", "/x", "--lima-home", "/x"], variables],
+  ] as const
+) {
+  test(`a login agent with a --lima-home ${what}`, async ({ home, k3s }) => {
+    Deno.symlinkSync(home.lima, `${home.user}/lima-of-k3s`);
+    const words = options(home.lima);
+    const command = ["/x/lima-guard", "--run", "k3s", ...words, ...words.includes("--") ? [] : ["--", ...BARE]];
+    loginAgent(home.user, more(home.lima), command);
+    const { json, stdout } = await runGuard(home, ["--status", "k3s", "--json"]);
+    assert.equal(json().instances[0].jobs.length, isOurs ? 1 : 0, stdout);
+    void k3s;
   });
 }
