@@ -2685,11 +2685,8 @@ function removeFile(a: Acting, { path }: StepOf<"remove">): string | void {
   if (!isThere(look)) return "it is gone already";
   if (look.kind === "directory") return void a.emptied.push(path);
   const { place, look: seen, bytes, backup } = a.target.facts;
-  const old = path === place.target
-    ? { look: seen, bytes }
-    : path === place.beside + BACKUP_SUFFIX
-    ? backup
-    : undefined;
+  const isBackup = path === place.beside + BACKUP_SUFFIX;
+  const old = path === place.target ? { look: seen, bytes } : isBackup ? backup : undefined;
   if (old && !isStill(host, path, old.look, old.bytes)) {
     a.leftAlone.push(path);
     throw new StepFailure(`${path} has changed in the meantime`, "changed");
@@ -2775,8 +2772,7 @@ async function handshake(a: Acting, { argv, what: words }: StepOf<"handshake">):
  * instance cannot be stopped stays loaded, since launchd's own stop would cut the guest off.
  */
 async function rollBack(a: Acting): Promise<boolean> {
-  const { run, target } = a;
-  const { target: plist } = target.facts.place;
+  const { run, target, target: { facts: { place: { target: plist, file } } } } = a;
   let isBack = true;
   const attempt = async (work: () => void | Promise<void>): Promise<boolean> => {
     try {
@@ -2803,17 +2799,16 @@ async function rollBack(a: Acting): Promise<boolean> {
   // A plist that cannot be put back needs its lima-guard and its backup, which were made before it.
   let isUndone = true;
   for (const undo of a.undo.toReversed()) isUndone &&= await attempt(undo);
-  areFilesBack &&= isUndone;
   const isOurs = isUndone && !a.leftAlone.includes(plist) && isThere(run.host.stat(plist));
   const steps = load.map((step) => isOurs ? step : { ...step, expect: undefined }) as InstallStep[];
   let isOff = false;
-  for (const step of mayLoad && isThere(run.host.stat(target.facts.place.file)) ? steps : []) {
+  for (const step of mayLoad && isThere(run.host.stat(file)) ? steps : []) {
     isOff = !await attempt(() => actStep(a, step)) && step.kind === "bootstrap" || isOff;
   }
   // Where it could not be loaded again, the mark stays: it says that this job is to be loaded.
   for (const undo of isOff ? [] : a.undoNoted.toReversed()) await attempt(undo);
   // What is kept may be the only copy of what could not be put back.
-  if (areFilesBack) removeThere(run.host, ...a.kept);
+  if (areFilesBack && isUndone) removeThere(run.host, ...a.kept);
   return isBack;
 }
 

@@ -3387,12 +3387,8 @@ function limaHomes(host: Host, option: string | undefined): Homes | { why: strin
   const given = option ?? (host.env("LIMA_HOME") || undefined);
   if (given === undefined && !userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
   if (given === undefined) return { isExplicit: false, paths: [join(userHome ?? "", ".lima"), ...otherHomes(host)] };
-  const path = userHome ? fromUserHome(given, userHome) : given;
+  const path = userHome && given.startsWith("~/") ? join(userHome, given.slice(2)) : given;
   return { isExplicit: true, paths: [path.startsWith("/") ? path : host.realPath(path).ok ?? path] };
-}
-
-function fromUserHome(path: string, userHome: string): string {
-  return path.startsWith("~/") ? join(userHome, path.slice(2)) : path;
 }
 
 /** Where Colima (by its own rule), Rancher Desktop and Finch have their instances. */
@@ -3691,7 +3687,7 @@ function isOfHome(host: Host, plist: string, { name, home }: Instance, isDaemon:
   const ofDir = basename(dir) === name ? dirname(dir) : undefined;
   const inVariables = readPlistString(entryOf(plist, "EnvironmentVariables"), "LIMA_HOME");
   const named = optionOf(readProgramArguments(plist), "--lima-home") ?? inVariables ?? ofDir;
-  if (named !== undefined) return realHome(host, fromUserHome(named, host.env("HOME") ?? "/")) === home;
+  if (named !== undefined) return realHome(host, named.replace(/^~(?=\/)/, host.env("HOME") ?? "~")) === home;
   const byName = [join(host.env("HOME") ?? "/", ".lima"), ...otherHomes(host)];
   return isDaemon || byName.some((path) => realHome(host, path) === home);
 }
@@ -4848,10 +4844,9 @@ async function daemonHomes(host: Host): Promise<OwnedHome[]> {
     const variables = entryOf(plist, "EnvironmentVariables");
     const userHome = readPlistString(variables, "HOME") ?? user.home;
     const colima = readPlistString(variables, "COLIMA_HOME") ?? join(userHome, ".colima");
-    const option = optionOf(args, "--lima-home");
-    const named = option === undefined ? readPlistString(variables, "LIMA_HOME") : fromUserHome(option, userHome);
-    const isColimas = args.some((word) => basename(word) === "colima");
-    return [{ user, home: named ?? (isColimas ? join(colima, "_lima") : join(userHome, ".lima")) }];
+    const given = optionOf(args, "--lima-home") ?? readPlistString(variables, "LIMA_HOME");
+    const byTool = args.some((word) => basename(word) === "colima") ? join(colima, "_lima") : join(userHome, ".lima");
+    return [{ user, home: given?.replace(/^~(?=\/)/, userHome) ?? byTool }];
   }));
   return found.flat();
 }

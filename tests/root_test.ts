@@ -5,6 +5,7 @@ import {
   agentOf,
   eventually,
   everyonesEnv,
+  type Home,
   isAlive,
   NO_ORDINARY_USER,
   ordinaryUser,
