@@ -1527,7 +1527,13 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
   const isAskedFor = timeout !== undefined &&
     (options.exitTimeoutS !== undefined || job.guard === undefined || now === timeout);
   const exitTimeoutS = isAskedFor ? timeout : Math.max(now, EXIT_TIMEOUT_S);
-  const stop = options.exitTimeoutS === undefined ? kept : withOption(kept, "--timeout", String(options.exitTimeoutS));
+  // A job that names the home in its command gets another one there.
+  const limaHomeIn = valueIn(kept, "--lima-home") === undefined ? undefined : options.limaHome;
+  const asked = {
+    "--timeout": options.exitTimeoutS?.toString(),
+    "--on-event": options.onEvent,
+    "--lima-home": limaHomeIn,
+  };
   const logs = logFolderOf(user);
   const mustMove = (path: string | undefined) =>
     path !== undefined && !(path.startsWith("/") && !isUnder(path, limaHome) && !path.startsWith("/Volumes/"));
@@ -1535,7 +1541,7 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
     facts.otherVolume && mustMove(path) ? join(logs, `${place.name}.${what}.log`) : undefined;
   return {
     guard,
-    guardOptions: withOption(stop, "--on-event", options.onEvent),
+    guardOptions: Object.entries(asked).reduce((all, [flag, value]) => withOption(all, flag, value), [...kept]),
     exitTimeoutS,
     keepAlive: options.keepAlive || (job.guard === undefined && memory.keepAlive === true),
     limaHome: facts.writesLimaHome ? limaHome : undefined,
@@ -2157,8 +2163,8 @@ function instanceInText(read: () => string, parse: PlistReader): string | undefi
 function limaHomeOf(host: InstallHost, job: LaunchdJob, user: User, name: string, options: InstallOptions) {
   const there = job.environment["LIMA_HOME"];
   const home = job.environment["HOME"] || user.home;
-  if (options.limaHome !== undefined) return { path: options.limaHome, writes: there === undefined };
   const named = valueIn(job.guardOptions, "--lima-home");
+  if (options.limaHome !== undefined) return { path: options.limaHome, writes: (there ?? named) === undefined };
   if (named) return { path: named.startsWith("~/") ? join(home, named.slice(2)) : named, writes: false };
   if (there) return { path: there, writes: false }; // empty is none, for Lima and for Colima
   const defaultHome = join(home, ".lima");

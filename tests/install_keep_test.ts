@@ -82,6 +82,21 @@ for (const [words, variables, limaHome] of HOMES) {
 }
 
 macTest(
+  "--lima-home for a job that names another one in its command: the command gets it, and nothing else",
+  async () => {
+    const { mac, file, job } = macWith("daemon", QUICK);
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    for (const name of ["a", "b"]) mac.instance("default", `${mac.home}/${name}`);
+    withWords(file, ["--lima-home", `${mac.home}/a`]);
+    const run = await mac.run(["--yes", "--json", "--lima-home", `${mac.home}/b`, "default"]);
+    assert.equal(run.status, 0, run.stdout);
+    assert.deepEqual(job()!.args, guarded(mac, mac.guard, "--lima-home", `${mac.home}/b`));
+    assert.ok(!Deno.readTextFileSync(file).includes("LIMA_HOME"));
+  },
+);
+
+macTest(
   "a Lima home on a volume that is not mounted is no lost instance, also where its folder is made already",
   async () => {
     // macOS mounts them below this folder.
