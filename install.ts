@@ -2550,10 +2550,14 @@ interface Acted {
 /** Does the steps in order. Whatever goes wrong, the old guard, file and job are put back. */
 async function act(run: InstallRun, target: Target, steps: readonly InstallStep[]): Promise<Acted> {
   const acting = new Acting(run, target);
+  const { file } = target.facts.place;
   const silence = run.host.onSignal(() => acting.isInterrupted = true);
   try {
     for (const step of steps) {
       if (acting.isInterrupted) throw new StepFailure("interrupted", "interrupted");
+      // Without its plist the job could not be loaded again: it stays as it is.
+      const unloads = !target.removesJob && (step.kind === "stop" || step.kind === "bootout");
+      if (unloads && !isThere(run.host.stat(file))) throw new StepFailure(`${file} has been removed`, "changed");
       await actStep(acting, step);
     }
     removeThere(run.host, ...acting.kept);
@@ -2797,9 +2801,8 @@ async function rollBack(a: Acting): Promise<boolean> {
   const now = a.hasTouchedLaunchd ? await pollUntilKnown(a) : target.facts.loaded;
   const { unload, load } = planRollback(target, now, a.hasBootedOut, run.actor);
   let mayLoad = a.hasTouchedLaunchd;
-  for (const step of a.hasTouchedLaunchd ? unload : []) {
-    const isDone = await attempt(() => actStep(a, step));
-    mayLoad = isDone || step.kind !== "stop";
+  for (const step of unload) {
+    mayLoad = await attempt(() => actStep(a, step)) || step.kind !== "stop";
     if (!mayLoad) break;
   }
   // A plist that cannot be put back needs its lima-guard and its backup, which were made before it.
@@ -2808,7 +2811,8 @@ async function rollBack(a: Acting): Promise<boolean> {
   const isOurs = isUndone && !a.leftAlone.includes(plist) && isThere(run.host.stat(plist));
   const steps = load.map((step) => isOurs ? step : { ...step, expect: undefined }) as InstallStep[];
   let isOff = false;
-  for (const step of mayLoad && isThere(run.host.stat(file)) ? steps : []) {
+  // What was never booted out needs no plist to be started.
+  for (const step of mayLoad && (!a.hasBootedOut || isThere(run.host.stat(file))) ? steps : []) {
     isOff = !await attempt(() => actStep(a, step)) && step.kind === "bootstrap" || isOff;
   }
   // Where it could not be loaded again, the mark stays: it says that this job is to be loaded.

@@ -253,8 +253,9 @@ macTest(
       line.startsWith(`0 rename ${plist}.lima-guard-new-`) ? [i + 1] : []
     );
     assert.equal(renames.length, 2, whole.effects().join("\n"));
-    const [replaced = 0, back = 0] = renames;
-    for (let hookAt = replaced + 1; hookAt < back; hookAt++) {
+    const [, back = 0] = renames;
+    const bootedOut = whole.effects().findIndex((line) => line.includes("launchctl,bootout")) + 1;
+    for (let hookAt = bootedOut; hookAt < back; hookAt++) {
       const { mac, file, job } = macWith("daemon", { quick: true });
       await using _ = mac;
       mac.fault(fault);
@@ -270,6 +271,26 @@ macTest(
     }
   },
 );
+
+macTest("a plist that another program removes before the job is unloaded: the old job runs on", async () => {
+  const { mac: whole, file: plist } = macWith("daemon", { quick: true });
+  await using _whole = whole;
+  assert.equal((await whole.run(["--yes", "default"], { settings: { trace: true } })).status, 0);
+  const effects = whole.effects();
+  const replaced = effects.findIndex((line) => line.startsWith(`0 rename ${plist}.lima-guard-new-`)) + 1;
+  const bootedOut = effects.findIndex((line) => line.includes("launchctl,bootout")) + 1;
+  assert.ok(replaced > 0 && bootedOut > replaced + 1, effects.join("\n"));
+  for (let hookAt = replaced + 1; hookAt < bootedOut; hookAt++) {
+    const { mac, file, job } = macWith("daemon", { quick: true });
+    await using _ = mac;
+    const { args } = job()!;
+    const run = await mac.run(["--yes", "--json", "default"], { settings: { hookAt, hook: `rm ${file}` } });
+    const words = `before effect ${hookAt} (${effects[hookAt - 1]})\n${run.stdout}`;
+    assert.deepEqual([run.status, run.json().state, mac.exists(file)], [75, "rolled back", false], words);
+    assert.deepEqual(job()?.args, args, words);
+    assert.notEqual(job()?.pid, undefined, words);
+  }
+});
 
 macTest("a run that is killed between bootout and bootstrap: the next one loads the job", async () => {
   const freezeAt = await effectNumber(/ run \/\S+launchctl,bootstrap/);
