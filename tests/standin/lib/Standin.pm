@@ -221,7 +221,12 @@ sub vm_on {
 }
 
 # The power button. A guest that is still booting reacts when it is up; a press before `deaf_ms` is lost.
-sub vm_ask_off { ask_off($GUEST_OFF_MS) if $POWER_BUTTON && now_ms() >= $HEARS_AT }
+# `presses` has a line for each.
+sub vm_ask_off {
+    my $heard = $POWER_BUTTON && now_ms() >= $HEARS_AT;
+    append_line("$GUEST/presses", $heard ? 'heard' : 'lost');
+    ask_off($GUEST_OFF_MS) if $heard;
+}
 
 sub ask_off {
     my ($ms) = @_;
