@@ -164,7 +164,12 @@ Deno.test("without permissions, and no terminal, the command that works is named
     /without permission for read, write.*hint: deno run -P install\.ts/,
   );
   const all = await run(["-P"]);
-  assert.equal(all.code, Deno.build.os === "darwin" ? all.code : 66, new TextDecoder().decode(all.stderr));
+  if (Deno.build.os === "darwin") return;
+  const said = new TextDecoder().decode(all.stderr) + new TextDecoder().decode(all.stdout);
+  // Another test may have a daemon's plist in /Library/LaunchDaemons at this moment.
+  const expected = all.code === 66 ? /Cannot find a job: no plist here/ : /launchd is part of macOS/;
+  assert.match(said, expected);
+  assert.ok(all.code === 66 || all.code === 1, said);
 });
 
 Deno.test("no page runs a program below /tmp as root, and none of them puts && behind a stop", async () => {
