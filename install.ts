@@ -200,10 +200,24 @@ export interface Plist {
 }
 
 /** A user, as `id -P` shows one. */
-type User = Readonly<NonNullable<ReturnType<typeof readUser>>>;
+interface User {
+  readonly name: string;
+  readonly uid: number;
+  readonly gid: number;
+  readonly home: string;
+}
 
 /** A file or folder, links not followed. `mode` has the sticky bit too. */
-export type FileLook = Readonly<Exclude<ReturnType<typeof lookAtPath>, string>>;
+export interface FileLook {
+  readonly path: string;
+  readonly kind: "file" | "directory" | "link" | "other";
+  readonly uid: number;
+  readonly gid: number;
+  readonly mode: number;
+  readonly dev: number;
+  readonly ino: number;
+  readonly size: number;
+}
 
 /** `denied`: a folder above does not let us look. */
 type Looked = FileLook | "absent" | "denied";
@@ -246,10 +260,41 @@ interface JobPlace {
 }
 
 /** What the last install was asked for; and the job that it had booted out when it was interrupted. */
-type Memory = Readonly<ReturnType<typeof readMemory>>;
+interface Memory {
+  readonly guard: string | undefined;
+  /** The guard was put there by an install, and an upgrade replaces it. */
+  readonly isPlaced: boolean | undefined;
+  readonly options: readonly string[] | undefined;
+  readonly keepAlive: boolean | undefined;
+  readonly bootedOut:
+    | { readonly boot: string; readonly wasRunning: boolean; readonly wasDisabled: boolean }
+    | undefined;
+}
 
 /** All about a job, before anything is decided. */
-type JobFacts = Readonly<Awaited<ReturnType<typeof lookAtJob>>>;
+interface JobFacts {
+  readonly place: JobPlace;
+  readonly look: FileLook;
+  readonly bytes: Uint8Array;
+  readonly plist: Plist;
+  readonly job: LaunchdJob;
+  readonly user: User;
+  readonly backup: { readonly bytes: Uint8Array; readonly plist: Plist; readonly look: FileLook } | undefined;
+  /** A backup that is there and cannot be believed: why. */
+  readonly badBackup: string | undefined;
+  readonly memory: Memory;
+  readonly limaHome: string;
+  readonly writesLimaHome: boolean;
+  readonly otherVolume: boolean;
+  readonly instance: "there" | "gone" | "volume missing" | "hidden";
+  readonly domain: string;
+  readonly loaded: Loaded;
+  readonly domains: readonly string[];
+  readonly disabled: boolean | undefined;
+  /** A run that was killed has left it enabled: it counts as disabled, and is to be so again. */
+  readonly isLeftEnabled: boolean;
+  readonly notes: readonly string[];
+}
 
 /** The guard that the job is to run, and how it gets there. */
 interface GuardFacts {
@@ -858,7 +903,7 @@ function readLimaLabels(text: string): string[] {
 }
 
 /** A user of `id -P`: ten fields, the home is the last but one. */
-export function readUser(line: string) {
+export function readUser(line: string): User | undefined {
   const fields = line.trim().split(":");
   const [name = "", , uid, gid] = fields;
   const home = fields.at(-2) ?? "";
@@ -899,14 +944,13 @@ function jsonOf(text: string): Record<string, unknown> {
 }
 
 /** What the last run has noted beside the plist; anything that is not of that shape is left out. */
-function readMemory(text: string) {
+function readMemory(text: string): Memory {
   const { guard, isPlaced, options, keepAlive, bootedOut } = jsonOf(text);
   const isTexts = Array.isArray(options) && options.every((o) => typeof o === "string" && !/^--run$|^--$/.test(o));
   const { boot, wasRunning, wasDisabled } = Object(bootedOut) as Record<string, unknown>;
   const isMark = typeof boot === "string" && typeof wasRunning === "boolean";
   return {
     guard: typeof guard === "string" && guard.startsWith("/") ? guard : undefined,
-    /** The guard was put there by an install, and an upgrade replaces it. */
     isPlaced: typeof isPlaced === "boolean" ? isPlaced : undefined,
     options: isTexts ? options as readonly string[] : undefined,
     keepAlive: typeof keepAlive === "boolean" ? keepAlive : undefined,
@@ -1552,7 +1596,12 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
 }
 
 /** What of the world keeps the job from starting the instance: install refuses it, `--check` names it. */
-type WorldFacts = Readonly<Awaited<ReturnType<typeof lookAtWorld>>>;
+interface WorldFacts {
+  /** The program of the command is there and can be run; else where another one is. */
+  readonly tool: "there" | "gone" | "hidden";
+  readonly otherTool: string | undefined;
+  readonly eventProgram: PathVerdict | undefined;
+}
 
 /** A finding: what is wrong, what could not be found out, or a note; and whether it holds. */
 type Finding = readonly [kind: "trouble" | "unknown" | "note", holds: boolean, words: string];
@@ -2067,7 +2116,7 @@ async function readJobFile(run: InstallRun, place: JobPlace): Promise<{ look: Fi
 }
 
 /** All about a job, before anything is decided. Changes nothing. */
-async function lookAtJob(run: InstallRun, place: JobPlace) {
+async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const { host, options } = run;
   const { look, bytes } = await readJobFile(run, place);
   const plist = readPlist(decodePlist(bytes, place.file), await host.plistReader());
@@ -2102,7 +2151,6 @@ async function lookAtJob(run: InstallRun, place: JobPlace) {
     instance: lookAtInstance(host, home.path, dir),
     notes: isAgent ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
     ...launchd,
-    /** A run that was killed has left it enabled: it counts as disabled, and is to be so again. */
     isLeftEnabled,
     disabled: isLeftEnabled || launchd.disabled,
   };
@@ -2196,11 +2244,7 @@ function isOtherVolume(host: InstallHost, dir: string): boolean {
   return !isOnBootVolume(host, look);
 }
 
-function lookAtInstance(
-  host: InstallHost,
-  limaHome: string,
-  dir: string,
-): "there" | "gone" | "volume missing" | "hidden" {
+function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFacts["instance"] {
   const { look } = pathComponents(host, join(dir, "lima.yaml"));
   if (look === "denied") return "hidden";
   if (look !== "absent") return "there";
@@ -2270,15 +2314,14 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
 }
 
 /** The program of the job's command, and what else must be there at the next start. */
-async function lookAtWorld(run: InstallRun, { job, user }: JobFacts) {
+async function lookAtWorld(run: InstallRun, { job, user }: JobFacts): Promise<WorldFacts> {
   const { host } = run;
-  if (host.os !== "darwin") return { tool: "there" as const, otherTool: undefined, eventProgram: undefined };
+  if (host.os !== "darwin") return { tool: "there", otherTool: undefined, eventProgram: undefined };
   const lookAt = (path: string) => pathComponents(host, path).look;
   const program = job.command[0] ?? "";
   const look = lookAt(program);
   const isProgramThere = isThere(look) && look.kind === "file" && (look.mode & 0o111) !== 0;
-  const isTool = isProgramThere || !program.startsWith("/");
-  const tool = look === "denied" ? "hidden" as const : isTool ? "there" as const : "gone" as const;
+  const tool = look === "denied" ? "hidden" : isProgramThere || !program.startsWith("/") ? "there" : "gone";
   const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
   const otherTool = others.find((path) => isThere(lookAt(path)));
   const event = run.options.onEvent ?? valueIn(job.guardOptions, "--on-event");
@@ -3754,16 +3797,15 @@ const realFiles = {
   },
 };
 
-function lookAtPath(path: string) {
+function lookAtPath(path: string): Looked {
   try {
     const { isSymlink, isFile, isDirectory, uid, gid, mode, dev, ino, size } = Deno.lstatSync(path);
-    type Kind = "link" | "file" | "directory" | "other";
-    const kind: Kind = isSymlink ? "link" : isFile ? "file" : isDirectory ? "directory" : "other";
+    const kind = isSymlink ? "link" : isFile ? "file" : isDirectory ? "directory" : "other";
     return { path, kind, uid: uid ?? -1, gid: gid ?? -1, mode: (mode ?? 0) & 0o7777, dev, ino: ino ?? 0, size };
   } catch (error) {
-    if (error instanceof Deno.errors.PermissionDenied) return "denied" as const;
-    if (error instanceof Deno.errors.NotFound) return "absent" as const;
-    if (error instanceof Error && "code" in error && error.code === "ENOTDIR") return "absent" as const;
+    if (error instanceof Deno.errors.PermissionDenied) return "denied";
+    if (error instanceof Deno.errors.NotFound) return "absent";
+    if (error instanceof Error && "code" in error && error.code === "ENOTDIR") return "absent";
     throw error;
   }
 }
