@@ -4,6 +4,7 @@
  */
 
 import assert from "node:assert/strict";
+import { eventually } from "./helpers/processes.ts";
 import { ADA, DAEMON, type FakeMac, guarded, limactl, macTest, macWith, ROOT, ZOE } from "./install_mac.ts";
 
 macTest("a newer guard that answers and does not run: the old guard, its job and its files are back", async () => {
@@ -58,8 +59,7 @@ macTest("a command that is late is killed with all its children", async () => {
   const run = await mac.run(["--yes", "--json", "default"], { settings: { limits: { commandMs: 300 } } });
   assert.equal(run.status, 1, run.stdout);
   assert.match(run.json().blockers[0].because, /did not end in time/);
-  const left = new Deno.Command("pgrep", { args: ["-f", `${mac.root}/bin/plutil`] }).outputSync();
-  assert.equal(new TextDecoder().decode(left.stdout), "");
+  await untilNoneRuns(`${mac.root}/bin/plutil`);
 });
 
 macTest(
@@ -83,8 +83,7 @@ macTest(
       const because = run.json().blockers[0].because;
       assert.match(because, /it did not say its version to zoe: (lima-guard \d|it did not end in time)/);
       assert.deepEqual([mac.tree(), job()!.pid], [before, pid]);
-      const left = new Deno.Command("pgrep", { args: ["-f", mac.guard] }).outputSync();
-      assert.equal(new TextDecoder().decode(left.stdout), "");
+      await untilNoneRuns(mac.guard);
     }
   },
 );
@@ -161,8 +160,7 @@ for (const look of LOOKS) {
     assert.ok(mac.log().some((line) => line.includes(look.split(":")[0]!)), mac.log().join("\n"));
     if (run.status !== 0) assert.deepEqual([mac.tree(), job()!.pid], [before, pid], run.stdout);
     assert.ok([0, 1, 75].includes(run.status), run.stdout);
-    const left = new Deno.Command("pgrep", { args: ["-f", `${mac.root}/bin/`] }).outputSync();
-    assert.equal(new TextDecoder().decode(left.stdout), "");
+    await untilNoneRuns(`${mac.root}/bin/`);
   });
 }
 
@@ -177,11 +175,18 @@ macTest("a FIFO among the user's login agents hangs neither root's child nor the
   assert.deepEqual([run.status, run.json().state], [75, "unknown"], run.stdout);
   assert.match(run.json().blockers[0].because, /Cannot read .*LaunchAgents\/x\.plist: it did not end in time/);
   assert.deepEqual([mac.tree(), job()!.pid], [before, pid]);
-  const left = new Deno.Command("pgrep", { args: ["-f", fifo] }).outputSync();
-  assert.equal(new TextDecoder().decode(left.stdout), "");
+  await untilNoneRuns(fifo);
   const asOwner = await mac.run(["--check", "--plist", fifo, "default"], { as: ZOE });
   assert.match(asOwner.stdout, /is no file/);
 });
+
+/** No process has this in its command: one that was killed may still need a moment. */
+async function untilNoneRuns(words: string): Promise<void> {
+  await eventually(() => {
+    const { stdout } = new Deno.Command("pgrep", { args: ["-f", words] }).outputSync();
+    assert.equal(new TextDecoder().decode(stdout), "");
+  });
+}
 
 /** The number of the effect of an undisturbed run whose line matches: before it something can be made to happen. */
 async function effectNumber(pattern: RegExp, then: string[] = [], spoil = (_: FakeMac) => {}): Promise<number> {
