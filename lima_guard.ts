@@ -4107,10 +4107,14 @@ function timeoutsOf(stop: Stop): Timeouts {
   return { ...STOP_TIMEOUTS, psMs: Math.min(PS_LIMIT_MS, leftMs / 4), lsofMs: Math.min(LSOF_LIMIT_MS, leftMs / 2) };
 }
 
-/** What was proven before, and no file names now or is unknown now, is there until the system says that it is gone. */
+/**
+ * What was proven before, and no file names now or is unknown now, is there until the system says that it is gone. What was
+ * unknown is searched for among all processes: a host agent that ends removes ha.pid, whatever it named.
+ */
 async function lookAgain(stop: Stop): Promise<void> {
   const before = remaining(stop);
-  const now = await observeProcesses(stop.ctx, stop.instance, timeoutsOf(stop), stop.seen.searched);
+  const searchAll = stop.seen.searched || unknownsOf(stop.seen).length > 0;
+  const now = await observeProcesses(stop.ctx, stop.instance, timeoutsOf(stop), searchAll);
   const unseen = before.filter((p) => !now.alive.some((n) => n.row.pid === p.row.pid));
   const living = unseen.filter((p) => stop.ctx.host.alive(p.row.pid) === "yes");
   const kept = living.length === 0 ? [] : await stillAlive(stop.ctx.host, living, timeoutsOf(stop).psMs);
