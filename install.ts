@@ -40,9 +40,11 @@ import {
   commandLine,
   DEFAULT_BUDGET_S,
   EXIT,
+  expandHome,
   type Host,
   LAUNCHD_DEFAULT_S,
   nameTrouble,
+  optionOf,
   quote,
   readJournal,
   readPrint,
@@ -243,20 +245,19 @@ type Loaded =
   }
   | { readonly kind: "absent" }
   | { readonly kind: "no session" }
+  | { readonly kind: "not asked" }
   | { readonly kind: "unknown"; readonly why: string };
 
-/**
- * A job's plist: `file` as it is called, `target` where a link leads. `file` kind: launchd does not read it there. Who
- * must change it: root for a daemon, the owner of its folder for an agent, else its own.
- */
+/** A job's plist: `file` as it is called, `target` where a link leads. `file` kind: launchd does not read it there. */
 interface JobPlace {
-  readonly changer: number;
-  /** What the names of our own files begin with. It is the target, except where the plist is gone and only they are left. */
-  readonly beside: string;
   readonly name: string;
   readonly kind: "daemon" | "agent" | "file";
   readonly file: string;
   readonly target: string;
+  /** What the names of our own files begin with. It is the target, except where the plist is gone and only they are left. */
+  readonly beside: string;
+  /** Who must change it: root for a daemon, the owner of its folder for an agent, else its own. */
+  readonly changer: number;
 }
 
 /** What the last install was asked for; and the job that it had booted out when it was interrupted. */
@@ -746,14 +747,8 @@ function isGuard(args: readonly string[]): boolean {
   return /^lima-guard/.test(basename(args[0] ?? "")) && args.slice(0, end < 0 ? args.length : end).includes("--run");
 }
 
-/** The value of an option of lima-guard's own, in either way of writing it. */
-function valueIn(options: readonly string[], flag: string): string | undefined {
-  const at = options.indexOf(flag);
-  return at >= 0 ? options[at + 1] : options.find((o) => o.startsWith(`${flag}=`))?.slice(flag.length + 1);
-}
-
 function timeoutIn(options: readonly string[]): number | undefined {
-  const text = valueIn(options, "--timeout");
+  const text = optionOf(options, "--timeout");
   return text === undefined || !/^\d+$/.test(text) ? undefined : Number(text);
 }
 
@@ -952,7 +947,7 @@ function readMemory(text: string): Memory {
   return {
     guard: typeof guard === "string" && guard.startsWith("/") ? guard : undefined,
     isPlaced: typeof isPlaced === "boolean" ? isPlaced : undefined,
-    options: isTexts ? options as readonly string[] : undefined,
+    options: isTexts ? options : undefined,
     keepAlive: typeof keepAlive === "boolean" ? keepAlive : undefined,
     bootedOut: isMark ? { boot, wasRunning, wasDisabled: wasDisabled === true } : undefined,
   };
@@ -1572,7 +1567,7 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
     (options.exitTimeoutS !== undefined || job.guard === undefined || now === timeout);
   const exitTimeoutS = isAskedFor ? timeout : Math.max(now, EXIT_TIMEOUT_S);
   // A job that names the home in its command gets another one there.
-  const limaHomeIn = valueIn(kept, "--lima-home") === undefined ? undefined : options.limaHome;
+  const limaHomeIn = optionOf(kept, "--lima-home") === undefined ? undefined : options.limaHome;
   const asked = {
     "--timeout": options.exitTimeoutS?.toString(),
     "--on-event": options.onEvent,
@@ -1698,7 +1693,7 @@ function judgeLoaded({ job, loaded, disabled, place }: JobFacts, needed: number)
   const isSame = isWrapped && isEqual(args, job.args);
   const inForce = `launchd has an exit timeout of ${exitTimeoutS} s in force`;
   const isShort = exitTimeoutS < Math.min(needed, inFile);
-  const isStarted = isSame && loaded.startsByItself === true && !job.startsByItself;
+  const isStarted = isSame && loaded.startsByItself && !job.startsByItself;
   return [
     ...found,
     ["trouble", !isWrapped, "the loaded job does not run lima-guard"],
@@ -1819,13 +1814,23 @@ function commandWords(options: InstallOptions, names: readonly string[], program
 
 type Shared = "os" | "uid" | "clockMs" | "pause" | "linkTarget" | "realPath" | "list" | "writeTrouble";
 
-/** What it does to files, with a person, and with the packages is what the real one does; tests put their own in its place. */
-export interface InstallHost
-  extends Pick<Host, Shared | "stdout" | "stderr">, Readonly<typeof realFiles>, ReturnType<typeof realPerson> {
+export interface InstallHost extends Pick<Host, Shared | "stdout" | "stderr"> {
   readonly arch: string;
   readonly canAsk: boolean;
   readonly limits: InstallLimits;
-  readonly folders: ReturnType<typeof realFolders>;
+  readonly folders: {
+    readonly daemons: string;
+    /** Where root puts guards: the first that only root can change. */
+    readonly guards: readonly string[];
+    /** A folder on each of the boot volumes. */
+    readonly boot: readonly string[];
+    /** Root's own, for its lock and for what is signed. */
+    readonly own: string;
+    /** Where what was done is logged: root's, or this user's. */
+    readonly log: string;
+    /** Where another limactl may be. */
+    readonly programs: readonly string[];
+  };
   /** This program, where it is a compiled one; else the folder of the script. */
   readonly self: { readonly binary?: string; readonly folder?: string };
   /** The first four bytes of what counts as a compiled program here. */
@@ -1841,6 +1846,19 @@ export interface InstallHost
   settle(): void;
   absolute(path: string): string;
 
+  stat(path: string): Looked;
+  /** A regular file's bytes, at most so many; undefined where it is none, or may not be read. Never waits. */
+  read(path: string, most: number): Uint8Array | undefined;
+  /** Makes a file that must not be there yet: mode and group come with the descriptor; on the disk when this returns. */
+  create(path: string, bytes: Uint8Array, mode: number, gid: number): void;
+  /** Adds to a regular file of this user, which is made where it is missing; never through a link. */
+  append(path: string, text: string): void;
+  rename(from: string, to: string): void;
+  link(from: string, to: string): void;
+  remove(path: string): void;
+  makeFolder(path: string, mode: number): void;
+  /** Waits until what a folder holds is on the disk. */
+  sync(folder: string): void;
   /** The lock of all installs of this user; or the PID that has it. */
   lock(): { close(): void } | { pid: string };
   random(): string;
@@ -1850,7 +1868,12 @@ export interface InstallHost
   run(argv: Argv, options: { readonly limitMs: number; readonly words?: string }): Promise<Answer>;
   /** Runs a command with the terminal; its stdout is passed on as it comes, or only returned. */
   handOver(argv: Argv, passesOn: boolean): Promise<{ code: number; stdout: string }>;
+  confirm(question: string): Promise<boolean>;
+  progress(text: string): { finish(): void };
   compile(folder: string): Promise<string | Answer>;
+  onSignal(take: () => void): () => void;
+  plistReader(): Promise<PlistReader>;
+  unifiedDiff(path: string, before: string, after: string): Promise<string>;
 }
 
 /** What one run looks at once: the host, its options, and what has been placed already. */
@@ -2099,15 +2122,20 @@ async function readJobFile(run: InstallRun, place: JobPlace): Promise<{ look: Fi
   const { changer } = place;
   if (host.os === "darwin" && (options.role !== "check" || host.uid === 0 || changer === 0)) {
     const verdict = await judgePath(run, place.file, trustOf(changer, "run"));
-    const isOthers = look.uid !== changer;
-    const others = `it belongs to user ${look.uid}, not to user ${changer}, and launchd refuses it (122)`;
-    const loose = (look.mode & 0o022) === 0 ? undefined : "another user can write it, and launchd refuses it (122)";
-    const why = isOthers ? others : verdict.why ?? loose;
-    const fix = `sudo chown root:wheel ${quote(place.target)}; sudo chmod 0644 ${quote(place.target)}`;
-    const own = isOthers ? `sudo chown ${changer} ${quote(place.target)}` : `chmod go-w ${quote(place.target)}`;
-    const cure = changer === 0 ? fix : own;
-    if (why !== undefined) {
-      throw new Refusal(`Cannot take ${place.file}: ${why}`, isOthers ? cure : verdict.hint ?? cure);
+    const file = quote(place.target);
+    const refuse = (why: string, own: string) => {
+      const cure = changer === 0 ? `sudo chown root:wheel ${file}; sudo chmod 0644 ${file}` : own;
+      throw new Refusal(`Cannot take ${place.file}: ${why}`, cure);
+    };
+    if (look.uid !== changer) {
+      refuse(
+        `it belongs to user ${look.uid}, not to user ${changer}, and launchd refuses it (122)`,
+        `sudo chown ${changer} ${file}`,
+      );
+    }
+    if (verdict.why !== undefined) throw new Refusal(`Cannot take ${place.file}: ${verdict.why}`, verdict.hint);
+    if ((look.mode & 0o022) !== 0) {
+      refuse("another user can write it, and launchd refuses it (122)", `chmod go-w ${file}`);
     }
   }
   const bytes = host.read(place.target, PLIST_LIMIT_BYTES + 1);
@@ -2211,9 +2239,9 @@ function instanceInText(read: () => string, parse: PlistReader): string | undefi
 function limaHomeOf(host: InstallHost, job: LaunchdJob, user: User, name: string, options: InstallOptions) {
   const there = job.environment["LIMA_HOME"];
   const home = job.environment["HOME"] || user.home;
-  const named = valueIn(job.guardOptions, "--lima-home");
+  const named = optionOf(job.guardOptions, "--lima-home");
   if (options.limaHome !== undefined) return { path: options.limaHome, writes: (there ?? named) === undefined };
-  if (named) return { path: named.startsWith("~/") ? join(home, named.slice(2)) : named, writes: false };
+  if (named) return { path: expandHome(named, home), writes: false };
   if (there) return { path: there, writes: false }; // empty is none, for Lima and for Colima
   const defaultHome = join(home, ".lima");
   const folder = job.workingDirectory;
@@ -2296,7 +2324,7 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
   const { host } = run;
   if (host.os !== "darwin" || place.kind === "file") {
     const domain = place.kind === "agent" ? `gui/${uid}` : "system";
-    return { domain, loaded: ABSENT, disabled: false, domains: [] as string[] };
+    return { domain, loaded: ABSENT, disabled: false, domains: [] };
   }
   const names = place.kind === "daemon" ? ["system"] : [`gui/${uid}`, `user/${uid}`];
   const asked = [];
@@ -2324,7 +2352,7 @@ async function lookAtWorld(run: InstallRun, { job, user }: JobFacts): Promise<Wo
   const tool = look === "denied" ? "hidden" : isProgramThere || !program.startsWith("/") ? "there" : "gone";
   const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
   const otherTool = others.find((path) => isThere(lookAt(path)));
-  const event = run.options.onEvent ?? valueIn(job.guardOptions, "--on-event");
+  const event = run.options.onEvent ?? optionOf(job.guardOptions, "--on-event");
   if (event === undefined) return { tool, otherTool, eventProgram: undefined };
   const missing = { why: `${event} is not there`, hint: undefined, warnings: [] };
   const eventProgram = isThere(lookAt(event)) && await judgePath(run, event, trustOf(user.uid, "run"), user.name);
@@ -2405,7 +2433,6 @@ async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: st
   if (options.guardDir !== undefined) return { path: join(options.guardDir, GUARD_NAME), isPlaced: true };
   const kept = facts.job.guard ?? facts.memory.guard;
   const { changer } = facts.place;
-  const own = join(facts.user.home, ".local/libexec");
   if (kept !== undefined) return { path: kept, isPlaced: isPlacedByUs(host, kept, facts.user, facts.memory) };
   if (changer !== 0) {
     for (const folder of host.folders.guards) {
@@ -2414,7 +2441,7 @@ async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: st
         return { path, isPlaced: false };
       }
     }
-    return { path: join(own, GUARD_NAME), isPlaced: true };
+    return { path: join(ownGuardFolder(facts.user), GUARD_NAME), isPlaced: true };
   }
   let first: PathVerdict | undefined;
   for (const folder of host.folders.guards) {
@@ -2425,10 +2452,15 @@ async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: st
   throw new Refusal(`Cannot put lima-guard into ${host.folders.guards.join(" or ")}: ${first?.why}`, "--guard-dir DIR");
 }
 
+/** Where the lima-guard of a user's own login agents is put. */
+function ownGuardFolder({ home }: User): string {
+  return join(home, ".local/libexec");
+}
+
 /** Whether an install has put this lima-guard there: as it is remembered, else by its place. */
-function isPlacedByUs({ folders }: InstallHost, guard: string, { home }: User, memory: Memory): boolean {
+function isPlacedByUs({ folders }: InstallHost, guard: string, user: User, memory: Memory): boolean {
   if (memory.guard === guard) return memory.isPlaced === true;
-  return basename(guard) === GUARD_NAME && [...folders.guards, join(home, ".local/libexec")].includes(dirname(guard));
+  return basename(guard) === GUARD_NAME && [...folders.guards, ownGuardFolder(user)].includes(dirname(guard));
 }
 
 /** The version of what is in place, if it is judged to be safe to run, asked as the job's user. */
@@ -2909,9 +2941,9 @@ async function stopInstance(a: Acting, { argv, what, pid: planned }: StepOf<"sto
   if (ended === undefined || !host.alive(pid)) return "its process has ended";
   const answer = ended as Answer;
   // A stop that was killed looks like one that went well, but has said nothing.
-  const isDone = answer.code === EXIT.done && stopReport(answer).status === EXIT.done;
+  const { status, state, blockers } = stopReport(answer);
+  const isDone = answer.code === EXIT.done && status === EXIT.done;
   const isStopped = !answer.late && (isDone || (removesJob && answer.code === EXIT.noInstance));
-  const { state, blockers } = stopReport(answer);
   if (!isStopped) {
     throw new StepFailure(blockers?.[0]?.because ?? `${state ?? "it"} was not stopped: ${inWords(answer)}`);
   }
@@ -3203,7 +3235,7 @@ function purgedFiles(
   const isBackupLeft = backup !== undefined && job.guard === undefined && !removesJob;
   const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards].filter((p) => isThere(host.stat(p)));
   // The folders that an install makes, where they are of the same user and nothing else is in them.
-  const own = join(user.home, ".local/libexec");
+  const own = ownGuardFolder(user);
   for (const made of [host.folders.guards[0] ?? "", own, dirname(own)]) {
     const look = host.stat(made);
     const isOurs = isThere(look) && look.kind === "directory" && look.uid === place.changer;
@@ -3248,7 +3280,8 @@ function litterOf({ host }: InstallRun, { place }: JobFacts, guard: string | und
 function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { changes }: Rewritten): boolean {
   const { host, options } = run;
   const { loaded, memory } = facts;
-  if (options.noReload || host.os !== "darwin" || facts.place.kind === "file" || loaded.kind === "no session") {
+  if (options.noReload || host.os !== "darwin" || facts.place.kind === "file") return false;
+  if (loaded.kind === "no session" || loaded.kind === "not asked") {
     return false;
   }
   if (loaded.kind === "unknown" || facts.disabled === undefined) {
@@ -3334,12 +3367,11 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const { place, job, loaded } = facts;
   const onMac = run.host.os === "darwin";
   const answer = job.guard !== undefined && onMac ? await askGuard(run, facts, job.guard) : undefined;
-  const off = { loaded: { kind: "no session" as const }, disabled: false, instance: "there" as const };
+  const off = { loaded: { kind: "not asked" as const }, disabled: false, instance: "there" as const };
   const seen: JobFacts = onMac ? facts : { ...facts, ...off };
   const judged = judgeCheck(seen, answer, await lookAtWorld(run, seen), run.options.exitTimeoutS);
-  const { troubles, unknown } = judged;
+  const { troubles, unknown, notes } = judged;
   const { version = null, running = null } = answer?.kind === "version" ? answer : {};
-  const notes = judged.notes.filter((note) => onMac || !note.startsWith("no user is logged in"));
   if (running !== null && running !== version) {
     const restart = commandFor(run, facts, { role: "install", restart: true });
     notes.push(`version ${running} is running, and ${job.guard} is version ${version}: ${restart} loads that one`);
@@ -3705,7 +3737,7 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
 function realPerson(canAsk: boolean) {
   return {
     confirm: async (question: string) => (await import("npm:dax@0.49.0")).$.confirm(question, { default: false }),
-    progress: (text: string): { finish(): void } => {
+    progress: (text: string) => {
       if (!canAsk) return { finish: () => {} };
       const shown = import("npm:dax@0.49.0").then(({ $ }) => $.progress(text));
       return { finish: () => void shown.then((progress) => progress.finish()) };
@@ -3717,18 +3749,13 @@ function realPerson(canAsk: boolean) {
   };
 }
 
-function realFolders(os: InstallHost["os"], uid: number, home: string) {
+function realFolders(os: InstallHost["os"], uid: number, home: string): InstallHost["folders"] {
   return {
     daemons: "/Library/LaunchDaemons",
-    /** Where root puts guards: the first that only root can change. */
     guards: ["/usr/local/libexec", "/Library/PrivilegedHelperTools"],
-    /** A folder on each of the boot volumes. */
     boot: ["/", "/Library"],
-    /** Where what was done is logged: root's, or this user's. */
     log: uid === 0 ? "/var/log" : join(home, "Library/Logs"),
-    /** Root's own, for its lock and for what is signed. */
     own: uid !== 0 ? home : os === "darwin" ? "/var/db" : "/run",
-    /** Where another limactl may be. */
     programs: ["/opt/homebrew/bin", "/usr/local/bin", "/opt/local/bin"],
   };
 }
@@ -3781,7 +3808,6 @@ async function runWithTerminal(machine: Host, [program, ...args]: Argv, passesOn
 }
 
 const realFiles = {
-  /** Links are not followed. */
   stat: lookAtPath,
   read: readRegular,
   create: createFile,
@@ -3790,7 +3816,6 @@ const realFiles = {
   link: (from: string, to: string) => Deno.linkSync(from, to),
   remove: (path: string) => Deno.removeSync(path),
   makeFolder: (path: string, mode: number) => Deno.mkdirSync(path, { mode }),
-  /** Waits until what a folder holds is on the disk. */
   sync: (folder: string) => {
     using file = Deno.openSync(folder);
     file.syncSync();

@@ -438,7 +438,7 @@ interface Readiness {
 }
 
 /** What the holder of an instance's lock writes into it, one line of JSON. Believed only while the lock is held. */
-export interface LockRecord {
+interface LockRecord {
   readonly pid: number;
   /** The holder's start time as ps shows it; empty where the holder must not be signalled. */
   readonly started: string;
@@ -876,7 +876,7 @@ function isSeconds(value: unknown): value is Record<string, number> {
 }
 
 /** The value of an option in a job's command, before its `--`. */
-function optionOf(args: readonly string[], option: string): string | undefined {
+export function optionOf(args: readonly string[], option: string): string | undefined {
   const own = ownWords(args);
   const joined = own.find((word) => word.startsWith(`${option}=`))?.slice(option.length + 1);
   return joined ?? (own.includes(option) ? own[own.indexOf(option) + 1] : undefined);
@@ -2007,7 +2007,7 @@ interface FileInfo extends Omit<FileStamp, "text"> {
 }
 
 /** How a command ended. A command killed by a signal has no exit status: treat as failed. */
-export interface CommandResult {
+interface CommandResult {
   readonly code: number;
   readonly signal: string | undefined;
   readonly stdout: string;
@@ -2802,6 +2802,7 @@ function whyUnbelievable(table: ReturnType<typeof readPs>, ownPid: number): stri
   return own === undefined || own.command === "" ? "ps did not list lima-guard itself with its command" : undefined;
 }
 
+// ── for a start
 /**
  * Observes an instance: its processes, and, where none is alive, its disks and whatever else may keep Lima from
  * starting it. `searchAll`: an earlier look of this run had to search all processes. `forStop`: nothing is asked that only
@@ -3387,8 +3388,13 @@ function limaHomes(host: Host, option: string | undefined): Homes | { why: strin
   const given = option ?? (host.env("LIMA_HOME") || undefined);
   if (given === undefined && !userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
   if (given === undefined) return { isExplicit: false, paths: [join(userHome ?? "", ".lima"), ...otherHomes(host)] };
-  const path = userHome && given.startsWith("~/") ? join(userHome, given.slice(2)) : given;
+  const path = expandHome(given, userHome);
   return { isExplicit: true, paths: [path.startsWith("/") ? path : host.realPath(path).ok ?? path] };
+}
+
+/** `~/…` as a path, where the home of the user is known. */
+export function expandHome(path: string, userHome: string | undefined): string {
+  return userHome ? path.replace(/^~(?=\/)/, () => userHome) : path;
 }
 
 /** Where Colima (by its own rule), Rancher Desktop and Finch have their instances. */
@@ -3687,7 +3693,7 @@ function isOfHome(host: Host, plist: string, { name, home }: Instance, isDaemon:
   const ofDir = basename(dir) === name ? dirname(dir) : undefined;
   const inVariables = readPlistString(entryOf(plist, "EnvironmentVariables"), "LIMA_HOME");
   const named = optionOf(readProgramArguments(plist), "--lima-home") ?? inVariables ?? ofDir;
-  if (named !== undefined) return realHome(host, named.replace(/^~(?=\/)/, host.env("HOME") ?? "~")) === home;
+  if (named !== undefined) return realHome(host, expandHome(named, host.env("HOME"))) === home;
   const byName = [join(host.env("HOME") ?? "/", ".lima"), ...otherHomes(host)];
   return isDaemon || byName.some((path) => realHome(host, path) === home);
 }
@@ -4850,7 +4856,7 @@ async function daemonHomes(host: Host): Promise<OwnedHome[]> {
     const colima = readPlistString(variables, "COLIMA_HOME") ?? join(userHome, ".colima");
     const given = optionOf(args, "--lima-home") ?? readPlistString(variables, "LIMA_HOME");
     const byTool = args.some((word) => basename(word) === "colima") ? join(colima, "_lima") : join(userHome, ".lima");
-    return [{ user, home: given?.replace(/^~(?=\/)/, userHome) ?? byTool }];
+    return [{ user, home: given === undefined ? byTool : expandHome(given, userHome) }];
   }));
   return found.flat();
 }

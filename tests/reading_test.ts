@@ -5,7 +5,6 @@ import fc from "fast-check";
 import {
   isPid,
   type JournalLine,
-  type LockRecord,
   nameTrouble,
   type ProcessRow,
   readCut,
@@ -543,7 +542,13 @@ Deno.test("names, ports and paths are read back from YAML", () => {
 
 // ── the lock's record ──
 
-const RECORD: LockRecord = { pid: 789, started: "", dir: DIR, role: "stop", phase: "stopping" };
+const RECORD: NonNullable<ReturnType<typeof readLockRecord>> = {
+  pid: 789,
+  started: "",
+  dir: DIR,
+  role: "stop",
+  phase: "stopping",
+};
 const line = (value: unknown) => `${JSON.stringify(value)}\n`;
 for (
   const [name, text, expected] of [
