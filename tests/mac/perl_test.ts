@@ -68,7 +68,8 @@ for (const [program, args] of PLAYED) {
         stderr: "null",
       }).spawn();
       try {
-        await eventually(() => assert.equal(ps(child.pid)?.command, [`${home.bin}/${program}`, ...given].join(" ")));
+        await eventually(() => assert.equal(d.guestDisk(), "dirty", "the machine is not on"));
+        assert.equal(ps(child.pid)?.command, [`${home.bin}/${program}`, ...given].join(" "));
         if (program !== "limactl") return;
         await eventually(() => assert.ok(home.processes().some((line) => / ssh: .*ssh\.sock \[mux\]$/.test(line))));
       } finally {
