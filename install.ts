@@ -49,7 +49,6 @@ import {
   readJournal,
   readPrint,
   realHost,
-  type Signal,
   VERSION,
   worst,
 } from "./lima_guard.ts";
@@ -3761,7 +3760,7 @@ function realFolders(os: InstallHost["os"], uid: number, home: string): InstallH
 }
 
 /** What a person may send in the middle: then the old job is put back before we leave. */
-const SIGNALS: readonly Signal[] = ["SIGINT", "SIGTERM", "SIGHUP"];
+const SIGNALS: readonly Deno.Signal[] = ["SIGINT", "SIGTERM", "SIGHUP"];
 
 function onSignal(take: () => void): () => void {
   for (const signal of SIGNALS) Deno.addSignalListener(signal, take);

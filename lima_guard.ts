@@ -171,7 +171,7 @@ function nearest(word: string, known: readonly string[]): string | undefined {
 // ──────────────────────────────────────────────────────────────────────────────────────────────────────────── facts ──
 
 /** One instance and where it lives. `home` is LIMA_HOME with its links resolved, as Lima itself does. */
-export interface Instance {
+interface Instance {
   readonly name: string;
   readonly home: string;
   readonly dir: string;
@@ -182,10 +182,10 @@ export interface Instance {
 }
 
 /** What a process can be to an instance. The command says what it is; a PID file only says where to look. */
-export type Role = "host agent" | "QEMU" | "krunkit" | "external driver" | "usernet";
+type Role = "host agent" | "QEMU" | "krunkit" | "external driver" | "usernet";
 
 /** One row of ps. `started` is only ever compared with another reading, never used as a date for identity. */
-export interface ProcessRow {
+interface ProcessRow {
   readonly pid: number;
   readonly ppid: number;
   readonly uid: number;
@@ -195,7 +195,7 @@ export interface ProcessRow {
 }
 
 /** A process that has been proven to be this instance's own. */
-export interface VerifiedProcess {
+interface VerifiedProcess {
   readonly role: Role;
   readonly row: ProcessRow;
   /** Named by a PID file of the right kind. `false`: found only by scanning ps. */
@@ -203,7 +203,7 @@ export interface VerifiedProcess {
 }
 
 /** What is known about the thing a file names. `stale` is for files that name no process (a lock, a config). */
-export type Verdict =
+type Verdict =
   | {
     readonly kind: "dead" | "not ours" | "stale" | "unknown";
     readonly why: string;
@@ -217,7 +217,7 @@ export type Verdict =
   | { readonly kind: "ours"; readonly why: string; readonly role: Role; readonly uid?: undefined; hint?: undefined };
 
 /** A file as it was when it was judged; it is removed only if it is unchanged. */
-export interface FileStamp {
+interface FileStamp {
   readonly dev: number;
   readonly ino: number;
   readonly size: number;
@@ -232,7 +232,7 @@ interface StampedPath {
 }
 
 /** A file that says that a process lives, that a disk is in use, or which port is used. */
-export interface StateFile {
+interface StateFile {
   readonly path: string;
   readonly verdict: Verdict;
   readonly stamp: FileStamp;
@@ -247,7 +247,7 @@ export interface StateFile {
 }
 
 /** A diagnostic: subject, reason, suggested command. */
-export interface Diagnostic {
+interface Diagnostic {
   readonly what: string;
   readonly because: string;
   readonly hint?: string;
@@ -258,7 +258,7 @@ export interface Diagnostic {
 }
 
 /** What the host agent showed of itself. Seconds. */
-export interface AgentHealth {
+interface AgentHealth {
   readonly answers: boolean;
   /** The smallest of: since its start, since the machine's, since the last wake. */
   readonly ageS: number;
@@ -317,7 +317,7 @@ interface Holder {
 }
 
 /** Whether two spellings name one directory, by device and inode. */
-export type SameDirectory = (named: string, ours: string) => "same" | "different" | "cannot tell";
+type SameDirectory = (named: string, ours: string) => "same" | "different" | "cannot tell";
 /** Whether a path names a file: only then a program's path may hold a blank. */
 type IsFile = (path: string) => boolean;
 
@@ -330,7 +330,7 @@ type Judgement =
   | { readonly kind: "unknown"; readonly why: string; readonly role?: Role };
 
 /** The state of an instance. `clear` is what Lima calls Stopped, with nothing in the way of a start. */
-export type State =
+type State =
   | "clear"
   | "running"
   | "booting"
@@ -343,7 +343,7 @@ export type State =
   | "stopped";
 
 /** One thing to do. `outcome` is filled in by acting; the dry run prints the same words without it. */
-export interface Step {
+interface Step {
   readonly kind: "remove" | "guest" | "agent" | "driver" | "kill" | "start";
   readonly what: string;
   readonly because: string;
@@ -363,7 +363,7 @@ type Outcome =
 const DONE: Outcome = { kind: "done" };
 
 /** What is to be done about an instance, with all reasons. Plain data. */
-export interface Plan {
+interface Plan {
   readonly state: State;
   readonly because: string;
   readonly status: number;
@@ -380,7 +380,7 @@ type StopStage = typeof STOP_STAGES[number];
 type Stage = StopStage | "clean up";
 
 /** How a stop ended. */
-export type StopEnd = typeof GRACEFUL_STAGES[number] | "killed" | "already stopped" | "gone before the request";
+type StopEnd = typeof GRACEFUL_STAGES[number] | "killed" | "already stopped" | "gone before the request";
 
 /** What `launchctl print` says of a job, as far as it could be read: only lines with exactly one tab are the job's own. */
 interface PrintedJob {
@@ -392,7 +392,7 @@ interface PrintedJob {
 }
 
 /** A launchd job of an instance, as its plist and launchctl show it. */
-export interface JobStatus {
+interface JobStatus {
   readonly label: string;
   readonly plist: string;
   readonly wrapped: boolean;
@@ -418,7 +418,7 @@ interface FoundJobs {
 }
 
 /** How the last stop ended, for a monitor. */
-export type LastStopKind = "none" | "graceful" | "cut by agent" | "killed" | "cut off" | "by itself" | "unknown";
+type LastStopKind = "none" | "graceful" | "cut by agent" | "killed" | "cut off" | "by itself" | "unknown";
 
 /** A stop under way: who does it, since when, in which stage, and when its budget ends. */
 interface Stopping {
@@ -448,7 +448,7 @@ interface LockRecord {
 }
 
 /** One line of an instance's journal, written by any role. */
-export interface JournalLine {
+interface JournalLine {
   readonly time: string;
   readonly boot: string;
   readonly dir: string;
@@ -1593,13 +1593,13 @@ function mayBeSignalledByLima(seen: Observation): Diagnostic[] {
 }
 
 /** The states of `--run`. One state for all waiting (volume, lock, back-off); the cause is logged. */
-export type RunState = "preparing" | "supervising" | "stopping" | "leaving";
+type RunState = "preparing" | "supervising" | "stopping" | "leaving";
 
 /** What can happen to it: preparing came to an end in one of three ways, the job ended, a stop was asked or done. */
-export type RunEvent = "clear" | "healthy" | "refused" | "ended" | "stop" | "stopped";
+type RunEvent = "clear" | "healthy" | "refused" | "ended" | "stop" | "stopped";
 
 /** What it does about it. */
-export type RunAction = "start" | "adopt" | "stop" | "leave" | "ignore" | "impossible";
+type RunAction = "start" | "adopt" | "stop" | "leave" | "ignore" | "impossible";
 
 /** The cells of states × events in which something is done. */
 const RUN_TABLE: Readonly<Record<RunState, Partial<Record<RunEvent, readonly [RunState, RunAction]>>>> = {
@@ -1992,7 +1992,7 @@ function formatReports(reports: readonly Report[], dryRun: boolean): string {
 // ───────────────────────────────────────────────────────────────────────────────────────────────────────── the host ──
 
 /** Result of an effect that can fail: a value, or the kind of error and the system's own words. */
-export type Result<T> =
+type Result<T> =
   | { readonly ok: T; readonly trouble?: undefined }
   | { readonly ok?: undefined; readonly trouble: ErrorKind; readonly why: string };
 
@@ -2039,7 +2039,7 @@ interface Child {
 }
 
 /** The signals that lima-guard sends or receives. */
-export type Signal = "SIGTERM" | "SIGKILL" | "SIGINT" | "SIGHUP";
+type Signal = "SIGTERM" | "SIGKILL" | "SIGINT" | "SIGHUP";
 
 /** A held connection to a unix socket. */
 interface Connection {
@@ -6136,7 +6136,7 @@ const ROLES = ["pre", "stop", "run", "status"] as const;
 const INSTALL_ROLES = ["--install", "--check", "--uninstall"];
 
 /** What the command line asks for. */
-export interface Invocation {
+interface Invocation {
   readonly role: typeof ROLES[number];
   readonly names: readonly string[];
   /** What `--run` runs; empty for the other roles. */

@@ -2,7 +2,8 @@
 
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { type Host, type Invocation, main, parseCommandLine, VERSION } from "../lima_guard.ts";
+import { type Host, main, parseCommandLine, VERSION } from "../lima_guard.ts";
+import type { Invocation } from "./facts.ts";
 
 /** Arguments, split at blanks where that says it all. */
 function argv(args: string | readonly string[]): readonly string[] {

@@ -7,7 +7,8 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { assertAsked } from "./commands/reasons.ts";
-import { type Host, main, realHost, type Result } from "../lima_guard.ts";
+import { type Host, main, realHost } from "../lima_guard.ts";
+import type { Failure } from "./facts.ts";
 import { type Home, IMPOSSIBLE_PID, type Instance, killChild, tempLimaHome } from "./helpers/mod.ts";
 import { LOCK, tree } from "./helpers/pre.ts";
 
@@ -92,7 +93,7 @@ async function build(world: World): Promise<Built> {
 
 type CommandResult = NonNullable<Awaited<ReturnType<Host["run"]>>["ok"]>;
 /** A call of the host that may fail, by its name and its place among all of them. */
-type Fails = (call: string, n: number) => Result<never> | { readonly ended: CommandResult } | undefined;
+type Fails = (call: string, n: number) => Failure | { readonly ended: CommandResult } | undefined;
 
 interface Ran {
   readonly status: number;

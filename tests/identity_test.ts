@@ -5,7 +5,8 @@
 
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { type Instance, judge, rolesOf, type SameDirectory } from "../lima_guard.ts";
+import { judge, rolesOf } from "../lima_guard.ts";
+import type { Instance, SameDirectory } from "./facts.ts";
 import { DIR, HOME, PLACE, row } from "./observations.ts";
 
 interface Case {

@@ -4,20 +4,8 @@
  */
 
 import assert from "node:assert/strict";
-import {
-  type AgentHealth,
-  describeStep,
-  type Diagnostic,
-  limaWouldSay,
-  type Observation,
-  type Plan,
-  planPre,
-  planStop,
-  STARTS,
-  type StateFile,
-  type Step,
-  type VerifiedProcess,
-} from "../lima_guard.ts";
+import { describeStep, limaWouldSay, type Observation, planPre, planStop, STARTS } from "../lima_guard.ts";
+import type { AgentHealth, Diagnostic, Plan, StateFile, Step, VerifiedProcess } from "./facts.ts";
 import {
   at,
   claim,

@@ -1,17 +1,17 @@
 /** Facts made by hand, for the deciding functions: a test states only those that matter. Plain data, no files. */
 
 import { emptyObservation } from "../lima_guard.ts";
+import type { Observation } from "../lima_guard.ts";
 import type {
   AgentHealth,
   FileStamp,
   Instance,
-  Observation,
   ProcessRow,
   Role,
   StateFile,
   Verdict,
   VerifiedProcess,
-} from "../lima_guard.ts";
+} from "./facts.ts";
 
 export const HOME = "/Users/zoe/.lima";
 export const DIR = `${HOME}/k3s`;

@@ -10,20 +10,16 @@ import {
   buttonEndMs,
   describeStep,
   describeStop,
-  type Diagnostic,
   isOwnPort,
   type Observation,
-  type Plan,
   planPre,
   planStop,
   quote,
   stageLimits,
   stageSteps,
-  type StateFile,
-  type Step,
-  type StopEnd,
   worst,
 } from "../lima_guard.ts";
+import type { Diagnostic, Plan, StateFile, Step, StopEnd } from "./facts.ts";
 import {
   at,
   claim,

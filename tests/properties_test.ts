@@ -10,7 +10,6 @@ import { build, parse } from "npm:plist@5.0.0";
 import {
   lastStop,
   main,
-  type ProcessRow,
   readCut,
   readDiskNames,
   readExitTimeout,
@@ -27,6 +26,7 @@ import {
   realHost,
   restartBackoffMs,
 } from "../lima_guard.ts";
+import type { ProcessRow } from "./facts.ts";
 import {
   decodePlist,
   isEqual,

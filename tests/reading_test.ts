@@ -4,9 +4,7 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import {
   isPid,
-  type JournalLine,
   nameTrouble,
-  type ProcessRow,
   readCut,
   readDiskNames,
   readJournal,
@@ -19,6 +17,7 @@ import {
   readSshPort,
   readVarRun,
 } from "../lima_guard.ts";
+import type { JournalLine, ProcessRow } from "./facts.ts";
 import { DIR } from "./observations.ts";
 
 const RUNS = { numRuns: 2000 };

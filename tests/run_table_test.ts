@@ -2,18 +2,8 @@
 
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import {
-  backoffMs,
-  budgetOf,
-  type JournalLine,
-  readExitTimeout,
-  readPrint,
-  restartBackoffMs,
-  type RunAction,
-  type RunEvent,
-  type RunState,
-  transition,
-} from "../lima_guard.ts";
+import { backoffMs, budgetOf, readExitTimeout, readPrint, restartBackoffMs, transition } from "../lima_guard.ts";
+import type { JournalLine, RunAction, RunEvent, RunState } from "./facts.ts";
 
 const STATES: readonly RunState[] = ["preparing", "supervising", "stopping", "leaving"];
 const EVENTS: readonly RunEvent[] = ["clear", "healthy", "refused", "ended", "stop", "stopped"];

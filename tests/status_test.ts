@@ -3,8 +3,6 @@
 import assert from "node:assert/strict";
 import {
   isWrapped,
-  type JobStatus,
-  type JournalLine,
   journalWords,
   judgeJobs,
   lastStop,
@@ -19,6 +17,7 @@ import {
   stopUnderWay,
   VERSION,
 } from "../lima_guard.ts";
+import type { JobStatus, JournalLine } from "./facts.ts";
 import {
   type Home,
   IMPOSSIBLE_PID,

@@ -5,7 +5,8 @@
  * @module
  */
 
-import type { JobStatus, LastStopKind, Report, State, StopEnd } from "../lima_guard.ts";
+import type { Report } from "../lima_guard.ts";
+import type { JobStatus, LastStopKind, State, StopEnd } from "../tests/facts.ts";
 
 const names = (set: Readonly<Record<string, true>>) => Object.keys(set);
 
