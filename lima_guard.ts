@@ -3387,7 +3387,7 @@ function limaHomes(host: Host, option: string | undefined): Homes | { why: strin
   const userHome = host.env("HOME");
   const given = option ?? (host.env("LIMA_HOME") || undefined);
   if (given === undefined && !userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
-  if (given === undefined) return { isExplicit: false, paths: [join(userHome ?? "", ".lima"), ...otherHomes(host)] };
+  if (given === undefined) return { isExplicit: false, paths: defaultHomes(host, userHome ?? "", host.env) };
   const path = expandHome(given, userHome);
   return { isExplicit: true, paths: [path.startsWith("/") ? path : host.realPath(path).ok ?? path] };
 }
@@ -3397,14 +3397,14 @@ export function expandHome(path: string, userHome: string | undefined): string {
   return userHome ? path.replace(/^~(?=\/)/, () => userHome) : path;
 }
 
-/** Where Colima (by its own rule), Rancher Desktop and Finch have their instances. */
-function otherHomes(host: Host): string[] {
-  const userHome = host.env("HOME") ?? "/";
+/** ~/.lima, and where Colima (by its own rule), Rancher Desktop and Finch have their instances. */
+function defaultHomes(host: Host, userHome: string, env: (name: string) => string | undefined): string[] {
   const isThere = (path: string | undefined) => path && host.stat(path, "follow links").ok ? path : undefined;
-  const xdg = host.env("XDG_CONFIG_HOME");
-  const colima = isThere(host.env("COLIMA_HOME")) ?? isThere(join(userHome, ".colima")) ??
+  const xdg = env("XDG_CONFIG_HOME");
+  const colima = isThere(env("COLIMA_HOME")) ?? isThere(join(userHome, ".colima")) ??
     (xdg ? join(xdg, "colima") : join(userHome, ".config/colima"));
   return [
+    join(userHome, ".lima"),
     join(colima, "_lima"),
     join(userHome, "Library/Application Support/rancher-desktop/lima"),
     "/Applications/Finch/lima/data",
@@ -3550,6 +3550,15 @@ async function userName(host: Host, uid: number): Promise<string | undefined> {
   return name === "" ? undefined : name;
 }
 
+/** A user of the user database, by uid or name; our own where none is given. */
+async function userEntry(host: Host, who = String(host.uid)) {
+  const command = host.os === "darwin" ? ["/usr/bin/id", "-P", who] : ["/usr/bin/getent", "passwd", who];
+  const answer = await host.run({ argv: command as [string, ...string[]] }, PS_LIMIT_MS);
+  const fields = (answer.ok?.code === 0 ? answer.ok.stdout.trim() : "").split(":");
+  const [name, home, uid, gid] = [fields[0], fields.at(-2), Number(fields[2]), Number(fields[3])];
+  return name && home?.startsWith("/") ? { name, home, uid, gid } : undefined;
+}
+
 /** All instances of a LIMA_HOME, by Lima's own rule: real directories with a valid name and a lima.yaml. */
 function allInstances(host: Host, home: string): Result<string[]> {
   const entries = host.list(home);
@@ -3675,7 +3684,7 @@ async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
       const read = readText(host, plist);
       const text = read.ok ?? "";
       unread.push(...unreadNotes(host, plist, read, JOBS_UNREAD), ...binaryNotes(plist, text, instance));
-      if (runsInstance(text, instance.name) && isOfHome(host, text, instance, domains[0] === "system")) {
+      if (runsInstance(text, instance.name) && await isOfHome(host, text, instance, domains[0] === "system")) {
         jobs.push(await jobStatus(host, instance.name, plist, text, domains));
       }
     }
@@ -3685,17 +3694,20 @@ async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
 
 /**
  * Whether a job that runs an instance of this name runs this one. Lima before 2.3 writes no LIMA_HOME into its plist, but
- * the instance's directory. A login agent without either has the homes that are found by name; of a daemon's user they
- * are not known here.
+ * the instance's directory. A job without either has the homes of its user that are found by name. In doubt it is its job.
  */
-function isOfHome(host: Host, plist: string, { name, home }: Instance, isDaemon: boolean): boolean {
+async function isOfHome(host: Host, plist: string, { name, home }: Instance, isDaemon: boolean): Promise<boolean> {
+  const variables = entryOf(plist, "EnvironmentVariables");
+  const variable = (key: string) => readPlistString(variables, key);
+  const owner = isDaemon ? readPlistString(plist, "UserName") : undefined;
+  const user = owner === undefined ? undefined : await userEntry(host, owner);
+  const userHome = variable("HOME") ?? (isDaemon ? user?.home : host.env("HOME"));
   const dir = readPlistString(plist, "WorkingDirectory") ?? "";
   const ofDir = basename(dir) === name ? dirname(dir) : undefined;
-  const inVariables = readPlistString(entryOf(plist, "EnvironmentVariables"), "LIMA_HOME");
-  const named = optionOf(readProgramArguments(plist), "--lima-home") ?? inVariables ?? ofDir;
-  if (named !== undefined) return realHome(host, expandHome(named, host.env("HOME"))) === home;
-  const byName = [join(host.env("HOME") ?? "/", ".lima"), ...otherHomes(host)];
-  return isDaemon || byName.some((path) => realHome(host, path) === home);
+  const named = optionOf(readProgramArguments(plist), "--lima-home") ?? variable("LIMA_HOME") ?? ofDir;
+  if (userHome === undefined && !named?.startsWith("/")) return true;
+  const homes = named === undefined ? defaultHomes(host, userHome ?? "", variable) : [expandHome(named, userHome)];
+  return homes.some((path) => realHome(host, path) === home);
 }
 
 /** A binary plist is not read here; its words stand in it as they are. */
@@ -5512,15 +5524,6 @@ async function environmentOf(host: Host, instance: Instance, program: string, la
     PATH: [...path, ...more.filter((p) => !path.includes(p))].join(":"),
     ...label === undefined ? {} : { XPC_SERVICE_NAME: label },
   };
-}
-
-/** A user of the user database, by uid or name; our own where none is given. */
-async function userEntry(host: Host, who = String(host.uid)) {
-  const command = host.os === "darwin" ? ["/usr/bin/id", "-P", who] : ["/usr/bin/getent", "passwd", who];
-  const answer = await host.run({ argv: command as [string, ...string[]] }, PS_LIMIT_MS);
-  const fields = (answer.ok?.code === 0 ? answer.ok.stdout.trim() : "").split(":");
-  const [name, home, uid, gid] = [fields[0], fields.at(-2), Number(fields[2]), Number(fields[3])];
-  return name && home?.startsWith("/") ? { name, home, uid, gid } : undefined;
 }
 
 // ── --run: watching

@@ -1,6 +1,7 @@
 /** Root: `--stop --all` and `--status --all` serve the whole machine as its users; other roles touch nothing of theirs. */
 
 import assert from "node:assert/strict";
+import { dirname } from "node:path";
 import {
   agentOf,
   eventually,
@@ -197,6 +198,37 @@ ${args.map((word) => `<string>${word}</string>`).join("")}</array></dict></plist
     }
   });
 }
+
+asRoot(
+  "the ~/ of a daemon's --lima-home is that of its user, or of its own HOME, and never that of who asks",
+  async () => {
+    await using home = await tempLimaHome();
+    home.instance("k3s");
+    const plist = "/Library/LaunchDaemons/io.lima-guard.test.plist";
+    Deno.mkdirSync(dirname(plist), { recursive: true });
+    Deno.symlinkSync(home.lima, `${home.user}/lima-of-k3s`);
+    const jobs = async (variables: string) => {
+      Deno.writeTextFileSync(
+        plist,
+        `<plist><dict><key>UserName</key><string>${zoe!.name}</string><key>EnvironmentVariables</key><dict>${variables}
+</dict><key>ProgramArguments</key><array>${
+          ["/x/lima-guard", "--run", "k3s", "--lima-home", "~/lima-of-k3s", "--", "limactl", "start", "k3s"].map((
+            word,
+          ) => `<string>${word}</string>`).join("")
+        }</array></dict></plist>`,
+      );
+      const { json, stdout } = await runGuard(home, ["--status", "k3s", "--json"]);
+      assert.equal(json().instances.length, 1, stdout);
+      return json().instances[0].jobs.length;
+    };
+    try {
+      assert.equal(await jobs(""), 0);
+      assert.equal(await jobs(`<key>HOME</key><string>${home.user}</string>`), 1);
+    } finally {
+      Deno.removeSync(plist);
+    }
+  },
+);
 
 asRoot("the other roles of root touch nothing of another user, and say what to type", async () => {
   await using home = await tempLimaHome();

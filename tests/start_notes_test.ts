@@ -141,6 +141,12 @@ for (
     ],
     ["of this home in one word", true, (lima: string) => [`--lima-home=${lima}`], () => variables("/x")],
     ["of this home by ~/", true, () => ["--lima-home", "~/lima-of-k3s"], () => variables("/x")],
+    [
+      "of this home by ~/, and a HOME of its own",
+      false,
+      () => ["--lima-home", "~/lima-of-k3s"],
+      () => variables("/x").replace("LIMA_HOME", "HOME"),
+    ],
     ["of another home, and LIMA_HOME of this one", false, () => ["--lima-home", "/x"], variables],
     ["that is the command's own, and LIMA_HOME of this one", true, () => ["--", "/x", "--lima-home", "/x"], variables],
   ] as const
