@@ -302,7 +302,7 @@ interface Findings {
 }
 
 /** What is known of an instance before anything has been looked at. */
-export function emptyObservation(instance: Instance): Observation {
+function emptyObservation(instance: Instance): Observation {
   return { instance, stateFiles: [], alive: [], unknowns: [], startBlockers: [], held: [], notes: [] };
 }
 

@@ -1,6 +1,5 @@
 /** Facts made by hand, for the deciding functions: a test states only those that matter. Plain data, no files. */
 
-import { emptyObservation } from "../lima_guard.ts";
 import type { Observation } from "../lima_guard.ts";
 import type {
   AgentHealth,
@@ -80,5 +79,14 @@ export function signs(more: Partial<AgentHealth> = {}): AgentHealth {
 
 /** An instance of which nothing is alive and nothing is left: what Lima calls Stopped. */
 export function observation(more: Partial<Observation> = {}): Observation {
-  return { ...emptyObservation(PLACE), ...more };
+  return {
+    instance: PLACE,
+    stateFiles: [],
+    alive: [],
+    unknowns: [],
+    startBlockers: [],
+    held: [],
+    notes: [],
+    ...more,
+  };
 }
