@@ -4528,11 +4528,7 @@ async function runPre(ctx: Context, instance: Instance): Promise<Report> {
     taken.held?.file.close();
     return taken.report;
   }
-  try {
-    return await repair(ctx, instance);
-  } finally {
-    taken.lock.release();
-  }
+  return await repair(ctx, instance).finally(taken.lock.release);
 }
 
 /** Observe, plan, act, and again, until there is nothing left to do. The caller holds the lock. */
@@ -4590,15 +4586,11 @@ async function runStop(ctx: Context, instance: Instance): Promise<Report> {
     taken.held?.file.close();
     return taken.report;
   }
-  let reported: Report;
-  try {
-    if (ctx.dryRun) {
-      return reportPlan(instance, planStop(await observe(ctx, instance, { timeouts: STOP_TIMEOUTS }), ctx.budgetS));
-    }
-    reported = await stopLocked(ctx, instance, taken.lock, askedMs);
-  } finally {
-    taken.lock.release();
+  if (ctx.dryRun) {
+    const seen = await observe(ctx, instance, { timeouts: STOP_TIMEOUTS });
+    return reportPlan(instance, planStop(seen, ctx.budgetS));
   }
+  const reported = await stopLocked(ctx, instance, taken.lock, askedMs).finally(taken.lock.release);
   // What another lima-guard did meanwhile is in the journal. Its lines are compared, not their dates: a clock may be
   // stepped.
   const isIdle = reported.stage === "already stopped" || reported.stage === "gone before the request";
