@@ -4615,19 +4615,20 @@ async function afterJob(ctx: Context, instance: Instance, reported: Report, stop
   if (typeof job !== "string") return reported;
   await ctx.host.pause(RESTART_LOOK_MS);
   const now = holderOf(ctx.host, instance);
-  const seen = job.includes("/") ? undefined : (await jobsOf(ctx.host, instance)).jobs.find((j) => j.label === job);
-  const target = seen?.target ?? (job.includes("/") ? job : undefined);
+  // The journal has launchctl's own name of it, or only the label.
+  const seen = job.includes("/")
+    ? { target: job, plist: "", loaded: "yes" as const, disabled: false }
+    : (await jobsOf(ctx.host, instance)).jobs.find((j) => j.label === job);
+  const what = seen?.target ?? job;
   const find = `its job was not found: ${guardCommand(instance, "--status")}`;
   if (now?.role !== "run" || now.pid === stopped.pid) {
-    const known = target === undefined ? undefined : { target, plist: "", loaded: "yes" as const, disabled: false };
-    const start = seen ?? known;
-    const command = start && startJobCommand(start);
+    const command = seen && startJobCommand(seen);
     const hint = command === undefined ? find : `to start it: ${command}`;
-    return { ...reported, notes: [...reported.notes, { what: target ?? job, because: "its job is stopped", hint }] };
+    return { ...reported, notes: [...reported.notes, { what, because: "its job is stopped", hint }] };
   }
   const because = `launchd started it again (KeepAlive), as PID ${now.pid}`;
-  const hint = target === undefined ? find : `to keep it down: ${bootoutCommand(target)}`;
-  const blocker = { what: target ?? job, because, hint };
+  const hint = seen === undefined ? find : `to keep it down: ${bootoutCommand(seen.target)}`;
+  const blocker = { what, because, hint };
   const summary = "stopped, and started again by launchd";
   return { ...reported, state: "running", status: EXIT.failed, blockers: [...reported.blockers, blocker], summary };
 }
