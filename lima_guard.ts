@@ -4674,11 +4674,7 @@ function stopVerdict(went: StopResult, cleaned: CleanupResult) {
 }
 
 /** What a clean-up found and did; `stopped` only where nothing of the instance lives for certain. */
-interface CleanupResult {
-  readonly state: "stopped" | "running" | "unknown";
-  readonly steps: readonly Step[];
-  readonly blockers: readonly Diagnostic[];
-}
+type CleanupResult = Pick<Plan, "state" | "steps" | "blockers">;
 
 /** Removes what the stop left, above all vz.pid. */
 async function cleanUp(
@@ -4697,9 +4693,7 @@ async function cleanUp(
     return { state: "unknown", steps: [], blockers: [{ what: instance.dir, because, hint }] };
   }
   const p = planStop(seen, ctx.budgetS);
-  if (p.state === "stopped") {
-    return { state: "stopped", steps: removeAll(ctx, instance, p.steps), blockers: p.blockers };
-  }
+  if (p.state === "stopped") return { ...p, steps: removeAll(ctx, instance, p.steps) };
   const alive = seen.alive.filter((process) => process.role !== "usernet");
   const again = { what: instance.dir, because: aliveWords(alive), hint: guardCommand(instance, "--status") };
   // Without its lima.yaml nothing more was looked at.
