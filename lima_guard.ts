@@ -4616,9 +4616,8 @@ async function afterJob(ctx: Context, instance: Instance, reported: Report, stop
   await ctx.host.pause(RESTART_LOOK_MS);
   const now = holderOf(ctx.host, instance);
   // The journal has launchctl's own name of it, or only the label.
-  const seen = job.includes("/")
-    ? { target: job, plist: "", loaded: "yes" as const, disabled: false }
-    : (await jobsOf(ctx.host, instance)).jobs.find((j) => j.label === job);
+  const named = { target: job, plist: "", loaded: "yes" as const, disabled: false };
+  const seen = job.includes("/") ? named : (await jobsOf(ctx.host, instance)).jobs.find((j) => j.label === job);
   const what = seen?.target ?? job;
   const find = `its job was not found: ${guardCommand(instance, "--status")}`;
   if (now?.role !== "run" || now.pid === stopped.pid) {
@@ -4628,9 +4627,9 @@ async function afterJob(ctx: Context, instance: Instance, reported: Report, stop
   }
   const because = `launchd started it again (KeepAlive), as PID ${now.pid}`;
   const hint = seen === undefined ? find : `to keep it down: ${bootoutCommand(seen.target)}`;
-  const blocker = { what, because, hint };
+  const blockers = [...reported.blockers, { what, because, hint }];
   const summary = "stopped, and started again by launchd";
-  return { ...reported, state: "running", status: EXIT.failed, blockers: [...reported.blockers, blocker], summary };
+  return { ...reported, state: "running", status: EXIT.failed, blockers, summary };
 }
 
 async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, askedMs: number): Promise<Report> {
