@@ -4717,12 +4717,12 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
   const held = open.file;
   const holder = readLockRecord(held.read(), instance.dir);
   const isItsWork = ctx.role === "pre" ? holder?.phase === "supervising" : ctx.role === "stop" && ctx.dryRun;
-  if (holder?.role === "run" && isItsWork && "row" in await proveHolder(ctx, instance, held, holder)) {
+  if (holder?.role === "run" && isItsWork && "row" in await proveHolder(ctx.host, instance, held, holder)) {
     held.close();
     const because = `lima-guard --run ${holder.pid} supervises it`;
-    const steps = [{ kind: "agent" as const, what: `SIGTERM to lima-guard --run, PID ${holder.pid}`, because }];
-    const more = ctx.role === "pre" ? {} : { steps: steps.map(bare) };
-    return { report: report(instance.name, "running", EXIT.done, `running: ${because}`, more) };
+    const what = `SIGTERM to lima-guard --run, PID ${holder.pid}`;
+    const steps = ctx.role === "pre" ? [] : [bare({ kind: "agent", what, because })];
+    return { report: report(instance.name, "running", EXIT.done, `running: ${because}`, { steps }) };
   }
   const isStop = ctx.role === "stop" && !ctx.dryRun;
   const askedMs = ctx.host.clockMs();
@@ -4742,8 +4742,8 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
     return asked?.kind === "done" && holder ? { lock, supervisor: holder } : { lock };
   }
   const refusal = asked && asked.kind !== "done" && ("why" in asked ? asked.why : outcomeWords(asked));
-  const more = [refusal, freed === false ? undefined : freed].filter(Boolean);
-  return { report: noLock(ctx, instance, [`${who} holds its lock`, ...more].join("; "), holder), held: open };
+  const because = [`${who} holds its lock`, refusal, freed].filter(Boolean).join("; ");
+  return { report: noLock(ctx, instance, because, holder), held: open };
 }
 
 function noLock(ctx: Context, instance: Instance, because: string, holder?: LockRecord): Report {
@@ -4766,7 +4766,7 @@ async function askToStop(
   { holder, psMs }: { holder: LockRecord; psMs: number },
 ): Promise<Outcome> {
   if (holder.phase === "stopping") return DONE;
-  const proof = await proveHolder(ctx, instance, held, holder, psMs);
+  const proof = await proveHolder(ctx.host, instance, held, holder, psMs);
   if ("why" in proof) return { kind: "failed", why: proof.why };
   const sent = await signalVerified(ctx.host, proof.row, "SIGTERM", psMs);
   ctx.say("info", instance, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${outcomeWords(sent)}`);
@@ -4778,22 +4778,15 @@ async function askToStop(
  * that PID with that start time and the command of a lima-guard, and the lock was held before and after. A record stays when its
  * writer is killed.
  */
-async function proveHolder(
-  ctx: Context,
-  instance: Instance,
-  held: LockFile,
-  holder: LockRecord,
-  psMs = PS_LIMIT_MS,
-) {
+async function proveHolder(host: Host, instance: Instance, held: LockFile, holder: LockRecord, psMs = PS_LIMIT_MS) {
   const unproven = { why: `PID ${holder.pid} could not be proven to be it` };
-  const table = await ps(ctx.host, [holder.pid], psMs);
+  const table = await ps(host, [holder.pid], psMs);
   const row = table.ok?.rows.find((r) => r.pid === holder.pid);
   if (!row) return unproven;
   // The grammar, the record and the lock prove it; the program may have any name.
   const ours = / -- /.test(row.command) ? row.command.split(" -- ", 1)[0]?.split(" ") ?? [] : [];
   const isGuard = ours.includes("--run") && ours.includes(instance.name);
-  const same = row.started === holder.started && row.uid === instance.owner && isGuard;
-  if (!same) return unproven;
+  if (row.started !== holder.started || row.uid !== instance.owner || !isGuard) return unproven;
   const taken = held.tryLock();
   if (taken.trouble || taken.ok || readLockRecord(held.read(), instance.dir)?.pid !== holder.pid) {
     return { why: "it released the lock just now" };
@@ -5717,7 +5710,7 @@ async function lockOwner(ctx: Context, instance: Instance, attempt: { held: Open
   const { file } = attempt.held;
   const holder = readLockRecord(file.read(), instance.dir);
   const isItsWork = holder?.role === "run" && ["starting", "supervising", "stopping"].includes(holder.phase);
-  const isSupervising = isItsWork && "row" in await proveHolder(ctx, instance, file, holder);
+  const isSupervising = isItsWork && "row" in await proveHolder(ctx.host, instance, file, holder);
   file.close();
   const who = describeHolder(holder);
   return { who, because: `${who} holds its lock`, isSupervising };
