@@ -4866,8 +4866,7 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
 
 function withoutEntry({ name, home, dir, uid, pid }: RunningInstance): Report {
   const because = `uid ${uid} has no entry in the user database: lima-guard cannot be run for it`;
-  const blockers = [{ what: dir, because, hint: psCommand(pid) }];
-  return report(name, "unknown", EXIT.tryAgain, "unknown", { home, blockers });
+  return { ...notListed(because, dir, psCommand(pid)), name, home };
 }
 
 /** This program again: the compiled binary, or Deno with the options that it was started with. */
@@ -4892,7 +4891,7 @@ function commandOfUser(host: Host, user: OwnedHome["user"], words: readonly stri
   const clean = ["/usr/bin/env", "-i", ...Object.entries(env).map(([name, value]) => `${name}=${value}`), ...words];
   const setpriv = host.os === "linux" && host.stat("/usr/bin/setpriv", "follow links").ok !== undefined;
   const ids = [`--reuid=${user.uid}`, `--regid=${user.gid}`, "--init-groups"];
-  const shut = `${[3, 4, 5, 6, 7, 8, 9].map((n) => `${n}>&-`).join(" ")}`;
+  const shut = [3, 4, 5, 6, 7, 8, 9].map((n) => `${n}>&-`).join(" ");
   const argv: Command["argv"] = setpriv
     ? ["/usr/bin/setpriv", ...ids, "/bin/sh", "-c", `exec ${shut}; exec "$@"`, "sh", ...clean]
     : ["/usr/bin/sudo", "-n", "-H", "-u", `#${user.uid}`, "--", ...clean];
@@ -4914,7 +4913,7 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   const answer = await host.run({ ...command, onStart: passOnSkips }, leftMs + OWNER_RESERVE_MS);
   isOver = true;
   const address = { owner: at.user.name, home: at.home };
-  const reported = answer.ok ? reportsIn(answer.ok.stdout) : [];
+  const reported = reportsIn(answer.ok?.stdout ?? "");
   const status = answer.ok?.signal === undefined ? answer.ok?.code : undefined;
   // No such home, or nothing in it: what lives all the same is found at the end.
   if (status === EXIT.noInstance && reported.length === 0) return [];
@@ -4927,8 +4926,7 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   const last = answer.ok?.stderr.trim().split("\n").at(-1) || `it ended with status ${status}`;
   const because = `the lima-guard of ${address.owner} gave no whole answer: ${answer.trouble ? answer.why : last}`;
   const hint = guardCommand({ home: at.home, sudoUser: at.user.name }, ...asked.slice(0, 2));
-  const blockers = [{ what: at.home, because, hint }];
-  return [...reports, report("*", "unknown", EXIT.tryAgain, "unknown", { ...address, blockers })];
+  return [...reports, { ...notListed(because, at.home, hint), ...address }];
 }
 
 /** The instances of a document that a lima-guard of the same version printed. */
@@ -4953,10 +4951,10 @@ async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Re
     runningInstances(table.ok.rows).filter((one) => !isReported(one)).map(async (one) => {
       const { uid, pid, name, home, dir } = one;
       const user = await userName(host, uid);
-      const sudoUser = uid === host.uid ? undefined : user;
-      const isAddressed = uid === host.uid || user !== undefined;
-      const hint = isAddressed ? guardCommand({ name, home, sudoUser }, `--${role}`) : psCommand(pid);
       const owner = user ?? `uid ${uid}`;
+      const isOwn = uid === host.uid;
+      const at = { name, home, sudoUser: isOwn ? undefined : user };
+      const hint = isOwn || user !== undefined ? guardCommand(at, `--${role}`) : psCommand(pid);
       const blockers = [{ what: dir, because: `PID ${pid} of ${owner} still lives`, hint }];
       const summary = `of ${owner}, in ${home}: still lives`;
       return report(name, "running", EXIT.failed, summary, { owner, home, blockers });
