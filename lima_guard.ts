@@ -4982,33 +4982,23 @@ function lastFatal(host: Host, instance: Instance): Diagnostic[] {
 /** What only `--status` has to say. */
 function statusNotes(host: Host, { instance, alive }: Observation, lastStop: LastStopKind): Diagnostic[] {
   const fatal = alive.length === 0 ? lastFatal(host, instance) : [];
-  return [
-    ...ownerNotes(instance),
-    ...besideNotes(host, instance),
-    ...fatal,
-    ...hardStopNotes(instance, lastStop),
-  ];
+  return [...ownerNotes(instance), ...besideNotes(host, instance), ...fatal, ...hardStopNotes(instance, lastStop)];
 }
 
 /** What a stop that took the guest's power may have left. */
 function hardStopNotes({ dir }: Instance, kind: LastStopKind): Diagnostic[] {
   if (!["killed", "cut by agent", "cut off"].includes(kind)) return [];
-  const because =
-    "the guest lost its power at the last stop: its file systems may need a repair; the next start keeps " +
-    "the logs of that run here";
+  const because = "the guest lost its power at the last stop: its file systems may need a repair; " +
+    "the next start keeps the logs of that run here";
   return [{ what: join(dir, "lima-guard.previous"), because }];
 }
 
 /** Homes whose application owns the VM, so that no launchd job is to be wrapped. */
 function ownerNotes({ home }: Instance): Diagnostic[] {
-  const app = /\/rancher-desktop\/lima$/.test(home)
-    ? "Rancher Desktop"
-    : /\/Finch\/lima\/data$/.test(home)
-    ? "Finch"
-    : "";
-  return app === ""
-    ? []
-    : [{ what: home, because: `${app} starts and stops this VM: there is no launchd job to wrap` }];
+  const apps = { "/rancher-desktop/lima": "Rancher Desktop", "/Finch/lima/data": "Finch" };
+  const because = (app: string) => `${app} starts and stops this VM: there is no launchd job to wrap`;
+  const found = Object.entries(apps).filter(([end]) => home.endsWith(end));
+  return found.map(([, app]) => ({ what: home, because: because(app) }));
 }
 
 /** Links that are no instances for `--all`, and an instance of an old Colima beside the one of today. */
@@ -5063,9 +5053,8 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
 }
 
 function degradedBlockers({ dir }: Instance, { errors }: Readiness): Diagnostic[] {
-  const hint = tailCommand(join(dir, "ha.stderr.log"));
-  const because = (error: string) => `the host agent says that the instance is degraded: ${error}`;
-  return errors.map((error) => ({ what: join(dir, HA_STDOUT), because: because(error), hint }));
+  const [what, hint] = [join(dir, HA_STDOUT), tailCommand(join(dir, "ha.stderr.log"))];
+  return errors.map((e) => ({ what, because: `the host agent says that the instance is degraded: ${e}`, hint }));
 }
 
 /** What the journal says of the runs before, and of the one that is under way. */
@@ -5073,7 +5062,6 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
   const { host } = ctx;
   const lines = journalOf(host, seen.instance);
   const boot = await bootId(ctx);
-  const isAlive = seen.alive.length > 0;
   const stages = stageSteps(seen, "", ctx.budgetS).map((step) => step.kind);
   const repair = lines.findLast((l) => l.event === "pre");
   const isTime = repair !== undefined && !Number.isNaN(Date.parse(repair.time));
@@ -5082,7 +5070,7 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
     stopping: stopUnderWay(holder, lines, stages),
     guardVersion: holder?.role === "run" && typeof version === "string" ? version : null,
     recent: lines.slice(-10).map(journalWords),
-    ...lastStop(lines, boot, isAlive),
+    ...lastStop(lines, boot, seen.alive.length > 0),
     lastRepair: repair ? `${localTime(repair.time)}: ${textOfFact(repair["state"])}` : null,
     lastRepairAt: isTime ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
@@ -5094,10 +5082,9 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
 function readinessOf(host: Host, instance: Instance, seen: Observation): Readiness {
   if (!seen.alive.some((p) => p.role === "host agent")) return { ready: null, errors: [] };
   const text = (file: string) => textOf(host, join(instance.dir, file));
-  const seenReady = readReadiness(text(HA_STDOUT), text("ha.stderr.log"));
-  return seenReady.ready === false && hasReportedRunning(host, instance)
-    ? { ready: true, errors: seenReady.errors }
-    : seenReady;
+  const logged = readReadiness(text(HA_STDOUT), text("ha.stderr.log"));
+  const isUp = logged.ready === false && hasReportedRunning(host, instance);
+  return isUp ? { ready: true, errors: logged.errors } : logged;
 }
 
 async function sockOf(host: Host, instance: Instance): Promise<"answers" | "there" | "absent"> {
