@@ -4603,7 +4603,7 @@ async function runStop(ctx: Context, instance: Instance): Promise<Report> {
 }
 
 function lastEnd(host: Host, instance: Instance): JournalLine | undefined {
-  return journalOf(host, instance).filter((l) => l.event === "end").at(-1);
+  return journalOf(host, instance).findLast((l) => l.event === "end");
 }
 
 /** How soon launchd starts a job again that ran for longer than its throttle: at once. */
@@ -4611,7 +4611,7 @@ const RESTART_LOOK_MS = 1_000;
 
 /** What is to be said after a launchd job was stopped: how to start it, or that launchd has done so already. */
 async function afterJob(ctx: Context, instance: Instance, reported: Report, stopped: LockRecord): Promise<Report> {
-  const job = journalOf(ctx.host, instance).filter((l) => l.event === "start").at(-1)?.["job"];
+  const job = journalOf(ctx.host, instance).findLast((l) => l.event === "start")?.["job"];
   if (typeof job !== "string") return reported;
   await ctx.host.pause(RESTART_LOOK_MS);
   const now = holderOf(ctx.host, instance);
@@ -5259,16 +5259,12 @@ async function acquireStartSlot(run: Run, ctx: Context, instance: Instance): Pro
   }
   ctx.say("info", instance, "waits for its turn: another instance is starting");
   const isTaken = await file.ok.lockWithin(START_TURN_MS);
-  if (ctx.abort?.aborted) file.ok.close();
-  throwIfOvertaken(ctx);
-  if (isTaken) {
-    run.startLock = file.ok;
-    return false;
-  }
   // Close it: the pending flock would otherwise be granted later and never released.
-  file.ok.close();
-  ctx.say("warn", instance, "starts out of turn: another instance has been starting for two minutes");
-  return true;
+  if (isTaken && !ctx.abort?.aborted) run.startLock = file.ok;
+  else file.ok.close();
+  throwIfOvertaken(ctx);
+  if (!isTaken) ctx.say("warn", instance, "starts out of turn: another instance has been starting for two minutes");
+  return !isTaken;
 }
 
 /** How much of Lima's logs is kept from the run before. */
@@ -5276,9 +5272,8 @@ const KEPT_LOG_BYTES = 256 * 1024;
 
 /** Lima deletes its logs at each start: after an unclean end their tails are copied first. */
 function preserveLogs(ctx: Context, instance: Instance): void {
-  const last = journalOf(ctx.host, instance).filter((l) => ["start", "end", "pre"].includes(l.event)).at(-1);
-  const clean = last === undefined || (last.event === "end" && last["status"] === 0 && last["stage"] !== "killed");
-  if (clean) return;
+  const last = journalOf(ctx.host, instance).findLast((l) => ["start", "end", "pre"].includes(l.event));
+  if (!last || (last.event === "end" && last["status"] === 0 && last["stage"] !== "killed")) return;
   const dir = join(instance.dir, "lima-guard.previous");
   ctx.host.makeDir(dir);
   const serial = (ctx.host.list(instance.dir).ok ?? []).filter((f) => /^serial.*\.log$/.test(f));
@@ -5410,12 +5405,8 @@ async function startCommand(run: Run): Promise<void> {
   });
   ctx.say("info", instance, `started ${run.command[0]}, PID ${child.pid}`);
   void becomeRunning(run, instance).catch((error) => logInternalError(run, "watching the boot", error));
-  await journal(ctx, instance, "start", {
-    version: VERSION,
-    pid: child.pid,
-    command: run.command,
-    job: run.target ?? run.label ?? null,
-  });
+  const job = run.target ?? run.label ?? null;
+  await journal(ctx, instance, "start", { version: VERSION, pid: child.pid, command: run.command, job });
 }
 
 /** How long a host agent that is about to appear is waited for after the end of the command. */
@@ -5442,12 +5433,8 @@ async function commandEnded(run: Run, instance: Instance, child: Child, ended: N
   }
   const { pid } = agent.row;
   const how = ended.signal ?? `status ${ended.code}`;
-  const advice = "the command in the plist should have --foreground";
-  ctx.say(
-    "warn",
-    instance,
-    `${run.command[0]} ended with ${how}, and host agent ${pid} lives: it is adopted; ${advice}`,
-  );
+  const adopted = `host agent ${pid} lives: it is adopted; the command in the plist should have --foreground`;
+  ctx.say("warn", instance, `${run.command[0]} ended with ${how}, and ${adopted}`);
   run.child = undefined;
   run.agent = agent;
   run.lock?.setPhase("supervising");
