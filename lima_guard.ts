@@ -5717,16 +5717,14 @@ async function stopSupervised(run: Run, instance: Instance, beganMs: number): Pr
 async function endChild(run: Run, beganMs: number, budgetS: number): Promise<void> {
   const { child, ctx } = run;
   if (!child) return;
-  const ended = child.ended.then(() => true);
-  const until = (s: number) => ctx.host.pause(beganMs + s * 1000 - ctx.host.clockMs()).then(() => false);
-  const limits = stageLimits(budgetS);
-  if (await Promise.race([ended, ctx.host.pause(0).then(() => false)])) return;
+  const endsWithin = (ms: number) => Promise.race([child.ended.then(() => true), ctx.host.pause(ms).then(() => false)]);
+  if (await endsWithin(0)) return;
   ctx.say("info", run, `SIGTERM to ${run.command[0]}, PID ${child.pid}`);
   child.kill("SIGTERM");
-  if (await Promise.race([ended, until(limits.agent)]) || await Promise.race([ended, until(limits.kill)])) return;
+  if (await endsWithin(beganMs + stageLimits(budgetS).kill * 1000 - ctx.host.clockMs())) return;
   ctx.say("warn", run, `SIGKILL to ${run.command[0]}, PID ${child.pid}`);
   child.kill("SIGKILL");
-  await ended;
+  await child.ended;
 }
 
 /** After any end: nothing of the command lives, what it left is cleared, the journal has it. */
