@@ -5735,10 +5735,8 @@ async function finishRun(run: Run): Promise<void> {
   run.session = undefined;
   if (run.stopMs !== undefined || !instance || !ended) return;
   const cleared = cleanUpAfterExit(run, instance, ended).catch((error) => logInternalError(run, "clearing up", error));
-  const stopAsked = async () => {
-    while (run.stopMs === undefined) await run.wakeUp.next();
-  };
-  await Promise.race([cleared, stopAsked()]);
+  const stopAsked = new Promise((resolve) => run.stopRequest.signal.addEventListener("abort", resolve));
+  await Promise.race([cleared, stopAsked]);
   // What is left of it ends inside launchd's time, like anything else.
   if (run.stopMs !== undefined) await stopRun(run);
 }
@@ -5754,8 +5752,7 @@ async function cleanUpAfterExit(run: Run, instance: Instance, { code, signal }: 
   if (repaired.status !== EXIT.done) logBlocked(ctx, instance, repaired);
   // Something of it may have come up meanwhile: that is no clean end.
   if (repaired.state === "running") ctx.say("warn", instance, `it is left running, unsupervised: ${repaired.summary}`);
-  if (run.status === EXIT.done && repaired.state === "running") run.status = EXIT.failed;
-  if (run.status === EXIT.done) run.status = repaired.status;
+  if (run.status === EXIT.done) run.status = repaired.state === "running" ? EXIT.failed : repaired.status;
   const who = run.child ? run.command[0] : "the host agent";
   ctx.say("info", instance, `${who} ended with ${signal ?? `status ${code}`}`);
   await journal(ctx, instance, "end", { requested: false, code, signal: signal ?? null, status: run.status, ranS });
