@@ -5299,13 +5299,11 @@ function warnOfShortTimeLimit(run: Run, instance: Instance): void {
 
 // ── --run: supervising
 /** `--run`: prepare, run the command, on a signal stop the instance, leave with the right status. */
-async function superviseRun(ctx: Context, homes: Homes, name: string, command: readonly [string, ...string[]]) {
+async function superviseRun(asked: Pick<Run, "ctx" | "homes" | "name" | "command">) {
+  const { ctx } = asked;
   const label = labelOf(ctx.host);
   const run: Run = {
-    ctx,
-    homes,
-    name,
-    command,
+    ...asked,
     events: [],
     wakeUp: new WakeUp(),
     bootWakeUp: new WakeUp(),
@@ -5316,9 +5314,8 @@ async function superviseRun(ctx: Context, homes: Homes, name: string, command: r
     status: EXIT.done,
   };
   onStopSignals(run);
-  void prepare(run).catch((error) => (logInternalError(run, "prepare", error), "refused" as const)).then((event) =>
-    post(run, event)
-  );
+  const prepared = prepare(run).catch((error) => (logInternalError(run, "prepare", error), "refused" as const));
+  void prepared.then((event) => post(run, event));
   let state: RunState = "preparing";
   while (state !== "leaving") {
     const event = run.events.shift();
@@ -5595,8 +5592,7 @@ async function untilAgentEnds(run: Run, instance: Instance, pid: number): Promis
 /** Clean exit: it has reported `exiting` and removed its PID file. Lima deletes the log at each start; events may follow. */
 function leftCleanly(host: Host, instance: Instance): boolean {
   if (host.stat(join(instance.dir, HA_PID)).trouble !== "absent") return false;
-  const log = join(instance.dir, HA_STDOUT);
-  const events = tailOf(host, log).split("\n").map((l) => jsonObject(l)?.["status"]);
+  const events = tailOf(host, join(instance.dir, HA_STDOUT)).split("\n").map((l) => jsonObject(l)?.["status"]);
   return events.some((e) => (e as Record<string, unknown> | null | undefined)?.["exiting"] === true);
 }
 
@@ -6320,7 +6316,7 @@ async function serveRequest(host: Host, invocation: Invocation, args: readonly s
   }
   const [program, ...rest] = invocation.command;
   if (program !== undefined && !dryRun) {
-    return await superviseRun(ctx, homes, names[0] ?? "", [program, ...rest]);
+    return await superviseRun({ ctx, homes, name: names[0] ?? "", command: [program, ...rest] });
   }
   const { own, isLate } = await serveAll(ctx, wanted.ok, invocation);
   const unlisted = "unknown" in wanted ? wanted.unknown ?? [] : [];
