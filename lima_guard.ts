@@ -6108,7 +6108,7 @@ const USAGE = `usage: lima-guard --pre INSTANCE… | --pre --all
 type Refused = { readonly usage: string; readonly hint?: string };
 
 /** An option that is not understood, with the one that was probably meant. */
-function misspelt(arg: string, options: readonly { flag: string; argument?: string }[]): Refused {
+function misspelt(arg: string, options: readonly CommandLineOption[]): Refused {
   const usage = `Cannot understand ${JSON.stringify(arg)}`;
   const [, word = "", value] = /^-+([^=]*)(?:=(.*))?$/s.exec(arg) ?? [];
   const option = options.find((o) => o.flag === nearest(word, options.map(({ flag }) => flag)));
@@ -6135,14 +6135,11 @@ interface ReadArguments {
   readonly words: readonly string[];
 }
 
-interface CommandLine {
-  /** The options with their texts, in columns. */
+/** A command line by the table of its options: their rows in `--help`, in columns, and how arguments are read. */
+export function commandLine(options: readonly CommandLineOption[]): {
   rows(width: number): string;
   read(args: readonly string[]): ReadArguments | Refused;
-}
-
-/** A command line by the table of its options: their rows in `--help`, and how arguments are read. */
-export function commandLine(options: readonly CommandLineOption[]): CommandLine {
+} {
   // INSTANCE is a word of its own, which may stand anywhere.
   const valued = options.filter((o) => o.argument?.includes("INSTANCE") === false).map((o) => o.flag);
   const switches = options.map((o) => o.flag).filter((flag) => !valued.includes(flag));
@@ -6220,7 +6217,7 @@ function invocationOf(
   }
   if (role === "run" && !command?.[0]) return { usage: "--run needs a command after `--`" };
   if (role !== "run" && command) return { usage: "`--` and a command go with --run" };
-  const bad = names.find((name) => nameTrouble(name) !== undefined);
+  const bad = names.find(nameTrouble);
   if (bad !== undefined) return { usage: `Cannot take ${JSON.stringify(bad)} as instance name: ${nameTrouble(bad)}` };
   if (limaHome === "") return { usage: "--lima-home needs a directory" };
   for (const [flag, text] of [["--timeout", timeout], ["--wait", wait]] as const) {
@@ -6476,19 +6473,8 @@ function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbo
     if (!show) say("info", instance, `stage ${name}, ${secondsLeft(host, deadlineMs)} s left`);
     else if (wasEmpty) void tell();
   };
-  return {
-    host,
-    role,
-    dryRun,
-    budgetS,
-    limitS: limitS ?? Infinity,
-    onEvent,
-    say,
-    stage,
-    skips: { count: 0, wakeUp: new WakeUp() },
-    cache: {},
-    abort: undefined,
-  };
+  const fresh = { skips: { count: 0, wakeUp: new WakeUp() }, cache: {}, abort: undefined };
+  return { host, role, dryRun, budgetS, limitS: limitS ?? Infinity, onEvent, say, stage, ...fresh };
 }
 
 /** Does what the arguments of this process ask for, and ends it. */
