@@ -6303,7 +6303,7 @@ async function serveRequest(host: Host, invocation: Invocation, args: readonly s
   if (role === "stop") onSkipSignals(ctx);
   const machine = isMachine ? wholeMachine(ctx) : Promise.resolve([]);
   const others = host.uid === 0 && all && role === "pre" && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
-  const listed = all || names.length === 0
+  const listed: Listed = all || names.length === 0
     ? await everyInstance(ctx, homes)
     : { ok: names.map((name) => ({ name, homes, home: undefined })) };
   const wanted = "because" in listed && (isMachine || others.length > 0) ? { ok: [] } : listed;
@@ -6316,8 +6316,7 @@ async function serveRequest(host: Host, invocation: Invocation, args: readonly s
     return await superviseRun({ ctx, homes, name: names[0] ?? "", command: [program, ...rest] });
   }
   const { own, isLate } = await serveAll(ctx, wanted.ok, invocation);
-  const unlisted = "unknown" in wanted ? wanted.unknown ?? [] : [];
-  const served = [...own, ...others, ...await machine, ...unlisted];
+  const served = [...own, ...others, ...await machine, ...wanted.unknown ?? []];
   const reports = isMachine ? [...served, ...await stillLiving(ctx, served)] : served;
   const named = withHomes(reports);
   const text = role === "status" ? formatStatus(named, invocation.verbose) : formatReports(named, dryRun);
@@ -6347,14 +6346,13 @@ async function serveAll(ctx: Context, wanted: readonly Requested[], { command, w
     const own: (Report & Partial<Details>)[] = await Promise.all(
       wanted.map(async (one) => ({ ...await runRole(ctx, one, command), home: one.home })),
     );
-    const isOneUp = (r: Report & Partial<Details>) => r.state === "running" && r.ready !== false;
-    const isUp = own.every(isOneUp);
+    const isUp = (r: typeof own[number]) => r.state === "running" && r.ready !== false;
     // Waiting brings no instance that is not there, and no permission.
     const isFinal = own.some((r) => r.status !== EXIT.done && r.status !== EXIT.failed && r.status !== EXIT.tryAgain);
-    if (waitS === 0 || isUp || isFinal) return { own, isLate: false };
+    if (waitS === 0 || own.every(isUp) || isFinal) return { own, isLate: false };
     const leftMs = endMs - host.clockMs();
     if (leftMs <= 0) {
-      return { own: own.map((r) => isOneUp(r) ? r : { ...r, status: worst([r.status, EXIT.tryAgain]) }), isLate: true };
+      return { own: own.map((r) => isUp(r) ? r : { ...r, status: worst([r.status, EXIT.tryAgain]) }), isLate: true };
     }
     await host.pause(Math.min(WAIT_POLL_MS, leftMs));
   }
