@@ -5788,7 +5788,8 @@ export function realHost(): Host {
     isTerminal: Deno.stderr.isTerminal(),
     columns: () => tryCall(() => Deno.consoleSize().columns).ok || 80,
     stdout: writeResult,
-    stderr: (text) => writeAll(Deno.stderr, text),
+    // Written through. A reader that went away, or a full disk, must never stop a stop.
+    stderr: (text) => void tryCall(() => writeAll(Deno.stderr, text)),
   };
 }
 
@@ -5863,8 +5864,7 @@ function readTailBytes(path: string, most: number): Uint8Array {
 
 function appendThrough(path: string, text: string): void {
   using file = Deno.openSync(path, { append: true, create: true, mode: 0o644 });
-  const bytes = new TextEncoder().encode(text);
-  for (let sent = 0; sent < bytes.length;) sent += file.writeSync(bytes.subarray(sent));
+  writeAll(file, text);
   // SMB and NFS refuse a sync: the line is there all the same.
   tryCall(() => file.syncDataSync());
 }
@@ -5929,8 +5929,7 @@ function startChild(command: Command): Child {
   const child = spawn(command, { stdin: "piped", stdout: "piped", stderr: "piped", detached: true });
   const input = child.stdin.getWriter();
   let last = "";
-  const [lines, errors] = [child.stdout, child.stderr];
-  const errorsEnd = eachLine(errors, (line) => last = line.trim() || last);
+  const errorsEnd = eachLine(child.stderr, (line) => last = line.trim() || last);
   return {
     pid: child.pid,
     ended: child.status.then(async ({ code, signal }) => {
@@ -5940,7 +5939,7 @@ function startChild(command: Command): Child {
     kill: (signal) => tryCall(() => child.kill(signal)),
     // The reader may be gone: then its end tells more than the failed write.
     say: (text) => input.write(new TextEncoder().encode(text)).catch(() => {}),
-    onLine: (take) => void eachLine(lines, take),
+    onLine: (take) => void eachLine(child.stdout, take),
     lastWords: () => last,
   };
 }
@@ -5984,10 +5983,8 @@ async function openConnection(to: string | { port: number }, limitMs: number): P
     if (late) ok.close();
     return { ok };
   }, errorKindOf);
-  const answer = await orAtLimit<Result<Deno.Conn>>(tried, limitMs, {
-    trouble: "limit",
-    why: "it did not accept in time",
-  });
+  const limit = { trouble: "limit", why: "it did not accept in time" } as const;
+  const answer = await orAtLimit<Result<Deno.Conn>>(tried, limitMs, limit);
   late = answer.trouble === "limit";
   if (answer.trouble) return answer;
   const conn = answer.ok;
@@ -6005,12 +6002,9 @@ async function openConnection(to: string | { port: number }, limitMs: number): P
   };
 }
 
-/** Written through. A reader that went away, or a full disk, must never stop a stop. */
 function writeAll(to: { writeSync(bytes: Uint8Array): number }, text: string): void {
   const bytes = new TextEncoder().encode(text);
-  tryCall(() => {
-    for (let sent = 0; sent < bytes.length;) sent += to.writeSync(bytes.subarray(sent));
-  });
+  for (let sent = 0; sent < bytes.length;) sent += to.writeSync(bytes.subarray(sent));
 }
 
 /** POSIX's smallest PIPE_BUF: so many bytes are written as a whole or not at all. */
