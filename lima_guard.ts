@@ -4971,46 +4971,35 @@ function unreadJournal(host: Host, instance: Instance): Partial<Details> {
   return { ...unknown, lastRepair: null, lastRepairAt: null, starts: null, brakeSeconds: null };
 }
 
-/** The last line of the host agent's log where it is a fatal one: why the last start failed. */
-function lastFatal(host: Host, instance: Instance): Diagnostic[] {
-  const path = join(instance.dir, "ha.stderr.log");
-  const line = jsonObject(tailOf(host, path).trimEnd().split("\n").at(-1) ?? "");
-  if (line?.["level"] !== "fatal" || typeof line["msg"] !== "string") return [];
-  return [{ what: path, because: `the host agent's last words: ${line["msg"]}` }];
+/** What the last line of the host agent's log says where it is a fatal one: why the last start failed. */
+function lastFatal(host: Host, log: string): string | undefined {
+  const line = jsonObject(tailOf(host, log).trimEnd().split("\n").at(-1) ?? "");
+  return line?.["level"] === "fatal" && typeof line["msg"] === "string" ? line["msg"] : undefined;
 }
 
 /** What only `--status` has to say. */
 function statusNotes(host: Host, { instance, alive }: Observation, lastStop: LastStopKind): Diagnostic[] {
-  const fatal = alive.length === 0 ? lastFatal(host, instance) : [];
-  return [...ownerNotes(instance), ...besideNotes(host, instance), ...fatal, ...hardStopNotes(instance, lastStop)];
-}
-
-/** What a stop that took the guest's power may have left. */
-function hardStopNotes({ dir }: Instance, kind: LastStopKind): Diagnostic[] {
-  if (!["killed", "cut by agent", "cut off"].includes(kind)) return [];
-  const because = "the guest lost its power at the last stop: its file systems may need a repair; " +
-    "the next start keeps the logs of that run here";
-  return [{ what: join(dir, "lima-guard.previous"), because }];
-}
-
-/** Homes whose application owns the VM, so that no launchd job is to be wrapped. */
-function ownerNotes({ home }: Instance): Diagnostic[] {
+  const { name, home, dir } = instance;
+  // Applications that own the VM of their home: no launchd job is to be wrapped.
   const apps = { "/rancher-desktop/lima": "Rancher Desktop", "/Finch/lima/data": "Finch" };
-  const because = (app: string) => `${app} starts and stops this VM: there is no launchd job to wrap`;
-  const found = Object.entries(apps).filter(([end]) => home.endsWith(end));
-  return found.map(([, app]) => ({ what: home, because: because(app) }));
-}
-
-/** Links that are no instances for `--all`, and an instance of an old Colima beside the one of today. */
-function besideNotes(host: Host, instance: Instance): Diagnostic[] {
-  const isLink = host.stat(instance.dir).ok?.kind === "link";
-  const link = { what: instance.dir, because: "it is a link, which --all and Lima's own list leave out" };
+  const app = Object.entries(apps).find(([end]) => home.endsWith(end))?.[1];
   const userHome = host.env("HOME") ?? "/";
   const today = join(userHome, ".colima/_lima/colima");
-  const isOld = instance.name === "colima" && instance.dir !== today &&
-    instance.home === realHome(host, join(userHome, ".lima")) && host.stat(today, "follow links").ok !== undefined;
-  const old = { what: instance.dir, because: `Colima before 0.6 left it; the one of today is ${today}` };
-  return [...isLink ? [link] : [], ...isOld ? [old] : []];
+  const isOld = name === "colima" && dir !== today && home === realHome(host, join(userHome, ".lima")) &&
+    host.stat(today, "follow links").ok !== undefined;
+  const log = join(dir, "ha.stderr.log");
+  const fatal = alive.length === 0 ? lastFatal(host, log) : undefined;
+  const isCut = ["killed", "cut by agent", "cut off"].includes(lastStop);
+  const lost = "the guest lost its power at the last stop: its file systems may need a repair; " +
+    "the next start keeps the logs of that run here";
+  const notes: readonly (readonly [boolean, string, string])[] = [
+    [app !== undefined, home, `${app} starts and stops this VM: there is no launchd job to wrap`],
+    [host.stat(dir).ok?.kind === "link", dir, "it is a link, which --all and Lima's own list leave out"],
+    [isOld, dir, `Colima before 0.6 left it; the one of today is ${today}`],
+    [fatal !== undefined, log, `the host agent's last words: ${fatal}`],
+    [isCut, join(dir, "lima-guard.previous"), lost],
+  ];
+  return notes.filter(([isSo]) => isSo).map(([, what, because]) => ({ what, because }));
 }
 
 /** `--status`: what lima-guard sees, why, and what it would do. Changes nothing, and never calls limactl. */
