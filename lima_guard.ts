@@ -4860,13 +4860,11 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
   const once = homes.filter((one, i) => homes.findIndex((o) => same(o, one)) === i);
   const self = await ownCommand(host);
   const reported = (await Promise.all(once.map((one) => serveHome(ctx, one, self, deadlineMs)))).flat();
-  const unserved = living.filter(({ uid }) => entries.get(uid) === undefined).map(withoutEntry);
+  const unserved = living.filter(({ uid }) => entries.get(uid) === undefined).map(({ uid, pid, dir, name, home }) => {
+    const because = `uid ${uid} has no entry in the user database: lima-guard cannot be run for it`;
+    return { ...notListed(because, dir, psCommand(pid)), name, home };
+  });
   return [...reported, ...unserved, ...table.trouble ? [notListed(table.why)] : []];
-}
-
-function withoutEntry({ name, home, dir, uid, pid }: RunningInstance): Report {
-  const because = `uid ${uid} has no entry in the user database: lima-guard cannot be run for it`;
-  return { ...notListed(because, dir, psCommand(pid)), name, home };
 }
 
 /** This program again: the compiled binary, or Deno with the options that it was started with. */
@@ -5021,6 +5019,8 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const degraded = degradedBlockers(instance, readiness);
   const several = severalAgents(seen);
   const state = p.state === "clear" ? "stopped" : p.state;
+  const sock = join(instance.dir, HA_SOCK);
+  const isThere = host.stat(sock).trouble !== "absent";
   const waits = readiness.waits === undefined ? "" : `, the guest is not ready: it waits for ${readiness.waits}`;
   return {
     ...base,
@@ -5032,7 +5032,7 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
     evidence: seen.stateFiles.map(({ path: file, stamp, verdict }) => (
       { file, holds: stamp.text?.trim() ?? null, verdict: verdict.kind, because: verdict.why }
     )),
-    limactlStart: limaWouldSay(seen, await sockOf(host, instance)),
+    limactlStart: limaWouldSay(seen, !isThere ? "absent" : await hasAnswer(host, sock) ? "answers" : "there"),
     jobs: found.jobs,
     supervisor: holder?.role === "run" ? holder.pid : null,
     ready: readiness.ready,
@@ -5074,12 +5074,6 @@ function readinessOf(host: Host, instance: Instance, seen: Observation): Readine
   const logged = readReadiness(text(HA_STDOUT), text("ha.stderr.log"));
   const isUp = logged.ready === false && hasReportedRunning(host, instance);
   return isUp ? { ready: true, errors: logged.errors } : logged;
-}
-
-async function sockOf(host: Host, instance: Instance): Promise<"answers" | "there" | "absent"> {
-  const path = join(instance.dir, HA_SOCK);
-  if (host.stat(path).trouble === "absent") return "absent";
-  return await hasAnswer(host, path) ? "answers" : "there";
 }
 
 // ── --run: preparing
@@ -5278,12 +5272,11 @@ function preserveLogs(ctx: Context, instance: Instance): void {
 }
 
 function warnOfShortTimeLimit(run: Run, instance: Instance): void {
-  const granted = run.timeLimitS;
-  if (granted === undefined || granted === 0 || granted >= DEFAULT_BUDGET_S) return;
-  const graceS = Math.floor(stageLimits(granted).agent);
-  const text = `launchd gives ${granted} s for a stop, which leaves the guest ${graceS} s ` +
-    `(hint: ${guardCommand(instance, "--install")})`;
-  run.ctx.say("warn", instance, text);
+  const { ctx, timeLimitS = 0 } = run;
+  if (timeLimitS === 0 || timeLimitS >= DEFAULT_BUDGET_S) return;
+  const graceS = Math.floor(stageLimits(timeLimitS).agent);
+  const hint = `(hint: ${guardCommand(instance, "--install")})`;
+  ctx.say("warn", instance, `launchd gives ${timeLimitS} s for a stop, which leaves the guest ${graceS} s ${hint}`);
 }
 
 // ── --run: supervising
@@ -5613,8 +5606,7 @@ async function stopRun(run: Run): Promise<void> {
     const own = await acquireForStop(run, beganMs);
     if (own) await stopSupervised(run, own, beganMs);
   } catch (error) {
-    run.status = EXIT.failed;
-    ctx.say("error", run, `the stop failed: ${error instanceof Error ? error.stack : error}`);
+    logInternalError(run, "the stop", error);
     await endChild(run, beganMs, budgetOf(run.timeLimitS, ctx.limitS));
   }
   post(run, "stopped");
@@ -5639,8 +5631,9 @@ async function acquireForStop(run: Run, beganMs: number): Promise<Instance | und
       break;
     }
     const { who, because, isSupervising } = await lockOwner(ctx, instance, taken);
-    if (isSupervising) ctx.say("info", instance, `leaves: ${who} supervises it`);
-    if (isSupervising || await isDown(ctx, instance)) return undefined;
+    if (isSupervising) return void ctx.say("info", instance, `leaves: ${who} supervises it`);
+    const seen = { ...emptyObservation(instance), ...await observeProcesses(ctx, instance, STOP_TIMEOUTS) };
+    if (planStop(seen, ctx.budgetS).state === "stopped") return undefined;
     if (!said) ctx.say("info", instance, `is to be stopped, and waits for ${who}`);
     said = true;
     if (ctx.host.clockMs() >= deadlineMs) return cannotStop(run, noLock(ctx, instance, because));
@@ -5652,11 +5645,6 @@ async function acquireForStop(run: Run, beganMs: number): Promise<Instance | und
 function cannotStop(run: Run, { status, blockers }: Report): undefined {
   for (const b of blockers) run.ctx.say("warn", run, describeDiagnostic("not stopped", b));
   run.status = status === EXIT.noInstance ? EXIT.done : status;
-}
-
-async function isDown(ctx: Context, instance: Instance): Promise<boolean> {
-  const processes = await observeProcesses(ctx, instance, STOP_TIMEOUTS);
-  return planStop({ ...emptyObservation(instance), ...processes }, ctx.budgetS).state === "stopped";
 }
 
 /** Who has the lock, and whether it is proven to be the `--run` that has this instance: a stop of it is that one's. */
