@@ -4524,10 +4524,7 @@ const ROUNDS = 4;
 /** `--pre`: clears what a dead run left behind, and ends an orphan. Never starts anything. */
 async function runPre(ctx: Context, instance: Instance): Promise<Report> {
   const taken = await lockFor(ctx, instance, LOCK_WAIT_MS);
-  if ("report" in taken) {
-    taken.held?.file.close();
-    return taken.report;
-  }
+  if ("report" in taken) return taken.report;
   return await repair(ctx, instance).finally(taken.lock.release);
 }
 
@@ -4582,10 +4579,7 @@ async function runStop(ctx: Context, instance: Instance): Promise<Report> {
   const before = lastEnd(host, instance);
   const askedMs = host.clockMs();
   const taken = await lockFor(ctx, instance, ctx.budgetS * 1000);
-  if ("report" in taken) {
-    taken.held?.file.close();
-    return taken.report;
-  }
+  if ("report" in taken) return taken.report;
   if (ctx.dryRun) {
     const seen = await observe(ctx, instance, { timeouts: STOP_TIMEOUTS });
     return reportPlan(instance, planStop(seen, ctx.budgetS));
@@ -4743,7 +4737,11 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
   }
   const refusal = asked && asked.kind !== "done" && ("why" in asked ? asked.why : outcomeWords(asked));
   const because = [`${who} holds its lock`, refusal, freed].filter(Boolean).join("; ");
-  return { report: noLock(ctx, instance, because, holder), held: open };
+  const refused = noLock(ctx, instance, because, holder);
+  // Closed, or its pending flock would be granted later. Only the real --run waits on.
+  if (ctx.role === "run" && !ctx.dryRun) return { report: refused, held: open };
+  held.close();
+  return { report: refused };
 }
 
 function noLock(ctx: Context, instance: Instance, because: string, holder?: LockRecord): Report {
