@@ -4650,7 +4650,7 @@ async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, 
  * What a stop and its clean-up came to. The clean-up looked last, in the same places: what it found counts, and no
  * result is better than that.
  */
-function stopVerdict(went: StopResult, cleaned: CleanupResult) {
+function stopVerdict(went: StopResult, cleaned: Cleanup) {
   const state: State = went.remaining.length > 0 ? "running" : cleaned.state;
   const all = [...cleaned.state === "stopped" ? [] : went.blockers, ...cleaned.blockers];
   const blockers = all.filter((b, i) => all.findIndex((other) => other.what === b.what) === i);
@@ -4667,15 +4667,10 @@ function stopVerdict(went: StopResult, cleaned: CleanupResult) {
 }
 
 /** What a clean-up found and did; `stopped` only where nothing of the instance lives for certain. */
-type CleanupResult = Pick<Plan, "state" | "steps" | "blockers">;
+type Cleanup = Pick<Plan, "state" | "steps" | "blockers">;
 
 /** Removes what the stop left, above all vz.pid. */
-async function cleanUp(
-  ctx: Context,
-  instance: Instance,
-  deadlineMs: number,
-  searchAll: boolean,
-): Promise<CleanupResult> {
+async function cleanUp(ctx: Context, instance: Instance, deadlineMs: number, searchAll: boolean): Promise<Cleanup> {
   const { host } = ctx;
   const timeouts = { ...STOP_TIMEOUTS, psMs: PS_LIMIT_MS / 5, lsofMs: PS_LIMIT_MS / 5 };
   const late = host.pause(Math.max(0, deadlineMs - host.clockMs())).then(() => undefined);
@@ -4720,8 +4715,7 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
   }
   const isStop = ctx.role === "stop" && !ctx.dryRun;
   const askedMs = ctx.host.clockMs();
-  const psMs = Math.min(PS_LIMIT_MS, limitMs / 8);
-  const asked = isStop && holder?.role === "run" ? await askToStop(ctx, instance, held, { holder, psMs }) : undefined;
+  const asked = isStop && holder?.role === "run" ? await askToStop(ctx, instance, held, holder) : undefined;
   const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked?.kind === "done");
   const graceMs = Math.max(0, stageLimits(limitMs / 1000).agent * 1000 - (ctx.host.clockMs() - askedMs));
   const waitMs = ctx.role === "stop" && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : limitMs;
@@ -4757,13 +4751,9 @@ function describeHolder(holder: LockRecord | undefined): string {
 }
 
 /** Sends one SIGTERM to the `--run` that holds the lock, and is proven to. */
-async function askToStop(
-  ctx: Context,
-  instance: Instance,
-  held: LockFile,
-  { holder, psMs }: { holder: LockRecord; psMs: number },
-): Promise<Outcome> {
+async function askToStop(ctx: Context, instance: Instance, held: LockFile, holder: LockRecord): Promise<Outcome> {
   if (holder.phase === "stopping") return DONE;
+  const psMs = Math.min(PS_LIMIT_MS, ctx.budgetS * 1000 / 8);
   const proof = await proveHolder(ctx.host, instance, held, holder, psMs);
   if ("why" in proof) return { kind: "failed", why: proof.why };
   const sent = await signalVerified(ctx.host, proof.row, "SIGTERM", psMs);
