@@ -5299,7 +5299,7 @@ async function superviseRun(asked: Pick<Run, "ctx" | "homes" | "name" | "command
       ctx.say("error", run, `${event} while ${state}: must not happen; it is logged and ignored`);
     }
     state = next;
-    await ACTIONS[action](run).catch((error) => logInternalError(run, action, error));
+    await ACTIONS[action]?.(run).catch((error) => logInternalError(run, action, error));
   }
   // Whatever went wrong inside lima-guard: it never leaves while the command lives.
   await run.child?.ended;
@@ -5341,9 +5341,7 @@ function onStopSignals(run: Run): void {
   }
 }
 
-const ACTIONS: Record<RunAction, (run: Run) => Promise<void>> = {
-  ignore: () => Promise.resolve(),
-  impossible: () => Promise.resolve(),
+const ACTIONS: Partial<Record<RunAction, (run: Run) => Promise<void>>> = {
   start: startCommand,
   adopt: adoptAgent,
   stop: stopRun,
@@ -5418,10 +5416,9 @@ function isAgentAppearing(host: Host, instance: Instance): boolean {
 
 /** What limactl needs and launchd may not give: HOME (it panics without), a PATH that finds QEMU, its own label. */
 async function environmentOf(host: Host, instance: Instance, program: string, label: string | undefined) {
-  const known = ["HOME", "USER", "LOGNAME"].filter((v) => host.env(v));
-  const user = known.length === 3 ? undefined : await userEntry(host);
-  const own = { HOME: user?.home ?? "", USER: user?.name ?? "", LOGNAME: user?.name ?? "" };
-  const filled = Object.entries(own).filter(([name, value]) => !known.includes(name) && value !== "");
+  const missing = ["HOME", "USER", "LOGNAME"].filter((v) => !host.env(v));
+  const user = missing.length === 0 ? undefined : await userEntry(host);
+  const filled = user === undefined ? [] : missing.map((v) => [v, v === "HOME" ? user.home : user.name]);
   const path = (host.env("PATH") || "/usr/bin:/bin:/usr/sbin:/sbin").split(":");
   const more = [...program.startsWith("/") ? [dirname(program)] : [], "/opt/homebrew/bin", "/usr/local/bin"];
   return {
@@ -5505,9 +5502,8 @@ async function keepGuestSession(run: Run, instance: Instance): Promise<void> {
   const { host } = run.ctx;
   for (let broken = 0; run.ended === undefined && run.stopMs === undefined;) {
     const madeMs = host.clockMs();
-    const seen = await observeProcesses(run.ctx, instance, STOP_TIMEOUTS);
-    const whole: Observation = { ...emptyObservation(instance), ...seen };
-    const own = isOwnPort(whole, sshFile(host, instance, whole));
+    const seen = { ...emptyObservation(instance), ...await observeProcesses(run.ctx, instance, STOP_TIMEOUTS) };
+    const own = isOwnPort(seen, sshFile(host, instance, seen));
     const session = own ? openGuestSession(host, instance) : "the port in ssh.config is not provably this instance's";
     if (typeof session === "string") run.ctx.say("debug", instance, `no session with the guest: ${session}`);
     else {
