@@ -4933,19 +4933,17 @@ async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Re
       r.name === one.name && (r.home === undefined || isSameDirectory(host, r.home, one.home)) &&
       (role === "status" || ctx.dryRun || r.status !== EXIT.done)
     );
-  return await Promise.all(
-    runningInstances(table.ok.rows).filter((one) => !isReported(one)).map(async (one) => {
-      const { uid, pid, name, home, dir } = one;
-      const user = await userName(host, uid);
-      const owner = user ?? `uid ${uid}`;
-      const isOwn = uid === host.uid;
-      const at = { name, home, sudoUser: isOwn ? undefined : user };
-      const hint = isOwn || user !== undefined ? guardCommand(at, `--${role}`) : psCommand(pid);
-      const blockers = [{ what: dir, because: `PID ${pid} of ${owner} still lives`, hint }];
-      const summary = `of ${owner}, in ${home}: still lives`;
-      return report(name, "running", EXIT.failed, summary, { owner, home, blockers });
-    }),
-  );
+  const living = runningInstances(table.ok.rows).filter((one) => !isReported(one));
+  return await Promise.all(living.map(async ({ uid, pid, name, home, dir }) => {
+    const user = await userName(host, uid);
+    const owner = user ?? `uid ${uid}`;
+    const isOwn = uid === host.uid;
+    const at = { name, home, sudoUser: isOwn ? undefined : user };
+    const hint = isOwn || user !== undefined ? guardCommand(at, `--${role}`) : psCommand(pid);
+    const blockers = [{ what: dir, because: `PID ${pid} of ${owner} still lives`, hint }];
+    const summary = `of ${owner}, in ${home}: still lives`;
+    return report(name, "running", EXIT.failed, summary, { owner, home, blockers });
+  }));
 }
 
 // ── --status
@@ -5633,9 +5631,7 @@ function cannotStop(run: Run, { status, blockers }: Report): undefined {
 
 /** Who has the lock, and whether it is proven to be the `--run` that has this instance: a stop of it is that one's. */
 async function lockOwner(ctx: Context, instance: Instance, attempt: { held: OpenLock } | { why: string }) {
-  if ("why" in attempt) {
-    return { who: "its lock", because: `it cannot be locked: ${attempt.why}`, isSupervising: false };
-  }
+  if ("why" in attempt) return { who: "its lock", because: `it cannot be locked: ${attempt.why}` };
   const { file } = attempt.held;
   const holder = readLockRecord(file.read(), instance.dir);
   const isItsWork = holder?.role === "run" && ["starting", "supervising", "stopping"].includes(holder.phase);
