@@ -4646,10 +4646,7 @@ async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, 
   return report(instance.name, state, status, summary, { stage, seconds, steps: steps.map(bare), blockers });
 }
 
-/**
- * What a stop and its clean-up came to. The clean-up looked last, in the same places: what it found counts, and no
- * result is better than that.
- */
+/** What a stop and its clean-up came to. The clean-up looked last, in the same places: no result is better than its. */
 function stopVerdict(went: StopResult, cleaned: Cleanup) {
   const state: State = went.remaining.length > 0 ? "running" : cleaned.state;
   const all = [...cleaned.state === "stopped" ? [] : went.blockers, ...cleaned.blockers];
@@ -4762,9 +4759,8 @@ async function askToStop(ctx: Context, instance: Instance, held: LockFile, holde
 }
 
 /**
- * Whether a record was written by the `--run` that holds the lock now: it names a PID and a start time, ps shows just
- * that PID with that start time and the command of a lima-guard, and the lock was held before and after. A record stays when its
- * writer is killed.
+ * Whether the `--run` that holds the lock now wrote this record: ps shows its PID with its start time and the command of a
+ * lima-guard, and the lock was held before and after. A record stays when its writer is killed.
  */
 async function proveHolder(host: Host, instance: Instance, held: LockFile, holder: LockRecord, psMs = PS_LIMIT_MS) {
   const unproven = { why: `PID ${holder.pid} could not be proven to be it` };
@@ -4961,7 +4957,6 @@ function lastFatal(host: Host, log: string): string | undefined {
   return line?.["level"] === "fatal" && typeof line["msg"] === "string" ? line["msg"] : undefined;
 }
 
-/** What only `--status` has to say. */
 function statusNotes(host: Host, { instance, alive }: Observation, lastStop: LastStopKind): Diagnostic[] {
   const { name, home, dir } = instance;
   // Applications that own the VM of their home: no launchd job is to be wrapped.
@@ -5063,7 +5058,6 @@ function readinessOf(host: Host, instance: Instance, seen: Observation): Readine
 }
 
 // ── --run: preparing
-/** One `--run`. */
 interface Run {
   readonly ctx: Context;
   readonly homes: Homes;
@@ -5236,7 +5230,6 @@ async function acquireStartSlot(run: Run, ctx: Context, instance: Instance): Pro
   return !isTaken;
 }
 
-/** How much of Lima's logs is kept from the run before. */
 const KEPT_LOG_BYTES = 256 * 1024;
 
 /** Lima deletes its logs at each start: after an unclean end their tails are copied first. */
@@ -5375,10 +5368,7 @@ async function startCommand(run: Run): Promise<void> {
 /** How long a host agent that is about to appear is waited for after the end of the command. */
 const APPEARS_MS = 10_000;
 
-/**
- * The end of the command is not the end of the instance: `limactl start` without `--foreground` leaves a host agent
- * behind. That one is supervised as an adopted one is.
- */
+/** `limactl start` without `--foreground` ends and leaves a host agent behind: that is supervised as an adopted one is. */
 async function commandEnded(run: Run, instance: Instance, child: Child, ended: NonNullable<Run["ended"]>) {
   const { ctx } = run;
   const { host } = ctx;
@@ -5480,7 +5470,6 @@ function watchRunning(run: Run, instance: Instance, agentPid: number | undefined
   void watchAgent(run, instance, agentPid).catch((error) => logInternalError(run, "watching the host agent", error));
 }
 
-/** Another instance may start now. */
 function releaseStartSlot(run: Run): void {
   run.startLock?.close();
   run.startLock = undefined;
@@ -5595,9 +5584,8 @@ async function stopRun(run: Run): Promise<void> {
 }
 
 /**
- * The instance, if this process may work on it. While it was preparing, another process may have the lock: that is
- * waited for as long as there is time to do something then, unless nothing lives. What could not be done is logged, and
- * sets the exit status.
+ * The instance, if this process may work on it; else the reason is logged, and sets the exit status. A lock that another
+ * process has is waited for as long as there is time to do something then, unless nothing lives.
  */
 async function acquireForStop(run: Run, beganMs: number): Promise<Instance | undefined> {
   const { ctx } = run;
@@ -6241,7 +6229,6 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
   return await serveRequest(host, invocation, args);
 }
 
-/** Serves the instances that are asked for, and prints their reports. */
 async function serveRequest(host: Host, invocation: Invocation, args: readonly string[]): Promise<number> {
   const { role, all, names, dryRun } = invocation;
   const given = limaHomes(host, invocation.limaHome);
@@ -6348,10 +6335,7 @@ function withStart(reported: Report, command: readonly string[]): Report {
   return reported.state === "running" ? reported : { ...reported, steps: [...reported.steps, step] };
 }
 
-/**
- * The first signal of a stop skips a stage at once, further ones only when they are no echo of it. A terminal that goes
- * away does not end a stop halfway.
- */
+/** The first signal of a stop skips a stage, a further one if it is no echo. A terminal that goes away ends no stop. */
 function onSkipSignals(ctx: Context): void {
   ctx.host.onSignal("SIGHUP", () => {});
   let lastMs = -Infinity;
