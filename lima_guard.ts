@@ -5769,14 +5769,11 @@ function errorKindOf(error: unknown): { trouble: ErrorKind; why: string } {
   if (!(error instanceof Error)) throw error;
   const code = (error as { code?: string }).code ?? /\bE[A-Z]{3,}\b/.exec(error.message)?.[0];
   const why = error.message;
-  if (error instanceof Deno.errors.NotFound || code === "ENOTDIR" || code === "ESRCH") {
-    return { trouble: "absent", why };
-  }
-  if (error instanceof Deno.errors.PermissionDenied || error instanceof Deno.errors.NotCapable) {
-    return { trouble: "denied", why };
-  }
-  if (error instanceof Deno.errors.ConnectionRefused || code === "EPIPE") return { trouble: "refused", why };
-  if (error instanceof Deno.errors.WouldBlock) return { trouble: "full", why };
+  const { errors } = Deno;
+  if (error instanceof errors.NotFound || code === "ENOTDIR" || code === "ESRCH") return { trouble: "absent", why };
+  if (error instanceof errors.PermissionDenied || error instanceof errors.NotCapable) return { trouble: "denied", why };
+  if (error instanceof errors.ConnectionRefused || code === "EPIPE") return { trouble: "refused", why };
+  if (error instanceof errors.WouldBlock) return { trouble: "full", why };
   if (code === "EROFS") return { trouble: "read-only", why };
   if (["ENOTSUP", "EOPNOTSUPP", "ENOSYS"].includes(code ?? "")) return { trouble: "unsupported", why };
   return { trouble: "other", why };
@@ -5923,14 +5920,9 @@ async function openConnection(to: string | { port: number }, limitMs: number): P
   const connecting: Promise<Deno.Conn> = typeof to === "string"
     ? Deno.connect({ transport: "unix", path: to })
     : Deno.connect({ hostname: "127.0.0.1", port: to.port });
-  let late = false;
-  const tried = connecting.then((ok) => {
-    if (late) ok.close();
-    return { ok };
-  }, errorKindOf);
-  const limit = { trouble: "limit", why: "it did not accept in time" } as const;
-  const answer = await orAtLimit<Result<Deno.Conn>>(tried, limitMs, limit);
-  late = answer.trouble === "limit";
+  const tried: Promise<Result<Deno.Conn>> = connecting.then((ok) => ({ ok }), errorKindOf);
+  const answer = await orAtLimit(tried, limitMs, { trouble: "limit", why: "it did not accept in time" });
+  if (answer.trouble === "limit") void tried.then((late) => late.ok?.close());
   if (answer.trouble) return answer;
   const conn = answer.ok;
   const bytes = new Uint8Array(4096);
