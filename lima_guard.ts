@@ -5141,8 +5141,7 @@ async function waitForInstance(run: Run, ctx: Context): Promise<Instance | undef
     const reported = found.report;
     run.status = reported.status;
     if (run.label === undefined || reported.status === EXIT.denied || reported.status === EXIT.usage) {
-      ctx.host.stderr(formatReports([reported], false));
-      return undefined;
+      return void ctx.host.stderr(formatReports([reported], false));
     }
     logBlocked(ctx, { name: run.name }, reported, backoffMs(n));
     await ctx.host.pause(backoffMs(n));
@@ -5174,8 +5173,7 @@ async function acquireOwnLock(run: Run, instance: Instance): Promise<InstanceLoc
     if (!held && run.label !== undefined) await ctx.host.pause(backoffMs(n));
     if (run.label === undefined) {
       held?.file.close();
-      ctx.host.stderr(formatReports([taken.report], false));
-      return undefined;
+      return void ctx.host.stderr(formatReports([taken.report], false));
     }
   }
 }
@@ -5555,9 +5553,8 @@ async function adoptAgent(run: Run): Promise<void> {
   if (!instance) return post(run, "ended");
   releaseStartSlot(run);
   // Its PID file may be damaged, so it is asked for by its command.
-  const found = (await observeProcesses(ctx, instance, STOP_TIMEOUTS)).alive.find((p) => p.role === "host agent");
-  if (found) run.agent = found;
-  const pid = found?.row.pid ?? pidIn(ctx.host, join(instance.dir, HA_PID));
+  run.agent = (await observeProcesses(ctx, instance, STOP_TIMEOUTS)).alive.find((p) => p.role === "host agent");
+  const pid = run.agent?.row.pid ?? pidIn(ctx.host, join(instance.dir, HA_PID));
   ctx.say("warn", instance, `is running already: host agent ${pid} is adopted, ${run.command[0]} is not started`);
   run.lock?.setPhase("supervising");
   run.startedMs = ctx.host.clockMs();
@@ -6178,7 +6175,10 @@ export async function main(args: readonly string[], host: Host): Promise<number>
 function refuseRequest(host: Host, args: readonly string[], status: number, what: string, hint?: string): number {
   host.stderr(`lima-guard: ${what}${hint === undefined ? "" : ` (hint: ${hint})`}\n`);
   if (!wantsJson(args)) return status;
-  return printResult(host, toJson(roleOf(args), [], { status, error: { what, hint: hint ?? null } }), status);
+  // The role, where exactly one is named.
+  const [role = null, second] = ROLES.filter((role) => ownWords(args).includes(`--${role}`));
+  const more = { status, error: { what, hint: hint ?? null } };
+  return printResult(host, toJson(second === undefined ? role : null, [], more), status);
 }
 
 /** Prints what was asked for. Returns the exit status: one whose output was lost has not done it. */
@@ -6191,12 +6191,6 @@ function printResult(host: Host, text: string, status: number): number {
 
 function wantsJson(args: readonly string[]): boolean {
   return ownWords(args).includes("--json");
-}
-
-/** The role of a command line that is refused, where exactly one is named. */
-function roleOf(args: readonly string[]): string | null {
-  const roles = ROLES.filter((role) => ownWords(args).includes(`--${role}`));
-  return roles.length === 1 ? roles[0] ?? null : null;
 }
 
 async function runRequest(args: readonly string[], host: Host): Promise<number> {
