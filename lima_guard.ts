@@ -4576,7 +4576,8 @@ async function actOn(ctx: Context, instance: Instance, p: Plan, beganMs: number)
 /** `--stop`: the stop stages, then clean up, so that the next boot starts clean. */
 async function runStop(ctx: Context, instance: Instance): Promise<Report> {
   const { host } = ctx;
-  const before = lastEnd(host, instance);
+  const lastEnd = () => journalOf(host, instance).findLast((line) => line.event === "end");
+  const before = lastEnd();
   const askedMs = host.clockMs();
   const taken = await lockFor(ctx, instance, ctx.budgetS * 1000);
   if ("report" in taken) return taken.report;
@@ -4588,16 +4589,12 @@ async function runStop(ctx: Context, instance: Instance): Promise<Report> {
   // What another lima-guard did meanwhile is in the journal. Its lines are compared, not their dates: a clock may be
   // stepped.
   const isIdle = reported.stage === "already stopped" || reported.stage === "gone before the request";
-  const end = isIdle ? lastEnd(host, instance) : undefined;
+  const end = isIdle ? lastEnd() : undefined;
   if (!end || typeof end["stage"] !== "string" || JSON.stringify(end) === JSON.stringify(before)) return reported;
   const stage = end["stage"] as StopEnd;
   const seconds = isSeconds(end["seconds"]) ? end["seconds"] : reported.seconds;
   const done = { ...reported, stage, seconds, summary: describeStop(stage, seconds["total"] ?? 0, cutIn(end)) };
   return taken.supervisor ? await afterJob(ctx, instance, done, taken.supervisor) : done;
-}
-
-function lastEnd(host: Host, instance: Instance): JournalLine | undefined {
-  return journalOf(host, instance).findLast((l) => l.event === "end");
 }
 
 /** How soon launchd starts a job again that ran for longer than its throttle: at once. */
@@ -5124,11 +5121,10 @@ async function prepare(run: Run): Promise<RunEvent> {
       logBlocked(ctx, instance, repaired, backoffMs(blocked));
       await ctx.host.pause(backoffMs(blocked++));
       throwIfOvertaken(ctx);
-      continue;
+    } else if (!await waitForBackoff(run, ctx, instance) && await acquireStartSlot(run, ctx, instance)) {
+      preserveLogs(ctx, instance);
+      return "clear";
     }
-    if (await waitForBackoff(run, ctx, instance) || !await acquireStartSlot(run, ctx, instance)) continue;
-    preserveLogs(ctx, instance);
-    return "clear";
   }
 }
 
@@ -5158,8 +5154,7 @@ function logBlocked(ctx: Context, instance: { name: string }, reported: Report, 
 /** The instance's lock, with lima-guard's own start time in it, by which `--stop` proves what it signals. */
 async function acquireOwnLock(run: Run, instance: Instance): Promise<InstanceLock | undefined> {
   const { ctx } = run;
-  const table = await ps(ctx.host, [ctx.host.pid], PS_LIMIT_MS);
-  const started = table.ok?.rows[0]?.started ?? "";
+  const started = (await ps(ctx.host, [ctx.host.pid], PS_LIMIT_MS)).ok?.rows[0]?.started ?? "";
   let held: OpenLock | undefined;
   for (let n = 0;; n++) {
     const taken = await lockFor(ctx, instance, run.label === undefined ? LOCK_WAIT_MS : backoffMs(n), held);
