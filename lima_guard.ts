@@ -6331,16 +6331,6 @@ function onSkipSignals(ctx: Context): void {
   }
 }
 
-/** The log: one line to stderr, written through. std's console handler writes to stdout, its file handler loses lines. */
-class StderrHandler extends BaseHandler {
-  constructor(readonly write: (text: string) => void) {
-    super("DEBUG", { formatter: ({ levelName, msg }) => `${levelName === "INFO" ? "" : `${levelName}: `}${msg}` });
-  }
-  override log(msg: string): void {
-    this.write(msg);
-  }
-}
-
 /** A line for stderr: with date and time where it goes to a file, as launchd's logs do. */
 export function logLine(host: Pick<Host, "isTerminal" | "wallMs">, text: string): string {
   const time = host.isTerminal ? "" : `${new Date(host.wallMs()).toISOString()} `;
@@ -6367,11 +6357,17 @@ function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbo
   const stages = new Map<string, { name: string; stage: string; deadlineMs: number }>();
   const show = host.isTerminal && !dryRun;
   const clear = () => show && stages.size > 0 ? host.stderr("\r\x1b[K") : undefined;
-  const write = (text: string) => {
-    clear();
-    host.stderr(logLine(host, text));
-  };
-  const log = new Logger("lima-guard", verbose ? "DEBUG" : "INFO", { handlers: [new StderrHandler(write)] });
+  // std's console handler writes to stdout, its file handler loses lines.
+  class StderrHandler extends BaseHandler {
+    override log(text: string): void {
+      clear();
+      host.stderr(logLine(host, text));
+    }
+  }
+  const handler = new StderrHandler("DEBUG", {
+    formatter: ({ levelName, msg }) => `${levelName === "INFO" ? "" : `${levelName}: `}${msg}`,
+  });
+  const log = new Logger("lima-guard", verbose ? "DEBUG" : "INFO", { handlers: [handler] });
   const say: Context["say"] = (level, instance, text) => log[level](`${role} ${instance.name}: ${text}`);
   const tell = async () => {
     for (; stages.size > 0; await host.pause(1000)) {
