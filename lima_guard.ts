@@ -4536,15 +4536,8 @@ const ROUNDS = 4;
 /** `--pre`: clears what a dead run left behind, and ends an orphan. Never starts anything. */
 async function runPre(ctx: Context, instance: Instance): Promise<Report> {
   const taken = await lockFor(ctx, instance, LOCK_WAIT_MS);
-  if ("report" in taken) {
-    taken.held?.file.close();
-    return taken.report;
-  }
-  try {
-    return await repair(ctx, instance);
-  } finally {
-    taken.lock.release();
-  }
+  if ("report" in taken) return taken.report;
+  return await repair(ctx, instance).finally(taken.lock.release);
 }
 
 /** Observe, plan, act, and again, until there is nothing left to do. The caller holds the lock. */
@@ -4595,26 +4588,20 @@ async function actOn(ctx: Context, instance: Instance, p: Plan, beganMs: number)
 /** `--stop`: the stop stages, then clean up, so that the next boot starts clean. */
 async function runStop(ctx: Context, instance: Instance): Promise<Report> {
   const { host } = ctx;
-  const before = lastEnd(host, instance);
+  const lastEnd = () => journalOf(host, instance).findLast((line) => line.event === "end");
+  const before = lastEnd();
   const askedMs = host.clockMs();
   const taken = await lockFor(ctx, instance, ctx.budgetS * 1000);
-  if ("report" in taken) {
-    taken.held?.file.close();
-    return taken.report;
+  if ("report" in taken) return taken.report;
+  if (ctx.dryRun) {
+    const seen = await observe(ctx, instance, { timeouts: STOP_TIMEOUTS });
+    return reportPlan(instance, planStop(seen, ctx.budgetS));
   }
-  let reported: Report;
-  try {
-    if (ctx.dryRun) {
-      return reportPlan(instance, planStop(await observe(ctx, instance, { timeouts: STOP_TIMEOUTS }), ctx.budgetS));
-    }
-    reported = await stopLocked(ctx, instance, taken.lock, askedMs);
-  } finally {
-    taken.lock.release();
-  }
+  const reported = await stopLocked(ctx, instance, taken.lock, askedMs).finally(taken.lock.release);
   // What another lima-guard did meanwhile is in the journal. Its lines are compared, not their dates: a clock may be
   // stepped.
   const isIdle = reported.stage === "already stopped" || reported.stage === "gone before the request";
-  const end = isIdle ? lastEnd(host, instance) : undefined;
+  const end = isIdle ? lastEnd() : undefined;
   if (!end || typeof end["stage"] !== "string" || JSON.stringify(end) === JSON.stringify(before)) return reported;
   const stage = end["stage"] as StopEnd;
   const seconds = isSeconds(end["seconds"]) ? end["seconds"] : reported.seconds;
@@ -4622,34 +4609,30 @@ async function runStop(ctx: Context, instance: Instance): Promise<Report> {
   return taken.supervisor ? await afterJob(ctx, instance, done, taken.supervisor) : done;
 }
 
-function lastEnd(host: Host, instance: Instance): JournalLine | undefined {
-  return journalOf(host, instance).filter((l) => l.event === "end").at(-1);
-}
-
 /** How soon launchd starts a job again that ran for longer than its throttle: at once. */
 const RESTART_LOOK_MS = 1_000;
 
 /** What is to be said after a launchd job was stopped: how to start it, or that launchd has done so already. */
 async function afterJob(ctx: Context, instance: Instance, reported: Report, stopped: LockRecord): Promise<Report> {
-  const job = journalOf(ctx.host, instance).filter((l) => l.event === "start").at(-1)?.["job"];
+  const job = journalOf(ctx.host, instance).findLast((l) => l.event === "start")?.["job"];
   if (typeof job !== "string") return reported;
   await ctx.host.pause(RESTART_LOOK_MS);
   const now = holderOf(ctx.host, instance);
-  const seen = job.includes("/") ? undefined : (await jobsOf(ctx.host, instance)).jobs.find((j) => j.label === job);
-  const target = seen?.target ?? (job.includes("/") ? job : undefined);
+  // The journal has launchctl's own name of it, or only the label.
+  const named = { target: job, plist: "", loaded: "yes" as const, disabled: false };
+  const seen = job.includes("/") ? named : (await jobsOf(ctx.host, instance)).jobs.find((j) => j.label === job);
+  const what = seen?.target ?? job;
   const find = `its job was not found: ${guardCommand(instance, "--status")}`;
   if (now?.role !== "run" || now.pid === stopped.pid) {
-    const known = target === undefined ? undefined : { target, plist: "", loaded: "yes" as const, disabled: false };
-    const start = seen ?? known;
-    const command = start && startJobCommand(start);
+    const command = seen && startJobCommand(seen);
     const hint = command === undefined ? find : `to start it: ${command}`;
-    return { ...reported, notes: [...reported.notes, { what: target ?? job, because: "its job is stopped", hint }] };
+    return { ...reported, notes: [...reported.notes, { what, because: "its job is stopped", hint }] };
   }
   const because = `launchd started it again (KeepAlive), as PID ${now.pid}`;
-  const hint = target === undefined ? find : `to keep it down: ${bootoutCommand(target)}`;
-  const blocker = { what: target ?? job, because, hint };
+  const hint = seen === undefined ? find : `to keep it down: ${bootoutCommand(seen.target)}`;
+  const blockers = [...reported.blockers, { what, because, hint }];
   const summary = "stopped, and started again by launchd";
-  return { ...reported, state: "running", status: EXIT.failed, blockers: [...reported.blockers, blocker], summary };
+  return { ...reported, state: "running", status: EXIT.failed, blockers, summary };
 }
 
 async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, askedMs: number): Promise<Report> {
@@ -4672,11 +4655,8 @@ async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, 
   return report(instance.name, state, status, summary, { stage, seconds, steps: steps.map(bare), blockers });
 }
 
-/**
- * What a stop and its clean-up came to. The clean-up looked last, in the same places: what it found counts, and no
- * result is better than that.
- */
-function stopVerdict(went: StopResult, cleaned: CleanupResult) {
+/** What a stop and its clean-up came to. The clean-up looked last, in the same places: no result is better than its. */
+function stopVerdict(went: StopResult, cleaned: Cleanup) {
   const state: State = went.remaining.length > 0 ? "running" : cleaned.state;
   const all = [...cleaned.state === "stopped" ? [] : went.blockers, ...cleaned.blockers];
   const blockers = all.filter((b, i) => all.findIndex((other) => other.what === b.what) === i);
@@ -4693,19 +4673,10 @@ function stopVerdict(went: StopResult, cleaned: CleanupResult) {
 }
 
 /** What a clean-up found and did; `stopped` only where nothing of the instance lives for certain. */
-interface CleanupResult {
-  readonly state: "stopped" | "running" | "unknown";
-  readonly steps: readonly Step[];
-  readonly blockers: readonly Diagnostic[];
-}
+type Cleanup = Pick<Plan, "state" | "steps" | "blockers">;
 
 /** Removes what the stop left, above all vz.pid. */
-async function cleanUp(
-  ctx: Context,
-  instance: Instance,
-  deadlineMs: number,
-  searchAll: boolean,
-): Promise<CleanupResult> {
+async function cleanUp(ctx: Context, instance: Instance, deadlineMs: number, searchAll: boolean): Promise<Cleanup> {
   const { host } = ctx;
   const timeouts = { ...STOP_TIMEOUTS, psMs: PS_LIMIT_MS / 5, lsofMs: PS_LIMIT_MS / 5 };
   const late = host.pause(Math.max(0, deadlineMs - host.clockMs())).then(() => undefined);
@@ -4716,9 +4687,7 @@ async function cleanUp(
     return { state: "unknown", steps: [], blockers: [{ what: instance.dir, because, hint }] };
   }
   const p = planStop(seen, ctx.budgetS);
-  if (p.state === "stopped") {
-    return { state: "stopped", steps: removeAll(ctx, instance, p.steps), blockers: p.blockers };
-  }
+  if (p.state === "stopped") return { ...p, steps: removeAll(ctx, instance, p.steps) };
   const alive = seen.alive.filter((process) => process.role !== "usernet");
   const again = { what: instance.dir, because: aliveWords(alive), hint: guardCommand(instance, "--status") };
   // Without its lima.yaml nothing more was looked at.
@@ -4743,17 +4712,16 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
   const held = open.file;
   const holder = readLockRecord(held.read(), instance.dir);
   const isItsWork = ctx.role === "pre" ? holder?.phase === "supervising" : ctx.role === "stop" && ctx.dryRun;
-  if (holder?.role === "run" && isItsWork && "row" in await proveHolder(ctx, instance, held, holder)) {
+  if (holder?.role === "run" && isItsWork && "row" in await proveHolder(ctx.host, instance, held, holder)) {
     held.close();
     const because = `lima-guard --run ${holder.pid} supervises it`;
-    const steps = [{ kind: "agent" as const, what: `SIGTERM to lima-guard --run, PID ${holder.pid}`, because }];
-    const more = ctx.role === "pre" ? {} : { steps: steps.map(bare) };
-    return { report: report(instance.name, "running", EXIT.done, `running: ${because}`, more) };
+    const what = `SIGTERM to lima-guard --run, PID ${holder.pid}`;
+    const steps = ctx.role === "pre" ? [] : [bare({ kind: "agent", what, because })];
+    return { report: report(instance.name, "running", EXIT.done, `running: ${because}`, { steps }) };
   }
   const isStop = ctx.role === "stop" && !ctx.dryRun;
   const askedMs = ctx.host.clockMs();
-  const psMs = Math.min(PS_LIMIT_MS, limitMs / 8);
-  const asked = isStop && holder?.role === "run" ? await askToStop(ctx, instance, held, { holder, psMs }) : undefined;
+  const asked = isStop && holder?.role === "run" ? await askToStop(ctx, instance, held, holder) : undefined;
   const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked?.kind === "done");
   const graceMs = Math.max(0, stageLimits(limitMs / 1000).agent * 1000 - (ctx.host.clockMs() - askedMs));
   const waitMs = ctx.role === "stop" && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : limitMs;
@@ -4768,8 +4736,12 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
     return asked?.kind === "done" && holder ? { lock, supervisor: holder } : { lock };
   }
   const refusal = asked && asked.kind !== "done" && ("why" in asked ? asked.why : outcomeWords(asked));
-  const more = [refusal, freed === false ? undefined : freed].filter(Boolean);
-  return { report: noLock(ctx, instance, [`${who} holds its lock`, ...more].join("; "), holder), held: open };
+  const because = [`${who} holds its lock`, refusal, freed].filter(Boolean).join("; ");
+  const refused = noLock(ctx, instance, because, holder);
+  // Closed, or its pending flock would be granted later. Only the real --run waits on.
+  if (ctx.role === "run" && !ctx.dryRun) return { report: refused, held: open };
+  held.close();
+  return { report: refused };
 }
 
 function noLock(ctx: Context, instance: Instance, because: string, holder?: LockRecord): Report {
@@ -4785,14 +4757,10 @@ function describeHolder(holder: LockRecord | undefined): string {
 }
 
 /** Sends one SIGTERM to the `--run` that holds the lock, and is proven to. */
-async function askToStop(
-  ctx: Context,
-  instance: Instance,
-  held: LockFile,
-  { holder, psMs }: { holder: LockRecord; psMs: number },
-): Promise<Outcome> {
+async function askToStop(ctx: Context, instance: Instance, held: LockFile, holder: LockRecord): Promise<Outcome> {
   if (holder.phase === "stopping") return DONE;
-  const proof = await proveHolder(ctx, instance, held, holder, psMs);
+  const psMs = Math.min(PS_LIMIT_MS, ctx.budgetS * 1000 / 8);
+  const proof = await proveHolder(ctx.host, instance, held, holder, psMs);
   if ("why" in proof) return { kind: "failed", why: proof.why };
   const sent = await signalVerified(ctx.host, proof.row, "SIGTERM", psMs);
   ctx.say("info", instance, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${outcomeWords(sent)}`);
@@ -4800,26 +4768,18 @@ async function askToStop(
 }
 
 /**
- * Whether a record was written by the `--run` that holds the lock now: it names a PID and a start time, ps shows just
- * that PID with that start time and the command of a lima-guard, and the lock was held before and after. A record stays when its
- * writer is killed.
+ * Whether the `--run` that holds the lock now wrote this record: ps shows its PID with its start time and the command of a
+ * lima-guard, and the lock was held before and after. A record stays when its writer is killed.
  */
-async function proveHolder(
-  ctx: Context,
-  instance: Instance,
-  held: LockFile,
-  holder: LockRecord,
-  psMs = PS_LIMIT_MS,
-) {
+async function proveHolder(host: Host, instance: Instance, held: LockFile, holder: LockRecord, psMs = PS_LIMIT_MS) {
   const unproven = { why: `PID ${holder.pid} could not be proven to be it` };
-  const table = await ps(ctx.host, [holder.pid], psMs);
+  const table = await ps(host, [holder.pid], psMs);
   const row = table.ok?.rows.find((r) => r.pid === holder.pid);
   if (!row) return unproven;
   // The grammar, the record and the lock prove it; the program may have any name.
   const ours = / -- /.test(row.command) ? row.command.split(" -- ", 1)[0]?.split(" ") ?? [] : [];
   const isGuard = ours.includes("--run") && ours.includes(instance.name);
-  const same = row.started === holder.started && row.uid === instance.owner && isGuard;
-  if (!same) return unproven;
+  if (row.started !== holder.started || row.uid !== instance.owner || !isGuard) return unproven;
   const taken = held.tryLock();
   if (taken.trouble || taken.ok || readLockRecord(held.read(), instance.dir)?.pid !== holder.pid) {
     return { why: "it released the lock just now" };
@@ -4893,14 +4853,11 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
   const once = homes.filter((one, i) => homes.findIndex((o) => same(o, one)) === i);
   const self = await ownCommand(host);
   const reported = (await Promise.all(once.map((one) => serveHome(ctx, one, self, deadlineMs)))).flat();
-  const unserved = living.filter(({ uid }) => entries.get(uid) === undefined).map(withoutEntry);
+  const unserved = living.filter(({ uid }) => entries.get(uid) === undefined).map(({ uid, pid, dir, name, home }) => {
+    const because = `uid ${uid} has no entry in the user database: lima-guard cannot be run for it`;
+    return { ...notListed(because, dir, psCommand(pid)), name, home };
+  });
   return [...reported, ...unserved, ...table.trouble ? [notListed(table.why)] : []];
-}
-
-function withoutEntry({ name, home, dir, uid, pid }: RunningInstance): Report {
-  const because = `uid ${uid} has no entry in the user database: lima-guard cannot be run for it`;
-  const blockers = [{ what: dir, because, hint: psCommand(pid) }];
-  return report(name, "unknown", EXIT.tryAgain, "unknown", { home, blockers });
 }
 
 /** This program again: the compiled binary, or Deno with the options that it was started with. */
@@ -4925,7 +4882,7 @@ function commandOfUser(host: Host, user: OwnedHome["user"], words: readonly stri
   const clean = ["/usr/bin/env", "-i", ...Object.entries(env).map(([name, value]) => `${name}=${value}`), ...words];
   const setpriv = host.os === "linux" && host.stat("/usr/bin/setpriv", "follow links").ok !== undefined;
   const ids = [`--reuid=${user.uid}`, `--regid=${user.gid}`, "--init-groups"];
-  const shut = `${[3, 4, 5, 6, 7, 8, 9].map((n) => `${n}>&-`).join(" ")}`;
+  const shut = [3, 4, 5, 6, 7, 8, 9].map((n) => `${n}>&-`).join(" ");
   const argv: Command["argv"] = setpriv
     ? ["/usr/bin/setpriv", ...ids, "/bin/sh", "-c", `exec ${shut}; exec "$@"`, "sh", ...clean]
     : ["/usr/bin/sudo", "-n", "-H", "-u", `#${user.uid}`, "--", ...clean];
@@ -4947,7 +4904,7 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   const answer = await host.run({ ...command, onStart: passOnSkips }, leftMs + OWNER_RESERVE_MS);
   isOver = true;
   const address = { owner: at.user.name, home: at.home };
-  const reported = answer.ok ? reportsIn(answer.ok.stdout) : [];
+  const reported = reportsIn(answer.ok?.stdout ?? "");
   const status = answer.ok?.signal === undefined ? answer.ok?.code : undefined;
   // No such home, or nothing in it: what lives all the same is found at the end.
   if (status === EXIT.noInstance && reported.length === 0) return [];
@@ -4960,8 +4917,7 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   const last = answer.ok?.stderr.trim().split("\n").at(-1) || `it ended with status ${status}`;
   const because = `the lima-guard of ${address.owner} gave no whole answer: ${answer.trouble ? answer.why : last}`;
   const hint = guardCommand({ home: at.home, sudoUser: at.user.name }, ...asked.slice(0, 2));
-  const blockers = [{ what: at.home, because, hint }];
-  return [...reports, report("*", "unknown", EXIT.tryAgain, "unknown", { ...address, blockers })];
+  return [...reports, { ...notListed(because, at.home, hint), ...address }];
 }
 
 /** The instances of a document that a lima-guard of the same version printed. */
@@ -4982,19 +4938,17 @@ async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Re
       r.name === one.name && (r.home === undefined || isSameDirectory(host, r.home, one.home)) &&
       (role === "status" || ctx.dryRun || r.status !== EXIT.done)
     );
-  return await Promise.all(
-    runningInstances(table.ok.rows).filter((one) => !isReported(one)).map(async (one) => {
-      const { uid, pid, name, home, dir } = one;
-      const user = await userName(host, uid);
-      const sudoUser = uid === host.uid ? undefined : user;
-      const isAddressed = uid === host.uid || user !== undefined;
-      const hint = isAddressed ? guardCommand({ name, home, sudoUser }, `--${role}`) : psCommand(pid);
-      const owner = user ?? `uid ${uid}`;
-      const blockers = [{ what: dir, because: `PID ${pid} of ${owner} still lives`, hint }];
-      const summary = `of ${owner}, in ${home}: still lives`;
-      return report(name, "running", EXIT.failed, summary, { owner, home, blockers });
-    }),
-  );
+  const living = runningInstances(table.ok.rows).filter((one) => !isReported(one));
+  return await Promise.all(living.map(async ({ uid, pid, name, home, dir }) => {
+    const user = await userName(host, uid);
+    const owner = user ?? `uid ${uid}`;
+    const isOwn = uid === host.uid;
+    const at = { name, home, sudoUser: isOwn ? undefined : user };
+    const hint = isOwn || user !== undefined ? guardCommand(at, `--${role}`) : psCommand(pid);
+    const blockers = [{ what: dir, because: `PID ${pid} of ${owner} still lives`, hint }];
+    const summary = `of ${owner}, in ${home}: still lives`;
+    return report(name, "running", EXIT.failed, summary, { owner, home, blockers });
+  }));
 }
 
 // ── --status
@@ -5006,56 +4960,34 @@ function unreadJournal(host: Host, instance: Instance): Partial<Details> {
   return { ...unknown, lastRepair: null, lastRepairAt: null, starts: null, brakeSeconds: null };
 }
 
-/** The last line of the host agent's log where it is a fatal one: why the last start failed. */
-function lastFatal(host: Host, instance: Instance): Diagnostic[] {
-  const path = join(instance.dir, "ha.stderr.log");
-  const line = jsonObject(tailOf(host, path).trimEnd().split("\n").at(-1) ?? "");
-  if (line?.["level"] !== "fatal" || typeof line["msg"] !== "string") return [];
-  return [{ what: path, because: `the host agent's last words: ${line["msg"]}` }];
+/** What the last line of the host agent's log says where it is a fatal one: why the last start failed. */
+function lastFatal(host: Host, log: string): string | undefined {
+  const line = jsonObject(tailOf(host, log).trimEnd().split("\n").at(-1) ?? "");
+  return line?.["level"] === "fatal" && typeof line["msg"] === "string" ? line["msg"] : undefined;
 }
 
-/** What only `--status` has to say. */
 function statusNotes(host: Host, { instance, alive }: Observation, lastStop: LastStopKind): Diagnostic[] {
-  const fatal = alive.length === 0 ? lastFatal(host, instance) : [];
-  return [
-    ...ownerNotes(instance),
-    ...besideNotes(host, instance),
-    ...fatal,
-    ...hardStopNotes(instance, lastStop),
-  ];
-}
-
-/** What a stop that took the guest's power may have left. */
-function hardStopNotes({ dir }: Instance, kind: LastStopKind): Diagnostic[] {
-  if (!["killed", "cut by agent", "cut off"].includes(kind)) return [];
-  const because =
-    "the guest lost its power at the last stop: its file systems may need a repair; the next start keeps " +
-    "the logs of that run here";
-  return [{ what: join(dir, "lima-guard.previous"), because }];
-}
-
-/** Homes whose application owns the VM, so that no launchd job is to be wrapped. */
-function ownerNotes({ home }: Instance): Diagnostic[] {
-  const app = /\/rancher-desktop\/lima$/.test(home)
-    ? "Rancher Desktop"
-    : /\/Finch\/lima\/data$/.test(home)
-    ? "Finch"
-    : "";
-  return app === ""
-    ? []
-    : [{ what: home, because: `${app} starts and stops this VM: there is no launchd job to wrap` }];
-}
-
-/** Links that are no instances for `--all`, and an instance of an old Colima beside the one of today. */
-function besideNotes(host: Host, instance: Instance): Diagnostic[] {
-  const isLink = host.stat(instance.dir).ok?.kind === "link";
-  const link = { what: instance.dir, because: "it is a link, which --all and Lima's own list leave out" };
+  const { name, home, dir } = instance;
+  // Applications that own the VM of their home: no launchd job is to be wrapped.
+  const apps = { "/rancher-desktop/lima": "Rancher Desktop", "/Finch/lima/data": "Finch" };
+  const app = Object.entries(apps).find(([end]) => home.endsWith(end))?.[1];
   const userHome = host.env("HOME") ?? "/";
   const today = join(userHome, ".colima/_lima/colima");
-  const isOld = instance.name === "colima" && instance.dir !== today &&
-    instance.home === realHome(host, join(userHome, ".lima")) && host.stat(today, "follow links").ok !== undefined;
-  const old = { what: instance.dir, because: `Colima before 0.6 left it; the one of today is ${today}` };
-  return [...isLink ? [link] : [], ...isOld ? [old] : []];
+  const isOld = name === "colima" && dir !== today && home === realHome(host, join(userHome, ".lima")) &&
+    host.stat(today, "follow links").ok !== undefined;
+  const log = join(dir, "ha.stderr.log");
+  const fatal = alive.length === 0 ? lastFatal(host, log) : undefined;
+  const isCut = ["killed", "cut by agent", "cut off"].includes(lastStop);
+  const lost = "the guest lost its power at the last stop: its file systems may need a repair; " +
+    "the next start keeps the logs of that run here";
+  const notes: readonly (readonly [boolean, string, string])[] = [
+    [app !== undefined, home, `${app} starts and stops this VM: there is no launchd job to wrap`],
+    [host.stat(dir).ok?.kind === "link", dir, "it is a link, which --all and Lima's own list leave out"],
+    [isOld, dir, `Colima before 0.6 left it; the one of today is ${today}`],
+    [fatal !== undefined, log, `the host agent's last words: ${fatal}`],
+    [isCut, join(dir, "lima-guard.previous"), lost],
+  ];
+  return notes.filter(([isSo]) => isSo).map(([, what, because]) => ({ what, because }));
 }
 
 /** `--status`: what lima-guard sees, why, and what it would do. Changes nothing, and never calls limactl. */
@@ -5077,6 +5009,8 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const degraded = degradedBlockers(instance, readiness);
   const several = severalAgents(seen);
   const state = p.state === "clear" ? "stopped" : p.state;
+  const sock = join(instance.dir, HA_SOCK);
+  const isThere = host.stat(sock).trouble !== "absent";
   const waits = readiness.waits === undefined ? "" : `, the guest is not ready: it waits for ${readiness.waits}`;
   return {
     ...base,
@@ -5088,7 +5022,7 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
     evidence: seen.stateFiles.map(({ path: file, stamp, verdict }) => (
       { file, holds: stamp.text?.trim() ?? null, verdict: verdict.kind, because: verdict.why }
     )),
-    limactlStart: limaWouldSay(seen, await sockOf(host, instance)),
+    limactlStart: limaWouldSay(seen, !isThere ? "absent" : await hasAnswer(host, sock) ? "answers" : "there"),
     jobs: found.jobs,
     supervisor: holder?.role === "run" ? holder.pid : null,
     ready: readiness.ready,
@@ -5098,9 +5032,8 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
 }
 
 function degradedBlockers({ dir }: Instance, { errors }: Readiness): Diagnostic[] {
-  const hint = tailCommand(join(dir, "ha.stderr.log"));
-  const because = (error: string) => `the host agent says that the instance is degraded: ${error}`;
-  return errors.map((error) => ({ what: join(dir, HA_STDOUT), because: because(error), hint }));
+  const [what, hint] = [join(dir, HA_STDOUT), tailCommand(join(dir, "ha.stderr.log"))];
+  return errors.map((e) => ({ what, because: `the host agent says that the instance is degraded: ${e}`, hint }));
 }
 
 /** What the journal says of the runs before, and of the one that is under way. */
@@ -5108,7 +5041,6 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
   const { host } = ctx;
   const lines = journalOf(host, seen.instance);
   const boot = await bootId(ctx);
-  const isAlive = seen.alive.length > 0;
   const stages = stageSteps(seen, "", ctx.budgetS).map((step) => step.kind);
   const repair = lines.findLast((l) => l.event === "pre");
   const isTime = repair !== undefined && !Number.isNaN(Date.parse(repair.time));
@@ -5117,7 +5049,7 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
     stopping: stopUnderWay(holder, lines, stages),
     guardVersion: holder?.role === "run" && typeof version === "string" ? version : null,
     recent: lines.slice(-10).map(journalWords),
-    ...lastStop(lines, boot, isAlive),
+    ...lastStop(lines, boot, seen.alive.length > 0),
     lastRepair: repair ? `${localTime(repair.time)}: ${textOfFact(repair["state"])}` : null,
     lastRepairAt: isTime ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
@@ -5129,20 +5061,12 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
 function readinessOf(host: Host, instance: Instance, seen: Observation): Readiness {
   if (!seen.alive.some((p) => p.role === "host agent")) return { ready: null, errors: [] };
   const text = (file: string) => textOf(host, join(instance.dir, file));
-  const seenReady = readReadiness(text(HA_STDOUT), text("ha.stderr.log"));
-  return seenReady.ready === false && hasReportedRunning(host, instance)
-    ? { ready: true, errors: seenReady.errors }
-    : seenReady;
-}
-
-async function sockOf(host: Host, instance: Instance): Promise<"answers" | "there" | "absent"> {
-  const path = join(instance.dir, HA_SOCK);
-  if (host.stat(path).trouble === "absent") return "absent";
-  return await hasAnswer(host, path) ? "answers" : "there";
+  const logged = readReadiness(text(HA_STDOUT), text("ha.stderr.log"));
+  const isUp = logged.ready === false && hasReportedRunning(host, instance);
+  return isUp ? { ready: true, errors: logged.errors } : logged;
 }
 
 // ── --run: preparing
-/** One `--run`. */
 interface Run {
   readonly ctx: Context;
   readonly homes: Homes;
@@ -5209,11 +5133,10 @@ async function prepare(run: Run): Promise<RunEvent> {
       logBlocked(ctx, instance, repaired, backoffMs(blocked));
       await ctx.host.pause(backoffMs(blocked++));
       throwIfOvertaken(ctx);
-      continue;
+    } else if (!await waitForBackoff(run, ctx, instance) && await acquireStartSlot(run, ctx, instance)) {
+      preserveLogs(ctx, instance);
+      return "clear";
     }
-    if (await waitForBackoff(run, ctx, instance) || !await acquireStartSlot(run, ctx, instance)) continue;
-    preserveLogs(ctx, instance);
-    return "clear";
   }
 }
 
@@ -5226,8 +5149,7 @@ async function waitForInstance(run: Run, ctx: Context): Promise<Instance | undef
     const reported = found.report;
     run.status = reported.status;
     if (run.label === undefined || reported.status === EXIT.denied || reported.status === EXIT.usage) {
-      ctx.host.stderr(formatReports([reported], false));
-      return undefined;
+      return void ctx.host.stderr(formatReports([reported], false));
     }
     logBlocked(ctx, { name: run.name }, reported, backoffMs(n));
     await ctx.host.pause(backoffMs(n));
@@ -5244,8 +5166,7 @@ function logBlocked(ctx: Context, instance: { name: string }, reported: Report, 
 /** The instance's lock, with lima-guard's own start time in it, by which `--stop` proves what it signals. */
 async function acquireOwnLock(run: Run, instance: Instance): Promise<InstanceLock | undefined> {
   const { ctx } = run;
-  const table = await ps(ctx.host, [ctx.host.pid], PS_LIMIT_MS);
-  const started = table.ok?.rows[0]?.started ?? "";
+  const started = (await ps(ctx.host, [ctx.host.pid], PS_LIMIT_MS)).ok?.rows[0]?.started ?? "";
   let held: OpenLock | undefined;
   for (let n = 0;; n++) {
     const taken = await lockFor(ctx, instance, run.label === undefined ? LOCK_WAIT_MS : backoffMs(n), held);
@@ -5259,8 +5180,7 @@ async function acquireOwnLock(run: Run, instance: Instance): Promise<InstanceLoc
     if (!held && run.label !== undefined) await ctx.host.pause(backoffMs(n));
     if (run.label === undefined) {
       held?.file.close();
-      ctx.host.stderr(formatReports([taken.report], false));
-      return undefined;
+      return void ctx.host.stderr(formatReports([taken.report], false));
     }
   }
 }
@@ -5307,26 +5227,20 @@ async function acquireStartSlot(run: Run, ctx: Context, instance: Instance): Pro
   }
   ctx.say("info", instance, "waits for its turn: another instance is starting");
   const isTaken = await file.ok.lockWithin(START_TURN_MS);
-  if (ctx.abort?.aborted) file.ok.close();
-  throwIfOvertaken(ctx);
-  if (isTaken) {
-    run.startLock = file.ok;
-    return false;
-  }
   // Close it: the pending flock would otherwise be granted later and never released.
-  file.ok.close();
-  ctx.say("warn", instance, "starts out of turn: another instance has been starting for two minutes");
-  return true;
+  if (isTaken && !ctx.abort?.aborted) run.startLock = file.ok;
+  else file.ok.close();
+  throwIfOvertaken(ctx);
+  if (!isTaken) ctx.say("warn", instance, "starts out of turn: another instance has been starting for two minutes");
+  return !isTaken;
 }
 
-/** How much of Lima's logs is kept from the run before. */
 const KEPT_LOG_BYTES = 256 * 1024;
 
 /** Lima deletes its logs at each start: after an unclean end their tails are copied first. */
 function preserveLogs(ctx: Context, instance: Instance): void {
-  const last = journalOf(ctx.host, instance).filter((l) => ["start", "end", "pre"].includes(l.event)).at(-1);
-  const clean = last === undefined || (last.event === "end" && last["status"] === 0 && last["stage"] !== "killed");
-  if (clean) return;
+  const last = journalOf(ctx.host, instance).findLast((l) => ["start", "end", "pre"].includes(l.event));
+  if (!last || (last.event === "end" && last["status"] === 0 && last["stage"] !== "killed")) return;
   const dir = join(instance.dir, "lima-guard.previous");
   ctx.host.makeDir(dir);
   const serial = (ctx.host.list(instance.dir).ok ?? []).filter((f) => /^serial.*\.log$/.test(f));
@@ -5342,23 +5256,20 @@ function preserveLogs(ctx: Context, instance: Instance): void {
 }
 
 function warnOfShortTimeLimit(run: Run, instance: Instance): void {
-  const granted = run.timeLimitS;
-  if (granted === undefined || granted === 0 || granted >= DEFAULT_BUDGET_S) return;
-  const graceS = Math.floor(stageLimits(granted).agent);
-  const text = `launchd gives ${granted} s for a stop, which leaves the guest ${graceS} s ` +
-    `(hint: ${guardCommand(instance, "--install")})`;
-  run.ctx.say("warn", instance, text);
+  const { ctx, timeLimitS = 0 } = run;
+  if (timeLimitS === 0 || timeLimitS >= DEFAULT_BUDGET_S) return;
+  const graceS = Math.floor(stageLimits(timeLimitS).agent);
+  const hint = `(hint: ${guardCommand(instance, "--install")})`;
+  ctx.say("warn", instance, `launchd gives ${timeLimitS} s for a stop, which leaves the guest ${graceS} s ${hint}`);
 }
 
 // ── --run: supervising
 /** `--run`: prepare, run the command, on a signal stop the instance, leave with the right status. */
-async function superviseRun(ctx: Context, homes: Homes, name: string, command: readonly [string, ...string[]]) {
+async function superviseRun(asked: Pick<Run, "ctx" | "homes" | "name" | "command">) {
+  const { ctx } = asked;
   const label = labelOf(ctx.host);
   const run: Run = {
-    ctx,
-    homes,
-    name,
-    command,
+    ...asked,
     events: [],
     wakeUp: new WakeUp(),
     bootWakeUp: new WakeUp(),
@@ -5369,9 +5280,8 @@ async function superviseRun(ctx: Context, homes: Homes, name: string, command: r
     status: EXIT.done,
   };
   onStopSignals(run);
-  void prepare(run).catch((error) => (logInternalError(run, "prepare", error), "refused" as const)).then((event) =>
-    post(run, event)
-  );
+  const prepared = prepare(run).catch((error) => (logInternalError(run, "prepare", error), "refused" as const));
+  void prepared.then((event) => post(run, event));
   let state: RunState = "preparing";
   while (state !== "leaving") {
     const event = run.events.shift();
@@ -5385,7 +5295,7 @@ async function superviseRun(ctx: Context, homes: Homes, name: string, command: r
       ctx.say("error", run, `${event} while ${state}: must not happen; it is logged and ignored`);
     }
     state = next;
-    await ACTIONS[action](run).catch((error) => logInternalError(run, action, error));
+    await ACTIONS[action]?.(run).catch((error) => logInternalError(run, action, error));
   }
   // Whatever went wrong inside lima-guard: it never leaves while the command lives.
   await run.child?.ended;
@@ -5427,9 +5337,7 @@ function onStopSignals(run: Run): void {
   }
 }
 
-const ACTIONS: Record<RunAction, (run: Run) => Promise<void>> = {
-  ignore: () => Promise.resolve(),
-  impossible: () => Promise.resolve(),
+const ACTIONS: Partial<Record<RunAction, (run: Run) => Promise<void>>> = {
   start: startCommand,
   adopt: adoptAgent,
   stop: stopRun,
@@ -5458,21 +5366,14 @@ async function startCommand(run: Run): Promise<void> {
   });
   ctx.say("info", instance, `started ${run.command[0]}, PID ${child.pid}`);
   void becomeRunning(run, instance).catch((error) => logInternalError(run, "watching the boot", error));
-  await journal(ctx, instance, "start", {
-    version: VERSION,
-    pid: child.pid,
-    command: run.command,
-    job: run.target ?? run.label ?? null,
-  });
+  const job = run.target ?? run.label ?? null;
+  await journal(ctx, instance, "start", { version: VERSION, pid: child.pid, command: run.command, job });
 }
 
 /** How long a host agent that is about to appear is waited for after the end of the command. */
 const APPEARS_MS = 10_000;
 
-/**
- * The end of the command is not the end of the instance: `limactl start` without `--foreground` leaves a host agent
- * behind. That one is supervised as an adopted one is.
- */
+/** `limactl start` without `--foreground` ends and leaves a host agent behind: that is supervised as an adopted one is. */
 async function commandEnded(run: Run, instance: Instance, child: Child, ended: NonNullable<Run["ended"]>) {
   const { ctx } = run;
   const { host } = ctx;
@@ -5490,12 +5391,8 @@ async function commandEnded(run: Run, instance: Instance, child: Child, ended: N
   }
   const { pid } = agent.row;
   const how = ended.signal ?? `status ${ended.code}`;
-  const advice = "the command in the plist should have --foreground";
-  ctx.say(
-    "warn",
-    instance,
-    `${run.command[0]} ended with ${how}, and host agent ${pid} lives: it is adopted; ${advice}`,
-  );
+  const adopted = `host agent ${pid} lives: it is adopted; the command in the plist should have --foreground`;
+  ctx.say("warn", instance, `${run.command[0]} ended with ${how}, and ${adopted}`);
   run.child = undefined;
   run.agent = agent;
   run.lock?.setPhase("supervising");
@@ -5512,10 +5409,9 @@ function isAgentAppearing(host: Host, instance: Instance): boolean {
 
 /** What limactl needs and launchd may not give: HOME (it panics without), a PATH that finds QEMU, its own label. */
 async function environmentOf(host: Host, instance: Instance, program: string, label: string | undefined) {
-  const known = ["HOME", "USER", "LOGNAME"].filter((v) => host.env(v));
-  const user = known.length === 3 ? undefined : await userEntry(host);
-  const own = { HOME: user?.home ?? "", USER: user?.name ?? "", LOGNAME: user?.name ?? "" };
-  const filled = Object.entries(own).filter(([name, value]) => !known.includes(name) && value !== "");
+  const missing = ["HOME", "USER", "LOGNAME"].filter((v) => !host.env(v));
+  const user = missing.length === 0 ? undefined : await userEntry(host);
+  const filled = user === undefined ? [] : missing.map((v) => [v, v === "HOME" ? user.home : user.name]);
   const path = (host.env("PATH") || "/usr/bin:/bin:/usr/sbin:/sbin").split(":");
   const more = [...program.startsWith("/") ? [dirname(program)] : [], "/opt/homebrew/bin", "/usr/local/bin"];
   return {
@@ -5570,7 +5466,6 @@ function watchRunning(run: Run, instance: Instance, agentPid: number | undefined
   void watchAgent(run, instance, agentPid).catch((error) => logInternalError(run, "watching the host agent", error));
 }
 
-/** Another instance may start now. */
 function releaseStartSlot(run: Run): void {
   run.startLock?.close();
   run.startLock = undefined;
@@ -5590,9 +5485,8 @@ async function keepGuestSession(run: Run, instance: Instance): Promise<void> {
   const { host } = run.ctx;
   for (let broken = 0; run.ended === undefined && run.stopMs === undefined;) {
     const madeMs = host.clockMs();
-    const seen = await observeProcesses(run.ctx, instance, STOP_TIMEOUTS);
-    const whole: Observation = { ...emptyObservation(instance), ...seen };
-    const own = isOwnPort(whole, sshFile(host, instance, whole));
+    const seen = { ...emptyObservation(instance), ...await observeProcesses(run.ctx, instance, STOP_TIMEOUTS) };
+    const own = isOwnPort(seen, sshFile(host, instance, seen));
     const session = own ? openGuestSession(host, instance) : "the port in ssh.config is not provably this instance's";
     if (typeof session === "string") run.ctx.say("debug", instance, `no session with the guest: ${session}`);
     else {
@@ -5647,8 +5541,7 @@ async function untilAgentEnds(run: Run, instance: Instance, pid: number): Promis
 /** Clean exit: it has reported `exiting` and removed its PID file. Lima deletes the log at each start; events may follow. */
 function leftCleanly(host: Host, instance: Instance): boolean {
   if (host.stat(join(instance.dir, HA_PID)).trouble !== "absent") return false;
-  const log = join(instance.dir, HA_STDOUT);
-  const events = tailOf(host, log).split("\n").map((l) => jsonObject(l)?.["status"]);
+  const events = tailOf(host, join(instance.dir, HA_STDOUT)).split("\n").map((l) => jsonObject(l)?.["status"]);
   return events.some((e) => (e as Record<string, unknown> | null | undefined)?.["exiting"] === true);
 }
 
@@ -5658,9 +5551,8 @@ async function adoptAgent(run: Run): Promise<void> {
   if (!instance) return post(run, "ended");
   releaseStartSlot(run);
   // Its PID file may be damaged, so it is asked for by its command.
-  const found = (await observeProcesses(ctx, instance, STOP_TIMEOUTS)).alive.find((p) => p.role === "host agent");
-  if (found) run.agent = found;
-  const pid = found?.row.pid ?? pidIn(ctx.host, join(instance.dir, HA_PID));
+  run.agent = (await observeProcesses(ctx, instance, STOP_TIMEOUTS)).alive.find((p) => p.role === "host agent");
+  const pid = run.agent?.row.pid ?? pidIn(ctx.host, join(instance.dir, HA_PID));
   ctx.say("warn", instance, `is running already: host agent ${pid} is adopted, ${run.command[0]} is not started`);
   run.lock?.setPhase("supervising");
   run.startedMs = ctx.host.clockMs();
@@ -5680,17 +5572,15 @@ async function stopRun(run: Run): Promise<void> {
     const own = await acquireForStop(run, beganMs);
     if (own) await stopSupervised(run, own, beganMs);
   } catch (error) {
-    run.status = EXIT.failed;
-    ctx.say("error", run, `the stop failed: ${error instanceof Error ? error.stack : error}`);
+    logInternalError(run, "the stop", error);
     await endChild(run, beganMs, budgetOf(run.timeLimitS, ctx.limitS));
   }
   post(run, "stopped");
 }
 
 /**
- * The instance, if this process may work on it. While it was preparing, another process may have the lock: that is
- * waited for as long as there is time to do something then, unless nothing lives. What could not be done is logged, and
- * sets the exit status.
+ * The instance, if this process may work on it; else the reason is logged, and sets the exit status. A lock that another
+ * process has is waited for as long as there is time to do something then, unless nothing lives.
  */
 async function acquireForStop(run: Run, beganMs: number): Promise<Instance | undefined> {
   const { ctx } = run;
@@ -5706,8 +5596,9 @@ async function acquireForStop(run: Run, beganMs: number): Promise<Instance | und
       break;
     }
     const { who, because, isSupervising } = await lockOwner(ctx, instance, taken);
-    if (isSupervising) ctx.say("info", instance, `leaves: ${who} supervises it`);
-    if (isSupervising || await isDown(ctx, instance)) return undefined;
+    if (isSupervising) return void ctx.say("info", instance, `leaves: ${who} supervises it`);
+    const seen = { ...emptyObservation(instance), ...await observeProcesses(ctx, instance, STOP_TIMEOUTS) };
+    if (planStop(seen, ctx.budgetS).state === "stopped") return undefined;
     if (!said) ctx.say("info", instance, `is to be stopped, and waits for ${who}`);
     said = true;
     if (ctx.host.clockMs() >= deadlineMs) return cannotStop(run, noLock(ctx, instance, because));
@@ -5721,20 +5612,13 @@ function cannotStop(run: Run, { status, blockers }: Report): undefined {
   run.status = status === EXIT.noInstance ? EXIT.done : status;
 }
 
-async function isDown(ctx: Context, instance: Instance): Promise<boolean> {
-  const processes = await observeProcesses(ctx, instance, STOP_TIMEOUTS);
-  return planStop({ ...emptyObservation(instance), ...processes }, ctx.budgetS).state === "stopped";
-}
-
 /** Who has the lock, and whether it is proven to be the `--run` that has this instance: a stop of it is that one's. */
 async function lockOwner(ctx: Context, instance: Instance, attempt: { held: OpenLock } | { why: string }) {
-  if ("why" in attempt) {
-    return { who: "its lock", because: `it cannot be locked: ${attempt.why}`, isSupervising: false };
-  }
+  if ("why" in attempt) return { who: "its lock", because: `it cannot be locked: ${attempt.why}` };
   const { file } = attempt.held;
   const holder = readLockRecord(file.read(), instance.dir);
   const isItsWork = holder?.role === "run" && ["starting", "supervising", "stopping"].includes(holder.phase);
-  const isSupervising = isItsWork && "row" in await proveHolder(ctx, instance, file, holder);
+  const isSupervising = isItsWork && "row" in await proveHolder(ctx.host, instance, file, holder);
   file.close();
   const who = describeHolder(holder);
   return { who, because: `${who} holds its lock`, isSupervising };
@@ -5769,16 +5653,14 @@ async function stopSupervised(run: Run, instance: Instance, beganMs: number): Pr
 async function endChild(run: Run, beganMs: number, budgetS: number): Promise<void> {
   const { child, ctx } = run;
   if (!child) return;
-  const ended = child.ended.then(() => true);
-  const until = (s: number) => ctx.host.pause(beganMs + s * 1000 - ctx.host.clockMs()).then(() => false);
-  const limits = stageLimits(budgetS);
-  if (await Promise.race([ended, ctx.host.pause(0).then(() => false)])) return;
+  const endsWithin = (ms: number) => Promise.race([child.ended.then(() => true), ctx.host.pause(ms).then(() => false)]);
+  if (await endsWithin(0)) return;
   ctx.say("info", run, `SIGTERM to ${run.command[0]}, PID ${child.pid}`);
   child.kill("SIGTERM");
-  if (await Promise.race([ended, until(limits.agent)]) || await Promise.race([ended, until(limits.kill)])) return;
+  if (await endsWithin(beganMs + stageLimits(budgetS).kill * 1000 - ctx.host.clockMs())) return;
   ctx.say("warn", run, `SIGKILL to ${run.command[0]}, PID ${child.pid}`);
   child.kill("SIGKILL");
-  await ended;
+  await child.ended;
 }
 
 /** After any end: nothing of the command lives, what it left is cleared, the journal has it. */
@@ -5789,10 +5671,8 @@ async function finishRun(run: Run): Promise<void> {
   run.session = undefined;
   if (run.stopMs !== undefined || !instance || !ended) return;
   const cleared = cleanUpAfterExit(run, instance, ended).catch((error) => logInternalError(run, "clearing up", error));
-  const stopAsked = async () => {
-    while (run.stopMs === undefined) await run.wakeUp.next();
-  };
-  await Promise.race([cleared, stopAsked()]);
+  const stopAsked = new Promise((resolve) => run.stopRequest.signal.addEventListener("abort", resolve));
+  await Promise.race([cleared, stopAsked]);
   // What is left of it ends inside launchd's time, like anything else.
   if (run.stopMs !== undefined) await stopRun(run);
 }
@@ -5808,8 +5688,7 @@ async function cleanUpAfterExit(run: Run, instance: Instance, { code, signal }: 
   if (repaired.status !== EXIT.done) logBlocked(ctx, instance, repaired);
   // Something of it may have come up meanwhile: that is no clean end.
   if (repaired.state === "running") ctx.say("warn", instance, `it is left running, unsupervised: ${repaired.summary}`);
-  if (run.status === EXIT.done && repaired.state === "running") run.status = EXIT.failed;
-  if (run.status === EXIT.done) run.status = repaired.status;
+  if (run.status === EXIT.done) run.status = repaired.state === "running" ? EXIT.failed : repaired.status;
   const who = run.child ? run.command[0] : "the host agent";
   ctx.say("info", instance, `${who} ended with ${signal ?? `status ${code}`}`);
   await journal(ctx, instance, "end", { requested: false, code, signal: signal ?? null, status: run.status, ranS });
@@ -5849,7 +5728,8 @@ export function realHost(): Host {
     isTerminal: Deno.stderr.isTerminal(),
     columns: () => tryCall(() => Deno.consoleSize().columns).ok || 80,
     stdout: writeResult,
-    stderr: (text) => writeAll(Deno.stderr, text),
+    // Written through. A reader that went away, or a full disk, must never stop a stop.
+    stderr: (text) => void tryCall(() => writeAll(Deno.stderr, text)),
   };
 }
 
@@ -5884,14 +5764,11 @@ function errorKindOf(error: unknown): { trouble: ErrorKind; why: string } {
   if (!(error instanceof Error)) throw error;
   const code = (error as { code?: string }).code ?? /\bE[A-Z]{3,}\b/.exec(error.message)?.[0];
   const why = error.message;
-  if (error instanceof Deno.errors.NotFound || code === "ENOTDIR" || code === "ESRCH") {
-    return { trouble: "absent", why };
-  }
-  if (error instanceof Deno.errors.PermissionDenied || error instanceof Deno.errors.NotCapable) {
-    return { trouble: "denied", why };
-  }
-  if (error instanceof Deno.errors.ConnectionRefused || code === "EPIPE") return { trouble: "refused", why };
-  if (error instanceof Deno.errors.WouldBlock) return { trouble: "full", why };
+  const { errors } = Deno;
+  if (error instanceof errors.NotFound || code === "ENOTDIR" || code === "ESRCH") return { trouble: "absent", why };
+  if (error instanceof errors.PermissionDenied || error instanceof errors.NotCapable) return { trouble: "denied", why };
+  if (error instanceof errors.ConnectionRefused || code === "EPIPE") return { trouble: "refused", why };
+  if (error instanceof errors.WouldBlock) return { trouble: "full", why };
   if (code === "EROFS") return { trouble: "read-only", why };
   if (["ENOTSUP", "EOPNOTSUPP", "ENOSYS"].includes(code ?? "")) return { trouble: "unsupported", why };
   return { trouble: "other", why };
@@ -5924,8 +5801,7 @@ function readTailBytes(path: string, most: number): Uint8Array {
 
 function appendThrough(path: string, text: string): void {
   using file = Deno.openSync(path, { append: true, create: true, mode: 0o644 });
-  const bytes = new TextEncoder().encode(text);
-  for (let sent = 0; sent < bytes.length;) sent += file.writeSync(bytes.subarray(sent));
+  writeAll(file, text);
   // SMB and NFS refuse a sync: the line is there all the same.
   tryCall(() => file.syncDataSync());
 }
@@ -5990,8 +5866,7 @@ function startChild(command: Command): Child {
   const child = spawn(command, { stdin: "piped", stdout: "piped", stderr: "piped", detached: true });
   const input = child.stdin.getWriter();
   let last = "";
-  const [lines, errors] = [child.stdout, child.stderr];
-  const errorsEnd = eachLine(errors, (line) => last = line.trim() || last);
+  const errorsEnd = eachLine(child.stderr, (line) => last = line.trim() || last);
   return {
     pid: child.pid,
     ended: child.status.then(async ({ code, signal }) => {
@@ -6001,7 +5876,7 @@ function startChild(command: Command): Child {
     kill: (signal) => tryCall(() => child.kill(signal)),
     // The reader may be gone: then its end tells more than the failed write.
     say: (text) => input.write(new TextEncoder().encode(text)).catch(() => {}),
-    onLine: (take) => void eachLine(lines, take),
+    onLine: (take) => void eachLine(child.stdout, take),
     lastWords: () => last,
   };
 }
@@ -6040,16 +5915,9 @@ async function openConnection(to: string | { port: number }, limitMs: number): P
   const connecting: Promise<Deno.Conn> = typeof to === "string"
     ? Deno.connect({ transport: "unix", path: to })
     : Deno.connect({ hostname: "127.0.0.1", port: to.port });
-  let late = false;
-  const tried = connecting.then((ok) => {
-    if (late) ok.close();
-    return { ok };
-  }, errorKindOf);
-  const answer = await orAtLimit<Result<Deno.Conn>>(tried, limitMs, {
-    trouble: "limit",
-    why: "it did not accept in time",
-  });
-  late = answer.trouble === "limit";
+  const tried: Promise<Result<Deno.Conn>> = connecting.then((ok) => ({ ok }), errorKindOf);
+  const answer = await orAtLimit(tried, limitMs, { trouble: "limit", why: "it did not accept in time" });
+  if (answer.trouble === "limit") void tried.then((late) => late.ok?.close());
   if (answer.trouble) return answer;
   const conn = answer.ok;
   const bytes = new Uint8Array(4096);
@@ -6066,12 +5934,9 @@ async function openConnection(to: string | { port: number }, limitMs: number): P
   };
 }
 
-/** Written through. A reader that went away, or a full disk, must never stop a stop. */
 function writeAll(to: { writeSync(bytes: Uint8Array): number }, text: string): void {
   const bytes = new TextEncoder().encode(text);
-  tryCall(() => {
-    for (let sent = 0; sent < bytes.length;) sent += to.writeSync(bytes.subarray(sent));
-  });
+  for (let sent = 0; sent < bytes.length;) sent += to.writeSync(bytes.subarray(sent));
 }
 
 /** POSIX's smallest PIPE_BUF: so many bytes are written as a whole or not at all. */
@@ -6169,7 +6034,7 @@ const USAGE = `usage: lima-guard --pre INSTANCE… | --pre --all
 type Refused = { readonly usage: string; readonly hint?: string };
 
 /** An option that is not understood, with the one that was probably meant. */
-function misspelt(arg: string, options: readonly { flag: string; argument?: string }[]): Refused {
+function misspelt(arg: string, options: readonly CommandLineOption[]): Refused {
   const usage = `Cannot understand ${JSON.stringify(arg)}`;
   const [, word = "", value] = /^-+([^=]*)(?:=(.*))?$/s.exec(arg) ?? [];
   const option = options.find((o) => o.flag === nearest(word, options.map(({ flag }) => flag)));
@@ -6196,14 +6061,11 @@ interface ReadArguments {
   readonly words: readonly string[];
 }
 
-interface CommandLine {
-  /** The options with their texts, in columns. */
+/** A command line by the table of its options: their rows in `--help`, in columns, and how arguments are read. */
+export function commandLine(options: readonly CommandLineOption[]): {
   rows(width: number): string;
   read(args: readonly string[]): ReadArguments | Refused;
-}
-
-/** A command line by the table of its options: their rows in `--help`, and how arguments are read. */
-export function commandLine(options: readonly CommandLineOption[]): CommandLine {
+} {
   // INSTANCE is a word of its own, which may stand anywhere.
   const valued = options.filter((o) => o.argument?.includes("INSTANCE") === false).map((o) => o.flag);
   const switches = options.map((o) => o.flag).filter((flag) => !valued.includes(flag));
@@ -6281,7 +6143,7 @@ function invocationOf(
   }
   if (role === "run" && !command?.[0]) return { usage: "--run needs a command after `--`" };
   if (role !== "run" && command) return { usage: "`--` and a command go with --run" };
-  const bad = names.find((name) => nameTrouble(name) !== undefined);
+  const bad = names.find(nameTrouble);
   if (bad !== undefined) return { usage: `Cannot take ${JSON.stringify(bad)} as instance name: ${nameTrouble(bad)}` };
   if (limaHome === "") return { usage: "--lima-home needs a directory" };
   for (const [flag, text] of [["--timeout", timeout], ["--wait", wait]] as const) {
@@ -6311,7 +6173,10 @@ export async function main(args: readonly string[], host: Host): Promise<number>
 function refuseRequest(host: Host, args: readonly string[], status: number, what: string, hint?: string): number {
   host.stderr(`lima-guard: ${what}${hint === undefined ? "" : ` (hint: ${hint})`}\n`);
   if (!wantsJson(args)) return status;
-  return printResult(host, toJson(roleOf(args), [], { status, error: { what, hint: hint ?? null } }), status);
+  // The role, where exactly one is named.
+  const [role = null, second] = ROLES.filter((role) => ownWords(args).includes(`--${role}`));
+  const more = { status, error: { what, hint: hint ?? null } };
+  return printResult(host, toJson(second === undefined ? role : null, [], more), status);
 }
 
 /** Prints what was asked for. Returns the exit status: one whose output was lost has not done it. */
@@ -6324,12 +6189,6 @@ function printResult(host: Host, text: string, status: number): number {
 
 function wantsJson(args: readonly string[]): boolean {
   return ownWords(args).includes("--json");
-}
-
-/** The role of a command line that is refused, where exactly one is named. */
-function roleOf(args: readonly string[]): string | null {
-  const roles = ROLES.filter((role) => ownWords(args).includes(`--${role}`));
-  return roles.length === 1 ? roles[0] ?? null : null;
 }
 
 async function runRequest(args: readonly string[], host: Host): Promise<number> {
@@ -6354,7 +6213,6 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
   return await serveRequest(host, invocation, args);
 }
 
-/** Serves the instances that are asked for, and prints their reports. */
 async function serveRequest(host: Host, invocation: Invocation, args: readonly string[]): Promise<number> {
   const { role, all, names, dryRun } = invocation;
   const given = limaHomes(host, invocation.limaHome);
@@ -6367,7 +6225,7 @@ async function serveRequest(host: Host, invocation: Invocation, args: readonly s
   if (role === "stop") onSkipSignals(ctx);
   const machine = isMachine ? wholeMachine(ctx) : Promise.resolve([]);
   const others = host.uid === 0 && all && role === "pre" && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
-  const listed = all || names.length === 0
+  const listed: Listed = all || names.length === 0
     ? await everyInstance(ctx, homes)
     : { ok: names.map((name) => ({ name, homes, home: undefined })) };
   const wanted = "because" in listed && (isMachine || others.length > 0) ? { ok: [] } : listed;
@@ -6377,11 +6235,10 @@ async function serveRequest(host: Host, invocation: Invocation, args: readonly s
   }
   const [program, ...rest] = invocation.command;
   if (program !== undefined && !dryRun) {
-    return await superviseRun(ctx, homes, names[0] ?? "", [program, ...rest]);
+    return await superviseRun({ ctx, homes, name: names[0] ?? "", command: [program, ...rest] });
   }
   const { own, isLate } = await serveAll(ctx, wanted.ok, invocation);
-  const unlisted = "unknown" in wanted ? wanted.unknown ?? [] : [];
-  const served = [...own, ...others, ...await machine, ...unlisted];
+  const served = [...own, ...others, ...await machine, ...wanted.unknown ?? []];
   const reports = isMachine ? [...served, ...await stillLiving(ctx, served)] : served;
   const named = withHomes(reports);
   const text = role === "status" ? formatStatus(named, invocation.verbose) : formatReports(named, dryRun);
@@ -6411,14 +6268,13 @@ async function serveAll(ctx: Context, wanted: readonly Requested[], { command, w
     const own: (Report & Partial<Details>)[] = await Promise.all(
       wanted.map(async (one) => ({ ...await runRole(ctx, one, command), home: one.home })),
     );
-    const isOneUp = (r: Report & Partial<Details>) => r.state === "running" && r.ready !== false;
-    const isUp = own.every(isOneUp);
+    const isUp = (r: typeof own[number]) => r.state === "running" && r.ready !== false;
     // Waiting brings no instance that is not there, and no permission.
     const isFinal = own.some((r) => r.status !== EXIT.done && r.status !== EXIT.failed && r.status !== EXIT.tryAgain);
-    if (waitS === 0 || isUp || isFinal) return { own, isLate: false };
+    if (waitS === 0 || own.every(isUp) || isFinal) return { own, isLate: false };
     const leftMs = endMs - host.clockMs();
     if (leftMs <= 0) {
-      return { own: own.map((r) => isOneUp(r) ? r : { ...r, status: worst([r.status, EXIT.tryAgain]) }), isLate: true };
+      return { own: own.map((r) => isUp(r) ? r : { ...r, status: worst([r.status, EXIT.tryAgain]) }), isLate: true };
     }
     await host.pause(Math.min(WAIT_POLL_MS, leftMs));
   }
@@ -6463,10 +6319,7 @@ function withStart(reported: Report, command: readonly string[]): Report {
   return reported.state === "running" ? reported : { ...reported, steps: [...reported.steps, step] };
 }
 
-/**
- * The first signal of a stop skips a stage at once, further ones only when they are no echo of it. A terminal that goes
- * away does not end a stop halfway.
- */
+/** The first signal of a stop skips a stage, a further one if it is no echo. A terminal that goes away ends no stop. */
 function onSkipSignals(ctx: Context): void {
   ctx.host.onSignal("SIGHUP", () => {});
   let lastMs = -Infinity;
@@ -6478,16 +6331,6 @@ function onSkipSignals(ctx: Context): void {
       ctx.skips.count++;
       ctx.skips.wakeUp.notify();
     });
-  }
-}
-
-/** The log: one line to stderr, written through. std's console handler writes to stdout, its file handler loses lines. */
-class StderrHandler extends BaseHandler {
-  constructor(readonly write: (text: string) => void) {
-    super("DEBUG", { formatter: ({ levelName, msg }) => `${levelName === "INFO" ? "" : `${levelName}: `}${msg}` });
-  }
-  override log(msg: string): void {
-    this.write(msg);
   }
 }
 
@@ -6517,11 +6360,17 @@ function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbo
   const stages = new Map<string, { name: string; stage: string; deadlineMs: number }>();
   const show = host.isTerminal && !dryRun;
   const clear = () => show && stages.size > 0 ? host.stderr("\r\x1b[K") : undefined;
-  const write = (text: string) => {
-    clear();
-    host.stderr(logLine(host, text));
-  };
-  const log = new Logger("lima-guard", verbose ? "DEBUG" : "INFO", { handlers: [new StderrHandler(write)] });
+  // std's console handler writes to stdout, its file handler loses lines.
+  class StderrHandler extends BaseHandler {
+    override log(text: string): void {
+      clear();
+      host.stderr(logLine(host, text));
+    }
+  }
+  const handler = new StderrHandler("DEBUG", {
+    formatter: ({ levelName, msg }) => `${levelName === "INFO" ? "" : `${levelName}: `}${msg}`,
+  });
+  const log = new Logger("lima-guard", verbose ? "DEBUG" : "INFO", { handlers: [handler] });
   const say: Context["say"] = (level, instance, text) => log[level](`${role} ${instance.name}: ${text}`);
   const tell = async () => {
     for (; stages.size > 0; await host.pause(1000)) {
@@ -6537,19 +6386,8 @@ function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbo
     if (!show) say("info", instance, `stage ${name}, ${secondsLeft(host, deadlineMs)} s left`);
     else if (wasEmpty) void tell();
   };
-  return {
-    host,
-    role,
-    dryRun,
-    budgetS,
-    limitS: limitS ?? Infinity,
-    onEvent,
-    say,
-    stage,
-    skips: { count: 0, wakeUp: new WakeUp() },
-    cache: {},
-    abort: undefined,
-  };
+  const fresh = { skips: { count: 0, wakeUp: new WakeUp() }, cache: {}, abort: undefined };
+  return { host, role, dryRun, budgetS, limitS: limitS ?? Infinity, onEvent, say, stage, ...fresh };
 }
 
 /** Does what the arguments of this process ask for, and ends it. */
