@@ -3137,11 +3137,7 @@ function sshConfigFile(host: Host, instance: Instance): StateFile[] {
 const NETWORKS_UNREAD = "whether its networks are in order is unknown: it cannot be read";
 
 /** usernet sockets that answer for no PID file (row 22), and socket_vmnet's PID files (row 23). */
-async function observeNetworks(
-  host: Host,
-  instance: Instance,
-  stateFiles: readonly StateFile[],
-): Promise<Findings> {
+async function observeNetworks(host: Host, instance: Instance, stateFiles: readonly StateFile[]): Promise<Findings> {
   const unnamed: string[] = [];
   const dir = join(instance.home, "_networks");
   const networks = host.list(dir);
@@ -3705,13 +3701,7 @@ function binaryNotes(what: string, text: string, { name }: Instance): Diagnostic
   return [{ what, because, hint: plistCommand(what) }];
 }
 
-async function jobStatus(
-  host: Host,
-  name: string,
-  plist: string,
-  text: string,
-  domains: string[],
-): Promise<JobStatus> {
+async function jobStatus(host: Host, name: string, plist: string, text: string, domains: string[]): Promise<JobStatus> {
   const label = readPlistString(text, "Label") ?? basename(plist, ".plist");
   const ask = (...argv: string[]) => host.run({ argv: ["launchctl", ...argv] }, LAUNCHCTL_LIMIT_MS);
   const answers = await Promise.all(domains.map(async (domain) => {
@@ -4144,7 +4134,7 @@ async function runStage(stop: Stop, stage: StopStage): Promise<boolean> {
   if (!step) return false;
   ctx.stage(instance, stage, deadlineMs);
   throwIfOvertaken(ctx);
-  const outcome = await STAGES[stage](stop, deadlineMs, () => ctx.skips.count > stop.skipped);
+  const outcome = await STAGES[stage](stop, deadlineMs);
   throwIfOvertaken(ctx);
   stop.skipped = ctx.skips.count;
   await lookAgain(stop);
@@ -4157,38 +4147,41 @@ async function runStage(stop: Stop, stage: StopStage): Promise<boolean> {
 }
 
 // ── one stage
-/** One stage: acts, waits at most until the given moment or the skip, and says what came of it. */
-type StageWork = (stop: Stop, deadlineMs: number, skipped: () => boolean) => Promise<Outcome>;
+/** Whether a person has skipped the stage. */
+function isSkipped({ ctx, skipped }: Stop): boolean {
+  return ctx.skips.count > skipped;
+}
 
-const STAGES: Record<StopStage, StageWork> = {
+/** Each stage acts, waits at most until the given moment or the skip, and says what came of it. */
+const STAGES: Record<StopStage, (stop: Stop, deadlineMs: number) => Promise<Outcome>> = {
   guest: askGuest,
-  agent: async (c, deadlineMs, skipped) => {
+  agent: async (c, deadlineMs) => {
     const agents = () => remaining(c).filter((p) => p.role === "host agent");
     for (const risk of mayBeSignalledByLima(c.seen)) c.ctx.say("warn", c.instance, describeDiagnostic("note", risk));
     const isBooting = isAgentBooting(c);
-    const sent = await signalAll(c, agents, "SIGTERM", deadlineMs, skipped);
-    if (isBooting) await askMeanwhile(c, deadlineMs, skipped);
-    if (!await waitDown(c, deadlineMs, skipped, () => false)) return sent ?? waitOutcome(skipped);
+    const sent = await signalAll(c, agents, "SIGTERM", deadlineMs);
+    if (isBooting) await askMeanwhile(c, deadlineMs);
+    if (!await waitDown(c, deadlineMs)) return sent ?? waitOutcome(c);
     c.guestCutOff = readCut(tailOf(c.ctx.host, join(c.instance.dir, "ha.stderr.log")));
     return c.guestCutOff === undefined
       ? doneOutcome(c)
       : { kind: "done", note: `but the guest was cut off: ${c.guestCutOff}` };
   },
-  driver: async (c, deadlineMs, skipped) => {
+  driver: async (c, deadlineMs) => {
     if (remaining(c).some((p) => p.role === "host agent")) {
       return { kind: "skipped", why: "a host agent is still alive" };
     }
     const drivers = () => driversOf(c.seen);
     const nowMs = c.ctx.host.clockMs();
     const isQemu = drivers().some((p) => p.role === "QEMU");
-    if (isQemu && await goneByButton(c, drivers(), buttonEndMs(nowMs, deadlineMs), skipped)) return DONE;
-    const sent = await signalAll(c, drivers, "SIGTERM", deadlineMs, skipped);
-    const gone = await waitGone(c, drivers(), deadlineMs, skipped);
+    if (isQemu && await goneByButton(c, drivers(), buttonEndMs(nowMs, deadlineMs))) return DONE;
+    const sent = await signalAll(c, drivers, "SIGTERM", deadlineMs);
+    const gone = await waitGone(c, drivers(), deadlineMs);
     if (c.powerCut && gone) return { kind: "done", note: "SIGTERM to QEMU cut the guest's power" };
-    return gone ? DONE : sent ?? waitOutcome(skipped);
+    return gone ? DONE : sent ?? waitOutcome(c);
   },
   kill: async (c, deadlineMs) => {
-    const sent = await signalAll(c, () => remaining(c), "SIGKILL", deadlineMs, () => false);
+    const sent = await signalAll(c, () => remaining(c), "SIGKILL", deadlineMs);
     const gone = await waitGone(c, remaining(c), deadlineMs, () => false);
     if (!gone) return sent ?? { kind: "failed", why: "still alive after SIGKILL" };
     return await diskReleased(c, deadlineMs) ? DONE : { kind: "done", note: "but a process still has the disk open" };
@@ -4204,17 +4197,12 @@ export function buttonEndMs(nowMs: number, deadlineMs: number): number {
 }
 
 /** Presses the power button again and again until the guest is down, or the time or the button is gone. */
-async function goneByButton(
-  stop: Stop,
-  drivers: readonly VerifiedProcess[],
-  deadlineMs: number,
-  skipped: () => boolean,
-): Promise<boolean> {
+async function goneByButton(stop: Stop, drivers: readonly VerifiedProcess[], deadlineMs: number): Promise<boolean> {
   const { host } = stop.ctx;
-  while (host.clockMs() < deadlineMs && !skipped()) {
+  while (host.clockMs() < deadlineMs && !isSkipped(stop)) {
     const pressed = await powerdown(stop, deadlineMs - host.clockMs());
     const turnMs = Math.min(deadlineMs, host.clockMs() + PRESS_AGAIN_MS);
-    if (await waitGone(stop, drivers, turnMs, skipped)) return true;
+    if (await waitGone(stop, drivers, turnMs)) return true;
     if (pressed !== undefined) return false;
   }
   return false;
@@ -4250,7 +4238,7 @@ interface Asking {
  * time; one that has acknowledged has all of grace. A running guest that refuses ends the stage at once. For a booting
  * one no refusal is final.
  */
-async function askGuest(stop: Stop, deadlineMs: number, skipped: () => boolean): Promise<Outcome> {
+async function askGuest(stop: Stop, deadlineMs: number): Promise<Outcome> {
   const { host } = stop.ctx;
   const asking: Asking = { sessions: [], openedMs: stop.beganMs, pressedMs: -Infinity };
   requestIn(stop, asking, stop.session);
@@ -4265,12 +4253,12 @@ async function askGuest(stop: Stop, deadlineMs: number, skipped: () => boolean):
     if (refusal !== undefined && (isOver || !isBooting)) {
       return { kind: asking.sessions.length === 0 ? "skipped" : "refused", why: refusal };
     }
-    if (isOver) return waitOutcome(skipped);
+    if (isOver) return waitOutcome(stop);
     if (isBooting && !acknowledged) await pressButton(stop, asking, endMs);
     const isNews = () => hasAcknowledged(asking) !== acknowledged || (!isBooting && refusalOf(asking) !== undefined);
     const turnMs = acknowledged ? endMs : Math.min(endMs, host.clockMs() + ASK_AGAIN_MS);
-    if (await waitDown(stop, turnMs, skipped, isNews)) return doneOutcome(stop);
-    if (skipped()) return waitOutcome(skipped);
+    if (await waitDown(stop, turnMs, isNews)) return doneOutcome(stop);
+    if (isSkipped(stop)) return waitOutcome(stop);
     const isSilent = stop.ready !== undefined && asking.sessions.length === 1 && !hasAcknowledged(asking) &&
       host.clockMs() >= stop.beganMs + SILENT_MS;
     if (isSilent || (isBooting && refusalOf(asking) !== undefined)) {
@@ -4281,14 +4269,14 @@ async function askGuest(stop: Stop, deadlineMs: number, skipped: () => boolean):
 }
 
 /** A guest that boots loses the one press of Lima's own stop: it is asked over ssh until it has acknowledged. */
-async function askMeanwhile(stop: Stop, deadlineMs: number, skipped: () => boolean): Promise<void> {
+async function askMeanwhile(stop: Stop, deadlineMs: number): Promise<void> {
   const { host } = stop.ctx;
   const asking: Asking = { sessions: [], none: "not asked yet", openedMs: host.clockMs(), pressedMs: Infinity };
   do {
     if (refusalOf(asking) !== undefined) requestIn(stop, asking, openGuestSession(host, stop.instance));
     const turnMs = Math.min(deadlineMs, host.clockMs() + ASK_AGAIN_MS);
-    if (await waitDown(stop, turnMs, skipped, () => false)) return;
-  } while (!skipped() && host.clockMs() < deadlineMs && !hasAcknowledged(asking));
+    if (await waitDown(stop, turnMs)) return;
+  } while (!isSkipped(stop) && host.clockMs() < deadlineMs && !hasAcknowledged(asking));
 }
 
 /** Sends the request in a session, where its port is proven: a ready session has had its proof, and its request. */
@@ -4350,8 +4338,8 @@ async function pressButton(stop: Stop, asking: Asking, deadlineMs: number): Prom
   await powerdown(stop, deadlineMs - now);
 }
 
-function waitOutcome(skipped: () => boolean): Outcome {
-  return { kind: skipped() ? "skipped by a signal" : "no end in time" };
+function waitOutcome(stop: Stop): Outcome {
+  return { kind: isSkipped(stop) ? "skipped by a signal" : "no end in time" };
 }
 
 function sshFile(host: Host, instance: Instance, seen: Observation) {
@@ -4373,7 +4361,6 @@ async function signalAll(
   which: () => VerifiedProcess[],
   signal: Signal,
   deadlineMs: number,
-  giveUp: () => boolean,
 ): Promise<Outcome | undefined> {
   const { host } = stop.ctx;
   const lastTryMs = deadlineMs - (deadlineMs - host.clockMs()) / 4;
@@ -4389,7 +4376,7 @@ async function signalAll(
     }
     const isChanged = wrong?.kind === "process changed";
     if ((!isChanged && wrong?.kind !== "skipped") || (isChanged && ++changes > 1)) return wrong;
-    if (giveUp() || host.clockMs() >= lastTryMs) return wrong;
+    if ((signal !== "SIGKILL" && isSkipped(stop)) || host.clockMs() >= lastTryMs) return wrong;
     if (!isChanged) await Promise.race([host.pause(PS_POLL_MS / 2), stop.ctx.skips.wakeUp.next()]);
     await lookAgain(stop);
   }
@@ -4424,7 +4411,7 @@ async function waitGone(
   stop: Stop,
   processes: readonly VerifiedProcess[],
   deadlineMs: number,
-  giveUp: () => boolean,
+  giveUp = () => isSkipped(stop),
 ): Promise<boolean> {
   const { host, skips } = stop.ctx;
   return await waitForExit(host, processes, {
@@ -4443,22 +4430,17 @@ const ALONE_MS = 5_000;
  * Waits until nothing is left. Once no driver is left the VM is off, and only its host agent is waited for, briefly; one
  * that hangs is killed then, which takes nothing from the guest. On vz the agent is the VM.
  */
-async function waitDown(
-  stop: Stop,
-  deadlineMs: number,
-  skipped: () => boolean,
-  isNews: () => boolean,
-): Promise<boolean> {
-  const giveUp = () => skipped() || isNews();
+async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): Promise<boolean> {
+  const giveUp = () => isSkipped(stop) || isNews();
   const drivers = driversOf(stop.seen);
   const agents = () => remaining(stop).filter((p) => p.role === "host agent");
   if (drivers.length === 0 || agents().length === 0) return await waitGone(stop, remaining(stop), deadlineMs, giveUp);
   if (!await waitGone(stop, drivers, deadlineMs, giveUp)) return false;
   const { host } = stop.ctx;
   const killDeadlineMs = stop.beganMs + stop.limits.kill * 1000;
-  if (await waitGone(stop, agents(), Math.min(killDeadlineMs, host.clockMs() + ALONE_MS), skipped)) return true;
+  if (await waitGone(stop, agents(), Math.min(killDeadlineMs, host.clockMs() + ALONE_MS))) return true;
   stop.isAgentHung = true;
-  await signalAll(stop, agents, "SIGKILL", killDeadlineMs, () => false);
+  await signalAll(stop, agents, "SIGKILL", killDeadlineMs);
   return await waitGone(stop, agents(), killDeadlineMs, () => false);
 }
 
