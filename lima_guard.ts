@@ -3856,16 +3856,7 @@ async function waitForExit(
  * An ssh session in which a root shell of the guest waits for one word. It is opened before anything is proven, which
  * does no harm, and the request is sent after the proof.
  */
-interface GuestSession {
-  /** Asks for the poweroff, and says how many seconds the guest has. */
-  requestPoweroff(leftS: number): void;
-  /** Whether the guest acknowledged the request. */
-  isAcknowledged(): boolean;
-  /** Why the guest will not power off, as far as it is known by now. */
-  refusal(): string | undefined;
-  readonly ended: Promise<unknown>;
-  close(): void;
-}
+type GuestSession = Exclude<ReturnType<typeof openGuestSession>, string>;
 
 /**
  * What the guest's shell runs: POSIX sh, as root. sudo's own PATH finds what an ordinary user's does not (measured). With
@@ -3924,13 +3915,12 @@ function sshCommand(instance: Instance): [string, ...string[]] {
  * the original's guest until the clone has started for the first time (seen with Lima 1.2 to 2.2).
  */
 function sshConfigOf(host: Host, instance: Instance): string | undefined {
-  const path = join(instance.dir, SSH_CONFIG);
-  const text = host.stat(path).ok?.kind === "file" ? host.read(path, 65_536).ok ?? "" : "";
+  const text = tailOf(host, join(instance.dir, SSH_CONFIG));
   return text.split(/\r?\n/).includes(`Host ${sshHost(instance.name)}`) ? text : undefined;
 }
 
 /** Opens a session, or returns why there is none. */
-function openGuestSession(host: Host, instance: Instance): GuestSession | string {
+function openGuestSession(host: Host, instance: Instance) {
   if (sshConfigOf(host, instance) === undefined) return "there is no ssh.config of this instance";
   const ssh = host.start({ argv: sshCommand(instance) });
   if (ssh.trouble) return `ssh cannot be started: ${ssh.why}`;
@@ -3938,9 +3928,9 @@ function openGuestSession(host: Host, instance: Instance): GuestSession | string
   let ended: number | undefined;
   ssh.ok.onLine((line) => accepted ||= /lima-guard: accepted\s*$/.test(line)); // a banner may be before it
   return {
-    requestPoweroff: (leftS) => void ssh.ok.say(`poweroff ${Math.max(0, Math.floor(leftS))}\n`),
+    requestPoweroff: (leftS: number) => void ssh.ok.say(`poweroff ${Math.max(0, Math.floor(leftS))}\n`),
     isAcknowledged: () => accepted,
-    // 255 after the word was accepted is the guest going down; any other end is not.
+    // Why the guest will not power off, as far as it is known by now. 255 after the word is the guest going down.
     refusal: () =>
       ended === undefined || (accepted && (ended === 0 || ended === 255))
         ? undefined
@@ -3967,42 +3957,40 @@ interface StopOptions {
 }
 
 /** One stop, while it runs. */
-interface Stop extends StopOptions {
-  readonly ctx: Context;
-  readonly instance: Instance;
+class Stop {
   readonly limits: Record<Stage, number>;
-  session: GuestSession | string;
   /** Sessions in which the request was sent, to be closed at the end. */
-  readonly opened: GuestSession[];
+  readonly opened: GuestSession[] = [];
   /** Whether QEMU was signalled, which cuts the guest's power. */
-  powerCut: boolean;
+  powerCut = false;
   /** Whether the host agent was killed after the VM was off: no hard stop of the VM. */
-  isAgentHung: boolean;
+  isAgentHung = false;
   /** Notified when a process may have ended. */
-  readonly wakeUp: WakeUp;
+  readonly wakeUp = new WakeUp();
   seen: Observation;
-  steps: Step[];
-  seconds: Partial<Record<Stage, number>>;
+  readonly steps: Step[] = [];
+  readonly seconds: Partial<Record<Stage, number>> = {};
   /** Its end wakes the waiting when the host agent's socket closes; until then polling is slower. */
-  isAgentSocketOpen: boolean;
+  isAgentSocketOpen = false;
   /** How many of the signals that skip a stage have skipped one. A signal between two stages is for the next one. */
   skipped: number;
   /** What the host agent said where it could not stop its guest, and ended. */
-  guestCutOff?: string | undefined;
+  guestCutOff: string | undefined;
+
+  constructor(
+    readonly ctx: Context,
+    readonly instance: Instance,
+    readonly how: StopOptions,
+    public session: GuestSession | string,
+  ) {
+    this.limits = stageLimits(how.budgetS);
+    this.seen = { ...emptyObservation(instance), alive: how.known ?? [] };
+    this.skipped = ctx.skips.count;
+  }
 }
 
 /** How a stop went. */
-interface StopResult {
-  readonly end: StopEnd;
-  readonly seconds: Record<string, number>;
-  readonly steps: readonly Step[];
-  readonly remaining: readonly VerifiedProcess[];
-  readonly guestCutOff: string | undefined;
-  readonly isAgentHung: boolean;
-  readonly blockers: readonly Diagnostic[];
-  /** All processes had to be searched: the clean-up does it too. */
-  readonly searched: boolean;
-}
+type StopResult = ReturnType<typeof stopResult>;
 
 /**
  * Stops whatever of an instance is alive and proven: guest, agent, driver, kill; each stage only while something is
@@ -4012,7 +4000,7 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
   const { budgetS, ready } = how;
   ready?.requestPoweroff(graceLeftS(ctx.host, how));
   const session = ready ?? (mayBeAlive(ctx.host, instance) ? openGuestSession(ctx.host, instance) : undefined);
-  const stop = newStop(ctx, instance, how, session ?? "nothing is alive");
+  const stop = new Stop(ctx, instance, how, session ?? "nothing is alive");
   try {
     const [known] = await Promise.all([lastKnown(ctx, instance), lookAgain(stop)]);
     // A command that was started need not have made a VM yet.
@@ -4041,26 +4029,6 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
   }
 }
 
-function newStop(ctx: Context, instance: Instance, how: StopOptions, session: GuestSession | string): Stop {
-  return {
-    ctx,
-    instance,
-    ...how,
-    limits: stageLimits(how.budgetS),
-    session,
-    opened: [],
-    powerCut: false,
-    isAgentHung: false,
-    wakeUp: new WakeUp(),
-    seen: { ...emptyObservation(instance), alive: how.known ?? [] },
-    steps: [],
-    seconds: {},
-    isAgentSocketOpen: false,
-    skipped: ctx.skips.count,
-  };
-}
-
-/** How many seconds of grace are left. */
 function graceLeftS(host: Host, { beganMs, budgetS }: StopOptions): number {
   return stageLimits(budgetS).agent - secondsSince(host, beganMs);
 }
@@ -4073,11 +4041,21 @@ async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "r
   return last.event === "start" && last["adopted"] !== true ? "start" : "running";
 }
 
-function stopResult(stop: Stop, end: StopEnd): StopResult {
-  const total = secondsSince(stop.ctx.host, stop.beganMs);
+function stopResult(stop: Stop, end: StopEnd) {
   const { steps, seen, isAgentHung, guestCutOff } = stop;
-  const more = { remaining: remaining(stop), blockers: unknownsOf(seen), searched: seen.searched === true };
-  return { end, guestCutOff, isAgentHung, seconds: { ...stop.seconds, total }, steps, ...more };
+  const seconds: Record<string, number> = { ...stop.seconds, total: secondsSince(stop.ctx.host, stop.how.beganMs) };
+  // Where all processes had to be searched the clean-up does it too.
+  const searched = seen.searched === true;
+  return {
+    end,
+    guestCutOff,
+    isAgentHung,
+    seconds,
+    steps,
+    remaining: remaining(stop),
+    blockers: unknownsOf(seen),
+    searched,
+  };
 }
 
 /** Seconds, to the millisecond, since a moment of the host's clock. */
@@ -4099,7 +4077,7 @@ function mayBeAlive(host: Host, instance: Instance): boolean {
 
 /** In a stop nothing may take longer than a share of the time that is left. */
 function timeoutsOf(stop: Stop): Timeouts {
-  const leftMs = Math.max(0, stop.beganMs + stop.limits["clean up"] * 1000 - stop.ctx.host.clockMs());
+  const leftMs = Math.max(0, stop.how.beganMs + stop.limits["clean up"] * 1000 - stop.ctx.host.clockMs());
   return { ...STOP_TIMEOUTS, psMs: Math.min(PS_LIMIT_MS, leftMs / 4), lsofMs: Math.min(LSOF_LIMIT_MS, leftMs / 2) };
 }
 
@@ -4127,8 +4105,8 @@ async function runStage(stop: Stop, stage: StopStage): Promise<boolean> {
   const begin = ctx.host.clockMs();
   // A guest that acknowledged may have used all of grace: Lima gets its signal and a third of the kill's time all the same.
   const momentMs = stage === "kill" ? 0 : (stop.limits.kill - stop.limits.agent) * 1000 / 3;
-  const deadlineMs = Math.max(stop.beganMs + stop.limits[stage] * 1000, begin + momentMs);
-  const step = stageSteps(stop.seen, stop.because ?? aliveWords(remaining(stop)), stop.budgetS).find((s) =>
+  const deadlineMs = Math.max(stop.how.beganMs + stop.limits[stage] * 1000, begin + momentMs);
+  const step = stageSteps(stop.seen, stop.how.because ?? aliveWords(remaining(stop)), stop.how.budgetS).find((s) =>
     s.kind === stage
   );
   if (!step) return false;
@@ -4240,7 +4218,7 @@ interface Asking {
  */
 async function askGuest(stop: Stop, deadlineMs: number): Promise<Outcome> {
   const { host } = stop.ctx;
-  const asking: Asking = { sessions: [], openedMs: stop.beganMs, pressedMs: -Infinity };
+  const asking: Asking = { sessions: [], openedMs: stop.how.beganMs, pressedMs: -Infinity };
   requestIn(stop, asking, stop.session);
   for (;;) {
     const isBooting = isAgentBooting(stop);
@@ -4259,8 +4237,8 @@ async function askGuest(stop: Stop, deadlineMs: number): Promise<Outcome> {
     const turnMs = acknowledged ? endMs : Math.min(endMs, host.clockMs() + ASK_AGAIN_MS);
     if (await waitDown(stop, turnMs, isNews)) return doneOutcome(stop);
     if (isSkipped(stop)) return waitOutcome(stop);
-    const isSilent = stop.ready !== undefined && asking.sessions.length === 1 && !hasAcknowledged(asking) &&
-      host.clockMs() >= stop.beganMs + SILENT_MS;
+    const isSilent = stop.how.ready !== undefined && asking.sessions.length === 1 && !hasAcknowledged(asking) &&
+      host.clockMs() >= stop.how.beganMs + SILENT_MS;
     if (isSilent || (isBooting && refusalOf(asking) !== undefined)) {
       if (isBooting) await lookAgain(stop);
       requestIn(stop, asking, openGuestSession(host, stop.instance));
@@ -4283,15 +4261,15 @@ async function askMeanwhile(stop: Stop, deadlineMs: number): Promise<void> {
 function requestIn(stop: Stop, asking: Asking, session: GuestSession | string): void {
   asking.none = typeof session === "string" ? session : undefined;
   if (typeof session === "string") return;
-  const wasSaid = session === stop.ready;
+  const wasSaid = session === stop.how.ready;
   if (!wasSaid && !isOwnPort(stop.seen, sshFile(stop.ctx.host, stop.instance, stop.seen))) {
     asking.none = "the port in ssh.config is not provably this instance's now";
     session.close();
     return;
   }
   if (!wasSaid) {
-    asking.openedMs = stop.session === session ? stop.beganMs : stop.ctx.host.clockMs();
-    session.requestPoweroff(graceLeftS(stop.ctx.host, stop));
+    asking.openedMs = stop.session === session ? stop.how.beganMs : stop.ctx.host.clockMs();
+    session.requestPoweroff(graceLeftS(stop.ctx.host, stop.how));
   }
   asking.sessions.push(session);
   stop.opened.push(session);
@@ -4309,9 +4287,9 @@ function refusalOf({ sessions, none }: Asking): string | undefined {
 }
 
 function guestEndMs(stop: Stop, asking: Asking, deadlineMs: number, isBooting: boolean): number {
-  if (hasAcknowledged(asking)) return stop.beganMs + stop.limits.agent * 1000;
+  if (hasAcknowledged(asking)) return stop.how.beganMs + stop.limits.agent * 1000;
   if (isBooting) return deadlineMs;
-  const beganMs = stop.ready && asking.sessions.length === 1 ? stop.beganMs + SILENT_MS : asking.openedMs;
+  const beganMs = stop.how.ready && asking.sessions.length === 1 ? stop.how.beganMs + SILENT_MS : asking.openedMs;
   return Math.min(deadlineMs, beganMs + ACKNOWLEDGE_MS);
 }
 
@@ -4384,10 +4362,10 @@ async function signalAll(
 
 async function signalOne(stop: Stop, proven: VerifiedProcess, signal: Signal): Promise<Outcome> {
   throwIfOvertaken(stop.ctx);
-  if (proven.row.pid !== stop.child?.pid) {
+  if (proven.row.pid !== stop.how.child?.pid) {
     return await signalVerified(stop.ctx.host, proven.row, signal, timeoutsOf(stop).psMs);
   }
-  stop.child.kill(signal);
+  stop.how.child.kill(signal);
   return DONE;
 }
 
@@ -4437,7 +4415,7 @@ async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): P
   if (drivers.length === 0 || agents().length === 0) return await waitGone(stop, remaining(stop), deadlineMs, giveUp);
   if (!await waitGone(stop, drivers, deadlineMs, giveUp)) return false;
   const { host } = stop.ctx;
-  const killDeadlineMs = stop.beganMs + stop.limits.kill * 1000;
+  const killDeadlineMs = stop.how.beganMs + stop.limits.kill * 1000;
   if (await waitGone(stop, agents(), Math.min(killDeadlineMs, host.clockMs() + ALONE_MS))) return true;
   stop.isAgentHung = true;
   await signalAll(stop, agents, "SIGKILL", killDeadlineMs);
