@@ -2114,25 +2114,17 @@ export interface Host {
   stderr(text: string): void;
 }
 
-/** How long an observation may take: a stop has less time than a start. Milliseconds. */
-interface Timeouts {
-  /** How long a PID file that may be half written is waited for. */
-  readonly youngMs: number;
-  /** The limit of one ps, and of one lsof. */
-  readonly psMs: number;
-  readonly lsofMs: number;
-  /** For how long a silent agent is asked again, and a disk's holder waited for. */
-  readonly silenceMs: number;
-  readonly holderMs: number;
-}
-
-const START_TIMEOUTS: Timeouts = {
+/** How long an observation may take: a stop has less time than a start. */
+const START_TIMEOUTS = {
+  // How long a PID file that may be half written is waited for.
   youngMs: YOUNG_FILE_MS,
   psMs: PS_LIMIT_MS,
   lsofMs: LSOF_LIMIT_MS,
+  // For how long a silent agent is asked again, and a disk's holder waited for.
   silenceMs: SILENCE_MS,
   holderMs: HOLDER_RETRY_MS,
 };
+type Timeouts = Readonly<typeof START_TIMEOUTS>;
 const STOP_TIMEOUTS: Timeouts = {
   ...START_TIMEOUTS,
   youngMs: YOUNG_FILE_MS / 10,
@@ -2156,8 +2148,11 @@ interface Context {
   stage(instance: Instance, stage: string, deadlineMs: number): void;
   /** How many times a person asked to skip a stage, and the wake-up of that moment. */
   readonly skips: { count: number; readonly wakeUp: WakeUp };
-  /** What this run has found out already. */
-  readonly cache: Cache;
+  /** Answers that serve for a while: when they were got, on the host's clock. */
+  readonly cache: {
+    boot?: { readonly id: string; readonly askedMs: number };
+    home?: { readonly path: string; readonly atMs: number; readonly listed: Result<string[]>; foreign?: Findings };
+  };
   /** Of work that a stop may overtake: from then on it must not touch anything. */
   readonly abort: AbortSignal | undefined;
 }
@@ -2165,13 +2160,6 @@ interface Context {
 /** Ends work that a stop has overtaken. Asked right before each effect, and in every wait. */
 function throwIfOvertaken({ abort }: Context): void {
   abort?.throwIfAborted();
-}
-
-/** Answers that serve for a while: when they were got, on the host's clock. */
-interface Cache {
-  boot?: { readonly id: string; readonly askedMs: number };
-  entries?: { readonly home: string; readonly atMs: number; readonly listed: Result<string[]> };
-  foreign?: { readonly home: string; readonly atMs: number; readonly found: Findings };
 }
 
 /** Something that several tasks can wait for: `notify` wakes all that wait then. */
@@ -2819,7 +2807,8 @@ async function observe(
   if (missing?.state === "missing") return { ...nothing, missing: missing.because };
   const processes = await observeProcesses(ctx, instance, timeouts, searchAll);
   const agent = processes.alive.find((p) => p.role === "host agent");
-  const foreign = forStop ? { blockers: [], notes: [] } : foreignEntries(ctx, instance.home);
+  const home = forStop ? undefined : homeLook(ctx, instance.home);
+  const foreign = home ? home.foreign ??= foreignEntries(host, home.path, home.listed) : { blockers: [], notes: [] };
   const seen: Observation = { ...nothing, ...processes, notes: foreign.notes };
   if (agent) {
     const notes = [...seen.notes, ...bootMarkerNotes(seen)];
@@ -3017,23 +3006,17 @@ async function agentAge(host: Host, agent: VerifiedProcess): Promise<number> {
 /** For how long one look through LIMA_HOME serves all instances of a run: a thousand of them would take a million. */
 const HOME_FRESH_MS = 1_000;
 
-/** The names in a LIMA_HOME, listed once for all instances of a run. */
-function homeEntries({ host, cache }: Context, home: string): Result<string[]> {
-  const known = cache.entries;
-  if (known?.home === home && host.clockMs() - known.atMs < HOME_FRESH_MS) return known.listed;
-  const listed = host.list(home);
-  cache.entries = { home, atMs: host.clockMs(), listed };
-  return listed;
+/** A LIMA_HOME, listed once for all instances of a run. */
+function homeLook({ host, cache }: Context, path: string): NonNullable<Context["cache"]["home"]> {
+  const known = cache.home;
+  if (known?.path === path && host.clockMs() - known.atMs < HOME_FRESH_MS) return known;
+  return cache.home = { path, listed: host.list(path), atMs: host.clockMs() };
 }
 
 /** Entries of LIMA_HOME that are no instances, and what they do to `limactl start`: rows 26 and 27. */
-function foreignEntries(ctx: Context, home: string): Findings {
-  const { host, cache } = ctx;
-  const known = cache.foreign;
-  if (known?.home === home && host.clockMs() - known.atMs < HOME_FRESH_MS) return known.found;
+function foreignEntries(host: Host, home: string, entries: Result<string[]>): Findings {
   const blockers: Diagnostic[] = [];
   const notes: Diagnostic[] = [];
-  const entries = homeEntries(ctx, home);
   if (entries.trouble !== undefined && entries.trouble !== "absent") {
     const because = `limactl start lists it, and it cannot be listed: ${entries.why}`;
     const status = entries.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
@@ -3053,9 +3036,7 @@ function foreignEntries(ctx: Context, home: string): Findings {
       notes.push({ what: path, because, hint: `move it out of ${home}` });
     }
   }
-  const found = { blockers, notes };
-  cache.foreign = { home, atMs: host.clockMs(), found };
-  return found;
+  return { blockers, notes };
 }
 
 function longPath(host: Host, instance: Instance): Diagnostic[] {
@@ -3472,7 +3453,7 @@ async function findInstance(
     const refused = refuse("missing", EXIT.noInstance, because, await nameHint(ctx, home, name));
     return { report: { ...refused.report, notes: lostLocks(host, { name, home, dir, owner: host.uid }) } };
   }
-  const entries = homeEntries(ctx, home).ok ?? [];
+  const entries = homeLook(ctx, home).listed.ok ?? [];
   const onDisk = entries.includes(name) ? undefined : entries.find((e) => e.toLowerCase() === name.toLowerCase());
   if (onDisk !== undefined) {
     const because = `there is no ${name} here, but ${onDisk}`;
@@ -4099,6 +4080,10 @@ function remaining(stop: Stop): VerifiedProcess[] {
   return stop.seen.alive.filter((p) => p.role !== "usernet");
 }
 
+function agentsOf(stop: Stop): VerifiedProcess[] {
+  return stop.seen.alive.filter((p) => p.role === "host agent");
+}
+
 /** Takes one stage, and returns whether nothing is left after it. */
 async function runStage(stop: Stop, stage: StopStage): Promise<boolean> {
   const { ctx, instance } = stop;
@@ -4134,10 +4119,9 @@ function isSkipped({ ctx, skipped }: Stop): boolean {
 const STAGES: Record<StopStage, (stop: Stop, deadlineMs: number) => Promise<Outcome>> = {
   guest: askGuest,
   agent: async (c, deadlineMs) => {
-    const agents = () => remaining(c).filter((p) => p.role === "host agent");
     for (const risk of mayBeSignalledByLima(c.seen)) c.ctx.say("warn", c.instance, describeDiagnostic("note", risk));
     const isBooting = isAgentBooting(c);
-    const sent = await signalAll(c, agents, "SIGTERM", deadlineMs);
+    const sent = await signalAll(c, agentsOf, "SIGTERM", deadlineMs);
     if (isBooting) await askMeanwhile(c, deadlineMs);
     if (!await waitDown(c, deadlineMs)) return sent ?? waitOutcome(c);
     c.guestCutOff = readCut(tailOf(c.ctx.host, join(c.instance.dir, "ha.stderr.log")));
@@ -4146,20 +4130,17 @@ const STAGES: Record<StopStage, (stop: Stop, deadlineMs: number) => Promise<Outc
       : { kind: "done", note: `but the guest was cut off: ${c.guestCutOff}` };
   },
   driver: async (c, deadlineMs) => {
-    if (remaining(c).some((p) => p.role === "host agent")) {
-      return { kind: "skipped", why: "a host agent is still alive" };
-    }
-    const drivers = () => driversOf(c.seen);
-    const nowMs = c.ctx.host.clockMs();
-    const isQemu = drivers().some((p) => p.role === "QEMU");
-    if (isQemu && await goneByButton(c, drivers(), buttonEndMs(nowMs, deadlineMs))) return DONE;
-    const sent = await signalAll(c, drivers, "SIGTERM", deadlineMs);
-    const gone = await waitGone(c, drivers(), deadlineMs);
+    if (agentsOf(c).length > 0) return { kind: "skipped", why: "a host agent is still alive" };
+    const buttonMs = buttonEndMs(c.ctx.host.clockMs(), deadlineMs);
+    const isQemu = driversOf(c.seen).some((p) => p.role === "QEMU");
+    if (isQemu && await goneByButton(c, driversOf(c.seen), buttonMs)) return DONE;
+    const sent = await signalAll(c, ({ seen }) => driversOf(seen), "SIGTERM", deadlineMs);
+    const gone = await waitGone(c, driversOf(c.seen), deadlineMs);
     if (c.powerCut && gone) return { kind: "done", note: "SIGTERM to QEMU cut the guest's power" };
     return gone ? DONE : sent ?? waitOutcome(c);
   },
   kill: async (c, deadlineMs) => {
-    const sent = await signalAll(c, () => remaining(c), "SIGKILL", deadlineMs);
+    const sent = await signalAll(c, remaining, "SIGKILL", deadlineMs);
     const gone = await waitGone(c, remaining(c), deadlineMs, () => false);
     if (!gone) return sent ?? { kind: "failed", why: "still alive after SIGKILL" };
     return await diskReleased(c, deadlineMs) ? DONE : { kind: "done", note: "but a process still has the disk open" };
@@ -4295,8 +4276,7 @@ function guestEndMs(stop: Stop, asking: Asking, deadlineMs: number, isBooting: b
 
 /** The guest of a living host agent boots until that agent has reported `running`. */
 function isAgentBooting(stop: Stop): boolean {
-  if (!remaining(stop).some((p) => p.role === "host agent")) return false;
-  return !hasReportedRunning(stop.ctx.host, stop.instance);
+  return agentsOf(stop).length > 0 && !hasReportedRunning(stop.ctx.host, stop.instance);
 }
 
 /** Whether the host agent has reported that its guest is up. */
@@ -4336,7 +4316,7 @@ function sshFile(host: Host, instance: Instance, seen: Observation) {
  */
 async function signalAll(
   stop: Stop,
-  which: () => VerifiedProcess[],
+  which: (stop: Stop) => VerifiedProcess[],
   signal: Signal,
   deadlineMs: number,
 ): Promise<Outcome | undefined> {
@@ -4345,7 +4325,7 @@ async function signalAll(
   const signalled = new Set<number>();
   for (let changes = 0;;) {
     let wrong: Outcome | undefined;
-    for (const proven of which().filter((p) => !signalled.has(p.row.pid))) {
+    for (const proven of which(stop).filter((p) => !signalled.has(p.row.pid))) {
       const outcome = await signalOne(stop, proven, signal);
       // Any signal to QEMU cuts the guest's power, also where QEMU ends only later or another process was not signalled.
       stop.powerCut ||= proven.role === "QEMU" && outcome.kind === "done";
@@ -4373,8 +4353,7 @@ async function signalOne(stop: Stop, proven: VerifiedProcess, signal: Signal): P
 async function watchAgentSocket(stop: Stop): Promise<void> {
   const socket = join(stop.instance.dir, HA_SOCK);
   const { host } = stop.ctx;
-  const isSocket = host.stat(socket, "follow links").ok?.kind === "socket";
-  if (!isSocket || !remaining(stop).some((p) => p.role === "host agent")) return;
+  if (host.stat(socket, "follow links").ok?.kind !== "socket" || agentsOf(stop).length === 0) return;
   const held = await host.connect(socket, ANSWER_LIMIT_MS);
   if (held.trouble) return;
   stop.isAgentSocketOpen = true;
@@ -4411,15 +4390,16 @@ const ALONE_MS = 5_000;
 async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): Promise<boolean> {
   const giveUp = () => isSkipped(stop) || isNews();
   const drivers = driversOf(stop.seen);
-  const agents = () => remaining(stop).filter((p) => p.role === "host agent");
-  if (drivers.length === 0 || agents().length === 0) return await waitGone(stop, remaining(stop), deadlineMs, giveUp);
+  if (drivers.length === 0 || agentsOf(stop).length === 0) {
+    return await waitGone(stop, remaining(stop), deadlineMs, giveUp);
+  }
   if (!await waitGone(stop, drivers, deadlineMs, giveUp)) return false;
   const { host } = stop.ctx;
   const killDeadlineMs = stop.how.beganMs + stop.limits.kill * 1000;
-  if (await waitGone(stop, agents(), Math.min(killDeadlineMs, host.clockMs() + ALONE_MS))) return true;
+  if (await waitGone(stop, agentsOf(stop), Math.min(killDeadlineMs, host.clockMs() + ALONE_MS))) return true;
   stop.isAgentHung = true;
-  await signalAll(stop, agents, "SIGKILL", killDeadlineMs);
-  return await waitGone(stop, agents(), killDeadlineMs, () => false);
+  await signalAll(stop, agentsOf, "SIGKILL", killDeadlineMs);
+  return await waitGone(stop, agentsOf(stop), killDeadlineMs, () => false);
 }
 
 function doneOutcome(stop: Stop): Outcome {
