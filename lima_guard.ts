@@ -2455,12 +2455,9 @@ function removeStep(host: Host, step: Step): Step {
 type Processes = Pick<Observation, "stateFiles" | "alive" | "unknowns" | "bootMarker" | "isOldMarker" | "searched">;
 
 /** A PID file as it was found: its number, or the verdict that needs no process. */
-interface PidFile {
-  readonly path: string;
-  readonly scope: "instance" | "shared";
-  readonly stamp: FileStamp;
-  readonly content: { readonly pid: number } | { readonly verdict: Verdict; readonly garbage: boolean };
-}
+type PidFile =
+  & Pick<StateFile, "path" | "scope" | "stamp">
+  & ({ readonly pid: number; readonly verdict?: undefined } | { readonly pid?: undefined; readonly verdict: Verdict });
 
 /**
  * Looks at the PID files of an instance and of its networks, and at the processes they name: one ps for all of them,
@@ -2480,16 +2477,16 @@ async function observeProcesses(
     return { stateFiles: [], alive: [], unknowns: [{ what: instance.dir, because: listed.why, hint }] };
   }
   const pidFiles = await readPidFiles(host, instance, listed.ok, timeouts.youngMs);
-  const pids = pidFiles.flatMap((m) => "pid" in m.content ? [m.content.pid] : []);
+  const pids = pidFiles.flatMap(({ pid }) => pid ?? []);
   const judged = await judgePids(host, instance, pids, timeouts.psMs);
   const stateFiles = await Promise.all(pidFiles.map((m) => stateFileOf(host, instance, m, judged)));
   const alive: VerifiedProcess[] = [];
   for (const { row, judgement } of judged.values()) {
     if (row && judgement?.kind === "ours") alive.push({ role: judgement.role, row, named: true });
   }
-  const garbage = pidFiles.some((m) => m.scope === "instance" && "garbage" in m.content && m.content.garbage);
+  const isGarbage = ({ scope, verdict }: PidFile) => scope === "instance" && verdict?.kind === "not ours";
   const answering = await answeringSockets(host, instance, listed.ok, alive);
-  const searched = searchAll || garbage || answering.length > 0;
+  const searched = searchAll || pidFiles.some(isGarbage) || answering.length > 0;
   const found = searched
     ? await scanAllProcesses(host, instance, alive, answering, timeouts.psMs)
     : { alive: [], unknowns: [] };
@@ -2538,19 +2535,14 @@ function readPidFile(host: Host, path: string, scope: PidFile["scope"]): PidFile
   const file = statWithText(host, path);
   if (!file) return undefined;
   const { info, stamp, trouble } = file;
-  const verdict = (kind: "not ours" | "unknown", why: string): PidFile => ({
-    path,
-    scope,
-    stamp,
-    content: { verdict: { kind, why }, garbage: kind === "not ours" },
-  });
+  const verdict = (kind: "not ours" | "unknown", why: string) => ({ path, scope, stamp, verdict: { kind, why } });
   if (info.kind === "directory") return verdict("unknown", "it is a directory, which Lima never makes");
   if (info.kind !== "file") return verdict("not ours", `it is a ${info.kind}, not a PID file`);
   if (trouble !== undefined) return verdict("unknown", `it cannot be read: ${trouble}`);
   if (info.size > PID_FILE_LIMIT_BYTES) return verdict("not ours", `it is not a PID file: ${info.size} bytes`);
   const number = readPid(stamp.text ?? "");
   if ("not" in number) return verdict("not ours", `it is not a PID: ${number.not}`);
-  return { path, scope, stamp, content: { pid: number.pid } };
+  return { path, scope, stamp, pid: number.pid };
 }
 
 // ── processes
@@ -2642,8 +2634,8 @@ function makeStateFile(host: Host, file: Omit<StateFile, "sockets" | "undeletabl
 }
 
 async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, judged: Judgements): Promise<StateFile> {
-  const { path, scope, stamp, content: found } = pidFile;
-  const first = "verdict" in found ? found.verdict : verdictOf(basename(path), found.pid, judged);
+  const { path, scope, stamp } = pidFile;
+  const first = pidFile.verdict ?? verdictOf(basename(path), pidFile.pid, judged);
   // A usernet whose socket answers may live whatever its PID file says. Its other two sockets are for drivers: not asked.
   const socket = scope === "shared" ? path.replace(/usernet_([^/]+)\.pid$/, "$1_ep.sock") : undefined;
   const answer = first.kind !== "ours" && socket !== undefined && await socketAnswer(host, socket);
@@ -3076,11 +3068,9 @@ async function colimaDaemonFile(host: Host, instance: Instance, timeouts: Timeou
   const short = instance.name === "colima" ? "default" : instance.name.slice("colima-".length);
   const pidFile = readPidFile(host, join(dirname(instance.home), short, "daemon", "daemon.pid"), "shared");
   if (!pidFile) return [];
-  const { path, stamp, content: found } = pidFile;
-  const verdict = "verdict" in found
-    ? found.verdict
-    : await judgeDaemon(host, instance, found.pid, short, timeouts.psMs);
-  return verdict ? [makeStateFile(host, { path, stamp, verdict, scope: "shared" })] : [];
+  const { path, stamp, scope } = pidFile;
+  const verdict = pidFile.verdict ?? await judgeDaemon(host, instance, pidFile.pid, short, timeouts.psMs);
+  return verdict ? [makeStateFile(host, { path, stamp, verdict, scope })] : [];
 }
 
 /** Undefined where the process is Colima's daemon for this profile. */
@@ -3150,22 +3140,22 @@ async function observeSocketVmnet(host: Host, instance: Instance): Promise<Findi
   ];
   const files = (listed.ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
   const pidFiles = files.flatMap((f) => readPidFile(host, join(dir, f), "shared") ?? []);
-  const named = pidFiles.flatMap((m) =>
-    "pid" in m.content && host.alive(m.content.pid) !== "no" ? [{ m, pid: m.content.pid }] : []
+  const named = pidFiles.flatMap(({ path: what, pid }) =>
+    pid !== undefined && host.alive(pid) !== "no" ? [{ what, pid }] : []
   );
   if (named.length === 0) return { blockers: [], notes };
   const table = await ps(host, named.map((n) => n.pid), PS_LIMIT_MS);
   const blockers: Diagnostic[] = [];
-  for (const { m, pid } of named) {
+  for (const { what, pid } of named) {
     const row = table.ok?.rows.find((r) => r.pid === pid);
-    if (table.trouble) blockers.push({ what: m.path, because: table.why, hint: psCommand(pid) });
+    if (table.trouble) blockers.push({ what, because: table.why, hint: psCommand(pid) });
     // Its options may be spelt in several ways: a program of that name is one.
     if (!row || /^(\/.*\/)?socket_vmnet( |$)/.test(row.command)) continue;
     const because = `PID ${pid} is ${JSON.stringify(programWords(row.command, isFileOn(host)))}, not socket_vmnet; ` +
       "Lima would take it for the running network, or signal it as root";
     // A script of another name may run it: no start is refused for that.
-    if (/socket_vmnet/.test(row.command)) notes.push({ what: m.path, because, hint: psCommand(pid) });
-    else blockers.push({ what: m.path, because, hint: removeCommand(m.path), status: EXIT.denied });
+    if (/socket_vmnet/.test(row.command)) notes.push({ what, because, hint: psCommand(pid) });
+    else blockers.push({ what, because, hint: removeCommand(what), status: EXIT.denied });
   }
   return { blockers, notes };
 }
