@@ -2236,11 +2236,7 @@ function unreadNotes(host: Host, what: string, tried: Result<unknown>, unknown: 
 }
 
 /** The lock of one instance: one lima-guard at a time works on it. */
-interface InstanceLock {
-  /** Says in the record what the holder is doing. `started`, once given, stays. */
-  setPhase(phase: string, started?: string): void;
-  release(): void;
-}
+type InstanceLock = ReturnType<typeof ownLock>;
 
 const NO_LOCK: InstanceLock = { setPhase: () => {}, release: () => {} };
 
@@ -2296,8 +2292,9 @@ function acquireLock(ctx: Context, instance: Instance): LockAttempt {
 }
 
 /** A lock that this process has now, with its record. */
-function ownLock(ctx: Context, instance: Instance, { file, hasRecord }: OpenLock): InstanceLock {
+function ownLock(ctx: Context, instance: Instance, { file, hasRecord }: OpenLock) {
   let start = "";
+  // Says in the record what the holder is doing. `started`, once given, stays.
   const setPhase = (phase: string, started = start) => {
     start = started;
     const record: LockRecord = { pid: ctx.host.pid, started, dir: instance.dir, role: ctx.role, phase };
@@ -2480,10 +2477,9 @@ async function observeProcesses(
   const pids = pidFiles.flatMap(({ pid }) => pid ?? []);
   const judged = await judgePids(host, instance, pids, timeouts.psMs);
   const stateFiles = await Promise.all(pidFiles.map((m) => stateFileOf(host, instance, m, judged)));
-  const alive: VerifiedProcess[] = [];
-  for (const { row, judgement } of judged.values()) {
-    if (row && judgement?.kind === "ours") alive.push({ role: judgement.role, row, named: true });
-  }
+  const alive = [...judged.values()].flatMap(({ row, judgement }): VerifiedProcess[] =>
+    row && judgement?.kind === "ours" ? [{ role: judgement.role, row, named: true }] : []
+  );
   const isGarbage = ({ scope, verdict }: PidFile) => scope === "instance" && verdict?.kind === "not ours";
   const answering = await answeringSockets(host, instance, listed.ok, alive);
   const searched = searchAll || pidFiles.some(isGarbage) || answering.length > 0;
@@ -2591,12 +2587,10 @@ async function ps(
   const select = which === "all" ? ["-A"] : [host.os === "linux" ? "-q" : "-p", which.join(",")];
   // NixOS has no /bin/ps.
   const places = ["/bin/ps", "/usr/bin/ps", "/run/current-system/sw/bin/ps"];
-  const program = places.find((path) => host.stat(path, "follow links").ok?.kind === "file");
+  const program = places.find(isFileOn(host));
   if (program === undefined) return { trouble: "absent", why: `there is no ps: looked for ${places.join(", ")}` };
-  const answer = await host.run(
-    { argv: [program, ...select, "-ww", "-o", PS_COLUMNS], ...psEnvironment(host) },
-    limitMs,
-  );
+  const argv = [program, ...select, "-ww", "-o", PS_COLUMNS] as const;
+  const answer = await host.run({ argv, ...psEnvironment(host) }, limitMs);
   if (answer.trouble) return { trouble: answer.trouble, why: `ps gave no answer: ${answer.why}` };
   const { code, signal, stdout, stderr } = answer.ok;
   const isNone = code === 1 && stdout === "" && stderr === "" && which !== "all";
@@ -2700,21 +2694,24 @@ async function answeringSockets(
   entries: readonly string[],
   alive: readonly VerifiedProcess[],
 ) {
-  const has = (...roles: Role[]) => alive.some((p) => roles.includes(p.role));
-  const sockets: { file: string; owner: Role[] }[] = [
-    ...has("host agent") ? [] : [{ file: HA_SOCK, owner: ["host agent" as const] }],
-    ...has("host agent", "QEMU") ? [] : [{ file: QMP_SOCK, owner: ["QEMU" as const, "host agent" as const] }],
-    ...has("external driver") ? [] : entries.filter((e) => e.endsWith(".drv.sock")).map((file) => ({
-      file,
-      owner: ["external driver" as const],
-    })),
+  const drivers = entries.filter((e) => e.endsWith(".drv.sock"));
+  const sockets: { file: string; owner: readonly Role[] }[] = [
+    { file: HA_SOCK, owner: ["host agent"] },
+    { file: QMP_SOCK, owner: ["QEMU", "host agent"] },
+    ...drivers.map((file) => ({ file, owner: ["external driver"] as const })),
   ];
-  const asked = await Promise.all(sockets.map(async ({ file, owner }): Promise<Answering[]> => {
-    const path = join(instance.dir, file);
-    const answer = await socketAnswer(host, path);
-    return answer === undefined ? [] : [{ path, owner, answer }];
-  }));
+  const asked = await Promise.all(
+    sockets.filter((s) => !isOwned(s, alive)).map(async ({ file, owner }) => {
+      const path = join(instance.dir, file);
+      const answer = await socketAnswer(host, path);
+      return answer === undefined ? [] : [{ path, owner, answer }];
+    }),
+  );
   return asked.flat();
+}
+
+function isOwned({ owner }: Pick<Answering, "owner">, alive: readonly VerifiedProcess[]): boolean {
+  return alive.some((p) => owner.includes(p.role));
 }
 
 /** What a socket did when it was asked; undefined where nothing listens on it. */
@@ -2763,8 +2760,8 @@ async function scanAllProcesses(
       unknowns.push({ what: `PID ${row.pid}`, because: why, hint: settleCommand(instance, row) });
     }
   }
-  const owned = ({ owner }: Answering) => [...known, ...alive].some((p) => owner.includes(p.role));
-  return { alive, unknowns: [...unknowns, ...answering.filter((a) => !owned(a)).map((a) => unownedSocket(a, naming))] };
+  const unowned = answering.filter((a) => !isOwned(a, [...known, ...alive]));
+  return { alive, unknowns: [...unknowns, ...unowned.map((a) => unownedSocket(a, naming))] };
 }
 
 function unownedSocket({ path, answer }: Answering, naming: readonly { pid: number; program: string }[]): Diagnostic {
@@ -2891,16 +2888,12 @@ function lostDisk(host: Host, instance: Instance): Diagnostic[] {
 
 /** `networks: socket: PATH` that does not answer. */
 async function socketNotes(host: Host, yaml: string): Promise<Diagnostic[]> {
-  const paths = readSocketPaths(yaml);
-  const notes = await Promise.all(
-    paths.filter((path) => path.startsWith("/")).map(async (path): Promise<Diagnostic[]> => {
-      const connection = await host.connect(path, ANSWER_LIMIT_MS);
-      if (connection.ok) connection.ok.close();
-      return connection.trouble
-        ? [{ what: path, because: `this network's socket does not answer: ${connection.why}` }]
-        : [];
-    }),
-  );
+  const paths = readSocketPaths(yaml).filter((path) => path.startsWith("/"));
+  const notes = await Promise.all(paths.map(async (what) => {
+    const connection = await host.connect(what, ANSWER_LIMIT_MS);
+    connection.ok?.close();
+    return connection.trouble ? [{ what, because: `this network's socket does not answer: ${connection.why}` }] : [];
+  }));
   return notes.flat();
 }
 
@@ -2914,34 +2907,23 @@ async function sshMasterNotes(host: Host, instance: Instance): Promise<Diagnosti
 }
 
 /** Why a directory shows no instance, and what that is worth: only an absent lima.yaml is a missing instance. */
-interface MissingInstance {
-  readonly state: "missing" | "blocked" | "unknown";
-  readonly status: 66 | 75 | 77;
-  readonly because: string;
-  readonly hint: string;
-}
-
-/** Why there is no instance in a directory: `limactl start` would then create one, under the same name. */
-function missingInstance(host: Host, dir: string): MissingInstance | undefined {
+function missingInstance(host: Host, dir: string) {
   const path = join(dir, LIMA_YAML);
   const look = host.stat(path, "follow links");
-  const creates = "limactl start would silently create a new VM of this name";
-  const missing = (because: string): MissingInstance => ({
-    state: "missing",
-    status: EXIT.noInstance,
-    because,
-    hint: creates,
-  });
-  if (look.trouble === "absent") return missing(`no such instance: it has no ${LIMA_YAML}`);
-  if (look.ok && look.ok.kind !== "file") return missing(`no such instance: ${path} is a ${look.ok.kind}`);
+  const hint = "limactl start would silently create a new VM of this name";
+  const missing = { state: "missing", status: EXIT.noInstance, hint } as const;
+  if (look.trouble === "absent") return { ...missing, because: `no such instance: it has no ${LIMA_YAML}` };
+  if (look.ok && look.ok.kind !== "file") {
+    return { ...missing, because: `no such instance: ${path} is a ${look.ok.kind}` };
+  }
   const failed = look.trouble ? look : host.read(path, 1);
   if (!failed.trouble) return undefined;
   const because = `${LIMA_YAML} cannot be read: ${failed.why}`;
   const ls = lookCommand(nearestVisible(host, path));
-  if (failed.trouble !== "denied") return { state: "unknown", status: EXIT.tryAgain, because, hint: ls };
+  if (failed.trouble !== "denied") return { state: "unknown", status: EXIT.tryAgain, because, hint: ls } as const;
   const settings = "System Settings, Privacy & Security: give lima-guard Full Disk Access";
-  const hint = host.os === "darwin" ? `${ls}; where the mode permits it: ${settings}` : ls;
-  return { state: "blocked", status: EXIT.denied, because, hint };
+  const access = host.os === "darwin" ? `; where the mode permits it: ${settings}` : "";
+  return { state: "blocked", status: EXIT.denied, because, hint: `${ls}${access}` } as const;
 }
 
 /** What the host agent shows of itself; one that is silent beyond the boot window is asked for a whole minute. */
@@ -3052,11 +3034,8 @@ async function takenPort(host: Host, yaml: string): Promise<Diagnostic[]> {
 function sshConfigDirectory(host: Host, instance: Instance): Diagnostic[] {
   const path = join(instance.dir, SSH_CONFIG);
   if (host.stat(path).ok?.kind !== "directory") return [];
-  return [{
-    what: path,
-    because: "it is a directory, which Lima can neither read nor replace",
-    hint: `move it out of the folder; ${listCommand(path)}`,
-  }];
+  const because = "it is a directory, which Lima can neither read nor replace";
+  return [{ what: path, because, hint: `move it out of the folder; ${listCommand(path)}` }];
 }
 
 /**
@@ -3162,10 +3141,8 @@ async function observeSocketVmnet(host: Host, instance: Instance): Promise<Findi
 
 // ── disks
 /** The lock of an additional disk: a link to the directory of the instance that uses it. */
-interface DiskLock {
-  readonly path: string;
+interface DiskLock extends StampedPath {
   readonly disk: string;
-  readonly stamp: FileStamp;
   readonly target: string;
   readonly whose: "own" | "gone" | "another's" | "unknown";
 }
@@ -3185,9 +3162,8 @@ async function observeDisks(
   const { host } = ctx;
   const used = readDiskNames(yaml);
   const { locks: all, unread } = diskLocks(host, instance);
-  const nothing = { stateFiles: [] as StateFile[], blockers: [] as Diagnostic[], held: unread };
   const locks = all.filter((l) => l.whose === "own" || used.includes(l.disk));
-  const foreign = await Promise.all(
+  const blockers = await Promise.all(
     locks.filter((l) => l.whose === "another's").map(async (l) => ({
       what: l.path,
       because: `disk ${l.disk} is in use by ${l.target}`,
@@ -3196,14 +3172,14 @@ async function observeDisks(
   );
   const ownVm = host.os === "darwin" && hasStaleVzAgent(host, instance, stateFiles);
   const voidLocks = locks.filter((l) => l.whose !== "another's");
-  if (voidLocks.length === 0 && !ownVm) return { ...nothing, blockers: foreign };
+  if (voidLocks.length === 0 && !ownVm) return { stateFiles: [], blockers, held: unread };
   const recent = await isOfThisBoot(ctx, instance, stateFiles, voidLocks);
   const images = [
     ...voidLocks.filter((l) => recent || l.whose !== "own").map((l) => join(dirname(l.path), "datadisk")),
     ...ownVm && recent ? [join(instance.dir, "disk"), join(instance.dir, "diffdisk")] : [],
   ];
   const held = [...unread, ...await heldImages(host, instance, images, timeouts)];
-  return { stateFiles: voidLocks.map((l) => diskStateFile(host, l)), blockers: foreign, held };
+  return { stateFiles: voidLocks.map((l) => diskStateFile(host, l)), blockers, held };
 }
 
 /** Stops the instance of another directory; where there is none, or its user is not known, that is looked at. */
@@ -3309,13 +3285,10 @@ async function holdersOf(host: Host, paths: readonly string[], retryMs: number, 
 }
 
 async function lsof(host: Host, paths: readonly string[], limitMs: number): Promise<Result<Holder[]>> {
-  const program = ["/usr/sbin/lsof", "/usr/bin/lsof"].find((p) => host.stat(p, "follow links").ok?.kind === "file");
+  const program = ["/usr/sbin/lsof", "/usr/bin/lsof"].find(isFileOn(host));
   if (program === undefined) return { trouble: "absent", why: "there is no lsof on this machine" };
-  const command = {
-    argv: [program, "-n", "-P", "-w", "-F", "pcanDi", "--", ...paths] as const,
-    ...psEnvironment(host),
-  };
-  const answer = await host.run(command, limitMs);
+  const argv = [program, "-n", "-P", "-w", "-F", "pcanDi", "--", ...paths] as const;
+  const answer = await host.run({ argv, ...psEnvironment(host) }, limitMs);
   if (answer.trouble) return { trouble: answer.trouble, why: `lsof gave no answer: ${answer.why}` };
   const { code, signal, stdout, stderr } = answer.ok;
   const isList = stdout.split("\n").every((line) => /^(p\d+|[cfanDi].*|)$/.test(line));
@@ -3416,11 +3389,9 @@ async function homeOf(ctx: Context, homes: Homes, name: string): Promise<{ home:
 }
 
 /** Where an instance lives; a report where nothing may be done about it. */
-async function findInstance(
-  ctx: Context,
-  homes: Homes,
-  name: string,
-): Promise<{ instance: Instance } | { report: Report }> {
+type FoundInstance = { instance: Instance } | { report: Report };
+
+async function findInstance(ctx: Context, homes: Homes, name: string): Promise<FoundInstance> {
   const { host } = ctx;
   const at = await homeOf(ctx, homes, name);
   if ("report" in at) return at;
@@ -3479,14 +3450,10 @@ function lostLocks(host: Host, gone: Instance): Diagnostic[] {
   }));
 }
 
-type Refuse = (state: State, status: number, because: string, hint: string) => { report: Report };
+type Refuse = (state: State, status: number, because: string, hint: string) => FoundInstance;
 
 /** The last questions of `findInstance`: is there a readable lima.yaml, and is the instance ours to work on? */
-async function permitted(
-  ctx: Context,
-  at: Instance,
-  refuse: Refuse,
-): Promise<{ instance: Instance } | { report: Report }> {
+async function permitted(ctx: Context, at: Instance, refuse: Refuse): Promise<FoundInstance> {
   const { host, role } = ctx;
   const { dir, owner } = at;
   const isOwn = owner === host.uid;
@@ -3535,11 +3502,11 @@ interface Requested {
   readonly home: string | undefined;
 }
 
-/** What `--all` and a bare `--status` serve; `unknown` where it could not be found out whether that is all. */
-type Listed = { ok: Requested[]; unknown?: Report[] } | { because: string; status: number };
-
-/** All instances of these homes, and of those that this user's living host agents name: one ps. */
-async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
+/**
+ * What `--all` and a bare `--status` serve: all instances of these homes, and of those that this user's living host agents
+ * name, by one ps. `unknown` where it could not be found out whether that is all.
+ */
+async function everyInstance(ctx: Context, homes: Homes) {
   const { host } = ctx;
   const trouble = homeTrouble(host, homes.paths[0] ?? "");
   if (trouble && (homes.isExplicit || trouble.status !== EXIT.noInstance)) return trouble;
@@ -3581,13 +3548,7 @@ function linkedInstances(host: Host, home: string): { name: string; dir: string 
 }
 
 /** The directory of a living process of Lima's, and whose it is. */
-interface RunningInstance {
-  readonly pid: number;
-  readonly uid: number;
-  readonly home: string;
-  readonly name: string;
-  readonly dir: string;
-}
+type RunningInstance = ReturnType<typeof runningInstances>[number];
 
 /** The instance directory that a command of Lima's names: a host agent's, or that of a driver, which may be alone. */
 function dirNamed(command: string): string | undefined {
@@ -3602,7 +3563,7 @@ function dirNamed(command: string): string | undefined {
 }
 
 /** The instances of living host agents and drivers, by the paths in their commands. */
-function runningInstances(rows: readonly ProcessRow[]): RunningInstance[] {
+function runningInstances(rows: readonly ProcessRow[]) {
   const found = rows.filter((row) => !row.stat.startsWith("Z")).flatMap(({ pid, uid, command }) => {
     const dir = dirNamed(command);
     return dir === undefined ? [] : [{ pid, uid, home: dirname(dir), name: basename(dir), dir }];
