@@ -2322,12 +2322,7 @@ function journalOf(host: Host, instance: Instance): JournalLine[] {
 }
 
 /** Writes one line through to the disk. A journal that cannot be written never stops a start or a stop. */
-async function journal(
-  ctx: Context,
-  instance: Instance,
-  event: string,
-  more: Record<string, unknown> = {},
-): Promise<void> {
+async function journal(ctx: Context, instance: Instance, event: string, more: Record<string, unknown> = {}) {
   const { host } = ctx;
   const path = join(instance.dir, JOURNAL_FILE);
   const look = host.stat(path);
@@ -2505,12 +2500,7 @@ async function isOfAnotherBoot(ctx: Context, marker: FileStamp): Promise<boolean
 }
 
 /** Reads every PID file; again if one is so young that Lima may still be writing it. */
-async function readPidFiles(
-  host: Host,
-  instance: Instance,
-  entries: readonly string[],
-  youngMs: number,
-): Promise<PidFile[]> {
+async function readPidFiles(host: Host, instance: Instance, entries: readonly string[], youngMs: number) {
   const own = entries.filter((e) => e.endsWith(".pid")).sort().map((e) => join(instance.dir, e));
   const networks = join(instance.home, "_networks");
   const shared = (host.list(networks).ok ?? []).sort().map((n) => join(networks, n, `usernet_${n}.pid`));
@@ -2562,12 +2552,14 @@ async function judgePids(host: Host, instance: Instance, pids: readonly number[]
   return judged;
 }
 
+type PsTable = ReturnType<typeof readPs>;
+
 /** Whether a process lives although ps shows no row for it: a row that cannot be read, or ps had none to show. */
-function isThereWithoutRow(host: Host, { unreadable }: ReturnType<typeof readPs>, pid: number): boolean {
+function isThereWithoutRow(host: Host, { unreadable }: PsTable, pid: number): boolean {
   return unreadable.length > 0 || host.alive(pid) === "yes";
 }
 
-function withoutRow(host: Host, { owner }: Instance, { unreadable }: ReturnType<typeof readPs>, pid: number) {
+function withoutRow(host: Host, { owner }: Instance, { unreadable }: PsTable, pid: number) {
   const now = host.alive(pid);
   if (now === "no") return { dead: "it ended a moment ago" };
   // Another user than us is another user than the owner only where we are the owner.
@@ -2578,11 +2570,7 @@ function withoutRow(host: Host, { owner }: Instance, { unreadable }: ReturnType<
 }
 
 /** Asks ps about some PIDs, or about all processes. None of them alive is an answer too: no rows. */
-async function ps(
-  host: Host,
-  which: readonly number[] | "all",
-  limitMs: number,
-): Promise<Result<ReturnType<typeof readPs>>> {
+async function ps(host: Host, which: readonly number[] | "all", limitMs: number): Promise<Result<PsTable>> {
   // procps looks through all processes for -p (3 s for 30 000 of them), and only at those named for -q.
   const select = which === "all" ? ["-A"] : [host.os === "linux" ? "-q" : "-p", which.join(",")];
   // NixOS has no /bin/ps.
@@ -2773,7 +2761,7 @@ function unownedSocket({ path, answer }: Answering, naming: readonly { pid: numb
 }
 
 /** A list of all processes shows the one that asks, with its command, and no row that cannot be read. */
-function whyUnbelievable(table: ReturnType<typeof readPs>, ownPid: number): string | undefined {
+function whyUnbelievable(table: PsTable, ownPid: number): string | undefined {
   if (table.unreadable.length > 0) return "ps printed rows that cannot be read";
   const own = table.rows.find((r) => r.pid === ownPid);
   return own === undefined || own.command === "" ? "ps did not list lima-guard itself with its command" : undefined;
@@ -2825,12 +2813,7 @@ async function observe(
 }
 
 /** Whatever else may keep Lima from starting an instance of which nothing is alive. */
-async function observeStart(
-  host: Host,
-  instance: Instance,
-  yaml: string,
-  stateFiles: readonly StateFile[],
-): Promise<Findings> {
+async function observeStart(host: Host, instance: Instance, yaml: string, stateFiles: readonly StateFile[]) {
   const networks = await observeNetworks(host, instance, stateFiles);
   return {
     blockers: [
@@ -2927,12 +2910,7 @@ function missingInstance(host: Host, dir: string) {
 }
 
 /** What the host agent shows of itself; one that is silent beyond the boot window is asked for a whole minute. */
-async function observeAgent(
-  host: Host,
-  instance: Instance,
-  agent: VerifiedProcess,
-  silenceMs: number,
-): Promise<AgentHealth> {
+async function observeAgent(host: Host, instance: Instance, agent: VerifiedProcess, silenceMs: number) {
   const begin = host.clockMs();
   const socket = join(instance.dir, HA_SOCK);
   let alive = await hasAnswer(host, socket);
@@ -2947,8 +2925,8 @@ async function observeAgent(
   const haPid = host.stat(join(instance.dir, HA_PID));
   // Lima makes the log a moment before ha.pid. One that was emptied later (to save space) proves nothing.
   const untouched = log.ok && haPid.ok && log.ok.mtimeMs <= haPid.ok.mtimeMs + SILENCE_MS;
-  const noEvent = untouched === true && log.ok?.kind === "file" && log.ok.size === 0;
-  return { answers: alive, ageS, silentS, neverReported: noEvent };
+  const neverReported = untouched === true && log.ok?.kind === "file" && log.ok.size === 0;
+  return { answers: alive, ageS, silentS, neverReported } satisfies AgentHealth;
 }
 
 /** Whether the agent says anything at all to `GET /v1/info`; an HTTP error is an answer. */
@@ -3173,7 +3151,7 @@ async function observeDisks(
   const ownVm = host.os === "darwin" && hasStaleVzAgent(host, instance, stateFiles);
   const voidLocks = locks.filter((l) => l.whose !== "another's");
   if (voidLocks.length === 0 && !ownVm) return { stateFiles: [], blockers, held: unread };
-  const recent = await isOfThisBoot(ctx, instance, stateFiles, voidLocks);
+  const recent = await isOfThisBoot(ctx, instance, [...pidFilesOf({ stateFiles }), ...voidLocks]);
   const images = [
     ...voidLocks.filter((l) => recent || l.whose !== "own").map((l) => join(dirname(l.path), "datadisk")),
     ...ownVm && recent ? [join(instance.dir, "disk"), join(instance.dir, "diffdisk")] : [],
@@ -3256,16 +3234,10 @@ function hasStaleVzAgent(host: Host, instance: Instance, stateFiles: readonly St
 }
 
 /** Whether a PID file, a disk lock or the last line of the journal is of this boot. In doubt it is. */
-async function isOfThisBoot(
-  ctx: Context,
-  instance: Instance,
-  stateFiles: readonly StateFile[],
-  locks: readonly DiskLock[],
-) {
+async function isOfThisBoot(ctx: Context, instance: Instance, files: readonly StampedPath[]): Promise<boolean> {
   const { host } = ctx;
   const booted = host.wallMs() - host.uptimeMs() - 60_000;
-  const files = pidFilesOf({ stateFiles });
-  if ([...files, ...locks].some(({ stamp }) => stamp.mtimeMs >= booted)) return true;
+  if (files.some(({ stamp }) => stamp.mtimeMs >= booted)) return true;
   const probe = readEnd(host, join(instance.dir, JOURNAL_FILE), 1);
   if (probe.trouble !== undefined && probe.trouble !== "absent") return true;
   const last = journalOf(host, instance).at(-1);
@@ -3728,11 +3700,7 @@ async function signalVerified(host: Host, proven: ProcessRow, signal: Signal, ps
 }
 
 /** Those that ps still shows. Without an answer all of them: what was there is there until the system says otherwise. */
-async function stillAlive(
-  host: Host,
-  processes: readonly VerifiedProcess[],
-  psMs: number,
-): Promise<readonly VerifiedProcess[]> {
+async function stillAlive(host: Host, processes: readonly VerifiedProcess[], psMs: number) {
   const table = await ps(host, processes.map((p) => p.row.pid), psMs);
   if (table.trouble) return processes;
   // A clock that was stepped changes a start time too: here the command decides.
@@ -4265,12 +4233,7 @@ function sshFile(host: Host, instance: Instance, seen: Observation) {
  * stepped clock changes a start time too. Where ps has no proof to give it is asked again, for most of the stage: one
  * fork that fails must not cost the guest its grace. Returns what went wrong, or undefined.
  */
-async function signalAll(
-  stop: Stop,
-  which: (stop: Stop) => VerifiedProcess[],
-  signal: Signal,
-  deadlineMs: number,
-): Promise<Outcome | undefined> {
+async function signalAll(stop: Stop, which: (stop: Stop) => VerifiedProcess[], signal: Signal, deadlineMs: number) {
   const { host } = stop.ctx;
   const lastTryMs = deadlineMs - (deadlineMs - host.clockMs()) / 4;
   const signalled = new Set<number>();
