@@ -3887,6 +3887,12 @@ class Stop {
     this.seen = { ...emptyObservation(instance), alive: how.known ?? [] };
     this.skipped = ctx.skips.count;
   }
+
+  /** Whether a person has skipped the stage. */
+  isSkipped = () => this.ctx.skips.count > this.skipped;
+  remaining = () => this.seen.alive.filter((p) => p.role !== "usernet");
+  agents = () => this.seen.alive.filter((p) => p.role === "host agent");
+  drivers = () => driversOf(this.seen);
 }
 
 /** How a stop went. */
@@ -3908,15 +3914,15 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
     const wasThere = known === "running" || (known === "start" && hasFiles);
     const byWord = ready?.isAcknowledged() === true;
     const gone = byWord ? "guest" : wasThere ? "gone before the request" : "already stopped";
-    if (remaining(stop).length === 0) return stopResult(stop, gone);
+    if (stop.remaining().length === 0) return stopResult(stop, gone);
     // Without any PID file (`rm *.pid`) nothing is said of the driver.
     const vmGone = !byWord && known === "running" && hasFiles && !hasDriverFile(stop.seen, "ours") &&
-      driversOf(stop.seen).length === 0;
+      stop.drivers().length === 0;
     // A process lives that no PID file names.
     if (session === undefined) stop.session = openGuestSession(ctx.host, instance);
     throwIfOvertaken(ctx);
     stop.steps.push(...removeAll(ctx, instance, urgentRemovals(stop.seen)));
-    await journal(ctx, instance, "stop", { budgetS, limits: stop.limits, alive: names(remaining(stop)) });
+    await journal(ctx, instance, "stop", { budgetS, limits: stop.limits, alive: names(stop.remaining()) });
     void watchAgentSocket(stop).catch(() => {}); // only a wake-up less: everything is polled then
     let last: StopStage | undefined;
     for (const stage of STOP_STAGES) if (last === undefined && await runStage(stop, stage)) last = stage;
@@ -3952,7 +3958,7 @@ function stopResult(stop: Stop, end: StopEnd) {
     isAgentHung,
     seconds,
     steps,
-    remaining: remaining(stop),
+    remaining: stop.remaining(),
     blockers: unknownsOf(seen),
     searched,
   };
@@ -3986,21 +3992,13 @@ function timeoutsOf(stop: Stop): Timeouts {
  * unknown is searched for among all processes: a host agent that ends removes ha.pid, whatever it named.
  */
 async function lookAgain(stop: Stop): Promise<void> {
-  const before = remaining(stop);
+  const before = stop.remaining();
   const searchAll = stop.seen.searched || unknownsOf(stop.seen).length > 0;
   const now = await observeProcesses(stop.ctx, stop.instance, timeoutsOf(stop), searchAll);
   const unseen = before.filter((p) => !now.alive.some((n) => n.row.pid === p.row.pid));
   const living = unseen.filter((p) => stop.ctx.host.alive(p.row.pid) === "yes");
   const kept = living.length === 0 ? [] : await stillAlive(stop.ctx.host, living, timeoutsOf(stop).psMs);
   stop.seen = { ...stop.seen, ...now, alive: [...now.alive, ...kept] };
-}
-
-function remaining(stop: Stop): VerifiedProcess[] {
-  return stop.seen.alive.filter((p) => p.role !== "usernet");
-}
-
-function agentsOf(stop: Stop): VerifiedProcess[] {
-  return stop.seen.alive.filter((p) => p.role === "host agent");
 }
 
 /** Takes one stage, and returns whether nothing is left after it. */
@@ -4010,7 +4008,7 @@ async function runStage(stop: Stop, stage: StopStage): Promise<boolean> {
   // A guest that acknowledged may have used all of grace: Lima gets its signal and a third of the kill's time all the same.
   const momentMs = stage === "kill" ? 0 : (stop.limits.kill - stop.limits.agent) * 1000 / 3;
   const deadlineMs = Math.max(stop.how.beganMs + stop.limits[stage] * 1000, begin + momentMs);
-  const step = stageSteps(stop.seen, stop.how.because ?? aliveWords(remaining(stop)), stop.how.budgetS).find((s) =>
+  const step = stageSteps(stop.seen, stop.how.because ?? aliveWords(stop.remaining()), stop.how.budgetS).find((s) =>
     s.kind === stage
   );
   if (!step) return false;
@@ -4025,22 +4023,17 @@ async function runStage(stop: Stop, stage: StopStage): Promise<boolean> {
   stop.steps.push({ ...step, outcome });
   ctx.say(stage === "kill" || stop.powerCut ? "warn" : "info", instance, describeStep({ ...step, outcome }));
   await journal(ctx, instance, "stage", { stage, seconds, until: stop.limits[stage], outcome: outcomeWords(outcome) });
-  return remaining(stop).length === 0;
+  return stop.remaining().length === 0;
 }
 
 // ── one stage
-/** Whether a person has skipped the stage. */
-function isSkipped({ ctx, skipped }: Stop): boolean {
-  return ctx.skips.count > skipped;
-}
-
 /** Each stage acts, waits at most until the given moment or the skip, and says what came of it. */
 const STAGES: Record<StopStage, (stop: Stop, deadlineMs: number) => Promise<Outcome>> = {
   guest: askGuest,
   agent: async (c, deadlineMs) => {
     for (const risk of mayBeSignalledByLima(c.seen)) c.ctx.say("warn", c.instance, describeDiagnostic("note", risk));
     const isBooting = isAgentBooting(c);
-    const sent = await signalAll(c, agentsOf, "SIGTERM", deadlineMs);
+    const sent = await signalAll(c, c.agents, "SIGTERM", deadlineMs);
     if (isBooting) await askMeanwhile(c, deadlineMs);
     if (!await waitDown(c, deadlineMs)) return sent ?? waitOutcome(c);
     c.guestCutOff = readCut(tailOf(c.ctx.host, join(c.instance.dir, "ha.stderr.log")));
@@ -4049,18 +4042,18 @@ const STAGES: Record<StopStage, (stop: Stop, deadlineMs: number) => Promise<Outc
       : { kind: "done", note: `but the guest was cut off: ${c.guestCutOff}` };
   },
   driver: async (c, deadlineMs) => {
-    if (agentsOf(c).length > 0) return { kind: "skipped", why: "a host agent is still alive" };
+    if (c.agents().length > 0) return { kind: "skipped", why: "a host agent is still alive" };
     const buttonMs = buttonEndMs(c.ctx.host.clockMs(), deadlineMs);
-    const isQemu = driversOf(c.seen).some((p) => p.role === "QEMU");
-    if (isQemu && await goneByButton(c, driversOf(c.seen), buttonMs)) return DONE;
-    const sent = await signalAll(c, ({ seen }) => driversOf(seen), "SIGTERM", deadlineMs);
-    const gone = await waitGone(c, driversOf(c.seen), deadlineMs);
+    const isQemu = c.drivers().some((p) => p.role === "QEMU");
+    if (isQemu && await goneByButton(c, c.drivers(), buttonMs)) return DONE;
+    const sent = await signalAll(c, c.drivers, "SIGTERM", deadlineMs);
+    const gone = await waitGone(c, c.drivers(), deadlineMs);
     if (c.powerCut && gone) return { kind: "done", note: "SIGTERM to QEMU cut the guest's power" };
     return gone ? DONE : sent ?? waitOutcome(c);
   },
   kill: async (c, deadlineMs) => {
-    const sent = await signalAll(c, remaining, "SIGKILL", deadlineMs);
-    const gone = await waitGone(c, remaining(c), deadlineMs, () => false);
+    const sent = await signalAll(c, c.remaining, "SIGKILL", deadlineMs);
+    const gone = await waitGone(c, c.remaining(), deadlineMs, () => false);
     if (!gone) return sent ?? { kind: "failed", why: "still alive after SIGKILL" };
     return await diskReleased(c, deadlineMs) ? DONE : { kind: "done", note: "but a process still has the disk open" };
   },
@@ -4077,7 +4070,7 @@ export function buttonEndMs(nowMs: number, deadlineMs: number): number {
 /** Presses the power button again and again until the guest is down, or the time or the button is gone. */
 async function goneByButton(stop: Stop, drivers: readonly VerifiedProcess[], deadlineMs: number): Promise<boolean> {
   const { host } = stop.ctx;
-  while (host.clockMs() < deadlineMs && !isSkipped(stop)) {
+  while (host.clockMs() < deadlineMs && !stop.isSkipped()) {
     const pressed = await powerdown(stop, deadlineMs - host.clockMs());
     const turnMs = Math.min(deadlineMs, host.clockMs() + PRESS_AGAIN_MS);
     if (await waitGone(stop, drivers, turnMs)) return true;
@@ -4136,7 +4129,7 @@ async function askGuest(stop: Stop, deadlineMs: number): Promise<Outcome> {
     const isNews = () => hasAcknowledged(asking) !== acknowledged || (!isBooting && refusalOf(asking) !== undefined);
     const turnMs = acknowledged ? endMs : Math.min(endMs, host.clockMs() + ASK_AGAIN_MS);
     if (await waitDown(stop, turnMs, isNews)) return doneOutcome(stop);
-    if (isSkipped(stop)) return waitOutcome(stop);
+    if (stop.isSkipped()) return waitOutcome(stop);
     const isSilent = stop.how.ready !== undefined && asking.sessions.length === 1 && !hasAcknowledged(asking) &&
       host.clockMs() >= stop.how.beganMs + SILENT_MS;
     if (isSilent || (isBooting && refusalOf(asking) !== undefined)) {
@@ -4154,7 +4147,7 @@ async function askMeanwhile(stop: Stop, deadlineMs: number): Promise<void> {
     if (refusalOf(asking) !== undefined) requestIn(stop, asking, openGuestSession(host, stop.instance));
     const turnMs = Math.min(deadlineMs, host.clockMs() + ASK_AGAIN_MS);
     if (await waitDown(stop, turnMs)) return;
-  } while (!isSkipped(stop) && host.clockMs() < deadlineMs && !hasAcknowledged(asking));
+  } while (!stop.isSkipped() && host.clockMs() < deadlineMs && !hasAcknowledged(asking));
 }
 
 /** Sends the request in a session, where its port is proven: a ready session has had its proof, and its request. */
@@ -4195,7 +4188,7 @@ function guestEndMs(stop: Stop, asking: Asking, deadlineMs: number, isBooting: b
 
 /** The guest of a living host agent boots until that agent has reported `running`. */
 function isAgentBooting(stop: Stop): boolean {
-  return agentsOf(stop).length > 0 && !hasReportedRunning(stop.ctx.host, stop.instance);
+  return stop.agents().length > 0 && !hasReportedRunning(stop.ctx.host, stop.instance);
 }
 
 /** Whether the host agent has reported that its guest is up. */
@@ -4210,13 +4203,13 @@ function hasReportedRunning(host: Host, instance: Instance): boolean {
 /** The power button of a booting QEMU guest: a connection of a moment, while its agent has not been signalled. */
 async function pressButton(stop: Stop, asking: Asking, deadlineMs: number): Promise<void> {
   const now = stop.ctx.host.clockMs();
-  if (now < asking.pressedMs + PRESS_AGAIN_MS || !driversOf(stop.seen).some((p) => p.role === "QEMU")) return;
+  if (now < asking.pressedMs + PRESS_AGAIN_MS || !stop.drivers().some((p) => p.role === "QEMU")) return;
   asking.pressedMs = now;
   await powerdown(stop, deadlineMs - now);
 }
 
 function waitOutcome(stop: Stop): Outcome {
-  return { kind: isSkipped(stop) ? "skipped by a signal" : "no end in time" };
+  return { kind: stop.isSkipped() ? "skipped by a signal" : "no end in time" };
 }
 
 function sshFile(host: Host, instance: Instance, seen: Observation) {
@@ -4233,13 +4226,13 @@ function sshFile(host: Host, instance: Instance, seen: Observation) {
  * stepped clock changes a start time too. Where ps has no proof to give it is asked again, for most of the stage: one
  * fork that fails must not cost the guest its grace. Returns what went wrong, or undefined.
  */
-async function signalAll(stop: Stop, which: (stop: Stop) => VerifiedProcess[], signal: Signal, deadlineMs: number) {
+async function signalAll(stop: Stop, which: () => VerifiedProcess[], signal: Signal, deadlineMs: number) {
   const { host } = stop.ctx;
   const lastTryMs = deadlineMs - (deadlineMs - host.clockMs()) / 4;
   const signalled = new Set<number>();
   for (let changes = 0;;) {
     let wrong: Outcome | undefined;
-    for (const proven of which(stop).filter((p) => !signalled.has(p.row.pid))) {
+    for (const proven of which().filter((p) => !signalled.has(p.row.pid))) {
       const outcome = await signalOne(stop, proven, signal);
       // Any signal to QEMU cuts the guest's power, also where QEMU ends only later or another process was not signalled.
       stop.powerCut ||= proven.role === "QEMU" && outcome.kind === "done";
@@ -4248,7 +4241,7 @@ async function signalAll(stop: Stop, which: (stop: Stop) => VerifiedProcess[], s
     }
     const isChanged = wrong?.kind === "process changed";
     if ((!isChanged && wrong?.kind !== "skipped") || (isChanged && ++changes > 1)) return wrong;
-    if ((signal !== "SIGKILL" && isSkipped(stop)) || host.clockMs() >= lastTryMs) return wrong;
+    if ((signal !== "SIGKILL" && stop.isSkipped()) || host.clockMs() >= lastTryMs) return wrong;
     if (!isChanged) await Promise.race([host.pause(PS_POLL_MS / 2), stop.ctx.skips.wakeUp.next()]);
     await lookAgain(stop);
   }
@@ -4267,7 +4260,7 @@ async function signalOne(stop: Stop, proven: VerifiedProcess, signal: Signal): P
 async function watchAgentSocket(stop: Stop): Promise<void> {
   const socket = join(stop.instance.dir, HA_SOCK);
   const { host } = stop.ctx;
-  if (host.stat(socket, "follow links").ok?.kind !== "socket" || agentsOf(stop).length === 0) return;
+  if (host.stat(socket, "follow links").ok?.kind !== "socket" || stop.agents().length === 0) return;
   const held = await host.connect(socket, ANSWER_LIMIT_MS);
   if (held.trouble) return;
   stop.isAgentSocketOpen = true;
@@ -4282,7 +4275,7 @@ async function waitGone(
   stop: Stop,
   processes: readonly VerifiedProcess[],
   deadlineMs: number,
-  giveUp = () => isSkipped(stop),
+  giveUp = stop.isSkipped,
 ): Promise<boolean> {
   const { host, skips } = stop.ctx;
   return await waitForExit(host, processes, {
@@ -4302,18 +4295,18 @@ const ALONE_MS = 5_000;
  * that hangs is killed then, which takes nothing from the guest. On vz the agent is the VM.
  */
 async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): Promise<boolean> {
-  const giveUp = () => isSkipped(stop) || isNews();
-  const drivers = driversOf(stop.seen);
-  if (drivers.length === 0 || agentsOf(stop).length === 0) {
-    return await waitGone(stop, remaining(stop), deadlineMs, giveUp);
+  const giveUp = () => stop.isSkipped() || isNews();
+  const drivers = stop.drivers();
+  if (drivers.length === 0 || stop.agents().length === 0) {
+    return await waitGone(stop, stop.remaining(), deadlineMs, giveUp);
   }
   if (!await waitGone(stop, drivers, deadlineMs, giveUp)) return false;
   const { host } = stop.ctx;
   const killDeadlineMs = stop.how.beganMs + stop.limits.kill * 1000;
-  if (await waitGone(stop, agentsOf(stop), Math.min(killDeadlineMs, host.clockMs() + ALONE_MS))) return true;
+  if (await waitGone(stop, stop.agents(), Math.min(killDeadlineMs, host.clockMs() + ALONE_MS))) return true;
   stop.isAgentHung = true;
-  await signalAll(stop, agentsOf, "SIGKILL", killDeadlineMs);
-  return await waitGone(stop, agentsOf(stop), killDeadlineMs, () => false);
+  await signalAll(stop, stop.agents, "SIGKILL", killDeadlineMs);
+  return await waitGone(stop, stop.agents(), killDeadlineMs, () => false);
 }
 
 function doneOutcome(stop: Stop): Outcome {
