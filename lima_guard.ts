@@ -3893,6 +3893,9 @@ class Stop {
   remaining = () => this.seen.alive.filter((p) => p.role !== "usernet");
   agents = () => this.seen.alive.filter((p) => p.role === "host agent");
   drivers = () => driversOf(this.seen);
+  hasQemu = () => this.drivers().some((p) => p.role === "QEMU");
+  doneOutcome = (): Outcome => this.isAgentHung ? { kind: "done", note: HUNG_AGENT } : DONE;
+  waitOutcome = (): Outcome => ({ kind: this.isSkipped() ? "skipped by a signal" : "no end in time" });
 }
 
 /** How a stop went. */
@@ -4035,21 +4038,20 @@ const STAGES: Record<StopStage, (stop: Stop, deadlineMs: number) => Promise<Outc
     const isBooting = isAgentBooting(c);
     const sent = await signalAll(c, c.agents, "SIGTERM", deadlineMs);
     if (isBooting) await askMeanwhile(c, deadlineMs);
-    if (!await waitDown(c, deadlineMs)) return sent ?? waitOutcome(c);
+    if (!await waitDown(c, deadlineMs)) return sent ?? c.waitOutcome();
     c.guestCutOff = readCut(tailOf(c.ctx.host, join(c.instance.dir, "ha.stderr.log")));
     return c.guestCutOff === undefined
-      ? doneOutcome(c)
+      ? c.doneOutcome()
       : { kind: "done", note: `but the guest was cut off: ${c.guestCutOff}` };
   },
   driver: async (c, deadlineMs) => {
     if (c.agents().length > 0) return { kind: "skipped", why: "a host agent is still alive" };
     const buttonMs = buttonEndMs(c.ctx.host.clockMs(), deadlineMs);
-    const isQemu = c.drivers().some((p) => p.role === "QEMU");
-    if (isQemu && await goneByButton(c, c.drivers(), buttonMs)) return DONE;
+    if (c.hasQemu() && await goneByButton(c, c.drivers(), buttonMs)) return DONE;
     const sent = await signalAll(c, c.drivers, "SIGTERM", deadlineMs);
     const gone = await waitGone(c, c.drivers(), deadlineMs);
     if (c.powerCut && gone) return { kind: "done", note: "SIGTERM to QEMU cut the guest's power" };
-    return gone ? DONE : sent ?? waitOutcome(c);
+    return gone ? DONE : sent ?? c.waitOutcome();
   },
   kill: async (c, deadlineMs) => {
     const sent = await signalAll(c, c.remaining, "SIGKILL", deadlineMs);
@@ -4091,17 +4093,18 @@ const ASK_AGAIN_MS = 1_000;
 /** How often the power button is pressed again: a booting guest does not hear the first press. */
 const PRESS_AGAIN_MS = 5_000;
 
-/** What the guest stage has tried so far. */
-interface Asking {
+/** What was tried so far to ask the guest. */
+class Asking {
   /** The sessions in which the request was sent. */
-  readonly sessions: GuestSession[];
-  /** Why there is no session, where there is none. */
-  none?: string | undefined;
-  /** The last reason for a refusal. */
-  refused?: string | undefined;
-  /** When a session was opened last. */
-  openedMs: number;
-  pressedMs: number;
+  readonly sessions: GuestSession[] = [];
+
+  /** When a session was opened last, and why there is none, where there is none. */
+  constructor(public openedMs: number, public none: string | undefined) {}
+
+  hasAcknowledged = () => this.sessions.some((s) => s.isAcknowledged() && s.refusal() === undefined);
+  /** Why the guest will not power off: each session was refused, or there is none. */
+  refusal = () =>
+    this.sessions.every((s) => s.refusal() !== undefined) ? this.none ?? this.sessions.at(-1)?.refusal() : undefined;
 }
 
 /**
@@ -4111,28 +4114,34 @@ interface Asking {
  */
 async function askGuest(stop: Stop, deadlineMs: number): Promise<Outcome> {
   const { host } = stop.ctx;
-  const asking: Asking = { sessions: [], openedMs: stop.how.beganMs, pressedMs: -Infinity };
+  const asking = new Asking(stop.how.beganMs, undefined);
+  let [refused, pressedMs]: [string | undefined, number] = [undefined, -Infinity];
   requestIn(stop, asking, stop.session);
   for (;;) {
     const isBooting = isAgentBooting(stop);
-    const acknowledged = hasAcknowledged(asking);
+    const acknowledged = asking.hasAcknowledged();
     const endMs = guestEndMs(stop, asking, deadlineMs, isBooting);
-    const isOver = host.clockMs() >= endMs;
-    asking.refused = refusalOf(asking) ?? asking.refused;
+    const nowMs = host.clockMs();
+    const isOver = nowMs >= endMs;
+    refused = asking.refusal() ?? refused;
     // The last session of a booting guest may have had no time for an answer.
-    const refusal = refusalOf(asking) ?? (isOver && isBooting && !acknowledged ? asking.refused : undefined);
+    const refusal = asking.refusal() ?? (isOver && isBooting && !acknowledged ? refused : undefined);
     if (refusal !== undefined && (isOver || !isBooting)) {
       return { kind: asking.sessions.length === 0 ? "skipped" : "refused", why: refusal };
     }
-    if (isOver) return waitOutcome(stop);
-    if (isBooting && !acknowledged) await pressButton(stop, asking, endMs);
-    const isNews = () => hasAcknowledged(asking) !== acknowledged || (!isBooting && refusalOf(asking) !== undefined);
+    if (isOver) return stop.waitOutcome();
+    // The power button of a booting QEMU guest: a connection of a moment, while its agent has not been signalled.
+    if (isBooting && !acknowledged && stop.hasQemu() && nowMs >= pressedMs + PRESS_AGAIN_MS) {
+      pressedMs = nowMs;
+      await powerdown(stop, endMs - nowMs);
+    }
+    const isNews = () => asking.hasAcknowledged() !== acknowledged || (!isBooting && asking.refusal() !== undefined);
     const turnMs = acknowledged ? endMs : Math.min(endMs, host.clockMs() + ASK_AGAIN_MS);
-    if (await waitDown(stop, turnMs, isNews)) return doneOutcome(stop);
-    if (stop.isSkipped()) return waitOutcome(stop);
-    const isSilent = stop.how.ready !== undefined && asking.sessions.length === 1 && !hasAcknowledged(asking) &&
+    if (await waitDown(stop, turnMs, isNews)) return stop.doneOutcome();
+    if (stop.isSkipped()) return stop.waitOutcome();
+    const isSilent = stop.how.ready !== undefined && asking.sessions.length === 1 && !asking.hasAcknowledged() &&
       host.clockMs() >= stop.how.beganMs + SILENT_MS;
-    if (isSilent || (isBooting && refusalOf(asking) !== undefined)) {
+    if (isSilent || (isBooting && asking.refusal() !== undefined)) {
       if (isBooting) await lookAgain(stop);
       requestIn(stop, asking, openGuestSession(host, stop.instance));
     }
@@ -4142,12 +4151,12 @@ async function askGuest(stop: Stop, deadlineMs: number): Promise<Outcome> {
 /** A guest that boots loses the one press of Lima's own stop: it is asked over ssh until it has acknowledged. */
 async function askMeanwhile(stop: Stop, deadlineMs: number): Promise<void> {
   const { host } = stop.ctx;
-  const asking: Asking = { sessions: [], none: "not asked yet", openedMs: host.clockMs(), pressedMs: Infinity };
+  const asking = new Asking(host.clockMs(), "not asked yet");
   do {
-    if (refusalOf(asking) !== undefined) requestIn(stop, asking, openGuestSession(host, stop.instance));
+    if (asking.refusal() !== undefined) requestIn(stop, asking, openGuestSession(host, stop.instance));
     const turnMs = Math.min(deadlineMs, host.clockMs() + ASK_AGAIN_MS);
     if (await waitDown(stop, turnMs)) return;
-  } while (!stop.isSkipped() && host.clockMs() < deadlineMs && !hasAcknowledged(asking));
+  } while (!stop.isSkipped() && host.clockMs() < deadlineMs && !asking.hasAcknowledged());
 }
 
 /** Sends the request in a session, where its port is proven: a ready session has had its proof, and its request. */
@@ -4169,18 +4178,8 @@ function requestIn(stop: Stop, asking: Asking, session: GuestSession | string): 
   void session.ended.then(() => stop.wakeUp.notify());
 }
 
-function hasAcknowledged({ sessions }: Asking): boolean {
-  return sessions.some((s) => s.isAcknowledged() && s.refusal() === undefined);
-}
-
-/** Why the guest will not power off: each session was refused, or there is none. */
-function refusalOf({ sessions, none }: Asking): string | undefined {
-  if (sessions.some((s) => s.refusal() === undefined)) return undefined;
-  return none ?? sessions.at(-1)?.refusal();
-}
-
 function guestEndMs(stop: Stop, asking: Asking, deadlineMs: number, isBooting: boolean): number {
-  if (hasAcknowledged(asking)) return stop.how.beganMs + stop.limits.agent * 1000;
+  if (asking.hasAcknowledged()) return stop.how.beganMs + stop.limits.agent * 1000;
   if (isBooting) return deadlineMs;
   const beganMs = stop.how.ready && asking.sessions.length === 1 ? stop.how.beganMs + SILENT_MS : asking.openedMs;
   return Math.min(deadlineMs, beganMs + ACKNOWLEDGE_MS);
@@ -4198,18 +4197,6 @@ function hasReportedRunning(host: Host, instance: Instance): boolean {
   if ((host.stat(path).ok?.size ?? 0) > TEXT_LIMIT_BYTES) return true;
   const log = textOf(host, path);
   return log.split("\n").some((l) => (jsonObject(l)?.["status"] as Record<string, unknown> | undefined)?.["running"]);
-}
-
-/** The power button of a booting QEMU guest: a connection of a moment, while its agent has not been signalled. */
-async function pressButton(stop: Stop, asking: Asking, deadlineMs: number): Promise<void> {
-  const now = stop.ctx.host.clockMs();
-  if (now < asking.pressedMs + PRESS_AGAIN_MS || !stop.drivers().some((p) => p.role === "QEMU")) return;
-  asking.pressedMs = now;
-  await powerdown(stop, deadlineMs - now);
-}
-
-function waitOutcome(stop: Stop): Outcome {
-  return { kind: stop.isSkipped() ? "skipped by a signal" : "no end in time" };
 }
 
 function sshFile(host: Host, instance: Instance, seen: Observation) {
@@ -4307,10 +4294,6 @@ async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): P
   stop.isAgentHung = true;
   await signalAll(stop, stop.agents, "SIGKILL", killDeadlineMs);
   return await waitGone(stop, stop.agents(), killDeadlineMs, () => false);
-}
-
-function doneOutcome(stop: Stop): Outcome {
-  return stop.isAgentHung ? { kind: "done", note: HUNG_AGENT } : DONE;
 }
 
 /** QMP's system_powerdown, the power button. Returns why it could not be pressed, or undefined. */
