@@ -2335,8 +2335,8 @@ async function journal(ctx: Context, instance: Instance, event: string, more: Re
   const line = { time, boot: await bootId(ctx), dir: instance.dir, role: ctx.role, event, ...more };
   // A line that a full disk cut short must not spoil the next one.
   const torn = look.ok !== undefined && look.ok.size > 0 && !(host.read(path, 1).ok ?? "\n").endsWith("\n");
-  const starts = ctx.onEvent !== undefined && event === "start" ? journalOf(host, instance) : [];
-  const before = starts.filter((l) => l.event === "start" || l.event === "end").at(-1);
+  const lines = ctx.onEvent !== undefined && event === "start" ? journalOf(host, instance) : [];
+  const before = lines.findLast((l) => l.event === "start" || l.event === "end");
   throwIfOvertaken(ctx);
   const written = host.append(path, `${torn ? "\n" : ""}${JSON.stringify(line)}\n`);
   if (written.trouble) ctx.say("warn", instance, `no journal: ${written.why}`);
@@ -2378,7 +2378,7 @@ function announce(ctx: Context, at: Partial<Instance> & { name: string }, event:
   if (onEvent === undefined || ctx.dryRun) return;
   const facts = line as Record<string, unknown>;
   const { total } = (facts["seconds"] ?? {}) as Record<string, unknown>;
-  const text = (fact: unknown) => fact === undefined || fact === null ? "" : String(fact);
+  const text = (fact: unknown) => String(fact ?? "");
   const env = {
     LIMA_GUARD_EVENT: event,
     LIMA_GUARD_INSTANCE: at.name,
@@ -2389,7 +2389,7 @@ function announce(ctx: Context, at: Partial<Instance> & { name: string }, event:
     LIMA_GUARD_SECONDS: text(total ?? (typeof facts["seconds"] === "number" ? facts["seconds"] : undefined)),
   };
   const argv = ["/bin/sh", "-c", EVENT_SCRIPT, onEvent, JSON.stringify(line), String(EVENT_LIMIT_S)] as const;
-  const child = host.start({ argv: [...argv], env });
+  const child = host.start({ argv, env });
   if (child.trouble) return ctx.say("warn", at, `event ${event}: ${onEvent}: ${child.why}`);
   const beganMs = host.clockMs();
   let status: string | undefined;
@@ -2481,15 +2481,10 @@ async function observeProcesses(
   const found = searched
     ? await scanAllProcesses(host, instance, alive, answering, timeouts.psMs)
     : { alive: [], unknowns: [] };
-  const file = statWithText(host, join(instance.dir, BOOT_MARKER));
-  const marker = file?.info.kind === "file" && file.trouble === undefined ? file : undefined;
-  return {
-    stateFiles,
-    alive: [...alive, ...found.alive],
-    unknowns: found.unknowns,
-    searched,
-    ...(marker ? { bootMarker: marker.stamp, isOldMarker: await isOfAnotherBoot(ctx, marker.stamp) } : {}),
-  };
+  const seen = { stateFiles, alive: [...alive, ...found.alive], unknowns: found.unknowns, searched };
+  const marker = statWithText(host, join(instance.dir, BOOT_MARKER));
+  if (marker?.info.kind !== "file" || marker.trouble !== undefined) return seen;
+  return { ...seen, bootMarker: marker.stamp, isOldMarker: await isOfAnotherBoot(ctx, marker.stamp) };
 }
 
 /** Lima ≥ 2.2.1 compares the text with the boot's identity; an empty one counts as another boot. In doubt it is ours. */
@@ -3072,8 +3067,7 @@ async function observeNetworks(host: Host, instance: Instance, stateFiles: reado
   for (const network of (networks.ok ?? []).sort()) {
     const named = stateFiles.some((c) => c.path === join(dir, network, `usernet_${network}.pid`));
     const socket = join(dir, network, `${network}_ep.sock`);
-    if (named || await socketAnswer(host, socket) === undefined) continue;
-    unnamed.push(socket);
+    if (!named && await socketAnswer(host, socket) !== undefined) unnamed.push(socket);
   }
   const [first] = unnamed;
   const because = "a usernet answers that no PID file names; Lima starts another beside it" +
@@ -3298,10 +3292,12 @@ interface Homes {
 function limaHomes(host: Host, option: string | undefined): Homes | { why: string } {
   const userHome = host.env("HOME");
   const given = option ?? (host.env("LIMA_HOME") || undefined);
-  if (given === undefined && !userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
-  if (given === undefined) return { isExplicit: false, paths: [join(userHome ?? "", ".lima"), ...otherHomes(host)] };
-  const path = expandHome(given, userHome);
-  return { isExplicit: true, paths: [path.startsWith("/") ? path : host.realPath(path).ok ?? path] };
+  if (given !== undefined) {
+    const path = expandHome(given, userHome);
+    return { isExplicit: true, paths: [path.startsWith("/") ? path : realHome(host, path)] };
+  }
+  if (!userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
+  return { isExplicit: false, paths: [join(userHome, ".lima"), ...otherHomes(host)] };
 }
 
 /** `~/…` as a path, where the home of the user is known. */
@@ -3332,8 +3328,8 @@ function realHome(host: Host, path: string): string {
 function homeTrouble(host: Host, path: string): { because: string; status: number } | undefined {
   const look = host.stat(path, "follow links");
   if (look.ok) return look.ok.kind === "directory" ? undefined : { because: "no directory", status: EXIT.noInstance };
-  if (look.trouble === "denied") return { because: look.why, status: EXIT.denied };
-  if (look.trouble !== "absent") return { because: look.why, status: EXIT.tryAgain };
+  const status = look.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
+  if (look.trouble !== "absent") return { because: look.why, status };
   const target = host.linkTarget(path).ok;
   const because = target === undefined ? "there is no such directory" : `it is a link to ${target}, which is not there`;
   return { because, status: EXIT.noInstance };
@@ -3374,8 +3370,8 @@ async function findInstance(ctx: Context, homes: Homes, name: string): Promise<F
   });
   const look = host.stat(dir, "follow links");
   if (look.trouble !== undefined && look.trouble !== "absent") {
-    const isDenied = look.trouble === "denied";
-    const [state, status] = isDenied ? ["blocked", EXIT.denied] as const : ["unknown", EXIT.tryAgain] as const;
+    const status = look.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
+    const state = status === EXIT.denied ? "blocked" : "unknown";
     return refuse(state, status, look.why, lookCommand(nearestVisible(host, dir)));
   }
   if (look.trouble || look.ok.kind !== "directory") {
@@ -3675,11 +3671,6 @@ function exitTimeoutOfPlist(host: Host, label: string): number {
 // Law 1 is here, and nothing else: no other part of the program sends a signal by number. A `VerifiedProcess` was proven by
 // its command and its owner (`judge`). Right before a signal it is read again, and its end is waited for by the same rules.
 
-/** Whether a row of ps still shows the process that was proven: a PID alone does not say so. */
-function showsSameProcess(now: ProcessRow, proven: ProcessRow): boolean {
-  return now.started === proven.started && now.command === proven.command && now.uid === proven.uid;
-}
-
 /**
  * Sends a signal to a process that was proven to be this instance's, after one more reading of ps: start time, command
  * and owner must be those that were proven. Without an answer of ps no process is signalled. Between the reading and
@@ -3692,7 +3683,8 @@ async function signalVerified(host: Host, proven: ProcessRow, signal: Signal, ps
   const now = table.ok.rows.find((r) => r.pid === pid);
   if (!now && isThereWithoutRow(host, table.ok, pid)) return { kind: "skipped", why: "ps shows no row for it" };
   if (!now || now.stat.startsWith("Z")) return { kind: "already gone" };
-  if (!showsSameProcess(now, proven)) return { kind: "process changed" };
+  const isSame = now.started === proven.started && now.command === proven.command && now.uid === proven.uid;
+  if (!isSame) return { kind: "process changed" };
   if (!isPid(pid)) return { kind: "failed", why: `${pid} is no PID that may be signalled` };
   const sent = host.signal(pid, signal);
   if (sent.trouble === "absent") return { kind: "already gone" };
@@ -4011,9 +4003,8 @@ async function runStage(stop: Stop, stage: StopStage): Promise<boolean> {
   // A guest that acknowledged may have used all of grace: Lima gets its signal and a third of the kill's time all the same.
   const momentMs = stage === "kill" ? 0 : (stop.limits.kill - stop.limits.agent) * 1000 / 3;
   const deadlineMs = Math.max(stop.how.beganMs + stop.limits[stage] * 1000, begin + momentMs);
-  const step = stageSteps(stop.seen, stop.how.because ?? aliveWords(stop.remaining()), stop.how.budgetS).find((s) =>
-    s.kind === stage
-  );
+  const because = stop.how.because ?? aliveWords(stop.remaining());
+  const step = stageSteps(stop.seen, because, stop.how.budgetS).find((s) => s.kind === stage);
   if (!step) return false;
   ctx.stage(instance, stage, deadlineMs);
   throwIfOvertaken(ctx);
@@ -4329,9 +4320,8 @@ async function readUntil(connection: Connection, word: string): Promise<boolean>
 async function diskReleased(stop: Stop, deadlineMs: number): Promise<boolean> {
   const { host } = stop.ctx;
   if (host.os !== "darwin") return true;
-  const images = ["disk", "diffdisk"].map((f) => join(stop.instance.dir, f)).filter((p) =>
-    host.stat(p).ok?.kind === "file"
-  );
+  const paths = ["disk", "diffdisk"].map((file) => join(stop.instance.dir, file));
+  const images = paths.filter((path) => host.stat(path).ok?.kind === "file");
   const holders = await holdersOf(host, images, deadlineMs - host.clockMs(), timeoutsOf(stop).lsofMs);
   return holders.trouble === undefined && holders.ok.length === 0;
 }
