@@ -2443,9 +2443,6 @@ function removeStep(host: Host, step: Step): Step {
 // ──────────────────────────────────────────────────────────────────────────────────────────────────────── observing ──
 
 // ── PID files
-/** Result of inspecting PID files and processes; part of an Observation. */
-type Processes = Pick<Observation, "stateFiles" | "alive" | "unknowns" | "bootMarker" | "isOldMarker" | "searched">;
-
 /** A PID file as it was found: its number, or the verdict that needs no process. */
 type PidFile =
   & Pick<StateFile, "path" | "scope" | "stamp">
@@ -2456,12 +2453,7 @@ type PidFile =
  * none where no named process lives. A socket that answers without a proven owner, and a PID file that is garbage, lead
  * to one search of all processes. Where that finds no owner, the answer still stands: unknown.
  */
-async function observeProcesses(
-  ctx: Context,
-  instance: Instance,
-  timeouts = START_TIMEOUTS,
-  searchAll = false,
-): Promise<Processes> {
+async function observeProcesses(ctx: Context, instance: Instance, timeouts = START_TIMEOUTS, searchAll = false) {
   const { host } = ctx;
   const listed = host.list(instance.dir);
   if (listed.trouble) {
@@ -2716,7 +2708,7 @@ async function scanAllProcesses(
   known: readonly VerifiedProcess[],
   answering: readonly Answering[],
   psMs: number,
-): Promise<Pick<Processes, "alive" | "unknowns">> {
+): Promise<Pick<Observation, "alive" | "unknowns">> {
   const what = `all processes, for those of ${instance.name} that no PID file names`;
   const table = await ps(host, "all", psMs);
   const because = table.trouble ? table.why : whyUnbelievable(table.ok, host.pid);
@@ -3297,7 +3289,7 @@ function limaHomes(host: Host, option: string | undefined): Homes | { why: strin
     return { isExplicit: true, paths: [path.startsWith("/") ? path : realHome(host, path)] };
   }
   if (!userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
-  return { isExplicit: false, paths: [join(userHome, ".lima"), ...otherHomes(host)] };
+  return { isExplicit: false, paths: homesByName(host) };
 }
 
 /** `~/…` as a path, where the home of the user is known. */
@@ -3305,14 +3297,15 @@ export function expandHome(path: string, userHome: string | undefined): string {
   return userHome ? path.replace(/^~(?=\/)/, () => userHome) : path;
 }
 
-/** Where Colima (by its own rule), Rancher Desktop and Finch have their instances. */
-function otherHomes(host: Host): string[] {
+/** Where Lima, Colima (by its own rule), Rancher Desktop and Finch have their instances. */
+function homesByName(host: Host): string[] {
   const userHome = host.env("HOME") ?? "/";
   const isThere = (path: string | undefined) => path && host.stat(path, "follow links").ok ? path : undefined;
   const xdg = host.env("XDG_CONFIG_HOME");
   const colima = isThere(host.env("COLIMA_HOME")) ?? isThere(join(userHome, ".colima")) ??
     (xdg ? join(xdg, "colima") : join(userHome, ".config/colima"));
   return [
+    join(userHome, ".lima"),
     join(colima, "_lima"),
     join(userHome, "Library/Application Support/rancher-desktop/lima"),
     "/Applications/Finch/lima/data",
@@ -3590,8 +3583,7 @@ function isOfHome(host: Host, plist: string, { name, home }: Instance, isDaemon:
   const inVariables = readPlistString(entryOf(plist, "EnvironmentVariables"), "LIMA_HOME");
   const named = optionOf(readProgramArguments(plist), "--lima-home") ?? inVariables ?? ofDir;
   if (named !== undefined) return realHome(host, expandHome(named, host.env("HOME"))) === home;
-  const byName = [join(host.env("HOME") ?? "/", ".lima"), ...otherHomes(host)];
-  return isDaemon || byName.some((path) => realHome(host, path) === home);
+  return isDaemon || homesByName(host).some((path) => realHome(host, path) === home);
 }
 
 /** A binary plist is not read here; its words stand in it as they are. */
@@ -3662,8 +3654,7 @@ async function jobOf(host: Host, label: string | undefined) {
 
 function exitTimeoutOfPlist(host: Host, label: string): number {
   const folders = [join(host.env("HOME") ?? "/", "Library/LaunchAgents"), "/Library/LaunchDaemons"];
-  const text = folders.map((f) => textOf(host, join(f, `${label}.plist`))).find((t) => t !== "");
-  return text === undefined ? LAUNCHD_DEFAULT_S : readExitTimeout(text);
+  return readExitTimeout(folders.map((f) => textOf(host, join(f, `${label}.plist`))).find((t) => t !== "") ?? "");
 }
 
 // ─────────────────────────────────────────────────────────────────────────────────────────────────────── signalling ──
@@ -4195,8 +4186,7 @@ function sshFile(host: Host, instance: Instance, seen: Observation) {
   const text = sshConfigOf(host, instance) ?? "";
   // ha.pid tells when this agent began only where it names this agent.
   const haPid = seen.stateFiles.find((c) => basename(c.path) === HA_PID && c.verdict.kind === "ours");
-  const haPidMtimeMs = haPid?.stamp.mtimeMs;
-  return { port: readSshPort(text), mtimeMs: config?.mtimeMs ?? 0, haPidMtimeMs };
+  return { port: readSshPort(text), mtimeMs: config?.mtimeMs ?? 0, haPidMtimeMs: haPid?.stamp.mtimeMs };
 }
 
 /**
