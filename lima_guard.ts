@@ -2213,7 +2213,6 @@ function readEnd(host: Host, path: string, most: number, follow?: "follow links"
   return look.ok.kind === "file" ? host.read(path, most) : { trouble: "other", why: `${path} is a ${look.ok.kind}` };
 }
 
-/** The end of a log. */
 function tailOf(host: Host, path: string): string {
   return readEnd(host, path, 65_536).ok ?? "";
 }
@@ -2476,14 +2475,10 @@ async function observeProcesses(ctx: Context, instance: Instance, timeouts = STA
   const seen = { stateFiles, alive: [...alive, ...found.alive], unknowns: found.unknowns, searched };
   const marker = statWithText(host, join(instance.dir, BOOT_MARKER));
   if (marker?.info.kind !== "file" || marker.trouble !== undefined) return seen;
-  return { ...seen, bootMarker: marker.stamp, isOldMarker: await isOfAnotherBoot(ctx, marker.stamp) };
-}
-
-/** Lima ≥ 2.2.1 compares the text with the boot's identity; an empty one counts as another boot. In doubt it is ours. */
-async function isOfAnotherBoot(ctx: Context, marker: FileStamp): Promise<boolean> {
-  if (marker.text === undefined) return false;
-  const boot = await bootId(ctx);
-  return boot !== "" && marker.text.trim() !== boot;
+  const { text } = marker.stamp;
+  const boot = text === undefined ? "" : await bootId(ctx);
+  // Lima ≥ 2.2.1 compares the text with the boot's identity; an empty one counts as another boot. In doubt it is ours.
+  return { ...seen, bootMarker: marker.stamp, isOldMarker: boot !== "" && text?.trim() !== boot };
 }
 
 /** Reads every PID file; again if one is so young that Lima may still be writing it. */
@@ -3824,7 +3819,6 @@ function openGuestSession(host: Host, instance: Instance) {
 }
 
 // ── the stages in order
-/** Options of a stop. */
 interface StopOptions {
   readonly budgetS: number;
   /** When the stop was asked for, on the host's clock. */
@@ -3877,11 +3871,12 @@ class Stop {
   agents = () => this.seen.alive.filter((p) => p.role === "host agent");
   drivers = () => driversOf(this.seen);
   hasQemu = () => this.drivers().some((p) => p.role === "QEMU");
+  /** The guest of a living host agent boots until that agent has reported `running`. */
+  isBooting = () => this.agents().length > 0 && !hasReportedRunning(this.ctx.host, this.instance);
   doneOutcome = (): Outcome => this.isAgentHung ? { kind: "done", note: HUNG_AGENT } : DONE;
   waitOutcome = (): Outcome => ({ kind: this.isSkipped() ? "skipped by a signal" : "no end in time" });
 }
 
-/** How a stop went. */
 type StopResult = ReturnType<typeof stopResult>;
 
 /**
@@ -4017,7 +4012,7 @@ const STAGES: Record<StopStage, (stop: Stop, deadlineMs: number) => Promise<Outc
   guest: askGuest,
   agent: async (c, deadlineMs) => {
     for (const risk of mayBeSignalledByLima(c.seen)) c.ctx.say("warn", c.instance, describeDiagnostic("note", risk));
-    const isBooting = isAgentBooting(c);
+    const isBooting = c.isBooting();
     const sent = await signalAll(c, c.agents, "SIGTERM", deadlineMs);
     if (isBooting) await askMeanwhile(c, deadlineMs);
     if (!await waitDown(c, deadlineMs)) return sent ?? c.waitOutcome();
@@ -4100,7 +4095,7 @@ async function askGuest(stop: Stop, deadlineMs: number): Promise<Outcome> {
   let [refused, pressedMs]: [string | undefined, number] = [undefined, -Infinity];
   requestIn(stop, asking, stop.session);
   for (;;) {
-    const isBooting = isAgentBooting(stop);
+    const isBooting = stop.isBooting();
     const acknowledged = asking.hasAcknowledged();
     const endMs = guestEndMs(stop, asking, deadlineMs, isBooting);
     const nowMs = host.clockMs();
@@ -4167,12 +4162,6 @@ function guestEndMs(stop: Stop, asking: Asking, deadlineMs: number, isBooting: b
   return Math.min(deadlineMs, beganMs + ACKNOWLEDGE_MS);
 }
 
-/** The guest of a living host agent boots until that agent has reported `running`. */
-function isAgentBooting(stop: Stop): boolean {
-  return stop.agents().length > 0 && !hasReportedRunning(stop.ctx.host, stop.instance);
-}
-
-/** Whether the host agent has reported that its guest is up. */
 function hasReportedRunning(host: Host, instance: Instance): boolean {
   const path = join(instance.dir, HA_STDOUT);
   // Of a longer log only the end is read. No boot writes that much.
