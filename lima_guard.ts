@@ -2654,10 +2654,7 @@ interface Answering {
   readonly answer: string;
 }
 
-/**
- * The sockets that answer without a proven owner. QMP serves one client at a time and a host agent must not find it
- * taken, so it is asked only where none lives.
- */
+/** The sockets that answer without a proven owner. */
 async function answeringSockets(
   host: Host,
   instance: Instance,
@@ -2667,6 +2664,7 @@ async function answeringSockets(
   const drivers = entries.filter((e) => e.endsWith(".drv.sock"));
   const sockets: { file: string; owner: readonly Role[] }[] = [
     { file: HA_SOCK, owner: ["host agent"] },
+    // It serves one client at a time, and a host agent must not find it taken: it is asked only where none lives.
     { file: QMP_SOCK, owner: ["QEMU", "host agent"] },
     ...drivers.map((file) => ({ file, owner: ["external driver"] as const })),
   ];
@@ -3458,10 +3456,7 @@ interface Requested {
   readonly home: string | undefined;
 }
 
-/**
- * What `--all` and a bare `--status` serve: all instances of these homes, and of those that this user's living host agents
- * name, by one ps. `unknown` where it could not be found out whether that is all.
- */
+/** All instances of these homes, and of those that this user's living host agents name: one ps. */
 async function everyInstance(ctx: Context, homes: Homes) {
   const { host } = ctx;
   const trouble = homeTrouble(host, homes.paths[0] ?? "");
@@ -3479,6 +3474,7 @@ async function everyInstance(ctx: Context, homes: Homes) {
   for (const { name, dir } of once.flatMap((home) => linkedInstances(host, home))) {
     ctx.say("info", { name }, `${dir} is a link, which --all and Lima's own list leave out`);
   }
+  // Whether that is all could not be found out.
   const unknown = [
     ...listed.flatMap(({ home, names }) =>
       names.trouble === undefined || names.trouble === "absent"
@@ -3613,12 +3609,10 @@ async function jobStatus(host: Host, name: string, plist: string, text: string, 
   };
 }
 
-/**
- * Whether no user is logged in at the screen: then launchd has no such domain. For a job in it launchctl says 112, 113 or
- * 125 by version, of which 113 is also what it says of a job that is not loaded; so it is asked for the domain.
- */
+/** Whether no user is logged in at the screen: then launchd has no such domain. */
 async function isWithoutLogin(host: Host, domain: string): Promise<boolean> {
   if (!domain.startsWith("gui/")) return false;
+  // Not asked for a job in it: launchctl then says 112, 113 or 125 by version, and 113 also of a job that is not loaded.
   const answer = await host.run({ argv: ["launchctl", "print", domain] }, LAUNCHCTL_LIMIT_MS);
   return answer.ok !== undefined && [112, 113, 125].includes(answer.ok.code);
 }
@@ -3730,10 +3724,7 @@ async function waitForExit(
 // ───────────────────────────────────────────────────────────────────────────────────────────────────────── stopping ──
 
 // ── the session with the guest
-/**
- * An ssh session in which a root shell of the guest waits for one word. It is opened before anything is proven, which
- * does no harm, and the request is sent after the proof.
- */
+/** An ssh session in which a root shell of the guest waits for one word. */
 type GuestSession = Exclude<ReturnType<typeof openGuestSession>, string>;
 
 /**
@@ -3797,7 +3788,7 @@ function sshConfigOf(host: Host, instance: Instance): string | undefined {
   return text.split(/\r?\n/).includes(`Host ${sshHost(instance.name)}`) ? text : undefined;
 }
 
-/** Opens a session, or returns why there is none. */
+/** Opens a session, or says why there is none. No harm before anything is proven: the request is sent after the proof. */
 function openGuestSession(host: Host, instance: Instance) {
   if (sshConfigOf(host, instance) === undefined) return "there is no ssh.config of this instance";
   const ssh = host.start({ argv: sshCommand(instance) });
@@ -3968,12 +3959,10 @@ function timeoutsOf(stop: Stop): Timeouts {
   return { ...STOP_TIMEOUTS, psMs: Math.min(PS_LIMIT_MS, leftMs / 4), lsofMs: Math.min(LSOF_LIMIT_MS, leftMs / 2) };
 }
 
-/**
- * What was proven before, and no file names now or is unknown now, is there until the system says that it is gone. What was
- * unknown is searched for among all processes: a host agent that ends removes ha.pid, whatever it named.
- */
+/** What was proven before, and no file names now or is unknown now, is there until the system says that it is gone. */
 async function lookAgain(stop: Stop): Promise<void> {
   const before = stop.remaining();
+  // What was unknown is searched for: a host agent that ends removes ha.pid, whatever it named.
   const searchAll = stop.seen.searched || unknownsOf(stop.seen).length > 0;
   const now = await observeProcesses(stop.ctx, stop.instance, timeoutsOf(stop), searchAll);
   const unseen = before.filter((p) => !now.alive.some((n) => n.row.pid === p.row.pid));
