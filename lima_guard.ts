@@ -2648,11 +2648,7 @@ function whyUndeletable(host: Host, path: string): Pick<StateFile, "undeletable"
 }
 
 /** A socket that took a connection although no proven process owns it, and what it did. */
-interface Answering {
-  readonly path: string;
-  readonly owner: readonly Role[];
-  readonly answer: string;
-}
+type Answering = Awaited<ReturnType<typeof answeringSockets>>[number];
 
 /** The sockets that answer without a proven owner. */
 async function answeringSockets(
@@ -2678,7 +2674,7 @@ async function answeringSockets(
   return asked.flat();
 }
 
-function isOwned({ owner }: Pick<Answering, "owner">, alive: readonly VerifiedProcess[]): boolean {
+function isOwned({ owner }: { owner: readonly Role[] }, alive: readonly VerifiedProcess[]): boolean {
   return alive.some((p) => owner.includes(p.role));
 }
 
@@ -3524,8 +3520,7 @@ function runningInstances(rows: readonly ProcessRow[]) {
 }
 
 function notListed(because: string, what = "ps", hint = psCommand()): Report {
-  const blockers = [{ what, because, hint }];
-  return report("*", "unknown", EXIT.tryAgain, "unknown", { blockers });
+  return report("*", "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what, because, hint }] });
 }
 
 function isSameDirectory(host: Host, a: string, b: string): boolean {
@@ -4012,8 +4007,7 @@ const STAGES: Record<StopStage, (stop: Stop, deadlineMs: number) => Promise<Outc
   },
   driver: async (c, deadlineMs) => {
     if (c.agents().length > 0) return { kind: "skipped", why: "a host agent is still alive" };
-    const buttonMs = buttonEndMs(c.ctx.host.clockMs(), deadlineMs);
-    if (c.hasQemu() && await goneByButton(c, c.drivers(), buttonMs)) return DONE;
+    if (c.hasQemu() && await goneByButton(c, buttonEndMs(c.ctx.host.clockMs(), deadlineMs))) return DONE;
     const sent = await signalAll(c, c.drivers, "SIGTERM", deadlineMs);
     const gone = await waitGone(c, c.drivers(), deadlineMs);
     if (c.powerCut && gone) return { kind: "done", note: "SIGTERM to QEMU cut the guest's power" };
@@ -4036,12 +4030,11 @@ export function buttonEndMs(nowMs: number, deadlineMs: number): number {
 }
 
 /** Presses the power button again and again until the guest is down, or the time or the button is gone. */
-async function goneByButton(stop: Stop, drivers: readonly VerifiedProcess[], deadlineMs: number): Promise<boolean> {
+async function goneByButton(stop: Stop, deadlineMs: number): Promise<boolean> {
   const { host } = stop.ctx;
   while (host.clockMs() < deadlineMs && !stop.isSkipped()) {
     const pressed = await powerdown(stop, deadlineMs - host.clockMs());
-    const turnMs = Math.min(deadlineMs, host.clockMs() + PRESS_AGAIN_MS);
-    if (await waitGone(stop, drivers, turnMs)) return true;
+    if (await waitGone(stop, stop.drivers(), Math.min(deadlineMs, host.clockMs() + PRESS_AGAIN_MS))) return true;
     if (pressed !== undefined) return false;
   }
   return false;
@@ -4120,8 +4113,7 @@ async function askMeanwhile(stop: Stop, deadlineMs: number): Promise<void> {
   const asking = new Asking(host.clockMs(), "not asked yet");
   do {
     if (asking.refusal() !== undefined) requestIn(stop, asking, openGuestSession(host, stop.instance));
-    const turnMs = Math.min(deadlineMs, host.clockMs() + ASK_AGAIN_MS);
-    if (await waitDown(stop, turnMs)) return;
+    if (await waitDown(stop, Math.min(deadlineMs, host.clockMs() + ASK_AGAIN_MS))) return;
   } while (!stop.isSkipped() && host.clockMs() < deadlineMs && !asking.hasAcknowledged());
 }
 
