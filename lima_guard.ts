@@ -2114,25 +2114,17 @@ export interface Host {
   stderr(text: string): void;
 }
 
-/** How long an observation may take: a stop has less time than a start. Milliseconds. */
-interface Timeouts {
-  /** How long a PID file that may be half written is waited for. */
-  readonly youngMs: number;
-  /** The limit of one ps, and of one lsof. */
-  readonly psMs: number;
-  readonly lsofMs: number;
-  /** For how long a silent agent is asked again, and a disk's holder waited for. */
-  readonly silenceMs: number;
-  readonly holderMs: number;
-}
-
-const START_TIMEOUTS: Timeouts = {
+/** How long an observation may take: a stop has less time than a start. */
+const START_TIMEOUTS = {
+  // How long a PID file that may be half written is waited for.
   youngMs: YOUNG_FILE_MS,
   psMs: PS_LIMIT_MS,
   lsofMs: LSOF_LIMIT_MS,
+  // For how long a silent agent is asked again, and a disk's holder waited for.
   silenceMs: SILENCE_MS,
   holderMs: HOLDER_RETRY_MS,
 };
+type Timeouts = Readonly<typeof START_TIMEOUTS>;
 const STOP_TIMEOUTS: Timeouts = {
   ...START_TIMEOUTS,
   youngMs: YOUNG_FILE_MS / 10,
@@ -2156,8 +2148,11 @@ interface Context {
   stage(instance: Instance, stage: string, deadlineMs: number): void;
   /** How many times a person asked to skip a stage, and the wake-up of that moment. */
   readonly skips: { count: number; readonly wakeUp: WakeUp };
-  /** What this run has found out already. */
-  readonly cache: Cache;
+  /** Answers that serve for a while: when they were got, on the host's clock. */
+  readonly cache: {
+    boot?: { readonly id: string; readonly askedMs: number };
+    home?: { readonly path: string; readonly atMs: number; readonly listed: Result<string[]>; foreign?: Findings };
+  };
   /** Of work that a stop may overtake: from then on it must not touch anything. */
   readonly abort: AbortSignal | undefined;
 }
@@ -2165,13 +2160,6 @@ interface Context {
 /** Ends work that a stop has overtaken. Asked right before each effect, and in every wait. */
 function throwIfOvertaken({ abort }: Context): void {
   abort?.throwIfAborted();
-}
-
-/** Answers that serve for a while: when they were got, on the host's clock. */
-interface Cache {
-  boot?: { readonly id: string; readonly askedMs: number };
-  entries?: { readonly home: string; readonly atMs: number; readonly listed: Result<string[]> };
-  foreign?: { readonly home: string; readonly atMs: number; readonly found: Findings };
 }
 
 /** Something that several tasks can wait for: `notify` wakes all that wait then. */
@@ -2225,7 +2213,6 @@ function readEnd(host: Host, path: string, most: number, follow?: "follow links"
   return look.ok.kind === "file" ? host.read(path, most) : { trouble: "other", why: `${path} is a ${look.ok.kind}` };
 }
 
-/** The end of a log. */
 function tailOf(host: Host, path: string): string {
   return readEnd(host, path, 65_536).ok ?? "";
 }
@@ -2248,11 +2235,7 @@ function unreadNotes(host: Host, what: string, tried: Result<unknown>, unknown: 
 }
 
 /** The lock of one instance: one lima-guard at a time works on it. */
-interface InstanceLock {
-  /** Says in the record what the holder is doing. `started`, once given, stays. */
-  setPhase(phase: string, started?: string): void;
-  release(): void;
-}
+type InstanceLock = ReturnType<typeof ownLock>;
 
 const NO_LOCK: InstanceLock = { setPhase: () => {}, release: () => {} };
 
@@ -2308,8 +2291,9 @@ function acquireLock(ctx: Context, instance: Instance): LockAttempt {
 }
 
 /** A lock that this process has now, with its record. */
-function ownLock(ctx: Context, instance: Instance, { file, hasRecord }: OpenLock): InstanceLock {
+function ownLock(ctx: Context, instance: Instance, { file, hasRecord }: OpenLock) {
   let start = "";
+  // Says in the record what the holder is doing. `started`, once given, stays.
   const setPhase = (phase: string, started = start) => {
     start = started;
     const record: LockRecord = { pid: ctx.host.pid, started, dir: instance.dir, role: ctx.role, phase };
@@ -2337,12 +2321,7 @@ function journalOf(host: Host, instance: Instance): JournalLine[] {
 }
 
 /** Writes one line through to the disk. A journal that cannot be written never stops a start or a stop. */
-async function journal(
-  ctx: Context,
-  instance: Instance,
-  event: string,
-  more: Record<string, unknown> = {},
-): Promise<void> {
+async function journal(ctx: Context, instance: Instance, event: string, more: Record<string, unknown> = {}) {
   const { host } = ctx;
   const path = join(instance.dir, JOURNAL_FILE);
   const look = host.stat(path);
@@ -2355,8 +2334,8 @@ async function journal(
   const line = { time, boot: await bootId(ctx), dir: instance.dir, role: ctx.role, event, ...more };
   // A line that a full disk cut short must not spoil the next one.
   const torn = look.ok !== undefined && look.ok.size > 0 && !(host.read(path, 1).ok ?? "\n").endsWith("\n");
-  const starts = ctx.onEvent !== undefined && event === "start" ? journalOf(host, instance) : [];
-  const before = starts.filter((l) => l.event === "start" || l.event === "end").at(-1);
+  const lines = ctx.onEvent !== undefined && event === "start" ? journalOf(host, instance) : [];
+  const before = lines.findLast((l) => l.event === "start" || l.event === "end");
   throwIfOvertaken(ctx);
   const written = host.append(path, `${torn ? "\n" : ""}${JSON.stringify(line)}\n`);
   if (written.trouble) ctx.say("warn", instance, `no journal: ${written.why}`);
@@ -2398,7 +2377,7 @@ function announce(ctx: Context, at: Partial<Instance> & { name: string }, event:
   if (onEvent === undefined || ctx.dryRun) return;
   const facts = line as Record<string, unknown>;
   const { total } = (facts["seconds"] ?? {}) as Record<string, unknown>;
-  const text = (fact: unknown) => fact === undefined || fact === null ? "" : String(fact);
+  const text = (fact: unknown) => String(fact ?? "");
   const env = {
     LIMA_GUARD_EVENT: event,
     LIMA_GUARD_INSTANCE: at.name,
@@ -2409,7 +2388,7 @@ function announce(ctx: Context, at: Partial<Instance> & { name: string }, event:
     LIMA_GUARD_SECONDS: text(total ?? (typeof facts["seconds"] === "number" ? facts["seconds"] : undefined)),
   };
   const argv = ["/bin/sh", "-c", EVENT_SCRIPT, onEvent, JSON.stringify(line), String(EVENT_LIMIT_S)] as const;
-  const child = host.start({ argv: [...argv], env });
+  const child = host.start({ argv, env });
   if (child.trouble) return ctx.say("warn", at, `event ${event}: ${onEvent}: ${child.why}`);
   const beganMs = host.clockMs();
   let status: string | undefined;
@@ -2463,28 +2442,17 @@ function removeStep(host: Host, step: Step): Step {
 // ──────────────────────────────────────────────────────────────────────────────────────────────────────── observing ──
 
 // ── PID files
-/** Result of inspecting PID files and processes; part of an Observation. */
-type Processes = Pick<Observation, "stateFiles" | "alive" | "unknowns" | "bootMarker" | "isOldMarker" | "searched">;
-
 /** A PID file as it was found: its number, or the verdict that needs no process. */
-interface PidFile {
-  readonly path: string;
-  readonly scope: "instance" | "shared";
-  readonly stamp: FileStamp;
-  readonly content: { readonly pid: number } | { readonly verdict: Verdict; readonly garbage: boolean };
-}
+type PidFile =
+  & Pick<StateFile, "path" | "scope" | "stamp">
+  & ({ readonly pid: number; readonly verdict?: undefined } | { readonly pid?: undefined; readonly verdict: Verdict });
 
 /**
  * Looks at the PID files of an instance and of its networks, and at the processes they name: one ps for all of them,
  * none where no named process lives. A socket that answers without a proven owner, and a PID file that is garbage, lead
  * to one search of all processes. Where that finds no owner, the answer still stands: unknown.
  */
-async function observeProcesses(
-  ctx: Context,
-  instance: Instance,
-  timeouts = START_TIMEOUTS,
-  searchAll = false,
-): Promise<Processes> {
+async function observeProcesses(ctx: Context, instance: Instance, timeouts = START_TIMEOUTS, searchAll = false) {
   const { host } = ctx;
   const listed = host.list(instance.dir);
   if (listed.trouble) {
@@ -2492,44 +2460,29 @@ async function observeProcesses(
     return { stateFiles: [], alive: [], unknowns: [{ what: instance.dir, because: listed.why, hint }] };
   }
   const pidFiles = await readPidFiles(host, instance, listed.ok, timeouts.youngMs);
-  const pids = pidFiles.flatMap((m) => "pid" in m.content ? [m.content.pid] : []);
+  const pids = pidFiles.flatMap(({ pid }) => pid ?? []);
   const judged = await judgePids(host, instance, pids, timeouts.psMs);
   const stateFiles = await Promise.all(pidFiles.map((m) => stateFileOf(host, instance, m, judged)));
-  const alive: VerifiedProcess[] = [];
-  for (const { row, judgement } of judged.values()) {
-    if (row && judgement?.kind === "ours") alive.push({ role: judgement.role, row, named: true });
-  }
-  const garbage = pidFiles.some((m) => m.scope === "instance" && "garbage" in m.content && m.content.garbage);
+  const alive = [...judged.values()].flatMap(({ row, judgement }): VerifiedProcess[] =>
+    row && judgement?.kind === "ours" ? [{ role: judgement.role, row, named: true }] : []
+  );
+  const isGarbage = ({ scope, verdict }: PidFile) => scope === "instance" && verdict?.kind === "not ours";
   const answering = await answeringSockets(host, instance, listed.ok, alive);
-  const searched = searchAll || garbage || answering.length > 0;
+  const searched = searchAll || pidFiles.some(isGarbage) || answering.length > 0;
   const found = searched
     ? await scanAllProcesses(host, instance, alive, answering, timeouts.psMs)
     : { alive: [], unknowns: [] };
-  const file = statWithText(host, join(instance.dir, BOOT_MARKER));
-  const marker = file?.info.kind === "file" && file.trouble === undefined ? file : undefined;
-  return {
-    stateFiles,
-    alive: [...alive, ...found.alive],
-    unknowns: found.unknowns,
-    searched,
-    ...(marker ? { bootMarker: marker.stamp, isOldMarker: await isOfAnotherBoot(ctx, marker.stamp) } : {}),
-  };
-}
-
-/** Lima ≥ 2.2.1 compares the text with the boot's identity; an empty one counts as another boot. In doubt it is ours. */
-async function isOfAnotherBoot(ctx: Context, marker: FileStamp): Promise<boolean> {
-  if (marker.text === undefined) return false;
-  const boot = await bootId(ctx);
-  return boot !== "" && marker.text.trim() !== boot;
+  const seen = { stateFiles, alive: [...alive, ...found.alive], unknowns: found.unknowns, searched };
+  const marker = statWithText(host, join(instance.dir, BOOT_MARKER));
+  if (marker?.info.kind !== "file" || marker.trouble !== undefined) return seen;
+  const { text } = marker.stamp;
+  const boot = text === undefined ? "" : await bootId(ctx);
+  // Lima ≥ 2.2.1 compares the text with the boot's identity; an empty one counts as another boot. In doubt it is ours.
+  return { ...seen, bootMarker: marker.stamp, isOldMarker: boot !== "" && text?.trim() !== boot };
 }
 
 /** Reads every PID file; again if one is so young that Lima may still be writing it. */
-async function readPidFiles(
-  host: Host,
-  instance: Instance,
-  entries: readonly string[],
-  youngMs: number,
-): Promise<PidFile[]> {
+async function readPidFiles(host: Host, instance: Instance, entries: readonly string[], youngMs: number) {
   const own = entries.filter((e) => e.endsWith(".pid")).sort().map((e) => join(instance.dir, e));
   const networks = join(instance.home, "_networks");
   const shared = (host.list(networks).ok ?? []).sort().map((n) => join(networks, n, `usernet_${n}.pid`));
@@ -2550,19 +2503,14 @@ function readPidFile(host: Host, path: string, scope: PidFile["scope"]): PidFile
   const file = statWithText(host, path);
   if (!file) return undefined;
   const { info, stamp, trouble } = file;
-  const verdict = (kind: "not ours" | "unknown", why: string): PidFile => ({
-    path,
-    scope,
-    stamp,
-    content: { verdict: { kind, why }, garbage: kind === "not ours" },
-  });
+  const verdict = (kind: "not ours" | "unknown", why: string) => ({ path, scope, stamp, verdict: { kind, why } });
   if (info.kind === "directory") return verdict("unknown", "it is a directory, which Lima never makes");
   if (info.kind !== "file") return verdict("not ours", `it is a ${info.kind}, not a PID file`);
   if (trouble !== undefined) return verdict("unknown", `it cannot be read: ${trouble}`);
   if (info.size > PID_FILE_LIMIT_BYTES) return verdict("not ours", `it is not a PID file: ${info.size} bytes`);
   const number = readPid(stamp.text ?? "");
   if ("not" in number) return verdict("not ours", `it is not a PID: ${number.not}`);
-  return { path, scope, stamp, content: { pid: number.pid } };
+  return { path, scope, stamp, pid: number.pid };
 }
 
 // ── processes
@@ -2586,12 +2534,14 @@ async function judgePids(host: Host, instance: Instance, pids: readonly number[]
   return judged;
 }
 
+type PsTable = ReturnType<typeof readPs>;
+
 /** Whether a process lives although ps shows no row for it: a row that cannot be read, or ps had none to show. */
-function isThereWithoutRow(host: Host, { unreadable }: ReturnType<typeof readPs>, pid: number): boolean {
+function isThereWithoutRow(host: Host, { unreadable }: PsTable, pid: number): boolean {
   return unreadable.length > 0 || host.alive(pid) === "yes";
 }
 
-function withoutRow(host: Host, { owner }: Instance, { unreadable }: ReturnType<typeof readPs>, pid: number) {
+function withoutRow(host: Host, { owner }: Instance, { unreadable }: PsTable, pid: number) {
   const now = host.alive(pid);
   if (now === "no") return { dead: "it ended a moment ago" };
   // Another user than us is another user than the owner only where we are the owner.
@@ -2602,21 +2552,15 @@ function withoutRow(host: Host, { owner }: Instance, { unreadable }: ReturnType<
 }
 
 /** Asks ps about some PIDs, or about all processes. None of them alive is an answer too: no rows. */
-async function ps(
-  host: Host,
-  which: readonly number[] | "all",
-  limitMs: number,
-): Promise<Result<ReturnType<typeof readPs>>> {
+async function ps(host: Host, which: readonly number[] | "all", limitMs: number): Promise<Result<PsTable>> {
   // procps looks through all processes for -p (3 s for 30 000 of them), and only at those named for -q.
   const select = which === "all" ? ["-A"] : [host.os === "linux" ? "-q" : "-p", which.join(",")];
   // NixOS has no /bin/ps.
   const places = ["/bin/ps", "/usr/bin/ps", "/run/current-system/sw/bin/ps"];
-  const program = places.find((path) => host.stat(path, "follow links").ok?.kind === "file");
+  const program = places.find(isFileOn(host));
   if (program === undefined) return { trouble: "absent", why: `there is no ps: looked for ${places.join(", ")}` };
-  const answer = await host.run(
-    { argv: [program, ...select, "-ww", "-o", PS_COLUMNS], ...psEnvironment(host) },
-    limitMs,
-  );
+  const argv = [program, ...select, "-ww", "-o", PS_COLUMNS] as const;
+  const answer = await host.run({ argv, ...psEnvironment(host) }, limitMs);
   if (answer.trouble) return { trouble: answer.trouble, why: `ps gave no answer: ${answer.why}` };
   const { code, signal, stdout, stderr } = answer.ok;
   const isNone = code === 1 && stdout === "" && stderr === "" && which !== "all";
@@ -2654,8 +2598,8 @@ function makeStateFile(host: Host, file: Omit<StateFile, "sockets" | "undeletabl
 }
 
 async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, judged: Judgements): Promise<StateFile> {
-  const { path, scope, stamp, content: found } = pidFile;
-  const first = "verdict" in found ? found.verdict : verdictOf(basename(path), found.pid, judged);
+  const { path, scope, stamp } = pidFile;
+  const first = pidFile.verdict ?? verdictOf(basename(path), pidFile.pid, judged);
   // A usernet whose socket answers may live whatever its PID file says. Its other two sockets are for drivers: not asked.
   const socket = scope === "shared" ? path.replace(/usernet_([^/]+)\.pid$/, "$1_ep.sock") : undefined;
   const answer = first.kind !== "ours" && socket !== undefined && await socketAnswer(host, socket);
@@ -2704,37 +2648,34 @@ function whyUndeletable(host: Host, path: string): Pick<StateFile, "undeletable"
 }
 
 /** A socket that took a connection although no proven process owns it, and what it did. */
-interface Answering {
-  readonly path: string;
-  readonly owner: readonly Role[];
-  readonly answer: string;
-}
+type Answering = Awaited<ReturnType<typeof answeringSockets>>[number];
 
-/**
- * The sockets that answer without a proven owner. QMP serves one client at a time and a host agent must not find it
- * taken, so it is asked only where none lives.
- */
+/** The sockets that answer without a proven owner. */
 async function answeringSockets(
   host: Host,
   instance: Instance,
   entries: readonly string[],
   alive: readonly VerifiedProcess[],
 ) {
-  const has = (...roles: Role[]) => alive.some((p) => roles.includes(p.role));
-  const sockets: { file: string; owner: Role[] }[] = [
-    ...has("host agent") ? [] : [{ file: HA_SOCK, owner: ["host agent" as const] }],
-    ...has("host agent", "QEMU") ? [] : [{ file: QMP_SOCK, owner: ["QEMU" as const, "host agent" as const] }],
-    ...has("external driver") ? [] : entries.filter((e) => e.endsWith(".drv.sock")).map((file) => ({
-      file,
-      owner: ["external driver" as const],
-    })),
+  const drivers = entries.filter((e) => e.endsWith(".drv.sock"));
+  const sockets: { file: string; owner: readonly Role[] }[] = [
+    { file: HA_SOCK, owner: ["host agent"] },
+    // It serves one client at a time, and a host agent must not find it taken: it is asked only where none lives.
+    { file: QMP_SOCK, owner: ["QEMU", "host agent"] },
+    ...drivers.map((file) => ({ file, owner: ["external driver"] as const })),
   ];
-  const asked = await Promise.all(sockets.map(async ({ file, owner }): Promise<Answering[]> => {
-    const path = join(instance.dir, file);
-    const answer = await socketAnswer(host, path);
-    return answer === undefined ? [] : [{ path, owner, answer }];
-  }));
+  const asked = await Promise.all(
+    sockets.filter((s) => !isOwned(s, alive)).map(async ({ file, owner }) => {
+      const path = join(instance.dir, file);
+      const answer = await socketAnswer(host, path);
+      return answer === undefined ? [] : [{ path, owner, answer }];
+    }),
+  );
   return asked.flat();
+}
+
+function isOwned({ owner }: { owner: readonly Role[] }, alive: readonly VerifiedProcess[]): boolean {
+  return alive.some((p) => owner.includes(p.role));
 }
 
 /** What a socket did when it was asked; undefined where nothing listens on it. */
@@ -2756,7 +2697,7 @@ async function scanAllProcesses(
   known: readonly VerifiedProcess[],
   answering: readonly Answering[],
   psMs: number,
-): Promise<Pick<Processes, "alive" | "unknowns">> {
+): Promise<Pick<Observation, "alive" | "unknowns">> {
   const what = `all processes, for those of ${instance.name} that no PID file names`;
   const table = await ps(host, "all", psMs);
   const because = table.trouble ? table.why : whyUnbelievable(table.ok, host.pid);
@@ -2783,8 +2724,8 @@ async function scanAllProcesses(
       unknowns.push({ what: `PID ${row.pid}`, because: why, hint: settleCommand(instance, row) });
     }
   }
-  const owned = ({ owner }: Answering) => [...known, ...alive].some((p) => owner.includes(p.role));
-  return { alive, unknowns: [...unknowns, ...answering.filter((a) => !owned(a)).map((a) => unownedSocket(a, naming))] };
+  const unowned = answering.filter((a) => !isOwned(a, [...known, ...alive]));
+  return { alive, unknowns: [...unknowns, ...unowned.map((a) => unownedSocket(a, naming))] };
 }
 
 function unownedSocket({ path, answer }: Answering, naming: readonly { pid: number; program: string }[]): Diagnostic {
@@ -2796,7 +2737,7 @@ function unownedSocket({ path, answer }: Answering, naming: readonly { pid: numb
 }
 
 /** A list of all processes shows the one that asks, with its command, and no row that cannot be read. */
-function whyUnbelievable(table: ReturnType<typeof readPs>, ownPid: number): string | undefined {
+function whyUnbelievable(table: PsTable, ownPid: number): string | undefined {
   if (table.unreadable.length > 0) return "ps printed rows that cannot be read";
   const own = table.rows.find((r) => r.pid === ownPid);
   return own === undefined || own.command === "" ? "ps did not list lima-guard itself with its command" : undefined;
@@ -2819,7 +2760,8 @@ async function observe(
   if (missing?.state === "missing") return { ...nothing, missing: missing.because };
   const processes = await observeProcesses(ctx, instance, timeouts, searchAll);
   const agent = processes.alive.find((p) => p.role === "host agent");
-  const foreign = forStop ? { blockers: [], notes: [] } : foreignEntries(ctx, instance.home);
+  const home = forStop ? undefined : homeLook(ctx, instance.home);
+  const foreign = home ? home.foreign ??= foreignEntries(host, home.path, home.listed) : { blockers: [], notes: [] };
   const seen: Observation = { ...nothing, ...processes, notes: foreign.notes };
   if (agent) {
     const notes = [...seen.notes, ...bootMarkerNotes(seen)];
@@ -2847,12 +2789,7 @@ async function observe(
 }
 
 /** Whatever else may keep Lima from starting an instance of which nothing is alive. */
-async function observeStart(
-  host: Host,
-  instance: Instance,
-  yaml: string,
-  stateFiles: readonly StateFile[],
-): Promise<Findings> {
+async function observeStart(host: Host, instance: Instance, yaml: string, stateFiles: readonly StateFile[]) {
   const networks = await observeNetworks(host, instance, stateFiles);
   return {
     blockers: [
@@ -2910,16 +2847,12 @@ function lostDisk(host: Host, instance: Instance): Diagnostic[] {
 
 /** `networks: socket: PATH` that does not answer. */
 async function socketNotes(host: Host, yaml: string): Promise<Diagnostic[]> {
-  const paths = readSocketPaths(yaml);
-  const notes = await Promise.all(
-    paths.filter((path) => path.startsWith("/")).map(async (path): Promise<Diagnostic[]> => {
-      const connection = await host.connect(path, ANSWER_LIMIT_MS);
-      if (connection.ok) connection.ok.close();
-      return connection.trouble
-        ? [{ what: path, because: `this network's socket does not answer: ${connection.why}` }]
-        : [];
-    }),
-  );
+  const paths = readSocketPaths(yaml).filter((path) => path.startsWith("/"));
+  const notes = await Promise.all(paths.map(async (what) => {
+    const connection = await host.connect(what, ANSWER_LIMIT_MS);
+    connection.ok?.close();
+    return connection.trouble ? [{ what, because: `this network's socket does not answer: ${connection.why}` }] : [];
+  }));
   return notes.flat();
 }
 
@@ -2933,43 +2866,27 @@ async function sshMasterNotes(host: Host, instance: Instance): Promise<Diagnosti
 }
 
 /** Why a directory shows no instance, and what that is worth: only an absent lima.yaml is a missing instance. */
-interface MissingInstance {
-  readonly state: "missing" | "blocked" | "unknown";
-  readonly status: 66 | 75 | 77;
-  readonly because: string;
-  readonly hint: string;
-}
-
-/** Why there is no instance in a directory: `limactl start` would then create one, under the same name. */
-function missingInstance(host: Host, dir: string): MissingInstance | undefined {
+function missingInstance(host: Host, dir: string) {
   const path = join(dir, LIMA_YAML);
   const look = host.stat(path, "follow links");
-  const creates = "limactl start would silently create a new VM of this name";
-  const missing = (because: string): MissingInstance => ({
-    state: "missing",
-    status: EXIT.noInstance,
-    because,
-    hint: creates,
-  });
-  if (look.trouble === "absent") return missing(`no such instance: it has no ${LIMA_YAML}`);
-  if (look.ok && look.ok.kind !== "file") return missing(`no such instance: ${path} is a ${look.ok.kind}`);
+  const hint = "limactl start would silently create a new VM of this name";
+  const missing = { state: "missing", status: EXIT.noInstance, hint } as const;
+  if (look.trouble === "absent") return { ...missing, because: `no such instance: it has no ${LIMA_YAML}` };
+  if (look.ok && look.ok.kind !== "file") {
+    return { ...missing, because: `no such instance: ${path} is a ${look.ok.kind}` };
+  }
   const failed = look.trouble ? look : host.read(path, 1);
   if (!failed.trouble) return undefined;
   const because = `${LIMA_YAML} cannot be read: ${failed.why}`;
   const ls = lookCommand(nearestVisible(host, path));
-  if (failed.trouble !== "denied") return { state: "unknown", status: EXIT.tryAgain, because, hint: ls };
+  if (failed.trouble !== "denied") return { state: "unknown", status: EXIT.tryAgain, because, hint: ls } as const;
   const settings = "System Settings, Privacy & Security: give lima-guard Full Disk Access";
-  const hint = host.os === "darwin" ? `${ls}; where the mode permits it: ${settings}` : ls;
-  return { state: "blocked", status: EXIT.denied, because, hint };
+  const access = host.os === "darwin" ? `; where the mode permits it: ${settings}` : "";
+  return { state: "blocked", status: EXIT.denied, because, hint: `${ls}${access}` } as const;
 }
 
 /** What the host agent shows of itself; one that is silent beyond the boot window is asked for a whole minute. */
-async function observeAgent(
-  host: Host,
-  instance: Instance,
-  agent: VerifiedProcess,
-  silenceMs: number,
-): Promise<AgentHealth> {
+async function observeAgent(host: Host, instance: Instance, agent: VerifiedProcess, silenceMs: number) {
   const begin = host.clockMs();
   const socket = join(instance.dir, HA_SOCK);
   let alive = await hasAnswer(host, socket);
@@ -2984,8 +2901,8 @@ async function observeAgent(
   const haPid = host.stat(join(instance.dir, HA_PID));
   // Lima makes the log a moment before ha.pid. One that was emptied later (to save space) proves nothing.
   const untouched = log.ok && haPid.ok && log.ok.mtimeMs <= haPid.ok.mtimeMs + SILENCE_MS;
-  const noEvent = untouched === true && log.ok?.kind === "file" && log.ok.size === 0;
-  return { answers: alive, ageS, silentS, neverReported: noEvent };
+  const neverReported = untouched === true && log.ok?.kind === "file" && log.ok.size === 0;
+  return { answers: alive, ageS, silentS, neverReported } satisfies AgentHealth;
 }
 
 /** Whether the agent says anything at all to `GET /v1/info`; an HTTP error is an answer. */
@@ -3017,23 +2934,17 @@ async function agentAge(host: Host, agent: VerifiedProcess): Promise<number> {
 /** For how long one look through LIMA_HOME serves all instances of a run: a thousand of them would take a million. */
 const HOME_FRESH_MS = 1_000;
 
-/** The names in a LIMA_HOME, listed once for all instances of a run. */
-function homeEntries({ host, cache }: Context, home: string): Result<string[]> {
-  const known = cache.entries;
-  if (known?.home === home && host.clockMs() - known.atMs < HOME_FRESH_MS) return known.listed;
-  const listed = host.list(home);
-  cache.entries = { home, atMs: host.clockMs(), listed };
-  return listed;
+/** A LIMA_HOME, listed once for all instances of a run. */
+function homeLook({ host, cache }: Context, path: string): NonNullable<Context["cache"]["home"]> {
+  const known = cache.home;
+  if (known?.path === path && host.clockMs() - known.atMs < HOME_FRESH_MS) return known;
+  return cache.home = { path, listed: host.list(path), atMs: host.clockMs() };
 }
 
 /** Entries of LIMA_HOME that are no instances, and what they do to `limactl start`: rows 26 and 27. */
-function foreignEntries(ctx: Context, home: string): Findings {
-  const { host, cache } = ctx;
-  const known = cache.foreign;
-  if (known?.home === home && host.clockMs() - known.atMs < HOME_FRESH_MS) return known.found;
+function foreignEntries(host: Host, home: string, entries: Result<string[]>): Findings {
   const blockers: Diagnostic[] = [];
   const notes: Diagnostic[] = [];
-  const entries = homeEntries(ctx, home);
   if (entries.trouble !== undefined && entries.trouble !== "absent") {
     const because = `limactl start lists it, and it cannot be listed: ${entries.why}`;
     const status = entries.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
@@ -3053,9 +2964,7 @@ function foreignEntries(ctx: Context, home: string): Findings {
       notes.push({ what: path, because, hint: `move it out of ${home}` });
     }
   }
-  const found = { blockers, notes };
-  cache.foreign = { home, atMs: host.clockMs(), found };
-  return found;
+  return { blockers, notes };
 }
 
 function longPath(host: Host, instance: Instance): Diagnostic[] {
@@ -3079,11 +2988,8 @@ async function takenPort(host: Host, yaml: string): Promise<Diagnostic[]> {
 function sshConfigDirectory(host: Host, instance: Instance): Diagnostic[] {
   const path = join(instance.dir, SSH_CONFIG);
   if (host.stat(path).ok?.kind !== "directory") return [];
-  return [{
-    what: path,
-    because: "it is a directory, which Lima can neither read nor replace",
-    hint: `move it out of the folder; ${listCommand(path)}`,
-  }];
+  const because = "it is a directory, which Lima can neither read nor replace";
+  return [{ what: path, because, hint: `move it out of the folder; ${listCommand(path)}` }];
 }
 
 /**
@@ -3095,11 +3001,9 @@ async function colimaDaemonFile(host: Host, instance: Instance, timeouts: Timeou
   const short = instance.name === "colima" ? "default" : instance.name.slice("colima-".length);
   const pidFile = readPidFile(host, join(dirname(instance.home), short, "daemon", "daemon.pid"), "shared");
   if (!pidFile) return [];
-  const { path, stamp, content: found } = pidFile;
-  const verdict = "verdict" in found
-    ? found.verdict
-    : await judgeDaemon(host, instance, found.pid, short, timeouts.psMs);
-  return verdict ? [makeStateFile(host, { path, stamp, verdict, scope: "shared" })] : [];
+  const { path, stamp, scope } = pidFile;
+  const verdict = pidFile.verdict ?? await judgeDaemon(host, instance, pidFile.pid, short, timeouts.psMs);
+  return verdict ? [makeStateFile(host, { path, stamp, verdict, scope })] : [];
 }
 
 /** Undefined where the process is Colima's daemon for this profile. */
@@ -3137,19 +3041,14 @@ function sshConfigFile(host: Host, instance: Instance): StateFile[] {
 const NETWORKS_UNREAD = "whether its networks are in order is unknown: it cannot be read";
 
 /** usernet sockets that answer for no PID file (row 22), and socket_vmnet's PID files (row 23). */
-async function observeNetworks(
-  host: Host,
-  instance: Instance,
-  stateFiles: readonly StateFile[],
-): Promise<Findings> {
+async function observeNetworks(host: Host, instance: Instance, stateFiles: readonly StateFile[]): Promise<Findings> {
   const unnamed: string[] = [];
   const dir = join(instance.home, "_networks");
   const networks = host.list(dir);
   for (const network of (networks.ok ?? []).sort()) {
     const named = stateFiles.some((c) => c.path === join(dir, network, `usernet_${network}.pid`));
     const socket = join(dir, network, `${network}_ep.sock`);
-    if (named || await socketAnswer(host, socket) === undefined) continue;
-    unnamed.push(socket);
+    if (!named && await socketAnswer(host, socket) !== undefined) unnamed.push(socket);
   }
   const [first] = unnamed;
   const because = "a usernet answers that no PID file names; Lima starts another beside it" +
@@ -3173,32 +3072,30 @@ async function observeSocketVmnet(host: Host, instance: Instance): Promise<Findi
   ];
   const files = (listed.ok ?? []).filter((e) => e.endsWith("_socket_vmnet.pid")).sort();
   const pidFiles = files.flatMap((f) => readPidFile(host, join(dir, f), "shared") ?? []);
-  const named = pidFiles.flatMap((m) =>
-    "pid" in m.content && host.alive(m.content.pid) !== "no" ? [{ m, pid: m.content.pid }] : []
+  const named = pidFiles.flatMap(({ path: what, pid }) =>
+    pid !== undefined && host.alive(pid) !== "no" ? [{ what, pid }] : []
   );
   if (named.length === 0) return { blockers: [], notes };
   const table = await ps(host, named.map((n) => n.pid), PS_LIMIT_MS);
   const blockers: Diagnostic[] = [];
-  for (const { m, pid } of named) {
+  for (const { what, pid } of named) {
     const row = table.ok?.rows.find((r) => r.pid === pid);
-    if (table.trouble) blockers.push({ what: m.path, because: table.why, hint: psCommand(pid) });
+    if (table.trouble) blockers.push({ what, because: table.why, hint: psCommand(pid) });
     // Its options may be spelt in several ways: a program of that name is one.
     if (!row || /^(\/.*\/)?socket_vmnet( |$)/.test(row.command)) continue;
     const because = `PID ${pid} is ${JSON.stringify(programWords(row.command, isFileOn(host)))}, not socket_vmnet; ` +
       "Lima would take it for the running network, or signal it as root";
     // A script of another name may run it: no start is refused for that.
-    if (/socket_vmnet/.test(row.command)) notes.push({ what: m.path, because, hint: psCommand(pid) });
-    else blockers.push({ what: m.path, because, hint: removeCommand(m.path), status: EXIT.denied });
+    if (/socket_vmnet/.test(row.command)) notes.push({ what, because, hint: psCommand(pid) });
+    else blockers.push({ what, because, hint: removeCommand(what), status: EXIT.denied });
   }
   return { blockers, notes };
 }
 
 // ── disks
 /** The lock of an additional disk: a link to the directory of the instance that uses it. */
-interface DiskLock {
-  readonly path: string;
+interface DiskLock extends StampedPath {
   readonly disk: string;
-  readonly stamp: FileStamp;
   readonly target: string;
   readonly whose: "own" | "gone" | "another's" | "unknown";
 }
@@ -3218,9 +3115,8 @@ async function observeDisks(
   const { host } = ctx;
   const used = readDiskNames(yaml);
   const { locks: all, unread } = diskLocks(host, instance);
-  const nothing = { stateFiles: [] as StateFile[], blockers: [] as Diagnostic[], held: unread };
   const locks = all.filter((l) => l.whose === "own" || used.includes(l.disk));
-  const foreign = await Promise.all(
+  const blockers = await Promise.all(
     locks.filter((l) => l.whose === "another's").map(async (l) => ({
       what: l.path,
       because: `disk ${l.disk} is in use by ${l.target}`,
@@ -3229,14 +3125,14 @@ async function observeDisks(
   );
   const ownVm = host.os === "darwin" && hasStaleVzAgent(host, instance, stateFiles);
   const voidLocks = locks.filter((l) => l.whose !== "another's");
-  if (voidLocks.length === 0 && !ownVm) return { ...nothing, blockers: foreign };
-  const recent = await isOfThisBoot(ctx, instance, stateFiles, voidLocks);
+  if (voidLocks.length === 0 && !ownVm) return { stateFiles: [], blockers, held: unread };
+  const recent = await isOfThisBoot(ctx, instance, [...pidFilesOf({ stateFiles }), ...voidLocks]);
   const images = [
     ...voidLocks.filter((l) => recent || l.whose !== "own").map((l) => join(dirname(l.path), "datadisk")),
     ...ownVm && recent ? [join(instance.dir, "disk"), join(instance.dir, "diffdisk")] : [],
   ];
   const held = [...unread, ...await heldImages(host, instance, images, timeouts)];
-  return { stateFiles: voidLocks.map((l) => diskStateFile(host, l)), blockers: foreign, held };
+  return { stateFiles: voidLocks.map((l) => diskStateFile(host, l)), blockers, held };
 }
 
 /** Stops the instance of another directory; where there is none, or its user is not known, that is looked at. */
@@ -3313,16 +3209,10 @@ function hasStaleVzAgent(host: Host, instance: Instance, stateFiles: readonly St
 }
 
 /** Whether a PID file, a disk lock or the last line of the journal is of this boot. In doubt it is. */
-async function isOfThisBoot(
-  ctx: Context,
-  instance: Instance,
-  stateFiles: readonly StateFile[],
-  locks: readonly DiskLock[],
-) {
+async function isOfThisBoot(ctx: Context, instance: Instance, files: readonly StampedPath[]): Promise<boolean> {
   const { host } = ctx;
   const booted = host.wallMs() - host.uptimeMs() - 60_000;
-  const files = pidFilesOf({ stateFiles });
-  if ([...files, ...locks].some(({ stamp }) => stamp.mtimeMs >= booted)) return true;
+  if (files.some(({ stamp }) => stamp.mtimeMs >= booted)) return true;
   const probe = readEnd(host, join(instance.dir, JOURNAL_FILE), 1);
   if (probe.trouble !== undefined && probe.trouble !== "absent") return true;
   const last = journalOf(host, instance).at(-1);
@@ -3342,13 +3232,10 @@ async function holdersOf(host: Host, paths: readonly string[], retryMs: number, 
 }
 
 async function lsof(host: Host, paths: readonly string[], limitMs: number): Promise<Result<Holder[]>> {
-  const program = ["/usr/sbin/lsof", "/usr/bin/lsof"].find((p) => host.stat(p, "follow links").ok?.kind === "file");
+  const program = ["/usr/sbin/lsof", "/usr/bin/lsof"].find(isFileOn(host));
   if (program === undefined) return { trouble: "absent", why: "there is no lsof on this machine" };
-  const command = {
-    argv: [program, "-n", "-P", "-w", "-F", "pcanDi", "--", ...paths] as const,
-    ...psEnvironment(host),
-  };
-  const answer = await host.run(command, limitMs);
+  const argv = [program, "-n", "-P", "-w", "-F", "pcanDi", "--", ...paths] as const;
+  const answer = await host.run({ argv, ...psEnvironment(host) }, limitMs);
   if (answer.trouble) return { trouble: answer.trouble, why: `lsof gave no answer: ${answer.why}` };
   const { code, signal, stdout, stderr } = answer.ok;
   const isList = stdout.split("\n").every((line) => /^(p\d+|[cfanDi].*|)$/.test(line));
@@ -3386,10 +3273,12 @@ interface Homes {
 function limaHomes(host: Host, option: string | undefined): Homes | { why: string } {
   const userHome = host.env("HOME");
   const given = option ?? (host.env("LIMA_HOME") || undefined);
-  if (given === undefined && !userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
-  if (given === undefined) return { isExplicit: false, paths: defaultHomes(host, userHome ?? "", host.env) };
-  const path = expandHome(given, userHome);
-  return { isExplicit: true, paths: [path.startsWith("/") ? path : host.realPath(path).ok ?? path] };
+  if (given !== undefined) {
+    const path = expandHome(given, userHome);
+    return { isExplicit: true, paths: [path.startsWith("/") ? path : realHome(host, path)] };
+  }
+  if (!userHome) return { why: "neither --lima-home nor LIMA_HOME nor HOME is set" };
+  return { isExplicit: false, paths: homesByName(host, userHome, host.env) };
 }
 
 /** `~/…` as a path, where the home of the user is known. */
@@ -3397,8 +3286,8 @@ export function expandHome(path: string, userHome: string | undefined): string {
   return userHome ? path.replace(/^~(?=\/)/, () => userHome) : path;
 }
 
-/** ~/.lima, and where Colima (by its own rule), Rancher Desktop and Finch have their instances. */
-function defaultHomes(host: Host, userHome: string, env: (name: string) => string | undefined): string[] {
+/** Where Lima, Colima (by its own rule), Rancher Desktop and Finch have their instances. */
+function homesByName(host: Host, userHome: string, env: (name: string) => string | undefined): string[] {
   const isThere = (path: string | undefined) => path && host.stat(path, "follow links").ok ? path : undefined;
   const xdg = env("XDG_CONFIG_HOME");
   const colima = isThere(env("COLIMA_HOME")) ?? isThere(join(userHome, ".colima")) ??
@@ -3420,8 +3309,8 @@ function realHome(host: Host, path: string): string {
 function homeTrouble(host: Host, path: string): { because: string; status: number } | undefined {
   const look = host.stat(path, "follow links");
   if (look.ok) return look.ok.kind === "directory" ? undefined : { because: "no directory", status: EXIT.noInstance };
-  if (look.trouble === "denied") return { because: look.why, status: EXIT.denied };
-  if (look.trouble !== "absent") return { because: look.why, status: EXIT.tryAgain };
+  const status = look.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
+  if (look.trouble !== "absent") return { because: look.why, status };
   const target = host.linkTarget(path).ok;
   const because = target === undefined ? "there is no such directory" : `it is a link to ${target}, which is not there`;
   return { because, status: EXIT.noInstance };
@@ -3449,11 +3338,9 @@ async function homeOf(ctx: Context, homes: Homes, name: string): Promise<{ home:
 }
 
 /** Where an instance lives; a report where nothing may be done about it. */
-async function findInstance(
-  ctx: Context,
-  homes: Homes,
-  name: string,
-): Promise<{ instance: Instance } | { report: Report }> {
+type FoundInstance = { instance: Instance } | { report: Report };
+
+async function findInstance(ctx: Context, homes: Homes, name: string): Promise<FoundInstance> {
   const { host } = ctx;
   const at = await homeOf(ctx, homes, name);
   if ("report" in at) return at;
@@ -3464,8 +3351,8 @@ async function findInstance(
   });
   const look = host.stat(dir, "follow links");
   if (look.trouble !== undefined && look.trouble !== "absent") {
-    const isDenied = look.trouble === "denied";
-    const [state, status] = isDenied ? ["blocked", EXIT.denied] as const : ["unknown", EXIT.tryAgain] as const;
+    const status = look.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
+    const state = status === EXIT.denied ? "blocked" : "unknown";
     return refuse(state, status, look.why, lookCommand(nearestVisible(host, dir)));
   }
   if (look.trouble || look.ok.kind !== "directory") {
@@ -3476,7 +3363,7 @@ async function findInstance(
     const refused = refuse("missing", EXIT.noInstance, because, await nameHint(ctx, home, name));
     return { report: { ...refused.report, notes: lostLocks(host, { name, home, dir, owner: host.uid }) } };
   }
-  const entries = homeEntries(ctx, home).ok ?? [];
+  const entries = homeLook(ctx, home).listed.ok ?? [];
   const onDisk = entries.includes(name) ? undefined : entries.find((e) => e.toLowerCase() === name.toLowerCase());
   if (onDisk !== undefined) {
     const because = `there is no ${name} here, but ${onDisk}`;
@@ -3512,14 +3399,10 @@ function lostLocks(host: Host, gone: Instance): Diagnostic[] {
   }));
 }
 
-type Refuse = (state: State, status: number, because: string, hint: string) => { report: Report };
+type Refuse = (state: State, status: number, because: string, hint: string) => FoundInstance;
 
 /** The last questions of `findInstance`: is there a readable lima.yaml, and is the instance ours to work on? */
-async function permitted(
-  ctx: Context,
-  at: Instance,
-  refuse: Refuse,
-): Promise<{ instance: Instance } | { report: Report }> {
+async function permitted(ctx: Context, at: Instance, refuse: Refuse): Promise<FoundInstance> {
   const { host, role } = ctx;
   const { dir, owner } = at;
   const isOwn = owner === host.uid;
@@ -3577,11 +3460,8 @@ interface Requested {
   readonly home: string | undefined;
 }
 
-/** What `--all` and a bare `--status` serve; `unknown` where it could not be found out whether that is all. */
-type Listed = { ok: Requested[]; unknown?: Report[] } | { because: string; status: number };
-
 /** All instances of these homes, and of those that this user's living host agents name: one ps. */
-async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
+async function everyInstance(ctx: Context, homes: Homes) {
   const { host } = ctx;
   const trouble = homeTrouble(host, homes.paths[0] ?? "");
   if (trouble && (homes.isExplicit || trouble.status !== EXIT.noInstance)) return trouble;
@@ -3598,6 +3478,7 @@ async function everyInstance(ctx: Context, homes: Homes): Promise<Listed> {
   for (const { name, dir } of once.flatMap((home) => linkedInstances(host, home))) {
     ctx.say("info", { name }, `${dir} is a link, which --all and Lima's own list leave out`);
   }
+  // Whether that is all could not be found out.
   const unknown = [
     ...listed.flatMap(({ home, names }) =>
       names.trouble === undefined || names.trouble === "absent"
@@ -3623,13 +3504,7 @@ function linkedInstances(host: Host, home: string): { name: string; dir: string 
 }
 
 /** The directory of a living process of Lima's, and whose it is. */
-interface RunningInstance {
-  readonly pid: number;
-  readonly uid: number;
-  readonly home: string;
-  readonly name: string;
-  readonly dir: string;
-}
+type RunningInstance = ReturnType<typeof runningInstances>[number];
 
 /** The instance directory that a command of Lima's names: a host agent's, or that of a driver, which may be alone. */
 function dirNamed(command: string): string | undefined {
@@ -3644,7 +3519,7 @@ function dirNamed(command: string): string | undefined {
 }
 
 /** The instances of living host agents and drivers, by the paths in their commands. */
-function runningInstances(rows: readonly ProcessRow[]): RunningInstance[] {
+function runningInstances(rows: readonly ProcessRow[]) {
   const found = rows.filter((row) => !row.stat.startsWith("Z")).flatMap(({ pid, uid, command }) => {
     const dir = dirNamed(command);
     return dir === undefined ? [] : [{ pid, uid, home: dirname(dir), name: basename(dir), dir }];
@@ -3653,8 +3528,7 @@ function runningInstances(rows: readonly ProcessRow[]): RunningInstance[] {
 }
 
 function notListed(because: string, what = "ps", hint = psCommand()): Report {
-  const blockers = [{ what, because, hint }];
-  return report("*", "unknown", EXIT.tryAgain, "unknown", { blockers });
+  return report("*", "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what, because, hint }] });
 }
 
 function isSameDirectory(host: Host, a: string, b: string): boolean {
@@ -3706,7 +3580,7 @@ async function isOfHome(host: Host, plist: string, { name, home }: Instance, isD
   const ofDir = basename(dir) === name ? dirname(dir) : undefined;
   const named = optionOf(readProgramArguments(plist), "--lima-home") ?? variable("LIMA_HOME") ?? ofDir;
   if (userHome === undefined && !named?.startsWith("/")) return true;
-  const homes = named === undefined ? defaultHomes(host, userHome ?? "", variable) : [expandHome(named, userHome)];
+  const homes = named === undefined ? homesByName(host, userHome ?? "", variable) : [expandHome(named, userHome)];
   return homes.some((path) => realHome(host, path) === home);
 }
 
@@ -3717,13 +3591,7 @@ function binaryNotes(what: string, text: string, { name }: Instance): Diagnostic
   return [{ what, because, hint: plistCommand(what) }];
 }
 
-async function jobStatus(
-  host: Host,
-  name: string,
-  plist: string,
-  text: string,
-  domains: string[],
-): Promise<JobStatus> {
+async function jobStatus(host: Host, name: string, plist: string, text: string, domains: string[]): Promise<JobStatus> {
   const label = readPlistString(text, "Label") ?? basename(plist, ".plist");
   const ask = (...argv: string[]) => host.run({ argv: ["launchctl", ...argv] }, LAUNCHCTL_LIMIT_MS);
   const answers = await Promise.all(domains.map(async (domain) => {
@@ -3748,12 +3616,10 @@ async function jobStatus(
   };
 }
 
-/**
- * Whether no user is logged in at the screen: then launchd has no such domain. For a job in it launchctl says 112, 113 or
- * 125 by version, of which 113 is also what it says of a job that is not loaded; so it is asked for the domain.
- */
+/** Whether no user is logged in at the screen: then launchd has no such domain. */
 async function isWithoutLogin(host: Host, domain: string): Promise<boolean> {
   if (!domain.startsWith("gui/")) return false;
+  // Not asked for a job in it: launchctl then says 112, 113 or 125 by version, and 113 also of a job that is not loaded.
   const answer = await host.run({ argv: ["launchctl", "print", domain] }, LAUNCHCTL_LIMIT_MS);
   return answer.ok !== undefined && [112, 113, 125].includes(answer.ok.code);
 }
@@ -3784,19 +3650,13 @@ async function jobOf(host: Host, label: string | undefined) {
 
 function exitTimeoutOfPlist(host: Host, label: string): number {
   const folders = [join(host.env("HOME") ?? "/", "Library/LaunchAgents"), "/Library/LaunchDaemons"];
-  const text = folders.map((f) => textOf(host, join(f, `${label}.plist`))).find((t) => t !== "");
-  return text === undefined ? LAUNCHD_DEFAULT_S : readExitTimeout(text);
+  return readExitTimeout(folders.map((f) => textOf(host, join(f, `${label}.plist`))).find((t) => t !== "") ?? "");
 }
 
 // ─────────────────────────────────────────────────────────────────────────────────────────────────────── signalling ──
 
 // Law 1 is here, and nothing else: no other part of the program sends a signal by number. A `VerifiedProcess` was proven by
 // its command and its owner (`judge`). Right before a signal it is read again, and its end is waited for by the same rules.
-
-/** Whether a row of ps still shows the process that was proven: a PID alone does not say so. */
-function showsSameProcess(now: ProcessRow, proven: ProcessRow): boolean {
-  return now.started === proven.started && now.command === proven.command && now.uid === proven.uid;
-}
 
 /**
  * Sends a signal to a process that was proven to be this instance's, after one more reading of ps: start time, command
@@ -3810,7 +3670,8 @@ async function signalVerified(host: Host, proven: ProcessRow, signal: Signal, ps
   const now = table.ok.rows.find((r) => r.pid === pid);
   if (!now && isThereWithoutRow(host, table.ok, pid)) return { kind: "skipped", why: "ps shows no row for it" };
   if (!now || now.stat.startsWith("Z")) return { kind: "already gone" };
-  if (!showsSameProcess(now, proven)) return { kind: "process changed" };
+  const isSame = now.started === proven.started && now.command === proven.command && now.uid === proven.uid;
+  if (!isSame) return { kind: "process changed" };
   if (!isPid(pid)) return { kind: "failed", why: `${pid} is no PID that may be signalled` };
   const sent = host.signal(pid, signal);
   if (sent.trouble === "absent") return { kind: "already gone" };
@@ -3818,11 +3679,7 @@ async function signalVerified(host: Host, proven: ProcessRow, signal: Signal, ps
 }
 
 /** Those that ps still shows. Without an answer all of them: what was there is there until the system says otherwise. */
-async function stillAlive(
-  host: Host,
-  processes: readonly VerifiedProcess[],
-  psMs: number,
-): Promise<readonly VerifiedProcess[]> {
+async function stillAlive(host: Host, processes: readonly VerifiedProcess[], psMs: number) {
   const table = await ps(host, processes.map((p) => p.row.pid), psMs);
   if (table.trouble) return processes;
   // A clock that was stepped changes a start time too: here the command decides.
@@ -3874,20 +3731,8 @@ async function waitForExit(
 // ───────────────────────────────────────────────────────────────────────────────────────────────────────── stopping ──
 
 // ── the session with the guest
-/**
- * An ssh session in which a root shell of the guest waits for one word. It is opened before anything is proven, which
- * does no harm, and the request is sent after the proof.
- */
-interface GuestSession {
-  /** Asks for the poweroff, and says how many seconds the guest has. */
-  requestPoweroff(leftS: number): void;
-  /** Whether the guest acknowledged the request. */
-  isAcknowledged(): boolean;
-  /** Why the guest will not power off, as far as it is known by now. */
-  refusal(): string | undefined;
-  readonly ended: Promise<unknown>;
-  close(): void;
-}
+/** An ssh session in which a root shell of the guest waits for one word. */
+type GuestSession = Exclude<ReturnType<typeof openGuestSession>, string>;
 
 /**
  * What the guest's shell runs: POSIX sh, as root. sudo's own PATH finds what an ordinary user's does not (measured). With
@@ -3946,13 +3791,12 @@ function sshCommand(instance: Instance): [string, ...string[]] {
  * the original's guest until the clone has started for the first time (seen with Lima 1.2 to 2.2).
  */
 function sshConfigOf(host: Host, instance: Instance): string | undefined {
-  const path = join(instance.dir, SSH_CONFIG);
-  const text = host.stat(path).ok?.kind === "file" ? host.read(path, 65_536).ok ?? "" : "";
+  const text = tailOf(host, join(instance.dir, SSH_CONFIG));
   return text.split(/\r?\n/).includes(`Host ${sshHost(instance.name)}`) ? text : undefined;
 }
 
-/** Opens a session, or returns why there is none. */
-function openGuestSession(host: Host, instance: Instance): GuestSession | string {
+/** Opens a session, or says why there is none. No harm before anything is proven: the request is sent after the proof. */
+function openGuestSession(host: Host, instance: Instance) {
   if (sshConfigOf(host, instance) === undefined) return "there is no ssh.config of this instance";
   const ssh = host.start({ argv: sshCommand(instance) });
   if (ssh.trouble) return `ssh cannot be started: ${ssh.why}`;
@@ -3960,9 +3804,9 @@ function openGuestSession(host: Host, instance: Instance): GuestSession | string
   let ended: number | undefined;
   ssh.ok.onLine((line) => accepted ||= /lima-guard: accepted\s*$/.test(line)); // a banner may be before it
   return {
-    requestPoweroff: (leftS) => void ssh.ok.say(`poweroff ${Math.max(0, Math.floor(leftS))}\n`),
+    requestPoweroff: (leftS: number) => void ssh.ok.say(`poweroff ${Math.max(0, Math.floor(leftS))}\n`),
     isAcknowledged: () => accepted,
-    // 255 after the word was accepted is the guest going down; any other end is not.
+    // Why the guest will not power off, as far as it is known by now. 255 after the word is the guest going down.
     refusal: () =>
       ended === undefined || (accepted && (ended === 0 || ended === 255))
         ? undefined
@@ -3973,7 +3817,6 @@ function openGuestSession(host: Host, instance: Instance): GuestSession | string
 }
 
 // ── the stages in order
-/** Options of a stop. */
 interface StopOptions {
   readonly budgetS: number;
   /** When the stop was asked for, on the host's clock. */
@@ -3989,42 +3832,50 @@ interface StopOptions {
 }
 
 /** One stop, while it runs. */
-interface Stop extends StopOptions {
-  readonly ctx: Context;
-  readonly instance: Instance;
+class Stop {
   readonly limits: Record<Stage, number>;
-  session: GuestSession | string;
   /** Sessions in which the request was sent, to be closed at the end. */
-  readonly opened: GuestSession[];
+  readonly opened: GuestSession[] = [];
   /** Whether QEMU was signalled, which cuts the guest's power. */
-  powerCut: boolean;
+  powerCut = false;
   /** Whether the host agent was killed after the VM was off: no hard stop of the VM. */
-  isAgentHung: boolean;
+  isAgentHung = false;
   /** Notified when a process may have ended. */
-  readonly wakeUp: WakeUp;
+  readonly wakeUp = new WakeUp();
   seen: Observation;
-  steps: Step[];
-  seconds: Partial<Record<Stage, number>>;
+  readonly steps: Step[] = [];
+  readonly seconds: Partial<Record<Stage, number>> = {};
   /** Its end wakes the waiting when the host agent's socket closes; until then polling is slower. */
-  isAgentSocketOpen: boolean;
+  isAgentSocketOpen = false;
   /** How many of the signals that skip a stage have skipped one. A signal between two stages is for the next one. */
   skipped: number;
   /** What the host agent said where it could not stop its guest, and ended. */
-  guestCutOff?: string | undefined;
+  guestCutOff: string | undefined;
+
+  constructor(
+    readonly ctx: Context,
+    readonly instance: Instance,
+    readonly how: StopOptions,
+    public session: GuestSession | string,
+  ) {
+    this.limits = stageLimits(how.budgetS);
+    this.seen = { ...emptyObservation(instance), alive: how.known ?? [] };
+    this.skipped = ctx.skips.count;
+  }
+
+  /** Whether a person has skipped the stage. */
+  isSkipped = () => this.ctx.skips.count > this.skipped;
+  remaining = () => this.seen.alive.filter((p) => p.role !== "usernet");
+  agents = () => this.seen.alive.filter((p) => p.role === "host agent");
+  drivers = () => driversOf(this.seen);
+  hasQemu = () => this.drivers().some((p) => p.role === "QEMU");
+  /** The guest of a living host agent boots until that agent has reported `running`. */
+  isBooting = () => this.agents().length > 0 && !hasReportedRunning(this.ctx.host, this.instance);
+  doneOutcome = (): Outcome => this.isAgentHung ? { kind: "done", note: HUNG_AGENT } : DONE;
+  waitOutcome = (): Outcome => ({ kind: this.isSkipped() ? "skipped by a signal" : "no end in time" });
 }
 
-/** How a stop went. */
-interface StopResult {
-  readonly end: StopEnd;
-  readonly seconds: Record<string, number>;
-  readonly steps: readonly Step[];
-  readonly remaining: readonly VerifiedProcess[];
-  readonly guestCutOff: string | undefined;
-  readonly isAgentHung: boolean;
-  readonly blockers: readonly Diagnostic[];
-  /** All processes had to be searched: the clean-up does it too. */
-  readonly searched: boolean;
-}
+type StopResult = ReturnType<typeof stopResult>;
 
 /**
  * Stops whatever of an instance is alive and proven: guest, agent, driver, kill; each stage only while something is
@@ -4034,7 +3885,7 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
   const { budgetS, ready } = how;
   ready?.requestPoweroff(graceLeftS(ctx.host, how));
   const session = ready ?? (mayBeAlive(ctx.host, instance) ? openGuestSession(ctx.host, instance) : undefined);
-  const stop = newStop(ctx, instance, how, session ?? "nothing is alive");
+  const stop = new Stop(ctx, instance, how, session ?? "nothing is alive");
   try {
     const [known] = await Promise.all([lastKnown(ctx, instance), lookAgain(stop)]);
     // A command that was started need not have made a VM yet.
@@ -4042,15 +3893,15 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
     const wasThere = known === "running" || (known === "start" && hasFiles);
     const byWord = ready?.isAcknowledged() === true;
     const gone = byWord ? "guest" : wasThere ? "gone before the request" : "already stopped";
-    if (remaining(stop).length === 0) return stopResult(stop, gone);
+    if (stop.remaining().length === 0) return stopResult(stop, gone);
     // Without any PID file (`rm *.pid`) nothing is said of the driver.
     const vmGone = !byWord && known === "running" && hasFiles && !hasDriverFile(stop.seen, "ours") &&
-      driversOf(stop.seen).length === 0;
+      stop.drivers().length === 0;
     // A process lives that no PID file names.
     if (session === undefined) stop.session = openGuestSession(ctx.host, instance);
     throwIfOvertaken(ctx);
     stop.steps.push(...removeAll(ctx, instance, urgentRemovals(stop.seen)));
-    await journal(ctx, instance, "stop", { budgetS, limits: stop.limits, alive: names(remaining(stop)) });
+    await journal(ctx, instance, "stop", { budgetS, limits: stop.limits, alive: names(stop.remaining()) });
     void watchAgentSocket(stop).catch(() => {}); // only a wake-up less: everything is polled then
     let last: StopStage | undefined;
     for (const stage of STOP_STAGES) if (last === undefined && await runStage(stop, stage)) last = stage;
@@ -4063,26 +3914,6 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
   }
 }
 
-function newStop(ctx: Context, instance: Instance, how: StopOptions, session: GuestSession | string): Stop {
-  return {
-    ctx,
-    instance,
-    ...how,
-    limits: stageLimits(how.budgetS),
-    session,
-    opened: [],
-    powerCut: false,
-    isAgentHung: false,
-    wakeUp: new WakeUp(),
-    seen: { ...emptyObservation(instance), alive: how.known ?? [] },
-    steps: [],
-    seconds: {},
-    isAgentSocketOpen: false,
-    skipped: ctx.skips.count,
-  };
-}
-
-/** How many seconds of grace are left. */
 function graceLeftS(host: Host, { beganMs, budgetS }: StopOptions): number {
   return stageLimits(budgetS).agent - secondsSince(host, beganMs);
 }
@@ -4095,11 +3926,21 @@ async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "r
   return last.event === "start" && last["adopted"] !== true ? "start" : "running";
 }
 
-function stopResult(stop: Stop, end: StopEnd): StopResult {
-  const total = secondsSince(stop.ctx.host, stop.beganMs);
+function stopResult(stop: Stop, end: StopEnd) {
   const { steps, seen, isAgentHung, guestCutOff } = stop;
-  const more = { remaining: remaining(stop), blockers: unknownsOf(seen), searched: seen.searched === true };
-  return { end, guestCutOff, isAgentHung, seconds: { ...stop.seconds, total }, steps, ...more };
+  const seconds: Record<string, number> = { ...stop.seconds, total: secondsSince(stop.ctx.host, stop.how.beganMs) };
+  // Where all processes had to be searched the clean-up does it too.
+  const searched = seen.searched === true;
+  return {
+    end,
+    guestCutOff,
+    isAgentHung,
+    seconds,
+    steps,
+    remaining: stop.remaining(),
+    blockers: unknownsOf(seen),
+    searched,
+  };
 }
 
 /** Seconds, to the millisecond, since a moment of the host's clock. */
@@ -4121,16 +3962,14 @@ function mayBeAlive(host: Host, instance: Instance): boolean {
 
 /** In a stop nothing may take longer than a share of the time that is left. */
 function timeoutsOf(stop: Stop): Timeouts {
-  const leftMs = Math.max(0, stop.beganMs + stop.limits["clean up"] * 1000 - stop.ctx.host.clockMs());
+  const leftMs = Math.max(0, stop.how.beganMs + stop.limits["clean up"] * 1000 - stop.ctx.host.clockMs());
   return { ...STOP_TIMEOUTS, psMs: Math.min(PS_LIMIT_MS, leftMs / 4), lsofMs: Math.min(LSOF_LIMIT_MS, leftMs / 2) };
 }
 
-/**
- * What was proven before, and no file names now or is unknown now, is there until the system says that it is gone. What was
- * unknown is searched for among all processes: a host agent that ends removes ha.pid, whatever it named.
- */
+/** What was proven before, and no file names now or is unknown now, is there until the system says that it is gone. */
 async function lookAgain(stop: Stop): Promise<void> {
-  const before = remaining(stop);
+  const before = stop.remaining();
+  // What was unknown is searched for: a host agent that ends removes ha.pid, whatever it named.
   const searchAll = stop.seen.searched || unknownsOf(stop.seen).length > 0;
   const now = await observeProcesses(stop.ctx, stop.instance, timeoutsOf(stop), searchAll);
   const unseen = before.filter((p) => !now.alive.some((n) => n.row.pid === p.row.pid));
@@ -4139,24 +3978,19 @@ async function lookAgain(stop: Stop): Promise<void> {
   stop.seen = { ...stop.seen, ...now, alive: [...now.alive, ...kept] };
 }
 
-function remaining(stop: Stop): VerifiedProcess[] {
-  return stop.seen.alive.filter((p) => p.role !== "usernet");
-}
-
 /** Takes one stage, and returns whether nothing is left after it. */
 async function runStage(stop: Stop, stage: StopStage): Promise<boolean> {
   const { ctx, instance } = stop;
   const begin = ctx.host.clockMs();
   // A guest that acknowledged may have used all of grace: Lima gets its signal and a third of the kill's time all the same.
   const momentMs = stage === "kill" ? 0 : (stop.limits.kill - stop.limits.agent) * 1000 / 3;
-  const deadlineMs = Math.max(stop.beganMs + stop.limits[stage] * 1000, begin + momentMs);
-  const step = stageSteps(stop.seen, stop.because ?? aliveWords(remaining(stop)), stop.budgetS).find((s) =>
-    s.kind === stage
-  );
+  const deadlineMs = Math.max(stop.how.beganMs + stop.limits[stage] * 1000, begin + momentMs);
+  const because = stop.how.because ?? aliveWords(stop.remaining());
+  const step = stageSteps(stop.seen, because, stop.how.budgetS).find((s) => s.kind === stage);
   if (!step) return false;
   ctx.stage(instance, stage, deadlineMs);
   throwIfOvertaken(ctx);
-  const outcome = await STAGES[stage](stop, deadlineMs, () => ctx.skips.count > stop.skipped);
+  const outcome = await STAGES[stage](stop, deadlineMs);
   throwIfOvertaken(ctx);
   stop.skipped = ctx.skips.count;
   await lookAgain(stop);
@@ -4165,43 +3999,35 @@ async function runStage(stop: Stop, stage: StopStage): Promise<boolean> {
   stop.steps.push({ ...step, outcome });
   ctx.say(stage === "kill" || stop.powerCut ? "warn" : "info", instance, describeStep({ ...step, outcome }));
   await journal(ctx, instance, "stage", { stage, seconds, until: stop.limits[stage], outcome: outcomeWords(outcome) });
-  return remaining(stop).length === 0;
+  return stop.remaining().length === 0;
 }
 
 // ── one stage
-/** One stage: acts, waits at most until the given moment or the skip, and says what came of it. */
-type StageWork = (stop: Stop, deadlineMs: number, skipped: () => boolean) => Promise<Outcome>;
-
-const STAGES: Record<StopStage, StageWork> = {
+/** Each stage acts, waits at most until the given moment or the skip, and says what came of it. */
+const STAGES: Record<StopStage, (stop: Stop, deadlineMs: number) => Promise<Outcome>> = {
   guest: askGuest,
-  agent: async (c, deadlineMs, skipped) => {
-    const agents = () => remaining(c).filter((p) => p.role === "host agent");
+  agent: async (c, deadlineMs) => {
     for (const risk of mayBeSignalledByLima(c.seen)) c.ctx.say("warn", c.instance, describeDiagnostic("note", risk));
-    const isBooting = isAgentBooting(c);
-    const sent = await signalAll(c, agents, "SIGTERM", deadlineMs, skipped);
-    if (isBooting) await askMeanwhile(c, deadlineMs, skipped);
-    if (!await waitDown(c, deadlineMs, skipped, () => false)) return sent ?? waitOutcome(skipped);
+    const isBooting = c.isBooting();
+    const sent = await signalAll(c, c.agents, "SIGTERM", deadlineMs);
+    if (isBooting) await askMeanwhile(c, deadlineMs);
+    if (!await waitDown(c, deadlineMs)) return sent ?? c.waitOutcome();
     c.guestCutOff = readCut(tailOf(c.ctx.host, join(c.instance.dir, "ha.stderr.log")));
     return c.guestCutOff === undefined
-      ? doneOutcome(c)
+      ? c.doneOutcome()
       : { kind: "done", note: `but the guest was cut off: ${c.guestCutOff}` };
   },
-  driver: async (c, deadlineMs, skipped) => {
-    if (remaining(c).some((p) => p.role === "host agent")) {
-      return { kind: "skipped", why: "a host agent is still alive" };
-    }
-    const drivers = () => driversOf(c.seen);
-    const nowMs = c.ctx.host.clockMs();
-    const isQemu = drivers().some((p) => p.role === "QEMU");
-    if (isQemu && await goneByButton(c, drivers(), buttonEndMs(nowMs, deadlineMs), skipped)) return DONE;
-    const sent = await signalAll(c, drivers, "SIGTERM", deadlineMs, skipped);
-    const gone = await waitGone(c, drivers(), deadlineMs, skipped);
+  driver: async (c, deadlineMs) => {
+    if (c.agents().length > 0) return { kind: "skipped", why: "a host agent is still alive" };
+    if (c.hasQemu() && await goneByButton(c, buttonEndMs(c.ctx.host.clockMs(), deadlineMs))) return DONE;
+    const sent = await signalAll(c, c.drivers, "SIGTERM", deadlineMs);
+    const gone = await waitGone(c, c.drivers(), deadlineMs);
     if (c.powerCut && gone) return { kind: "done", note: "SIGTERM to QEMU cut the guest's power" };
-    return gone ? DONE : sent ?? waitOutcome(skipped);
+    return gone ? DONE : sent ?? c.waitOutcome();
   },
   kill: async (c, deadlineMs) => {
-    const sent = await signalAll(c, () => remaining(c), "SIGKILL", deadlineMs, () => false);
-    const gone = await waitGone(c, remaining(c), deadlineMs, () => false);
+    const sent = await signalAll(c, c.remaining, "SIGKILL", deadlineMs);
+    const gone = await waitGone(c, c.remaining(), deadlineMs, () => false);
     if (!gone) return sent ?? { kind: "failed", why: "still alive after SIGKILL" };
     return await diskReleased(c, deadlineMs) ? DONE : { kind: "done", note: "but a process still has the disk open" };
   },
@@ -4216,17 +4042,11 @@ export function buttonEndMs(nowMs: number, deadlineMs: number): number {
 }
 
 /** Presses the power button again and again until the guest is down, or the time or the button is gone. */
-async function goneByButton(
-  stop: Stop,
-  drivers: readonly VerifiedProcess[],
-  deadlineMs: number,
-  skipped: () => boolean,
-): Promise<boolean> {
+async function goneByButton(stop: Stop, deadlineMs: number): Promise<boolean> {
   const { host } = stop.ctx;
-  while (host.clockMs() < deadlineMs && !skipped()) {
+  while (host.clockMs() < deadlineMs && !stop.isSkipped()) {
     const pressed = await powerdown(stop, deadlineMs - host.clockMs());
-    const turnMs = Math.min(deadlineMs, host.clockMs() + PRESS_AGAIN_MS);
-    if (await waitGone(stop, drivers, turnMs, skipped)) return true;
+    if (await waitGone(stop, stop.drivers(), Math.min(deadlineMs, host.clockMs() + PRESS_AGAIN_MS))) return true;
     if (pressed !== undefined) return false;
   }
   return false;
@@ -4244,17 +4064,18 @@ const ASK_AGAIN_MS = 1_000;
 /** How often the power button is pressed again: a booting guest does not hear the first press. */
 const PRESS_AGAIN_MS = 5_000;
 
-/** What the guest stage has tried so far. */
-interface Asking {
+/** What was tried so far to ask the guest. */
+class Asking {
   /** The sessions in which the request was sent. */
-  readonly sessions: GuestSession[];
-  /** Why there is no session, where there is none. */
-  none?: string | undefined;
-  /** The last reason for a refusal. */
-  refused?: string | undefined;
-  /** When a session was opened last. */
-  openedMs: number;
-  pressedMs: number;
+  readonly sessions: GuestSession[] = [];
+
+  /** When a session was opened last, and why there is none, where there is none. */
+  constructor(public openedMs: number, public none: string | undefined) {}
+
+  hasAcknowledged = () => this.sessions.some((s) => s.isAcknowledged() && s.refusal() === undefined);
+  /** Why the guest will not power off: each session was refused, or there is none. */
+  refusal = () =>
+    this.sessions.every((s) => s.refusal() !== undefined) ? this.none ?? this.sessions.at(-1)?.refusal() : undefined;
 }
 
 /**
@@ -4262,30 +4083,36 @@ interface Asking {
  * time; one that has acknowledged has all of grace. A running guest that refuses ends the stage at once. For a booting
  * one no refusal is final.
  */
-async function askGuest(stop: Stop, deadlineMs: number, skipped: () => boolean): Promise<Outcome> {
+async function askGuest(stop: Stop, deadlineMs: number): Promise<Outcome> {
   const { host } = stop.ctx;
-  const asking: Asking = { sessions: [], openedMs: stop.beganMs, pressedMs: -Infinity };
+  const asking = new Asking(stop.how.beganMs, undefined);
+  let [refused, pressedMs]: [string | undefined, number] = [undefined, -Infinity];
   requestIn(stop, asking, stop.session);
   for (;;) {
-    const isBooting = isAgentBooting(stop);
-    const acknowledged = hasAcknowledged(asking);
+    const isBooting = stop.isBooting();
+    const acknowledged = asking.hasAcknowledged();
     const endMs = guestEndMs(stop, asking, deadlineMs, isBooting);
-    const isOver = host.clockMs() >= endMs;
-    asking.refused = refusalOf(asking) ?? asking.refused;
+    const nowMs = host.clockMs();
+    const isOver = nowMs >= endMs;
+    refused = asking.refusal() ?? refused;
     // The last session of a booting guest may have had no time for an answer.
-    const refusal = refusalOf(asking) ?? (isOver && isBooting && !acknowledged ? asking.refused : undefined);
+    const refusal = asking.refusal() ?? (isOver && isBooting && !acknowledged ? refused : undefined);
     if (refusal !== undefined && (isOver || !isBooting)) {
       return { kind: asking.sessions.length === 0 ? "skipped" : "refused", why: refusal };
     }
-    if (isOver) return waitOutcome(skipped);
-    if (isBooting && !acknowledged) await pressButton(stop, asking, endMs);
-    const isNews = () => hasAcknowledged(asking) !== acknowledged || (!isBooting && refusalOf(asking) !== undefined);
+    if (isOver) return stop.waitOutcome();
+    // The power button of a booting QEMU guest: a connection of a moment, while its agent has not been signalled.
+    if (isBooting && !acknowledged && stop.hasQemu() && nowMs >= pressedMs + PRESS_AGAIN_MS) {
+      pressedMs = nowMs;
+      await powerdown(stop, endMs - nowMs);
+    }
+    const isNews = () => asking.hasAcknowledged() !== acknowledged || (!isBooting && asking.refusal() !== undefined);
     const turnMs = acknowledged ? endMs : Math.min(endMs, host.clockMs() + ASK_AGAIN_MS);
-    if (await waitDown(stop, turnMs, skipped, isNews)) return doneOutcome(stop);
-    if (skipped()) return waitOutcome(skipped);
-    const isSilent = stop.ready !== undefined && asking.sessions.length === 1 && !hasAcknowledged(asking) &&
-      host.clockMs() >= stop.beganMs + SILENT_MS;
-    if (isSilent || (isBooting && refusalOf(asking) !== undefined)) {
+    if (await waitDown(stop, turnMs, isNews)) return stop.doneOutcome();
+    if (stop.isSkipped()) return stop.waitOutcome();
+    const isSilent = stop.how.ready !== undefined && asking.sessions.length === 1 && !asking.hasAcknowledged() &&
+      host.clockMs() >= stop.how.beganMs + SILENT_MS;
+    if (isSilent || (isBooting && asking.refusal() !== undefined)) {
       if (isBooting) await lookAgain(stop);
       requestIn(stop, asking, openGuestSession(host, stop.instance));
     }
@@ -4293,59 +4120,41 @@ async function askGuest(stop: Stop, deadlineMs: number, skipped: () => boolean):
 }
 
 /** A guest that boots loses the one press of Lima's own stop: it is asked over ssh until it has acknowledged. */
-async function askMeanwhile(stop: Stop, deadlineMs: number, skipped: () => boolean): Promise<void> {
+async function askMeanwhile(stop: Stop, deadlineMs: number): Promise<void> {
   const { host } = stop.ctx;
-  const asking: Asking = { sessions: [], none: "not asked yet", openedMs: host.clockMs(), pressedMs: Infinity };
+  const asking = new Asking(host.clockMs(), "not asked yet");
   do {
-    if (refusalOf(asking) !== undefined) requestIn(stop, asking, openGuestSession(host, stop.instance));
-    const turnMs = Math.min(deadlineMs, host.clockMs() + ASK_AGAIN_MS);
-    if (await waitDown(stop, turnMs, skipped, () => false)) return;
-  } while (!skipped() && host.clockMs() < deadlineMs && !hasAcknowledged(asking));
+    if (asking.refusal() !== undefined) requestIn(stop, asking, openGuestSession(host, stop.instance));
+    if (await waitDown(stop, Math.min(deadlineMs, host.clockMs() + ASK_AGAIN_MS))) return;
+  } while (!stop.isSkipped() && host.clockMs() < deadlineMs && !asking.hasAcknowledged());
 }
 
 /** Sends the request in a session, where its port is proven: a ready session has had its proof, and its request. */
 function requestIn(stop: Stop, asking: Asking, session: GuestSession | string): void {
   asking.none = typeof session === "string" ? session : undefined;
   if (typeof session === "string") return;
-  const wasSaid = session === stop.ready;
+  const wasSaid = session === stop.how.ready;
   if (!wasSaid && !isOwnPort(stop.seen, sshFile(stop.ctx.host, stop.instance, stop.seen))) {
     asking.none = "the port in ssh.config is not provably this instance's now";
     session.close();
     return;
   }
   if (!wasSaid) {
-    asking.openedMs = stop.session === session ? stop.beganMs : stop.ctx.host.clockMs();
-    session.requestPoweroff(graceLeftS(stop.ctx.host, stop));
+    asking.openedMs = stop.session === session ? stop.how.beganMs : stop.ctx.host.clockMs();
+    session.requestPoweroff(graceLeftS(stop.ctx.host, stop.how));
   }
   asking.sessions.push(session);
   stop.opened.push(session);
   void session.ended.then(() => stop.wakeUp.notify());
 }
 
-function hasAcknowledged({ sessions }: Asking): boolean {
-  return sessions.some((s) => s.isAcknowledged() && s.refusal() === undefined);
-}
-
-/** Why the guest will not power off: each session was refused, or there is none. */
-function refusalOf({ sessions, none }: Asking): string | undefined {
-  if (sessions.some((s) => s.refusal() === undefined)) return undefined;
-  return none ?? sessions.at(-1)?.refusal();
-}
-
 function guestEndMs(stop: Stop, asking: Asking, deadlineMs: number, isBooting: boolean): number {
-  if (hasAcknowledged(asking)) return stop.beganMs + stop.limits.agent * 1000;
+  if (asking.hasAcknowledged()) return stop.how.beganMs + stop.limits.agent * 1000;
   if (isBooting) return deadlineMs;
-  const beganMs = stop.ready && asking.sessions.length === 1 ? stop.beganMs + SILENT_MS : asking.openedMs;
+  const beganMs = stop.how.ready && asking.sessions.length === 1 ? stop.how.beganMs + SILENT_MS : asking.openedMs;
   return Math.min(deadlineMs, beganMs + ACKNOWLEDGE_MS);
 }
 
-/** The guest of a living host agent boots until that agent has reported `running`. */
-function isAgentBooting(stop: Stop): boolean {
-  if (!remaining(stop).some((p) => p.role === "host agent")) return false;
-  return !hasReportedRunning(stop.ctx.host, stop.instance);
-}
-
-/** Whether the host agent has reported that its guest is up. */
 function hasReportedRunning(host: Host, instance: Instance): boolean {
   const path = join(instance.dir, HA_STDOUT);
   // Of a longer log only the end is read. No boot writes that much.
@@ -4354,25 +4163,12 @@ function hasReportedRunning(host: Host, instance: Instance): boolean {
   return log.split("\n").some((l) => (jsonObject(l)?.["status"] as Record<string, unknown> | undefined)?.["running"]);
 }
 
-/** The power button of a booting QEMU guest: a connection of a moment, while its agent has not been signalled. */
-async function pressButton(stop: Stop, asking: Asking, deadlineMs: number): Promise<void> {
-  const now = stop.ctx.host.clockMs();
-  if (now < asking.pressedMs + PRESS_AGAIN_MS || !driversOf(stop.seen).some((p) => p.role === "QEMU")) return;
-  asking.pressedMs = now;
-  await powerdown(stop, deadlineMs - now);
-}
-
-function waitOutcome(skipped: () => boolean): Outcome {
-  return { kind: skipped() ? "skipped by a signal" : "no end in time" };
-}
-
 function sshFile(host: Host, instance: Instance, seen: Observation) {
   const config = host.stat(join(instance.dir, SSH_CONFIG)).ok;
   const text = sshConfigOf(host, instance) ?? "";
   // ha.pid tells when this agent began only where it names this agent.
   const haPid = seen.stateFiles.find((c) => basename(c.path) === HA_PID && c.verdict.kind === "ours");
-  const haPidMtimeMs = haPid?.stamp.mtimeMs;
-  return { port: readSshPort(text), mtimeMs: config?.mtimeMs ?? 0, haPidMtimeMs };
+  return { port: readSshPort(text), mtimeMs: config?.mtimeMs ?? 0, haPidMtimeMs: haPid?.stamp.mtimeMs };
 }
 
 /**
@@ -4380,13 +4176,7 @@ function sshFile(host: Host, instance: Instance, seen: Observation) {
  * stepped clock changes a start time too. Where ps has no proof to give it is asked again, for most of the stage: one
  * fork that fails must not cost the guest its grace. Returns what went wrong, or undefined.
  */
-async function signalAll(
-  stop: Stop,
-  which: () => VerifiedProcess[],
-  signal: Signal,
-  deadlineMs: number,
-  giveUp: () => boolean,
-): Promise<Outcome | undefined> {
+async function signalAll(stop: Stop, which: () => VerifiedProcess[], signal: Signal, deadlineMs: number) {
   const { host } = stop.ctx;
   const lastTryMs = deadlineMs - (deadlineMs - host.clockMs()) / 4;
   const signalled = new Set<number>();
@@ -4401,7 +4191,7 @@ async function signalAll(
     }
     const isChanged = wrong?.kind === "process changed";
     if ((!isChanged && wrong?.kind !== "skipped") || (isChanged && ++changes > 1)) return wrong;
-    if (giveUp() || host.clockMs() >= lastTryMs) return wrong;
+    if ((signal !== "SIGKILL" && stop.isSkipped()) || host.clockMs() >= lastTryMs) return wrong;
     if (!isChanged) await Promise.race([host.pause(PS_POLL_MS / 2), stop.ctx.skips.wakeUp.next()]);
     await lookAgain(stop);
   }
@@ -4409,10 +4199,10 @@ async function signalAll(
 
 async function signalOne(stop: Stop, proven: VerifiedProcess, signal: Signal): Promise<Outcome> {
   throwIfOvertaken(stop.ctx);
-  if (proven.row.pid !== stop.child?.pid) {
+  if (proven.row.pid !== stop.how.child?.pid) {
     return await signalVerified(stop.ctx.host, proven.row, signal, timeoutsOf(stop).psMs);
   }
-  stop.child.kill(signal);
+  stop.how.child.kill(signal);
   return DONE;
 }
 
@@ -4420,8 +4210,7 @@ async function signalOne(stop: Stop, proven: VerifiedProcess, signal: Signal): P
 async function watchAgentSocket(stop: Stop): Promise<void> {
   const socket = join(stop.instance.dir, HA_SOCK);
   const { host } = stop.ctx;
-  const isSocket = host.stat(socket, "follow links").ok?.kind === "socket";
-  if (!isSocket || !remaining(stop).some((p) => p.role === "host agent")) return;
+  if (host.stat(socket, "follow links").ok?.kind !== "socket" || stop.agents().length === 0) return;
   const held = await host.connect(socket, ANSWER_LIMIT_MS);
   if (held.trouble) return;
   stop.isAgentSocketOpen = true;
@@ -4436,7 +4225,7 @@ async function waitGone(
   stop: Stop,
   processes: readonly VerifiedProcess[],
   deadlineMs: number,
-  giveUp: () => boolean,
+  giveUp = stop.isSkipped,
 ): Promise<boolean> {
   const { host, skips } = stop.ctx;
   return await waitForExit(host, processes, {
@@ -4455,27 +4244,19 @@ const ALONE_MS = 5_000;
  * Waits until nothing is left. Once no driver is left the VM is off, and only its host agent is waited for, briefly; one
  * that hangs is killed then, which takes nothing from the guest. On vz the agent is the VM.
  */
-async function waitDown(
-  stop: Stop,
-  deadlineMs: number,
-  skipped: () => boolean,
-  isNews: () => boolean,
-): Promise<boolean> {
-  const giveUp = () => skipped() || isNews();
-  const drivers = driversOf(stop.seen);
-  const agents = () => remaining(stop).filter((p) => p.role === "host agent");
-  if (drivers.length === 0 || agents().length === 0) return await waitGone(stop, remaining(stop), deadlineMs, giveUp);
+async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): Promise<boolean> {
+  const giveUp = () => stop.isSkipped() || isNews();
+  const drivers = stop.drivers();
+  if (drivers.length === 0 || stop.agents().length === 0) {
+    return await waitGone(stop, stop.remaining(), deadlineMs, giveUp);
+  }
   if (!await waitGone(stop, drivers, deadlineMs, giveUp)) return false;
   const { host } = stop.ctx;
-  const killDeadlineMs = stop.beganMs + stop.limits.kill * 1000;
-  if (await waitGone(stop, agents(), Math.min(killDeadlineMs, host.clockMs() + ALONE_MS), skipped)) return true;
+  const killDeadlineMs = stop.how.beganMs + stop.limits.kill * 1000;
+  if (await waitGone(stop, stop.agents(), Math.min(killDeadlineMs, host.clockMs() + ALONE_MS))) return true;
   stop.isAgentHung = true;
-  await signalAll(stop, agents, "SIGKILL", killDeadlineMs, () => false);
-  return await waitGone(stop, agents(), killDeadlineMs, () => false);
-}
-
-function doneOutcome(stop: Stop): Outcome {
-  return stop.isAgentHung ? { kind: "done", note: HUNG_AGENT } : DONE;
+  await signalAll(stop, stop.agents, "SIGKILL", killDeadlineMs);
+  return await waitGone(stop, stop.agents(), killDeadlineMs, () => false);
 }
 
 /** QMP's system_powerdown, the power button. Returns why it could not be pressed, or undefined. */
@@ -4511,9 +4292,8 @@ async function readUntil(connection: Connection, word: string): Promise<boolean>
 async function diskReleased(stop: Stop, deadlineMs: number): Promise<boolean> {
   const { host } = stop.ctx;
   if (host.os !== "darwin") return true;
-  const images = ["disk", "diffdisk"].map((f) => join(stop.instance.dir, f)).filter((p) =>
-    host.stat(p).ok?.kind === "file"
-  );
+  const paths = ["disk", "diffdisk"].map((file) => join(stop.instance.dir, file));
+  const images = paths.filter((path) => host.stat(path).ok?.kind === "file");
   const holders = await holdersOf(host, images, deadlineMs - host.clockMs(), timeoutsOf(stop).lsofMs);
   return holders.trouble === undefined && holders.ok.length === 0;
 }
@@ -6225,10 +6005,10 @@ async function serveRequest(host: Host, invocation: Invocation, args: readonly s
   if (role === "stop") onSkipSignals(ctx);
   const machine = isMachine ? wholeMachine(ctx) : Promise.resolve([]);
   const others = host.uid === 0 && all && role === "pre" && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
-  const listed: Listed = all || names.length === 0
+  const listed = all || names.length === 0
     ? await everyInstance(ctx, homes)
-    : { ok: names.map((name) => ({ name, homes, home: undefined })) };
-  const wanted = "because" in listed && (isMachine || others.length > 0) ? { ok: [] } : listed;
+    : { ok: names.map((name) => ({ name, homes, home: undefined })), unknown: [] };
+  const wanted = "because" in listed && (isMachine || others.length > 0) ? { ok: [], unknown: [] } : listed;
   if ("because" in wanted) {
     const what = `Cannot list the instances of ${homes.paths[0]}: ${wanted.because}`;
     return refuseRequest(host, args, wanted.status, what, "--lima-home DIR names another LIMA_HOME");
@@ -6238,7 +6018,7 @@ async function serveRequest(host: Host, invocation: Invocation, args: readonly s
     return await superviseRun({ ctx, homes, name: names[0] ?? "", command: [program, ...rest] });
   }
   const { own, isLate } = await serveAll(ctx, wanted.ok, invocation);
-  const served = [...own, ...others, ...await machine, ...wanted.unknown ?? []];
+  const served = [...own, ...others, ...await machine, ...wanted.unknown];
   const reports = isMachine ? [...served, ...await stillLiving(ctx, served)] : served;
   const named = withHomes(reports);
   const text = role === "status" ? formatStatus(named, invocation.verbose) : formatReports(named, dryRun);
