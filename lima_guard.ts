@@ -897,6 +897,7 @@ interface Shape {
   readonly other?: string;
 }
 
+const LIMACTL = /^limactl(\.ventura)?$/;
 /** The PID file of a usernet, below LIMA_HOME. */
 const USERNET_FILE = String.raw`/_networks/(?<network>[^/ ]+)/usernet_\k<network>\.pid`;
 
@@ -905,14 +906,8 @@ const USERNET_FILE = String.raw`/_networks/(?<network>[^/ ]+)/usernet_\k<network
  * qemu-kvm.
  */
 const SHAPES: readonly Shape[] = [
-  {
-    role: "host agent",
-    program: /^limactl(\.ventura)?$/,
-    word: "hostagent",
-    flag: / --pidfile /g,
-    tails: [String.raw`/ha\.pid`],
-  },
-  { role: "usernet", program: /^limactl(\.ventura)?$/, word: "usernet", flag: / -p /g, tails: [USERNET_FILE] },
+  { role: "host agent", program: LIMACTL, word: "hostagent", flag: / --pidfile /g, tails: [String.raw`/ha\.pid`] },
+  { role: "usernet", program: LIMACTL, word: "usernet", flag: / -p /g, tails: [USERNET_FILE] },
   { role: "QEMU", program: /^qemu-(system-.+|kvm)$/, flag: / -pidfile /g, tails: [String.raw`/qemu\.pid`] },
   { role: "krunkit", program: /^krunkit$/, flag: /[ ,]path=/g, tails: ["/disk", "/diffdisk"], other: "[^,]*?" },
   { role: "external driver", program: /^lima-driver-.+$/, flag: / --inst-dir /g, tails: [""] },
@@ -938,32 +933,26 @@ export function judge(
   sameDirectory: SameDirectory,
   isFile: IsFile = () => false,
 ): Judgement {
-  const isAnotherUsers = row.uid !== instance.owner;
   const whole = compareWhole(row.command, instance, sameDirectory, isFile);
-  if (whole === "same" && !isAnotherUsers) {
+  if (whole === "same" && row.uid === instance.owner) {
     return { kind: "ours", role: "host agent", ...limaProgram(row.command) === undefined ? { renamed: true } : {} };
   }
-  for (const shape of SHAPES) {
+  // Not all at once: each comparison may look at files. What is whole and of another directory proves nothing.
+  const found = SHAPES.values().map((shape) => {
     const program = programOf(row.command, shape, isFile);
-    const found = program && compareShape(row.command, shape, program, instance, sameDirectory);
-    if (found === "same" && !isAnotherUsers) return { kind: "ours", role: shape.role };
-    if (found === "same") {
-      return cannotTell(`it looks like this instance's ${shape.role} and belongs to uid ${row.uid}`, shape.role);
-    }
-    if (isAnotherUsers) continue;
-    if (found === "different") return notOurs(`it is the ${shape.role} of another directory`);
-    if (found === "cannot tell") {
-      return cannotTell(`it may be a ${shape.role}, and its command does not say of which instance`, shape.role);
-    }
+    return { role: shape.role, is: program && compareShape(row.command, shape, program, instance, sameDirectory) };
+  });
+  if (row.uid !== instance.owner) {
+    const role = found.find(({ is }) => is === "same")?.role ?? (whole === "same" ? "host agent" : undefined);
+    if (role === undefined) return notOurs(`it belongs to uid ${row.uid}`);
+    return cannotTell(`it looks like this instance's ${role} and belongs to uid ${row.uid}`, role);
   }
-  if (whole === "same") {
-    return cannotTell(`it looks like this instance's host agent and belongs to uid ${row.uid}`, "host agent");
-  }
-  if (isAnotherUsers) return notOurs(`it belongs to uid ${row.uid}`);
-  if (whole === "cannot tell") {
-    return cannotTell("it may be a host agent, and its command does not say of which instance", "host agent");
-  }
-  return judgeProgram(row.command, instance, sameDirectory, isFile);
+  const first = found.find(({ is }) => is !== undefined && is !== "no");
+  const role = first?.role ?? (whole === "cannot tell" ? "host agent" : undefined);
+  if (role === undefined) return judgeProgram(row.command, instance, sameDirectory, isFile);
+  if (first?.is === "same") return { kind: "ours", role };
+  if (first?.is === "different") return notOurs(`it is the ${role} of another directory`);
+  return cannotTell(`it may be a ${role}, and its command does not say of which instance`, role);
 }
 
 function notOurs(why: string): Judgement {
@@ -1066,8 +1055,7 @@ function isOneProgram(text: string, isFile: IsFile): boolean {
   const words = text.split(" ");
   if (WRAPPERS.test(basename(words[0] ?? "")) || WRAPPERS.test(basename(text))) return false;
   if (!text.startsWith("/")) return !/[ /]/.test(text);
-  if (words.length === 1) return true;
-  if (isFile(text)) return true;
+  if (words.length === 1 || isFile(text)) return true;
   const starts = words.slice(1).map((_, i) => words.slice(0, i + 1).join(" "));
   return !starts.some(isFile) && words.slice(1).every((w) => !/^[-/]/.test(w)) && /^[^/].*\//.test(words.at(-1) ?? "");
 }
@@ -1076,7 +1064,7 @@ function isOneProgram(text: string, isFile: IsFile): boolean {
 function programWords(command: string, isFile: IsFile): string {
   const words = command.startsWith("/") ? command.slice(0, 1024).split(" ") : []; // PATH_MAX
   const file = words.map((_, i) => words.slice(0, i + 1).join(" ")).find(isFile);
-  return file ?? /^\/[^ ]*(?: [^-/ ][^ ]*\/[^ ]*)*/.exec(command)?.[0] ?? firstWord(command);
+  return file ?? /^\/[^ ]*(?: [^-/ ][^ ]*\/[^ ]*)*|^[^ ]*/.exec(command)?.[0] ?? "";
 }
 
 /**
@@ -1103,7 +1091,7 @@ function limaProgram(command: string): string | undefined {
   const plain = command.replace(/^[([]([^)\]]*)[)\]].*$/s, "$1");
   const isLimas = (name: string) =>
     /^(limactl(\.ventura)?|krunkit|qemu-kvm|qemu-system-.*|lima-driver-.*)$/.test(unwrapped(name));
-  const first = basename(firstWord(plain));
+  const first = basename(plain.split(" ", 1)[0] ?? "");
   if (isLimas(first) || !plain.startsWith("/")) return isLimas(first) ? first : undefined;
   return plain.split(" ").filter((w) => w.includes("/")).map((w) => basename(w)).find(isLimas);
 }
@@ -1111,10 +1099,6 @@ function limaProgram(command: string): string | undefined {
 /** nixpkgs wraps programs: what runs in the end is `.limactl-wrapped`. */
 function unwrapped(name: string): string {
   return name.replace(/^\.(.+)-wrapped$/, "$1");
-}
-
-function firstWord(command: string): string {
-  return command.split(" ", 1)[0] ?? "";
 }
 
 /** A path as ps may print it: as it is, or with the bytes that it cannot print as macOS's vis(3) writes them. */
