@@ -1276,10 +1276,11 @@ function settleCommand(instance: Instance, process: { pid: number; uid?: number 
  * automatically is named) both count. R0: none of them holds.
  */
 export function planPre(seen: Observation, budgetS = DEFAULT_BUDGET_S): Plan {
-  const { instance, missing: because, notes } = seen;
+  const { instance, missing: because } = seen;
   if (because !== undefined) {
     const hint = "limactl start would silently create a new VM of this name";
-    return plan("missing", because, { notes, blockers: [{ what: instance.dir, because, hint }] }, EXIT.noInstance);
+    const blockers = [{ what: instance.dir, because, hint }];
+    return plan(seen, "missing", because, { blockers, status: EXIT.noInstance });
   }
   return planAlive(seen, budgetS) ?? planUnknown(seen) ?? planFiles(seen);
 }
@@ -1288,17 +1289,17 @@ export function planPre(seen: Observation, budgetS = DEFAULT_BUDGET_S): Plan {
 function planUnknown(seen: Observation): Plan | undefined {
   const blockers = unknownsOf(seen);
   if (blockers.length === 0) return undefined;
-  return plan("unknown", "nothing is touched while this is unknown", { notes: seen.notes, blockers });
+  return plan(seen, "unknown", "nothing is touched while this is unknown", { blockers });
 }
 
 function plan(
+  { notes }: Observation,
   state: State,
   because: string,
-  more: { steps?: readonly Step[]; blockers?: readonly Diagnostic[]; notes?: readonly Diagnostic[] },
-  status?: number,
+  more: Partial<Pick<Plan, "steps" | "blockers" | "status">> = {},
 ): Plan {
-  const { steps = [], blockers = [], notes = [] } = more;
-  return { state, because, status: status ?? statusOfBlockers(blockers), steps, blockers, notes };
+  const { steps = [], blockers = [], status = statusOfBlockers(blockers) } = more;
+  return { state, because, status, steps, blockers, notes };
 }
 
 /** 77 where only permissions are missing, 75 where anything else is in the way too. */
@@ -1315,47 +1316,41 @@ function hasDriverFile(seen: Observation, kind: "ours" | "dead"): boolean {
 
 /** R2: what to do about processes that are proven to be this instance's; undefined where there are none. */
 function planAlive(seen: Observation, budgetS: number): Plan | undefined {
-  const agent = seen.alive.find((p) => p.role === "host agent");
+  const [agent] = hostAgentsOf(seen);
   const drivers = driversOf(seen);
   const health = seen.agent;
   if (agent && !(health && isHung(health))) {
     const pid = `host agent ${agent.row.pid}`;
     if (health?.answers && hasDriverFile(seen, "ours")) {
-      const more = { notes: seen.notes, blockers: severalAgents(seen) };
-      return plan("running", `${pid} answers and its driver is alive`, more);
+      return plan(seen, "running", `${pid} answers and its driver is alive`, { blockers: severalAgents(seen) });
     }
     if (agent.row.stat.startsWith("T") && !health?.answers) {
       const hint = killCommand(seen.instance, agent.row, "CONT");
-      const halted = { what: pid, because: `${pid} is stopped by a signal (ps: ${agent.row.stat})`, hint };
-      return plan("unknown", halted.because, { notes: seen.notes, blockers: [halted] });
+      const because = `${pid} is stopped by a signal (ps: ${agent.row.stat})`;
+      return plan(seen, "unknown", because, { blockers: [{ what: pid, because, hint }] });
     }
     // An agent that boots has not written one yet.
     const driver = hasDriverFile(seen, "dead") ? "its driver has died" : "its driver is not up";
     const because = health?.answers ? `${pid} answers, ${driver}` : `${pid} is alive and does not answer yet`;
-    const blocker = {
-      what: pid,
-      because,
-      hint: `it is left alone; to end it: ${guardCommand(seen.instance, "--stop")}`,
-    };
-    return plan("booting", because, { notes: seen.notes, blockers: [blocker] });
+    const hint = `it is left alone; to end it: ${guardCommand(seen.instance, "--stop")}`;
+    return plan(seen, "booting", because, { blockers: [{ what: pid, because, hint }] });
   }
   if (!agent && drivers.length === 0) return undefined;
   const unknown = planUnknown(seen);
   if (unknown) return unknown;
-  const state = agent ? "hung" : "orphan";
   const because = agent && health
     ? hungBecause(agent, health)
     : `${names(drivers)} ${drivers.length > 1 ? "run" : "runs"} without a host agent`;
   const steps = [...urgentRemovals(seen), ...stageSteps(seen, because, budgetS), ...laterRemovals(seen)];
-  return plan(state, because, { steps, notes: seen.notes });
+  return plan(seen, agent ? "hung" : "orphan", because, { steps });
 }
 
 /** More than one host agent is more than one VM on one disk: a start is not the answer, and 0 neither. */
-function severalAgents({ alive, instance }: Observation): Diagnostic[] {
-  const agents = alive.filter((p) => p.role === "host agent");
+function severalAgents(seen: Observation): Diagnostic[] {
+  const agents = hostAgentsOf(seen);
   if (agents.length < 2) return [];
   const because = "several host agents of it live, and each may write to its disk";
-  const hint = `${psCommand(...agents.map((p) => p.row.pid))}; to end them: ${guardCommand(instance, "--stop")}`;
+  const hint = `${psCommand(...agents.map((p) => p.row.pid))}; to end them: ${guardCommand(seen.instance, "--stop")}`;
   return [{ what: names(agents), because, hint }];
 }
 
@@ -1388,16 +1383,16 @@ function unknownFile(instance: Instance): (stateFile: StateFile) => Diagnostic {
 
 /** R4 to R6. Nothing is removed while the disk is in use. */
 function planFiles(seen: Observation): Plan {
-  const { instance, stateFiles, held, startBlockers, notes } = seen;
-  if (held.length > 0) {
-    return plan("blocked", held[0]?.because ?? "", { blockers: [...held, ...startBlockers], notes }, EXIT.tryAgain);
+  const { instance, stateFiles, held, startBlockers } = seen;
+  if (held[0]) {
+    return plan(seen, "blocked", held[0].because, { blockers: [...held, ...startBlockers], status: EXIT.tryAgain });
   }
   const steps = removals(seen);
   const shared = stateFiles.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown");
   const blockers = [...undeletableFiles(seen), ...shared.map(unknownFile(instance)), ...startBlockers];
-  if (blockers.length > 0) return plan("blocked", blockers[0]?.because ?? "", { steps, blockers, notes });
-  if (steps.length > 0) return plan("stale", removableFiles(seen)[0]?.verdict.why ?? "", { steps, notes });
-  return plan("clear", "nothing claims to be running", { notes });
+  if (blockers[0]) return plan(seen, "blocked", blockers[0].because, { steps, blockers });
+  if (steps.length > 0) return plan(seen, "stale", removableFiles(seen)[0]?.verdict.why ?? "", { steps });
+  return plan(seen, "clear", "nothing claims to be running");
 }
 
 /** Stale files that cannot be removed: row 28. */
@@ -1492,21 +1487,24 @@ export function stageLimits(budgetS: number): Record<Stage, number> {
 /** The stop stages for what is alive, most graceful first. Each is taken only while something is left. */
 export function stageSteps(seen: Observation, because: string, budgetS: number): Step[] {
   const limits = stageLimits(budgetS);
-  const agent = seen.alive.filter((p) => p.role === "host agent");
+  const agents = hostAgentsOf(seen);
   const drivers = driversOf(seen);
-  const until = (stage: Stage) => `until ${Math.round(limits[stage])} s`;
-  const steps: Step[] = [{ kind: "guest", what: `ask the guest over ssh to power off, ${until("guest")}`, because }];
-  if (agent.length > 0) {
-    const what = `SIGTERM to ${names(agent)}, ${until("agent")}`;
-    steps.push({ kind: "agent", what, because: "Lima's own graceful stop follows" });
-  }
-  if (drivers.length > 0) {
-    const how = drivers.some((p) => p.role === "QEMU") ? "QMP system_powerdown, then SIGTERM" : "SIGTERM";
-    const what = `${how} to ${names(drivers)}, ${until("driver")}`;
-    steps.push({ kind: "driver", what, because: "only where no host agent is left to do it" });
-  }
-  const what = `SIGKILL to ${names([...agent, ...drivers])}, ${until("kill")}`;
-  return [...steps, { kind: "kill", what, because: "only what is still alive then" }];
+  const how = drivers.some((p) => p.role === "QEMU") ? "QMP system_powerdown, then SIGTERM" : "SIGTERM";
+  const stages: readonly (readonly [StopStage, boolean, string, string])[] = [
+    ["guest", true, "ask the guest over ssh to power off", because],
+    ["agent", agents.length > 0, `SIGTERM to ${names(agents)}`, "Lima's own graceful stop follows"],
+    ["driver", drivers.length > 0, `${how} to ${names(drivers)}`, "only where no host agent is left to do it"],
+    ["kill", true, `SIGKILL to ${names([...agents, ...drivers])}`, "only what is still alive then"],
+  ];
+  return stages.filter(([, isNeeded]) => isNeeded).map(([kind, , what, because]) => ({
+    kind,
+    what: `${what}, until ${Math.round(limits[kind])} s`,
+    because,
+  }));
+}
+
+function hostAgentsOf(seen: Observation): VerifiedProcess[] {
+  return seen.alive.filter((p) => p.role === "host agent");
 }
 
 /** Proven processes that carry the VM; usernet serves other instances too and is never stopped here. */
@@ -1526,24 +1524,22 @@ function aliveWords(processes: readonly VerifiedProcess[]): string {
  */
 export function planStop(seen: Observation, budgetS: number): Plan {
   if (seen.missing !== undefined) return planPre(seen);
-  const { notes } = seen;
-  const blockers = unknownsOf(seen);
-  const agents = seen.alive.filter((p) => p.role === "host agent");
+  const agents = hostAgentsOf(seen);
   const drivers = driversOf(seen);
   if (agents.length + drivers.length === 0) {
     const unknown = planUnknown(seen);
     if (unknown) return unknown;
     if (seen.held.length > 0) {
-      return plan("unknown", "its disk is in use", { blockers: seen.held, notes }, EXIT.tryAgain);
+      return plan(seen, "unknown", "its disk is in use", { blockers: seen.held, status: EXIT.tryAgain });
     }
-    const more = { steps: removals(seen), blockers: undeletableFiles(seen), notes };
-    return plan("stopped", "no process of it is alive", more);
+    const more = { steps: removals(seen), blockers: undeletableFiles(seen) };
+    return plan(seen, "stopped", "no process of it is alive", more);
   }
   const because = aliveWords([...agents, ...drivers]);
-  const state = agents.length === 0 ? "orphan" : "running";
+  const blockers = unknownsOf(seen);
   const files = blockers.length > 0 ? [] : laterRemovals(seen);
   const steps = [...urgentRemovals(seen), ...stageSteps(seen, because, budgetS), ...files];
-  return plan(state, because, { steps, blockers, notes });
+  return plan(seen, agents.length === 0 ? "orphan" : "running", because, { steps, blockers });
 }
 
 /**
@@ -1558,8 +1554,7 @@ export function isOwnPort(
   if (file.port === undefined) return false;
   const forwards = seen.alive.flatMap((p) => [...p.row.command.matchAll(/hostfwd=tcp:[^,: ]*:(\d+)-/g)]);
   if (forwards.length > 0) return forwards.some((m) => Number(m[1]) === file.port);
-  const agent = seen.alive.some((p) => p.role === "host agent");
-  return agent && file.haPidMtimeMs !== undefined && file.mtimeMs >= file.haPidMtimeMs;
+  return hostAgentsOf(seen).length > 0 && file.haPidMtimeMs !== undefined && file.mtimeMs >= file.haPidMtimeMs;
 }
 
 const HUNG_AGENT = "the hung host agent was killed";
