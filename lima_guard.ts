@@ -225,11 +225,7 @@ export interface FileStamp {
   readonly text: string | undefined;
 }
 
-/** A socket that belongs to a PID file. */
-interface StampedPath {
-  readonly path: string;
-  readonly stamp: FileStamp;
-}
+type StampedPath = Pick<StateFile, "path" | "stamp">;
 
 /** A file that says that a process lives, that a disk is in use, or which port is used. */
 export interface StateFile {
@@ -296,10 +292,7 @@ export interface Observation {
 }
 
 /** What needs action, and warnings. */
-interface Findings {
-  readonly blockers: readonly Diagnostic[];
-  readonly notes: readonly Diagnostic[];
-}
+type Findings = Pick<Plan, "blockers" | "notes">;
 
 /** What is known of an instance before anything has been looked at. */
 export function emptyObservation(instance: Instance): Observation {
@@ -307,9 +300,7 @@ export function emptyObservation(instance: Instance): Observation {
 }
 
 /** A process that has a file open for writing. */
-interface Holder {
-  readonly pid: number;
-  readonly command: string;
+interface Holder extends Pick<ProcessRow, "pid" | "command"> {
   readonly path: string;
   /** The file's device and inode; undefined where lsof does not know them. */
   readonly dev: number | undefined;
@@ -344,7 +335,7 @@ export type State =
 
 /** One thing to do. `outcome` is filled in by acting; the dry run prints the same words without it. */
 export interface Step {
-  readonly kind: "remove" | "guest" | "agent" | "driver" | "kill" | "start";
+  readonly kind: "remove" | StopStage | "start";
   readonly what: string;
   readonly because: string;
   readonly path?: string;
@@ -364,6 +355,7 @@ const DONE: Outcome = { kind: "done" };
 
 /** What is to be done about an instance, with all reasons. Plain data. */
 export interface Plan {
+  /** The state that was found; in a report, `stopped` after a stop. */
   readonly state: State;
   readonly because: string;
   readonly status: number;
@@ -381,15 +373,6 @@ type Stage = StopStage | "clean up";
 
 /** How a stop ended. */
 export type StopEnd = typeof GRACEFUL_STAGES[number] | "killed" | "already stopped" | "gone before the request";
-
-/** What `launchctl print` says of a job, as far as it could be read: only lines with exactly one tab are the job's own. */
-interface PrintedJob {
-  readonly pid: number | undefined;
-  readonly exitTimeoutS: number | undefined;
-  readonly state: string | undefined;
-  readonly program: string | undefined;
-  readonly path: string | undefined;
-}
 
 /** A launchd job of an instance, as its plist and launchctl show it. */
 export interface JobStatus {
@@ -421,13 +404,7 @@ interface FoundJobs {
 export type LastStopKind = "none" | "graceful" | "cut by agent" | "killed" | "cut off" | "by itself" | "unknown";
 
 /** A stop under way: who does it, since when, in which stage, and when its budget ends. */
-interface Stopping {
-  readonly pid: number;
-  readonly role: string;
-  readonly since: string | null;
-  readonly stage: string | null;
-  readonly until: string | null;
-}
+type Stopping = Pick<LockRecord, "pid" | "role"> & Readonly<Record<"since" | "stage" | "until", string | null>>;
 
 /** Whether the guest was ready, by the events of its host agent; null where there are none to read. */
 interface Readiness {
@@ -448,30 +425,20 @@ interface LockRecord {
 }
 
 /** One line of an instance's journal, written by any role. */
-export interface JournalLine {
-  readonly time: string;
-  readonly boot: string;
-  readonly dir: string;
-  readonly role: string;
-  readonly event: string;
-  readonly [more: string]: unknown;
-}
+export type JournalLine =
+  & Readonly<Record<"time" | "boot" | "dir" | "role" | "event", string>>
+  & Readonly<Record<string, unknown>>;
 
 /** The result for one instance: the fields that `--json` prints. */
-export interface Report {
+export interface Report extends Omit<Plan, "because" | "steps"> {
   readonly name: string;
   /** Whose instance it is, in root's `--all`; and its LIMA_HOME, wherever instances were listed. */
   readonly owner?: string;
   readonly home?: string | undefined;
-  /** The state that was found; `stopped` after a stop. */
-  readonly state: State;
-  readonly status: number;
   /** Which stage ended a stop, or null. */
   readonly stage: StopEnd | null;
   readonly seconds: Readonly<Record<string, number>>;
   readonly steps: readonly (Pick<Step, "kind" | "what" | "because"> & { readonly outcome: string })[];
-  readonly blockers: readonly Diagnostic[];
-  readonly notes: readonly Diagnostic[];
   /** The result in one line, for people. */
   readonly summary: string;
 }
@@ -676,8 +643,13 @@ export function readCut(haStderr: string): string | undefined {
   return cut === undefined ? lines.slice(begin + 1).find((l) => l.startsWith("panic: ")) : String(cut.msg);
 }
 
-/** Reads `launchctl print DOMAIN/LABEL`. Its text is no API: what is not there is simply not known. */
-export function readPrint(text: string): PrintedJob {
+/**
+ * Reads `launchctl print DOMAIN/LABEL`. Its text is no API: what is not there is simply not known, and only lines with
+ * exactly one tab are the job's own.
+ */
+export function readPrint(
+  text: string,
+): Record<"pid" | "exitTimeoutS", number | undefined> & Record<"state" | "program" | "path", string | undefined> {
   const values = (name: string) => [...text.matchAll(new RegExp(`^\\t${name} = (.*)$`, "gm"))].map((m) => m[1]);
   // Arguments and environment are printed as they are, between these and the numbers, and may hold any line.
   const value = (name: string) => values(name)[0];
