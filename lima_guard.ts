@@ -103,9 +103,7 @@ const SOCKET_PATH_MAX = { darwin: 104, linux: 108 } as const;
 const NAME_RULE = /^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$/;
 const NAME_LIMIT = 76;
 
-/**
- * What is wrong with an instance name, or undefined. Lima's own rules.
- */
+/** What is wrong with an instance name, or undefined. Lima's own rules. */
 export function nameTrouble(name: string): string | undefined {
   if (name.length === 0) return "it is empty";
   if (name.length > NAME_LIMIT) return `it has ${name.length} characters, Lima allows ${NAME_LIMIT}`;
@@ -504,12 +502,10 @@ const PS_ROW = /^ *(\d+) +(\d+) +(\d+) +(\S+) +(\w{3} \w{3} [ \d]\d \d\d:\d\d:\d
 export function readPs(text: string): { rows: ProcessRow[]; unreadable: string[] } {
   const rows: ProcessRow[] = [];
   const unreadable: string[] = [];
-  for (const line of text.split("\n")) {
-    if (line === "") continue;
-    const m = PS_ROW.exec(line);
-    const [pid, ppid, uid] = [Number(m?.[1]), Number(m?.[2]), Number(m?.[3])];
-    if (!m || !Number.isSafeInteger(pid)) unreadable.push(line);
-    else rows.push({ pid, ppid, uid, stat: m[4] ?? "", started: m[5] ?? "", command: m[6] ?? "" });
+  for (const line of text.split("\n").filter((line) => line !== "")) {
+    const [, pid, ppid, uid, stat = "", started = "", command = ""] = PS_ROW.exec(line) ?? [];
+    if (!Number.isSafeInteger(Number(pid))) unreadable.push(line);
+    else rows.push({ pid: Number(pid), ppid: Number(ppid), uid: Number(uid), stat, started, command });
   }
   return { rows, unreadable };
 }
@@ -519,23 +515,18 @@ export function readPs(text: string): { rows: ProcessRow[]; unreadable: string[]
  * serves a shared folder keeps files of other instances open for hours.
  */
 export function readLsof(text: string): Holder[] {
-  const holders: Holder[] = [];
-  let [pid, command, file] = [0, "", {} as Record<string, string>];
-  for (const line of [...text.split("\n"), "f"]) {
-    const [field, value] = [line.slice(0, 1), line.slice(1)];
-    if (field === "p" || field === "f") {
-      const number = (text: string | undefined) => text === undefined || text === "" ? undefined : Number(text);
-      const { a = "", n, D, i } = file;
-      // Its fields come in an order of lsof's own, so a file is complete when the next one begins.
-      if (n !== undefined && isPid(pid) && /[uw]/.test(a)) {
-        holders.push({ pid, command, path: n, dev: number(D), ino: number(i) });
-      }
-      file = {};
-    }
-    if (field === "p") [pid, command] = [Number(value), ""];
-    else if (field === "c") command = value;
-    else file[field] = value;
-  }
+  const fieldsOf = (lines: string): Record<string, string> =>
+    Object.fromEntries(lines.split("\n").map((line) => [line.slice(0, 1), line.slice(1)]));
+  const number = (text: string | undefined) => text ? Number(text) : undefined;
+  const holders = text.split(/\n(?=p)/).flatMap((process) => {
+    // A file's fields come in an order of lsof's own, so a file is complete when the next one begins.
+    const parts = process.split(/\n(?=f)/).map(fieldsOf);
+    const { p, c: command = "" } = parts[0] ?? {};
+    const pid = Number(p);
+    return parts.flatMap(({ a = "", n: path, D, i }) =>
+      path !== undefined && isPid(pid) && /[uw]/.test(a) ? [{ pid, command, path, dev: number(D), ino: number(i) }] : []
+    );
+  });
   return holders.filter((h, i) => holders.findIndex((o) => o.pid === h.pid && o.path === h.path) === i);
 }
 
@@ -632,7 +623,7 @@ const CUT_LINES = 40;
  */
 export function readCut(haStderr: string): string | undefined {
   const lines = haStderr.split("\n");
-  const events = lines.map((l) => jsonObject(l)).map((e) => ({ level: String(e?.["level"]), msg: e?.["msg"] }));
+  const events = lines.map(jsonObject).map((e) => ({ level: String(e?.["level"]), msg: e?.["msg"] }));
   const begin = events.findLastIndex((e) => typeof e.msg === "string" && /^(Shutting down|Received SIG)/.test(e.msg));
   const said = events.slice(begin + 1).filter((e) => typeof e.msg === "string").slice(0, CUT_LINES);
   // A QEMU that has just ended has no socket either, and is not killed then.
@@ -667,8 +658,7 @@ export function readPrint(
 /** `ExitTimeOut` of a plist's text, launchd's default where it has none. 0 means no limit, which no shutdown grants. */
 export function readExitTimeout(plist: string): number {
   const entry = entryOf(plist, "ExitTimeOut");
-  const n = Number(/^<integer>\s*(\d{1,9})\s*<\/integer>/.exec(entry)?.[1] ?? Number.NaN);
-  return Number.isNaN(n) ? LAUNCHD_DEFAULT_S : n;
+  return Number(/^<integer>\s*(\d{1,9})\s*<\/integer>/.exec(entry)?.[1] ?? LAUNCHD_DEFAULT_S);
 }
 
 /** A plist's text without comments and blanks in its tags, and with the text of its CDATA sections as any other text. */
@@ -794,14 +784,13 @@ export function readReadiness(events: string, log: string): Readiness {
   if (seen.length === 0 && log === "") return { ready: null, errors: [] };
   const ready = seen.some((status) => status["running"] === true);
   const last = seen.findLast((status) => status["running"] === true || status["degraded"] === true);
-  const given = last?.["degraded"] === true ? last["errors"] : undefined;
-  const errors = Array.isArray(given) ? given.map(String) : last?.["degraded"] === true ? ["no error is given"] : [];
-  if (ready) return { ready, errors };
+  const given = Array.isArray(last?.["errors"]) ? last["errors"].map(String) : ["no error is given"];
+  const errors = last?.["degraded"] === true ? given : [];
   const lines = log.split("\n").map(jsonObject);
   const shape = /^(Waiting for the .*requirement \d+ of \d+: .+|The .*requirement \d+ of \d+ is satisfied)$/;
   const asked = lines.findLast((line) => shape.test(String(line?.["msg"])));
   const [, number, of, what] = /requirement (\d+) of (\d+): (.+)$/.exec(String(asked?.["msg"])) ?? [];
-  if (what === undefined) return { ready, errors };
+  if (ready || what === undefined) return { ready, errors };
   return { ready, errors, waits: `${what.trim()}, requirement ${number} of ${of}, since ${asked?.["time"]}` };
 }
 
@@ -820,14 +809,10 @@ export function readLockRecord(text: string, dir: string): LockRecord | undefine
 
 /** Reads a journal: damaged lines and those of another directory (a clone brings them along) do not count. */
 export function readJournal(text: string, dir: string): JournalLine[] {
-  return text.split("\n").flatMap((line) => {
-    const o = jsonObject(line);
-    if (!o || o["dir"] !== dir) return [];
-    const { time, boot, role, event } = o;
-    if (typeof time !== "string" || typeof boot !== "string") return [];
-    if (typeof role !== "string" || typeof event !== "string") return [];
-    return [{ ...o, time, boot, dir, role, event }];
-  });
+  const texts = ["time", "boot", "role", "event"];
+  return text.split("\n").map(jsonObject).filter((line): line is JournalLine =>
+    line?.["dir"] === dir && texts.every((name) => typeof line[name] === "string")
+  );
 }
 
 function jsonObject(text: string): Record<string, unknown> | undefined {
