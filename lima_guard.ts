@@ -897,14 +897,15 @@ export function judge(
   // Not all at once: each comparison may look at files. What is whole and of another directory proves nothing.
   const found = SHAPES.values().map((shape) => {
     const program = programOf(row.command, shape, isFile);
-    return { role: shape.role, is: program && compareShape(row.command, shape, program, instance, sameDirectory) };
+    const is = program && compareShape(row.command, shape, instance, sameDirectory);
+    return { role: shape.role, is: is === "same" && program === "doubtful" ? "cannot tell" : is };
   });
   if (row.uid !== instance.owner) {
     const role = found.find(({ is }) => is === "same")?.role ?? (whole === "same" ? "host agent" : undefined);
     if (role === undefined) return notOurs(`it belongs to uid ${row.uid}`);
     return cannotTell(`it looks like this instance's ${role} and belongs to uid ${row.uid}`, role);
   }
-  const first = found.find(({ is }) => is !== undefined && is !== "no");
+  const first = found.find(({ is }) => is !== undefined);
   const role = first?.role ?? (whole === "cannot tell" ? "host agent" : undefined);
   if (role === undefined) return judgeProgram(row.command, instance, sameDirectory, isFile);
   if (first?.is === "same") return { kind: "ours", role };
@@ -926,7 +927,7 @@ function judgeProgram(command: string, instance: Instance, sameDirectory: SameDi
   const raw = limaProgram(command);
   if (!raw) {
     // A process whose arguments name this instance's PID file may be a renamed Lima program.
-    const names = SHAPES.some((s) => compareShape(command, s, "certain", instance, sameDirectory) === "same");
+    const names = SHAPES.some((s) => compareShape(command, s, instance, sameDirectory) === "same");
     const all = JSON.stringify(command);
     if (names) return cannotTell(`it is none of Lima's programs, and names this instance's own files: ${all}`);
     return notOurs(`it is ${JSON.stringify(programWords(command, isFile))}, none of Lima's programs`);
@@ -949,21 +950,13 @@ function judgeProgram(command: string, instance: Instance, sameDirectory: SameDi
  * Holds a command against one shape. The path must stand directly after its flag and end there: found anywhere else
  * it proves nothing, and neither does a prefix (`k3s` is not `k3s-2`).
  */
-function compareShape(
-  command: string,
-  shape: Shape,
-  program: "certain" | "doubtful",
-  instance: Instance,
-  sameDirectory: SameDirectory,
-) {
+function compareShape(command: string, shape: Shape, instance: Instance, sameDirectory: SameDirectory) {
   const answers = new Set<string>();
   for (const flag of command.matchAll(shape.flag)) {
     const rest = command.slice(flag.index + flag[0].length);
     for (const tail of shape.tails) answers.add(comparePath(rest, shape, tail, instance, sameDirectory));
   }
-  if (answers.has("same")) return program === "certain" ? "same" as const : "cannot tell" as const;
-  if (answers.has("cannot tell")) return "cannot tell" as const;
-  return answers.has("different") ? "different" as const : "no" as const;
+  return (["same", "cannot tell", "different"] as const).find((answer) => answers.has(answer));
 }
 
 function comparePath(rest: string, shape: Shape, tail: string, instance: Instance, sameDirectory: SameDirectory) {
