@@ -103,9 +103,7 @@ const SOCKET_PATH_MAX = { darwin: 104, linux: 108 } as const;
 const NAME_RULE = /^[A-Za-z0-9]+(?:[._-](?:[A-Za-z0-9]+))*$/;
 const NAME_LIMIT = 76;
 
-/**
- * What is wrong with an instance name, or undefined. Lima's own rules.
- */
+/** What is wrong with an instance name, or undefined. Lima's own rules. */
 export function nameTrouble(name: string): string | undefined {
   if (name.length === 0) return "it is empty";
   if (name.length > NAME_LIMIT) return `it has ${name.length} characters, Lima allows ${NAME_LIMIT}`;
@@ -225,11 +223,7 @@ interface FileStamp {
   readonly text: string | undefined;
 }
 
-/** A socket that belongs to a PID file. */
-interface StampedPath {
-  readonly path: string;
-  readonly stamp: FileStamp;
-}
+type StampedPath = Pick<StateFile, "path" | "stamp">;
 
 /** A file that says that a process lives, that a disk is in use, or which port is used. */
 interface StateFile {
@@ -296,10 +290,7 @@ export interface Observation {
 }
 
 /** What needs action, and warnings. */
-interface Findings {
-  readonly blockers: readonly Diagnostic[];
-  readonly notes: readonly Diagnostic[];
-}
+type Findings = Pick<Plan, "blockers" | "notes">;
 
 /** What is known of an instance before anything has been looked at. */
 function emptyObservation(instance: Instance): Observation {
@@ -307,9 +298,7 @@ function emptyObservation(instance: Instance): Observation {
 }
 
 /** A process that has a file open for writing. */
-interface Holder {
-  readonly pid: number;
-  readonly command: string;
+interface Holder extends Pick<ProcessRow, "pid" | "command"> {
   readonly path: string;
   /** The file's device and inode; undefined where lsof does not know them. */
   readonly dev: number | undefined;
@@ -344,7 +333,7 @@ type State =
 
 /** One thing to do. `outcome` is filled in by acting; the dry run prints the same words without it. */
 interface Step {
-  readonly kind: "remove" | "guest" | "agent" | "driver" | "kill" | "start";
+  readonly kind: "remove" | StopStage | "start";
   readonly what: string;
   readonly because: string;
   readonly path?: string;
@@ -364,6 +353,7 @@ const DONE: Outcome = { kind: "done" };
 
 /** What is to be done about an instance, with all reasons. Plain data. */
 interface Plan {
+  /** The state that was found; in a report, `stopped` after a stop. */
   readonly state: State;
   readonly because: string;
   readonly status: number;
@@ -381,15 +371,6 @@ type Stage = StopStage | "clean up";
 
 /** How a stop ended. */
 type StopEnd = typeof GRACEFUL_STAGES[number] | "killed" | "already stopped" | "gone before the request";
-
-/** What `launchctl print` says of a job, as far as it could be read: only lines with exactly one tab are the job's own. */
-interface PrintedJob {
-  readonly pid: number | undefined;
-  readonly exitTimeoutS: number | undefined;
-  readonly state: string | undefined;
-  readonly program: string | undefined;
-  readonly path: string | undefined;
-}
 
 /** A launchd job of an instance, as its plist and launchctl show it. */
 interface JobStatus {
@@ -421,13 +402,7 @@ interface FoundJobs {
 type LastStopKind = "none" | "graceful" | "cut by agent" | "killed" | "cut off" | "by itself" | "unknown";
 
 /** A stop under way: who does it, since when, in which stage, and when its budget ends. */
-interface Stopping {
-  readonly pid: number;
-  readonly role: string;
-  readonly since: string | null;
-  readonly stage: string | null;
-  readonly until: string | null;
-}
+type Stopping = Pick<LockRecord, "pid" | "role"> & Readonly<Record<"since" | "stage" | "until", string | null>>;
 
 /** Whether the guest was ready, by the events of its host agent; null where there are none to read. */
 interface Readiness {
@@ -448,30 +423,20 @@ interface LockRecord {
 }
 
 /** One line of an instance's journal, written by any role. */
-interface JournalLine {
-  readonly time: string;
-  readonly boot: string;
-  readonly dir: string;
-  readonly role: string;
-  readonly event: string;
-  readonly [more: string]: unknown;
-}
+type JournalLine =
+  & Readonly<Record<"time" | "boot" | "dir" | "role" | "event", string>>
+  & Readonly<Record<string, unknown>>;
 
 /** The result for one instance: the fields that `--json` prints. */
-export interface Report {
+export interface Report extends Omit<Plan, "because" | "steps"> {
   readonly name: string;
   /** Whose instance it is, in root's `--all`; and its LIMA_HOME, wherever instances were listed. */
   readonly owner?: string;
   readonly home?: string | undefined;
-  /** The state that was found; `stopped` after a stop. */
-  readonly state: State;
-  readonly status: number;
   /** Which stage ended a stop, or null. */
   readonly stage: StopEnd | null;
   readonly seconds: Readonly<Record<string, number>>;
   readonly steps: readonly (Pick<Step, "kind" | "what" | "because"> & { readonly outcome: string })[];
-  readonly blockers: readonly Diagnostic[];
-  readonly notes: readonly Diagnostic[];
   /** The result in one line, for people. */
   readonly summary: string;
 }
@@ -537,12 +502,10 @@ const PS_ROW = /^ *(\d+) +(\d+) +(\d+) +(\S+) +(\w{3} \w{3} [ \d]\d \d\d:\d\d:\d
 export function readPs(text: string): { rows: ProcessRow[]; unreadable: string[] } {
   const rows: ProcessRow[] = [];
   const unreadable: string[] = [];
-  for (const line of text.split("\n")) {
-    if (line === "") continue;
-    const m = PS_ROW.exec(line);
-    const [pid, ppid, uid] = [Number(m?.[1]), Number(m?.[2]), Number(m?.[3])];
-    if (!m || !Number.isSafeInteger(pid)) unreadable.push(line);
-    else rows.push({ pid, ppid, uid, stat: m[4] ?? "", started: m[5] ?? "", command: m[6] ?? "" });
+  for (const line of text.split("\n").filter((line) => line !== "")) {
+    const [, pid, ppid, uid, stat = "", started = "", command = ""] = PS_ROW.exec(line) ?? [];
+    if (!Number.isSafeInteger(Number(pid))) unreadable.push(line);
+    else rows.push({ pid: Number(pid), ppid: Number(ppid), uid: Number(uid), stat, started, command });
   }
   return { rows, unreadable };
 }
@@ -552,23 +515,18 @@ export function readPs(text: string): { rows: ProcessRow[]; unreadable: string[]
  * serves a shared folder keeps files of other instances open for hours.
  */
 export function readLsof(text: string): Holder[] {
-  const holders: Holder[] = [];
-  let [pid, command, file] = [0, "", {} as Record<string, string>];
-  for (const line of [...text.split("\n"), "f"]) {
-    const [field, value] = [line.slice(0, 1), line.slice(1)];
-    if (field === "p" || field === "f") {
-      const number = (text: string | undefined) => text === undefined || text === "" ? undefined : Number(text);
-      const { a = "", n, D, i } = file;
-      // Its fields come in an order of lsof's own, so a file is complete when the next one begins.
-      if (n !== undefined && isPid(pid) && /[uw]/.test(a)) {
-        holders.push({ pid, command, path: n, dev: number(D), ino: number(i) });
-      }
-      file = {};
-    }
-    if (field === "p") [pid, command] = [Number(value), ""];
-    else if (field === "c") command = value;
-    else file[field] = value;
-  }
+  const fieldsOf = (lines: string): Record<string, string> =>
+    Object.fromEntries(lines.split("\n").map((line) => [line.slice(0, 1), line.slice(1)]));
+  const number = (text: string | undefined) => text ? Number(text) : undefined;
+  const holders = text.split(/\n(?=p)/).flatMap((process) => {
+    // A file's fields come in an order of lsof's own, so a file is complete when the next one begins.
+    const parts = process.split(/\n(?=f)/).map(fieldsOf);
+    const { p, c: command = "" } = parts[0] ?? {};
+    const pid = Number(p);
+    return parts.flatMap(({ a = "", n: path, D, i }) =>
+      path !== undefined && isPid(pid) && /[uw]/.test(a) ? [{ pid, command, path, dev: number(D), ino: number(i) }] : []
+    );
+  });
   return holders.filter((h, i) => holders.findIndex((o) => o.pid === h.pid && o.path === h.path) === i);
 }
 
@@ -665,7 +623,7 @@ const CUT_LINES = 40;
  */
 export function readCut(haStderr: string): string | undefined {
   const lines = haStderr.split("\n");
-  const events = lines.map((l) => jsonObject(l)).map((e) => ({ level: String(e?.["level"]), msg: e?.["msg"] }));
+  const events = lines.map(jsonObject).map((e) => ({ level: String(e?.["level"]), msg: e?.["msg"] }));
   const begin = events.findLastIndex((e) => typeof e.msg === "string" && /^(Shutting down|Received SIG)/.test(e.msg));
   const said = events.slice(begin + 1).filter((e) => typeof e.msg === "string").slice(0, CUT_LINES);
   // A QEMU that has just ended has no socket either, and is not killed then.
@@ -676,8 +634,13 @@ export function readCut(haStderr: string): string | undefined {
   return cut === undefined ? lines.slice(begin + 1).find((l) => l.startsWith("panic: ")) : String(cut.msg);
 }
 
-/** Reads `launchctl print DOMAIN/LABEL`. Its text is no API: what is not there is simply not known. */
-export function readPrint(text: string): PrintedJob {
+/**
+ * Reads `launchctl print DOMAIN/LABEL`. Its text is no API: what is not there is simply not known, and only lines with
+ * exactly one tab are the job's own.
+ */
+export function readPrint(
+  text: string,
+): Record<"pid" | "exitTimeoutS", number | undefined> & Record<"state" | "program" | "path", string | undefined> {
   const values = (name: string) => [...text.matchAll(new RegExp(`^\\t${name} = (.*)$`, "gm"))].map((m) => m[1]);
   // Arguments and environment are printed as they are, between these and the numbers, and may hold any line.
   const value = (name: string) => values(name)[0];
@@ -695,8 +658,7 @@ export function readPrint(text: string): PrintedJob {
 /** `ExitTimeOut` of a plist's text, launchd's default where it has none. 0 means no limit, which no shutdown grants. */
 export function readExitTimeout(plist: string): number {
   const entry = entryOf(plist, "ExitTimeOut");
-  const n = Number(/^<integer>\s*(\d{1,9})\s*<\/integer>/.exec(entry)?.[1] ?? Number.NaN);
-  return Number.isNaN(n) ? LAUNCHD_DEFAULT_S : n;
+  return Number(/^<integer>\s*(\d{1,9})\s*<\/integer>/.exec(entry)?.[1] ?? LAUNCHD_DEFAULT_S);
 }
 
 /** A plist's text without comments and blanks in its tags, and with the text of its CDATA sections as any other text. */
@@ -822,14 +784,13 @@ export function readReadiness(events: string, log: string): Readiness {
   if (seen.length === 0 && log === "") return { ready: null, errors: [] };
   const ready = seen.some((status) => status["running"] === true);
   const last = seen.findLast((status) => status["running"] === true || status["degraded"] === true);
-  const given = last?.["degraded"] === true ? last["errors"] : undefined;
-  const errors = Array.isArray(given) ? given.map(String) : last?.["degraded"] === true ? ["no error is given"] : [];
-  if (ready) return { ready, errors };
+  const given = Array.isArray(last?.["errors"]) ? last["errors"].map(String) : ["no error is given"];
+  const errors = last?.["degraded"] === true ? given : [];
   const lines = log.split("\n").map(jsonObject);
   const shape = /^(Waiting for the .*requirement \d+ of \d+: .+|The .*requirement \d+ of \d+ is satisfied)$/;
   const asked = lines.findLast((line) => shape.test(String(line?.["msg"])));
   const [, number, of, what] = /requirement (\d+) of (\d+): (.+)$/.exec(String(asked?.["msg"])) ?? [];
-  if (what === undefined) return { ready, errors };
+  if (ready || what === undefined) return { ready, errors };
   return { ready, errors, waits: `${what.trim()}, requirement ${number} of ${of}, since ${asked?.["time"]}` };
 }
 
@@ -848,14 +809,10 @@ export function readLockRecord(text: string, dir: string): LockRecord | undefine
 
 /** Reads a journal: damaged lines and those of another directory (a clone brings them along) do not count. */
 export function readJournal(text: string, dir: string): JournalLine[] {
-  return text.split("\n").flatMap((line) => {
-    const o = jsonObject(line);
-    if (!o || o["dir"] !== dir) return [];
-    const { time, boot, role, event } = o;
-    if (typeof time !== "string" || typeof boot !== "string") return [];
-    if (typeof role !== "string" || typeof event !== "string") return [];
-    return [{ ...o, time, boot, dir, role, event }];
-  });
+  const texts = ["time", "boot", "role", "event"];
+  return text.split("\n").map(jsonObject).filter((line): line is JournalLine =>
+    line?.["dir"] === dir && texts.every((name) => typeof line[name] === "string")
+  );
 }
 
 function jsonObject(text: string): Record<string, unknown> | undefined {
@@ -897,6 +854,7 @@ interface Shape {
   readonly other?: string;
 }
 
+const LIMACTL = /^limactl(\.ventura)?$/;
 /** The PID file of a usernet, below LIMA_HOME. */
 const USERNET_FILE = String.raw`/_networks/(?<network>[^/ ]+)/usernet_\k<network>\.pid`;
 
@@ -905,14 +863,8 @@ const USERNET_FILE = String.raw`/_networks/(?<network>[^/ ]+)/usernet_\k<network
  * qemu-kvm.
  */
 const SHAPES: readonly Shape[] = [
-  {
-    role: "host agent",
-    program: /^limactl(\.ventura)?$/,
-    word: "hostagent",
-    flag: / --pidfile /g,
-    tails: [String.raw`/ha\.pid`],
-  },
-  { role: "usernet", program: /^limactl(\.ventura)?$/, word: "usernet", flag: / -p /g, tails: [USERNET_FILE] },
+  { role: "host agent", program: LIMACTL, word: "hostagent", flag: / --pidfile /g, tails: [String.raw`/ha\.pid`] },
+  { role: "usernet", program: LIMACTL, word: "usernet", flag: / -p /g, tails: [USERNET_FILE] },
   { role: "QEMU", program: /^qemu-(system-.+|kvm)$/, flag: / -pidfile /g, tails: [String.raw`/qemu\.pid`] },
   { role: "krunkit", program: /^krunkit$/, flag: /[ ,]path=/g, tails: ["/disk", "/diffdisk"], other: "[^,]*?" },
   { role: "external driver", program: /^lima-driver-.+$/, flag: / --inst-dir /g, tails: [""] },
@@ -938,32 +890,27 @@ export function judge(
   sameDirectory: SameDirectory,
   isFile: IsFile = () => false,
 ): Judgement {
-  const isAnotherUsers = row.uid !== instance.owner;
   const whole = compareWhole(row.command, instance, sameDirectory, isFile);
-  if (whole === "same" && !isAnotherUsers) {
+  if (whole === "same" && row.uid === instance.owner) {
     return { kind: "ours", role: "host agent", ...limaProgram(row.command) === undefined ? { renamed: true } : {} };
   }
-  for (const shape of SHAPES) {
+  // Not all at once: each comparison may look at files. What is whole and of another directory proves nothing.
+  const found = SHAPES.values().map((shape) => {
     const program = programOf(row.command, shape, isFile);
-    const found = program && compareShape(row.command, shape, program, instance, sameDirectory);
-    if (found === "same" && !isAnotherUsers) return { kind: "ours", role: shape.role };
-    if (found === "same") {
-      return cannotTell(`it looks like this instance's ${shape.role} and belongs to uid ${row.uid}`, shape.role);
-    }
-    if (isAnotherUsers) continue;
-    if (found === "different") return notOurs(`it is the ${shape.role} of another directory`);
-    if (found === "cannot tell") {
-      return cannotTell(`it may be a ${shape.role}, and its command does not say of which instance`, shape.role);
-    }
+    const is = program && compareShape(row.command, shape, instance, sameDirectory);
+    return { role: shape.role, is: is === "same" && program === "doubtful" ? "cannot tell" : is };
+  });
+  if (row.uid !== instance.owner) {
+    const role = found.find(({ is }) => is === "same")?.role ?? (whole === "same" ? "host agent" : undefined);
+    if (role === undefined) return notOurs(`it belongs to uid ${row.uid}`);
+    return cannotTell(`it looks like this instance's ${role} and belongs to uid ${row.uid}`, role);
   }
-  if (whole === "same") {
-    return cannotTell(`it looks like this instance's host agent and belongs to uid ${row.uid}`, "host agent");
-  }
-  if (isAnotherUsers) return notOurs(`it belongs to uid ${row.uid}`);
-  if (whole === "cannot tell") {
-    return cannotTell("it may be a host agent, and its command does not say of which instance", "host agent");
-  }
-  return judgeProgram(row.command, instance, sameDirectory, isFile);
+  const first = found.find(({ is }) => is !== undefined);
+  const role = first?.role ?? (whole === "cannot tell" ? "host agent" : undefined);
+  if (role === undefined) return judgeProgram(row.command, instance, sameDirectory, isFile);
+  if (first?.is === "same") return { kind: "ours", role };
+  if (first?.is === "different") return notOurs(`it is the ${role} of another directory`);
+  return cannotTell(`it may be a ${role}, and its command does not say of which instance`, role);
 }
 
 function notOurs(why: string): Judgement {
@@ -980,7 +927,7 @@ function judgeProgram(command: string, instance: Instance, sameDirectory: SameDi
   const raw = limaProgram(command);
   if (!raw) {
     // A process whose arguments name this instance's PID file may be a renamed Lima program.
-    const names = SHAPES.some((s) => compareShape(command, s, "certain", instance, sameDirectory) === "same");
+    const names = SHAPES.some((s) => compareShape(command, s, instance, sameDirectory) === "same");
     const all = JSON.stringify(command);
     if (names) return cannotTell(`it is none of Lima's programs, and names this instance's own files: ${all}`);
     return notOurs(`it is ${JSON.stringify(programWords(command, isFile))}, none of Lima's programs`);
@@ -1003,21 +950,13 @@ function judgeProgram(command: string, instance: Instance, sameDirectory: SameDi
  * Holds a command against one shape. The path must stand directly after its flag and end there: found anywhere else
  * it proves nothing, and neither does a prefix (`k3s` is not `k3s-2`).
  */
-function compareShape(
-  command: string,
-  shape: Shape,
-  program: "certain" | "doubtful",
-  instance: Instance,
-  sameDirectory: SameDirectory,
-) {
+function compareShape(command: string, shape: Shape, instance: Instance, sameDirectory: SameDirectory) {
   const answers = new Set<string>();
   for (const flag of command.matchAll(shape.flag)) {
     const rest = command.slice(flag.index + flag[0].length);
     for (const tail of shape.tails) answers.add(comparePath(rest, shape, tail, instance, sameDirectory));
   }
-  if (answers.has("same")) return program === "certain" ? "same" as const : "cannot tell" as const;
-  if (answers.has("cannot tell")) return "cannot tell" as const;
-  return answers.has("different") ? "different" as const : "no" as const;
+  return (["same", "cannot tell", "different"] as const).find((answer) => answers.has(answer));
 }
 
 function comparePath(rest: string, shape: Shape, tail: string, instance: Instance, sameDirectory: SameDirectory) {
@@ -1066,8 +1005,7 @@ function isOneProgram(text: string, isFile: IsFile): boolean {
   const words = text.split(" ");
   if (WRAPPERS.test(basename(words[0] ?? "")) || WRAPPERS.test(basename(text))) return false;
   if (!text.startsWith("/")) return !/[ /]/.test(text);
-  if (words.length === 1) return true;
-  if (isFile(text)) return true;
+  if (words.length === 1 || isFile(text)) return true;
   const starts = words.slice(1).map((_, i) => words.slice(0, i + 1).join(" "));
   return !starts.some(isFile) && words.slice(1).every((w) => !/^[-/]/.test(w)) && /^[^/].*\//.test(words.at(-1) ?? "");
 }
@@ -1076,7 +1014,7 @@ function isOneProgram(text: string, isFile: IsFile): boolean {
 function programWords(command: string, isFile: IsFile): string {
   const words = command.startsWith("/") ? command.slice(0, 1024).split(" ") : []; // PATH_MAX
   const file = words.map((_, i) => words.slice(0, i + 1).join(" ")).find(isFile);
-  return file ?? /^\/[^ ]*(?: [^-/ ][^ ]*\/[^ ]*)*/.exec(command)?.[0] ?? firstWord(command);
+  return file ?? /^\/[^ ]*(?: [^-/ ][^ ]*\/[^ ]*)*|^[^ ]*/.exec(command)?.[0] ?? "";
 }
 
 /**
@@ -1103,7 +1041,7 @@ function limaProgram(command: string): string | undefined {
   const plain = command.replace(/^[([]([^)\]]*)[)\]].*$/s, "$1");
   const isLimas = (name: string) =>
     /^(limactl(\.ventura)?|krunkit|qemu-kvm|qemu-system-.*|lima-driver-.*)$/.test(unwrapped(name));
-  const first = basename(firstWord(plain));
+  const first = basename(plain.split(" ", 1)[0] ?? "");
   if (isLimas(first) || !plain.startsWith("/")) return isLimas(first) ? first : undefined;
   return plain.split(" ").filter((w) => w.includes("/")).map((w) => basename(w)).find(isLimas);
 }
@@ -1111,10 +1049,6 @@ function limaProgram(command: string): string | undefined {
 /** nixpkgs wraps programs: what runs in the end is `.limactl-wrapped`. */
 function unwrapped(name: string): string {
   return name.replace(/^\.(.+)-wrapped$/, "$1");
-}
-
-function firstWord(command: string): string {
-  return command.split(" ", 1)[0] ?? "";
 }
 
 /** A path as ps may print it: as it is, or with the bytes that it cannot print as macOS's vis(3) writes them. */
@@ -1292,10 +1226,11 @@ function settleCommand(instance: Instance, process: { pid: number; uid?: number 
  * automatically is named) both count. R0: none of them holds.
  */
 export function planPre(seen: Observation, budgetS = DEFAULT_BUDGET_S): Plan {
-  const { instance, missing: because, notes } = seen;
+  const { instance, missing: because } = seen;
   if (because !== undefined) {
     const hint = "limactl start would silently create a new VM of this name";
-    return plan("missing", because, { notes, blockers: [{ what: instance.dir, because, hint }] }, EXIT.noInstance);
+    const blockers = [{ what: instance.dir, because, hint }];
+    return plan(seen, "missing", because, { blockers, status: EXIT.noInstance });
   }
   return planAlive(seen, budgetS) ?? planUnknown(seen) ?? planFiles(seen);
 }
@@ -1304,17 +1239,17 @@ export function planPre(seen: Observation, budgetS = DEFAULT_BUDGET_S): Plan {
 function planUnknown(seen: Observation): Plan | undefined {
   const blockers = unknownsOf(seen);
   if (blockers.length === 0) return undefined;
-  return plan("unknown", "nothing is touched while this is unknown", { notes: seen.notes, blockers });
+  return plan(seen, "unknown", "nothing is touched while this is unknown", { blockers });
 }
 
 function plan(
+  { notes }: Observation,
   state: State,
   because: string,
-  more: { steps?: readonly Step[]; blockers?: readonly Diagnostic[]; notes?: readonly Diagnostic[] },
-  status?: number,
+  more: Partial<Pick<Plan, "steps" | "blockers" | "status">> = {},
 ): Plan {
-  const { steps = [], blockers = [], notes = [] } = more;
-  return { state, because, status: status ?? statusOfBlockers(blockers), steps, blockers, notes };
+  const { steps = [], blockers = [], status = statusOfBlockers(blockers) } = more;
+  return { state, because, status, steps, blockers, notes };
 }
 
 /** 77 where only permissions are missing, 75 where anything else is in the way too. */
@@ -1331,47 +1266,41 @@ function hasDriverFile(seen: Observation, kind: "ours" | "dead"): boolean {
 
 /** R2: what to do about processes that are proven to be this instance's; undefined where there are none. */
 function planAlive(seen: Observation, budgetS: number): Plan | undefined {
-  const agent = seen.alive.find((p) => p.role === "host agent");
+  const [agent] = hostAgentsOf(seen);
   const drivers = driversOf(seen);
   const health = seen.agent;
   if (agent && !(health && isHung(health))) {
     const pid = `host agent ${agent.row.pid}`;
     if (health?.answers && hasDriverFile(seen, "ours")) {
-      const more = { notes: seen.notes, blockers: severalAgents(seen) };
-      return plan("running", `${pid} answers and its driver is alive`, more);
+      return plan(seen, "running", `${pid} answers and its driver is alive`, { blockers: severalAgents(seen) });
     }
     if (agent.row.stat.startsWith("T") && !health?.answers) {
       const hint = killCommand(seen.instance, agent.row, "CONT");
-      const halted = { what: pid, because: `${pid} is stopped by a signal (ps: ${agent.row.stat})`, hint };
-      return plan("unknown", halted.because, { notes: seen.notes, blockers: [halted] });
+      const because = `${pid} is stopped by a signal (ps: ${agent.row.stat})`;
+      return plan(seen, "unknown", because, { blockers: [{ what: pid, because, hint }] });
     }
     // An agent that boots has not written one yet.
     const driver = hasDriverFile(seen, "dead") ? "its driver has died" : "its driver is not up";
     const because = health?.answers ? `${pid} answers, ${driver}` : `${pid} is alive and does not answer yet`;
-    const blocker = {
-      what: pid,
-      because,
-      hint: `it is left alone; to end it: ${guardCommand(seen.instance, "--stop")}`,
-    };
-    return plan("booting", because, { notes: seen.notes, blockers: [blocker] });
+    const hint = `it is left alone; to end it: ${guardCommand(seen.instance, "--stop")}`;
+    return plan(seen, "booting", because, { blockers: [{ what: pid, because, hint }] });
   }
   if (!agent && drivers.length === 0) return undefined;
   const unknown = planUnknown(seen);
   if (unknown) return unknown;
-  const state = agent ? "hung" : "orphan";
   const because = agent && health
     ? hungBecause(agent, health)
     : `${names(drivers)} ${drivers.length > 1 ? "run" : "runs"} without a host agent`;
   const steps = [...urgentRemovals(seen), ...stageSteps(seen, because, budgetS), ...laterRemovals(seen)];
-  return plan(state, because, { steps, notes: seen.notes });
+  return plan(seen, agent ? "hung" : "orphan", because, { steps });
 }
 
 /** More than one host agent is more than one VM on one disk: a start is not the answer, and 0 neither. */
-function severalAgents({ alive, instance }: Observation): Diagnostic[] {
-  const agents = alive.filter((p) => p.role === "host agent");
+function severalAgents(seen: Observation): Diagnostic[] {
+  const agents = hostAgentsOf(seen);
   if (agents.length < 2) return [];
   const because = "several host agents of it live, and each may write to its disk";
-  const hint = `${psCommand(...agents.map((p) => p.row.pid))}; to end them: ${guardCommand(instance, "--stop")}`;
+  const hint = `${psCommand(...agents.map((p) => p.row.pid))}; to end them: ${guardCommand(seen.instance, "--stop")}`;
   return [{ what: names(agents), because, hint }];
 }
 
@@ -1404,16 +1333,16 @@ function unknownFile(instance: Instance): (stateFile: StateFile) => Diagnostic {
 
 /** R4 to R6. Nothing is removed while the disk is in use. */
 function planFiles(seen: Observation): Plan {
-  const { instance, stateFiles, held, startBlockers, notes } = seen;
-  if (held.length > 0) {
-    return plan("blocked", held[0]?.because ?? "", { blockers: [...held, ...startBlockers], notes }, EXIT.tryAgain);
+  const { instance, stateFiles, held, startBlockers } = seen;
+  if (held[0]) {
+    return plan(seen, "blocked", held[0].because, { blockers: [...held, ...startBlockers], status: EXIT.tryAgain });
   }
   const steps = removals(seen);
   const shared = stateFiles.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown");
   const blockers = [...undeletableFiles(seen), ...shared.map(unknownFile(instance)), ...startBlockers];
-  if (blockers.length > 0) return plan("blocked", blockers[0]?.because ?? "", { steps, blockers, notes });
-  if (steps.length > 0) return plan("stale", removableFiles(seen)[0]?.verdict.why ?? "", { steps, notes });
-  return plan("clear", "nothing claims to be running", { notes });
+  if (blockers[0]) return plan(seen, "blocked", blockers[0].because, { steps, blockers });
+  if (steps.length > 0) return plan(seen, "stale", removableFiles(seen)[0]?.verdict.why ?? "", { steps });
+  return plan(seen, "clear", "nothing claims to be running");
 }
 
 /** Stale files that cannot be removed: row 28. */
@@ -1508,21 +1437,24 @@ export function stageLimits(budgetS: number): Record<Stage, number> {
 /** The stop stages for what is alive, most graceful first. Each is taken only while something is left. */
 export function stageSteps(seen: Observation, because: string, budgetS: number): Step[] {
   const limits = stageLimits(budgetS);
-  const agent = seen.alive.filter((p) => p.role === "host agent");
+  const agents = hostAgentsOf(seen);
   const drivers = driversOf(seen);
-  const until = (stage: Stage) => `until ${Math.round(limits[stage])} s`;
-  const steps: Step[] = [{ kind: "guest", what: `ask the guest over ssh to power off, ${until("guest")}`, because }];
-  if (agent.length > 0) {
-    const what = `SIGTERM to ${names(agent)}, ${until("agent")}`;
-    steps.push({ kind: "agent", what, because: "Lima's own graceful stop follows" });
-  }
-  if (drivers.length > 0) {
-    const how = drivers.some((p) => p.role === "QEMU") ? "QMP system_powerdown, then SIGTERM" : "SIGTERM";
-    const what = `${how} to ${names(drivers)}, ${until("driver")}`;
-    steps.push({ kind: "driver", what, because: "only where no host agent is left to do it" });
-  }
-  const what = `SIGKILL to ${names([...agent, ...drivers])}, ${until("kill")}`;
-  return [...steps, { kind: "kill", what, because: "only what is still alive then" }];
+  const how = drivers.some((p) => p.role === "QEMU") ? "QMP system_powerdown, then SIGTERM" : "SIGTERM";
+  const stages: readonly (readonly [StopStage, boolean, string, string])[] = [
+    ["guest", true, "ask the guest over ssh to power off", because],
+    ["agent", agents.length > 0, `SIGTERM to ${names(agents)}`, "Lima's own graceful stop follows"],
+    ["driver", drivers.length > 0, `${how} to ${names(drivers)}`, "only where no host agent is left to do it"],
+    ["kill", true, `SIGKILL to ${names([...agents, ...drivers])}`, "only what is still alive then"],
+  ];
+  return stages.filter(([, isNeeded]) => isNeeded).map(([kind, , what, because]) => ({
+    kind,
+    what: `${what}, until ${Math.round(limits[kind])} s`,
+    because,
+  }));
+}
+
+function hostAgentsOf(seen: Observation): VerifiedProcess[] {
+  return seen.alive.filter((p) => p.role === "host agent");
 }
 
 /** Proven processes that carry the VM; usernet serves other instances too and is never stopped here. */
@@ -1542,24 +1474,22 @@ function aliveWords(processes: readonly VerifiedProcess[]): string {
  */
 export function planStop(seen: Observation, budgetS: number): Plan {
   if (seen.missing !== undefined) return planPre(seen);
-  const { notes } = seen;
-  const blockers = unknownsOf(seen);
-  const agents = seen.alive.filter((p) => p.role === "host agent");
+  const agents = hostAgentsOf(seen);
   const drivers = driversOf(seen);
   if (agents.length + drivers.length === 0) {
     const unknown = planUnknown(seen);
     if (unknown) return unknown;
     if (seen.held.length > 0) {
-      return plan("unknown", "its disk is in use", { blockers: seen.held, notes }, EXIT.tryAgain);
+      return plan(seen, "unknown", "its disk is in use", { blockers: seen.held, status: EXIT.tryAgain });
     }
-    const more = { steps: removals(seen), blockers: undeletableFiles(seen), notes };
-    return plan("stopped", "no process of it is alive", more);
+    const more = { steps: removals(seen), blockers: undeletableFiles(seen) };
+    return plan(seen, "stopped", "no process of it is alive", more);
   }
   const because = aliveWords([...agents, ...drivers]);
-  const state = agents.length === 0 ? "orphan" : "running";
+  const blockers = unknownsOf(seen);
   const files = blockers.length > 0 ? [] : laterRemovals(seen);
   const steps = [...urgentRemovals(seen), ...stageSteps(seen, because, budgetS), ...files];
-  return plan(state, because, { steps, blockers, notes });
+  return plan(seen, agents.length === 0 ? "orphan" : "running", because, { steps, blockers });
 }
 
 /**
@@ -1574,8 +1504,7 @@ export function isOwnPort(
   if (file.port === undefined) return false;
   const forwards = seen.alive.flatMap((p) => [...p.row.command.matchAll(/hostfwd=tcp:[^,: ]*:(\d+)-/g)]);
   if (forwards.length > 0) return forwards.some((m) => Number(m[1]) === file.port);
-  const agent = seen.alive.some((p) => p.role === "host agent");
-  return agent && file.haPidMtimeMs !== undefined && file.mtimeMs >= file.haPidMtimeMs;
+  return hostAgentsOf(seen).length > 0 && file.haPidMtimeMs !== undefined && file.mtimeMs >= file.haPidMtimeMs;
 }
 
 const HUNG_AGENT = "the hung host agent was killed";
