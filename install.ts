@@ -182,7 +182,6 @@ interface PlistNode {
   readonly start: number;
   end: number;
   readonly innerStart: number;
-  innerEnd: number;
   readonly isEmptyTag: boolean;
   text: string;
   /** The elements in it; in a dict keys and values in turn. */
@@ -382,12 +381,8 @@ function takeOther(text: string, at: number, parent: PlistNode | undefined, root
   DOCTYPE.lastIndex = at;
   const found = DOCTYPE.exec(text);
   if (found && !root && !parent) return at + found[0].length;
-  throw parseError(
-    text,
-    at,
-    "it has declarations of its own (DTD, entities)",
-    "remove them: a launchd plist needs none",
-  );
+  const why = "it has declarations of its own (DTD, entities)";
+  throw parseError(text, at, why, "remove them: a launchd plist needs none");
 }
 
 /** Opens an element, or closes the last one; returns where the tag ends. */
@@ -405,7 +400,7 @@ function takeTag(text: string, at: number, open: PlistNode[], hasRoot: boolean):
   if (slash) {
     const node = open.pop();
     if (node?.tag !== tag || attributes || empty) throw parseError(text, at, `</${tag}> does not close <${node?.tag}>`);
-    [node.innerEnd, node.end] = [at, end];
+    node.end = end;
     refuseValue(node, text);
     return end;
   }
@@ -415,8 +410,7 @@ function takeTag(text: string, at: number, open: PlistNode[], hasRoot: boolean):
   if (parent ? !mayHold(parent, tag) : !isRoot) throw parseError(text, at, `<${tag}> cannot be here`);
   if (isRoot && empty) throw parseError(text, at, "its root is no dict");
   if (open.length >= DEPTH_LIMIT) throw parseError(text, at, `it nests deeper than ${DEPTH_LIMIT} elements`);
-  const [innerStart, isEmptyTag] = [empty ? at : end, empty !== ""];
-  const node = { tag, start: at, end, innerStart, innerEnd: innerStart, isEmptyTag, text: "", children: [] };
+  const node = { tag, start: at, end, innerStart: end, isEmptyTag: empty !== "", text: "", children: [] };
   parent?.children.push(node);
   if (empty) refuseValue(node, text);
   else open.push(node);
@@ -480,11 +474,8 @@ function takeText(raw: string, parent: PlistNode | undefined, at: number, text: 
     throw parseError(text, at, `text outside of a value: ${JSON.stringify(raw.slice(0, 20))}`);
   }
   const decoded = raw.replaceAll(/&([^;&\s]{0,12});?/g, (whole, name: string) => {
-    const code = /^#\d+$/.test(name)
-      ? Number(name.slice(1))
-      : /^#x[\da-f]+$/i.test(name)
-      ? Number(`0${name.slice(1)}`)
-      : -1;
+    const [, number = "-1"] = /^#(\d+|x[\da-f]+)$/i.exec(name) ?? [];
+    const code = Number(number.replace(/^x/i, "0x"));
     // A return that is written as a number is read as another character by some readers.
     const isCharacter = code >= 0 && code !== 13 && code <= 0x10FFFF && !(code >= 0xD800 && code <= 0xDFFF);
     const one = ENTITIES[name] ?? (isCharacter ? String.fromCodePoint(code) : undefined);
@@ -554,13 +545,11 @@ export function readPlist(text: string, parse: PlistReader): Plist {
   const [root] = plist.children;
   if (root?.tag !== "dict") throw parseError(text, 0, "its root is no dict");
   try {
-    const value = parse(text.replace(/^\uFEFF/, ""));
-    if (isDict(value)) return { text, root, value, parse };
+    return { text, root, value: parse(text.replace(/^\uFEFF/, "")) as Dict, parse };
   } catch (error) {
     if (!(error instanceof Error)) throw error;
     throw parseError(text, 0, error.message);
   }
-  throw parseError(text, 0, "its root is no dict");
 }
 
 function isDict(value: unknown): value is Dict {
@@ -584,15 +573,13 @@ function isSameBytes(a: Uint8Array, b: Uint8Array): boolean {
 }
 
 export function isEqual(a: unknown, b: unknown): boolean {
-  if (a instanceof Date || b instanceof Date) return a instanceof Date && b instanceof Date && +a === +b;
-  if (a instanceof Uint8Array || b instanceof Uint8Array) {
-    return a instanceof Uint8Array && b instanceof Uint8Array && isSameBytes(a, b);
-  }
   if (typeof a !== "object" || typeof b !== "object" || a === null || b === null) return Object.is(a, b);
-  if (Array.isArray(a) !== Array.isArray(b)) return false;
-  const [keysA, keysB] = [Object.keys(a), Object.keys(b)];
+  if (Object.getPrototypeOf(a) !== Object.getPrototypeOf(b)) return false;
+  if (a instanceof Date) return +a === +b;
+  if (a instanceof Uint8Array) return isSameBytes(a, b as Uint8Array);
+  const keys = Object.keys(a);
   const has = (key: string) => Object.hasOwn(b, key) && isEqual((a as Dict)[key], (b as Dict)[key]);
-  return keysA.length === keysB.length && keysA.every(has);
+  return keys.length === Object.keys(b).length && keys.every(has);
 }
 
 // ───────────────────────────────────────────────────────────────────────────── the job in a plist ──
