@@ -200,14 +200,6 @@ export interface Plist {
   readonly parse: PlistReader;
 }
 
-/** A user, as `id -P` shows one. */
-interface User {
-  readonly name: string;
-  readonly uid: number;
-  readonly gid: number;
-  readonly home: string;
-}
-
 /** A file or folder, links not followed. `mode` has the sticky bit too. */
 export interface FileLook {
   readonly path: string;
@@ -259,18 +251,6 @@ interface JobPlace {
   readonly changer: number;
 }
 
-/** What the last install was asked for; and the job that it had booted out when it was interrupted. */
-interface Memory {
-  readonly guard: string | undefined;
-  /** The guard was put there by an install, and an upgrade replaces it. */
-  readonly isPlaced: boolean | undefined;
-  readonly options: readonly string[] | undefined;
-  readonly keepAlive: boolean | undefined;
-  readonly bootedOut:
-    | { readonly boot: string; readonly wasRunning: boolean; readonly wasDisabled: boolean }
-    | undefined;
-}
-
 /** All about a job, before anything is decided. */
 interface JobFacts {
   readonly place: JobPlace;
@@ -310,12 +290,6 @@ interface GuardFacts {
   /** With this identity it is signed before it is put there; `-`: ad hoc. */
   readonly sign: string | undefined;
   readonly isSigned: boolean;
-}
-
-interface KeyChange {
-  readonly key: string;
-  readonly before: Value | undefined;
-  readonly after: Value | undefined;
 }
 
 /** The answer of a command. `late`: it was ended at its limit, and what it did is not known. */
@@ -426,30 +400,26 @@ function mayHold(parent: PlistNode, tag: string): boolean {
   return parent.tag === "array" && tag !== "key";
 }
 
-/** Values that the package would read as another value than Apple's reader, without a word. */
+const isBase64 = (text: string) => text.length % 4 === 0 && /^[A-Za-z0-9+/]*={0,2}$/.test(text);
+
+/** What the package would read as another value than Apple's reader, without a word. */
+const VALUES: Readonly<Record<string, readonly [isValid: (value: string) => boolean, why: (raw: string) => string]>> = {
+  integer: [(v) => /^[+-]?\d+$/.test(v) && Number.isSafeInteger(Number(v)), (raw) => `${raw} is no integer`],
+  real: [(v) => /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(v), (raw) => `${raw} is no number`],
+  true: [(v) => v === "", () => "<true> has content"],
+  false: [(v) => v === "", () => "<false> has content"],
+  date: [(v) => /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/.test(v) && !Number.isNaN(Date.parse(v)), () => "no date"],
+  data: [(v) => isBase64(v.replaceAll(/\s+/g, "")), () => "<data> is no base64"],
+};
+
 function refuseValue(node: PlistNode, text: string): void {
-  const wrong = (why: string, hint?: string) => parseError(text, node.start, why, hint);
-  const raw = node.text;
-  const value = raw.trim();
+  const value = node.text.trim();
   if (node.tag === "dict") refuseKeys(node, text);
-  if (node.tag === "integer") {
-    if (/^[+-]?0x/i.test(value)) throw wrong("a hexadecimal integer", "write it as a decimal number");
-    if (!/^[+-]?\d+$/.test(value) || !Number.isSafeInteger(Number(value))) {
-      throw wrong(`${JSON.stringify(raw)} is no integer`);
-    }
+  if (node.tag === "integer" && /^[+-]?0x/i.test(value)) {
+    throw parseError(text, node.start, "a hexadecimal integer", "write it as a decimal number");
   }
-  if (node.tag === "real" && !/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(value)) {
-    throw wrong(`${JSON.stringify(raw)} is no number`);
-  }
-  if ((node.tag === "true" || node.tag === "false") && value !== "") throw wrong(`<${node.tag}> has content`);
-  if (node.tag === "date") {
-    const isDate = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/.test(value) && !Number.isNaN(new Date(value).getTime());
-    if (!isDate) throw wrong("no date");
-  }
-  if (node.tag === "data") {
-    const base64 = raw.replaceAll(/\s+/g, "");
-    if (base64.length % 4 !== 0 || !/^[A-Za-z0-9+/]*={0,2}$/.test(base64)) throw wrong("<data> is no base64");
-  }
+  const [isValid, why] = VALUES[node.tag] ?? [() => true, String];
+  if (!isValid(value)) throw parseError(text, node.start, why(JSON.stringify(node.text)));
 }
 
 function refuseKeys(dict: PlistNode, text: string): void {
@@ -885,13 +855,14 @@ function readLimaLabels(text: string): string[] {
 }
 
 /** A user of `id -P`: ten fields, the home is the last but one. */
-export function readUser(line: string): User | undefined {
+export function readUser(line: string) {
   const fields = line.trim().split(":");
   const [name = "", , uid, gid] = fields;
   const home = fields.at(-2) ?? "";
   if (fields.length < 7 || name === "" || !/^\d+$/.test(uid ?? "") || !home.startsWith("/")) return undefined;
   return { name, uid: Number(uid), gid: Number(gid), home };
 }
+type User = Readonly<NonNullable<ReturnType<typeof readUser>>>;
 
 /** `lima-guard X.Y.Z`, from a command that ended well. */
 function readVersion(answer: Answer): string | undefined {
@@ -926,19 +897,23 @@ function jsonOf(text: string): Record<string, unknown> {
 }
 
 /** What the last run has noted beside the plist; anything that is not of that shape is left out. */
-function readMemory(text: string): Memory {
+function readMemory(text: string) {
   const { guard, isPlaced, options, keepAlive, bootedOut } = jsonOf(text);
   const isTexts = Array.isArray(options) && options.every((o) => typeof o === "string" && !/^--run$|^--$/.test(o));
   const { boot, wasRunning, wasDisabled } = Object(bootedOut) as Record<string, unknown>;
   const isMark = typeof boot === "string" && typeof wasRunning === "boolean";
   return {
     guard: typeof guard === "string" && guard.startsWith("/") ? guard : undefined,
+    /** It was put there by an install, and an upgrade replaces it. */
     isPlaced: typeof isPlaced === "boolean" ? isPlaced : undefined,
-    options: isTexts ? options : undefined,
+    options: isTexts ? options as readonly string[] : undefined,
     keepAlive: typeof keepAlive === "boolean" ? keepAlive : undefined,
     bootedOut: isMark ? { boot, wasRunning, wasDisabled: wasDisabled === true } : undefined,
   };
 }
+
+/** What the last install was asked for; and the job that it had booted out when it was interrupted. */
+type Memory = Readonly<ReturnType<typeof readMemory>>;
 
 // ─────────────────────────────────────────────────────────────────────────────────── the new text ──
 
@@ -952,12 +927,6 @@ export interface Wanted {
   readonly workingDirectory?: string | undefined;
   readonly stdoutPath?: string | undefined;
   readonly stderrPath?: string | undefined;
-}
-
-/** A new text of the plist, and what is different in it. No changes: the text is as wanted already. */
-interface Rewritten {
-  readonly text: string;
-  readonly changes: readonly KeyChange[];
 }
 
 interface TextEdit {
@@ -1057,15 +1026,7 @@ function shellEdit({ children: [, , line] }: PlistNode, job: LaunchdJob, words: 
 }
 
 /** The white space that this text puts before a key, between key and value, before an item, and its indentation. */
-interface TextLayout {
-  readonly list: PlistNode;
-  readonly key: string;
-  readonly value: string;
-  readonly item: string;
-  readonly indent: string;
-}
-
-function layoutOf({ root, text }: Plist): TextLayout {
+function layoutOf({ root, text }: Plist) {
   const [key, list] = entriesOf(root).find(([key]) => key.text === "ProgramArguments") ?? [];
   if (!key || !list) throw new Refusal("Cannot find ProgramArguments in the text", "plutil -p FILE");
   const between = text.slice(key.end, list.start);
@@ -1074,6 +1035,7 @@ function layoutOf({ root, text }: Plist): TextLayout {
   const indent = isNested ? item.slice(before.length) : before.includes("\n") ? "\t" : "";
   return { list, key: before, value: /^\s*$/.test(between) ? between : before, item, indent };
 }
+type TextLayout = Readonly<ReturnType<typeof layoutOf>>;
 
 /** Behind what a person has noted at the end of the line. */
 function endOfLine(text: string, at: number): number {
@@ -1082,10 +1044,10 @@ function endOfLine(text: string, at: number): number {
   return at + (note.exec(text)?.[0].length ?? 0);
 }
 
+/** Outside of values a plist has no other white space than blanks, tabs, returns and line ends. */
 function blankBefore(text: string, at: number): string {
-  let from = at;
-  while (from > 0 && " \t\r\n".includes(text[from - 1] ?? "x")) from--;
-  return text.slice(from, at);
+  const before = text.slice(0, at);
+  return before.slice(before.trimEnd().length);
 }
 
 function stringElement(text: string): string {
@@ -1123,20 +1085,20 @@ function applyEdits(text: string, edits: readonly TextEdit[]): string {
 }
 
 /** Reads the new text again: except for the named keys it must say exactly what the old one said. */
-function checkedText(old: Plist, text: string, keys: readonly string[]): Rewritten & { plist: Plist } {
+function checkedText(old: Plist, text: string, keys: readonly string[]) {
   const plist = readPlist(text, old.parse);
   const rest = (value: Dict) => Object.fromEntries(Object.entries(value).filter(([key]) => !keys.includes(key)));
   const env = (value: Dict) => ({ ...value["EnvironmentVariables"] as Dict | undefined, LIMA_HOME: "" });
   if (!isEqual(rest(old.value), rest(plist.value)) || !isEqual(env(old.value), env(plist.value))) {
     throw new Refusal("Cannot rewrite the plist: internal error: other keys would change: please report it");
   }
-  const changes = keys.flatMap((key): KeyChange[] => {
-    const [before, after] = [old.value[key], plist.value[key]];
-    if (isEqual(before, after)) return [];
-    return [{ key, before, after }];
-  });
+  const changes = keys.map((key) => ({ key, before: old.value[key], after: plist.value[key] }))
+    .filter(({ before, after }) => !isEqual(before, after));
   return { plist, text, changes };
 }
+
+/** A new text of the plist, and what is different in it. No changes: the text is as wanted already. */
+type Rewritten = Readonly<Omit<ReturnType<typeof checkedText>, "plist">>;
 
 /**
  * Takes the guard out of the text again, in place. The backup knows what our keys said before; where nothing else was
@@ -1723,7 +1685,7 @@ interface JobReport {
   readonly steps: readonly Pick<InstallStep, "kind" | "what" | "because" | "outcome">[];
   readonly blockers: readonly { readonly what: string; readonly because: string; readonly hint?: string | undefined }[];
   readonly notes: readonly { readonly what: string; readonly because: string }[];
-  readonly changes: readonly KeyChange[];
+  readonly changes: Rewritten["changes"];
   readonly plist: string | null;
   /** Its version, the one that was in place before this run, and (`--check`) the one that runs. */
   readonly guard: { path: string; version: string | null; previous: string | null; running: string | null } | null;
