@@ -964,10 +964,14 @@ export function wrapText(plist: Plist, job: LaunchdJob, wanted: Wanted): Rewritt
   throw new Refusal("Cannot rewrite the plist: internal error: another job came out: please report it");
 }
 
+function inPlaceOf(node: PlistNode, text: string): TextEdit {
+  return { at: node.start, until: node.end, text };
+}
+
 /** Puts a value in the place of the old one, or behind the last key that a person would look at: ProgramArguments. */
 function setEdit(plist: Plist, key: string, element: string): TextEdit {
   const node = nodeOf(plist.root, key);
-  if (node) return { at: node.start, until: node.end, text: element };
+  if (node) return inPlaceOf(node, element);
   if (Object.hasOwn(plist.value, key)) throw new Refusal(`Cannot find ${key} in the text`, "plutil -p FILE");
   const layout = layoutOf(plist);
   const at = endOfLine(plist.text, layout.list.end);
@@ -982,7 +986,7 @@ function keepAliveEdits(plist: Plist, job: LaunchdJob, wanted: Wanted): TextEdit
   }
   const node = nodeOf(plist.root, "KeepAlive");
   const exit = node && nodeOf(node, "SuccessfulExit");
-  return exit && restartsOnSuccess(job.keepAlive) ? [{ at: exit.start, until: exit.end, text: "<false/>" }] : [];
+  return exit && restartsOnSuccess(job.keepAlive) ? [inPlaceOf(exit, "<false/>")] : [];
 }
 
 /** Whether this KeepAlive starts a job again after status 0 and leaves it down after another: the wrong way round. */
@@ -1010,7 +1014,7 @@ function guardEdits(plist: Plist, job: LaunchdJob, { guard, guardOptions }: Want
   const options = guardOptions ?? job.guardOptions;
   const isSameHead = job.guard !== undefined && isEqual(options, job.guardOptions);
   if (isSameHead && job.guard === guard) return [];
-  if (isSameHead && !job.isBehindShell) return [{ at: first.start, until: first.end, text: stringElement(guard) }];
+  if (isSameHead && !job.isBehindShell) return [inPlaceOf(first, stringElement(guard))];
   const words = [guard, "--run", job.name, ...options, "--"];
   if (job.isBehindShell) return shellEdit(list, job, words);
   const prefix = words.map((arg) => `${stringElement(arg)}${item}`).join("");
@@ -1021,19 +1025,18 @@ function guardEdits(plist: Plist, job: LaunchdJob, { guard, guardOptions }: Want
 function shellEdit({ children: [, , line] }: PlistNode, job: LaunchdJob, words: readonly string[]): TextEdit[] {
   const wait = /^.*? && exec /.exec(job.args[2] ?? "")?.[0];
   if (!line || wait === undefined) return [];
-  const text = stringElement(wait + [...words, ...job.command].join(" "));
-  return [{ at: line.start, until: line.end, text }];
+  return [inPlaceOf(line, stringElement(wait + [...words, ...job.command].join(" ")))];
 }
 
 /** The white space that this text puts before a key, between key and value, before an item, and its indentation. */
 function layoutOf({ root, text }: Plist) {
   const [key, list] = entriesOf(root).find(([key]) => key.text === "ProgramArguments") ?? [];
   if (!key || !list) throw new Refusal("Cannot find ProgramArguments in the text", "plutil -p FILE");
-  const between = text.slice(key.end, list.start);
+  const between = blankBetween(text, key, list);
   const [before, item] = [blankBefore(text, key.start), blankBefore(text, list.children[0]?.start ?? list.innerStart)];
   const isNested = item.startsWith(before) && before.includes("\n");
   const indent = isNested ? item.slice(before.length) : before.includes("\n") ? "\t" : "";
-  return { list, key: before, value: /^\s*$/.test(between) ? between : before, item, indent };
+  return { list, key: before, value: between ?? before, item, indent };
 }
 type TextLayout = Readonly<ReturnType<typeof layoutOf>>;
 
@@ -1042,6 +1045,12 @@ function endOfLine(text: string, at: number): number {
   const note = /(?:[ \t]*<!--(?:(?!-->)[^\r\n])*-->)+(?=[\r\n])/y;
   note.lastIndex = at;
   return at + (note.exec(text)?.[0].length ?? 0);
+}
+
+/** The white space between a key and its value; undefined where there is a comment too. */
+function blankBetween(text: string, key: PlistNode, value: PlistNode): string | undefined {
+  const between = text.slice(key.end, value.start);
+  return between.trim() === "" ? between : undefined;
 }
 
 /** Outside of values a plist has no other white space than blanks, tabs, returns and line ends. */
@@ -1061,27 +1070,19 @@ function dictElement({ key, value, indent }: TextLayout, name: string, element: 
 /** Another entry at the end of a dict: laid out like the last one there is. */
 function insertInto(dict: PlistNode, layout: TextLayout, text: string, name: string, element: string): TextEdit {
   const [key, value] = entriesOf(dict).at(-1) ?? [];
-  if (!key || !value) {
-    const words = `${layout.key}${layout.indent}<key>${name}</key>${layout.value}${element}`;
-    return { at: dict.innerStart, until: dict.innerStart, text: words };
-  }
-  const between = text.slice(key.end, value.start);
-  const blank = blankBefore(text, key.start);
-  const words = `${blank}<key>${name}</key>${/^\s*$/.test(between) ? between : blank}${element}`;
-  return { at: value.end, until: value.end, text: words };
+  const before = key ? blankBefore(text, key.start) : layout.key + layout.indent;
+  const between = key && value ? blankBetween(text, key, value) ?? before : layout.value;
+  const at = value?.end ?? dict.innerStart;
+  return { at, until: at, text: `${before}<key>${name}</key>${between}${element}` };
 }
 
 function applyEdits(text: string, edits: readonly TextEdit[]): string {
-  const sorted = edits.toSorted((a, b) => a.at - b.at);
-  let [done, at] = ["", 0];
-  for (const edit of sorted) {
-    if (edit.at < at) {
-      throw new Refusal("Cannot rewrite the plist: internal error: two edits overlap: please report it");
-    }
-    done += text.slice(at, edit.at) + edit.text;
-    at = edit.until;
+  // From the end: what is before an edit keeps its place.
+  const sorted = edits.toSorted((a, b) => a.at - b.at).toReversed();
+  if (sorted.some(({ until }, i) => until > (sorted[i - 1]?.at ?? text.length))) {
+    throw new Refusal("Cannot rewrite the plist: internal error: two edits overlap: please report it");
   }
-  return done + text.slice(at);
+  return sorted.reduce((done, edit) => done.slice(0, edit.at) + edit.text + done.slice(edit.until), text);
 }
 
 /** Reads the new text again: except for the named keys it must say exactly what the old one said. */
@@ -1106,31 +1107,26 @@ type Rewritten = Readonly<Omit<ReturnType<typeof checkedText>, "plist">>;
  */
 export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefined): Rewritten {
   const { root, text } = plist;
-  const { list } = layoutOf(plist);
-  const command = list.children[job.args.length - job.command.length];
-  const first = list.children[0];
+  const { list: { children } } = layoutOf(plist);
+  const [first, command] = [children[0], children[job.args.length - job.command.length]];
   if (job.guard === undefined || !first || !command) return { text, changes: [] };
   const edits: TextEdit[] = [{ at: first.start, until: command.start, text: "" }];
-  const restore = (key: string, isOurs: (now: Value, before: Value | undefined) => boolean) => {
-    const [now, before] = [nodeOf(root, key), backup && nodeOf(backup.root, key)];
-    if (!now || !backup || !isOurs(plist.value[key] ?? "", backup.value[key])) return;
-    if (before) edits.push({ at: now.start, until: now.end, text: backup.text.slice(before.start, before.end) });
-    else edits.push(removalEdit(root, key, text));
-  };
   const program = nodeOf(root, "Program");
-  if (program) {
-    const raw = backup && backup.value["Program"] === job.command[0] ? nodeOf(backup.root, "Program") : undefined;
-    const element = raw && backup ? backup.text.slice(raw.start, raw.end) : stringElement(job.command[0] ?? "");
-    edits.push({ at: program.start, until: program.end, text: element });
-  }
+  const isSame = backup?.value["Program"] === job.command[0];
+  if (program && backup && isSame) edits.push(restoredEdit(plist, backup, "Program"));
+  else if (program) edits.push(inPlaceOf(program, stringElement(job.command[0] ?? "")));
+  const restore = (key: string, isOurs: (now: Value, before: Value | undefined) => boolean) => {
+    const now = plist.value[key];
+    if (backup && now !== undefined && isOurs(now, backup.value[key])) edits.push(restoredEdit(plist, backup, key));
+  };
   // 0 would let launchd wait without end: as good as none, but it was there before us.
   const isTimeout = (value: Value) => Number.isInteger(value) && Number(value) >= 0;
   restore("ExitTimeOut", (now, before) => now !== before && (before === undefined || isTimeout(before)));
-  restore("KeepAlive", (now, before) => isKeepAliveOfOurs(now, before));
+  restore("KeepAlive", isKeepAliveOfOurs);
   restore("WorkingDirectory", (now, before) => now === "/" && typeof before === "string");
   restore("StandardOutPath", (now, before) => isOurLog(now) && typeof before === "string");
   restore("StandardErrorPath", (now, before) => isOurLog(now) && typeof before === "string");
-  edits.push(...environmentEdits(plist, backup));
+  if (backup) edits.push(...environmentEdits(plist, backup));
   return checkedText(plist, applyEdits(text, edits), [...OWNED, ...MOVED]);
 }
 
@@ -1140,17 +1136,18 @@ function isKeepAliveOfOurs(now: Value, before: Value | undefined): boolean {
   return isDict(before) && restartsOnSuccess(before) && isEqual(now, { ...before, SuccessfulExit: false });
 }
 
-function environmentEdits({ root, text, value }: Plist, backup: Plist | undefined): TextEdit[] {
-  const now = nodeOf(root, "EnvironmentVariables");
-  const wasThere = (backup?.value["EnvironmentVariables"] as Dict | undefined)?.["LIMA_HOME"] !== undefined;
-  if (!now || !backup || wasThere || !nodeOf(now, "LIMA_HOME")) return [];
-  const before = nodeOf(backup.root, "EnvironmentVariables");
-  const isAlone = Object.keys(value["EnvironmentVariables"] as Dict).length === 1;
-  if (isAlone && !before) return [removalEdit(root, "EnvironmentVariables", text)];
-  if (isAlone && before?.isEmptyTag) {
-    return [{ at: now.start, until: now.end, text: backup.text.slice(before.start, before.end) }];
-  }
-  return [removalEdit(now, "LIMA_HOME", text)];
+/** A key with the very text that it has in the backup, or gone. */
+function restoredEdit({ root, text }: Plist, backup: Plist, key: string): TextEdit {
+  const [now, before] = [nodeOf(root, key), nodeOf(backup.root, key)];
+  return now && before ? inPlaceOf(now, backup.text.slice(before.start, before.end)) : removalEdit(root, key, text);
+}
+
+function environmentEdits(plist: Plist, backup: Plist): TextEdit[] {
+  const key = "EnvironmentVariables";
+  const [now, before] = [nodeOf(plist.root, key), nodeOf(backup.root, key)];
+  if (!now || !nodeOf(now, "LIMA_HOME") || (before && nodeOf(before, "LIMA_HOME"))) return [];
+  if (now.children.length === 2 && (!before || before.isEmptyTag)) return [restoredEdit(plist, backup, key)];
+  return [removalEdit(now, "LIMA_HOME", plist.text)];
 }
 
 function isOurLog(path: Value | undefined): path is string {
