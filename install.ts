@@ -727,15 +727,13 @@ const LIMACTL_FLAGS = {
 };
 const COLIMA_FLAGS = {
   valued: ["--profile", "-p", ...COLIMA_VALUES],
-  plain: ["--ssh-agent"].concat(
-    ("--foreground -f --activate --force-disk-image --template --network-address --network-host-addresses " +
-      "--network-preferred-route --vz-rosetta --nested-virtualization -z --binfmt --edit -e --save-config " +
-      "--mount-inotify -s --ssh-config --kubernetes -k --with-kubernetes --verbose -v --very-verbose " +
-      "--help -h").split(" "),
-  ),
+  plain: ("--ssh-agent --foreground -f --activate --force-disk-image --template --network-address " +
+    "--network-host-addresses --network-preferred-route --vz-rosetta --nested-virtualization -z --binfmt --edit -e " +
+    "--save-config --mount-inotify -s --ssh-config --kubernetes -k --with-kubernetes --verbose -v --very-verbose " +
+    "--help -h").split(" "),
 };
 
-function readCommand(command: readonly string[], name: string, environment: Environment = {}): Starter {
+function readCommand(command: readonly string[], name: string, environment: Environment): Starter {
   const tool = basename(command[0] ?? "");
   const cannot = `Cannot wrap ${JSON.stringify(command.join(" "))}:`;
   if (tool !== "limactl" && tool !== "colima") {
@@ -815,9 +813,7 @@ function startedByColima(names: readonly string[], flags: ReadonlyMap<string, st
 
 /** The instance that the plist of some job starts; undefined where it has nothing to do with Lima. */
 export function instanceOf(value: Dict): string | undefined {
-  const list = value["ProgramArguments"];
-  if (!Array.isArray(list) || !list.every((a) => typeof a === "string")) return undefined;
-  const args = list as string[];
+  const args = argumentsOf(value);
   const bare = lookThroughShell(args) ?? args;
   if (isGuard(bare)) return guardWords(bare).names[0];
   const tool = basename(bare[0] ?? "");
@@ -1212,11 +1208,10 @@ const ACL_RIGHTS = /\b(write|append|add_file|add_subdirectory|delete|delete_chil
 
 /** The first entry of `ls -lde` that lets another user change something; these names may. */
 export function readAcl(text: string, names: readonly string[]): string | undefined {
-  for (const line of text.split("\n")) {
-    const [, who, rights] = /^ *\d+: (\S+) (?:inherited )?allow (.*)$/.exec(line) ?? [];
-    if (who !== undefined && ACL_RIGHTS.test(rights ?? "") && !names.includes(who)) return line.trim();
-  }
-  return undefined;
+  return text.split("\n").find((line) => {
+    const [, who, rights = ""] = /^ *\d+: (\S+) (?:inherited )?allow (.*)$/.exec(line) ?? [];
+    return who !== undefined && ACL_RIGHTS.test(rights) && !names.includes(who);
+  })?.trim();
 }
 
 function isUnder(path: string, folder: string): boolean {
