@@ -193,13 +193,6 @@ type Environment = Readonly<Record<string, string>>;
 /** What starts an instance. */
 type Starter = "limactl" | "colima";
 
-export interface Plist {
-  readonly text: string;
-  readonly root: PlistNode;
-  readonly value: Dict;
-  readonly parse: PlistReader;
-}
-
 /** A file or folder, links not followed. `mode` has the sticky bit too. */
 export interface FileLook {
   readonly path: string;
@@ -425,12 +418,11 @@ function refuseValue(node: PlistNode, text: string): void {
 function refuseKeys(dict: PlistNode, text: string): void {
   const known = new Set<string>();
   for (const [key, value] of entriesOf(dict)) {
-    const name = JSON.stringify(key.text);
-    if (!value) throw parseError(text, key.start, `the key ${name} has no value`);
-    if (known.has(key.text)) throw parseError(text, key.start, `the key ${name} is there twice`, "remove one");
-    if (key.text === "__proto__" || key.text === "") {
-      throw parseError(text, key.start, `the key ${name} cannot be meant`);
-    }
+    const wrong = (why: string, hint?: string) =>
+      parseError(text, key.start, `the key ${JSON.stringify(key.text)} ${why}`, hint);
+    if (!value) throw wrong("has no value");
+    if (known.has(key.text)) throw wrong("is there twice", "remove one");
+    if (key.text === "__proto__" || key.text === "") throw wrong("cannot be meant");
     known.add(key.text);
   }
 }
@@ -510,7 +502,7 @@ export function decodePlist(bytes: Uint8Array, file: string): string {
 }
 
 /** Reads a plist: our scanner says where the elements are and refuses, the package says what they mean. */
-export function readPlist(text: string, parse: PlistReader): Plist {
+export function readPlist(text: string, parse: PlistReader) {
   const plist = readXml(text);
   const [root] = plist.children;
   if (root?.tag !== "dict") throw parseError(text, 0, "its root is no dict");
@@ -521,6 +513,7 @@ export function readPlist(text: string, parse: PlistReader): Plist {
     throw parseError(text, 0, error.message);
   }
 }
+export type Plist = Readonly<ReturnType<typeof readPlist>>;
 
 function isDict(value: unknown): value is Dict {
   return typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Date) &&
@@ -558,11 +551,10 @@ export function isEqual(a: unknown, b: unknown): boolean {
 export function readJob({ value }: Plist, name: string) {
   const label = value["Label"];
   if (typeof label !== "string" || label === "") throw new Refusal("Cannot tell the job: it has no Label");
-  for (const prefix of [DAEMON_LABEL, AGENT_LABEL]) {
-    if (label.startsWith(prefix) && label !== prefix + name) {
-      const hint = `lima-guard --install ${label.slice(prefix.length)}`;
-      throw new Refusal(`Cannot take the job for ${name}: its Label is ${JSON.stringify(label)}`, hint);
-    }
+  const prefix = [DAEMON_LABEL, AGENT_LABEL].find((p) => label.startsWith(p)) ?? "";
+  if (prefix !== "" && label !== prefix + name) {
+    const hint = `lima-guard --install ${label.slice(prefix.length)}`;
+    throw new Refusal(`Cannot take the job for ${name}: its Label is ${JSON.stringify(label)}`, hint);
   }
   const args = argumentsOf(value);
   const program = textAt(value, "Program");
@@ -1271,20 +1263,16 @@ interface Target {
   readonly litter: readonly string[];
 }
 
-/** Who carries the plan out, and where the tools are. */
-interface Actor {
-  readonly uid: number;
-  readonly boot: string;
-  tool(name: Tool): string;
-}
+/** Who carries the plan out, in which boot, and where the tools are. */
+type Actor = Pick<InstallHost, "uid" | "tool"> & { readonly boot: string };
 
 /** A command as this user: as ourselves, or as one child of root that is he. */
-function asUser(actor: Pick<Actor, "uid" | "tool">, uid: number, argv: Argv): Argv | undefined {
+function asUser(actor: Actor, uid: number, argv: Argv): Argv | undefined {
   if (uid === actor.uid) return argv;
   return actor.uid === 0 ? [actor.tool("sudo"), "-n", "-H", "-u", `#${uid}`, ...argv] : undefined;
 }
 
-function runStep<K extends "run" | "logs" | "tidy" | "bootout" | "handshake">(kind: K, argv: Argv, because: string) {
+function runStep<K extends InstallStep["kind"]>(kind: K, argv: Argv, because: string) {
   return { kind, argv, what: argv.map(quote).join(" "), because };
 }
 
@@ -1365,17 +1353,15 @@ function guardSteps({ guard, facts }: Target, actor: Actor): InstallStep[] {
   if (!guard) return [];
   const because = "the folder of lima-guard";
   const steps: InstallStep[] = guard.missing.map((path) => ({ kind: "folder", path, what: `make ${path}`, because }));
-  if (guard.bytes) {
-    const size = `${(guard.bytes.length / 1e6).toFixed(1)} MB`;
-    const because = guard.previous === undefined
-      ? size
-      : `${size}; the one in place is kept as ${GUARD_NAME}${PREVIOUS_SUFFIX}`;
-    const { path, bytes, sign } = guard;
+  const { path, bytes, sign, previous } = guard;
+  if (bytes) {
+    const kept = previous === undefined ? "" : `; the one in place is kept as ${GUARD_NAME}${PREVIOUS_SUFFIX}`;
+    const because = `${(bytes.length / 1e6).toFixed(1)} MB${kept}`;
     steps.push({ kind: "place", path, bytes, sign, what: `write ${path}`, because });
   }
-  const codesign: Argv = [actor.tool("codesign"), "--verify", guard.path];
+  const codesign: Argv = [actor.tool("codesign"), "--verify", path];
   if (guard.isSigned) steps.push(runStep("run", codesign, "its signature"));
-  const argv = asUser(actor, facts.user.uid, [guard.path, "--version"]);
+  const argv = asUser(actor, facts.user.uid, [path, "--version"]);
   if (argv) steps.push(runStep("handshake", argv, `it must answer to ${facts.user.name}, in its place`));
   return steps;
 }
@@ -1389,16 +1375,17 @@ function logSteps({ logFolder, facts }: Target, actor: Actor): InstallStep[] {
 /** Stop, unload, load, look; only what the job's state asks for. */
 function loadSteps(target: Target, actor: Actor): InstallStep[] {
   const { facts, job, removesJob } = target;
-  const { loaded, memory, disabled } = facts;
+  const { loaded, memory } = facts;
   const steps = loaded.kind === "loaded" ? unloadSteps(target, loaded, actor) : [];
   if (removesJob) return steps;
   const wasRunning = loaded.kind === "loaded" ? isRunning(loaded) : memory.bootedOut?.wasRunning === true;
   const load = bootstrapSteps(facts, job, wasRunning, actor);
-  return [...steps, ...disabled === true ? whileEnabled(facts, load, !target.enables, actor) : load];
+  return [...steps, ...whileEnabled(facts, load, !target.enables, actor)];
 }
 
-/** Loads a disabled job, and disables it again where it is to be as before. */
+/** Enables a disabled job to be loaded, and disables it again where it is to be as before. */
 function whileEnabled(facts: JobFacts, load: InstallStep[], staysOff: boolean, actor: Actor): InstallStep[] {
+  if (facts.disabled !== true) return load;
   const steps = [switchStep(facts, "enable", actor), ...load];
   return staysOff ? [...steps, switchStep(facts, "disable", actor)] : steps;
 }
@@ -1413,30 +1400,23 @@ function unloadSteps(target: Target, loaded: Loaded & { kind: "loaded" }, actor:
   const service = `${domain}/${job.label}`;
   const argv: Argv = [stopWith ?? "", "--stop", "--json", "--lima-home", limaHome, place.name];
   const stop = stopWith === undefined ? undefined : asUser(actor, user.uid, argv);
-  const steps: InstallStep[] = [];
-  if (stop && loaded.pid !== undefined) {
-    const because = "launchd's own stop would cut the guest off";
-    steps.push({ kind: "stop", argv: stop, pid: loaded.pid, what: stop.map(quote).join(" "), because });
-  }
+  const { pid } = loaded;
+  const because = "launchd's own stop would cut the guest off";
+  const stops = stop && pid !== undefined ? [{ ...runStep("stop", stop, because), pid }] : [];
   const bootout: Argv = [actor.tool("launchctl"), "bootout", service];
-  steps.push(runStep("bootout", bootout, "launchd keeps the old job until then"));
-  const wait = `wait until ${service} is gone`;
-  steps.push({ kind: "wait", loaded, what: wait, because: "launchd takes no new job before" });
-  return steps;
+  const wait = { what: `wait until ${service} is gone`, because: "launchd takes no new job before" };
+  return [...stops, runStep("bootout", bootout, "launchd keeps the old job until then"), {
+    kind: "wait",
+    loaded,
+    ...wait,
+  }];
 }
 
-function bootstrapSteps(
-  { place, domain }: JobFacts,
-  job: LaunchdJob,
-  wasRunning: boolean,
-  actor: Actor,
-): InstallStep[] {
+function bootstrapSteps({ place, domain }: JobFacts, job: LaunchdJob, wasRunning: boolean, actor: Actor) {
   const service = `${domain}/${job.label}`;
   const argv: Argv = [actor.tool("launchctl"), "bootstrap", domain, place.file];
   const expect = { args: job.args, exitTimeoutS: job.exitTimeOut ?? LAUNCHD_DEFAULT_S, isRunning: wasRunning };
-  const steps: InstallStep[] = [
-    { kind: "bootstrap", argv, expect, what: argv.map(quote).join(" "), because: "launchd reads the plist" },
-  ];
+  const steps: InstallStep[] = [{ ...runStep("bootstrap", argv, "launchd reads the plist"), expect }];
   if (wasRunning && !job.startsByItself) {
     const kickstart: Argv = [actor.tool("launchctl"), "kickstart", service];
     steps.push(runStep("run", kickstart, "it ran before, and does not start by itself"));
@@ -1484,7 +1464,7 @@ function planRollback(target: Target, now: Loaded, hasBootedOut: boolean, actor:
   const unload = now.kind === "loaded" ? unloadSteps({ ...target, stopWith }, now, actor) : [];
   if (before.kind !== "loaded") return { unload, load: staysOff };
   const load = bootstrapSteps(facts, job, wasRunning, actor);
-  return { unload, load: facts.disabled ? whileEnabled(facts, load, true, actor) : load };
+  return { unload, load: whileEnabled(facts, load, true, actor) };
 }
 
 /** Where the logs of a job go whose own places are on another volume. */
@@ -1575,6 +1555,7 @@ function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: Worl
   const keepAlive =
     "KeepAlive {SuccessfulExit: true} starts the instance again after a requested stop, and not after a crash";
   const version = guard?.kind === "version" ? guard.version : VERSION;
+  const needed = neededS(job, wantedS);
   const found: Finding[] = [
     ...judgeWorld(facts, world),
     ...[...facts.notes, ...job.remarks].map((words): Finding => ["note", true, words]),
@@ -1582,11 +1563,11 @@ function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: Worl
     ["trouble", isWrapped && guard?.kind === "trouble", guard?.kind === "trouble" ? guard.why : ""],
     ["unknown", guard?.kind === "not asked", `${job.guard} was not asked: only the job's user and root may run it`],
     ["note", version !== VERSION, `${job.guard} is version ${version}, this is ${VERSION}`],
-    ...judgeTimeouts(job, wantedS),
+    ...judgeTimeouts(job, needed),
     ["trouble", isWrapped && restartsOnSuccess(job.keepAlive), keepAlive],
     ["note", !job.startsByItself, "nothing starts it at boot or login: it has neither RunAtLoad nor KeepAlive"],
     ["trouble", isLoose, `${place.file} has an owner or a mode that lets another user change it`],
-    ...judgeLoaded(facts, neededS(job, wantedS)),
+    ...judgeLoaded(facts, needed),
     ["trouble", isElsewhere, "it is on another volume: launchd cannot start lima-guard before that is mounted"],
   ];
   const isOff = isWrapped && (facts.disabled === true || loaded.kind === "absent");
@@ -1600,11 +1581,10 @@ function neededS(job: LaunchdJob, wantedS: number | undefined): number {
   return wantedS ?? (timeoutIn(job.guardOptions) === inFile ? Math.min(inFile, EXIT_TIMEOUT_S) : EXIT_TIMEOUT_S);
 }
 
-function judgeTimeouts(job: LaunchdJob, wantedS: number | undefined): Finding[] {
+function judgeTimeouts(job: LaunchdJob, needed: number): Finding[] {
   const timeout = timeoutIn(job.guardOptions) ?? NaN;
   const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
   const isAskedFor = timeout === inFile;
-  const needed = neededS(job, wantedS);
   const asked = `a stop has ${inFile} s, as asked for; a guest may need ${EXIT_TIMEOUT_S}`;
   const short = `--timeout ${timeout} in the plist leaves a stop ${timeout} s, of ${needed} s`;
   return [
@@ -1718,15 +1698,12 @@ function refusedReport(name: string, error: unknown): JobReport {
 }
 
 function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
-  return reports.map((r) =>
-    [
-      `${r.name}: ${r.summary}\n`,
-      isDry ? r.diff : "",
-      ...isDry ? r.steps.map((s) => `  would ${stepInWords(s)}\n`) : [],
-      ...r.blockers.map((b) => `  ${b.what}: ${b.because}${b.hint === undefined ? "" : ` (hint: ${b.hint})`}\n`),
-      ...r.notes.map((n) => `  note: ${n.because}\n`),
-    ].join("")
-  ).join("");
+  return reports.flatMap((r) => [
+    `${r.name}: ${r.summary}\n`,
+    ...isDry ? [r.diff, ...r.steps.map((s) => `  would ${stepInWords(s)}\n`)] : [],
+    ...r.blockers.map((b) => `  ${b.what}: ${b.because}${b.hint === undefined ? "" : ` (hint: ${b.hint})`}\n`),
+    ...r.notes.map((n) => `  note: ${n.because}\n`),
+  ]).join("");
 }
 
 /** The one document of a run. `blockers` holds what is wrong with the run itself: its arguments, its folders. */
