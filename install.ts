@@ -719,10 +719,12 @@ const LIMACTL_FLAGS = {
 };
 const COLIMA_FLAGS = {
   valued: ["--profile", "-p", ...COLIMA_VALUES],
-  plain: ("--ssh-agent --foreground -f --activate --force-disk-image --template --network-address " +
-    "--network-host-addresses --network-preferred-route --vz-rosetta --nested-virtualization -z --binfmt --edit -e " +
-    "--save-config --mount-inotify -s --ssh-config --kubernetes -k --with-kubernetes --verbose -v --very-verbose " +
-    "--help -h").split(" "),
+  plain: ["--ssh-agent"].concat(
+    ("--foreground -f --activate --force-disk-image --template --network-address --network-host-addresses " +
+      "--network-preferred-route --vz-rosetta --nested-virtualization -z --binfmt --edit -e --save-config " +
+      "--mount-inotify -s --ssh-config --kubernetes -k --with-kubernetes --verbose -v --very-verbose " +
+      "--help -h").split(" "),
+  ),
 };
 
 function readCommand(command: readonly string[], name: string, environment: Environment): Starter {
