@@ -914,9 +914,8 @@ export interface Wanted {
   readonly exitTimeoutS?: number;
   readonly keepAlive?: boolean;
   readonly limaHome?: string | undefined;
-  readonly workingDirectory?: string | undefined;
-  readonly stdoutPath?: string | undefined;
-  readonly stderrPath?: string | undefined;
+  /** Paths that are on a volume which is not there at boot, where the plist has them. */
+  readonly moved?: Partial<Record<"WorkingDirectory" | "StandardOutPath" | "StandardErrorPath", string | undefined>>;
 }
 
 interface TextEdit {
@@ -925,8 +924,9 @@ interface TextEdit {
   readonly text: string;
 }
 
-const OWNED = ["ProgramArguments", "Program", "ExitTimeOut", "KeepAlive", "EnvironmentVariables"];
-const MOVED = ["WorkingDirectory", "StandardOutPath", "StandardErrorPath"];
+/** No other keys are changed. */
+const OWNED = ("ProgramArguments Program ExitTimeOut KeepAlive EnvironmentVariables " +
+  "WorkingDirectory StandardOutPath StandardErrorPath").split(" ");
 
 /** Rewrites the text in place: every byte outside of the keys that are to change stays as it is. */
 export function wrapText(plist: Plist, job: LaunchdJob, wanted: Wanted): Rewritten {
@@ -939,13 +939,11 @@ export function wrapText(plist: Plist, job: LaunchdJob, wanted: Wanted): Rewritt
     edits.push(setEdit(plist, "ExitTimeOut", `<integer>${exitTimeoutS}</integer>`));
   }
   edits.push(...keepAliveEdits(plist, job, wanted), ...limaHomeEdits(plist, job, wanted));
-  const moved = [wanted.workingDirectory, wanted.stdoutPath, wanted.stderrPath];
-  MOVED.forEach((key, i) => {
-    const path = moved[i];
-    if (path === undefined || plist.value[key] === path || !nodeOf(plist.root, key)) return;
-    edits.push(setEdit(plist, key, stringElement(path)));
-  });
-  const changed = checkedText(plist, applyEdits(plist.text, edits), [...OWNED, ...MOVED]);
+  for (const [key, path] of Object.entries(wanted.moved ?? {})) {
+    const now = plist.value[key];
+    if (path !== undefined && now !== undefined && now !== path) edits.push(setEdit(plist, key, stringElement(path)));
+  }
+  const changed = rewrite(plist, edits);
   const now = readJob(changed.plist, job.name);
   const isAsWanted = now.guard === wanted.guard && isEqual(now.command, job.command) &&
     (exitTimeoutS === undefined || now.exitTimeOut === exitTimeoutS) &&
@@ -963,16 +961,17 @@ function setEdit(plist: Plist, key: string, element: string): TextEdit {
   const node = nodeOf(plist.root, key);
   if (node) return inPlaceOf(node, element);
   if (Object.hasOwn(plist.value, key)) throw new Refusal(`Cannot find ${key} in the text`, "plutil -p FILE");
-  const layout = layoutOf(plist);
-  const at = endOfLine(plist.text, layout.list.end);
-  return { at, until: at, text: `${layout.key}<key>${key}</key>${layout.value}${element}` };
+  const { list: { end }, key: before, value: between } = layoutOf(plist);
+  // Behind what a person has noted at the end of the line.
+  const note = /^(?:[ \t]*<!--(?:(?!-->)[^\r\n])*-->)+(?=[\r\n])/.exec(plist.text.slice(end))?.[0] ?? "";
+  const at = end + note.length;
+  return { at, until: at, text: `${before}<key>${key}</key>${between}${element}` };
 }
 
 /** KeepAlive where it is wanted and missing; and `SuccessfulExit: true` turned round, which starts a stopped job again. */
 function keepAliveEdits(plist: Plist, job: LaunchdJob, wanted: Wanted): TextEdit[] {
-  if (job.keepAlive === undefined) {
-    const element = dictElement(layoutOf(plist), "SuccessfulExit", "<false/>");
-    return wanted.keepAlive ? [setEdit(plist, "KeepAlive", element)] : [];
+  if (job.keepAlive === undefined && wanted.keepAlive) {
+    return [setEdit(plist, "KeepAlive", dictElement(layoutOf(plist), "SuccessfulExit", "<false/>"))];
   }
   const node = nodeOf(plist.root, "KeepAlive");
   const exit = node && nodeOf(node, "SuccessfulExit");
@@ -1030,13 +1029,6 @@ function layoutOf({ root, text }: Plist) {
 }
 type TextLayout = Readonly<ReturnType<typeof layoutOf>>;
 
-/** Behind what a person has noted at the end of the line. */
-function endOfLine(text: string, at: number): number {
-  const note = /(?:[ \t]*<!--(?:(?!-->)[^\r\n])*-->)+(?=[\r\n])/y;
-  note.lastIndex = at;
-  return at + (note.exec(text)?.[0].length ?? 0);
-}
-
 /** The white space between a key and its value; undefined where there is a comment too. */
 function blankBetween(text: string, key: PlistNode, value: PlistNode): string | undefined {
   const between = text.slice(key.end, value.start);
@@ -1066,30 +1058,27 @@ function insertInto(dict: PlistNode, layout: TextLayout, text: string, name: str
   return { at, until: at, text: `${before}<key>${name}</key>${between}${element}` };
 }
 
-function applyEdits(text: string, edits: readonly TextEdit[]): string {
+/** Applies the edits, and reads the new text: except for our keys it must say exactly what the old one said. */
+function rewrite(old: Plist, edits: readonly TextEdit[]) {
   // From the end: what is before an edit keeps its place.
   const sorted = edits.toSorted((a, b) => a.at - b.at).toReversed();
-  if (sorted.some(({ until }, i) => until > (sorted[i - 1]?.at ?? text.length))) {
+  if (sorted.some(({ until }, i) => until > (sorted[i - 1]?.at ?? old.text.length))) {
     throw new Refusal("Cannot rewrite the plist: internal error: two edits overlap: please report it");
   }
-  return sorted.reduce((done, edit) => done.slice(0, edit.at) + edit.text + done.slice(edit.until), text);
-}
-
-/** Reads the new text again: except for the named keys it must say exactly what the old one said. */
-function checkedText(old: Plist, text: string, keys: readonly string[]) {
+  const text = sorted.reduce((done, edit) => done.slice(0, edit.at) + edit.text + done.slice(edit.until), old.text);
   const plist = readPlist(text, old.parse);
-  const rest = (value: Dict) => Object.fromEntries(Object.entries(value).filter(([key]) => !keys.includes(key)));
+  const rest = (value: Dict) => Object.fromEntries(Object.entries(value).filter(([key]) => !OWNED.includes(key)));
   const env = (value: Dict) => ({ ...value["EnvironmentVariables"] as Dict | undefined, LIMA_HOME: "" });
   if (!isEqual(rest(old.value), rest(plist.value)) || !isEqual(env(old.value), env(plist.value))) {
     throw new Refusal("Cannot rewrite the plist: internal error: other keys would change: please report it");
   }
-  const changes = keys.map((key) => ({ key, before: old.value[key], after: plist.value[key] }))
+  const changes = OWNED.map((key) => ({ key, before: old.value[key], after: plist.value[key] }))
     .filter(({ before, after }) => !isEqual(before, after));
   return { plist, text, changes };
 }
 
 /** A new text of the plist, and what is different in it. No changes: the text is as wanted already. */
-type Rewritten = Readonly<Omit<ReturnType<typeof checkedText>, "plist">>;
+type Rewritten = Readonly<Omit<ReturnType<typeof rewrite>, "plist">>;
 
 /**
  * Takes the guard out of the text again, in place. The backup knows what our keys said before; where nothing else was
@@ -1117,7 +1106,7 @@ export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefi
   restore("StandardOutPath", (now, before) => isOurLog(now) && typeof before === "string");
   restore("StandardErrorPath", (now, before) => isOurLog(now) && typeof before === "string");
   if (backup) edits.push(...environmentEdits(plist, backup));
-  return checkedText(plist, applyEdits(text, edits), [...OWNED, ...MOVED]);
+  return rewrite(plist, edits);
 }
 
 /** What install has made of a KeepAlive: one where there was none, or `SuccessfulExit: true` turned round. */
@@ -1280,8 +1269,8 @@ function runStep<K extends InstallStep["kind"]>(kind: K, argv: Argv, because: st
 
 /** The whole plan of an install or uninstall; empty where all is as wanted. */
 function planSteps(target: Target, actor: Actor): InstallStep[] {
-  const { facts, rewritten, role, removesJob } = target;
-  const { backup: kept, bytes, job, place: { target: plist, beside } } = facts;
+  const { facts, rewritten, role, removesJob, memory } = target;
+  const { backup: kept, bytes, job, loaded, disabled, place: { target: plist, beside } } = facts;
   const backup = beside + BACKUP_SUFFIX;
   const isFileNew = rewritten.changes.length > 0;
   const loads = target.reload ? loadSteps(target, actor) : [];
@@ -1294,7 +1283,10 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
   if (isFileNew) {
     steps.push(write(plist, new TextEncoder().encode(rewritten.text), "at once: there is always a plist", true));
   }
-  if (marks) steps.push(markStep(target, actor.boot));
+  if (marks) {
+    const bootedOut = { boot: actor.boot, wasRunning: isRunning(loaded), wasDisabled: disabled === true };
+    steps.push(noteStep(facts, { ...memory ?? facts.memory, bootedOut }, "a run that is interrupted loads it again"));
+  }
   steps.push(...loads);
   if (facts.isLeftEnabled && !target.reload) steps.push(switchStep(facts, "disable", actor));
   if (removesJob && plist === beside) steps.push(remove(plist, "its instance is gone"));
@@ -1328,12 +1320,6 @@ function noteStep({ place }: JobFacts, noted: Partial<Memory>, because: string):
 
 function remove(path: string, because: string, kind: "remove" | "clear" = "remove"): InstallStep {
   return { kind, path, what: `remove ${path}`, because };
-}
-
-/** Before bootout: that this job is to be loaded again, if this run is interrupted, and in this boot. */
-function markStep({ facts, memory }: Target, boot: string): InstallStep {
-  const bootedOut = { boot, wasRunning: isRunning(facts.loaded), wasDisabled: facts.disabled === true };
-  return noteStep(facts, { ...memory ?? facts.memory, bootedOut }, "a run that is interrupted loads it again");
 }
 
 function isRunning(loaded: Loaded): boolean {
@@ -1507,9 +1493,11 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
     exitTimeoutS,
     keepAlive: options.keepAlive || (job.guard === undefined && memory.keepAlive === true),
     limaHome: facts.writesLimaHome ? limaHome : undefined,
-    workingDirectory: facts.otherVolume && job.workingDirectory !== undefined ? "/" : undefined,
-    stdoutPath: log(job.stdoutPath, "stdout"),
-    stderrPath: log(job.stderrPath, "stderr"),
+    moved: {
+      WorkingDirectory: facts.otherVolume ? "/" : undefined,
+      StandardOutPath: log(job.stdoutPath, "stdout"),
+      StandardErrorPath: log(job.stderrPath, "stderr"),
+    },
   };
 }
 
@@ -3023,7 +3011,7 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
   const wanted = wantedOf(facts, path, options);
   const rewritten = wrapText(facts.plist, facts.job, wanted);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
-  const logs = [wanted.stdoutPath, wanted.stderrPath].find((p) => p !== undefined);
+  const logs = wanted.moved?.StandardOutPath ?? wanted.moved?.StandardErrorPath;
   const reload = needsReload(run, facts, job, rewritten);
   const notes = [...facts.notes, ...installNotes(run, facts, job, { guard, wanted, reload })];
   return {
