@@ -38,7 +38,8 @@ import {
   COLIMA_VALUES,
   colimaInstance,
   commandLine,
-  DEFAULT_BUDGET_S,
+  /** What a stop needs, and the most that launchd grants agents on macOS 26 and later. */
+  DEFAULT_BUDGET_S as EXIT_TIMEOUT_S,
   EXIT,
   expandHome,
   type Host,
@@ -80,9 +81,6 @@ const DEPTH_LIMIT = 32;
 const GUARD_LIMIT_BYTES = 512 * 1024 * 1024;
 /** So much of a journal has the last start of an instance, whose lines have some 200 bytes. */
 const JOURNAL_TAIL_BYTES = 65_536;
-
-/** What a stop needs (see lima_guard.ts), and the most that launchd grants agents on macOS 26 and later. */
-const EXIT_TIMEOUT_S = DEFAULT_BUDGET_S;
 
 const GUARD_MODE = 0o755;
 /** The groups of macOS whose members may become root anyway. */
@@ -164,7 +162,6 @@ export const INSTALL_LIMITS = {
   pollMs: 250,
   compileMs: 600_000,
 };
-type InstallLimits = Readonly<typeof INSTALL_LIMITS>;
 
 /** A refusal: the reason, what to do about it, and the exit status. Nothing has been touched when it is thrown. */
 export class Refusal extends Error {
@@ -189,7 +186,6 @@ interface PlistNode {
 }
 
 export type PlistReader = (text: string) => unknown;
-type Environment = Readonly<Record<string, string>>;
 /** What starts an instance. */
 type Starter = "limactl" | "colima";
 
@@ -584,6 +580,8 @@ export function readJob({ value }: Plist, name: string) {
     stdoutPath: textAt(value, "StandardOutPath"),
     stderrPath: textAt(value, "StandardErrorPath"),
     exitTimeOut: timeoutAt(value),
+    /** What launchd grants a stop of it. */
+    grantedS: timeoutAt(value) ?? LAUNCHD_DEFAULT_S,
     keepAlive,
   };
 }
@@ -680,7 +678,6 @@ function guardWords(args: readonly string[]) {
   return { names, options, command: end < 0 ? undefined : args.slice(end + 1) };
 }
 
-/** Takes a wrapped command apart. */
 function splitWrapped(args: readonly string[], name: string) {
   const guardOptions: string[] = [];
   if (!isGuard(args)) return { command: args, guard: undefined, guardOptions };
@@ -727,7 +724,7 @@ const COLIMA_FLAGS = {
   ),
 };
 
-function readCommand(command: readonly string[], name: string, environment: Environment): Starter {
+function readCommand(command: readonly string[], name: string, environment: Record<string, string>): Starter {
   const tool = basename(command[0] ?? "");
   const cannot = `Cannot wrap ${JSON.stringify(command.join(" "))}:`;
   if (tool !== "limactl" && tool !== "colima") {
@@ -801,7 +798,11 @@ function splitFlags(args: readonly string[], tool: Starter) {
 }
 
 /** Colima: `--profile` beats the argument, which beats COLIMA_PROFILE. */
-function startedByColima(names: readonly string[], flags: ReadonlyMap<string, string>, environment: Environment) {
+function startedByColima(
+  names: readonly string[],
+  flags: ReadonlyMap<string, string>,
+  environment: Record<string, string>,
+) {
   return colimaInstance(flags.get("--profile") ?? flags.get("-p") ?? names[0] ?? environment["COLIMA_PROFILE"] ?? "");
 }
 
@@ -1389,21 +1390,18 @@ function unloadSteps(target: Target, loaded: Loaded & { kind: "loaded" }, actor:
   const argv: Argv = [stopWith ?? "", "--stop", "--json", "--lima-home", limaHome, place.name];
   const stop = stopWith === undefined ? undefined : asUser(actor, user.uid, argv);
   const { pid } = loaded;
-  const because = "launchd's own stop would cut the guest off";
-  const stops = stop && pid !== undefined ? [{ ...runStep("stop", stop, because), pid }] : [];
+  const cut = "launchd's own stop would cut the guest off";
+  const steps: InstallStep[] = stop && pid !== undefined ? [{ ...runStep("stop", stop, cut), pid }] : [];
   const bootout: Argv = [actor.tool("launchctl"), "bootout", service];
-  const wait = { what: `wait until ${service} is gone`, because: "launchd takes no new job before" };
-  return [...stops, runStep("bootout", bootout, "launchd keeps the old job until then"), {
-    kind: "wait",
-    loaded,
-    ...wait,
-  }];
+  steps.push(runStep("bootout", bootout, "launchd keeps the old job until then"));
+  const what = `wait until ${service} is gone`;
+  return [...steps, { kind: "wait", loaded, what, because: "launchd takes no new job before" }];
 }
 
 function bootstrapSteps({ place, domain }: JobFacts, job: LaunchdJob, wasRunning: boolean, actor: Actor) {
   const service = `${domain}/${job.label}`;
   const argv: Argv = [actor.tool("launchctl"), "bootstrap", domain, place.file];
-  const expect = { args: job.args, exitTimeoutS: job.exitTimeOut ?? LAUNCHD_DEFAULT_S, isRunning: wasRunning };
+  const expect = { args: job.args, exitTimeoutS: job.grantedS, isRunning: wasRunning };
   const steps: InstallStep[] = [{ ...runStep("bootstrap", argv, "launchd reads the plist"), expect }];
   if (wasRunning && !job.startsByItself) {
     const kickstart: Argv = [actor.tool("launchctl"), "kickstart", service];
@@ -1475,12 +1473,11 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
   const isAskedFor = timeout !== undefined &&
     (options.exitTimeoutS !== undefined || job.guard === undefined || now === timeout);
   const exitTimeoutS = isAskedFor ? timeout : Math.max(now, EXIT_TIMEOUT_S);
-  // A job that names the home in its command gets another one there.
-  const limaHomeIn = optionOf(kept, "--lima-home") === undefined ? undefined : options.limaHome;
   const asked = {
     "--timeout": options.exitTimeoutS?.toString(),
     "--on-event": options.onEvent,
-    "--lima-home": limaHomeIn,
+    // A job that names the home in its command gets another one there.
+    "--lima-home": optionOf(kept, "--lima-home") === undefined ? undefined : options.limaHome,
   };
   const logs = logFolderOf(user);
   const mustMove = (path: string | undefined) =>
@@ -1536,7 +1533,6 @@ type GuardAnswer =
   | { readonly kind: "proven by its job" | "not asked" }
   | { readonly kind: "trouble"; readonly why: string };
 
-/** A job as `--check` judges it. */
 function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: WorldFacts, wantedS: number | undefined) {
   const { job, look, place, loaded, otherVolume } = facts;
   const isWrapped = job.guard !== undefined;
@@ -1566,14 +1562,12 @@ function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: Worl
 }
 
 /** The seconds that a stop of this job needs: what was asked for, or what a guest may need. */
-function neededS(job: LaunchdJob, wantedS: number | undefined): number {
-  const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
-  return wantedS ?? (timeoutIn(job.guardOptions) === inFile ? Math.min(inFile, EXIT_TIMEOUT_S) : EXIT_TIMEOUT_S);
+function neededS({ guardOptions, grantedS }: LaunchdJob, wantedS: number | undefined): number {
+  return wantedS ?? (timeoutIn(guardOptions) === grantedS ? Math.min(grantedS, EXIT_TIMEOUT_S) : EXIT_TIMEOUT_S);
 }
 
-function judgeTimeouts(job: LaunchdJob, needed: number): Finding[] {
-  const timeout = timeoutIn(job.guardOptions) ?? NaN;
-  const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
+function judgeTimeouts({ guardOptions, grantedS: inFile }: LaunchdJob, needed: number): Finding[] {
+  const timeout = timeoutIn(guardOptions) ?? NaN;
   const isAskedFor = timeout === inFile;
   const asked = `a stop has ${inFile} s, as asked for; a guest may need ${EXIT_TIMEOUT_S}`;
   const short = `--timeout ${timeout} in the plist leaves a stop ${timeout} s, of ${needed} s`;
@@ -1587,7 +1581,7 @@ function judgeTimeouts(job: LaunchdJob, needed: number): Finding[] {
 const UNSAID = "launchctl print-disabled did not say whether the job is disabled";
 
 function judgeLoaded({ job, loaded, disabled, place }: JobFacts, needed: number): Finding[] {
-  const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
+  const { grantedS: inFile } = job;
   const isAbsent = loaded.kind === "absent";
   const next = disabled ? "nothing starts it" : "it starts at the next boot or login";
   const found: Finding[] = [
@@ -1725,7 +1719,7 @@ type Shared = "os" | "uid" | "clockMs" | "pause" | "linkTarget" | "realPath" | "
 export interface InstallHost extends Pick<Host, Shared | "stdout" | "stderr"> {
   readonly arch: string;
   readonly canAsk: boolean;
-  readonly limits: InstallLimits;
+  readonly limits: Readonly<typeof INSTALL_LIMITS>;
   readonly folders: {
     readonly daemons: string;
     /** Where root puts guards: the first that only root can change. */
