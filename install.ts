@@ -580,7 +580,6 @@ export function readJob({ value }: Plist, name: string) {
     stdoutPath: textAt(value, "StandardOutPath"),
     stderrPath: textAt(value, "StandardErrorPath"),
     exitTimeOut: timeoutAt(value),
-    /** What launchd grants a stop of it. */
     grantedS: timeoutAt(value) ?? LAUNCHD_DEFAULT_S,
     keepAlive,
   };
