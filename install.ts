@@ -208,16 +208,14 @@ function isThere(look: Looked): look is FileLook {
   return typeof look === "object";
 }
 
-/**
- * What launchd has of a job; `isEnding` after bootout, until its process is gone. `unknown` where launchctl did not
- * answer, or not in words that we can read.
- */
+/** What launchd has of a job. `unknown`: launchctl did not answer, or not in words that we can read. */
 type Loaded =
   | {
     readonly kind: "loaded";
     readonly args: readonly string[];
     readonly path: string | undefined;
     readonly pid: number | undefined;
+    /** After bootout, until its process is gone. */
     readonly isEnding: boolean;
     readonly exitTimeoutS: number | undefined;
     /** It was loaded with RunAtLoad or KeepAlive, as far as launchd says so. */
@@ -512,8 +510,7 @@ export function readPlist(text: string, parse: PlistReader) {
 export type Plist = Readonly<ReturnType<typeof readPlist>>;
 
 function isDict(value: unknown): value is Dict {
-  return typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Date) &&
-    !(value instanceof Uint8Array);
+  return Object(value) === value && ![Array, Date, Uint8Array].some((kind) => value instanceof kind);
 }
 
 function entriesOf(dict: PlistNode): (readonly [PlistNode, PlistNode | undefined])[] {
@@ -678,8 +675,7 @@ function guardWords(args: readonly string[]) {
 }
 
 function splitWrapped(args: readonly string[], name: string) {
-  const guardOptions: string[] = [];
-  if (!isGuard(args)) return { command: args, guard: undefined, guardOptions };
+  if (!isGuard(args)) return { command: args, guard: undefined, guardOptions: [] };
   const { names, options, command } = guardWords(args);
   if (!command) throw new Refusal("Cannot tell the command: there is no `--` after lima-guard --run", "plutil -p FILE");
   if (names.length === 1 && names[0] === name) return { guard: args[0] ?? "", guardOptions: options, command };
@@ -872,8 +868,8 @@ function inWords(answer: Answer): string {
   if (answer.late) return "it did not end in time";
   const isLaunchctl = answer.argv.some((word) => basename(word) === "launchctl");
   const words = isLaunchctl ? LAUNCHCTL_WORDS[answer.code] : undefined;
-  const said = answer.stderr.trim().split("\n").at(-1) ?? "";
-  return [`status ${answer.code}`, ...words ? [words] : [], ...said ? [said] : []].join(": ");
+  const said = answer.stderr.trim().split("\n").at(-1);
+  return [`status ${answer.code}`, words, said].filter(Boolean).join(": ");
 }
 
 /** A JSON object; an empty one where the text is none. */
@@ -940,8 +936,8 @@ export function wrapText(plist: Plist, job: LaunchdJob, wanted: Wanted): Rewritt
   }
   edits.push(...keepAliveEdits(plist, job, wanted), ...limaHomeEdits(plist, job, wanted));
   for (const [key, path] of Object.entries(wanted.moved ?? {})) {
-    const now = plist.value[key];
-    if (path !== undefined && now !== undefined && now !== path) edits.push(setEdit(plist, key, stringElement(path)));
+    const isThere = path !== undefined && nodeOf(plist.root, key) !== undefined;
+    if (isThere && plist.value[key] !== path) edits.push(setEdit(plist, key, stringElement(path)));
   }
   const changed = rewrite(plist, edits);
   const now = readJob(changed.plist, job.name);
@@ -1095,7 +1091,7 @@ export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefi
   if (program && backup && isSame) edits.push(restoredEdit(plist, backup, "Program"));
   else if (program) edits.push(inPlaceOf(program, stringElement(job.command[0] ?? "")));
   const restore = (key: string, isOurs: (now: Value, before: Value | undefined) => boolean) => {
-    const now = plist.value[key];
+    const now = nodeOf(root, key) && (plist.value[key] ?? "");
     if (backup && now !== undefined && isOurs(now, backup.value[key])) edits.push(restoredEdit(plist, backup, key));
   };
   // 0 would let launchd wait without end: as good as none, but it was there before us.
@@ -1216,12 +1212,10 @@ interface Expected {
 type InstallStep =
   & { readonly what: string; readonly because: string; readonly outcome?: string }
   & (
-    | { readonly kind: "folder"; readonly path: string }
     | { readonly kind: "place"; readonly path: string; readonly bytes: Uint8Array; readonly sign: string | undefined }
-    | { readonly kind: "handshake"; readonly argv: Argv }
     | { readonly kind: "write"; readonly path: string; readonly bytes: Uint8Array; readonly isPlist: boolean }
-    | { readonly kind: "remove" | "clear"; readonly path: string }
-    | { readonly kind: "run" | "logs" | "tidy" | "bootout"; readonly argv: Argv }
+    | { readonly kind: "folder" | "remove" | "clear"; readonly path: string }
+    | { readonly kind: "handshake" | "run" | "logs" | "tidy" | "bootout"; readonly argv: Argv }
     | { readonly kind: "stop"; readonly argv: Argv; readonly pid: number }
     | { readonly kind: "wait"; readonly loaded: Loaded }
     | { readonly kind: "bootstrap"; readonly argv: Argv; readonly expect: Expected }
