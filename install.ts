@@ -210,14 +210,11 @@ function isThere(look: Looked): look is FileLook {
 
 /** What launchd has of a job. `unknown`: launchctl did not answer, or not in words that we can read. */
 type Loaded =
-  | {
+  | Pick<ReturnType<typeof readPrint>, "path" | "pid" | "exitTimeoutS"> & {
     readonly kind: "loaded";
     readonly args: readonly string[];
-    readonly path: string | undefined;
-    readonly pid: number | undefined;
     /** After bootout, until its process is gone. */
     readonly isEnding: boolean;
-    readonly exitTimeoutS: number | undefined;
     /** It was loaded with RunAtLoad or KeepAlive, as far as launchd says so. */
     readonly startsByItself: boolean;
   }
@@ -764,9 +761,7 @@ function otherProgramHint(command: readonly string[]): string {
   if (command.some((word) => word.includes("wait4path"))) {
     return "declare in Nix: lima-guard --run NAME -- before the command, behind wait4path";
   }
-  if (tool === "su" || tool === "sudo" || tool === "doas") {
-    return "UserName in the plist, and limactl itself as the program";
-  }
+  if (/^(su|sudo|doas)$/.test(tool)) return "UserName in the plist, and limactl itself as the program";
   if (tool === "env") return "EnvironmentVariables in the plist, and limactl itself as the program";
   return "let ProgramArguments run limactl itself, without a shell, sudo or caffeinate";
 }
@@ -914,12 +909,6 @@ export interface Wanted {
   readonly moved?: Partial<Record<"WorkingDirectory" | "StandardOutPath" | "StandardErrorPath", string | undefined>>;
 }
 
-interface TextEdit {
-  readonly at: number;
-  readonly until: number;
-  readonly text: string;
-}
-
 /** No other keys are changed. */
 const OWNED = ("ProgramArguments Program ExitTimeOut KeepAlive EnvironmentVariables " +
   "WorkingDirectory StandardOutPath StandardErrorPath").split(" ");
@@ -948,9 +937,10 @@ export function wrapText(plist: Plist, job: LaunchdJob, wanted: Wanted): Rewritt
   throw new Refusal("Cannot rewrite the plist: internal error: another job came out: please report it");
 }
 
-function inPlaceOf(node: PlistNode, text: string): TextEdit {
+function inPlaceOf(node: PlistNode, text: string) {
   return { at: node.start, until: node.end, text };
 }
+type TextEdit = Readonly<ReturnType<typeof inPlaceOf>>;
 
 /** Puts a value in the place of the old one, or behind the last key that a person would look at: ProgramArguments. */
 function setEdit(plist: Plist, key: string, element: string): TextEdit {
@@ -1001,16 +991,13 @@ function guardEdits(plist: Plist, job: LaunchdJob, { guard, guardOptions }: Want
   if (isSameHead && job.guard === guard) return [];
   if (isSameHead && !job.isBehindShell) return [inPlaceOf(first, stringElement(guard))];
   const words = [guard, "--run", job.name, ...options, "--"];
-  if (job.isBehindShell) return shellEdit(list, job, words);
+  if (job.isBehindShell) {
+    // The whole command is one string there: for `--print`.
+    const wait = /^.*? && exec /.exec(job.args[2] ?? "")?.[0] ?? "";
+    return [inPlaceOf(command, stringElement(wait + [...words, ...job.command].join(" ")))];
+  }
   const prefix = words.map((arg) => `${stringElement(arg)}${item}`).join("");
   return [{ at: first.start, until: command.start, text: prefix }];
-}
-
-/** The same behind Nix's shell, where the whole command is one string: for `--print`. */
-function shellEdit({ children: [, , line] }: PlistNode, job: LaunchdJob, words: readonly string[]): TextEdit[] {
-  const wait = /^.*? && exec /.exec(job.args[2] ?? "")?.[0];
-  if (!line || wait === undefined) return [];
-  return [inPlaceOf(line, stringElement(wait + [...words, ...job.command].join(" ")))];
 }
 
 /** The white space that this text puts before a key, between key and value, before an item, and its indentation. */
@@ -1307,7 +1294,6 @@ function write(path: string, bytes: Uint8Array, because: string, isPlist = false
   return { kind: "write", path, bytes, isPlist, what: `write ${path}`, because };
 }
 
-/** What is noted beside the plist. */
 function noteStep({ place }: JobFacts, noted: Partial<Memory>, because: string): InstallStep {
   return write(place.beside + MEMORY_SUFFIX, new TextEncoder().encode(`${JSON.stringify(noted)}\n`), because);
 }
