@@ -788,11 +788,7 @@ function splitFlags(args: readonly string[], tool: Starter) {
 }
 
 /** Colima: `--profile` beats the argument, which beats COLIMA_PROFILE. */
-function startedByColima(
-  names: readonly string[],
-  flags: ReadonlyMap<string, string>,
-  environment: Record<string, string>,
-) {
+function startedByColima(names: readonly string[], flags: Map<string, string>, environment: Record<string, string>) {
   return colimaInstance(flags.get("--profile") ?? flags.get("-p") ?? names[0] ?? environment["COLIMA_PROFILE"] ?? "");
 }
 
