@@ -186,7 +186,6 @@ interface PlistNode {
 }
 
 export type PlistReader = (text: string) => unknown;
-/** What starts an instance. */
 type Starter = "limactl" | "colima";
 
 /** A file or folder, links not followed. `mode` has the sticky bit too. */
@@ -579,7 +578,6 @@ export function readJob({ value }: Plist, name: string) {
   };
 }
 
-/** The job of a plist, as far as it concerns us. */
 export type LaunchdJob = Readonly<ReturnType<typeof readJob>>;
 
 function timeoutAt(value: Dict): number | undefined {
@@ -1516,7 +1514,9 @@ function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: Worl
   const keepAlive =
     "KeepAlive {SuccessfulExit: true} starts the instance again after a requested stop, and not after a crash";
   const version = guard?.kind === "version" ? guard.version : VERSION;
-  const needed = neededS(job, wantedS);
+  // What was asked for, or what a guest may need.
+  const isAskedFor = timeoutIn(job.guardOptions) === job.grantedS;
+  const needed = wantedS ?? (isAskedFor ? Math.min(job.grantedS, EXIT_TIMEOUT_S) : EXIT_TIMEOUT_S);
   const found: Finding[] = [
     ...judgeWorld(facts, world),
     ...[...facts.notes, ...job.remarks].map((words): Finding => ["note", true, words]),
@@ -1534,11 +1534,6 @@ function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: Worl
   const isOff = isWrapped && (facts.disabled === true || loaded.kind === "absent");
   const of = (kind: Finding[0]) => wordsOf(found, kind);
   return { troubles: of("trouble"), unknown: of("unknown"), notes: of("note"), isOff };
-}
-
-/** The seconds that a stop of this job needs: what was asked for, or what a guest may need. */
-function neededS({ guardOptions, grantedS }: LaunchdJob, wantedS: number | undefined): number {
-  return wantedS ?? (timeoutIn(guardOptions) === grantedS ? Math.min(grantedS, EXIT_TIMEOUT_S) : EXIT_TIMEOUT_S);
 }
 
 function judgeTimeouts({ guardOptions, grantedS: inFile }: LaunchdJob, needed: number): Finding[] {
