@@ -38,7 +38,8 @@ import {
   COLIMA_VALUES,
   colimaInstance,
   commandLine,
-  DEFAULT_BUDGET_S,
+  /** What a stop needs, and the most that launchd grants agents on macOS 26 and later. */
+  DEFAULT_BUDGET_S as EXIT_TIMEOUT_S,
   EXIT,
   expandHome,
   type Host,
@@ -79,9 +80,6 @@ const DEPTH_LIMIT = 32;
 const GUARD_LIMIT_BYTES = 512 * 1024 * 1024;
 /** So much of a journal has the last start of an instance, whose lines have some 200 bytes. */
 const JOURNAL_TAIL_BYTES = 65_536;
-
-/** What a stop needs (see lima_guard.ts), and the most that launchd grants agents on macOS 26 and later. */
-const EXIT_TIMEOUT_S = DEFAULT_BUDGET_S;
 
 const GUARD_MODE = 0o755;
 /** The groups of macOS whose members may become root anyway. */
@@ -163,7 +161,6 @@ export const INSTALL_LIMITS = {
   pollMs: 250,
   compileMs: 600_000,
 };
-type InstallLimits = Readonly<typeof INSTALL_LIMITS>;
 
 /** A refusal: the reason, what to do about it, and the exit status. Nothing has been touched when it is thrown. */
 export class Refusal extends Error {
@@ -181,7 +178,6 @@ interface PlistNode {
   readonly start: number;
   end: number;
   readonly innerStart: number;
-  innerEnd: number;
   readonly isEmptyTag: boolean;
   text: string;
   /** The elements in it; in a dict keys and values in turn. */
@@ -189,24 +185,7 @@ interface PlistNode {
 }
 
 export type PlistReader = (text: string) => unknown;
-type Environment = Readonly<Record<string, string>>;
-/** What starts an instance. */
 type Starter = "limactl" | "colima";
-
-export interface Plist {
-  readonly text: string;
-  readonly root: PlistNode;
-  readonly value: Dict;
-  readonly parse: PlistReader;
-}
-
-/** A user, as `id -P` shows one. */
-interface User {
-  readonly name: string;
-  readonly uid: number;
-  readonly gid: number;
-  readonly home: string;
-}
 
 /** A file or folder, links not followed. `mode` has the sticky bit too. */
 export interface FileLook {
@@ -227,18 +206,13 @@ function isThere(look: Looked): look is FileLook {
   return typeof look === "object";
 }
 
-/**
- * What launchd has of a job; `isEnding` after bootout, until its process is gone. `unknown` where launchctl did not
- * answer, or not in words that we can read.
- */
+/** What launchd has of a job. `unknown`: launchctl did not answer, or not in words that we can read. */
 type Loaded =
-  | {
+  | Pick<ReturnType<typeof readPrint>, "path" | "pid" | "exitTimeoutS"> & {
     readonly kind: "loaded";
     readonly args: readonly string[];
-    readonly path: string | undefined;
-    readonly pid: number | undefined;
+    /** After bootout, until its process is gone. */
     readonly isEnding: boolean;
-    readonly exitTimeoutS: number | undefined;
     /** It was loaded with RunAtLoad or KeepAlive, as far as launchd says so. */
     readonly startsByItself: boolean;
   }
@@ -257,18 +231,6 @@ interface JobPlace {
   readonly beside: string;
   /** Who must change it: root for a daemon, the owner of its folder for an agent, else its own. */
   readonly changer: number;
-}
-
-/** What the last install was asked for; and the job that it had booted out when it was interrupted. */
-interface Memory {
-  readonly guard: string | undefined;
-  /** The guard was put there by an install, and an upgrade replaces it. */
-  readonly isPlaced: boolean | undefined;
-  readonly options: readonly string[] | undefined;
-  readonly keepAlive: boolean | undefined;
-  readonly bootedOut:
-    | { readonly boot: string; readonly wasRunning: boolean; readonly wasDisabled: boolean }
-    | undefined;
 }
 
 /** All about a job, before anything is decided. */
@@ -310,12 +272,6 @@ interface GuardFacts {
   /** With this identity it is signed before it is put there; `-`: ad hoc. */
   readonly sign: string | undefined;
   readonly isSigned: boolean;
-}
-
-interface KeyChange {
-  readonly key: string;
-  readonly before: Value | undefined;
-  readonly after: Value | undefined;
 }
 
 /** The answer of a command. `late`: it was ended at its limit, and what it did is not known. */
@@ -381,12 +337,8 @@ function takeOther(text: string, at: number, parent: PlistNode | undefined, root
   DOCTYPE.lastIndex = at;
   const found = DOCTYPE.exec(text);
   if (found && !root && !parent) return at + found[0].length;
-  throw parseError(
-    text,
-    at,
-    "it has declarations of its own (DTD, entities)",
-    "remove them: a launchd plist needs none",
-  );
+  const why = "it has declarations of its own (DTD, entities)";
+  throw parseError(text, at, why, "remove them: a launchd plist needs none");
 }
 
 /** Opens an element, or closes the last one; returns where the tag ends. */
@@ -404,7 +356,7 @@ function takeTag(text: string, at: number, open: PlistNode[], hasRoot: boolean):
   if (slash) {
     const node = open.pop();
     if (node?.tag !== tag || attributes || empty) throw parseError(text, at, `</${tag}> does not close <${node?.tag}>`);
-    [node.innerEnd, node.end] = [at, end];
+    node.end = end;
     refuseValue(node, text);
     return end;
   }
@@ -414,8 +366,7 @@ function takeTag(text: string, at: number, open: PlistNode[], hasRoot: boolean):
   if (parent ? !mayHold(parent, tag) : !isRoot) throw parseError(text, at, `<${tag}> cannot be here`);
   if (isRoot && empty) throw parseError(text, at, "its root is no dict");
   if (open.length >= DEPTH_LIMIT) throw parseError(text, at, `it nests deeper than ${DEPTH_LIMIT} elements`);
-  const [innerStart, isEmptyTag] = [empty ? at : end, empty !== ""];
-  const node = { tag, start: at, end, innerStart, innerEnd: innerStart, isEmptyTag, text: "", children: [] };
+  const node = { tag, start: at, end, innerStart: end, isEmptyTag: empty !== "", text: "", children: [] };
   parent?.children.push(node);
   if (empty) refuseValue(node, text);
   else open.push(node);
@@ -431,41 +382,36 @@ function mayHold(parent: PlistNode, tag: string): boolean {
   return parent.tag === "array" && tag !== "key";
 }
 
-/** Values that the package would read as another value than Apple's reader, without a word. */
+const isBase64 = (text: string) => text.length % 4 === 0 && /^[A-Za-z0-9+/]*={0,2}$/.test(text);
+
+/** What the package would read as another value than Apple's reader, without a word. */
+const VALUES: Readonly<Record<string, readonly [isValid: (value: string) => boolean, why: (raw: string) => string]>> = {
+  integer: [(v) => /^[+-]?\d+$/.test(v) && Number.isSafeInteger(Number(v)), (raw) => `${raw} is no integer`],
+  real: [(v) => /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(v), (raw) => `${raw} is no number`],
+  true: [(v) => v === "", () => "<true> has content"],
+  false: [(v) => v === "", () => "<false> has content"],
+  date: [(v) => /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/.test(v) && !Number.isNaN(Date.parse(v)), () => "no date"],
+  data: [(v) => isBase64(v.replaceAll(/\s+/g, "")), () => "<data> is no base64"],
+};
+
 function refuseValue(node: PlistNode, text: string): void {
-  const wrong = (why: string, hint?: string) => parseError(text, node.start, why, hint);
-  const raw = node.text;
-  const value = raw.trim();
+  const value = node.text.trim();
   if (node.tag === "dict") refuseKeys(node, text);
-  if (node.tag === "integer") {
-    if (/^[+-]?0x/i.test(value)) throw wrong("a hexadecimal integer", "write it as a decimal number");
-    if (!/^[+-]?\d+$/.test(value) || !Number.isSafeInteger(Number(value))) {
-      throw wrong(`${JSON.stringify(raw)} is no integer`);
-    }
+  if (node.tag === "integer" && /^[+-]?0x/i.test(value)) {
+    throw parseError(text, node.start, "a hexadecimal integer", "write it as a decimal number");
   }
-  if (node.tag === "real" && !/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(value)) {
-    throw wrong(`${JSON.stringify(raw)} is no number`);
-  }
-  if ((node.tag === "true" || node.tag === "false") && value !== "") throw wrong(`<${node.tag}> has content`);
-  if (node.tag === "date") {
-    const isDate = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$/.test(value) && !Number.isNaN(new Date(value).getTime());
-    if (!isDate) throw wrong("no date");
-  }
-  if (node.tag === "data") {
-    const base64 = raw.replaceAll(/\s+/g, "");
-    if (base64.length % 4 !== 0 || !/^[A-Za-z0-9+/]*={0,2}$/.test(base64)) throw wrong("<data> is no base64");
-  }
+  const [isValid, why] = VALUES[node.tag] ?? [() => true, String];
+  if (!isValid(value)) throw parseError(text, node.start, why(JSON.stringify(node.text)));
 }
 
 function refuseKeys(dict: PlistNode, text: string): void {
   const known = new Set<string>();
   for (const [key, value] of entriesOf(dict)) {
-    const name = JSON.stringify(key.text);
-    if (!value) throw parseError(text, key.start, `the key ${name} has no value`);
-    if (known.has(key.text)) throw parseError(text, key.start, `the key ${name} is there twice`, "remove one");
-    if (key.text === "__proto__" || key.text === "") {
-      throw parseError(text, key.start, `the key ${name} cannot be meant`);
-    }
+    const wrong = (why: string, hint?: string) =>
+      parseError(text, key.start, `the key ${JSON.stringify(key.text)} ${why}`, hint);
+    if (!value) throw wrong("has no value");
+    if (known.has(key.text)) throw wrong("is there twice", "remove one");
+    if (key.text === "__proto__" || key.text === "") throw wrong("cannot be meant");
     known.add(key.text);
   }
 }
@@ -479,11 +425,8 @@ function takeText(raw: string, parent: PlistNode | undefined, at: number, text: 
     throw parseError(text, at, `text outside of a value: ${JSON.stringify(raw.slice(0, 20))}`);
   }
   const decoded = raw.replaceAll(/&([^;&\s]{0,12});?/g, (whole, name: string) => {
-    const code = /^#\d+$/.test(name)
-      ? Number(name.slice(1))
-      : /^#x[\da-f]+$/i.test(name)
-      ? Number(`0${name.slice(1)}`)
-      : -1;
+    const [, number = "-1"] = /^#(\d+|x[\da-f]+)$/i.exec(name) ?? [];
+    const code = Number(number.replace(/^x/i, "0x"));
     // A return that is written as a number is read as another character by some readers.
     const isCharacter = code >= 0 && code !== 13 && code <= 0x10FFFF && !(code >= 0xD800 && code <= 0xDFFF);
     const one = ENTITIES[name] ?? (isCharacter ? String.fromCodePoint(code) : undefined);
@@ -548,23 +491,21 @@ export function decodePlist(bytes: Uint8Array, file: string): string {
 }
 
 /** Reads a plist: our scanner says where the elements are and refuses, the package says what they mean. */
-export function readPlist(text: string, parse: PlistReader): Plist {
+export function readPlist(text: string, parse: PlistReader) {
   const plist = readXml(text);
   const [root] = plist.children;
   if (root?.tag !== "dict") throw parseError(text, 0, "its root is no dict");
   try {
-    const value = parse(text.replace(/^\uFEFF/, ""));
-    if (isDict(value)) return { text, root, value, parse };
+    return { text, root, value: parse(text.replace(/^\uFEFF/, "")) as Dict, parse };
   } catch (error) {
     if (!(error instanceof Error)) throw error;
     throw parseError(text, 0, error.message);
   }
-  throw parseError(text, 0, "its root is no dict");
 }
+export type Plist = Readonly<ReturnType<typeof readPlist>>;
 
 function isDict(value: unknown): value is Dict {
-  return typeof value === "object" && value !== null && !Array.isArray(value) && !(value instanceof Date) &&
-    !(value instanceof Uint8Array);
+  return Object(value) === value && ![Array, Date, Uint8Array].some((kind) => value instanceof kind);
 }
 
 function entriesOf(dict: PlistNode): (readonly [PlistNode, PlistNode | undefined])[] {
@@ -583,15 +524,13 @@ function isSameBytes(a: Uint8Array, b: Uint8Array): boolean {
 }
 
 export function isEqual(a: unknown, b: unknown): boolean {
-  if (a instanceof Date || b instanceof Date) return a instanceof Date && b instanceof Date && +a === +b;
-  if (a instanceof Uint8Array || b instanceof Uint8Array) {
-    return a instanceof Uint8Array && b instanceof Uint8Array && isSameBytes(a, b);
-  }
   if (typeof a !== "object" || typeof b !== "object" || a === null || b === null) return Object.is(a, b);
-  if (Array.isArray(a) !== Array.isArray(b)) return false;
-  const [keysA, keysB] = [Object.keys(a), Object.keys(b)];
+  if (Object.getPrototypeOf(a) !== Object.getPrototypeOf(b)) return false;
+  if (a instanceof Date) return +a === +b;
+  if (a instanceof Uint8Array) return isSameBytes(a, b as Uint8Array);
+  const keys = Object.keys(a);
   const has = (key: string) => Object.hasOwn(b, key) && isEqual((a as Dict)[key], (b as Dict)[key]);
-  return keysA.length === keysB.length && keysA.every(has);
+  return keys.length === Object.keys(b).length && keys.every(has);
 }
 
 // ───────────────────────────────────────────────────────────────────────────── the job in a plist ──
@@ -600,11 +539,10 @@ export function isEqual(a: unknown, b: unknown): boolean {
 export function readJob({ value }: Plist, name: string) {
   const label = value["Label"];
   if (typeof label !== "string" || label === "") throw new Refusal("Cannot tell the job: it has no Label");
-  for (const prefix of [DAEMON_LABEL, AGENT_LABEL]) {
-    if (label.startsWith(prefix) && label !== prefix + name) {
-      const hint = `lima-guard --install ${label.slice(prefix.length)}`;
-      throw new Refusal(`Cannot take the job for ${name}: its Label is ${JSON.stringify(label)}`, hint);
-    }
+  const prefix = [DAEMON_LABEL, AGENT_LABEL].find((p) => label.startsWith(p)) ?? "";
+  if (prefix !== "" && label !== prefix + name) {
+    const hint = `lima-guard --install ${label.slice(prefix.length)}`;
+    throw new Refusal(`Cannot take the job for ${name}: its Label is ${JSON.stringify(label)}`, hint);
   }
   const args = argumentsOf(value);
   const program = textAt(value, "Program");
@@ -634,11 +572,11 @@ export function readJob({ value }: Plist, name: string) {
     stdoutPath: textAt(value, "StandardOutPath"),
     stderrPath: textAt(value, "StandardErrorPath"),
     exitTimeOut: timeoutAt(value),
+    grantedS: timeoutAt(value) ?? LAUNCHD_DEFAULT_S,
     keepAlive,
   };
 }
 
-/** The job of a plist, as far as it concerns us. */
 export type LaunchdJob = Readonly<ReturnType<typeof readJob>>;
 
 function timeoutAt(value: Dict): number | undefined {
@@ -730,10 +668,8 @@ function guardWords(args: readonly string[]) {
   return { names, options, command: end < 0 ? undefined : args.slice(end + 1) };
 }
 
-/** Takes a wrapped command apart. */
 function splitWrapped(args: readonly string[], name: string) {
-  const guardOptions: string[] = [];
-  if (!isGuard(args)) return { command: args, guard: undefined, guardOptions };
+  if (!isGuard(args)) return { command: args, guard: undefined, guardOptions: [] };
   const { names, options, command } = guardWords(args);
   if (!command) throw new Refusal("Cannot tell the command: there is no `--` after lima-guard --run", "plutil -p FILE");
   if (names.length === 1 && names[0] === name) return { guard: args[0] ?? "", guardOptions: options, command };
@@ -777,7 +713,7 @@ const COLIMA_FLAGS = {
   ),
 };
 
-function readCommand(command: readonly string[], name: string, environment: Environment = {}): Starter {
+function readCommand(command: readonly string[], name: string, environment: Record<string, string>): Starter {
   const tool = basename(command[0] ?? "");
   const cannot = `Cannot wrap ${JSON.stringify(command.join(" "))}:`;
   if (tool !== "limactl" && tool !== "colima") {
@@ -822,9 +758,7 @@ function otherProgramHint(command: readonly string[]): string {
   if (command.some((word) => word.includes("wait4path"))) {
     return "declare in Nix: lima-guard --run NAME -- before the command, behind wait4path";
   }
-  if (tool === "su" || tool === "sudo" || tool === "doas") {
-    return "UserName in the plist, and limactl itself as the program";
-  }
+  if (/^(su|sudo|doas)$/.test(tool)) return "UserName in the plist, and limactl itself as the program";
   if (tool === "env") return "EnvironmentVariables in the plist, and limactl itself as the program";
   return "let ProgramArguments run limactl itself, without a shell, sudo or caffeinate";
 }
@@ -851,15 +785,13 @@ function splitFlags(args: readonly string[], tool: Starter) {
 }
 
 /** Colima: `--profile` beats the argument, which beats COLIMA_PROFILE. */
-function startedByColima(names: readonly string[], flags: ReadonlyMap<string, string>, environment: Environment) {
+function startedByColima(names: readonly string[], flags: Map<string, string>, environment: Record<string, string>) {
   return colimaInstance(flags.get("--profile") ?? flags.get("-p") ?? names[0] ?? environment["COLIMA_PROFILE"] ?? "");
 }
 
 /** The instance that the plist of some job starts; undefined where it has nothing to do with Lima. */
 export function instanceOf(value: Dict): string | undefined {
-  const list = value["ProgramArguments"];
-  if (!Array.isArray(list) || !list.every((a) => typeof a === "string")) return undefined;
-  const args = list as string[];
+  const args = argumentsOf(value);
   const bare = lookThroughShell(args) ?? args;
   if (isGuard(bare)) return guardWords(bare).names[0];
   const tool = basename(bare[0] ?? "");
@@ -897,13 +829,14 @@ function readLimaLabels(text: string): string[] {
 }
 
 /** A user of `id -P`: ten fields, the home is the last but one. */
-export function readUser(line: string): User | undefined {
+export function readUser(line: string) {
   const fields = line.trim().split(":");
   const [name = "", , uid, gid] = fields;
   const home = fields.at(-2) ?? "";
   if (fields.length < 7 || name === "" || !/^\d+$/.test(uid ?? "") || !home.startsWith("/")) return undefined;
   return { name, uid: Number(uid), gid: Number(gid), home };
 }
+type User = Readonly<NonNullable<ReturnType<typeof readUser>>>;
 
 /** `lima-guard X.Y.Z`, from a command that ended well. */
 function readVersion(answer: Answer): string | undefined {
@@ -923,8 +856,8 @@ function inWords(answer: Answer): string {
   if (answer.late) return "it did not end in time";
   const isLaunchctl = answer.argv.some((word) => basename(word) === "launchctl");
   const words = isLaunchctl ? LAUNCHCTL_WORDS[answer.code] : undefined;
-  const said = answer.stderr.trim().split("\n").at(-1) ?? "";
-  return [`status ${answer.code}`, ...words ? [words] : [], ...said ? [said] : []].join(": ");
+  const said = answer.stderr.trim().split("\n").at(-1);
+  return [`status ${answer.code}`, words, said].filter(Boolean).join(": ");
 }
 
 /** A JSON object; an empty one where the text is none. */
@@ -938,19 +871,23 @@ function jsonOf(text: string): Record<string, unknown> {
 }
 
 /** What the last run has noted beside the plist; anything that is not of that shape is left out. */
-function readMemory(text: string): Memory {
+function readMemory(text: string) {
   const { guard, isPlaced, options, keepAlive, bootedOut } = jsonOf(text);
   const isTexts = Array.isArray(options) && options.every((o) => typeof o === "string" && !/^--run$|^--$/.test(o));
   const { boot, wasRunning, wasDisabled } = Object(bootedOut) as Record<string, unknown>;
   const isMark = typeof boot === "string" && typeof wasRunning === "boolean";
   return {
     guard: typeof guard === "string" && guard.startsWith("/") ? guard : undefined,
+    /** It was put there by an install, and an upgrade replaces it. */
     isPlaced: typeof isPlaced === "boolean" ? isPlaced : undefined,
-    options: isTexts ? options : undefined,
+    options: isTexts ? options as readonly string[] : undefined,
     keepAlive: typeof keepAlive === "boolean" ? keepAlive : undefined,
     bootedOut: isMark ? { boot, wasRunning, wasDisabled: wasDisabled === true } : undefined,
   };
 }
+
+/** What the last install was asked for; and the job that it had booted out when it was interrupted. */
+type Memory = Readonly<ReturnType<typeof readMemory>>;
 
 // ─────────────────────────────────────────────────────────────────────────────────── the new text ──
 
@@ -961,25 +898,13 @@ export interface Wanted {
   readonly exitTimeoutS?: number;
   readonly keepAlive?: boolean;
   readonly limaHome?: string | undefined;
-  readonly workingDirectory?: string | undefined;
-  readonly stdoutPath?: string | undefined;
-  readonly stderrPath?: string | undefined;
+  /** Paths that are on a volume which is not there at boot, where the plist has them. */
+  readonly moved?: Partial<Record<"WorkingDirectory" | "StandardOutPath" | "StandardErrorPath", string | undefined>>;
 }
 
-/** A new text of the plist, and what is different in it. No changes: the text is as wanted already. */
-interface Rewritten {
-  readonly text: string;
-  readonly changes: readonly KeyChange[];
-}
-
-interface TextEdit {
-  readonly at: number;
-  readonly until: number;
-  readonly text: string;
-}
-
-const OWNED = ["ProgramArguments", "Program", "ExitTimeOut", "KeepAlive", "EnvironmentVariables"];
-const MOVED = ["WorkingDirectory", "StandardOutPath", "StandardErrorPath"];
+/** No other keys are changed. */
+const OWNED = ("ProgramArguments Program ExitTimeOut KeepAlive EnvironmentVariables " +
+  "WorkingDirectory StandardOutPath StandardErrorPath").split(" ");
 
 /** Rewrites the text in place: every byte outside of the keys that are to change stays as it is. */
 export function wrapText(plist: Plist, job: LaunchdJob, wanted: Wanted): Rewritten {
@@ -992,13 +917,11 @@ export function wrapText(plist: Plist, job: LaunchdJob, wanted: Wanted): Rewritt
     edits.push(setEdit(plist, "ExitTimeOut", `<integer>${exitTimeoutS}</integer>`));
   }
   edits.push(...keepAliveEdits(plist, job, wanted), ...limaHomeEdits(plist, job, wanted));
-  const moved = [wanted.workingDirectory, wanted.stdoutPath, wanted.stderrPath];
-  MOVED.forEach((key, i) => {
-    const path = moved[i];
-    if (path === undefined || plist.value[key] === path || !nodeOf(plist.root, key)) return;
-    edits.push(setEdit(plist, key, stringElement(path)));
-  });
-  const changed = checkedText(plist, applyEdits(plist.text, edits), [...OWNED, ...MOVED]);
+  for (const [key, path] of Object.entries(wanted.moved ?? {})) {
+    const isThere = path !== undefined && nodeOf(plist.root, key) !== undefined;
+    if (isThere && plist.value[key] !== path) edits.push(setEdit(plist, key, stringElement(path)));
+  }
+  const changed = rewrite(plist, edits);
   const now = readJob(changed.plist, job.name);
   const isAsWanted = now.guard === wanted.guard && isEqual(now.command, job.command) &&
     (exitTimeoutS === undefined || now.exitTimeOut === exitTimeoutS) &&
@@ -1007,25 +930,31 @@ export function wrapText(plist: Plist, job: LaunchdJob, wanted: Wanted): Rewritt
   throw new Refusal("Cannot rewrite the plist: internal error: another job came out: please report it");
 }
 
+function inPlaceOf(node: PlistNode, text: string) {
+  return { at: node.start, until: node.end, text };
+}
+type TextEdit = Readonly<ReturnType<typeof inPlaceOf>>;
+
 /** Puts a value in the place of the old one, or behind the last key that a person would look at: ProgramArguments. */
 function setEdit(plist: Plist, key: string, element: string): TextEdit {
   const node = nodeOf(plist.root, key);
-  if (node) return { at: node.start, until: node.end, text: element };
+  if (node) return inPlaceOf(node, element);
   if (Object.hasOwn(plist.value, key)) throw new Refusal(`Cannot find ${key} in the text`, "plutil -p FILE");
-  const layout = layoutOf(plist);
-  const at = endOfLine(plist.text, layout.list.end);
-  return { at, until: at, text: `${layout.key}<key>${key}</key>${layout.value}${element}` };
+  const { list: { end }, key: before, value: between } = layoutOf(plist);
+  // Behind what a person has noted at the end of the line.
+  const note = /^(?:[ \t]*<!--(?:(?!-->)[^\r\n])*-->)+(?=[\r\n])/.exec(plist.text.slice(end))?.[0] ?? "";
+  const at = end + note.length;
+  return { at, until: at, text: `${before}<key>${key}</key>${between}${element}` };
 }
 
 /** KeepAlive where it is wanted and missing; and `SuccessfulExit: true` turned round, which starts a stopped job again. */
 function keepAliveEdits(plist: Plist, job: LaunchdJob, wanted: Wanted): TextEdit[] {
-  if (job.keepAlive === undefined) {
-    const element = dictElement(layoutOf(plist), "SuccessfulExit", "<false/>");
-    return wanted.keepAlive ? [setEdit(plist, "KeepAlive", element)] : [];
+  if (job.keepAlive === undefined && wanted.keepAlive) {
+    return [setEdit(plist, "KeepAlive", dictElement(layoutOf(plist), "SuccessfulExit", "<false/>"))];
   }
   const node = nodeOf(plist.root, "KeepAlive");
   const exit = node && nodeOf(node, "SuccessfulExit");
-  return exit && restartsOnSuccess(job.keepAlive) ? [{ at: exit.start, until: exit.end, text: "<false/>" }] : [];
+  return exit && restartsOnSuccess(job.keepAlive) ? [inPlaceOf(exit, "<false/>")] : [];
 }
 
 /** Whether this KeepAlive starts a job again after status 0 and leaves it down after another: the wrong way round. */
@@ -1053,51 +982,39 @@ function guardEdits(plist: Plist, job: LaunchdJob, { guard, guardOptions }: Want
   const options = guardOptions ?? job.guardOptions;
   const isSameHead = job.guard !== undefined && isEqual(options, job.guardOptions);
   if (isSameHead && job.guard === guard) return [];
-  if (isSameHead && !job.isBehindShell) return [{ at: first.start, until: first.end, text: stringElement(guard) }];
+  if (isSameHead && !job.isBehindShell) return [inPlaceOf(first, stringElement(guard))];
   const words = [guard, "--run", job.name, ...options, "--"];
-  if (job.isBehindShell) return shellEdit(list, job, words);
+  if (job.isBehindShell) {
+    // The whole command is one string there: for `--print`.
+    const wait = /^.*? && exec /.exec(job.args[2] ?? "")?.[0] ?? "";
+    return [inPlaceOf(command, stringElement(wait + [...words, ...job.command].join(" ")))];
+  }
   const prefix = words.map((arg) => `${stringElement(arg)}${item}`).join("");
   return [{ at: first.start, until: command.start, text: prefix }];
 }
 
-/** The same behind Nix's shell, where the whole command is one string: for `--print`. */
-function shellEdit({ children: [, , line] }: PlistNode, job: LaunchdJob, words: readonly string[]): TextEdit[] {
-  const wait = /^.*? && exec /.exec(job.args[2] ?? "")?.[0];
-  if (!line || wait === undefined) return [];
-  const text = stringElement(wait + [...words, ...job.command].join(" "));
-  return [{ at: line.start, until: line.end, text }];
-}
-
 /** The white space that this text puts before a key, between key and value, before an item, and its indentation. */
-interface TextLayout {
-  readonly list: PlistNode;
-  readonly key: string;
-  readonly value: string;
-  readonly item: string;
-  readonly indent: string;
-}
-
-function layoutOf({ root, text }: Plist): TextLayout {
+function layoutOf({ root, text }: Plist) {
   const [key, list] = entriesOf(root).find(([key]) => key.text === "ProgramArguments") ?? [];
   if (!key || !list) throw new Refusal("Cannot find ProgramArguments in the text", "plutil -p FILE");
-  const between = text.slice(key.end, list.start);
+  const between = blankBetween(text, key, list);
   const [before, item] = [blankBefore(text, key.start), blankBefore(text, list.children[0]?.start ?? list.innerStart)];
   const isNested = item.startsWith(before) && before.includes("\n");
   const indent = isNested ? item.slice(before.length) : before.includes("\n") ? "\t" : "";
-  return { list, key: before, value: /^\s*$/.test(between) ? between : before, item, indent };
+  return { list, key: before, value: between ?? before, item, indent };
+}
+type TextLayout = Readonly<ReturnType<typeof layoutOf>>;
+
+/** The white space between a key and its value; undefined where there is a comment too. */
+function blankBetween(text: string, key: PlistNode, value: PlistNode): string | undefined {
+  const between = text.slice(key.end, value.start);
+  return between.trim() === "" ? between : undefined;
 }
 
-/** Behind what a person has noted at the end of the line. */
-function endOfLine(text: string, at: number): number {
-  const note = /(?:[ \t]*<!--(?:(?!-->)[^\r\n])*-->)+(?=[\r\n])/y;
-  note.lastIndex = at;
-  return at + (note.exec(text)?.[0].length ?? 0);
-}
-
+/** Outside of values a plist has no other white space than blanks, tabs, returns and line ends. */
 function blankBefore(text: string, at: number): string {
-  let from = at;
-  while (from > 0 && " \t\r\n".includes(text[from - 1] ?? "x")) from--;
-  return text.slice(from, at);
+  const before = text.slice(0, at);
+  return before.slice(before.trimEnd().length);
 }
 
 function stringElement(text: string): string {
@@ -1111,44 +1028,33 @@ function dictElement({ key, value, indent }: TextLayout, name: string, element: 
 /** Another entry at the end of a dict: laid out like the last one there is. */
 function insertInto(dict: PlistNode, layout: TextLayout, text: string, name: string, element: string): TextEdit {
   const [key, value] = entriesOf(dict).at(-1) ?? [];
-  if (!key || !value) {
-    const words = `${layout.key}${layout.indent}<key>${name}</key>${layout.value}${element}`;
-    return { at: dict.innerStart, until: dict.innerStart, text: words };
-  }
-  const between = text.slice(key.end, value.start);
-  const blank = blankBefore(text, key.start);
-  const words = `${blank}<key>${name}</key>${/^\s*$/.test(between) ? between : blank}${element}`;
-  return { at: value.end, until: value.end, text: words };
+  const before = key ? blankBefore(text, key.start) : layout.key + layout.indent;
+  const between = key && value ? blankBetween(text, key, value) ?? before : layout.value;
+  const at = value?.end ?? dict.innerStart;
+  return { at, until: at, text: `${before}<key>${name}</key>${between}${element}` };
 }
 
-function applyEdits(text: string, edits: readonly TextEdit[]): string {
-  const sorted = edits.toSorted((a, b) => a.at - b.at);
-  let [done, at] = ["", 0];
-  for (const edit of sorted) {
-    if (edit.at < at) {
-      throw new Refusal("Cannot rewrite the plist: internal error: two edits overlap: please report it");
-    }
-    done += text.slice(at, edit.at) + edit.text;
-    at = edit.until;
+/** Applies the edits, and reads the new text: except for our keys it must say exactly what the old one said. */
+function rewrite(old: Plist, edits: readonly TextEdit[]) {
+  // From the end: what is before an edit keeps its place.
+  const sorted = edits.toSorted((a, b) => a.at - b.at).toReversed();
+  if (sorted.some(({ until }, i) => until > (sorted[i - 1]?.at ?? old.text.length))) {
+    throw new Refusal("Cannot rewrite the plist: internal error: two edits overlap: please report it");
   }
-  return done + text.slice(at);
-}
-
-/** Reads the new text again: except for the named keys it must say exactly what the old one said. */
-function checkedText(old: Plist, text: string, keys: readonly string[]): Rewritten & { plist: Plist } {
+  const text = sorted.reduce((done, edit) => done.slice(0, edit.at) + edit.text + done.slice(edit.until), old.text);
   const plist = readPlist(text, old.parse);
-  const rest = (value: Dict) => Object.fromEntries(Object.entries(value).filter(([key]) => !keys.includes(key)));
+  const rest = (value: Dict) => Object.fromEntries(Object.entries(value).filter(([key]) => !OWNED.includes(key)));
   const env = (value: Dict) => ({ ...value["EnvironmentVariables"] as Dict | undefined, LIMA_HOME: "" });
   if (!isEqual(rest(old.value), rest(plist.value)) || !isEqual(env(old.value), env(plist.value))) {
     throw new Refusal("Cannot rewrite the plist: internal error: other keys would change: please report it");
   }
-  const changes = keys.flatMap((key): KeyChange[] => {
-    const [before, after] = [old.value[key], plist.value[key]];
-    if (isEqual(before, after)) return [];
-    return [{ key, before, after }];
-  });
+  const changes = OWNED.map((key) => ({ key, before: old.value[key], after: plist.value[key] }))
+    .filter(({ before, after }) => !isEqual(before, after));
   return { plist, text, changes };
 }
+
+/** A new text of the plist, and what is different in it. No changes: the text is as wanted already. */
+type Rewritten = Readonly<Omit<ReturnType<typeof rewrite>, "plist">>;
 
 /**
  * Takes the guard out of the text again, in place. The backup knows what our keys said before; where nothing else was
@@ -1156,32 +1062,27 @@ function checkedText(old: Plist, text: string, keys: readonly string[]): Rewritt
  */
 export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefined): Rewritten {
   const { root, text } = plist;
-  const { list } = layoutOf(plist);
-  const command = list.children[job.args.length - job.command.length];
-  const first = list.children[0];
+  const { list: { children } } = layoutOf(plist);
+  const [first, command] = [children[0], children[job.args.length - job.command.length]];
   if (job.guard === undefined || !first || !command) return { text, changes: [] };
   const edits: TextEdit[] = [{ at: first.start, until: command.start, text: "" }];
-  const restore = (key: string, isOurs: (now: Value, before: Value | undefined) => boolean) => {
-    const [now, before] = [nodeOf(root, key), backup && nodeOf(backup.root, key)];
-    if (!now || !backup || !isOurs(plist.value[key] ?? "", backup.value[key])) return;
-    if (before) edits.push({ at: now.start, until: now.end, text: backup.text.slice(before.start, before.end) });
-    else edits.push(removalEdit(root, key, text));
-  };
   const program = nodeOf(root, "Program");
-  if (program) {
-    const raw = backup && backup.value["Program"] === job.command[0] ? nodeOf(backup.root, "Program") : undefined;
-    const element = raw && backup ? backup.text.slice(raw.start, raw.end) : stringElement(job.command[0] ?? "");
-    edits.push({ at: program.start, until: program.end, text: element });
-  }
+  const isSame = backup?.value["Program"] === job.command[0];
+  if (program && backup && isSame) edits.push(restoredEdit(plist, backup, "Program"));
+  else if (program) edits.push(inPlaceOf(program, stringElement(job.command[0] ?? "")));
+  const restore = (key: string, isOurs: (now: Value, before: Value | undefined) => boolean) => {
+    const now = nodeOf(root, key) && (plist.value[key] ?? "");
+    if (backup && now !== undefined && isOurs(now, backup.value[key])) edits.push(restoredEdit(plist, backup, key));
+  };
   // 0 would let launchd wait without end: as good as none, but it was there before us.
   const isTimeout = (value: Value) => Number.isInteger(value) && Number(value) >= 0;
   restore("ExitTimeOut", (now, before) => now !== before && (before === undefined || isTimeout(before)));
-  restore("KeepAlive", (now, before) => isKeepAliveOfOurs(now, before));
+  restore("KeepAlive", isKeepAliveOfOurs);
   restore("WorkingDirectory", (now, before) => now === "/" && typeof before === "string");
   restore("StandardOutPath", (now, before) => isOurLog(now) && typeof before === "string");
   restore("StandardErrorPath", (now, before) => isOurLog(now) && typeof before === "string");
-  edits.push(...environmentEdits(plist, backup));
-  return checkedText(plist, applyEdits(text, edits), [...OWNED, ...MOVED]);
+  if (backup) edits.push(...environmentEdits(plist, backup));
+  return rewrite(plist, edits);
 }
 
 /** What install has made of a KeepAlive: one where there was none, or `SuccessfulExit: true` turned round. */
@@ -1190,17 +1091,18 @@ function isKeepAliveOfOurs(now: Value, before: Value | undefined): boolean {
   return isDict(before) && restartsOnSuccess(before) && isEqual(now, { ...before, SuccessfulExit: false });
 }
 
-function environmentEdits({ root, text, value }: Plist, backup: Plist | undefined): TextEdit[] {
-  const now = nodeOf(root, "EnvironmentVariables");
-  const wasThere = (backup?.value["EnvironmentVariables"] as Dict | undefined)?.["LIMA_HOME"] !== undefined;
-  if (!now || !backup || wasThere || !nodeOf(now, "LIMA_HOME")) return [];
-  const before = nodeOf(backup.root, "EnvironmentVariables");
-  const isAlone = Object.keys(value["EnvironmentVariables"] as Dict).length === 1;
-  if (isAlone && !before) return [removalEdit(root, "EnvironmentVariables", text)];
-  if (isAlone && before?.isEmptyTag) {
-    return [{ at: now.start, until: now.end, text: backup.text.slice(before.start, before.end) }];
-  }
-  return [removalEdit(now, "LIMA_HOME", text)];
+/** A key with the very text that it has in the backup, or gone. */
+function restoredEdit({ root, text }: Plist, backup: Plist, key: string): TextEdit {
+  const [now, before] = [nodeOf(root, key), nodeOf(backup.root, key)];
+  return now && before ? inPlaceOf(now, backup.text.slice(before.start, before.end)) : removalEdit(root, key, text);
+}
+
+function environmentEdits(plist: Plist, backup: Plist): TextEdit[] {
+  const key = "EnvironmentVariables";
+  const [now, before] = [nodeOf(plist.root, key), nodeOf(backup.root, key)];
+  if (!now || !nodeOf(now, "LIMA_HOME") || (before && nodeOf(before, "LIMA_HOME"))) return [];
+  if (now.children.length === 2 && (!before || before.isEmptyTag)) return [restoredEdit(plist, backup, key)];
+  return [removalEdit(now, "LIMA_HOME", plist.text)];
 }
 
 function isOurLog(path: Value | undefined): path is string {
@@ -1265,11 +1167,10 @@ const ACL_RIGHTS = /\b(write|append|add_file|add_subdirectory|delete|delete_chil
 
 /** The first entry of `ls -lde` that lets another user change something; these names may. */
 export function readAcl(text: string, names: readonly string[]): string | undefined {
-  for (const line of text.split("\n")) {
-    const [, who, rights] = /^ *\d+: (\S+) (?:inherited )?allow (.*)$/.exec(line) ?? [];
-    if (who !== undefined && ACL_RIGHTS.test(rights ?? "") && !names.includes(who)) return line.trim();
-  }
-  return undefined;
+  return text.split("\n").find((line) => {
+    const [, who, rights = ""] = /^ *\d+: (\S+) (?:inherited )?allow (.*)$/.exec(line) ?? [];
+    return who !== undefined && ACL_RIGHTS.test(rights) && !names.includes(who);
+  })?.trim();
 }
 
 function isUnder(path: string, folder: string): boolean {
@@ -1291,12 +1192,10 @@ interface Expected {
 type InstallStep =
   & { readonly what: string; readonly because: string; readonly outcome?: string }
   & (
-    | { readonly kind: "folder"; readonly path: string }
     | { readonly kind: "place"; readonly path: string; readonly bytes: Uint8Array; readonly sign: string | undefined }
-    | { readonly kind: "handshake"; readonly argv: Argv }
     | { readonly kind: "write"; readonly path: string; readonly bytes: Uint8Array; readonly isPlist: boolean }
-    | { readonly kind: "remove" | "clear"; readonly path: string }
-    | { readonly kind: "run" | "logs" | "tidy" | "bootout"; readonly argv: Argv }
+    | { readonly kind: "folder" | "remove" | "clear"; readonly path: string }
+    | { readonly kind: "handshake" | "run" | "logs" | "tidy" | "bootout"; readonly argv: Argv }
     | { readonly kind: "stop"; readonly argv: Argv; readonly pid: number }
     | { readonly kind: "wait"; readonly loaded: Loaded }
     | { readonly kind: "bootstrap"; readonly argv: Argv; readonly expect: Expected }
@@ -1329,27 +1228,23 @@ interface Target {
   readonly litter: readonly string[];
 }
 
-/** Who carries the plan out, and where the tools are. */
-interface Actor {
-  readonly uid: number;
-  readonly boot: string;
-  tool(name: Tool): string;
-}
+/** Who carries the plan out, in which boot, and where the tools are. */
+type Actor = Pick<InstallHost, "uid" | "tool"> & { readonly boot: string };
 
 /** A command as this user: as ourselves, or as one child of root that is he. */
-function asUser(actor: Pick<Actor, "uid" | "tool">, uid: number, argv: Argv): Argv | undefined {
+function asUser(actor: Actor, uid: number, argv: Argv): Argv | undefined {
   if (uid === actor.uid) return argv;
   return actor.uid === 0 ? [actor.tool("sudo"), "-n", "-H", "-u", `#${uid}`, ...argv] : undefined;
 }
 
-function runStep<K extends "run" | "logs" | "tidy" | "bootout" | "handshake">(kind: K, argv: Argv, because: string) {
+function runStep<K extends InstallStep["kind"]>(kind: K, argv: Argv, because: string) {
   return { kind, argv, what: argv.map(quote).join(" "), because };
 }
 
 /** The whole plan of an install or uninstall; empty where all is as wanted. */
 function planSteps(target: Target, actor: Actor): InstallStep[] {
-  const { facts, rewritten, role, removesJob } = target;
-  const { backup: kept, bytes, job, place: { target: plist, beside } } = facts;
+  const { facts, rewritten, role, removesJob, memory } = target;
+  const { backup: kept, bytes, job, loaded, disabled, place: { target: plist, beside } } = facts;
   const backup = beside + BACKUP_SUFFIX;
   const isFileNew = rewritten.changes.length > 0;
   const loads = target.reload ? loadSteps(target, actor) : [];
@@ -1362,7 +1257,10 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
   if (isFileNew) {
     steps.push(write(plist, new TextEncoder().encode(rewritten.text), "at once: there is always a plist", true));
   }
-  if (marks) steps.push(markStep(target, actor.boot));
+  if (marks) {
+    const bootedOut = { boot: actor.boot, wasRunning: isRunning(loaded), wasDisabled: disabled === true };
+    steps.push(noteStep(facts, { ...memory ?? facts.memory, bootedOut }, "a run that is interrupted loads it again"));
+  }
   steps.push(...loads);
   if (facts.isLeftEnabled && !target.reload) steps.push(switchStep(facts, "disable", actor));
   if (removesJob && plist === beside) steps.push(remove(plist, "its instance is gone"));
@@ -1389,19 +1287,12 @@ function write(path: string, bytes: Uint8Array, because: string, isPlist = false
   return { kind: "write", path, bytes, isPlist, what: `write ${path}`, because };
 }
 
-/** What is noted beside the plist. */
 function noteStep({ place }: JobFacts, noted: Partial<Memory>, because: string): InstallStep {
   return write(place.beside + MEMORY_SUFFIX, new TextEncoder().encode(`${JSON.stringify(noted)}\n`), because);
 }
 
 function remove(path: string, because: string, kind: "remove" | "clear" = "remove"): InstallStep {
   return { kind, path, what: `remove ${path}`, because };
-}
-
-/** Before bootout: that this job is to be loaded again, if this run is interrupted, and in this boot. */
-function markStep({ facts, memory }: Target, boot: string): InstallStep {
-  const bootedOut = { boot, wasRunning: isRunning(facts.loaded), wasDisabled: facts.disabled === true };
-  return noteStep(facts, { ...memory ?? facts.memory, bootedOut }, "a run that is interrupted loads it again");
 }
 
 function isRunning(loaded: Loaded): boolean {
@@ -1423,17 +1314,15 @@ function guardSteps({ guard, facts }: Target, actor: Actor): InstallStep[] {
   if (!guard) return [];
   const because = "the folder of lima-guard";
   const steps: InstallStep[] = guard.missing.map((path) => ({ kind: "folder", path, what: `make ${path}`, because }));
-  if (guard.bytes) {
-    const size = `${(guard.bytes.length / 1e6).toFixed(1)} MB`;
-    const because = guard.previous === undefined
-      ? size
-      : `${size}; the one in place is kept as ${GUARD_NAME}${PREVIOUS_SUFFIX}`;
-    const { path, bytes, sign } = guard;
+  const { path, bytes, sign, previous } = guard;
+  if (bytes) {
+    const kept = previous === undefined ? "" : `; the one in place is kept as ${GUARD_NAME}${PREVIOUS_SUFFIX}`;
+    const because = `${(bytes.length / 1e6).toFixed(1)} MB${kept}`;
     steps.push({ kind: "place", path, bytes, sign, what: `write ${path}`, because });
   }
-  const codesign: Argv = [actor.tool("codesign"), "--verify", guard.path];
+  const codesign: Argv = [actor.tool("codesign"), "--verify", path];
   if (guard.isSigned) steps.push(runStep("run", codesign, "its signature"));
-  const argv = asUser(actor, facts.user.uid, [guard.path, "--version"]);
+  const argv = asUser(actor, facts.user.uid, [path, "--version"]);
   if (argv) steps.push(runStep("handshake", argv, `it must answer to ${facts.user.name}, in its place`));
   return steps;
 }
@@ -1447,16 +1336,17 @@ function logSteps({ logFolder, facts }: Target, actor: Actor): InstallStep[] {
 /** Stop, unload, load, look; only what the job's state asks for. */
 function loadSteps(target: Target, actor: Actor): InstallStep[] {
   const { facts, job, removesJob } = target;
-  const { loaded, memory, disabled } = facts;
+  const { loaded, memory } = facts;
   const steps = loaded.kind === "loaded" ? unloadSteps(target, loaded, actor) : [];
   if (removesJob) return steps;
   const wasRunning = loaded.kind === "loaded" ? isRunning(loaded) : memory.bootedOut?.wasRunning === true;
   const load = bootstrapSteps(facts, job, wasRunning, actor);
-  return [...steps, ...disabled === true ? whileEnabled(facts, load, !target.enables, actor) : load];
+  return [...steps, ...whileEnabled(facts, load, !target.enables, actor)];
 }
 
-/** Loads a disabled job, and disables it again where it is to be as before. */
+/** Enables a disabled job to be loaded, and disables it again where it is to be as before. */
 function whileEnabled(facts: JobFacts, load: InstallStep[], staysOff: boolean, actor: Actor): InstallStep[] {
+  if (facts.disabled !== true) return load;
   const steps = [switchStep(facts, "enable", actor), ...load];
   return staysOff ? [...steps, switchStep(facts, "disable", actor)] : steps;
 }
@@ -1471,30 +1361,20 @@ function unloadSteps(target: Target, loaded: Loaded & { kind: "loaded" }, actor:
   const service = `${domain}/${job.label}`;
   const argv: Argv = [stopWith ?? "", "--stop", "--json", "--lima-home", limaHome, place.name];
   const stop = stopWith === undefined ? undefined : asUser(actor, user.uid, argv);
-  const steps: InstallStep[] = [];
-  if (stop && loaded.pid !== undefined) {
-    const because = "launchd's own stop would cut the guest off";
-    steps.push({ kind: "stop", argv: stop, pid: loaded.pid, what: stop.map(quote).join(" "), because });
-  }
+  const { pid } = loaded;
+  const cut = "launchd's own stop would cut the guest off";
+  const steps: InstallStep[] = stop && pid !== undefined ? [{ ...runStep("stop", stop, cut), pid }] : [];
   const bootout: Argv = [actor.tool("launchctl"), "bootout", service];
   steps.push(runStep("bootout", bootout, "launchd keeps the old job until then"));
-  const wait = `wait until ${service} is gone`;
-  steps.push({ kind: "wait", loaded, what: wait, because: "launchd takes no new job before" });
-  return steps;
+  const what = `wait until ${service} is gone`;
+  return [...steps, { kind: "wait", loaded, what, because: "launchd takes no new job before" }];
 }
 
-function bootstrapSteps(
-  { place, domain }: JobFacts,
-  job: LaunchdJob,
-  wasRunning: boolean,
-  actor: Actor,
-): InstallStep[] {
+function bootstrapSteps({ place, domain }: JobFacts, job: LaunchdJob, wasRunning: boolean, actor: Actor) {
   const service = `${domain}/${job.label}`;
   const argv: Argv = [actor.tool("launchctl"), "bootstrap", domain, place.file];
-  const expect = { args: job.args, exitTimeoutS: job.exitTimeOut ?? LAUNCHD_DEFAULT_S, isRunning: wasRunning };
-  const steps: InstallStep[] = [
-    { kind: "bootstrap", argv, expect, what: argv.map(quote).join(" "), because: "launchd reads the plist" },
-  ];
+  const expect = { args: job.args, exitTimeoutS: job.grantedS, isRunning: wasRunning };
+  const steps: InstallStep[] = [{ ...runStep("bootstrap", argv, "launchd reads the plist"), expect }];
   if (wasRunning && !job.startsByItself) {
     const kickstart: Argv = [actor.tool("launchctl"), "kickstart", service];
     steps.push(runStep("run", kickstart, "it ran before, and does not start by itself"));
@@ -1542,7 +1422,7 @@ function planRollback(target: Target, now: Loaded, hasBootedOut: boolean, actor:
   const unload = now.kind === "loaded" ? unloadSteps({ ...target, stopWith }, now, actor) : [];
   if (before.kind !== "loaded") return { unload, load: staysOff };
   const load = bootstrapSteps(facts, job, wasRunning, actor);
-  return { unload, load: facts.disabled ? whileEnabled(facts, load, true, actor) : load };
+  return { unload, load: whileEnabled(facts, load, true, actor) };
 }
 
 /** Where the logs of a job go whose own places are on another volume. */
@@ -1565,12 +1445,11 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
   const isAskedFor = timeout !== undefined &&
     (options.exitTimeoutS !== undefined || job.guard === undefined || now === timeout);
   const exitTimeoutS = isAskedFor ? timeout : Math.max(now, EXIT_TIMEOUT_S);
-  // A job that names the home in its command gets another one there.
-  const limaHomeIn = optionOf(kept, "--lima-home") === undefined ? undefined : options.limaHome;
   const asked = {
     "--timeout": options.exitTimeoutS?.toString(),
     "--on-event": options.onEvent,
-    "--lima-home": limaHomeIn,
+    // A job that names the home in its command gets another one there.
+    "--lima-home": optionOf(kept, "--lima-home") === undefined ? undefined : options.limaHome,
   };
   const logs = logFolderOf(user);
   const mustMove = (path: string | undefined) =>
@@ -1583,9 +1462,11 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
     exitTimeoutS,
     keepAlive: options.keepAlive || (job.guard === undefined && memory.keepAlive === true),
     limaHome: facts.writesLimaHome ? limaHome : undefined,
-    workingDirectory: facts.otherVolume && job.workingDirectory !== undefined ? "/" : undefined,
-    stdoutPath: log(job.stdoutPath, "stdout"),
-    stderrPath: log(job.stderrPath, "stderr"),
+    moved: {
+      WorkingDirectory: facts.otherVolume ? "/" : undefined,
+      StandardOutPath: log(job.stdoutPath, "stdout"),
+      StandardErrorPath: log(job.stderrPath, "stderr"),
+    },
   };
 }
 
@@ -1624,7 +1505,6 @@ type GuardAnswer =
   | { readonly kind: "proven by its job" | "not asked" }
   | { readonly kind: "trouble"; readonly why: string };
 
-/** A job as `--check` judges it. */
 function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: WorldFacts, wantedS: number | undefined) {
   const { job, look, place, loaded, otherVolume } = facts;
   const isWrapped = job.guard !== undefined;
@@ -1633,6 +1513,9 @@ function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: Worl
   const keepAlive =
     "KeepAlive {SuccessfulExit: true} starts the instance again after a requested stop, and not after a crash";
   const version = guard?.kind === "version" ? guard.version : VERSION;
+  // What was asked for, or what a guest may need.
+  const isAskedFor = timeoutIn(job.guardOptions) === job.grantedS;
+  const needed = wantedS ?? (isAskedFor ? Math.min(job.grantedS, EXIT_TIMEOUT_S) : EXIT_TIMEOUT_S);
   const found: Finding[] = [
     ...judgeWorld(facts, world),
     ...[...facts.notes, ...job.remarks].map((words): Finding => ["note", true, words]),
@@ -1640,11 +1523,11 @@ function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: Worl
     ["trouble", isWrapped && guard?.kind === "trouble", guard?.kind === "trouble" ? guard.why : ""],
     ["unknown", guard?.kind === "not asked", `${job.guard} was not asked: only the job's user and root may run it`],
     ["note", version !== VERSION, `${job.guard} is version ${version}, this is ${VERSION}`],
-    ...judgeTimeouts(job, wantedS),
+    ...judgeTimeouts(job, needed),
     ["trouble", isWrapped && restartsOnSuccess(job.keepAlive), keepAlive],
     ["note", !job.startsByItself, "nothing starts it at boot or login: it has neither RunAtLoad nor KeepAlive"],
     ["trouble", isLoose, `${place.file} has an owner or a mode that lets another user change it`],
-    ...judgeLoaded(facts, neededS(job, wantedS)),
+    ...judgeLoaded(facts, needed),
     ["trouble", isElsewhere, "it is on another volume: launchd cannot start lima-guard before that is mounted"],
   ];
   const isOff = isWrapped && (facts.disabled === true || loaded.kind === "absent");
@@ -1652,17 +1535,9 @@ function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: Worl
   return { troubles: of("trouble"), unknown: of("unknown"), notes: of("note"), isOff };
 }
 
-/** The seconds that a stop of this job needs: what was asked for, or what a guest may need. */
-function neededS(job: LaunchdJob, wantedS: number | undefined): number {
-  const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
-  return wantedS ?? (timeoutIn(job.guardOptions) === inFile ? Math.min(inFile, EXIT_TIMEOUT_S) : EXIT_TIMEOUT_S);
-}
-
-function judgeTimeouts(job: LaunchdJob, wantedS: number | undefined): Finding[] {
-  const timeout = timeoutIn(job.guardOptions) ?? NaN;
-  const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
+function judgeTimeouts({ guardOptions, grantedS: inFile }: LaunchdJob, needed: number): Finding[] {
+  const timeout = timeoutIn(guardOptions) ?? NaN;
   const isAskedFor = timeout === inFile;
-  const needed = neededS(job, wantedS);
   const asked = `a stop has ${inFile} s, as asked for; a guest may need ${EXIT_TIMEOUT_S}`;
   const short = `--timeout ${timeout} in the plist leaves a stop ${timeout} s, of ${needed} s`;
   return [
@@ -1675,7 +1550,7 @@ function judgeTimeouts(job: LaunchdJob, wantedS: number | undefined): Finding[] 
 const UNSAID = "launchctl print-disabled did not say whether the job is disabled";
 
 function judgeLoaded({ job, loaded, disabled, place }: JobFacts, needed: number): Finding[] {
-  const inFile = job.exitTimeOut ?? LAUNCHD_DEFAULT_S;
+  const { grantedS: inFile } = job;
   const isAbsent = loaded.kind === "absent";
   const next = disabled ? "nothing starts it" : "it starts at the next boot or login";
   const found: Finding[] = [
@@ -1735,7 +1610,7 @@ interface JobReport {
   readonly steps: readonly Pick<InstallStep, "kind" | "what" | "because" | "outcome">[];
   readonly blockers: readonly { readonly what: string; readonly because: string; readonly hint?: string | undefined }[];
   readonly notes: readonly { readonly what: string; readonly because: string }[];
-  readonly changes: readonly KeyChange[];
+  readonly changes: Rewritten["changes"];
   readonly plist: string | null;
   /** Its version, the one that was in place before this run, and (`--check`) the one that runs. */
   readonly guard: { path: string; version: string | null; previous: string | null; running: string | null } | null;
@@ -1776,15 +1651,12 @@ function refusedReport(name: string, error: unknown): JobReport {
 }
 
 function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
-  return reports.map((r) =>
-    [
-      `${r.name}: ${r.summary}\n`,
-      isDry ? r.diff : "",
-      ...isDry ? r.steps.map((s) => `  would ${stepInWords(s)}\n`) : [],
-      ...r.blockers.map((b) => `  ${b.what}: ${b.because}${b.hint === undefined ? "" : ` (hint: ${b.hint})`}\n`),
-      ...r.notes.map((n) => `  note: ${n.because}\n`),
-    ].join("")
-  ).join("");
+  return reports.flatMap((r) => [
+    `${r.name}: ${r.summary}\n`,
+    ...isDry ? [r.diff, ...r.steps.map((s) => `  would ${stepInWords(s)}\n`)] : [],
+    ...r.blockers.map((b) => `  ${b.what}: ${b.because}${b.hint === undefined ? "" : ` (hint: ${b.hint})`}\n`),
+    ...r.notes.map((n) => `  note: ${n.because}\n`),
+  ]).join("");
 }
 
 /** The one document of a run. `blockers` holds what is wrong with the run itself: its arguments, its folders. */
@@ -1816,7 +1688,7 @@ type Shared = "os" | "uid" | "clockMs" | "pause" | "linkTarget" | "realPath" | "
 export interface InstallHost extends Pick<Host, Shared | "stdout" | "stderr"> {
   readonly arch: string;
   readonly canAsk: boolean;
-  readonly limits: InstallLimits;
+  readonly limits: Readonly<typeof INSTALL_LIMITS>;
   readonly folders: {
     readonly daemons: string;
     /** Where root puts guards: the first that only root can change. */
@@ -3102,7 +2974,7 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
   const wanted = wantedOf(facts, path, options);
   const rewritten = wrapText(facts.plist, facts.job, wanted);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
-  const logs = [wanted.stdoutPath, wanted.stderrPath].find((p) => p !== undefined);
+  const logs = wanted.moved?.StandardOutPath ?? wanted.moved?.StandardErrorPath;
   const reload = needsReload(run, facts, job, rewritten);
   const notes = [...facts.notes, ...installNotes(run, facts, job, { guard, wanted, reload })];
   return {

@@ -58,9 +58,11 @@ function refusalOf(act: () => unknown): Refusal {
 const ALL: Partial<Wanted> = { limaHome: "/Volumes/VMs/lima & co", keepAlive: true };
 const MOVED: Partial<Wanted> = {
   ...ALL,
-  workingDirectory: "/",
-  stdoutPath: "/Library/Logs/lima-guard/default.stdout.log",
-  stderrPath: "/Library/Logs/lima-guard/default.stderr.log",
+  moved: {
+    WorkingDirectory: "/",
+    StandardOutPath: "/Library/Logs/lima-guard/default.stdout.log",
+    StandardErrorPath: "/Library/Logs/lima-guard/default.stderr.log",
+  },
 };
 
 const FIXTURES = [...Deno.readDirSync(folder)].map((e) => e.name).filter((n) => n.endsWith(".plist")).sort();
@@ -563,7 +565,7 @@ const anyWanted = fc.record({
   ...rest,
   ...limaHome === undefined ? {} : { limaHome },
   ...exitTimeoutS === undefined ? {} : { exitTimeoutS },
-  ...moves ? { workingDirectory: "/", stdoutPath: MOVED.stdoutPath!, stderrPath: MOVED.stderrPath! } : {},
+  ...moves ? { moved: MOVED.moved! } : {},
 }));
 
 const NAMED = [
@@ -589,9 +591,7 @@ function expected(plist: Plist, job: LaunchdJob, wanted: Wanted): Record<string,
     ...wanted.keepAlive && value["KeepAlive"] === undefined ? { KeepAlive: { SuccessfulExit: false } } : {},
     ...isTurned(value["KeepAlive"]) ? { KeepAlive: { ...value["KeepAlive"] as object, SuccessfulExit: false } } : {},
     ...wanted.limaHome === undefined ? {} : { EnvironmentVariables: { ...environment, LIMA_HOME: wanted.limaHome } },
-    ...wanted.workingDirectory && value["WorkingDirectory"] !== undefined ? { WorkingDirectory: "/" } : {},
-    ...wanted.stdoutPath && value["StandardOutPath"] !== undefined ? { StandardOutPath: wanted.stdoutPath } : {},
-    ...wanted.stderrPath && value["StandardErrorPath"] !== undefined ? { StandardErrorPath: wanted.stderrPath } : {},
+    ...Object.fromEntries(Object.entries(wanted.moved ?? {}).filter(([key]) => value[key] !== undefined)),
   };
 }
 
