@@ -319,7 +319,7 @@ interface KeyChange {
   readonly after: Value | undefined;
 }
 
-/** The answer of a command. `late`: it was ended at its limit, and what it did is not known. */
+/** The answer of a command. `late`: it was ended at its limit, with -1 as code, and what it did is not known. */
 export interface Answer {
   readonly argv: readonly string[];
   readonly code: number;
@@ -2073,7 +2073,7 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
   const folders = [...new Set(way.filter((l) => l.kind !== "link").map((l) => l.path))];
   const listed = await askTool(run, "ls", "-lde", ...folders);
   const names = ["user:root", `user:${name}`, ...trust.admins === "may" ? ["group:admin", "group:wheel"] : []];
-  if (listed.late || listed.code !== 0) {
+  if (listed.code !== 0) {
     throw new Refusal(`Cannot look at the access control lists of ${path}: ${inWords(listed)}`, hint, EXIT.tryAgain);
   }
   const entry = readAcl(listed.stdout, names);
@@ -2082,7 +2082,7 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
 
 async function userOf(run: InstallRun, who: string): Promise<User> {
   const answer = await askTool(run, "id", "-P", who);
-  const user = answer.code === 0 && !answer.late ? readUser(answer.stdout) : undefined;
+  const user = answer.code === 0 ? readUser(answer.stdout) : undefined;
   if (user) return user;
   throw new Refusal(`Cannot find user ${who}: ${inWords(answer)}`, `id -P ${who}`, EXIT.tryAgain);
 }
@@ -2214,7 +2214,7 @@ async function agentsOf(run: InstallRun, user: User): Promise<string[]> {
 /** The names in a folder, as this user sees them; undefined where it cannot be listed. */
 async function namesAsUser(run: InstallRun, user: User, folder: string): Promise<string[] | undefined> {
   const answer = await askAsUser(run, user, [run.host.tool("ls"), "-A", folder]);
-  return answer?.code === 0 && !answer.late ? answer.stdout.split("\n").filter((name) => name !== "") : undefined;
+  return answer?.code === 0 ? answer.stdout.split("\n").filter((name) => name !== "") : undefined;
 }
 
 /** What to do about a login agent beside another job of the same instance. */
@@ -2336,8 +2336,11 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
     if (session.code === NO_SERVICE || NO_SESSION.includes(session.code)) loaded = { kind: "no session" };
   }
   const off = await askTool(run, "launchctl", "print-disabled", domain);
-  const isAnswer = off.code === 0 && !off.late && off.stdout.includes("}");
-  const disabled = isAnswer ? readDisabled(off.stdout, label) : loaded.kind === "no session" ? false : undefined;
+  const disabled = off.code === 0 && off.stdout.includes("}")
+    ? readDisabled(off.stdout, label)
+    : loaded.kind === "no session"
+    ? false
+    : undefined;
   return { domain, loaded, disabled, domains: found.map((a) => a.domain) };
 }
 
@@ -2757,7 +2760,7 @@ async function writeFile(a: Acting, { path, bytes, isPlist }: StepOf<"write">): 
     if (!isPlist || run.host.os !== "darwin") return;
     // Apple's own reader must take it before it gets its name.
     const answer = await askTool(run, "plutil", "-lint", beside);
-    if (answer.late || answer.code !== 0) throw new StepFailure(`plutil -lint: ${inWords(answer)}`);
+    if (answer.code !== 0) throw new StepFailure(`plutil -lint: ${inWords(answer)}`);
   };
   const [old, oldBytes] = isPlist ? [facts.look, facts.bytes] : [run.host.stat(path), bytesOf(run, path)];
   await replaceFile(a, path, { old, oldBytes, make });
@@ -2943,8 +2946,7 @@ async function stopInstance(a: Acting, { argv, what, pid: planned }: StepOf<"sto
   // A stop that was killed looks like one that went well, but has said nothing.
   const { status, state, blockers } = stopReport(answer);
   const isDone = answer.code === EXIT.done && status === EXIT.done;
-  const isStopped = !answer.late && (isDone || (removesJob && answer.code === EXIT.noInstance));
-  if (!isStopped) {
+  if (!isDone && !(removesJob && answer.code === EXIT.noInstance)) {
     throw new StepFailure(blockers?.[0]?.because ?? `${state ?? "it"} was not stopped: ${inWords(answer)}`);
   }
   const end = host.clockMs() + host.limits.reapMs;
@@ -2962,7 +2964,7 @@ async function bootout(a: Acting, { argv, what }: StepOf<"bootout">): Promise<st
   const { host } = a.run;
   a.hasTouchedLaunchd = a.hasBootedOut = true;
   const answer = await host.run(argv, { limitMs: host.limits.commandMs, words: what });
-  if (!answer.late && [0, NO_PROCESS, IN_PROGRESS, NO_SERVICE].includes(answer.code)) return;
+  if ([0, NO_PROCESS, IN_PROGRESS, NO_SERVICE].includes(answer.code)) return;
   const loaded = await pollUntilKnown(a);
   if (loaded.kind === "absent") return "the job is gone";
   if (loaded.kind === "loaded" && loaded.isEnding) return "the job is ending";
@@ -2995,7 +2997,7 @@ async function bootstrap(a: Acting, { argv, expect, what }: StepOf<"bootstrap">)
     if (!isTransient || host.clockMs() >= end) {
       const dropped =
         "launchd accepted the job and has not kept it: System Settings > General > Login Items & Extensions";
-      throw new StepFailure(answer.code === 0 && !answer.late ? dropped : inWords(answer));
+      throw new StepFailure(answer.code === 0 ? dropped : inWords(answer));
     }
     await host.pause(host.limits.pollMs);
   }
@@ -3780,7 +3782,7 @@ function settle(before: Readonly<Record<string, string>>): void {
 async function bootIdentity(host: InstallHost): Promise<string> {
   const name = host.os === "darwin" ? "kern.bootsessionuuid" : "kernel.random.boot_id";
   const answer = await askTool({ host }, "sysctl", "-n", name);
-  return answer.code === 0 && !answer.late ? answer.stdout.trim() : "unknown";
+  return answer.code === 0 ? answer.stdout.trim() : "unknown";
 }
 
 /** Started in a process group of its own: at the limit all of it is killed. A signal shows as -1, no program as 127. */
@@ -3945,7 +3947,7 @@ async function compileHere(host: InstallHost, folder: string, env: Record<string
   const kept = Object.entries(env).filter(([name]) => /^(DENO|DENORT|HTTPS?_PROXY|NPM)/.test(name));
   const argv: Argv = ["/usr/bin/env", ...kept.map((entry) => entry.join("=")), Deno.execPath(), ...args];
   const answer = await host.run(argv, { limitMs: host.limits.compileMs, words: argv.map(quote).join(" ") });
-  return answer.code === 0 && !answer.late ? output : answer;
+  return answer.code === 0 ? output : answer;
 }
 
 // ─────────────────────────────────────────────────────────────────────── the command line, and main ──
