@@ -1812,7 +1812,7 @@ function commandWords(options: InstallOptions, names: readonly string[], program
 
 // ─────────────────────────────────────────────────────────────────────────────────────── the host ──
 
-type Shared = "os" | "uid" | "clockMs" | "pause" | "linkTarget" | "realPath" | "list" | "writeTrouble";
+type Shared = "os" | "uid" | "wallMs" | "clockMs" | "pause" | "linkTarget" | "realPath" | "list" | "writeTrouble";
 
 export interface InstallHost extends Pick<Host, Shared | "stdout" | "stderr"> {
   readonly arch: string;
@@ -1835,13 +1835,9 @@ export interface InstallHost extends Pick<Host, Shared | "stdout" | "stderr"> {
   readonly self: { readonly binary?: string; readonly folder?: string };
   /** The first four bytes of what counts as a compiled program here. */
   readonly magic: readonly string[];
-  /** The identity of this boot: what was noted in another one does not count. */
-  boot(): Promise<string>;
   tool(name: Tool): string;
   /** The caller's environment, as it was before our own was set. */
   env(name: string): string | undefined;
-  /** The time of day, for the log. */
-  now(): Date;
   /** Sets umask, working directory and environment: first thing in every process. */
   settle(): void;
   absolute(path: string): string;
@@ -2336,11 +2332,8 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
     if (session.code === NO_SERVICE || NO_SESSION.includes(session.code)) loaded = { kind: "no session" };
   }
   const off = await askTool(run, "launchctl", "print-disabled", domain);
-  const disabled = off.code === 0 && off.stdout.includes("}")
-    ? readDisabled(off.stdout, label)
-    : loaded.kind === "no session"
-    ? false
-    : undefined;
+  const isAnswer = off.code === 0 && off.stdout.includes("}");
+  const disabled = isAnswer ? readDisabled(off.stdout, label) : loaded.kind === "no session" ? false : undefined;
   return { domain, loaded, disabled, domains: found.map((a) => a.domain) };
 }
 
@@ -3558,7 +3551,7 @@ async function logged(run: InstallRun, target: Target, report: JobReport): Promi
   if (host.os !== "darwin" || target.purged.includes(file) || report.steps.length === 0) return report;
   const { name, state, changed, plist, guard, blockers } = report;
   const line = {
-    time: host.now().toISOString(),
+    time: new Date(host.wallMs()).toISOString(),
     uid: host.uid,
     sudoUid: host.env("SUDO_UID") ?? null,
     version: VERSION,
@@ -3713,10 +3706,8 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
     folders: realFolders(os, uid, before["HOME"] ?? "/nonexistent"),
     self: Deno.build.standalone ? { binary: Deno.execPath() } : here === undefined ? {} : { folder: here },
     magic: ["cffaedfe", "cafebabe", "7f454c46"],
-    boot: () => bootIdentity(host),
     tool: (name) => TOOL_PATHS[name],
     env: (name) => before[name],
-    now: () => new Date(),
     settle: () => settle(before),
     absolute: (path) => path.replace(/^~(?=\/)/, before["HOME"] ?? "").replace(/^(?!\/)/, `${cwd}/`),
     ...realFiles,
@@ -3777,12 +3768,6 @@ function settle(before: Readonly<Record<string, string>>): void {
   const kept = ["TERM", "LANG", "HOME", "NO_COLOR"];
   for (const name of Object.keys(before)) if (!kept.includes(name)) Deno.env.delete(name);
   Deno.env.set("PATH", OWN_PATH);
-}
-
-async function bootIdentity(host: InstallHost): Promise<string> {
-  const name = host.os === "darwin" ? "kern.bootsessionuuid" : "kernel.random.boot_id";
-  const answer = await askTool({ host }, "sysctl", "-n", name);
-  return answer.code === 0 ? answer.stdout.trim() : "unknown";
 }
 
 /** Started in a process group of its own: at the limit all of it is killed. A signal shows as -1, no program as 127. */
@@ -4085,6 +4070,13 @@ function absolutePaths(options: InstallOptions, host: InstallHost): InstallOptio
   return { ...options, ...Object.fromEntries(paths) };
 }
 
+/** The identity of this boot: what was noted in another one does not count. Off a Mac nothing is noted. */
+async function bootIdentity(host: InstallHost): Promise<string> {
+  if (host.os !== "darwin") return "";
+  const answer = await askTool({ host }, "sysctl", "-n", "kern.bootsessionuuid");
+  return answer.code === 0 ? answer.stdout.trim() : "unknown";
+}
+
 /** Installs, checks or uninstalls, as the arguments say. Returns the exit status. */
 export async function installMain(args: readonly string[], given?: InstallHost): Promise<number> {
   const asked = parseInstallArgs(args);
@@ -4110,7 +4102,7 @@ export async function installMain(args: readonly string[], given?: InstallHost):
     }
   }
   host.settle();
-  const actor = { uid: host.uid, boot: host.os === "darwin" ? await host.boot() : "", tool: host.tool };
+  const actor = { uid: host.uid, boot: await bootIdentity(host), tool: host.tool };
   try {
     return await runCommand({ host, options, actor, placed: new Set(), sources: new Map() });
   } catch (error) {
