@@ -2608,18 +2608,15 @@ class Acting {
   hasTouchedLaunchd = false;
   hasBootedOut = false;
   isInterrupted = false;
+  failure: StepFailure | undefined;
+  /** After a failure: all was put back. */
+  isBack = true;
 
   constructor(readonly run: InstallRun, readonly target: Target) {}
 }
 
-interface Acted {
-  readonly acting: Acting;
-  readonly failure: StepFailure | undefined;
-  readonly isBack: boolean;
-}
-
 /** Does the steps in order. Whatever goes wrong, the old guard, file and job are put back. */
-async function act(run: InstallRun, target: Target, steps: readonly InstallStep[]): Promise<Acted> {
+async function act(run: InstallRun, target: Target, steps: readonly InstallStep[]): Promise<Acting> {
   const acting = new Acting(run, target);
   const { file } = target.facts.place;
   const silence = run.host.onSignal(() => acting.isInterrupted = true);
@@ -2633,19 +2630,19 @@ async function act(run: InstallRun, target: Target, steps: readonly InstallStep[
     }
     removeThere(run.host, ...acting.kept);
     for (const folder of acting.emptied) if (namesIn(run.host, folder).length === 0) run.host.remove(folder);
-    return { acting, failure: undefined, isBack: true };
   } catch (error) {
     // An internal error must not leave a job half-way either.
     const bug = `internal error: please report it: ${error instanceof Error ? error.stack : error}`;
-    const failure = error instanceof StepFailure
+    acting.failure = error instanceof StepFailure
       ? error
       : new StepFailure(error instanceof Refusal ? error.message : bug);
-    say(run, `failed: ${failure.message}: rolls back`);
-    return { acting, failure, isBack: await rollBack(acting) };
+    say(run, `failed: ${acting.failure.message}: rolls back`);
+    await rollBack(acting);
   } finally {
     silence();
     await acting.stopping;
   }
+  return acting;
 }
 
 async function actStep(a: Acting, step: InstallStep): Promise<void> {
@@ -2852,16 +2849,15 @@ async function handshake(a: Acting, { argv, what: words }: StepOf<"handshake">):
  * Back to where it was, from what is seen now. Every step is tried, even if one before it failed; but a bare job whose
  * instance cannot be stopped stays loaded, since launchd's own stop would cut the guest off.
  */
-async function rollBack(a: Acting): Promise<boolean> {
+async function rollBack(a: Acting): Promise<void> {
   const { run, target, target: { facts: { place: { target: plist, file } } } } = a;
-  let isBack = true;
   const attempt = async (work: () => void | Promise<void>): Promise<boolean> => {
     try {
       await work();
       return true;
     } catch (error) {
       say(run, `the rollback has failed: ${error instanceof Error ? error.message : error}`);
-      return isBack = false;
+      return a.isBack = false;
     }
   };
   // What the stop still does belongs to the instance; the job is ours.
@@ -2890,7 +2886,6 @@ async function rollBack(a: Acting): Promise<boolean> {
   for (const undo of isOff ? [] : a.undoNoted.toReversed()) await attempt(undo);
   // What is kept may be the only copy of what could not be put back.
   if (areFilesBack && isUndone) removeThere(run.host, ...a.kept);
-  return isBack;
 }
 
 async function loadedNow({ run, target }: Pick<Acting, "run" | "target">): Promise<Loaded> {
@@ -3333,12 +3328,11 @@ async function nothingToDo(run: InstallRun, target: Target, steps: readonly Inst
   const { facts, role, job } = target;
   const { name, file } = facts.place;
   const acted = run.options.dryRun || role === "uninstall" ? undefined : await act(run, target, steps);
-  const because = acted?.failure?.message;
-  if (because !== undefined) return { ...blocked(name, "refused", EXIT.failed, because), plist: file };
+  if (acted?.failure) return { ...blocked(name, "refused", EXIT.failed, acted.failure.message), plist: file };
   const isOff = facts.disabled === true || facts.loaded.kind === "absent";
   const state = role === "uninstall" ? "not guarded" : isOff && run.host.os === "darwin" ? "guarded, off" : "guarded";
   const words = role === "install" ? `${state} already: ${job.label} runs ${job.guard}` : `not guarded: nothing to do`;
-  return targetReport(target, state, words, { guard: guardOf(target, acted?.acting.version) });
+  return targetReport(target, state, words, { guard: guardOf(target, acted?.version) });
 }
 
 /** The report of a job for which there is a plan. */
@@ -3460,8 +3454,7 @@ async function carryOut(run: InstallRun, { target, steps }: ReadyJob): Promise<J
   const { facts, job, role } = target;
   const begun = host.clockMs();
   await refuseChanged(run, target);
-  const acted = await act(run, target, steps);
-  const { acting, failure } = acted;
+  const acting = await act(run, target, steps);
   const leftAlone = acting.leftAlone.map((path) =>
     `${path} was changed by another program in the meantime, and was left alone`
   );
@@ -3471,7 +3464,7 @@ async function carryOut(run: InstallRun, { target, steps }: ReadyJob): Promise<J
     steps: acting.done.map(({ kind, what, because, outcome }) => ({ kind, what, because, outcome: outcome ?? "done" })),
     notes: notesOf(job, [...facts.notes, ...acting.notes, ...leftAlone]),
   };
-  if (failure !== undefined) return failedReport(run, target, acted, more);
+  if (acting.failure !== undefined) return failedReport(acting, more);
   if (target.guard && acting.version !== undefined) run.placed.add(target.guard.path);
   const isOff = !target.reload && host.os === "darwin" && facts.place.kind !== "file" && facts.loaded.kind === "absent";
   const state = role === "uninstall" ? "not guarded" : isOff ? "guarded, off" : "guarded";
@@ -3483,8 +3476,7 @@ async function carryOut(run: InstallRun, { target, steps }: ReadyJob): Promise<J
   return targetReport(target, state, words, { ...more, changed: true, changes: target.rewritten.changes });
 }
 
-function failedReport(run: InstallRun, target: Target, acted: Acted, more: Partial<JobReport>): JobReport {
-  const { acting: { leftAlone }, failure, isBack } = acted;
+function failedReport({ run, target, leftAlone, failure, isBack }: Acting, more: Partial<JobReport>): JobReport {
   const { facts: { place: { name, file }, domain }, job } = target;
   const sudo = domain === "system" && run.host.uid !== 0 ? "sudo " : "";
   const hint = isBack
