@@ -2314,13 +2314,14 @@ async function askLoaded(run: InstallRun, service: string): Promise<Loaded> {
 }
 
 const ABSENT: Loaded = { kind: "absent" };
+const NOT_ASKED: Loaded = { kind: "not asked" };
 
 /** What launchd has of a job, and in which domains: an agent that was loaded over ssh is in user/UID. */
 async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, uid: number) {
   const { host } = run;
   if (host.os !== "darwin" || place.kind === "file") {
     const domain = place.kind === "agent" ? `gui/${uid}` : "system";
-    return { domain, loaded: ABSENT, disabled: false, domains: [] };
+    return { domain, loaded: host.os === "darwin" ? ABSENT : NOT_ASKED, disabled: false, domains: [] };
   }
   const names = place.kind === "daemon" ? ["system"] : [`gui/${uid}`, `user/${uid}`];
   const asked = [];
@@ -3135,8 +3136,7 @@ function installNotes(
   { guard, wanted, reload }: { guard: GuardFacts | undefined; wanted: Wanted; reload: boolean },
 ): string[] {
   const { options, host } = run;
-  const isOff = facts.loaded.kind === "absent" && !reload && !options.noReload && host.os === "darwin" &&
-    facts.place.kind !== "file";
+  const isOff = facts.loaded.kind === "absent" && !reload && !options.noReload && facts.place.kind !== "file";
   const start = commandFor(run, facts, { start: true, noReload: false });
   const short = (wanted.exitTimeoutS ?? EXIT_TIMEOUT_S) < EXIT_TIMEOUT_S;
   const table: [boolean, string][] = [
@@ -3268,12 +3268,10 @@ function litterOf({ host }: InstallRun, { place }: JobFacts, guard: string | und
 
 /** Whether launchd has something else than the file will say. What was off stays off. */
 function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { changes }: Rewritten): boolean {
-  const { host, options } = run;
+  const { options } = run;
   const { loaded, memory } = facts;
-  if (options.noReload || host.os !== "darwin" || facts.place.kind === "file") return false;
-  if (loaded.kind === "no session" || loaded.kind === "not asked") {
-    return false;
-  }
+  const isAsked = loaded.kind !== "no session" && loaded.kind !== "not asked";
+  if (options.noReload || !isAsked || facts.place.kind === "file") return false;
   if (loaded.kind === "unknown" || facts.disabled === undefined) {
     const why = loaded.kind === "unknown" ? loaded.why : UNSAID;
     const hint = "run this again; --no-reload changes the file only";
@@ -3330,7 +3328,7 @@ async function nothingToDo(run: InstallRun, target: Target, steps: readonly Inst
   const acted = run.options.dryRun || role === "uninstall" ? undefined : await act(run, target, steps);
   if (acted?.failure) return { ...blocked(name, "refused", EXIT.failed, acted.failure.message), plist: file };
   const isOff = facts.disabled === true || facts.loaded.kind === "absent";
-  const state = role === "uninstall" ? "not guarded" : isOff && run.host.os === "darwin" ? "guarded, off" : "guarded";
+  const state = role === "uninstall" ? "not guarded" : isOff ? "guarded, off" : "guarded";
   const words = role === "install" ? `${state} already: ${job.label} runs ${job.guard}` : `not guarded: nothing to do`;
   return targetReport(target, state, words, { guard: guardOf(target, acted?.version) });
 }
@@ -3356,8 +3354,7 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const { place, job, loaded } = facts;
   const onMac = run.host.os === "darwin";
   const answer = job.guard !== undefined && onMac ? await askGuard(run, facts, job.guard) : undefined;
-  const off = { loaded: { kind: "not asked" as const }, disabled: false, instance: "there" as const };
-  const seen: JobFacts = onMac ? facts : { ...facts, ...off };
+  const seen: JobFacts = onMac ? facts : { ...facts, instance: "there" };
   const judged = judgeCheck(seen, answer, await lookAtWorld(run, seen), run.options.exitTimeoutS);
   const { troubles, unknown, notes } = judged;
   const { version = null, running = null } = answer?.kind === "version" ? answer : {};
@@ -3365,7 +3362,7 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
     const restart = commandFor(run, facts, { role: "install", restart: true });
     notes.push(`version ${running} is running, and ${job.guard} is version ${version}: ${restart} loads that one`);
   }
-  const state = checkedState(facts, judged, answer, onMac);
+  const state = checkedState(job, judged, answer);
   const pid = loaded.kind === "loaded" && loaded.pid !== undefined ? `, running (PID ${loaded.pid})` : "";
   const status = troubles.length > 0 ? EXIT.failed : unknown.length > 0 ? EXIT.tryAgain : EXIT.done;
   const isPersons = facts.instance === "gone" || facts.domains.length > 1;
@@ -3381,17 +3378,12 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   });
 }
 
-function checkedState(
-  { job }: JobFacts,
-  judged: ReturnType<typeof judgeCheck>,
-  answer: GuardAnswer | undefined,
-  onMac: boolean,
-) {
+function checkedState(job: LaunchdJob, judged: ReturnType<typeof judgeCheck>, answer: GuardAnswer | undefined) {
   const { troubles, unknown, isOff } = judged;
   if (job.guard === undefined) return "not guarded";
   if (troubles.length > 0) return "broken";
   if (unknown.length > 0) return answer?.kind === "not asked" ? "not asked" : "unknown";
-  return isOff && onMac ? "guarded, off" : "guarded";
+  return isOff ? "guarded, off" : "guarded";
 }
 
 /** Asks the guard for its version: judged first, and only as the job's user. A job that runs proves that it starts. */
@@ -3466,7 +3458,7 @@ async function carryOut(run: InstallRun, { target, steps }: ReadyJob): Promise<J
   };
   if (acting.failure !== undefined) return failedReport(acting, more);
   if (target.guard && acting.version !== undefined) run.placed.add(target.guard.path);
-  const isOff = !target.reload && host.os === "darwin" && facts.place.kind !== "file" && facts.loaded.kind === "absent";
+  const isOff = !target.reload && facts.place.kind !== "file" && facts.loaded.kind === "absent";
   const state = role === "uninstall" ? "not guarded" : isOff ? "guarded, off" : "guarded";
   const loaded = acting.done.findLast((s) => s.kind === "verify")?.outcome;
   const where = loaded ?? (target.reload ? "loaded" : "in the file only");
