@@ -3051,7 +3051,10 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     const target = options.role === "install" ? await installTarget(run, facts) : await uninstallTarget(run, facts);
     // A dry run prints what the process that it would be handed over to does.
     const steps = planSteps(target, options.dryRun ? { ...run.actor, uid } : run.actor);
-    if (options.print) return { kind: "report", report: printed(target) };
+    if (options.print) {
+      const { rewritten: { text: diff, changes } } = target;
+      return { kind: "report", report: jobReport(name, "not guarded", EXIT.done, "printed", { diff, changes }) };
+    }
     const isDone = steps.every((step) =>
       step.kind === "handshake" || (step.kind === "run" && step.argv[0] === host.tool("codesign"))
     );
@@ -3408,14 +3411,6 @@ async function runningVersion(run: InstallRun, { user, loaded, limaHome, place }
   return typeof start?.["version"] === "string" ? start["version"] : undefined;
 }
 
-/** `--print`: the finished plist, for those who own it. */
-function printed(target: Target): JobReport {
-  return jobReport(target.facts.place.name, "not guarded", EXIT.done, "printed", {
-    diff: target.rewritten.text,
-    changes: target.rewritten.changes,
-  });
-}
-
 /** What a dry run reports: the plan, the diff, and the status of a real run that goes well. */
 async function planned(run: InstallRun, { target, steps }: ReadyJob): Promise<JobReport> {
   const { facts: { place, plist }, rewritten: { text, changes } } = target;
@@ -3487,15 +3482,10 @@ function failedReport({ run, target, leftAlone, failure, isBack }: Acting, more:
 /** The jobs that are ready, one after the other, under one lock; after the first that had to be rolled back no other is tried. */
 async function carryOutAll(run: InstallRun, ready: readonly ReadyJob[]): Promise<JobReport[]> {
   if (ready.length === 0) return [];
-  let lock: ReturnType<InstallHost["lock"]>;
-  try {
-    lock = run.host.lock();
-  } catch (error) {
-    return refusedReports(ready, error);
-  }
+  const lock = run.host.lock();
   if ("pid" in lock) {
     const why = `Cannot start: another install (PID ${lock.pid}) is using it`;
-    return refusedReports(ready, new Refusal(why, "run this again", EXIT.tryAgain));
+    throw new Refusal(why, "run this again", EXIT.tryAgain);
   }
   const reports: JobReport[] = [];
   try {
@@ -3585,16 +3575,12 @@ async function handOver(run: InstallRun, jobs: readonly OthersJob[], uid: number
     if (isPrinted || isReported) return isPrinted ? code : reports;
     const where = options.plist === undefined ? [] : ["--plist", options.plist];
     const check = (name: string) => ["sudo", ...who, "lima-guard", "--check", ...where, name].map(quote).join(" ");
-    return names.map((name) => lostReport(name, code, check(name)));
+    // Killed, perhaps in the middle.
+    const because = `what was handed over ended with status ${code} and no report: what it has changed is not known`;
+    return names.map((name) => ({ ...blocked(name, "unknown", EXIT.tryAgain, because, check(name)), changed: true }));
   } finally {
     if (program.isSigned) removeThere(host, program.path, dirname(program.path));
   }
-}
-
-/** What was handed over has ended without its report: killed, perhaps in the middle. It may have changed something. */
-function lostReport(name: string, code: number, hint: string): JobReport {
-  const because = `what was handed over ended with status ${code} and no report: what it has changed is not known`;
-  return { ...blocked(name, "unknown", EXIT.tryAgain, because, hint), changed: true };
 }
 
 /** The compiled guard that another user may be handed: never a script or a cache of a user's. */
@@ -3624,11 +3610,8 @@ async function allNames(run: InstallRun): Promise<string[]> {
 }
 
 /** The one question. No person to be asked is no yes: a job must not be stopped by accident. */
-async function ask(run: InstallRun, prepared: readonly PreparedJob[]): Promise<boolean | Refusal> {
+async function ask(run: InstallRun, ready: readonly ReadyJob[]): Promise<boolean | Refusal> {
   const { host } = run;
-  const ready = prepared.filter((p) => p.kind === "ready");
-  const others = prepared.filter((p) => p.kind === "hand over");
-  if (ready.length + others.length === 0) return true;
   if (!host.canAsk) return new Refusal("Nothing was changed: there is no terminal to ask at", "--yes");
   if (ready.length === 0) return true;
   for (const job of ready) host.stderr(formatJobs([await planned(run, job)], true));
@@ -3643,16 +3626,18 @@ async function runCommand(run: InstallRun): Promise<number> {
   const names = options.all ? await allNames(run) : options.names;
   const prepared: PreparedJob[] = [];
   for (const name of names) prepared.push(await prepareJob(run, name));
-  const mayAct = options.yes || isLooking(options) || await ask(run, prepared);
   const reports = prepared.flatMap((p) => p.kind === "report" ? [p.report] : []);
   const ready = prepared.filter((p) => p.kind === "ready");
   const others = prepared.filter((p) => p.kind === "hand over");
+  const changesNothing = isLooking(options) || ready.length + others.length === 0;
+  const mayAct = options.yes || changesNothing || await ask(run, ready);
   const statuses: number[] = [];
   if (mayAct !== true) {
     const refusal = mayAct === false ? new Refusal("Nothing was changed: the answer was no") : mayAct;
     reports.push(...refusedReports([...ready, ...others], refusal));
   } else {
-    if (!options.dryRun) reports.push(...await carryOutAll(run, ready));
+    const carriedOut = () => carryOutAll(run, ready).catch((error: unknown) => refusedReports(ready, error));
+    if (!options.dryRun) reports.push(...await carriedOut());
     else for (const job of ready) reports.push(await planned(run, job));
     for (const uid of new Set(others.map((o) => o.uid))) {
       const theirs = others.filter((o) => o.uid === uid);
