@@ -1299,7 +1299,7 @@ type InstallStep =
     | { readonly kind: "remove" | "clear"; readonly path: string }
     | { readonly kind: "run" | "logs" | "tidy" | "bootout"; readonly argv: Argv }
     | { readonly kind: "stop"; readonly argv: Argv; readonly pid: number }
-    | { readonly kind: "wait"; readonly loaded: Loaded }
+    | { readonly kind: "wait"; readonly loaded: Loaded & { kind: "loaded" } }
     | { readonly kind: "bootstrap"; readonly argv: Argv; readonly expect: Expected }
     | { readonly kind: "verify"; readonly expect: Expected }
   );
@@ -1989,8 +1989,7 @@ function instanceIn({ host }: InstallRun, file: string, parse: PlistReader): str
   // Root opens nothing that another user could have changed.
   if (host.uid === 0 && checkPathOwners(pathComponents(host, target).way, ONLY_ROOT).why !== undefined) return named;
   const bytes = host.read(target, PLIST_LIMIT_BYTES + 1);
-  if (!bytes) return named;
-  return instanceInText(() => decodePlist(bytes, file), parse) ?? named;
+  return (bytes && instanceInText(() => decodePlist(bytes, file), parse)) ?? named;
 }
 
 /** Whether nothing is to be changed. */
@@ -2119,20 +2118,16 @@ async function readJobFile(run: InstallRun, place: JobPlace): Promise<{ look: Fi
   if (host.os === "darwin" && (options.role !== "check" || host.uid === 0 || changer === 0)) {
     const verdict = await judgePath(run, place.file, trustOf(changer, "run"));
     const file = quote(place.target);
-    const refuse = (why: string, own: string) => {
-      const cure = changer === 0 ? `sudo chown root:wheel ${file}; sudo chmod 0644 ${file}` : own;
-      throw new Refusal(`Cannot take ${place.file}: ${why}`, cure);
-    };
-    if (look.uid !== changer) {
-      refuse(
-        `it belongs to user ${look.uid}, not to user ${changer}, and launchd refuses it (122)`,
-        `sudo chown ${changer} ${file}`,
-      );
-    }
-    if (verdict.why !== undefined) throw new Refusal(`Cannot take ${place.file}: ${verdict.why}`, verdict.hint);
-    if ((look.mode & 0o022) !== 0) {
-      refuse("another user can write it, and launchd refuses it (122)", `chmod go-w ${file}`);
-    }
+    const cure = changer === 0 ? `sudo chown root:wheel ${file}; sudo chmod 0644 ${file}` : undefined;
+    const foreign = `it belongs to user ${look.uid}, not to user ${changer}, and launchd refuses it (122)`;
+    const open = "another user can write it, and launchd refuses it (122)";
+    const troubles = [
+      look.uid !== changer && { why: foreign, hint: cure ?? `sudo chown ${changer} ${file}` },
+      verdict.why !== undefined && verdict,
+      (look.mode & 0o022) !== 0 && { why: open, hint: cure ?? `chmod go-w ${file}` },
+    ];
+    const trouble = troubles.find((one) => one !== false);
+    if (trouble) throw new Refusal(`Cannot take ${place.file}: ${trouble.why}`, trouble.hint);
   }
   const bytes = host.read(place.target, PLIST_LIMIT_BYTES + 1);
   if (!bytes) throw new Refusal(`Cannot read ${place.target}: its mode does not permit it`, hint, EXIT.denied);
@@ -2158,7 +2153,6 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const isLeftEnabled = mark?.wasDisabled === true && launchd.disabled === false && options.role !== "check" &&
     !options.start && !options.noReload;
   if (options.plist === undefined) await refuseSecondOwner(run, place, user);
-  const isAgent = job.label.startsWith(AGENT_LABEL);
   const dir = join(home.path, place.name);
   return {
     place,
@@ -2173,7 +2167,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     writesLimaHome: home.writes,
     otherVolume: isOtherVolume(host, dir),
     instance: lookAtInstance(host, home.path, dir),
-    notes: isAgent ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
+    notes: job.label.startsWith(AGENT_LABEL) ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
     ...launchd,
     isLeftEnabled,
     disabled: isLeftEnabled || launchd.disabled,
@@ -2356,8 +2350,6 @@ async function lookAtWorld(run: InstallRun, { job, user }: JobFacts): Promise<Wo
   return { tool, otherTool, eventProgram: eventProgram || missing };
 }
 
-// The guard.
-
 /** The guard that the job is to run, and what must be done to have it there. */
 async function lookAtGuard(run: InstallRun, facts: JobFacts): Promise<GuardFacts> {
   const { host, options } = run;
@@ -2449,7 +2441,6 @@ async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: st
   throw new Refusal(`Cannot put lima-guard into ${host.folders.guards.join(" or ")}: ${first?.why}`, "--guard-dir DIR");
 }
 
-/** Where the lima-guard of a user's own login agents is put. */
 function ownGuardFolder({ home }: User): string {
   return join(home, ".local/libexec");
 }
@@ -2826,16 +2817,15 @@ async function signedBytes(run: InstallRun, bytes: Uint8Array, identity: string)
 }
 
 async function handshake(a: Acting, { argv, what: words }: StepOf<"handshake">): Promise<string> {
-  const { run, target } = a;
+  const { run, run: { host }, target } = a;
   const { user } = target.facts;
   const path = target.guard?.path ?? "";
   const verdict = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
   if (verdict.why !== undefined) throw new StepFailure(verdict.why);
-  const how = { limitMs: run.host.limits.handshakeMs, words };
   const shown = "asks lima-guard for its version: macOS scans a new program the first time";
-  const begun = run.host.clockMs();
-  const answer = await withProgress(run, shown, () => run.host.run(argv, how));
-  a.answerMs = run.host.clockMs() - begun;
+  const begun = host.clockMs();
+  const answer = await withProgress(run, shown, () => host.run(argv, { limitMs: host.limits.handshakeMs, words }));
+  a.answerMs = host.clockMs() - begun;
   const version = readVersion(answer);
   if (version === undefined) {
     const said = answer.stdout.trim().slice(0, 80) || inWords(answer);
@@ -2960,11 +2950,9 @@ async function bootout(a: Acting, { argv, what }: StepOf<"bootout">): Promise<st
   throw new StepFailure(inWords(answer));
 }
 
-async function waitUntilGone(a: Acting, { loaded }: StepOf<"wait">): Promise<void> {
+async function waitUntilGone(a: Acting, { loaded: { pid, exitTimeoutS } }: StepOf<"wait">): Promise<void> {
   const { host } = a.run;
-  const inForce = loaded.kind === "loaded" ? loaded.exitTimeoutS ?? EXIT_TIMEOUT_S : EXIT_TIMEOUT_S;
-  const pid = loaded.kind === "loaded" ? loaded.pid : undefined;
-  const limitMs = host.limits.goneMs + inForce * host.limits.secondMs;
+  const limitMs = host.limits.goneMs + (exitTimeoutS ?? EXIT_TIMEOUT_S) * host.limits.secondMs;
   const isGone = (l: Loaded) => l.kind === "absent" && (pid === undefined || !host.alive(pid));
   const shown = `waits for launchd, up to ${Math.round(limitMs / 1000)} s`;
   const { isEnough, value } = await withProgress(a.run, shown, () => poll(a, limitMs, isGone));
@@ -3098,16 +3086,14 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
   const rewritten = wrapText(facts.plist, facts.job, wanted);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
   const logs = [wanted.stdoutPath, wanted.stderrPath].find((p) => p !== undefined);
-  const reload = needsReload(run, facts, job, rewritten);
-  const notes = [...facts.notes, ...installNotes(run, facts, job, { guard, wanted, reload })];
-  return {
+  const target: Target = {
     ...NOTHING_REMOVED,
     role: "install",
-    facts: { ...facts, notes },
+    facts,
     rewritten,
     job,
     guard,
-    reload,
+    reload: needsReload(run, facts, job, rewritten),
     enables: options.start,
     stopWith: stopWith(run, facts, path),
     logFolder: onMac && logs !== undefined ? dirname(logs) : undefined,
@@ -3120,6 +3106,7 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
     },
     litter: litterOf(run, facts, path),
   };
+  return { ...target, facts: { ...facts, notes: [...facts.notes, ...installNotes(run, target, wanted)] } };
 }
 
 /** The guard that stops the instance: the one that will be in place, or the old one of the job, if it is there. */
@@ -3132,12 +3119,7 @@ function stopWith(run: InstallRun, { job, loaded }: JobFacts, path: string | und
 }
 
 /** What is said beside the plan: a condition, and its words. */
-function installNotes(
-  run: InstallRun,
-  facts: JobFacts,
-  job: LaunchdJob,
-  { guard, wanted, reload }: { guard: GuardFacts | undefined; wanted: Wanted; reload: boolean },
-): string[] {
+function installNotes(run: InstallRun, { facts, job, guard, reload }: Target, wanted: Wanted): string[] {
   const { options, host } = run;
   const isOff = facts.loaded.kind === "absent" && !reload && !options.noReload && facts.place.kind !== "file";
   const start = commandFor(run, facts, { start: true, noReload: false });
@@ -3172,8 +3154,8 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
   refuseManaged(run, facts);
   const rewritten = unwrapText(facts.plist, facts.job, facts.backup?.plist);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
-  const onMac = host.os === "darwin";
-  const isGone = onMac && facts.instance === "gone" && facts.job.guard !== undefined && !options.noReload;
+  const { guard } = facts.job;
+  const isGone = host.os === "darwin" && facts.instance === "gone" && guard !== undefined && !options.noReload;
   const removesJob = isGone || facts.place.beside !== facts.place.target;
   const isLost = rewritten.changes.length > 0 && facts.backup === undefined;
   const reload = (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten);
@@ -3200,16 +3182,13 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
     purged: options.purge ? purgedFiles(run, facts, removesJob) : [],
     purgedLogs,
     purgedFolder: options.purge ? await emptiedLogFolder(run, facts.user, purgedLogs) : undefined,
-    litter: litterOf(run, facts, facts.job.guard ?? facts.memory.guard),
+    litter: litterOf(run, facts, guard ?? facts.memory.guard),
   };
 }
 
 /** The guard, if no other plist names it, and what is left beside the plist. */
-function purgedFiles(
-  { host }: InstallRun,
-  { place, job, user, loaded, backup, memory }: JobFacts,
-  removesJob: boolean,
-): string[] {
+function purgedFiles({ host }: InstallRun, facts: JobFacts, removesJob: boolean): string[] {
+  const { place, job, user, loaded, backup, memory } = facts;
   const guard = job.guard ?? memory.guard ??
     (loaded.kind === "loaded" && isGuard(loaded.args) ? loaded.args[0] : undefined);
   const folder = dirname(place.file);
@@ -3298,10 +3277,8 @@ function refuseManaged(run: InstallRun, { place, job }: JobFacts): void {
   const why = isStore || job.isBehindShell ? "Nix made it" : "its volume is read-only";
   const words = job.isBehindShell ? `exec ${args.map(quote).join(" ")}` : `ProgramArguments = ${JSON.stringify(args)}`;
   const keep = restartsOnSuccess(job.keepAlive) ? ", KeepAlive.SuccessfulExit = false" : "";
-  throw new Refusal(
-    `Cannot change ${place.target}: ${why}`,
-    `declare there: ${words}, ExitTimeOut = ${EXIT_TIMEOUT_S}${keep}`,
-  );
+  const hint = `declare there: ${words}, ExitTimeOut = ${EXIT_TIMEOUT_S}${keep}`;
+  throw new Refusal(`Cannot change ${place.target}: ${why}`, hint);
 }
 
 /** Our own command for this very job, as the person who reads it can type it: with the options of this run. */
@@ -3456,11 +3433,14 @@ async function carryOut(run: InstallRun, { target, steps }: ReadyJob): Promise<J
   const isOff = !target.reload && facts.place.kind !== "file" && facts.loaded.kind === "absent";
   const state = role === "uninstall" ? "not guarded" : isOff ? "guarded, off" : "guarded";
   const loaded = acting.done.findLast((s) => s.kind === "verify")?.outcome;
-  const where = loaded ?? (target.reload ? "loaded" : "in the file only");
-  const words = `${state}: ${job.label}: ${
-    target.removesJob ? `removed: its ${facts.instance === "gone" ? "instance" : "plist"} is gone` : where
-  }`;
-  return targetReport(target, state, words, { ...more, changed: true, changes: target.rewritten.changes });
+  const where = target.removesJob
+    ? `removed: its ${facts.instance === "gone" ? "instance" : "plist"} is gone`
+    : loaded ?? (target.reload ? "loaded" : "in the file only");
+  return targetReport(target, state, `${state}: ${job.label}: ${where}`, {
+    ...more,
+    changed: true,
+    changes: target.rewritten.changes,
+  });
 }
 
 function failedReport({ run, target, leftAlone, failure, isBack }: Acting, more: Partial<JobReport>): JobReport {
@@ -3752,9 +3732,7 @@ async function runWithTerminal(machine: Host, [program, ...args]: Argv, passesOn
   const child = new Deno.Command(program, { args, stdin: "inherit", stdout: "piped", stderr: "inherit" }).spawn();
   const silence = onSignal(() => {});
   let stdout = "";
-  const decoder = new TextDecoder();
-  for await (const bytes of child.stdout) {
-    const text = decoder.decode(bytes, { stream: true });
+  for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) {
     stdout += text;
     if (passesOn) machine.stdout(text);
   }
