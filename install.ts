@@ -2656,7 +2656,10 @@ type Doer<K extends InstallStep["kind"]> = (a: Acting, step: StepOf<K>) => strin
 
 /** What does a step; its outcome, where there is more to say than that it is done. */
 const DOERS: { readonly [K in InstallStep["kind"]]: Doer<K> } = {
-  folder: makeFolder,
+  folder: ({ run: { host }, undo }, { path }) => {
+    host.makeFolder(path, 0o755);
+    undo.push(() => host.remove(path));
+  },
   place: placeGuard,
   write: writeFile,
   remove: removeFile,
@@ -2679,12 +2682,6 @@ async function runArgv(a: Acting, { kind, argv, what }: StepOf<"run" | "logs" | 
   if (answer.code === 0) return;
   if (kind === "tidy") return `it stays: ${inWords(answer)}`;
   throw new StepFailure(inWords(answer));
-}
-
-function makeFolder(a: Acting, { path }: StepOf<"folder">): void {
-  const { host } = a.run;
-  host.makeFolder(path, 0o755);
-  a.undo.push(() => host.remove(path));
 }
 
 /** Whether a file is still the one that was looked at: its inode and its bytes. */
@@ -2923,7 +2920,8 @@ async function stopInstance(a: Acting, { argv, what, pid: planned }: StepOf<"sto
   if (ended === undefined || !host.alive(pid)) return "its process has ended";
   const answer = ended as Answer;
   // A stop that was killed looks like one that went well, but has said nothing.
-  const { status, state, blockers } = stopReport(answer);
+  const { instances } = jsonOf(answer.stdout);
+  const { status, state, blockers } = (Array.isArray(instances) ? instances[0] : undefined) ?? {};
   const isDone = answer.code === EXIT.done && status === EXIT.done;
   if (!isDone && !(removesJob && answer.code === EXIT.noInstance)) {
     throw new StepFailure(blockers?.[0]?.because ?? `${state ?? "it"} was not stopped: ${inWords(answer)}`);
@@ -2931,12 +2929,6 @@ async function stopInstance(a: Acting, { argv, what, pid: planned }: StepOf<"sto
   const end = host.clockMs() + host.limits.reapMs;
   while (host.alive(pid) && host.clockMs() < end) await host.pause(host.limits.pollMs);
   return host.alive(pid) ? "nothing of the instance lives; bootout ends its process" : "its process has ended";
-}
-
-/** What `--stop --json` says of the one instance; nothing where its document is not whole. */
-function stopReport({ stdout }: Answer): { status?: number; state?: string; blockers?: { because?: string }[] } {
-  const { instances } = jsonOf(stdout);
-  return (Array.isArray(instances) ? instances[0] : undefined) ?? {};
 }
 
 async function bootout(a: Acting, { argv, what }: StepOf<"bootout">): Promise<string | void> {
@@ -3118,7 +3110,6 @@ function stopWith(run: InstallRun, { job, loaded }: JobFacts, path: string | und
   return isGuardThere ? old : undefined;
 }
 
-/** What is said beside the plan: a condition, and its words. */
 function installNotes(run: InstallRun, { facts, job, guard, reload }: Target, wanted: Wanted): string[] {
   const { options, host } = run;
   const isOff = facts.loaded.kind === "absent" && !reload && !options.noReload && facts.place.kind !== "file";
@@ -3160,7 +3151,7 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
   const isLost = rewritten.changes.length > 0 && facts.backup === undefined;
   const reload = (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten);
   const stopper = stopWith(run, facts, undefined);
-  const purgedLogs = options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter((path) => isOurLog(path)) : [];
+  const purgedLogs = options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter(isOurLog) : [];
   if (reload && !removesJob && stopper === undefined && isBare(facts.loaded)) {
     const why = "no lima-guard is there to stop the instance, and launchd would cut its guest off";
     throw new Refusal(`Cannot load the job again: ${why}`, `limactl stop ${facts.place.name}, then run this again`);
@@ -3313,7 +3304,6 @@ async function nothingToDo(run: InstallRun, target: Target, steps: readonly Inst
   return targetReport(target, state, words, { guard: guardOf(target, acted?.version) });
 }
 
-/** The report of a job for which there is a plan. */
 function targetReport(target: Target, state: JobReport["state"], words: string, more: Partial<JobReport> = {}) {
   const { facts: { place, notes }, job } = target;
   const all = { plist: place.file, guard: guardOf(target, undefined), notes: notesOf(job, notes), ...more };
@@ -3418,7 +3408,10 @@ async function carryOut(run: InstallRun, { target, steps }: ReadyJob): Promise<J
   const { facts, job, role } = target;
   const begun = host.clockMs();
   await refuseChanged(run, target);
-  const acting = await act(run, target, steps);
+  // The guard is placed once, whatever jobs run it.
+  const isPlaced = target.guard !== undefined && run.placed.has(target.guard.path);
+  const left = steps.filter(({ kind }) => !isPlaced || (kind !== "place" && kind !== "folder"));
+  const acting = await act(run, target, left);
   const leftAlone = acting.leftAlone.map((path) =>
     `${path} was changed by another program in the meantime, and was left alone`
   );
@@ -3464,14 +3457,14 @@ async function carryOutAll(run: InstallRun, ready: readonly ReadyJob[]): Promise
   if (ready.length === 0) return [];
   const lock = run.host.lock();
   if ("pid" in lock) {
-    const why = `Cannot start: another install (PID ${lock.pid}) is using it`;
-    throw new Refusal(why, "run this again", EXIT.tryAgain);
+    throw new Refusal(`Cannot start: another install (PID ${lock.pid}) is using it`, "run this again", EXIT.tryAgain);
   }
   const reports: JobReport[] = [];
   try {
     for (const job of ready) {
       const failed = failedIn(reports);
-      reports.push(failed ? notTried(job.name, failed.name) : await carryOutOne(run, job));
+      const carriedOut = () => carryOut(run, job).catch((error: unknown) => refusedReport(job.name, error));
+      reports.push(failed ? notTried(job.name, failed.name) : await logged(run, job.target, await carriedOut()));
     }
   } finally {
     lock.close();
@@ -3479,23 +3472,12 @@ async function carryOutAll(run: InstallRun, ready: readonly ReadyJob[]): Promise
   return reports;
 }
 
-/** The first job that had to be rolled back: after it no other is tried. */
 function failedIn(reports: readonly JobReport[]): JobReport | undefined {
   return reports.find((r) => r.state === "rolled back" || r.state === "broken");
 }
 
 function notTried(name: string, failed: string): JobReport {
   return blocked(name, "not tried", EXIT.tryAgain, `${failed} had to be rolled back`);
-}
-
-/** The guard is placed once, whatever jobs run it. */
-async function carryOutOne(run: InstallRun, job: ReadyJob): Promise<JobReport> {
-  const { name, target } = job;
-  const path = target.guard?.path;
-  const isPlaced = path !== undefined && run.placed.has(path);
-  const steps = job.steps.filter((s) => !isPlaced || (s.kind !== "place" && s.kind !== "folder"));
-  const report = await carryOut(run, { ...job, steps }).catch((error: unknown) => refusedReport(name, error));
-  return await logged(run, target, report);
 }
 
 /** Who has done what, and when, for the next administrator. A log that cannot be written is a note. */
@@ -3532,9 +3514,7 @@ async function handOver(run: InstallRun, jobs: readonly OthersJob[], uid: number
   const who = uid === 0 ? [] : ["-H", "-u", `#${uid}`];
   const typed = ["sudo", ...who, ...commandWords(options, names, ["lima-guard"])].map(quote).join(" ");
   const refusal = (why: string) => new Refusal(why, typed, EXIT.denied);
-  if (host.uid !== 0 && uid !== 0) {
-    throw refusal(`Cannot act for user ${uid}: you are user ${host.uid}`);
-  }
+  if (host.uid !== 0 && uid !== 0) throw refusal(`Cannot act for user ${uid}: you are user ${host.uid}`);
   if (host.uid !== 0 && host.env("SUDO_UID") !== undefined) {
     throw refusal(`Cannot change a job of root's: sudo has made this user ${host.uid}, not root`);
   }
@@ -3932,15 +3912,10 @@ type Switch = Exclude<Flag<Exclude<Row, { argument: string }>>, typeof APART[num
 
 /** What the command line asks for. */
 export type InstallOptions =
-  & {
-    readonly role: typeof TASKS[number];
-    readonly names: readonly string[];
-    readonly exitTimeoutS?: number;
-  }
+  & { readonly role: typeof TASKS[number]; readonly names: readonly string[]; readonly exitTimeoutS?: number }
   & { readonly [F in Valued as Camel<F>]?: string }
   & { readonly [F in Switch as Camel<F>]: boolean };
 
-/** The name of an option in InstallOptions. */
 function keyOf(flag: string): keyof InstallOptions {
   const key = flag === "exit-timeout" ? "exit-timeout-s" : flag;
   return key.replaceAll(/-(.)/g, (_, letter) => letter.toUpperCase()) as keyof InstallOptions;
