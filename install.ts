@@ -1964,8 +1964,7 @@ async function candidates(run: InstallRun) {
   return folders.flatMap(({ folder, isDaemon }) => {
     const names = namesIn(host, folder).sort();
     return names.flatMap((n) => {
-      const isLeft = run.options.role === "uninstall" && n.endsWith(BACKUP_SUFFIX) &&
-        !names.includes(n.slice(0, -BACKUP_SUFFIX.length));
+      const isLeft = run.options.role === "uninstall" && !names.includes(basename(n, BACKUP_SUFFIX));
       const file = join(folder, n);
       const instance = isLeft || n.endsWith(".plist") ? instanceIn(run, file, parse) : undefined;
       return instance === undefined ? [] : [{ file, isDaemon, isLeft, instance }];
@@ -2013,7 +2012,9 @@ function jobPlaceOf(run: InstallRun, name: string, named: string): JobPlace {
     const hint = "--no-reload changes the file only";
     throw new Refusal(`Cannot load ${named}: launchd does not read jobs from its folder`, hint);
   }
-  const changer = isDaemon ? 0 : requireThere(host, isAgent ? folder : target).uid;
+  const owned = host.stat(isAgent ? folder : target);
+  if (!isThere(owned)) throw new Refusal(`Cannot read ${named}`, `ls -l ${quote(named)}`, EXIT.noInstance);
+  const changer = isDaemon ? 0 : owned.uid;
   return { name, kind, file: join(folder, basename(named)), target, beside: target, changer };
 }
 
@@ -2031,8 +2032,7 @@ export function pathComponents(host: Pick<InstallHost, "stat" | "linkTarget">, p
     const next = part === ".." ? dirname(at) : join(at, part);
     const look = host.stat(next);
     if (!isThere(look)) {
-      const missing = [next, ...todo.map((_, i) => join(next, ...todo.slice(0, i + 1)))];
-      return { way, missing, look };
+      return { way, missing: [next, ...todo.map((_, i) => join(next, ...todo.slice(0, i + 1)))], look };
     }
     way.push(look);
     if (look.kind !== "link") {
@@ -2625,9 +2625,8 @@ async function act(run: InstallRun, target: Target, steps: readonly InstallStep[
   } catch (error) {
     // An internal error must not leave a job half-way either.
     const bug = `internal error: please report it: ${error instanceof Error ? error.stack : error}`;
-    acting.failure = error instanceof StepFailure
-      ? error
-      : new StepFailure(error instanceof Refusal ? error.message : bug);
+    const why = error instanceof Refusal ? error.message : bug;
+    acting.failure = error instanceof StepFailure ? error : new StepFailure(why);
     say(run, `failed: ${acting.failure.message}: rolls back`);
     await rollBack(acting);
   } finally {
@@ -3010,7 +3009,6 @@ type PreparedJob =
   | { readonly kind: "ready"; readonly name: string; readonly target: Target; readonly steps: readonly InstallStep[] }
   | { readonly kind: "hand over"; readonly name: string; readonly uid: number };
 type ReadyJob = PreparedJob & { kind: "ready" };
-type OthersJob = PreparedJob & { kind: "hand over" };
 
 async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
   const { host, options } = run;
@@ -3044,12 +3042,6 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
   } catch (error) {
     return { kind: "report", report: refusedReport(name, error) };
   }
-}
-
-function requireThere(host: InstallHost, path: string): FileLook {
-  const look = host.stat(path);
-  if (isThere(look)) return look;
-  throw new Refusal(`Cannot read ${path}`, `ls -l ${quote(path)}`, look === "denied" ? EXIT.denied : EXIT.noInstance);
 }
 
 /** What an install refuses is what `--check` names afterwards: the two never disagree. */
@@ -3508,7 +3500,11 @@ async function logged(run: InstallRun, target: Target, report: JobReport): Promi
 }
 
 /** Hands the whole command over, once: to root through sudo, or as root to one child that is the user. Returns the reports, or the status where they were printed already. */
-async function handOver(run: InstallRun, jobs: readonly OthersJob[], uid: number): Promise<JobReport[] | number> {
+async function handOver(
+  run: InstallRun,
+  jobs: readonly { name: string }[],
+  uid: number,
+): Promise<JobReport[] | number> {
   const { host, options } = run;
   const names = jobs.map((j) => j.name);
   const who = uid === 0 ? [] : ["-H", "-u", `#${uid}`];
@@ -3558,8 +3554,7 @@ async function allNames(run: InstallRun): Promise<string[]> {
   const { host, options } = run;
   const found = new Set((await candidates(run)).map((c) => c.instance).filter((n) => nameTrouble(n) === undefined));
   if (options.role !== "install" && host.os === "darwin") {
-    const domains = ["system", ...host.uid === 0 ? [] : [`gui/${host.uid}`]];
-    for (const domain of domains) {
+    for (const domain of ["system", ...host.uid === 0 ? [] : [`gui/${host.uid}`]]) {
       const listed = await askTool(run, "launchctl", "print", domain);
       for (const label of readLimaLabels(listed.stdout)) found.add(label.split(".").slice(3).join("."));
     }
@@ -3570,14 +3565,15 @@ async function allNames(run: InstallRun): Promise<string[]> {
 }
 
 /** The one question. No person to be asked is no yes: a job must not be stopped by accident. */
-async function ask(run: InstallRun, ready: readonly ReadyJob[]): Promise<boolean | Refusal> {
+async function ask(run: InstallRun, ready: readonly ReadyJob[]): Promise<Refusal | undefined> {
   const { host } = run;
   if (!host.canAsk) return new Refusal("Nothing was changed: there is no terminal to ask at", "--yes");
-  if (ready.length === 0) return true;
+  if (ready.length === 0) return undefined;
   for (const job of ready) host.stderr(formatJobs([await planned(run, job)], true));
   const stops = ready.filter(({ steps }) => steps.some((s) => s.kind === "stop" || s.kind === "bootout"));
   const words = stops.length === 0 ? "" : ` This stops ${stops.map((r) => r.name).join(", ")} and starts it again.`;
-  return await host.confirm(`Continue?${words}`);
+  const isYes = await host.confirm(`Continue?${words}`);
+  return isYes ? undefined : new Refusal("Nothing was changed: the answer was no");
 }
 
 /** Looks at every job, asks, acts, and hands over what is another user's. Returns the exit status. */
@@ -3590,17 +3586,14 @@ async function runCommand(run: InstallRun): Promise<number> {
   const ready = prepared.filter((p) => p.kind === "ready");
   const others = prepared.filter((p) => p.kind === "hand over");
   const changesNothing = isLooking(options) || ready.length + others.length === 0;
-  const mayAct = options.yes || changesNothing || await ask(run, ready);
+  const refusal = options.yes || changesNothing ? undefined : await ask(run, ready);
   const statuses: number[] = [];
-  if (mayAct !== true) {
-    const refusal = mayAct === false ? new Refusal("Nothing was changed: the answer was no") : mayAct;
-    reports.push(...refusedReports([...ready, ...others], refusal));
-  } else {
+  if (refusal) reports.push(...refusedReports([...ready, ...others], refusal));
+  else {
     const carriedOut = () => carryOutAll(run, ready).catch((error: unknown) => refusedReports(ready, error));
     if (!options.dryRun) reports.push(...await carriedOut());
     else for (const job of ready) reports.push(await planned(run, job));
-    for (const uid of new Set(others.map((o) => o.uid))) {
-      const theirs = others.filter((o) => o.uid === uid);
+    for (const [uid, theirs] of Map.groupBy(others, (o) => o.uid)) {
       const failed = failedIn(reports);
       const answer = failed
         ? theirs.map(({ name }) => notTried(name, failed.name))
