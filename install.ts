@@ -3631,7 +3631,8 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
     tool: (name) => TOOL_PATHS[name],
     env: (name) => before[name],
     settle: () => settle(before),
-    absolute: (path) => path.replace(/^~(?=\/)/, before["HOME"] ?? "").replace(/^(?!\/)/, `${cwd}/`),
+    // By functions: a folder may have `$&` in its name.
+    absolute: (path) => path.replace(/^~(?=\/)/, () => before["HOME"] ?? "").replace(/^(?!\/)/, () => `${cwd}/`),
     ...realFiles,
     lock: () => lockFile(join(host.folders.own, uid === 0 ? "lima-guard-install.lock" : ".lima-guard-install.lock")),
     random: () => crypto.getRandomValues(new Uint8Array(4)).toHex(),
