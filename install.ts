@@ -1927,8 +1927,10 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
     const file = all[0].file.slice(0, -BACKUP_SUFFIX.length);
     return { ...jobPlaceOf(run, name, all[0].file), file, beside: file };
   }
-  const left = await loadedWithoutFile(run, name);
-  if (left !== undefined) {
+  // A job under Lima's labels that launchd has, and no file is left of it.
+  const labels = [`system/${DAEMON_LABEL}${name}`, `gui/${host.uid}/${AGENT_LABEL}${name}`];
+  for (const left of host.os === "darwin" ? labels : []) {
+    if ((await askLoaded(run, left)).kind !== "loaded") continue;
     const sudo = host.uid === 0 || left.startsWith("gui") ? "" : "sudo ";
     const why = `Cannot find a job of ${name}: ${left} is loaded, and its plist is gone`;
     throw new Refusal(why, `${sudo}launchctl bootout ${left}`);
@@ -1942,19 +1944,7 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
   throw new Refusal(why, `${hint}; --plist FILE names another one`, EXIT.noInstance);
 }
 
-/** A job under Lima's labels that launchd has and no file is left of. */
-async function loadedWithoutFile(run: InstallRun, name: string): Promise<string | undefined> {
-  if (run.host.os !== "darwin") return undefined;
-  for (const service of [`system/${DAEMON_LABEL}${name}`, `gui/${run.host.uid}/${AGENT_LABEL}${name}`]) {
-    if ((await askLoaded(run, service)).kind === "loaded") return service;
-  }
-  return undefined;
-}
-
-/**
- * Every plist in launchd's folders that starts some instance; for an uninstall also a backup whose plist is gone. Root
- * sees the daemons; the agents of a user are his.
- */
+/** Every plist that starts an instance, for an uninstall also a backup whose plist is gone. Root sees daemons only. */
 async function candidates(run: InstallRun) {
   const { host } = run;
   const folders = [{ folder: host.folders.daemons, isDaemon: true }];
@@ -2258,8 +2248,7 @@ function colimaHome(host: Pick<InstallHost, "stat">, { environment }: LaunchdJob
 function isOtherVolume(host: InstallHost, dir: string): boolean {
   const real = host.realPath(dir).ok;
   const look = real === undefined ? "absent" : host.stat(real);
-  if (!isThere(look)) return dir.startsWith("/Volumes/");
-  return !isOnBootVolume(host, look);
+  return isThere(look) ? !isOnBootVolume(host, look) : dir.startsWith("/Volumes/");
 }
 
 function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFacts["instance"] {
@@ -2774,7 +2763,10 @@ async function placeGuard(a: Acting, { path, bytes, sign }: StepOf<"place">): Pr
   const { changer } = a.target.facts.place;
   const verdict = checkPathOwners(way, trustOf(changer, "place"));
   if (verdict.why !== undefined) throw new StepFailure(verdict.why);
-  const signed = sign === undefined ? bytes : await signedBytes(a.run, bytes, sign);
+  const copy = sign === undefined ? undefined : await signedCopy(a.run, bytes, sign);
+  const signed = copy === undefined ? bytes : host.read(copy, GUARD_LIMIT_BYTES);
+  if (copy !== undefined) removeThere(host, copy, dirname(copy));
+  if (!signed) throw new StepFailure(`${copy} cannot be read`);
   const old = host.stat(path);
   const previous = path + PREVIOUS_SUFFIX;
   if (isThere(old)) {
@@ -2802,14 +2794,6 @@ async function signedCopy({ host }: InstallRun, bytes: Uint8Array, identity: str
 
 function removeThere(host: InstallHost, ...paths: readonly string[]): void {
   for (const path of paths) if (isThere(host.stat(path))) host.remove(path);
-}
-
-async function signedBytes(run: InstallRun, bytes: Uint8Array, identity: string): Promise<Uint8Array> {
-  const file = await signedCopy(run, bytes, identity);
-  const signed = run.host.read(file, GUARD_LIMIT_BYTES);
-  removeThere(run.host, file, dirname(file));
-  if (signed) return signed;
-  throw new StepFailure(`${file} cannot be read`);
 }
 
 async function handshake(a: Acting, { argv, what: words }: StepOf<"handshake">): Promise<string> {
@@ -3743,10 +3727,7 @@ function lookAtPath(path: string): Looked {
   }
 }
 
-/**
- * A regular file's bytes, at most so many. Never waits: a FIFO, also one that has just taken the place of a file, is
- * opened without a writer, and not read.
- */
+/** Never waits: a FIFO, also one that has just taken the place of a file, is opened without a writer, and not read. */
 function readRegular(path: string, most: number): Uint8Array | undefined {
   let fd: number;
   try {
@@ -3835,10 +3816,7 @@ export function lockFile(path: string): { close(): void } | { pid: string } {
   return { pid: new TextDecoder().decode(bytes.subarray(0, read)).trim() || "unknown" };
 }
 
-/**
- * What a compiled guard may do, that it never asks, and that it keeps no code cache: one below a temporary folder would
- * be believed by its public hash. tools/compile.ts bakes in the same, with the reasons.
- */
+/** What a compiled guard may do; no question, no code cache. tools/compile.ts bakes in the same, with the reasons. */
 export const BAKED_IN: readonly string[] = [
   "--no-prompt",
   "--no-code-cache",
@@ -4027,16 +4005,6 @@ export async function installMain(args: readonly string[], given?: InstallHost):
   }
 }
 
-/** The permissions that are missing and cannot be asked for. */
-async function missingPermissions(): Promise<string[]> {
-  const ask = Deno.stdin.isTerminal() ? "request" : "query";
-  const missing: string[] = [];
-  for (const name of ["read", "write", "env", "run", "sys", "net"] as const) {
-    if ((await Deno.permissions[ask]({ name })).state !== "granted") missing.push(name);
-  }
-  return missing;
-}
-
 if (import.meta.main) {
   const print = (text: string) => Deno.stderr.writeSync(new TextEncoder().encode(text));
   // An internal error must not leave a job half-way: reported, and the run continues.
@@ -4047,7 +4015,11 @@ if (import.meta.main) {
       print(`lima-guard: internal error: please report it: ${cause?.stack ?? cause}\n`);
     });
   }
-  const missing = await missingPermissions();
+  const ask = Deno.stdin.isTerminal() ? "request" : "query";
+  const missing: string[] = [];
+  for (const name of ["read", "write", "env", "run", "sys", "net"] as const) {
+    if ((await Deno.permissions[ask]({ name })).state !== "granted") missing.push(name);
+  }
   const why = `Cannot start without permission for ${missing.join(", ")}`;
   if (missing.length > 0) print(`lima-guard: ${why} (hint: deno run -P install.ts …)\n`);
   Deno.exit(missing.length > 0 ? EXIT.denied : await installMain(Deno.args));
