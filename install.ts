@@ -1928,8 +1928,7 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
     return { ...jobPlaceOf(run, name, all[0].file), file, beside: file };
   }
   // A job under Lima's labels that launchd has, and no file is left of it.
-  const labels = [`system/${DAEMON_LABEL}${name}`, `gui/${host.uid}/${AGENT_LABEL}${name}`];
-  for (const left of host.os === "darwin" ? labels : []) {
+  for (const left of [`system/${DAEMON_LABEL}${name}`, `gui/${host.uid}/${AGENT_LABEL}${name}`]) {
     if ((await askLoaded(run, left)).kind !== "loaded") continue;
     const sudo = host.uid === 0 || left.startsWith("gui") ? "" : "sudo ";
     const why = `Cannot find a job of ${name}: ${left} is loaded, and its plist is gone`;
@@ -2049,7 +2048,6 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
   if (verdict.why !== undefined) return verdict;
   const hint = `ls -led ${quote(path)}`;
   if (look === "denied") return { ...verdict, why: `${path} may not be looked at by this user`, hint };
-  if (host.os !== "darwin") return verdict;
   const away = way.find((l) => l.kind !== "link" && !isOnBootVolume(host, l));
   const bad = (why: string) => ({ ...verdict, why, hint });
   if (away) return bad(`${away.path} is not on the boot volume: it is not there at boot, and its owners may not count`);
@@ -2167,7 +2165,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
 /** An agent of the job's user that starts the same instance: root sees it through one child that is the user. */
 async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): Promise<void> {
   const { host } = run;
-  if (host.os !== "darwin" || place.kind !== "daemon" || host.uid !== 0) return;
+  if (place.kind !== "daemon" || host.uid !== 0) return;
   const parse = await host.plistReader();
   for (const file of await agentsOf(run, user)) {
     const answer = await askAsUser(run, user, [host.tool("head"), "-c", String(PLIST_LIMIT_BYTES), file]);
@@ -2365,7 +2363,7 @@ async function lookAtGuard(run: InstallRun, facts: JobFacts): Promise<GuardFacts
   }
   if (!source.bytes) warnings.push(`lima-guard would be compiled now: ${source.from}`);
   const isSigned = !source.bytes || await hasSignature(run, source.from);
-  const sign = options.sign ?? (isSigned || host.arch !== "aarch64" || host.os !== "darwin" ? undefined : "-");
+  const sign = options.sign ?? (isSigned || host.arch !== "aarch64" ? undefined : "-");
   return {
     path,
     bytes: source.bytes ?? new Uint8Array(),
@@ -2390,16 +2388,6 @@ function refuseOccupied(host: InstallHost, path: string, way: readonly FileLook[
   if (isThere(there) && there.kind !== "file") {
     throw new Refusal(`Cannot put lima-guard at ${path}: there is a ${there.kind}`, `ls -ld ${quote(path)}`);
   }
-}
-
-async function guardInPlace(run: InstallRun, chosen: { path: string; isPlaced: boolean }, warnings: readonly string[]) {
-  const { path } = chosen;
-  await refuseScript(run, path);
-  const isSigned = await hasSignature(run, path);
-  if (!isSigned && run.host.arch === "aarch64") {
-    throw new Refusal(`Cannot use ${path}: its signature is not valid`, `codesign --force --sign - ${quote(path)}`);
-  }
-  return { ...chosen, ...IN_PLACE, warnings, isSigned };
 }
 
 const IN_PLACE = { bytes: undefined, version: undefined, previous: undefined, sign: undefined, missing: [] };
@@ -2453,7 +2441,6 @@ async function askVersion(run: InstallRun, path: string, user: User): Promise<An
 }
 
 async function hasSignature(run: InstallRun, path: string): Promise<boolean> {
-  if (run.host.os !== "darwin") return false;
   const answer = await askTool(run, "codesign", "--verify", path);
   if (answer.late || answer.code === 127) {
     throw new Refusal(`Cannot verify ${path}: ${inWords(answer)}`, "codesign --verify", EXIT.tryAgain);
@@ -2468,8 +2455,9 @@ function bytesOf({ host }: Pick<InstallRun, "host">, path: string | undefined): 
 }
 
 /** A job at boot must not depend on Deno's cache, which macOS may purge, or on the network. */
-async function refuseScript(run: InstallRun, path: string): Promise<void> {
+async function guardInPlace(run: InstallRun, chosen: { path: string; isPlaced: boolean }, warnings: readonly string[]) {
   const { host } = run;
+  const { path } = chosen;
   const real = host.realPath(path).ok;
   const bytes = bytesOf(run, real);
   const refusal = (why: string, hint: string) => new Refusal(`Cannot use ${path} as lima-guard: ${why}`, hint);
@@ -2480,9 +2468,13 @@ async function refuseScript(run: InstallRun, path: string): Promise<void> {
     const why = "it is no compiled program, and a job at boot cannot wait for Deno's cache or the network";
     throw refusal(why, "deno task compile; --guard dist/lima-guard-…");
   }
-  if (host.os !== "darwin") return;
   const quarantine = await askTool(run, "xattr", "-p", "com.apple.quarantine", real);
   if (quarantine.code === 0) throw refusal("it is quarantined", `xattr -d com.apple.quarantine ${quote(real)}`);
+  const isSigned = await hasSignature(run, path);
+  if (!isSigned && host.arch === "aarch64") {
+    throw new Refusal(`Cannot use ${path}: its signature is not valid`, `codesign --force --sign - ${quote(path)}`);
+  }
+  return { ...chosen, ...IN_PLACE, warnings, isSigned };
 }
 
 /** Mach-O, thin or universal; ELF where this is tried out on Linux. */
@@ -2969,20 +2961,18 @@ async function verifyLoaded(a: Acting, expect: Expected | undefined): Promise<st
     return await poll(a, host.limits.secondMs, isSame);
   };
   const { isEnough, value } = await withProgress(a.run, "looks at the job", look);
-  if (!isEnough) throw new StepFailure(notAsWanted(value, expect));
-  if (value.kind !== "loaded") return "as wanted";
+  if (value.kind === "unknown") throw new StepFailure(value.why);
+  if (value.kind !== "loaded") throw new StepFailure("the job is not loaded");
+  if (!isEnough) {
+    const idle = "the job does not run, or its process ends soon after its start, and it ran before";
+    const isSame = isEqual(value.args, expect?.args);
+    throw new StepFailure(isSame ? idle : `launchd would run ${value.args.map(quote).join(" ")}`);
+  }
   const inForce = value.exitTimeoutS;
   if (inForce !== undefined && inForce < (expect?.exitTimeoutS ?? 0)) {
     a.notes.push(`launchd has an exit timeout of ${inForce} s in force, the plist says ${expect?.exitTimeoutS} s`);
   }
   return value.pid === undefined ? "as wanted, not running" : `as wanted, running (PID ${value.pid})`;
-}
-
-function notAsWanted(loaded: Loaded, expect: Expected | undefined): string {
-  if (loaded.kind === "unknown") return loaded.why;
-  if (loaded.kind !== "loaded") return "the job is not loaded";
-  if (!isEqual(loaded.args, expect?.args)) return `launchd would run ${loaded.args.map(quote).join(" ")}`;
-  return "the job does not run, or its process ends soon after its start, and it ran before";
 }
 
 // ─────────────────────────────────────────────────────────────────────────────────── the commands ──
@@ -3876,11 +3866,10 @@ const TASKS = ["install", "check", "uninstall"] as const;
 /** Options that become no option of a run by themselves. */
 const APART = [...TASKS, "help", "version"] as const;
 
-type Flag<Row> = Row extends { flag: infer F extends string } ? F : never;
 type Camel<F extends string> = F extends `${infer A}-${infer B}` ? `${A}${Capitalize<Camel<B>>}` : F;
 type Row = typeof INSTALL_OPTIONS[number];
-type Valued = Exclude<Flag<Extract<Row, { argument: string }>>, "exit-timeout">;
-type Switch = Exclude<Flag<Exclude<Row, { argument: string }>>, typeof APART[number]>;
+type Valued = Exclude<Extract<Row, { argument: string }>["flag"], "exit-timeout">;
+type Switch = Exclude<Exclude<Row, { argument: string }>["flag"], typeof APART[number]>;
 
 /** What the command line asks for. */
 export type InstallOptions =
