@@ -3474,13 +3474,8 @@ async function logged(run: InstallRun, target: Target, report: JobReport): Promi
 }
 
 /** Hands the whole command over, once: to root through sudo, or as root to one child that is the user. Returns the reports, or the status where they were printed already. */
-async function handOver(
-  run: InstallRun,
-  jobs: readonly { name: string }[],
-  uid: number,
-): Promise<JobReport[] | number> {
+async function handOver(run: InstallRun, names: readonly string[], uid: number): Promise<JobReport[] | number> {
   const { host, options } = run;
-  const names = jobs.map((j) => j.name);
   const who = uid === 0 ? [] : ["-H", "-u", `#${uid}`];
   const typed = ["sudo", ...who, ...commandWords(options, names, ["lima-guard"])].map(quote).join(" ");
   const refusal = (why: string) => new Refusal(why, typed, EXIT.denied);
@@ -3571,7 +3566,7 @@ async function runCommand(run: InstallRun): Promise<number> {
       const failed = failedIn(reports);
       const answer = failed
         ? theirs.map(({ name }) => notTried(name, failed.name))
-        : await handOver(run, theirs, uid).catch((error: unknown) => refusedReports(theirs, error));
+        : await handOver(run, theirs.map((o) => o.name), uid).catch((error: unknown) => refusedReports(theirs, error));
       if (typeof answer === "number") statuses.push(answer);
       else reports.push(...answer);
     }
