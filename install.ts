@@ -3078,7 +3078,8 @@ function stopWith(run: InstallRun, { job, loaded }: JobFacts, path: string | und
 
 function installNotes(run: InstallRun, { facts, job, guard, reload }: Target, wanted: Wanted): string[] {
   const { options, host } = run;
-  const isOff = facts.loaded.kind === "absent" && !reload && !options.noReload && facts.place.kind !== "file";
+  const isOff = facts.loaded.kind === "absent" && facts.disabled !== true && !reload && !options.noReload &&
+    facts.place.kind !== "file";
   const start = commandFor(run, facts, { start: true, noReload: false });
   const short = (wanted.exitTimeoutS ?? EXIT_TIMEOUT_S) < EXIT_TIMEOUT_S;
   const table: [boolean, string][] = [
@@ -3091,10 +3092,7 @@ function installNotes(run: InstallRun, { facts, job, guard, reload }: Target, wa
     [facts.loaded.kind === "no session", "no user is logged in at the screen: it takes effect at the next login"],
     [!job.startsByItself, "nothing starts it at boot or login: it has neither RunAtLoad nor KeepAlive"],
     [facts.disabled === true && !options.start, `the job is disabled, and stays so (${start} enables and loads it)`],
-    [
-      isOff && facts.disabled !== true,
-      `the job is not loaded, and stays so until the next boot or login (${start} loads it now)`,
-    ],
+    [isOff, `the job is not loaded, and stays so until the next boot or login (${start} loads it now)`],
     [
       facts.otherVolume && facts.place.kind === "daemon",
       "it is on another volume: macOS mounts it before a login only after sudo defaults write " +
@@ -3356,22 +3354,18 @@ async function planned(run: InstallRun, { target, steps }: ReadyJob): Promise<Jo
 }
 
 async function refuseChanged(run: InstallRun, target: Target): Promise<void> {
-  const { facts, job } = target;
+  const { facts: { place, look, bytes, loaded }, job } = target;
+  const refusal = (why: string) => new Refusal(`Cannot continue: ${why}`, "run this again", EXIT.tryAgain);
   // What was planned on may have changed while a person read the question.
-  if (!isStill(run.host, facts.place.target, facts.look, facts.bytes)) {
-    const why = `Cannot continue: ${facts.place.file} has changed in the meantime`;
-    throw new Refusal(why, "run this again", EXIT.tryAgain);
-  }
-  const now = target.reload ? await loadedNow({ run, target }) : facts.loaded;
-  if (!isUnchanged(facts.loaded, now)) {
-    const why = now.kind === "unknown" ? now.why : `what launchd has of ${job.label} has changed in the meantime`;
-    throw new Refusal(`Cannot continue: ${why}`, "run this again", EXIT.tryAgain);
-  }
+  if (!isStill(run.host, place.target, look, bytes)) throw refusal(`${place.file} has changed in the meantime`);
+  const now = target.reload ? await loadedNow({ run, target }) : loaded;
+  if (isUnchanged(loaded, now)) return;
+  throw refusal(now.kind === "unknown" ? now.why : `what launchd has of ${job.label} has changed in the meantime`);
 }
 
 async function carryOut(run: InstallRun, { target, steps }: ReadyJob): Promise<JobReport> {
   const { host } = run;
-  const { facts, job, role } = target;
+  const { facts, job, role, rewritten: { changes } } = target;
   const begun = host.clockMs();
   await refuseChanged(run, target);
   // The guard is placed once, whatever jobs run it.
@@ -3384,7 +3378,7 @@ async function carryOut(run: InstallRun, { target, steps }: ReadyJob): Promise<J
   const more = {
     guard: guardOf(target, acting.version),
     seconds: { total: Math.round(host.clockMs() - begun) / 1000 },
-    steps: acting.done.map(({ kind, what, because, outcome }) => ({ kind, what, because, outcome: outcome ?? "done" })),
+    steps: acting.done.map(({ kind, what, because, outcome }) => ({ kind, what, because, outcome })),
     notes: notesOf(job, [...facts.notes, ...acting.notes, ...leftAlone]),
   };
   if (acting.failure !== undefined) return failedReport(acting, more);
@@ -3395,11 +3389,7 @@ async function carryOut(run: InstallRun, { target, steps }: ReadyJob): Promise<J
   const where = target.removesJob
     ? `removed: its ${facts.instance === "gone" ? "instance" : "plist"} is gone`
     : loaded ?? (target.reload ? "loaded" : "in the file only");
-  return targetReport(target, state, `${state}: ${job.label}: ${where}`, {
-    ...more,
-    changed: true,
-    changes: target.rewritten.changes,
-  });
+  return targetReport(target, state, `${state}: ${job.label}: ${where}`, { ...more, changed: true, changes });
 }
 
 function failedReport({ run, target, leftAlone, failure, isBack }: Acting, more: Partial<JobReport>): JobReport {
