@@ -3378,7 +3378,7 @@ async function carryOut(run: InstallRun, { target, steps }: ReadyJob): Promise<J
   const more = {
     guard: guardOf(target, acting.version),
     seconds: { total: Math.round(host.clockMs() - begun) / 1000 },
-    steps: acting.done.map(({ kind, what, because, outcome }) => ({ kind, what, because, outcome })),
+    steps: acting.done.map(({ kind, what, because, outcome }) => ({ kind, what, because, outcome: outcome ?? "done" })),
     notes: notesOf(job, [...facts.notes, ...acting.notes, ...leftAlone]),
   };
   if (acting.failure !== undefined) return failedReport(acting, more);
