@@ -2286,8 +2286,7 @@ function lookAtMemory(run: InstallRun, place: JobPlace, plist: FileLook): Memory
   const path = place.beside + MEMORY_SUFFIX;
   const look = run.host.stat(path);
   const isOurs = isThere(look) && look.kind === "file" && look.uid === plist.uid && (look.mode & 0o022) === 0;
-  const bytes = isOurs ? run.host.read(path, PLIST_LIMIT_BYTES) : undefined;
-  return readMemory(bytes ? new TextDecoder().decode(bytes) : "");
+  return readMemory(new TextDecoder().decode(isOurs ? run.host.read(path, PLIST_LIMIT_BYTES) : undefined));
 }
 
 async function askLoaded(run: InstallRun, service: string): Promise<Loaded> {
@@ -2553,7 +2552,7 @@ function consentNotes({ place, job, limaHome, user, otherVolume }: JobFacts, gua
 
 /** A step that did not do what it is for. `changed`: another program has changed what was looked at. */
 class StepFailure extends Refusal {
-  constructor(why: string, readonly reason: "failed" | "changed" | "interrupted" = "failed") {
+  constructor(why: string, readonly reason: "failed" | "changed" = "failed") {
     super(why);
   }
 }
@@ -2595,7 +2594,7 @@ async function act(run: InstallRun, target: Target, steps: readonly InstallStep[
   const silence = run.host.onSignal(() => acting.isInterrupted = true);
   try {
     for (const step of steps) {
-      if (acting.isInterrupted) throw new StepFailure("interrupted", "interrupted");
+      if (acting.isInterrupted) throw new StepFailure("interrupted");
       // Without its plist the job could not be loaded again: it stays as it is.
       const unloads = !target.removesJob && (step.kind === "stop" || step.kind === "bootout");
       if (unloads && !isThere(run.host.stat(file))) throw new StepFailure(`${file} has been removed`, "changed");
@@ -3156,9 +3155,8 @@ function purgedFiles({ host }: InstallRun, facts: JobFacts, removesJob: boolean)
     const text = new TextDecoder().decode(bytes);
     return bytes === undefined || text.includes(guard) || text.includes(stringElement(guard));
   });
-  const log = join(host.folders.log, LOG_NAME);
   const placed = guard !== undefined && isPlacedByUs(host, guard, user, memory) ? [guard, guard + PREVIOUS_SUFFIX] : [];
-  const guards = isNamed ? [] : [...placed, log];
+  const guards = isNamed ? [] : [...placed, join(host.folders.log, LOG_NAME)];
   const isBackupLeft = backup !== undefined && job.guard === undefined && !removesJob;
   const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards].filter((p) => isThere(host.stat(p)));
   // The folders that an install makes, where they are of the same user and nothing else is in them.
