@@ -3320,24 +3320,19 @@ function checkedState(job: LaunchdJob, judged: ReturnType<typeof judgeCheck>, an
 
 /** Asks the guard for its version: judged first, and only as the job's user. A job that runs proves that it starts. */
 async function askGuard(run: InstallRun, facts: JobFacts, path: string): Promise<GuardAnswer> {
-  const { user, loaded, job } = facts;
+  const { user, loaded, job, limaHome, place } = facts;
   if (pathComponents(run.host, path).look === "absent") return { kind: "trouble", why: `${path} is not there` };
   const answer = await askVersion(run, path, user);
   if (typeof answer === "string") return { kind: "trouble", why: answer };
   if (!answer) return { kind: isRunning(loaded) && isLoadedAs(loaded, job.args) ? "proven by its job" : "not asked" };
   const version = readVersion(answer);
   if (version === undefined) return { kind: "trouble", why: `${path} does not answer to --version` };
-  return { kind: "version", version, running: await runningVersion(run, facts) };
-}
-
-/** The version of the lima-guard that runs the job now, by the last start in the instance's journal. */
-async function runningVersion(run: InstallRun, { user, loaded, limaHome, place }: JobFacts) {
-  if (loaded.kind !== "loaded" || loaded.pid === undefined) return undefined;
+  // The version that runs the job now has the last start in the instance's journal.
   const dir = join(limaHome, place.name);
   const tail: Argv = [run.host.tool("tail"), "-c", String(JOURNAL_TAIL_BYTES), join(dir, "lima-guard.jsonl")];
-  const answer = await askAsUser(run, user, tail);
-  const start = answer?.code === 0 ? readJournal(answer.stdout, dir).findLast((l) => l.event === "start") : undefined;
-  return typeof start?.["version"] === "string" ? start["version"] : undefined;
+  const ended = isRunning(loaded) ? await askAsUser(run, user, tail) : undefined;
+  const start = ended?.code === 0 ? readJournal(ended.stdout, dir).findLast((l) => l.event === "start") : undefined;
+  return { kind: "version", version, running: typeof start?.["version"] === "string" ? start["version"] : undefined };
 }
 
 /** What a dry run reports: the plan, the diff, and the status of a real run that goes well. */
