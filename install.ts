@@ -274,7 +274,7 @@ interface GuardFacts {
   readonly isSigned: boolean;
 }
 
-/** The answer of a command. `late`: it was ended at its limit, and what it did is not known. */
+/** The answer of a command. `late`: it was ended at its limit, with -1 as code, and what it did is not known. */
 export interface Answer {
   readonly argv: readonly string[];
   readonly code: number;
@@ -1197,7 +1197,7 @@ type InstallStep =
     | { readonly kind: "folder" | "remove" | "clear"; readonly path: string }
     | { readonly kind: "handshake" | "run" | "logs" | "tidy" | "bootout"; readonly argv: Argv }
     | { readonly kind: "stop"; readonly argv: Argv; readonly pid: number }
-    | { readonly kind: "wait"; readonly loaded: Loaded }
+    | { readonly kind: "wait"; readonly loaded: Loaded & { kind: "loaded" } }
     | { readonly kind: "bootstrap"; readonly argv: Argv; readonly expect: Expected }
     | { readonly kind: "verify"; readonly expect: Expected }
   );
@@ -1683,7 +1683,7 @@ function commandWords(options: InstallOptions, names: readonly string[], program
 
 // ─────────────────────────────────────────────────────────────────────────────────────── the host ──
 
-type Shared = "os" | "uid" | "clockMs" | "pause" | "linkTarget" | "realPath" | "list" | "writeTrouble";
+type Shared = "os" | "uid" | "wallMs" | "clockMs" | "pause" | "linkTarget" | "realPath" | "list" | "writeTrouble";
 
 export interface InstallHost extends Pick<Host, Shared | "stdout" | "stderr"> {
   readonly arch: string;
@@ -1706,13 +1706,9 @@ export interface InstallHost extends Pick<Host, Shared | "stdout" | "stderr"> {
   readonly self: { readonly binary?: string; readonly folder?: string };
   /** The first four bytes of what counts as a compiled program here. */
   readonly magic: readonly string[];
-  /** The identity of this boot: what was noted in another one does not count. */
-  boot(): Promise<string>;
   tool(name: Tool): string;
   /** The caller's environment, as it was before our own was set. */
   env(name: string): string | undefined;
-  /** The time of day, for the log. */
-  now(): Date;
   /** Sets umask, working directory and environment: first thing in every process. */
   settle(): void;
   absolute(path: string): string;
@@ -1802,8 +1798,9 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
     const file = all[0].file.slice(0, -BACKUP_SUFFIX.length);
     return { ...jobPlaceOf(run, name, all[0].file), file, beside: file };
   }
-  const left = await loadedWithoutFile(run, name);
-  if (left !== undefined) {
+  // A job under Lima's labels that launchd has, and no file is left of it.
+  for (const left of [`system/${DAEMON_LABEL}${name}`, `gui/${host.uid}/${AGENT_LABEL}${name}`]) {
+    if ((await askLoaded(run, left)).kind !== "loaded") continue;
     const sudo = host.uid === 0 || left.startsWith("gui") ? "" : "sudo ";
     const why = `Cannot find a job of ${name}: ${left} is loaded, and its plist is gone`;
     throw new Refusal(why, `${sudo}launchctl bootout ${left}`);
@@ -1817,19 +1814,7 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
   throw new Refusal(why, `${hint}; --plist FILE names another one`, EXIT.noInstance);
 }
 
-/** A job under Lima's labels that launchd has and no file is left of. */
-async function loadedWithoutFile(run: InstallRun, name: string): Promise<string | undefined> {
-  if (run.host.os !== "darwin") return undefined;
-  for (const service of [`system/${DAEMON_LABEL}${name}`, `gui/${run.host.uid}/${AGENT_LABEL}${name}`]) {
-    if ((await askLoaded(run, service)).kind === "loaded") return service;
-  }
-  return undefined;
-}
-
-/**
- * Every plist in launchd's folders that starts some instance; for an uninstall also a backup whose plist is gone. Root
- * sees the daemons; the agents of a user are his.
- */
+/** Every plist that starts an instance, for an uninstall also a backup whose plist is gone. Root sees daemons only. */
 async function candidates(run: InstallRun) {
   const { host } = run;
   const folders = [{ folder: host.folders.daemons, isDaemon: true }];
@@ -1839,8 +1824,7 @@ async function candidates(run: InstallRun) {
   return folders.flatMap(({ folder, isDaemon }) => {
     const names = namesIn(host, folder).sort();
     return names.flatMap((n) => {
-      const isLeft = run.options.role === "uninstall" && n.endsWith(BACKUP_SUFFIX) &&
-        !names.includes(n.slice(0, -BACKUP_SUFFIX.length));
+      const isLeft = run.options.role === "uninstall" && !names.includes(basename(n, BACKUP_SUFFIX));
       const file = join(folder, n);
       const instance = isLeft || n.endsWith(".plist") ? instanceIn(run, file, parse) : undefined;
       return instance === undefined ? [] : [{ file, isDaemon, isLeft, instance }];
@@ -1864,8 +1848,7 @@ function instanceIn({ host }: InstallRun, file: string, parse: PlistReader): str
   // Root opens nothing that another user could have changed.
   if (host.uid === 0 && checkPathOwners(pathComponents(host, target).way, ONLY_ROOT).why !== undefined) return named;
   const bytes = host.read(target, PLIST_LIMIT_BYTES + 1);
-  if (!bytes) return named;
-  return instanceInText(() => decodePlist(bytes, file), parse) ?? named;
+  return (bytes && instanceInText(() => decodePlist(bytes, file), parse)) ?? named;
 }
 
 /** Whether nothing is to be changed. */
@@ -1889,7 +1872,9 @@ function jobPlaceOf(run: InstallRun, name: string, named: string): JobPlace {
     const hint = "--no-reload changes the file only";
     throw new Refusal(`Cannot load ${named}: launchd does not read jobs from its folder`, hint);
   }
-  const changer = isDaemon ? 0 : requireThere(host, isAgent ? folder : target).uid;
+  const owned = host.stat(isAgent ? folder : target);
+  if (!isThere(owned)) throw new Refusal(`Cannot read ${named}`, `ls -l ${quote(named)}`, EXIT.noInstance);
+  const changer = isDaemon ? 0 : owned.uid;
   return { name, kind, file: join(folder, basename(named)), target, beside: target, changer };
 }
 
@@ -1907,8 +1892,7 @@ export function pathComponents(host: Pick<InstallHost, "stat" | "linkTarget">, p
     const next = part === ".." ? dirname(at) : join(at, part);
     const look = host.stat(next);
     if (!isThere(look)) {
-      const missing = [next, ...todo.map((_, i) => join(next, ...todo.slice(0, i + 1)))];
-      return { way, missing, look };
+      return { way, missing: [next, ...todo.map((_, i) => join(next, ...todo.slice(0, i + 1)))], look };
     }
     way.push(look);
     if (look.kind !== "link") {
@@ -1935,7 +1919,6 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
   if (verdict.why !== undefined) return verdict;
   const hint = `ls -led ${quote(path)}`;
   if (look === "denied") return { ...verdict, why: `${path} may not be looked at by this user`, hint };
-  if (host.os !== "darwin") return verdict;
   const away = way.find((l) => l.kind !== "link" && !isOnBootVolume(host, l));
   const bad = (why: string) => ({ ...verdict, why, hint });
   if (away) return bad(`${away.path} is not on the boot volume: it is not there at boot, and its owners may not count`);
@@ -1944,7 +1927,7 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
   const folders = [...new Set(way.filter((l) => l.kind !== "link").map((l) => l.path))];
   const listed = await askTool(run, "ls", "-lde", ...folders);
   const names = ["user:root", `user:${name}`, ...trust.admins === "may" ? ["group:admin", "group:wheel"] : []];
-  if (listed.late || listed.code !== 0) {
+  if (listed.code !== 0) {
     throw new Refusal(`Cannot look at the access control lists of ${path}: ${inWords(listed)}`, hint, EXIT.tryAgain);
   }
   const entry = readAcl(listed.stdout, names);
@@ -1953,7 +1936,7 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
 
 async function userOf(run: InstallRun, who: string): Promise<User> {
   const answer = await askTool(run, "id", "-P", who);
-  const user = answer.code === 0 && !answer.late ? readUser(answer.stdout) : undefined;
+  const user = answer.code === 0 ? readUser(answer.stdout) : undefined;
   if (user) return user;
   throw new Refusal(`Cannot find user ${who}: ${inWords(answer)}`, `id -P ${who}`, EXIT.tryAgain);
 }
@@ -1994,20 +1977,16 @@ async function readJobFile(run: InstallRun, place: JobPlace): Promise<{ look: Fi
   if (host.os === "darwin" && (options.role !== "check" || host.uid === 0 || changer === 0)) {
     const verdict = await judgePath(run, place.file, trustOf(changer, "run"));
     const file = quote(place.target);
-    const refuse = (why: string, own: string) => {
-      const cure = changer === 0 ? `sudo chown root:wheel ${file}; sudo chmod 0644 ${file}` : own;
-      throw new Refusal(`Cannot take ${place.file}: ${why}`, cure);
-    };
-    if (look.uid !== changer) {
-      refuse(
-        `it belongs to user ${look.uid}, not to user ${changer}, and launchd refuses it (122)`,
-        `sudo chown ${changer} ${file}`,
-      );
-    }
-    if (verdict.why !== undefined) throw new Refusal(`Cannot take ${place.file}: ${verdict.why}`, verdict.hint);
-    if ((look.mode & 0o022) !== 0) {
-      refuse("another user can write it, and launchd refuses it (122)", `chmod go-w ${file}`);
-    }
+    const cure = changer === 0 ? `sudo chown root:wheel ${file}; sudo chmod 0644 ${file}` : undefined;
+    const foreign = `it belongs to user ${look.uid}, not to user ${changer}, and launchd refuses it (122)`;
+    const open = "another user can write it, and launchd refuses it (122)";
+    const troubles = [
+      look.uid !== changer && { why: foreign, hint: cure ?? `sudo chown ${changer} ${file}` },
+      verdict.why !== undefined && verdict,
+      (look.mode & 0o022) !== 0 && { why: open, hint: cure ?? `chmod go-w ${file}` },
+    ];
+    const trouble = troubles.find((one) => one !== false);
+    if (trouble) throw new Refusal(`Cannot take ${place.file}: ${trouble.why}`, trouble.hint);
   }
   const bytes = host.read(place.target, PLIST_LIMIT_BYTES + 1);
   if (!bytes) throw new Refusal(`Cannot read ${place.target}: its mode does not permit it`, hint, EXIT.denied);
@@ -2033,7 +2012,6 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const isLeftEnabled = mark?.wasDisabled === true && launchd.disabled === false && options.role !== "check" &&
     !options.start && !options.noReload;
   if (options.plist === undefined) await refuseSecondOwner(run, place, user);
-  const isAgent = job.label.startsWith(AGENT_LABEL);
   const dir = join(home.path, place.name);
   return {
     place,
@@ -2048,7 +2026,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     writesLimaHome: home.writes,
     otherVolume: isOtherVolume(host, dir),
     instance: lookAtInstance(host, home.path, dir),
-    notes: isAgent ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
+    notes: job.label.startsWith(AGENT_LABEL) ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
     ...launchd,
     isLeftEnabled,
     disabled: isLeftEnabled || launchd.disabled,
@@ -2058,7 +2036,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
 /** An agent of the job's user that starts the same instance: root sees it through one child that is the user. */
 async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): Promise<void> {
   const { host } = run;
-  if (host.os !== "darwin" || place.kind !== "daemon" || host.uid !== 0) return;
+  if (place.kind !== "daemon" || host.uid !== 0) return;
   const parse = await host.plistReader();
   for (const file of await agentsOf(run, user)) {
     const answer = await askAsUser(run, user, [host.tool("head"), "-c", String(PLIST_LIMIT_BYTES), file]);
@@ -2085,7 +2063,7 @@ async function agentsOf(run: InstallRun, user: User): Promise<string[]> {
 /** The names in a folder, as this user sees them; undefined where it cannot be listed. */
 async function namesAsUser(run: InstallRun, user: User, folder: string): Promise<string[] | undefined> {
   const answer = await askAsUser(run, user, [run.host.tool("ls"), "-A", folder]);
-  return answer?.code === 0 && !answer.late ? answer.stdout.split("\n").filter((name) => name !== "") : undefined;
+  return answer?.code === 0 ? answer.stdout.split("\n").filter((name) => name !== "") : undefined;
 }
 
 /** What to do about a login agent beside another job of the same instance. */
@@ -2139,8 +2117,7 @@ function colimaHome(host: Pick<InstallHost, "stat">, { environment }: LaunchdJob
 function isOtherVolume(host: InstallHost, dir: string): boolean {
   const real = host.realPath(dir).ok;
   const look = real === undefined ? "absent" : host.stat(real);
-  if (!isThere(look)) return dir.startsWith("/Volumes/");
-  return !isOnBootVolume(host, look);
+  return isThere(look) ? !isOnBootVolume(host, look) : dir.startsWith("/Volumes/");
 }
 
 function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFacts["instance"] {
@@ -2180,8 +2157,7 @@ function lookAtMemory(run: InstallRun, place: JobPlace, plist: FileLook): Memory
   const path = place.beside + MEMORY_SUFFIX;
   const look = run.host.stat(path);
   const isOurs = isThere(look) && look.kind === "file" && look.uid === plist.uid && (look.mode & 0o022) === 0;
-  const bytes = isOurs ? run.host.read(path, PLIST_LIMIT_BYTES) : undefined;
-  return readMemory(bytes ? new TextDecoder().decode(bytes) : "");
+  return readMemory(new TextDecoder().decode(isOurs ? run.host.read(path, PLIST_LIMIT_BYTES) : undefined));
 }
 
 async function askLoaded(run: InstallRun, service: string): Promise<Loaded> {
@@ -2189,13 +2165,14 @@ async function askLoaded(run: InstallRun, service: string): Promise<Loaded> {
 }
 
 const ABSENT: Loaded = { kind: "absent" };
+const NOT_ASKED: Loaded = { kind: "not asked" };
 
 /** What launchd has of a job, and in which domains: an agent that was loaded over ssh is in user/UID. */
 async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, uid: number) {
   const { host } = run;
   if (host.os !== "darwin" || place.kind === "file") {
     const domain = place.kind === "agent" ? `gui/${uid}` : "system";
-    return { domain, loaded: ABSENT, disabled: false, domains: [] };
+    return { domain, loaded: host.os === "darwin" ? ABSENT : NOT_ASKED, disabled: false, domains: [] };
   }
   const names = place.kind === "daemon" ? ["system"] : [`gui/${uid}`, `user/${uid}`];
   const asked = [];
@@ -2207,7 +2184,7 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
     if (session.code === NO_SERVICE || NO_SESSION.includes(session.code)) loaded = { kind: "no session" };
   }
   const off = await askTool(run, "launchctl", "print-disabled", domain);
-  const isAnswer = off.code === 0 && !off.late && off.stdout.includes("}");
+  const isAnswer = off.code === 0 && off.stdout.includes("}");
   const disabled = isAnswer ? readDisabled(off.stdout, label) : loaded.kind === "no session" ? false : undefined;
   return { domain, loaded, disabled, domains: found.map((a) => a.domain) };
 }
@@ -2229,8 +2206,6 @@ async function lookAtWorld(run: InstallRun, { job, user }: JobFacts): Promise<Wo
   const eventProgram = isThere(lookAt(event)) && await judgePath(run, event, trustOf(user.uid, "run"), user.name);
   return { tool, otherTool, eventProgram: eventProgram || missing };
 }
-
-// The guard.
 
 /** The guard that the job is to run, and what must be done to have it there. */
 async function lookAtGuard(run: InstallRun, facts: JobFacts): Promise<GuardFacts> {
@@ -2258,7 +2233,7 @@ async function lookAtGuard(run: InstallRun, facts: JobFacts): Promise<GuardFacts
   }
   if (!source.bytes) warnings.push(`lima-guard would be compiled now: ${source.from}`);
   const isSigned = !source.bytes || await hasSignature(run, source.from);
-  const sign = options.sign ?? (isSigned || host.arch !== "aarch64" || host.os !== "darwin" ? undefined : "-");
+  const sign = options.sign ?? (isSigned || host.arch !== "aarch64" ? undefined : "-");
   return {
     path,
     bytes: source.bytes ?? new Uint8Array(),
@@ -2283,16 +2258,6 @@ function refuseOccupied(host: InstallHost, path: string, way: readonly FileLook[
   if (isThere(there) && there.kind !== "file") {
     throw new Refusal(`Cannot put lima-guard at ${path}: there is a ${there.kind}`, `ls -ld ${quote(path)}`);
   }
-}
-
-async function guardInPlace(run: InstallRun, chosen: { path: string; isPlaced: boolean }, warnings: readonly string[]) {
-  const { path } = chosen;
-  await refuseScript(run, path);
-  const isSigned = await hasSignature(run, path);
-  if (!isSigned && run.host.arch === "aarch64") {
-    throw new Refusal(`Cannot use ${path}: its signature is not valid`, `codesign --force --sign - ${quote(path)}`);
-  }
-  return { ...chosen, ...IN_PLACE, warnings, isSigned };
 }
 
 const IN_PLACE = { bytes: undefined, version: undefined, previous: undefined, sign: undefined, missing: [] };
@@ -2323,7 +2288,6 @@ async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: st
   throw new Refusal(`Cannot put lima-guard into ${host.folders.guards.join(" or ")}: ${first?.why}`, "--guard-dir DIR");
 }
 
-/** Where the lima-guard of a user's own login agents is put. */
 function ownGuardFolder({ home }: User): string {
   return join(home, ".local/libexec");
 }
@@ -2347,7 +2311,6 @@ async function askVersion(run: InstallRun, path: string, user: User): Promise<An
 }
 
 async function hasSignature(run: InstallRun, path: string): Promise<boolean> {
-  if (run.host.os !== "darwin") return false;
   const answer = await askTool(run, "codesign", "--verify", path);
   if (answer.late || answer.code === 127) {
     throw new Refusal(`Cannot verify ${path}: ${inWords(answer)}`, "codesign --verify", EXIT.tryAgain);
@@ -2362,8 +2325,9 @@ function bytesOf({ host }: Pick<InstallRun, "host">, path: string | undefined): 
 }
 
 /** A job at boot must not depend on Deno's cache, which macOS may purge, or on the network. */
-async function refuseScript(run: InstallRun, path: string): Promise<void> {
+async function guardInPlace(run: InstallRun, chosen: { path: string; isPlaced: boolean }, warnings: readonly string[]) {
   const { host } = run;
+  const { path } = chosen;
   const real = host.realPath(path).ok;
   const bytes = bytesOf(run, real);
   const refusal = (why: string, hint: string) => new Refusal(`Cannot use ${path} as lima-guard: ${why}`, hint);
@@ -2374,9 +2338,13 @@ async function refuseScript(run: InstallRun, path: string): Promise<void> {
     const why = "it is no compiled program, and a job at boot cannot wait for Deno's cache or the network";
     throw refusal(why, "deno task compile; --guard dist/lima-guard-…");
   }
-  if (host.os !== "darwin") return;
   const quarantine = await askTool(run, "xattr", "-p", "com.apple.quarantine", real);
   if (quarantine.code === 0) throw refusal("it is quarantined", `xattr -d com.apple.quarantine ${quote(real)}`);
+  const isSigned = await hasSignature(run, path);
+  if (!isSigned && host.arch === "aarch64") {
+    throw new Refusal(`Cannot use ${path}: its signature is not valid`, `codesign --force --sign - ${quote(path)}`);
+  }
+  return { ...chosen, ...IN_PLACE, warnings, isSigned };
 }
 
 /** Mach-O, thin or universal; ELF where this is tried out on Linux. */
@@ -2455,7 +2423,7 @@ function consentNotes({ place, job, limaHome, user, otherVolume }: JobFacts, gua
 
 /** A step that did not do what it is for. `changed`: another program has changed what was looked at. */
 class StepFailure extends Refusal {
-  constructor(why: string, readonly reason: "failed" | "changed" | "interrupted" = "failed") {
+  constructor(why: string, readonly reason: "failed" | "changed" = "failed") {
     super(why);
   }
 }
@@ -2483,24 +2451,21 @@ class Acting {
   hasTouchedLaunchd = false;
   hasBootedOut = false;
   isInterrupted = false;
+  failure: StepFailure | undefined;
+  /** After a failure: all was put back. */
+  isBack = true;
 
   constructor(readonly run: InstallRun, readonly target: Target) {}
 }
 
-interface Acted {
-  readonly acting: Acting;
-  readonly failure: StepFailure | undefined;
-  readonly isBack: boolean;
-}
-
 /** Does the steps in order. Whatever goes wrong, the old guard, file and job are put back. */
-async function act(run: InstallRun, target: Target, steps: readonly InstallStep[]): Promise<Acted> {
+async function act(run: InstallRun, target: Target, steps: readonly InstallStep[]): Promise<Acting> {
   const acting = new Acting(run, target);
   const { file } = target.facts.place;
   const silence = run.host.onSignal(() => acting.isInterrupted = true);
   try {
     for (const step of steps) {
-      if (acting.isInterrupted) throw new StepFailure("interrupted", "interrupted");
+      if (acting.isInterrupted) throw new StepFailure("interrupted");
       // Without its plist the job could not be loaded again: it stays as it is.
       const unloads = !target.removesJob && (step.kind === "stop" || step.kind === "bootout");
       if (unloads && !isThere(run.host.stat(file))) throw new StepFailure(`${file} has been removed`, "changed");
@@ -2508,19 +2473,18 @@ async function act(run: InstallRun, target: Target, steps: readonly InstallStep[
     }
     removeThere(run.host, ...acting.kept);
     for (const folder of acting.emptied) if (namesIn(run.host, folder).length === 0) run.host.remove(folder);
-    return { acting, failure: undefined, isBack: true };
   } catch (error) {
     // An internal error must not leave a job half-way either.
     const bug = `internal error: please report it: ${error instanceof Error ? error.stack : error}`;
-    const failure = error instanceof StepFailure
-      ? error
-      : new StepFailure(error instanceof Refusal ? error.message : bug);
-    say(run, `failed: ${failure.message}: rolls back`);
-    return { acting, failure, isBack: await rollBack(acting) };
+    const why = error instanceof Refusal ? error.message : bug;
+    acting.failure = error instanceof StepFailure ? error : new StepFailure(why);
+    say(run, `failed: ${acting.failure.message}: rolls back`);
+    await rollBack(acting);
   } finally {
     silence();
     await acting.stopping;
   }
+  return acting;
 }
 
 async function actStep(a: Acting, step: InstallStep): Promise<void> {
@@ -2542,7 +2506,10 @@ type Doer<K extends InstallStep["kind"]> = (a: Acting, step: StepOf<K>) => strin
 
 /** What does a step; its outcome, where there is more to say than that it is done. */
 const DOERS: { readonly [K in InstallStep["kind"]]: Doer<K> } = {
-  folder: makeFolder,
+  folder: ({ run: { host }, undo }, { path }) => {
+    host.makeFolder(path, 0o755);
+    undo.push(() => host.remove(path));
+  },
   place: placeGuard,
   write: writeFile,
   remove: removeFile,
@@ -2565,12 +2532,6 @@ async function runArgv(a: Acting, { kind, argv, what }: StepOf<"run" | "logs" | 
   if (answer.code === 0) return;
   if (kind === "tidy") return `it stays: ${inWords(answer)}`;
   throw new StepFailure(inWords(answer));
-}
-
-function makeFolder(a: Acting, { path }: StepOf<"folder">): void {
-  const { host } = a.run;
-  host.makeFolder(path, 0o755);
-  a.undo.push(() => host.remove(path));
 }
 
 /** Whether a file is still the one that was looked at: its inode and its bytes. */
@@ -2628,7 +2589,7 @@ async function writeFile(a: Acting, { path, bytes, isPlist }: StepOf<"write">): 
     if (!isPlist || run.host.os !== "darwin") return;
     // Apple's own reader must take it before it gets its name.
     const answer = await askTool(run, "plutil", "-lint", beside);
-    if (answer.late || answer.code !== 0) throw new StepFailure(`plutil -lint: ${inWords(answer)}`);
+    if (answer.code !== 0) throw new StepFailure(`plutil -lint: ${inWords(answer)}`);
   };
   const [old, oldBytes] = isPlist ? [facts.look, facts.bytes] : [run.host.stat(path), bytesOf(run, path)];
   await replaceFile(a, path, { old, oldBytes, make });
@@ -2664,7 +2625,10 @@ async function placeGuard(a: Acting, { path, bytes, sign }: StepOf<"place">): Pr
   const { changer } = a.target.facts.place;
   const verdict = checkPathOwners(way, trustOf(changer, "place"));
   if (verdict.why !== undefined) throw new StepFailure(verdict.why);
-  const signed = sign === undefined ? bytes : await signedBytes(a.run, bytes, sign);
+  const copy = sign === undefined ? undefined : await signedCopy(a.run, bytes, sign);
+  const signed = copy === undefined ? bytes : host.read(copy, GUARD_LIMIT_BYTES);
+  if (copy !== undefined) removeThere(host, copy, dirname(copy));
+  if (!signed) throw new StepFailure(`${copy} cannot be read`);
   const old = host.stat(path);
   const previous = path + PREVIOUS_SUFFIX;
   if (isThere(old)) {
@@ -2694,25 +2658,16 @@ function removeThere(host: InstallHost, ...paths: readonly string[]): void {
   for (const path of paths) if (isThere(host.stat(path))) host.remove(path);
 }
 
-async function signedBytes(run: InstallRun, bytes: Uint8Array, identity: string): Promise<Uint8Array> {
-  const file = await signedCopy(run, bytes, identity);
-  const signed = run.host.read(file, GUARD_LIMIT_BYTES);
-  removeThere(run.host, file, dirname(file));
-  if (signed) return signed;
-  throw new StepFailure(`${file} cannot be read`);
-}
-
 async function handshake(a: Acting, { argv, what: words }: StepOf<"handshake">): Promise<string> {
-  const { run, target } = a;
+  const { run, run: { host }, target } = a;
   const { user } = target.facts;
   const path = target.guard?.path ?? "";
   const verdict = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
   if (verdict.why !== undefined) throw new StepFailure(verdict.why);
-  const how = { limitMs: run.host.limits.handshakeMs, words };
   const shown = "asks lima-guard for its version: macOS scans a new program the first time";
-  const begun = run.host.clockMs();
-  const answer = await withProgress(run, shown, () => run.host.run(argv, how));
-  a.answerMs = run.host.clockMs() - begun;
+  const begun = host.clockMs();
+  const answer = await withProgress(run, shown, () => host.run(argv, { limitMs: host.limits.handshakeMs, words }));
+  a.answerMs = host.clockMs() - begun;
   const version = readVersion(answer);
   if (version === undefined) {
     const said = answer.stdout.trim().slice(0, 80) || inWords(answer);
@@ -2727,16 +2682,15 @@ async function handshake(a: Acting, { argv, what: words }: StepOf<"handshake">):
  * Back to where it was, from what is seen now. Every step is tried, even if one before it failed; but a bare job whose
  * instance cannot be stopped stays loaded, since launchd's own stop would cut the guest off.
  */
-async function rollBack(a: Acting): Promise<boolean> {
+async function rollBack(a: Acting): Promise<void> {
   const { run, target, target: { facts: { place: { target: plist, file } } } } = a;
-  let isBack = true;
   const attempt = async (work: () => void | Promise<void>): Promise<boolean> => {
     try {
       await work();
       return true;
     } catch (error) {
       say(run, `the rollback has failed: ${error instanceof Error ? error.message : error}`);
-      return isBack = false;
+      return a.isBack = false;
     }
   };
   // What the stop still does belongs to the instance; the job is ours.
@@ -2765,7 +2719,6 @@ async function rollBack(a: Acting): Promise<boolean> {
   for (const undo of isOff ? [] : a.undoNoted.toReversed()) await attempt(undo);
   // What is kept may be the only copy of what could not be put back.
   if (areFilesBack && isUndone) removeThere(run.host, ...a.kept);
-  return isBack;
 }
 
 async function loadedNow({ run, target }: Pick<Acting, "run" | "target">): Promise<Loaded> {
@@ -2812,10 +2765,10 @@ async function stopInstance(a: Acting, { argv, what, pid: planned }: StepOf<"sto
   if (ended === undefined || !host.alive(pid)) return "its process has ended";
   const answer = ended as Answer;
   // A stop that was killed looks like one that went well, but has said nothing.
-  const { status, state, blockers } = stopReport(answer);
+  const { instances } = jsonOf(answer.stdout);
+  const { status, state, blockers } = (Array.isArray(instances) ? instances[0] : undefined) ?? {};
   const isDone = answer.code === EXIT.done && status === EXIT.done;
-  const isStopped = !answer.late && (isDone || (removesJob && answer.code === EXIT.noInstance));
-  if (!isStopped) {
+  if (!isDone && !(removesJob && answer.code === EXIT.noInstance)) {
     throw new StepFailure(blockers?.[0]?.because ?? `${state ?? "it"} was not stopped: ${inWords(answer)}`);
   }
   const end = host.clockMs() + host.limits.reapMs;
@@ -2823,28 +2776,20 @@ async function stopInstance(a: Acting, { argv, what, pid: planned }: StepOf<"sto
   return host.alive(pid) ? "nothing of the instance lives; bootout ends its process" : "its process has ended";
 }
 
-/** What `--stop --json` says of the one instance; nothing where its document is not whole. */
-function stopReport({ stdout }: Answer): { status?: number; state?: string; blockers?: { because?: string }[] } {
-  const { instances } = jsonOf(stdout);
-  return (Array.isArray(instances) ? instances[0] : undefined) ?? {};
-}
-
 async function bootout(a: Acting, { argv, what }: StepOf<"bootout">): Promise<string | void> {
   const { host } = a.run;
   a.hasTouchedLaunchd = a.hasBootedOut = true;
   const answer = await host.run(argv, { limitMs: host.limits.commandMs, words: what });
-  if (!answer.late && [0, NO_PROCESS, IN_PROGRESS, NO_SERVICE].includes(answer.code)) return;
+  if ([0, NO_PROCESS, IN_PROGRESS, NO_SERVICE].includes(answer.code)) return;
   const loaded = await pollUntilKnown(a);
   if (loaded.kind === "absent") return "the job is gone";
   if (loaded.kind === "loaded" && loaded.isEnding) return "the job is ending";
   throw new StepFailure(inWords(answer));
 }
 
-async function waitUntilGone(a: Acting, { loaded }: StepOf<"wait">): Promise<void> {
+async function waitUntilGone(a: Acting, { loaded: { pid, exitTimeoutS } }: StepOf<"wait">): Promise<void> {
   const { host } = a.run;
-  const inForce = loaded.kind === "loaded" ? loaded.exitTimeoutS ?? EXIT_TIMEOUT_S : EXIT_TIMEOUT_S;
-  const pid = loaded.kind === "loaded" ? loaded.pid : undefined;
-  const limitMs = host.limits.goneMs + inForce * host.limits.secondMs;
+  const limitMs = host.limits.goneMs + (exitTimeoutS ?? EXIT_TIMEOUT_S) * host.limits.secondMs;
   const isGone = (l: Loaded) => l.kind === "absent" && (pid === undefined || !host.alive(pid));
   const shown = `waits for launchd, up to ${Math.round(limitMs / 1000)} s`;
   const { isEnough, value } = await withProgress(a.run, shown, () => poll(a, limitMs, isGone));
@@ -2866,7 +2811,7 @@ async function bootstrap(a: Acting, { argv, expect, what }: StepOf<"bootstrap">)
     if (!isTransient || host.clockMs() >= end) {
       const dropped =
         "launchd accepted the job and has not kept it: System Settings > General > Login Items & Extensions";
-      throw new StepFailure(answer.code === 0 && !answer.late ? dropped : inWords(answer));
+      throw new StepFailure(answer.code === 0 ? dropped : inWords(answer));
     }
     await host.pause(host.limits.pollMs);
   }
@@ -2886,20 +2831,18 @@ async function verifyLoaded(a: Acting, expect: Expected | undefined): Promise<st
     return await poll(a, host.limits.secondMs, isSame);
   };
   const { isEnough, value } = await withProgress(a.run, "looks at the job", look);
-  if (!isEnough) throw new StepFailure(notAsWanted(value, expect));
-  if (value.kind !== "loaded") return "as wanted";
+  if (value.kind === "unknown") throw new StepFailure(value.why);
+  if (value.kind !== "loaded") throw new StepFailure("the job is not loaded");
+  if (!isEnough) {
+    const idle = "the job does not run, or its process ends soon after its start, and it ran before";
+    const isSame = isEqual(value.args, expect?.args);
+    throw new StepFailure(isSame ? idle : `launchd would run ${value.args.map(quote).join(" ")}`);
+  }
   const inForce = value.exitTimeoutS;
   if (inForce !== undefined && inForce < (expect?.exitTimeoutS ?? 0)) {
     a.notes.push(`launchd has an exit timeout of ${inForce} s in force, the plist says ${expect?.exitTimeoutS} s`);
   }
   return value.pid === undefined ? "as wanted, not running" : `as wanted, running (PID ${value.pid})`;
-}
-
-function notAsWanted(loaded: Loaded, expect: Expected | undefined): string {
-  if (loaded.kind === "unknown") return loaded.why;
-  if (loaded.kind !== "loaded") return "the job is not loaded";
-  if (!isEqual(loaded.args, expect?.args)) return `launchd would run ${loaded.args.map(quote).join(" ")}`;
-  return "the job does not run, or its process ends soon after its start, and it ran before";
 }
 
 // ─────────────────────────────────────────────────────────────────────────────────── the commands ──
@@ -2910,7 +2853,6 @@ type PreparedJob =
   | { readonly kind: "ready"; readonly name: string; readonly target: Target; readonly steps: readonly InstallStep[] }
   | { readonly kind: "hand over"; readonly name: string; readonly uid: number };
 type ReadyJob = PreparedJob & { kind: "ready" };
-type OthersJob = PreparedJob & { kind: "hand over" };
 
 async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
   const { host, options } = run;
@@ -2931,7 +2873,10 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     const target = options.role === "install" ? await installTarget(run, facts) : await uninstallTarget(run, facts);
     // A dry run prints what the process that it would be handed over to does.
     const steps = planSteps(target, options.dryRun ? { ...run.actor, uid } : run.actor);
-    if (options.print) return { kind: "report", report: printed(target) };
+    if (options.print) {
+      const { rewritten: { text: diff, changes } } = target;
+      return { kind: "report", report: jobReport(name, "not guarded", EXIT.done, "printed", { diff, changes }) };
+    }
     const isDone = steps.every((step) =>
       step.kind === "handshake" || (step.kind === "run" && step.argv[0] === host.tool("codesign"))
     );
@@ -2941,12 +2886,6 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
   } catch (error) {
     return { kind: "report", report: refusedReport(name, error) };
   }
-}
-
-function requireThere(host: InstallHost, path: string): FileLook {
-  const look = host.stat(path);
-  if (isThere(look)) return look;
-  throw new Refusal(`Cannot read ${path}`, `ls -l ${quote(path)}`, look === "denied" ? EXIT.denied : EXIT.noInstance);
 }
 
 /** What an install refuses is what `--check` names afterwards: the two never disagree. */
@@ -2975,16 +2914,14 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
   const rewritten = wrapText(facts.plist, facts.job, wanted);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
   const logs = wanted.moved?.StandardOutPath ?? wanted.moved?.StandardErrorPath;
-  const reload = needsReload(run, facts, job, rewritten);
-  const notes = [...facts.notes, ...installNotes(run, facts, job, { guard, wanted, reload })];
-  return {
+  const target: Target = {
     ...NOTHING_REMOVED,
     role: "install",
-    facts: { ...facts, notes },
+    facts,
     rewritten,
     job,
     guard,
-    reload,
+    reload: needsReload(run, facts, job, rewritten),
     enables: options.start,
     stopWith: stopWith(run, facts, path),
     logFolder: onMac && logs !== undefined ? dirname(logs) : undefined,
@@ -2997,6 +2934,7 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
     },
     litter: litterOf(run, facts, path),
   };
+  return { ...target, facts: { ...facts, notes: [...facts.notes, ...installNotes(run, target, wanted)] } };
 }
 
 /** The guard that stops the instance: the one that will be in place, or the old one of the job, if it is there. */
@@ -3008,15 +2946,9 @@ function stopWith(run: InstallRun, { job, loaded }: JobFacts, path: string | und
   return isGuardThere ? old : undefined;
 }
 
-/** What is said beside the plan: a condition, and its words. */
-function installNotes(
-  run: InstallRun,
-  facts: JobFacts,
-  job: LaunchdJob,
-  { guard, wanted, reload }: { guard: GuardFacts | undefined; wanted: Wanted; reload: boolean },
-): string[] {
+function installNotes(run: InstallRun, { facts, job, guard, reload }: Target, wanted: Wanted): string[] {
   const { options, host } = run;
-  const isOff = facts.loaded.kind === "absent" && !reload && !options.noReload && host.os === "darwin" &&
+  const isOff = facts.loaded.kind === "absent" && facts.disabled !== true && !reload && !options.noReload &&
     facts.place.kind !== "file";
   const start = commandFor(run, facts, { start: true, noReload: false });
   const short = (wanted.exitTimeoutS ?? EXIT_TIMEOUT_S) < EXIT_TIMEOUT_S;
@@ -3030,10 +2962,7 @@ function installNotes(
     [facts.loaded.kind === "no session", "no user is logged in at the screen: it takes effect at the next login"],
     [!job.startsByItself, "nothing starts it at boot or login: it has neither RunAtLoad nor KeepAlive"],
     [facts.disabled === true && !options.start, `the job is disabled, and stays so (${start} enables and loads it)`],
-    [
-      isOff && facts.disabled !== true,
-      `the job is not loaded, and stays so until the next boot or login (${start} loads it now)`,
-    ],
+    [isOff, `the job is not loaded, and stays so until the next boot or login (${start} loads it now)`],
     [
       facts.otherVolume && facts.place.kind === "daemon",
       "it is on another volume: macOS mounts it before a login only after sudo defaults write " +
@@ -3050,13 +2979,13 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
   refuseManaged(run, facts);
   const rewritten = unwrapText(facts.plist, facts.job, facts.backup?.plist);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
-  const onMac = host.os === "darwin";
-  const isGone = onMac && facts.instance === "gone" && facts.job.guard !== undefined && !options.noReload;
+  const { guard } = facts.job;
+  const isGone = host.os === "darwin" && facts.instance === "gone" && guard !== undefined && !options.noReload;
   const removesJob = isGone || facts.place.beside !== facts.place.target;
   const isLost = rewritten.changes.length > 0 && facts.backup === undefined;
   const reload = (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten);
   const stopper = stopWith(run, facts, undefined);
-  const purgedLogs = options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter((path) => isOurLog(path)) : [];
+  const purgedLogs = options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter(isOurLog) : [];
   if (reload && !removesJob && stopper === undefined && isBare(facts.loaded)) {
     const why = "no lima-guard is there to stop the instance, and launchd would cut its guest off";
     throw new Refusal(`Cannot load the job again: ${why}`, `limactl stop ${facts.place.name}, then run this again`);
@@ -3078,16 +3007,13 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
     purged: options.purge ? purgedFiles(run, facts, removesJob) : [],
     purgedLogs,
     purgedFolder: options.purge ? await emptiedLogFolder(run, facts.user, purgedLogs) : undefined,
-    litter: litterOf(run, facts, facts.job.guard ?? facts.memory.guard),
+    litter: litterOf(run, facts, guard ?? facts.memory.guard),
   };
 }
 
 /** The guard, if no other plist names it, and what is left beside the plist. */
-function purgedFiles(
-  { host }: InstallRun,
-  { place, job, user, loaded, backup, memory }: JobFacts,
-  removesJob: boolean,
-): string[] {
+function purgedFiles({ host }: InstallRun, facts: JobFacts, removesJob: boolean): string[] {
+  const { place, job, user, loaded, backup, memory } = facts;
   const guard = job.guard ?? memory.guard ??
     (loaded.kind === "loaded" && isGuard(loaded.args) ? loaded.args[0] : undefined);
   const folder = dirname(place.file);
@@ -3100,9 +3026,8 @@ function purgedFiles(
     const text = new TextDecoder().decode(bytes);
     return bytes === undefined || text.includes(guard) || text.includes(stringElement(guard));
   });
-  const log = join(host.folders.log, LOG_NAME);
   const placed = guard !== undefined && isPlacedByUs(host, guard, user, memory) ? [guard, guard + PREVIOUS_SUFFIX] : [];
-  const guards = isNamed ? [] : [...placed, log];
+  const guards = isNamed ? [] : [...placed, join(host.folders.log, LOG_NAME)];
   const isBackupLeft = backup !== undefined && job.guard === undefined && !removesJob;
   const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards].filter((p) => isThere(host.stat(p)));
   // The folders that an install makes, where they are of the same user and nothing else is in them.
@@ -3149,12 +3074,10 @@ function litterOf({ host }: InstallRun, { place }: JobFacts, guard: string | und
 
 /** Whether launchd has something else than the file will say. What was off stays off. */
 function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { changes }: Rewritten): boolean {
-  const { host, options } = run;
+  const { options } = run;
   const { loaded, memory } = facts;
-  if (options.noReload || host.os !== "darwin" || facts.place.kind === "file") return false;
-  if (loaded.kind === "no session" || loaded.kind === "not asked") {
-    return false;
-  }
+  const isAsked = loaded.kind !== "no session" && loaded.kind !== "not asked";
+  if (options.noReload || !isAsked || facts.place.kind === "file") return false;
   if (loaded.kind === "unknown" || facts.disabled === undefined) {
     const why = loaded.kind === "unknown" ? loaded.why : UNSAID;
     const hint = "run this again; --no-reload changes the file only";
@@ -3178,10 +3101,8 @@ function refuseManaged(run: InstallRun, { place, job }: JobFacts): void {
   const why = isStore || job.isBehindShell ? "Nix made it" : "its volume is read-only";
   const words = job.isBehindShell ? `exec ${args.map(quote).join(" ")}` : `ProgramArguments = ${JSON.stringify(args)}`;
   const keep = restartsOnSuccess(job.keepAlive) ? ", KeepAlive.SuccessfulExit = false" : "";
-  throw new Refusal(
-    `Cannot change ${place.target}: ${why}`,
-    `declare there: ${words}, ExitTimeOut = ${EXIT_TIMEOUT_S}${keep}`,
-  );
+  const hint = `declare there: ${words}, ExitTimeOut = ${EXIT_TIMEOUT_S}${keep}`;
+  throw new Refusal(`Cannot change ${place.target}: ${why}`, hint);
 }
 
 /** Our own command for this very job, as the person who reads it can type it: with the options of this run. */
@@ -3209,15 +3130,13 @@ async function nothingToDo(run: InstallRun, target: Target, steps: readonly Inst
   const { facts, role, job } = target;
   const { name, file } = facts.place;
   const acted = run.options.dryRun || role === "uninstall" ? undefined : await act(run, target, steps);
-  const because = acted?.failure?.message;
-  if (because !== undefined) return { ...blocked(name, "refused", EXIT.failed, because), plist: file };
+  if (acted?.failure) return { ...blocked(name, "refused", EXIT.failed, acted.failure.message), plist: file };
   const isOff = facts.disabled === true || facts.loaded.kind === "absent";
-  const state = role === "uninstall" ? "not guarded" : isOff && run.host.os === "darwin" ? "guarded, off" : "guarded";
+  const state = role === "uninstall" ? "not guarded" : isOff ? "guarded, off" : "guarded";
   const words = role === "install" ? `${state} already: ${job.label} runs ${job.guard}` : `not guarded: nothing to do`;
-  return targetReport(target, state, words, { guard: guardOf(target, acted?.acting.version) });
+  return targetReport(target, state, words, { guard: guardOf(target, acted?.version) });
 }
 
-/** The report of a job for which there is a plan. */
 function targetReport(target: Target, state: JobReport["state"], words: string, more: Partial<JobReport> = {}) {
   const { facts: { place, notes }, job } = target;
   const all = { plist: place.file, guard: guardOf(target, undefined), notes: notesOf(job, notes), ...more };
@@ -3238,8 +3157,7 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const { place, job, loaded } = facts;
   const onMac = run.host.os === "darwin";
   const answer = job.guard !== undefined && onMac ? await askGuard(run, facts, job.guard) : undefined;
-  const off = { loaded: { kind: "not asked" as const }, disabled: false, instance: "there" as const };
-  const seen: JobFacts = onMac ? facts : { ...facts, ...off };
+  const seen: JobFacts = onMac ? facts : { ...facts, instance: "there" };
   const judged = judgeCheck(seen, answer, await lookAtWorld(run, seen), run.options.exitTimeoutS);
   const { troubles, unknown, notes } = judged;
   const { version = null, running = null } = answer?.kind === "version" ? answer : {};
@@ -3247,7 +3165,7 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
     const restart = commandFor(run, facts, { role: "install", restart: true });
     notes.push(`version ${running} is running, and ${job.guard} is version ${version}: ${restart} loads that one`);
   }
-  const state = checkedState(facts, judged, answer, onMac);
+  const state = checkedState(job, judged, answer);
   const pid = loaded.kind === "loaded" && loaded.pid !== undefined ? `, running (PID ${loaded.pid})` : "";
   const status = troubles.length > 0 ? EXIT.failed : unknown.length > 0 ? EXIT.tryAgain : EXIT.done;
   const isPersons = facts.instance === "gone" || facts.domains.length > 1;
@@ -3263,47 +3181,29 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   });
 }
 
-function checkedState(
-  { job }: JobFacts,
-  judged: ReturnType<typeof judgeCheck>,
-  answer: GuardAnswer | undefined,
-  onMac: boolean,
-) {
+function checkedState(job: LaunchdJob, judged: ReturnType<typeof judgeCheck>, answer: GuardAnswer | undefined) {
   const { troubles, unknown, isOff } = judged;
   if (job.guard === undefined) return "not guarded";
   if (troubles.length > 0) return "broken";
   if (unknown.length > 0) return answer?.kind === "not asked" ? "not asked" : "unknown";
-  return isOff && onMac ? "guarded, off" : "guarded";
+  return isOff ? "guarded, off" : "guarded";
 }
 
 /** Asks the guard for its version: judged first, and only as the job's user. A job that runs proves that it starts. */
 async function askGuard(run: InstallRun, facts: JobFacts, path: string): Promise<GuardAnswer> {
-  const { user, loaded, job } = facts;
+  const { user, loaded, job, limaHome, place } = facts;
   if (pathComponents(run.host, path).look === "absent") return { kind: "trouble", why: `${path} is not there` };
   const answer = await askVersion(run, path, user);
   if (typeof answer === "string") return { kind: "trouble", why: answer };
   if (!answer) return { kind: isRunning(loaded) && isLoadedAs(loaded, job.args) ? "proven by its job" : "not asked" };
   const version = readVersion(answer);
   if (version === undefined) return { kind: "trouble", why: `${path} does not answer to --version` };
-  return { kind: "version", version, running: await runningVersion(run, facts) };
-}
-
-/** The version of the lima-guard that runs the job now, by the last start in the instance's journal. */
-async function runningVersion(run: InstallRun, { user, loaded, limaHome, place }: JobFacts) {
-  if (loaded.kind !== "loaded" || loaded.pid === undefined) return undefined;
+  // The version that runs the job now has the last start in the instance's journal.
   const dir = join(limaHome, place.name);
   const tail: Argv = [run.host.tool("tail"), "-c", String(JOURNAL_TAIL_BYTES), join(dir, "lima-guard.jsonl")];
-  const answer = await askAsUser(run, user, tail);
-  const start = answer?.code === 0 ? readJournal(answer.stdout, dir).findLast((l) => l.event === "start") : undefined;
-  return typeof start?.["version"] === "string" ? start["version"] : undefined;
-}
-
-/** `--print`: the finished plist, for those who own it. */
-function printed(target: Target): JobReport {
-  return jobReport(target.facts.place.name, "not guarded", EXIT.done, "printed", {
-    diff: target.rewritten.text,
-    changes: target.rewritten.changes,
-  });
+  const ended = isRunning(loaded) ? await askAsUser(run, user, tail) : undefined;
+  const start = ended?.code === 0 ? readJournal(ended.stdout, dir).findLast((l) => l.event === "start") : undefined;
+  return { kind: "version", version, running: typeof start?.["version"] === "string" ? start["version"] : undefined };
 }
 
 /** What a dry run reports: the plan, the diff, and the status of a real run that goes well. */
@@ -3318,26 +3218,24 @@ async function planned(run: InstallRun, { target, steps }: ReadyJob): Promise<Jo
 }
 
 async function refuseChanged(run: InstallRun, target: Target): Promise<void> {
-  const { facts, job } = target;
+  const { facts: { place, look, bytes, loaded }, job } = target;
+  const refusal = (why: string) => new Refusal(`Cannot continue: ${why}`, "run this again", EXIT.tryAgain);
   // What was planned on may have changed while a person read the question.
-  if (!isStill(run.host, facts.place.target, facts.look, facts.bytes)) {
-    const why = `Cannot continue: ${facts.place.file} has changed in the meantime`;
-    throw new Refusal(why, "run this again", EXIT.tryAgain);
-  }
-  const now = target.reload ? await loadedNow({ run, target }) : facts.loaded;
-  if (!isUnchanged(facts.loaded, now)) {
-    const why = now.kind === "unknown" ? now.why : `what launchd has of ${job.label} has changed in the meantime`;
-    throw new Refusal(`Cannot continue: ${why}`, "run this again", EXIT.tryAgain);
-  }
+  if (!isStill(run.host, place.target, look, bytes)) throw refusal(`${place.file} has changed in the meantime`);
+  const now = target.reload ? await loadedNow({ run, target }) : loaded;
+  if (isUnchanged(loaded, now)) return;
+  throw refusal(now.kind === "unknown" ? now.why : `what launchd has of ${job.label} has changed in the meantime`);
 }
 
 async function carryOut(run: InstallRun, { target, steps }: ReadyJob): Promise<JobReport> {
   const { host } = run;
-  const { facts, job, role } = target;
+  const { facts, job, role, rewritten: { changes } } = target;
   const begun = host.clockMs();
   await refuseChanged(run, target);
-  const acted = await act(run, target, steps);
-  const { acting, failure } = acted;
+  // The guard is placed once, whatever jobs run it.
+  const isPlaced = target.guard !== undefined && run.placed.has(target.guard.path);
+  const left = steps.filter(({ kind }) => !isPlaced || (kind !== "place" && kind !== "folder"));
+  const acting = await act(run, target, left);
   const leftAlone = acting.leftAlone.map((path) =>
     `${path} was changed by another program in the meantime, and was left alone`
   );
@@ -3347,20 +3245,18 @@ async function carryOut(run: InstallRun, { target, steps }: ReadyJob): Promise<J
     steps: acting.done.map(({ kind, what, because, outcome }) => ({ kind, what, because, outcome: outcome ?? "done" })),
     notes: notesOf(job, [...facts.notes, ...acting.notes, ...leftAlone]),
   };
-  if (failure !== undefined) return failedReport(run, target, acted, more);
+  if (acting.failure !== undefined) return failedReport(acting, more);
   if (target.guard && acting.version !== undefined) run.placed.add(target.guard.path);
-  const isOff = !target.reload && host.os === "darwin" && facts.place.kind !== "file" && facts.loaded.kind === "absent";
+  const isOff = !target.reload && facts.place.kind !== "file" && facts.loaded.kind === "absent";
   const state = role === "uninstall" ? "not guarded" : isOff ? "guarded, off" : "guarded";
   const loaded = acting.done.findLast((s) => s.kind === "verify")?.outcome;
-  const where = loaded ?? (target.reload ? "loaded" : "in the file only");
-  const words = `${state}: ${job.label}: ${
-    target.removesJob ? `removed: its ${facts.instance === "gone" ? "instance" : "plist"} is gone` : where
-  }`;
-  return targetReport(target, state, words, { ...more, changed: true, changes: target.rewritten.changes });
+  const where = target.removesJob
+    ? `removed: its ${facts.instance === "gone" ? "instance" : "plist"} is gone`
+    : loaded ?? (target.reload ? "loaded" : "in the file only");
+  return targetReport(target, state, `${state}: ${job.label}: ${where}`, { ...more, changed: true, changes });
 }
 
-function failedReport(run: InstallRun, target: Target, acted: Acted, more: Partial<JobReport>): JobReport {
-  const { acting: { leftAlone }, failure, isBack } = acted;
+function failedReport({ run, target, leftAlone, failure, isBack }: Acting, more: Partial<JobReport>): JobReport {
   const { facts: { place: { name, file }, domain }, job } = target;
   const sudo = domain === "system" && run.host.uid !== 0 ? "sudo " : "";
   const hint = isBack
@@ -3379,21 +3275,16 @@ function failedReport(run: InstallRun, target: Target, acted: Acted, more: Parti
 /** The jobs that are ready, one after the other, under one lock; after the first that had to be rolled back no other is tried. */
 async function carryOutAll(run: InstallRun, ready: readonly ReadyJob[]): Promise<JobReport[]> {
   if (ready.length === 0) return [];
-  let lock: ReturnType<InstallHost["lock"]>;
-  try {
-    lock = run.host.lock();
-  } catch (error) {
-    return refusedReports(ready, error);
-  }
+  const lock = run.host.lock();
   if ("pid" in lock) {
-    const why = `Cannot start: another install (PID ${lock.pid}) is using it`;
-    return refusedReports(ready, new Refusal(why, "run this again", EXIT.tryAgain));
+    throw new Refusal(`Cannot start: another install (PID ${lock.pid}) is using it`, "run this again", EXIT.tryAgain);
   }
   const reports: JobReport[] = [];
   try {
     for (const job of ready) {
       const failed = failedIn(reports);
-      reports.push(failed ? notTried(job.name, failed.name) : await carryOutOne(run, job));
+      const carriedOut = () => carryOut(run, job).catch((error: unknown) => refusedReport(job.name, error));
+      reports.push(failed ? notTried(job.name, failed.name) : await logged(run, job.target, await carriedOut()));
     }
   } finally {
     lock.close();
@@ -3401,23 +3292,12 @@ async function carryOutAll(run: InstallRun, ready: readonly ReadyJob[]): Promise
   return reports;
 }
 
-/** The first job that had to be rolled back: after it no other is tried. */
 function failedIn(reports: readonly JobReport[]): JobReport | undefined {
   return reports.find((r) => r.state === "rolled back" || r.state === "broken");
 }
 
 function notTried(name: string, failed: string): JobReport {
   return blocked(name, "not tried", EXIT.tryAgain, `${failed} had to be rolled back`);
-}
-
-/** The guard is placed once, whatever jobs run it. */
-async function carryOutOne(run: InstallRun, job: ReadyJob): Promise<JobReport> {
-  const { name, target } = job;
-  const path = target.guard?.path;
-  const isPlaced = path !== undefined && run.placed.has(path);
-  const steps = job.steps.filter((s) => !isPlaced || (s.kind !== "place" && s.kind !== "folder"));
-  const report = await carryOut(run, { ...job, steps }).catch((error: unknown) => refusedReport(name, error));
-  return await logged(run, target, report);
 }
 
 /** Who has done what, and when, for the next administrator. A log that cannot be written is a note. */
@@ -3427,7 +3307,7 @@ async function logged(run: InstallRun, target: Target, report: JobReport): Promi
   if (host.os !== "darwin" || target.purged.includes(file) || report.steps.length === 0) return report;
   const { name, state, changed, plist, guard, blockers } = report;
   const line = {
-    time: host.now().toISOString(),
+    time: new Date(host.wallMs()).toISOString(),
     uid: host.uid,
     sudoUid: host.env("SUDO_UID") ?? null,
     version: VERSION,
@@ -3448,15 +3328,12 @@ async function logged(run: InstallRun, target: Target, report: JobReport): Promi
 }
 
 /** Hands the whole command over, once: to root through sudo, or as root to one child that is the user. Returns the reports, or the status where they were printed already. */
-async function handOver(run: InstallRun, jobs: readonly OthersJob[], uid: number): Promise<JobReport[] | number> {
+async function handOver(run: InstallRun, names: readonly string[], uid: number): Promise<JobReport[] | number> {
   const { host, options } = run;
-  const names = jobs.map((j) => j.name);
   const who = uid === 0 ? [] : ["-H", "-u", `#${uid}`];
   const typed = ["sudo", ...who, ...commandWords(options, names, ["lima-guard"])].map(quote).join(" ");
   const refusal = (why: string) => new Refusal(why, typed, EXIT.denied);
-  if (host.uid !== 0 && uid !== 0) {
-    throw refusal(`Cannot act for user ${uid}: you are user ${host.uid}`);
-  }
+  if (host.uid !== 0 && uid !== 0) throw refusal(`Cannot act for user ${uid}: you are user ${host.uid}`);
   if (host.uid !== 0 && host.env("SUDO_UID") !== undefined) {
     throw refusal(`Cannot change a job of root's: sudo has made this user ${host.uid}, not root`);
   }
@@ -3477,16 +3354,12 @@ async function handOver(run: InstallRun, jobs: readonly OthersJob[], uid: number
     if (isPrinted || isReported) return isPrinted ? code : reports;
     const where = options.plist === undefined ? [] : ["--plist", options.plist];
     const check = (name: string) => ["sudo", ...who, "lima-guard", "--check", ...where, name].map(quote).join(" ");
-    return names.map((name) => lostReport(name, code, check(name)));
+    // Killed, perhaps in the middle.
+    const because = `what was handed over ended with status ${code} and no report: what it has changed is not known`;
+    return names.map((name) => ({ ...blocked(name, "unknown", EXIT.tryAgain, because, check(name)), changed: true }));
   } finally {
     if (program.isSigned) removeThere(host, program.path, dirname(program.path));
   }
-}
-
-/** What was handed over has ended without its report: killed, perhaps in the middle. It may have changed something. */
-function lostReport(name: string, code: number, hint: string): JobReport {
-  const because = `what was handed over ended with status ${code} and no report: what it has changed is not known`;
-  return { ...blocked(name, "unknown", EXIT.tryAgain, because, hint), changed: true };
 }
 
 /** The compiled guard that another user may be handed: never a script or a cache of a user's. */
@@ -3504,8 +3377,7 @@ async function allNames(run: InstallRun): Promise<string[]> {
   const { host, options } = run;
   const found = new Set((await candidates(run)).map((c) => c.instance).filter((n) => nameTrouble(n) === undefined));
   if (options.role !== "install" && host.os === "darwin") {
-    const domains = ["system", ...host.uid === 0 ? [] : [`gui/${host.uid}`]];
-    for (const domain of domains) {
+    for (const domain of ["system", ...host.uid === 0 ? [] : [`gui/${host.uid}`]]) {
       const listed = await askTool(run, "launchctl", "print", domain);
       for (const label of readLimaLabels(listed.stdout)) found.add(label.split(".").slice(3).join("."));
     }
@@ -3516,17 +3388,15 @@ async function allNames(run: InstallRun): Promise<string[]> {
 }
 
 /** The one question. No person to be asked is no yes: a job must not be stopped by accident. */
-async function ask(run: InstallRun, prepared: readonly PreparedJob[]): Promise<boolean | Refusal> {
+async function ask(run: InstallRun, ready: readonly ReadyJob[]): Promise<Refusal | undefined> {
   const { host } = run;
-  const ready = prepared.filter((p) => p.kind === "ready");
-  const others = prepared.filter((p) => p.kind === "hand over");
-  if (ready.length + others.length === 0) return true;
   if (!host.canAsk) return new Refusal("Nothing was changed: there is no terminal to ask at", "--yes");
-  if (ready.length === 0) return true;
+  if (ready.length === 0) return undefined;
   for (const job of ready) host.stderr(formatJobs([await planned(run, job)], true));
   const stops = ready.filter(({ steps }) => steps.some((s) => s.kind === "stop" || s.kind === "bootout"));
   const words = stops.length === 0 ? "" : ` This stops ${stops.map((r) => r.name).join(", ")} and starts it again.`;
-  return await host.confirm(`Continue?${words}`);
+  const isYes = await host.confirm(`Continue?${words}`);
+  return isYes ? undefined : new Refusal("Nothing was changed: the answer was no");
 }
 
 /** Looks at every job, asks, acts, and hands over what is another user's. Returns the exit status. */
@@ -3535,23 +3405,22 @@ async function runCommand(run: InstallRun): Promise<number> {
   const names = options.all ? await allNames(run) : options.names;
   const prepared: PreparedJob[] = [];
   for (const name of names) prepared.push(await prepareJob(run, name));
-  const mayAct = options.yes || isLooking(options) || await ask(run, prepared);
   const reports = prepared.flatMap((p) => p.kind === "report" ? [p.report] : []);
   const ready = prepared.filter((p) => p.kind === "ready");
   const others = prepared.filter((p) => p.kind === "hand over");
+  const changesNothing = isLooking(options) || ready.length + others.length === 0;
+  const refusal = options.yes || changesNothing ? undefined : await ask(run, ready);
   const statuses: number[] = [];
-  if (mayAct !== true) {
-    const refusal = mayAct === false ? new Refusal("Nothing was changed: the answer was no") : mayAct;
-    reports.push(...refusedReports([...ready, ...others], refusal));
-  } else {
-    if (!options.dryRun) reports.push(...await carryOutAll(run, ready));
+  if (refusal) reports.push(...refusedReports([...ready, ...others], refusal));
+  else {
+    const carriedOut = () => carryOutAll(run, ready).catch((error: unknown) => refusedReports(ready, error));
+    if (!options.dryRun) reports.push(...await carriedOut());
     else for (const job of ready) reports.push(await planned(run, job));
-    for (const uid of new Set(others.map((o) => o.uid))) {
-      const theirs = others.filter((o) => o.uid === uid);
+    for (const [uid, theirs] of Map.groupBy(others, (o) => o.uid)) {
       const failed = failedIn(reports);
       const answer = failed
         ? theirs.map(({ name }) => notTried(name, failed.name))
-        : await handOver(run, theirs, uid).catch((error: unknown) => refusedReports(theirs, error));
+        : await handOver(run, theirs.map((o) => o.name), uid).catch((error: unknown) => refusedReports(theirs, error));
       if (typeof answer === "number") statuses.push(answer);
       else reports.push(...answer);
     }
@@ -3582,12 +3451,11 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
     folders: realFolders(os, uid, before["HOME"] ?? "/nonexistent"),
     self: Deno.build.standalone ? { binary: Deno.execPath() } : here === undefined ? {} : { folder: here },
     magic: ["cffaedfe", "cafebabe", "7f454c46"],
-    boot: () => bootIdentity(host),
     tool: (name) => TOOL_PATHS[name],
     env: (name) => before[name],
-    now: () => new Date(),
     settle: () => settle(before),
-    absolute: (path) => path.replace(/^~(?=\/)/, before["HOME"] ?? "").replace(/^(?!\/)/, `${cwd}/`),
+    // By functions: a folder may have `$&` in its name.
+    absolute: (path) => path.replace(/^~(?=\/)/, () => before["HOME"] ?? "").replace(/^(?!\/)/, () => `${cwd}/`),
     ...realFiles,
     lock: () => lockFile(join(host.folders.own, uid === 0 ? "lima-guard-install.lock" : ".lima-guard-install.lock")),
     random: () => crypto.getRandomValues(new Uint8Array(4)).toHex(),
@@ -3648,12 +3516,6 @@ function settle(before: Readonly<Record<string, string>>): void {
   Deno.env.set("PATH", OWN_PATH);
 }
 
-async function bootIdentity(host: InstallHost): Promise<string> {
-  const name = host.os === "darwin" ? "kern.bootsessionuuid" : "kernel.random.boot_id";
-  const answer = await askTool({ host }, "sysctl", "-n", name);
-  return answer.code === 0 && !answer.late ? answer.stdout.trim() : "unknown";
-}
-
 /** Started in a process group of its own: at the limit all of it is killed. A signal shows as -1, no program as 127. */
 async function runToLimit(machine: Host, argv: Argv, limitMs: number): Promise<Answer> {
   const ran = await machine.run({ argv }, limitMs);
@@ -3667,9 +3529,7 @@ async function runWithTerminal(machine: Host, [program, ...args]: Argv, passesOn
   const child = new Deno.Command(program, { args, stdin: "inherit", stdout: "piped", stderr: "inherit" }).spawn();
   const silence = onSignal(() => {});
   let stdout = "";
-  const decoder = new TextDecoder();
-  for await (const bytes of child.stdout) {
-    const text = decoder.decode(bytes, { stream: true });
+  for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) {
     stdout += text;
     if (passesOn) machine.stdout(text);
   }
@@ -3706,10 +3566,7 @@ function lookAtPath(path: string): Looked {
   }
 }
 
-/**
- * A regular file's bytes, at most so many. Never waits: a FIFO, also one that has just taken the place of a file, is
- * opened without a writer, and not read.
- */
+/** Never waits: a FIFO, also one that has just taken the place of a file, is opened without a writer, and not read. */
 function readRegular(path: string, most: number): Uint8Array | undefined {
   let fd: number;
   try {
@@ -3798,10 +3655,7 @@ export function lockFile(path: string): { close(): void } | { pid: string } {
   return { pid: new TextDecoder().decode(bytes.subarray(0, read)).trim() || "unknown" };
 }
 
-/**
- * What a compiled guard may do, that it never asks, and that it keeps no code cache: one below a temporary folder would
- * be believed by its public hash. tools/compile.ts bakes in the same, with the reasons.
- */
+/** What a compiled guard may do; no question, no code cache. tools/compile.ts bakes in the same, with the reasons. */
 export const BAKED_IN: readonly string[] = [
   "--no-prompt",
   "--no-code-cache",
@@ -3816,7 +3670,7 @@ async function compileHere(host: InstallHost, folder: string, env: Record<string
   const kept = Object.entries(env).filter(([name]) => /^(DENO|DENORT|HTTPS?_PROXY|NPM)/.test(name));
   const argv: Argv = ["/usr/bin/env", ...kept.map((entry) => entry.join("=")), Deno.execPath(), ...args];
   const answer = await host.run(argv, { limitMs: host.limits.compileMs, words: argv.map(quote).join(" ") });
-  return answer.code === 0 && !answer.late ? output : answer;
+  return answer.code === 0 ? output : answer;
 }
 
 // ─────────────────────────────────────────────────────────────────────── the command line, and main ──
@@ -3861,23 +3715,17 @@ const TASKS = ["install", "check", "uninstall"] as const;
 /** Options that become no option of a run by themselves. */
 const APART = [...TASKS, "help", "version"] as const;
 
-type Flag<Row> = Row extends { flag: infer F extends string } ? F : never;
 type Camel<F extends string> = F extends `${infer A}-${infer B}` ? `${A}${Capitalize<Camel<B>>}` : F;
 type Row = typeof INSTALL_OPTIONS[number];
-type Valued = Exclude<Flag<Extract<Row, { argument: string }>>, "exit-timeout">;
-type Switch = Exclude<Flag<Exclude<Row, { argument: string }>>, typeof APART[number]>;
+type Valued = Exclude<Extract<Row, { argument: string }>["flag"], "exit-timeout">;
+type Switch = Exclude<Exclude<Row, { argument: string }>["flag"], typeof APART[number]>;
 
 /** What the command line asks for. */
 export type InstallOptions =
-  & {
-    readonly role: typeof TASKS[number];
-    readonly names: readonly string[];
-    readonly exitTimeoutS?: number;
-  }
+  & { readonly role: typeof TASKS[number]; readonly names: readonly string[]; readonly exitTimeoutS?: number }
   & { readonly [F in Valued as Camel<F>]?: string }
   & { readonly [F in Switch as Camel<F>]: boolean };
 
-/** The name of an option in InstallOptions. */
 function keyOf(flag: string): keyof InstallOptions {
   const key = flag === "exit-timeout" ? "exit-timeout-s" : flag;
   return key.replaceAll(/-(.)/g, (_, letter) => letter.toUpperCase()) as keyof InstallOptions;
@@ -3954,6 +3802,13 @@ function absolutePaths(options: InstallOptions, host: InstallHost): InstallOptio
   return { ...options, ...Object.fromEntries(paths) };
 }
 
+/** The identity of this boot: what was noted in another one does not count. Off a Mac nothing is noted. */
+async function bootIdentity(host: InstallHost): Promise<string> {
+  if (host.os !== "darwin") return "";
+  const answer = await askTool({ host }, "sysctl", "-n", "kern.bootsessionuuid");
+  return answer.code === 0 ? answer.stdout.trim() : "unknown";
+}
+
 /** Installs, checks or uninstalls, as the arguments say. Returns the exit status. */
 export async function installMain(args: readonly string[], given?: InstallHost): Promise<number> {
   const asked = parseInstallArgs(args);
@@ -3979,23 +3834,13 @@ export async function installMain(args: readonly string[], given?: InstallHost):
     }
   }
   host.settle();
-  const actor = { uid: host.uid, boot: host.os === "darwin" ? await host.boot() : "", tool: host.tool };
+  const actor = { uid: host.uid, boot: await bootIdentity(host), tool: host.tool };
   try {
     return await runCommand({ host, options, actor, placed: new Set(), sources: new Map() });
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     return refuse(error.message, error.hint ?? "lima-guard --install --help", error.status);
   }
-}
-
-/** The permissions that are missing and cannot be asked for. */
-async function missingPermissions(): Promise<string[]> {
-  const ask = Deno.stdin.isTerminal() ? "request" : "query";
-  const missing: string[] = [];
-  for (const name of ["read", "write", "env", "run", "sys", "net"] as const) {
-    if ((await Deno.permissions[ask]({ name })).state !== "granted") missing.push(name);
-  }
-  return missing;
 }
 
 if (import.meta.main) {
@@ -4008,7 +3853,11 @@ if (import.meta.main) {
       print(`lima-guard: internal error: please report it: ${cause?.stack ?? cause}\n`);
     });
   }
-  const missing = await missingPermissions();
+  const ask = Deno.stdin.isTerminal() ? "request" : "query";
+  const missing: string[] = [];
+  for (const name of ["read", "write", "env", "run", "sys", "net"] as const) {
+    if ((await Deno.permissions[ask]({ name })).state !== "granted") missing.push(name);
+  }
   const why = `Cannot start without permission for ${missing.join(", ")}`;
   if (missing.length > 0) print(`lima-guard: ${why} (hint: deno run -P install.ts …)\n`);
   Deno.exit(missing.length > 0 ? EXIT.denied : await installMain(Deno.args));

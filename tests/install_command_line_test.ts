@@ -7,6 +7,7 @@ import {
   installHelp,
   type InstallOptions,
   parseInstallArgs,
+  realInstallHost,
   TOOL_PATHS,
 } from "../install.ts";
 import { denoFlags } from "./helpers/guard.ts";
@@ -19,6 +20,19 @@ Deno.test("the times are those of launchd: a stop has more than its time limit, 
 
 Deno.test("Apple's tools are called by absolute path", () => {
   assert.ok(Object.values(TOOL_PATHS).every((path) => /^\/(usr\/)?s?bin\//.test(path)));
+});
+
+Deno.test("a relative path is below the folder where it was typed, whatever that is called", () => {
+  const [before, made] = [Deno.cwd(), Deno.makeTempDirSync({ prefix: "lima-guard-$&-$1-" })];
+  try {
+    Deno.chdir(made);
+    const host = realInstallHost({ canAsk: false, isVerbose: false });
+    assert.equal(host.absolute("a.plist"), `${Deno.cwd()}/a.plist`);
+    assert.equal(host.absolute("/b.plist"), "/b.plist");
+  } finally {
+    Deno.chdir(before);
+    Deno.removeSync(made);
+  }
 });
 
 // ── the command line ──

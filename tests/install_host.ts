@@ -50,8 +50,6 @@ export function pretendedHost(
     self: settings.isBinary === false ? { folder: `${root}/src` } : { binary },
     magic: ["23212f75"],
     tool: (name) => name === "launchctl" && settings.launchctl || `${root}/bin/${name}`,
-    boot: async () =>
-      (await host.run([host.tool("sysctl"), "-n", "kern.bootsessionuuid"], { limitMs: 5000 })).stdout.trim(),
     stat: (path) => {
       const look = real.stat(path);
       const device = settings.devices?.find(({ prefix }) => path.startsWith(prefix));
