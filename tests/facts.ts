@@ -1,6 +1,6 @@
 /**
- * The types of the facts, taken from the functions of lima_guard.ts that take or give them: what is exported there is
- * what somebody calls.
+ * The types of the facts, taken from the functions of lima_guard.ts that take or give them, so that lima_guard.ts
+ * exports only what is called.
  * @module
  */
 
