@@ -1669,14 +1669,10 @@ export function lastStop(
   // The run that continues now has no stop yet: the one before it counts.
   const relevant = lines.filter((l) => l.event === "start" || l.event === "end");
   const last = (alive && relevant.at(-1)?.event === "start" ? relevant.slice(0, -1) : relevant).at(-1);
-  const verdict = (lastStopKind: LastStopKind, lastStop: string) => ({ lastStop, lastStopKind, lastStopAt: null });
+  const lastStopAt = last?.event === "end" && !Number.isNaN(Date.parse(last.time)) ? last.time : null;
+  const verdict = (lastStopKind: LastStopKind, lastStop: string) => ({ lastStop, lastStopKind, lastStopAt });
   if (!last) return verdict("none", "none recorded");
-  if (last.event === "end") {
-    return {
-      ...verdict(kindOfEnd(last), endWords(last)),
-      lastStopAt: Number.isNaN(Date.parse(last.time)) ? null : last.time,
-    };
-  }
+  if (last.event === "end") return verdict(kindOfEnd(last), endWords(last));
   if (boot === "" || last.boot === "") return verdict("unknown", "unknown: whether the host rebooted is not known");
   if (last.boot !== boot) return verdict("cut off", "cut off: no stop was recorded and the host rebooted");
   return verdict("cut off", "cut off: lima-guard was killed before it could record the end");
