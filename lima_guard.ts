@@ -117,7 +117,6 @@ function sshHost(name: string): string {
   return `lima-${name.replaceAll(/[._]/g, "-")}`;
 }
 
-/** The worst of several exit statuses. */
 export function worst(statuses: readonly number[]): number {
   const worstFirst: readonly number[] = [EXIT.failed, EXIT.usage, EXIT.denied, EXIT.noInstance, EXIT.tryAgain];
   return worstFirst.find((s) => statuses.includes(s)) ?? EXIT.done;
@@ -1136,7 +1135,6 @@ function plistCommand(path: string): string {
   return shellWords(["plutil", "-p", path]);
 }
 
-/** Shows the end of a log. */
 function tailCommand(path: string): string {
   return shellWords(["tail", path]);
 }
@@ -1198,23 +1196,14 @@ function startJobCommand(
   return commands.length === 0 ? undefined : commands.join(" && ");
 }
 
-/** What takes a job out of launchd until the next boot or login. */
-function bootoutCommand(target: string): string {
-  return launchctl(target, "bootout", target);
-}
-
 /** The `kill` line for a process that only a person may judge; with sudo where it is not the instance's owner's. */
-function killCommand(
-  instance: Instance,
-  { pid, uid }: { pid: number; uid?: number | undefined },
-  signal?: string,
-): string {
-  const sudo = uid === undefined || uid === instance.owner ? asOwner(instance) : ["sudo"];
+function killCommand(instance: Instance, { pid, uid }: Pick<ProcessRow, "pid" | "uid">, signal?: string): string {
+  const sudo = uid === instance.owner ? asOwner(instance) : ["sudo"];
   return shellWords([...sudo, "kill", ...signal === undefined ? [] : [`-${signal}`], String(pid)]);
 }
 
 /** What settles an unknown process: a look at it, then its end. */
-function settleCommand(instance: Instance, process: { pid: number; uid?: number | undefined }): string {
+function settleCommand(instance: Instance, process: Pick<ProcessRow, "pid" | "uid">): string {
   return `${psCommand(process.pid)}; if it is a process of this VM: ${killCommand(instance, process)}`;
 }
 
@@ -1325,7 +1314,7 @@ function unknownFile(instance: Instance): (stateFile: StateFile) => Diagnostic {
   return ({ path, verdict, stamp }) => {
     const number = readPid(stamp.text ?? "");
     const hint = "pid" in number
-      ? settleCommand(instance, { pid: number.pid, uid: verdict.uid })
+      ? settleCommand(instance, { ...number, uid: verdict.uid ?? instance.owner })
       : `${lookCommand(path)}; if this VM does not run: move it out of the folder`;
     return { what: path, because: verdict.why, hint: verdict.hint ?? hint };
   };
@@ -1603,7 +1592,6 @@ export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgen
   return `stopped gracefully by the ${end === "agent" ? "host agent" : end} ${took}${hung}`;
 }
 
-/** One step in words, with its outcome where there is one. */
 export function describeStep(step: Step): string {
   const outcome = step.outcome === undefined ? "" : `: ${outcomeWords(step.outcome)}`;
   return `${step.what}${step.because.length === 0 ? "" : ` (${step.because})`}${outcome}`;
@@ -1665,7 +1653,6 @@ function numberTrouble(text: string): string | undefined {
   return Number(number) === -1 ? "os: process already released" : undefined;
 }
 
-/** An `end` line in words. */
 function endWords(line: JournalLine): string {
   const { stage, seconds, signal, status } = line as Record<string, unknown>;
   const total = isSeconds(seconds) ? seconds["total"] ?? 0 : 0;
@@ -1682,18 +1669,13 @@ export function lastStop(
   // The run that continues now has no stop yet: the one before it counts.
   const relevant = lines.filter((l) => l.event === "start" || l.event === "end");
   const last = (alive && relevant.at(-1)?.event === "start" ? relevant.slice(0, -1) : relevant).at(-1);
-  const verdict = (lastStop: string, lastStopKind: LastStopKind, lastStopAt: string | null = null) => ({
-    lastStop,
-    lastStopKind,
-    lastStopAt,
-  });
-  if (!last) return verdict("none recorded", "none");
-  if (last.event === "end") {
-    return verdict(endWords(last), kindOfEnd(last), Number.isNaN(Date.parse(last.time)) ? null : last.time);
-  }
-  if (boot === "" || last.boot === "") return verdict("unknown: whether the host rebooted is not known", "unknown");
-  if (last.boot !== boot) return verdict("cut off: no stop was recorded and the host rebooted", "cut off");
-  return verdict("cut off: lima-guard was killed before it could record the end", "cut off");
+  const lastStopAt = last?.event === "end" && !Number.isNaN(Date.parse(last.time)) ? last.time : null;
+  const verdict = (lastStopKind: LastStopKind, lastStop: string) => ({ lastStop, lastStopKind, lastStopAt });
+  if (!last) return verdict("none", "none recorded");
+  if (last.event === "end") return verdict(kindOfEnd(last), endWords(last));
+  if (boot === "" || last.boot === "") return verdict("unknown", "unknown: whether the host rebooted is not known");
+  if (last.boot !== boot) return verdict("cut off", "cut off: no stop was recorded and the host rebooted");
+  return verdict("cut off", "cut off: lima-guard was killed before it could record the end");
 }
 
 function kindOfEnd(end: JournalLine): LastStopKind {
@@ -1726,12 +1708,10 @@ export function stopUnderWay(
   return { pid, role, since: new Date(sinceMs).toISOString(), stage, until };
 }
 
-/** A line of the journal in words, in local time. */
 export function journalWords(line: JournalLine): string {
   // A journal may hold anything: an object need not even have a text.
   const said = (name: string) => textOfFact(line[name]);
-  const time = new Date(line.time);
-  const when = Number.isNaN(time.getTime()) ? line.time : time.toLocaleString("sv-SE");
+  const when = localTime(line.time, "medium");
   const words: Record<string, string> = {
     start: line["adopted"] ? `host agent ${said("pid")} adopted` : `started, PID ${said("pid")}`,
     running: "running",
@@ -1775,11 +1755,8 @@ function twoJobs(jobs: readonly JobStatus[], instance: Instance): Diagnostic {
   }
   const extra = jobs.find((job) => !job.wrapped) ?? jobs.at(-1)!;
   const because = `it has ${jobs.length} launchd jobs: ${jobs.map(({ label }) => label).join(", ")}`;
-  return {
-    what: instance.name,
-    because,
-    hint: `${bootoutCommand(extra.target)}; then move its plist away: ${lookCommand(extra.plist)}`,
-  };
+  const bootout = launchctl(extra.target, "bootout", extra.target);
+  return { what: instance.name, because, hint: `${bootout}; then move its plist away: ${lookCommand(extra.plist)}` };
 }
 
 function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
@@ -1840,13 +1817,10 @@ function bare({ kind, what, because, outcome }: Step): Report["steps"][number] {
   return { kind, what, because, outcome: outcome === undefined ? "planned" : outcomeWords(outcome) };
 }
 
-/** A recorded time for people: their own, to the minute. What is no time is shown as it was written. */
-export function localTime(recorded: string): string {
+/** A recorded time for people: their own, to the minute or second. What is no time is shown as it was written. */
+export function localTime(recorded: string, timeStyle: "short" | "medium" = "short"): string {
   const time = new Date(recorded);
-  if (Number.isNaN(time.getTime())) return recorded;
-  const two = (n: number) => String(n).padStart(2, "0");
-  const date = [time.getFullYear(), two(time.getMonth() + 1), two(time.getDate())].join("-");
-  return `${date} ${two(time.getHours())}:${two(time.getMinutes())}`;
+  return Number.isNaN(time.getTime()) ? recorded : time.toLocaleString("sv-SE", { dateStyle: "short", timeStyle });
 }
 
 /** The status for people: a line each, and for what needs a person, or was asked for by name, everything known. */
@@ -3127,7 +3101,7 @@ function diskStateFile(host: Host, lock: DiskLock): StateFile {
 
 async function holderNote(host: Host, instance: Instance, { pid, command, path }: Holder): Promise<Diagnostic> {
   const because = `PID ${pid} (${command}) has it open for writing, and did not close it`;
-  const uid = (await ps(host, [pid], PS_LIMIT_MS / 5)).ok?.rows[0]?.uid;
+  const uid = (await ps(host, [pid], PS_LIMIT_MS / 5)).ok?.rows[0]?.uid ?? instance.owner;
   const kill = killCommand(instance, { pid, uid });
   return { what: path, because, hint: `${psCommand(pid)}; if it is a VM that is not needed: ${kill}` };
 }
@@ -4338,7 +4312,7 @@ async function afterJob(ctx: Context, instance: Instance, reported: Report, stop
     return { ...reported, notes: [...reported.notes, { what, because: "its job is stopped", hint }] };
   }
   const because = `launchd started it again (KeepAlive), as PID ${now.pid}`;
-  const hint = seen === undefined ? find : `to keep it down: ${bootoutCommand(seen.target)}`;
+  const hint = seen === undefined ? find : `to keep it down: ${launchctl(seen.target, "bootout", seen.target)}`;
   const blockers = [...reported.blockers, { what, because, hint }];
   const summary = "stopped, and started again by launchd";
   return { ...reported, state: "running", status: EXIT.failed, blockers, summary };
