@@ -2166,9 +2166,7 @@ function throwIfOvertaken({ abort }: Context): void {
 class WakeUp {
   #next = Promise.withResolvers<void>();
   /** Resolves at the next `notify`. However often it is asked, one promise is pending. */
-  next(): Promise<void> {
-    return this.#next.promise;
-  }
+  next = () => this.#next.promise;
   notify(): void {
     this.#next.resolve();
     this.#next = Promise.withResolvers<void>();
@@ -2515,10 +2513,10 @@ function readPidFile(host: Host, path: string, scope: PidFile["scope"]): PidFile
 
 // ── processes
 /** Verdict per PID: its row where it lives, and what it is to the instance. */
-type Judgements = Map<number, { row?: ProcessRow; judgement?: Judgement; dead?: string; zombie?: true }>;
+type Judgements = Map<number, { row?: ProcessRow; judgement?: Judgement; dead?: { why: string; reason?: "zombie" } }>;
 
 async function judgePids(host: Host, instance: Instance, pids: readonly number[], psMs: number): Promise<Judgements> {
-  const judged: Judgements = new Map(pids.map((pid) => [pid, { dead: "no process has this PID" }]));
+  const judged: Judgements = new Map(pids.map((pid) => [pid, { dead: { why: "no process has this PID" } }]));
   const living = [...judged.keys()].filter((pid) => host.alive(pid) !== "no");
   if (living.length === 0) return judged;
   const table = await ps(host, living, psMs);
@@ -2527,7 +2525,7 @@ async function judgePids(host: Host, instance: Instance, pids: readonly number[]
     if (table.trouble) judged.set(pid, { judgement: cannotTell(table.why) });
     else if (!row) judged.set(pid, withoutRow(host, instance, table.ok, pid));
     else if (row.stat.startsWith("Z")) {
-      judged.set(pid, { dead: "it is a zombie: ended, and not waited for", zombie: true });
+      judged.set(pid, { dead: { why: "it is a zombie: ended, and not waited for", reason: "zombie" } });
     } else if (pid === host.pid) judged.set(pid, { row, judgement: notOurs("it is lima-guard itself") });
     else judged.set(pid, { row, judgement: judge(row, instance, sameDirectoryOn(host), isFileOn(host)) });
   }
@@ -2543,7 +2541,7 @@ function isThereWithoutRow(host: Host, { unreadable }: PsTable, pid: number): bo
 
 function withoutRow(host: Host, { owner }: Instance, { unreadable }: PsTable, pid: number) {
   const now = host.alive(pid);
-  if (now === "no") return { dead: "it ended a moment ago" };
+  if (now === "no") return { dead: { why: "it ended a moment ago" } };
   // Another user than us is another user than the owner only where we are the owner.
   if (now === "another user's" && unreadable.length === 0 && owner === host.uid) {
     return { judgement: notOurs("it belongs to another user") };
@@ -2609,10 +2607,8 @@ async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, jud
 }
 
 function verdictOf(file: string, pid: number, judged: Judgements): Verdict {
-  const { row, judgement, dead, zombie } = judged.get(pid) ?? {};
-  if (!judgement) {
-    return { kind: "dead", why: `PID ${pid} is dead: ${dead}`, ...(zombie ? { reason: "zombie" as const } : {}) };
-  }
+  const { row, judgement, dead } = judged.get(pid) ?? {};
+  if (!judgement) return { ...dead, kind: "dead", why: `PID ${pid} is dead: ${dead?.why}` };
   if (judgement.kind !== "ours") {
     const uid = judgement.kind === "unknown" && row ? { uid: row.uid } : {};
     return { kind: judgement.kind, why: `PID ${pid} is ${judgement.kind}: ${judgement.why}`, ...uid };
@@ -4121,13 +4117,11 @@ async function askMeanwhile(stop: Stop, deadlineMs: number): Promise<void> {
 function requestIn(stop: Stop, asking: Asking, session: GuestSession | string): void {
   asking.none = typeof session === "string" ? session : undefined;
   if (typeof session === "string") return;
-  const wasSaid = session === stop.how.ready;
-  if (!wasSaid && !isOwnPort(stop.seen, sshFile(stop.ctx.host, stop.instance, stop.seen))) {
-    asking.none = "the port in ssh.config is not provably this instance's now";
-    session.close();
-    return;
-  }
-  if (!wasSaid) {
+  if (session !== stop.how.ready) {
+    if (!isOwnPort(stop.seen, sshFile(stop.ctx.host, stop.instance, stop.seen))) {
+      asking.none = "the port in ssh.config is not provably this instance's now";
+      return session.close();
+    }
     asking.openedMs = stop.session === session ? stop.how.beganMs : stop.ctx.host.clockMs();
     session.requestPoweroff(graceLeftS(stop.ctx.host, stop.how));
   }
