@@ -2324,9 +2324,8 @@ async function journal(ctx: Context, instance: Instance, event: string, more: Re
   const path = join(instance.dir, JOURNAL_FILE);
   const look = host.stat(path);
   if (look.ok && look.ok.kind !== "file") return ctx.say("warn", instance, `no journal: ${path} is a ${look.ok.kind}`);
-  const aside = look.ok && look.ok.size >= JOURNAL_LIMIT_BYTES
-    ? host.rename(path, join(instance.dir, OLD_JOURNAL_FILE))
-    : undefined;
+  const isFull = look.ok !== undefined && look.ok.size >= JOURNAL_LIMIT_BYTES;
+  const aside = isFull ? host.rename(path, join(instance.dir, OLD_JOURNAL_FILE)) : undefined;
   if (aside?.trouble) ctx.say("warn", instance, `the journal is full and cannot be set aside: ${aside.why}`);
   const time = new Date(host.wallMs()).toISOString();
   const line = { time, boot: await bootId(ctx), dir: instance.dir, role: ctx.role, event, ...more };
@@ -3679,10 +3678,9 @@ interface WaitOptions {
   readonly deadlineMs: number;
   /** Asked at each turn: whether the waiting is over before its time. It may throw. */
   giveUp(): boolean;
-  /** Resolves when something may have ended. */
-  wakeUp(): Promise<unknown>;
-  /** How long a turn lasts without a wake-up, and how long ps may take. */
-  pollMs(): number;
+  /** Resolves when something may have ended, at the latest after this time. */
+  turn(mostMs: number): Promise<unknown>;
+  /** How long ps may take. */
   psMs(): number;
 }
 
@@ -3691,24 +3689,20 @@ interface WaitOptions {
  * of its process (seen with QEMU), so kill(pid, 0) decides; every 2 s ps is asked too, which alone shows a zombie, or a PID
  * that was given to another program.
  */
-async function waitForExit(
-  host: Host,
-  processes: readonly VerifiedProcess[],
-  { deadlineMs, giveUp, wakeUp, pollMs, psMs }: WaitOptions,
-): Promise<boolean> {
+async function waitForExit(host: Host, processes: readonly VerifiedProcess[], how: WaitOptions): Promise<boolean> {
   let there = processes;
   let nextPsMs = host.clockMs() + PS_POLL_MS / 4;
   for (;;) {
-    const isEnough = giveUp();
+    const isEnough = how.giveUp();
     there = there.filter((p) => host.alive(p.row.pid) === "yes");
     if (there.length > 0 && host.clockMs() >= nextPsMs) {
-      there = await stillAlive(host, there, psMs());
+      there = await stillAlive(host, there, how.psMs());
       nextPsMs = host.clockMs() + PS_POLL_MS;
     }
-    const leftMs = deadlineMs - host.clockMs();
+    const leftMs = how.deadlineMs - host.clockMs();
     if (there.length === 0) return true;
-    if (leftMs <= 0 || isEnough) return (await stillAlive(host, there, psMs())).length === 0;
-    await Promise.race([host.pause(Math.min(leftMs, pollMs())), wakeUp()]);
+    if (leftMs <= 0 || isEnough) return (await stillAlive(host, there, how.psMs())).length === 0;
+    await how.turn(leftMs);
   }
 }
 
@@ -3754,17 +3748,9 @@ const GUEST_SCRIPT = [
 
 /** The ssh of a session with the guest. No ControlMaster: a mux of a dead run must not be able to block it. */
 function sshCommand(instance: Instance): [string, ...string[]] {
-  const options = [
-    "ControlMaster=no",
-    "ControlPath=none",
-    "ConnectTimeout=5",
-    "BatchMode=yes",
-    "LogLevel=ERROR",
-    "ServerAliveInterval=15",
-    "ServerAliveCountMax=2",
-    // An ssh-agent that launchd no longer starts would hang it; IdentitiesOnly does not keep ssh from asking.
-    "IdentityAgent=none",
-  ];
+  // An ssh-agent that launchd no longer starts would hang it; IdentitiesOnly does not keep ssh from asking.
+  const options = ("ControlMaster=no ControlPath=none ConnectTimeout=5 BatchMode=yes LogLevel=ERROR " +
+    "ServerAliveInterval=15 ServerAliveCountMax=2 IdentityAgent=none").split(" ");
   const config = join(instance.dir, SSH_CONFIG);
   const remote = `sudo -n sh -c '${GUEST_SCRIPT}'`;
   return ["ssh", "-F", config, "-T", "-a", "-x", ...options.flatMap((o) => ["-o", o]), sshHost(instance.name), remote];
@@ -4203,18 +4189,13 @@ async function watchAgentSocket(stop: Stop): Promise<void> {
 }
 
 /** Waits until some processes are gone, a signal skips the stage, or the time is over. */
-async function waitGone(
-  stop: Stop,
-  processes: readonly VerifiedProcess[],
-  deadlineMs: number,
-  giveUp = stop.isSkipped,
-): Promise<boolean> {
+function waitGone(stop: Stop, processes: readonly VerifiedProcess[], deadlineMs: number, giveUp = stop.isSkipped) {
   const { host, skips } = stop.ctx;
-  return await waitForExit(host, processes, {
+  const pollMs = () => stop.isAgentSocketOpen ? PS_POLL_MS / 2 : POLL_MS;
+  return waitForExit(host, processes, {
     deadlineMs,
     giveUp: () => (throwIfOvertaken(stop.ctx), giveUp()),
-    wakeUp: () => Promise.race([stop.wakeUp.next(), skips.wakeUp.next()]),
-    pollMs: () => stop.isAgentSocketOpen ? PS_POLL_MS / 2 : POLL_MS,
+    turn: (ms) => Promise.race([host.pause(Math.min(ms, pollMs())), stop.wakeUp.next(), skips.wakeUp.next()]),
     psMs: () => timeoutsOf(stop).psMs,
   });
 }
