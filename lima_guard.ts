@@ -2246,15 +2246,12 @@ interface OpenLock {
 /** What became of an attempt: the lock is this process's, another one's, or cannot be tried. */
 type LockAttempt = { lock: InstanceLock } | { held: OpenLock } | { why: string };
 
-/**
- * Opens the file that is locked. Where none can be made, or the one that is there may not be written, what can be read
- * is locked: the file, else the directory. Any other failure permits nothing.
- */
+/** Opens the file that is locked; where it may not be made or written, what can be read: the file, else the directory. */
 function openLockFile(host: Host, instance: Instance, create: boolean): Result<OpenLock> {
   const path = join(instance.dir, LOCK_FILE);
   const own = host.openLock(path, create);
   if (!own.trouble) return { ok: { file: own.ok, hasRecord: true } };
-  if (own.trouble !== "denied" && own.trouble !== "read-only") return own;
+  if (own.trouble !== "denied" && own.trouble !== "read-only") return own; // it permits nothing
   const readable = host.openLock(path, false);
   const file = readable.trouble === "absent" || readable.trouble === "denied"
     ? host.openLock(instance.dir, false)
@@ -2401,10 +2398,7 @@ function announce(ctx: Context, at: Partial<Instance> & { name: string }, event:
 /** A question that took all its time is not asked again for so long: each line of a stop's journal would wait for it. */
 const BOOT_ID_PAUSE_MS = 60_000;
 
-/**
- * The identity of this boot; an empty text where it cannot be had, which is then asked again and compared with nothing.
- * Not a date: the clock may be stepped.
- */
+/** The identity of this boot. Not a date: the clock may be stepped. */
 async function bootId({ host, cache }: Context): Promise<string> {
   const known = cache.boot;
   if (known && (known.id !== "" || host.clockMs() - known.askedMs < BOOT_ID_PAUSE_MS)) return known.id;
@@ -2415,6 +2409,7 @@ async function bootId({ host, cache }: Context): Promise<string> {
     ? ["/bin/cat", file] as const
     : ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"] as const;
   const answer = direct ? undefined : await host.run({ argv }, PS_LIMIT_MS);
+  // Where it cannot be had it is empty: asked again, and compared with nothing.
   const id = direct ?? (answer?.ok?.code === 0 ? answer.ok.stdout.trim() : "");
   if (id !== "" || answer?.trouble === "limit") cache.boot = { id, askedMs: host.clockMs() };
   return id;
@@ -2987,12 +2982,10 @@ function sshConfigDirectory(host: Host, instance: Instance): Diagnostic[] {
   return [{ what: path, because, hint: `move it out of the folder; ${listCommand(path)}` }];
 }
 
-/**
- * The PID file of Colima's own daemon. Colima believes its number and sends it SIGTERM at every stop and start
- * (`cmd/daemon`, `pkill -F`), so a file that names another process is removed before the start.
- */
+/** The PID file of Colima's own daemon: one that names another process is removed before the start. */
 async function colimaDaemonFile(host: Host, instance: Instance, timeouts: Timeouts): Promise<StateFile[]> {
   if (basename(instance.home) !== "_lima" || !/^colima(-|$)/.test(instance.name)) return [];
+  // Colima believes its number and sends it SIGTERM at every stop and start (`cmd/daemon`, `pkill -F`).
   const short = instance.name === "colima" ? "default" : instance.name.slice("colima-".length);
   const pidFile = readPidFile(host, join(dirname(instance.home), short, "daemon", "daemon.pid"), "shared");
   if (!pidFile) return [];
@@ -3243,15 +3236,13 @@ async function lsof(host: Host, paths: readonly string[], limitMs: number): Prom
   return { ok: holders.map((h) => ({ ...h, path: namedProcesses(host, paths, h) })) };
 }
 
-/**
- * The path that was asked about, by device and inode: lsof prints another one through a link, and `\\xc3` in the C locale.
- * It was asked about these files only, so one that is found to be none of them counts for all.
- */
+/** The path that was asked about: lsof prints another one through a link, and `\\xc3` in the C locale. */
 function namedProcesses(host: Host, paths: readonly string[], h: Holder): string {
   const isFile = (path: string) => {
     const info = host.stat(path, "follow links").ok;
     return info !== undefined && info.ino === h.ino && (h.dev === undefined || info.dev === h.dev);
   };
+  // It was asked about these files only: one that is found to be none of them counts for all.
   return paths.find(isFile) ?? paths.find((p) => p === h.path) ?? paths.join(" ");
 }
 
@@ -3613,10 +3604,7 @@ function labelOf(host: Host): string | undefined {
   return label === "" || label === "0" || label.startsWith("application.") ? undefined : label;
 }
 
-/**
- * The job we run as, and how long it grants a stop: launchctl's word where its PID is ours, else the plist's. `target` is
- * `system/LABEL` and the like; undefined where launchctl does not know it.
- */
+/** The job we run as, and how long it grants a stop: launchctl's word where its PID is ours, else the plist's. */
 async function jobOf(host: Host, label: string | undefined) {
   if (label === undefined) return undefined;
   const asked = await Promise.all(
@@ -3628,6 +3616,7 @@ async function jobOf(host: Host, label: string | undefined) {
   );
   const own = asked.find((a) => a.printed.pid === host.pid);
   if (!own && asked.some((a) => a.printed.pid !== undefined)) return undefined;
+  // `system/LABEL` and the like; undefined where launchctl does not know it.
   return { target: own?.target, timeLimitS: own?.printed.exitTimeoutS ?? exitTimeoutOfPlist(host, label) };
 }
 
@@ -3756,11 +3745,9 @@ function sshCommand(instance: Instance): [string, ...string[]] {
   return ["ssh", "-F", config, "-T", "-a", "-x", ...options.flatMap((o) => ["-o", o]), sshHost(instance.name), remote];
 }
 
-/**
- * The text of ssh.config, if it is this instance's: `limactl clone` copies the original's as it is, and it leads into
- * the original's guest until the clone has started for the first time (seen with Lima 1.2 to 2.2).
- */
+/** The text of ssh.config, if it is this instance's. */
 function sshConfigOf(host: Host, instance: Instance): string | undefined {
+  // `limactl clone` copies it: until the clone's first start it leads into the original's guest (seen with Lima 1.2 to 2.2).
   const text = tailOf(host, join(instance.dir, SSH_CONFIG));
   return text.split(/\r?\n/).includes(`Host ${sshHost(instance.name)}`) ? text : undefined;
 }
@@ -3847,13 +3834,11 @@ class Stop {
 
 type StopResult = ReturnType<typeof stopResult>;
 
-/**
- * Stops whatever of an instance is alive and proven: guest, agent, driver, kill; each stage only while something is
- * left, and each with a fresh look. ssh is on its way before ps is asked.
- */
+/** Stops whatever of an instance is alive and proven: each stage only while something is left, and with a fresh look. */
 async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions): Promise<StopResult> {
   const { budgetS, ready } = how;
   ready?.requestPoweroff(graceLeftS(ctx.host, how));
+  // ssh is on its way before ps is asked.
   const session = ready ?? (mayBeAlive(ctx.host, instance) ? openGuestSession(ctx.host, instance) : undefined);
   const stop = new Stop(ctx, instance, how, session ?? "nothing is alive");
   try {
@@ -4203,10 +4188,7 @@ function waitGone(stop: Stop, processes: readonly VerifiedProcess[], deadlineMs:
 /** How long a host agent may take to end once its driver has ended. */
 const ALONE_MS = 5_000;
 
-/**
- * Waits until nothing is left. Once no driver is left the VM is off, and only its host agent is waited for, briefly; one
- * that hangs is killed then, which takes nothing from the guest. On vz the agent is the VM.
- */
+/** Waits until nothing is left. On vz the agent is the VM. */
 async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): Promise<boolean> {
   const giveUp = () => stop.isSkipped() || isNews();
   const drivers = stop.drivers();
@@ -4214,6 +4196,7 @@ async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): P
     return await waitGone(stop, stop.remaining(), deadlineMs, giveUp);
   }
   if (!await waitGone(stop, drivers, deadlineMs, giveUp)) return false;
+  // The VM is off: only its host agent is waited for, briefly. To kill one that hangs then takes nothing from the guest.
   const { host } = stop.ctx;
   const killDeadlineMs = stop.how.beganMs + stop.limits.kill * 1000;
   if (await waitGone(stop, stop.agents(), Math.min(killDeadlineMs, host.clockMs() + ALONE_MS))) return true;
