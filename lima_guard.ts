@@ -3763,7 +3763,7 @@ function openGuestSession(host: Host, instance: Instance) {
   return {
     requestPoweroff: (leftS: number) => void ssh.ok.say(`poweroff ${Math.max(0, Math.floor(leftS))}\n`),
     isAcknowledged: () => accepted,
-    // Why the guest will not power off, as far as it is known by now. 255 after the word is the guest going down.
+    // Why the guest will not power off. 255 after the word was accepted is the guest going down; any other end is not.
     refusal: () =>
       ended === undefined || (accepted && (ended === 0 || ended === 255))
         ? undefined
@@ -3886,16 +3886,8 @@ function stopResult(stop: Stop, end: StopEnd) {
   const seconds: Record<string, number> = { ...stop.seconds, total: secondsSince(stop.ctx.host, stop.how.beganMs) };
   // Where all processes had to be searched the clean-up does it too.
   const searched = seen.searched === true;
-  return {
-    end,
-    guestCutOff,
-    isAgentHung,
-    seconds,
-    steps,
-    remaining: stop.remaining(),
-    blockers: unknownsOf(seen),
-    searched,
-  };
+  const [remaining, blockers] = [stop.remaining(), unknownsOf(seen)];
+  return { end, guestCutOff, isAgentHung, seconds, steps, remaining, blockers, searched };
 }
 
 /** Seconds, to the millisecond, since a moment of the host's clock. */
