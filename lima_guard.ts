@@ -2654,13 +2654,12 @@ async function answeringSockets(
     { file: QMP_SOCK, owner: ["QEMU", "host agent"] },
     ...drivers.map((file) => ({ file, owner: ["external driver"] as const })),
   ];
-  const asked = await Promise.all(
-    sockets.filter((s) => !isOwned(s, alive)).map(async ({ file, owner }) => {
-      const path = join(instance.dir, file);
-      const answer = await socketAnswer(host, path);
-      return answer === undefined ? [] : [{ path, owner, answer }];
-    }),
-  );
+  const unowned = sockets.filter((s) => !isOwned(s, alive));
+  const asked = await Promise.all(unowned.map(async ({ file, owner }) => {
+    const path = join(instance.dir, file);
+    const answer = await socketAnswer(host, path);
+    return answer === undefined ? [] : [{ path, owner, answer }];
+  }));
   return asked.flat();
 }
 
@@ -3111,7 +3110,9 @@ async function observeDisks(
       hint: `${await stopOther(host, l.target)}, or take the disk out of lima.yaml`,
     })),
   );
-  const ownVm = host.os === "darwin" && hasStaleVzAgent(host, instance, stateFiles);
+  const isThere = (file: string) => host.stat(join(instance.dir, file)).trouble !== "absent";
+  const ownVm = host.os === "darwin" && ["vz.pid", "vz-identifier"].some(isThere) &&
+    stateFiles.some((c) => basename(c.path) === HA_PID && isStale(c));
   const voidLocks = locks.filter((l) => l.whose !== "another's");
   if (voidLocks.length === 0 && !ownVm) return { stateFiles: [], blockers, held: unread };
   const recent = await isOfThisBoot(ctx, instance, [...pidFilesOf({ stateFiles }), ...voidLocks]);
@@ -3189,11 +3190,6 @@ async function holderNote(host: Host, instance: Instance, { pid, command, path }
   const uid = (await ps(host, [pid], PS_LIMIT_MS / 5)).ok?.rows[0]?.uid;
   const kill = killCommand(instance, { pid, uid });
   return { what: path, because, hint: `${psCommand(pid)}; if it is a VM that is not needed: ${kill}` };
-}
-
-function hasStaleVzAgent(host: Host, instance: Instance, stateFiles: readonly StateFile[]): boolean {
-  const isVz = ["vz.pid", "vz-identifier"].some((f) => host.stat(join(instance.dir, f)).trouble !== "absent");
-  return isVz && stateFiles.some((c) => basename(c.path) === HA_PID && isStale(c));
 }
 
 /** Whether a PID file, a disk lock or the last line of the journal is of this boot. In doubt it is. */
