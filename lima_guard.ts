@@ -2995,21 +2995,18 @@ async function colimaDaemonFile(host: Host, instance: Instance, timeouts: Timeou
 
 /** Undefined where the process is Colima's daemon for this profile. */
 async function judgeDaemon(host: Host, instance: Instance, pid: number, short: string, psMs: number) {
-  const dead = { kind: "dead" as const, why: `PID ${pid} is dead: no process has this PID` };
+  const verdict = (kind: "dead" | "not ours" | "unknown", why: string) => ({ kind, why });
+  const dead = verdict("dead", `PID ${pid} is dead: no process has this PID`);
   if (host.alive(pid) === "no") return dead;
   const table = await ps(host, [pid], psMs);
-  if (table.trouble) return { kind: "unknown" as const, why: table.why };
+  if (table.trouble) return verdict("unknown", table.why);
   const row = table.ok.rows.find((r) => r.pid === pid);
-  if (!row && isThereWithoutRow(host, table.ok, pid)) {
-    return { kind: "unknown" as const, why: `ps shows no row for PID ${pid}` };
-  }
+  if (!row && isThereWithoutRow(host, table.ok, pid)) return verdict("unknown", `ps shows no row for PID ${pid}`);
   if (!row || row.stat.startsWith("Z")) return dead;
   const isDaemon = new RegExp(`(^|/)colima daemon start ${escaped(short)}( |$)`).test(row.command);
   if (isDaemon && row.uid === instance.owner) return undefined;
-  return {
-    kind: "not ours" as const,
-    why: `PID ${pid} is ${JSON.stringify(programWords(row.command, isFileOn(host)))}, not Colima's daemon`,
-  };
+  const program = JSON.stringify(programWords(row.command, isFileOn(host)));
+  return verdict("not ours", `PID ${pid} is ${program}, not Colima's daemon`);
 }
 
 /** A cut ssh.config alone makes Lima 2.1 and later refuse; it is written again at every start. */
