@@ -2069,9 +2069,7 @@ function throwIfOvertaken({ abort }: Context): void {
 class WakeUp {
   #next = Promise.withResolvers<void>();
   /** Resolves at the next `notify`. However often it is asked, one promise is pending. */
-  next(): Promise<void> {
-    return this.#next.promise;
-  }
+  next = () => this.#next.promise;
   notify(): void {
     this.#next.resolve();
     this.#next = Promise.withResolvers<void>();
@@ -2151,15 +2149,12 @@ interface OpenLock {
 /** What became of an attempt: the lock is this process's, another one's, or cannot be tried. */
 type LockAttempt = { lock: InstanceLock } | { held: OpenLock } | { why: string };
 
-/**
- * Opens the file that is locked. Where none can be made, or the one that is there may not be written, what can be read
- * is locked: the file, else the directory. Any other failure permits nothing.
- */
+/** Opens the file that is locked; where it may not be made or written, what can be read: the file, else the directory. */
 function openLockFile(host: Host, instance: Instance, create: boolean): Result<OpenLock> {
   const path = join(instance.dir, LOCK_FILE);
   const own = host.openLock(path, create);
   if (!own.trouble) return { ok: { file: own.ok, hasRecord: true } };
-  if (own.trouble !== "denied" && own.trouble !== "read-only") return own;
+  if (own.trouble !== "denied" && own.trouble !== "read-only") return own; // it permits nothing
   const readable = host.openLock(path, false);
   const file = readable.trouble === "absent" || readable.trouble === "denied"
     ? host.openLock(instance.dir, false)
@@ -2229,9 +2224,8 @@ async function journal(ctx: Context, instance: Instance, event: string, more: Re
   const path = join(instance.dir, JOURNAL_FILE);
   const look = host.stat(path);
   if (look.ok && look.ok.kind !== "file") return ctx.say("warn", instance, `no journal: ${path} is a ${look.ok.kind}`);
-  const aside = look.ok && look.ok.size >= JOURNAL_LIMIT_BYTES
-    ? host.rename(path, join(instance.dir, OLD_JOURNAL_FILE))
-    : undefined;
+  const isFull = look.ok !== undefined && look.ok.size >= JOURNAL_LIMIT_BYTES;
+  const aside = isFull ? host.rename(path, join(instance.dir, OLD_JOURNAL_FILE)) : undefined;
   if (aside?.trouble) ctx.say("warn", instance, `the journal is full and cannot be set aside: ${aside.why}`);
   const time = new Date(host.wallMs()).toISOString();
   const line = { time, boot: await bootId(ctx), dir: instance.dir, role: ctx.role, event, ...more };
@@ -2307,10 +2301,7 @@ function announce(ctx: Context, at: Partial<Instance> & { name: string }, event:
 /** A question that took all its time is not asked again for so long: each line of a stop's journal would wait for it. */
 const BOOT_ID_PAUSE_MS = 60_000;
 
-/**
- * The identity of this boot; an empty text where it cannot be had, which is then asked again and compared with nothing.
- * Not a date: the clock may be stepped.
- */
+/** The identity of this boot. Not a date: the clock may be stepped. */
 async function bootId({ host, cache }: Context): Promise<string> {
   const known = cache.boot;
   if (known && (known.id !== "" || host.clockMs() - known.askedMs < BOOT_ID_PAUSE_MS)) return known.id;
@@ -2321,6 +2312,7 @@ async function bootId({ host, cache }: Context): Promise<string> {
     ? ["/bin/cat", file] as const
     : ["/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"] as const;
   const answer = direct ? undefined : await host.run({ argv }, PS_LIMIT_MS);
+  // Where it cannot be had it is empty: asked again, and compared with nothing.
   const id = direct ?? (answer?.ok?.code === 0 ? answer.ok.stdout.trim() : "");
   if (id !== "" || answer?.trouble === "limit") cache.boot = { id, askedMs: host.clockMs() };
   return id;
@@ -2418,10 +2410,10 @@ function readPidFile(host: Host, path: string, scope: PidFile["scope"]): PidFile
 
 // ── processes
 /** Verdict per PID: its row where it lives, and what it is to the instance. */
-type Judgements = Map<number, { row?: ProcessRow; judgement?: Judgement; dead?: string; zombie?: true }>;
+type Judgements = Map<number, { row?: ProcessRow; judgement?: Judgement; dead?: { why: string; reason?: "zombie" } }>;
 
 async function judgePids(host: Host, instance: Instance, pids: readonly number[], psMs: number): Promise<Judgements> {
-  const judged: Judgements = new Map(pids.map((pid) => [pid, { dead: "no process has this PID" }]));
+  const judged: Judgements = new Map(pids.map((pid) => [pid, { dead: { why: "no process has this PID" } }]));
   const living = [...judged.keys()].filter((pid) => host.alive(pid) !== "no");
   if (living.length === 0) return judged;
   const table = await ps(host, living, psMs);
@@ -2430,7 +2422,7 @@ async function judgePids(host: Host, instance: Instance, pids: readonly number[]
     if (table.trouble) judged.set(pid, { judgement: cannotTell(table.why) });
     else if (!row) judged.set(pid, withoutRow(host, instance, table.ok, pid));
     else if (row.stat.startsWith("Z")) {
-      judged.set(pid, { dead: "it is a zombie: ended, and not waited for", zombie: true });
+      judged.set(pid, { dead: { why: "it is a zombie: ended, and not waited for", reason: "zombie" } });
     } else if (pid === host.pid) judged.set(pid, { row, judgement: notOurs("it is lima-guard itself") });
     else judged.set(pid, { row, judgement: judge(row, instance, sameDirectoryOn(host), isFileOn(host)) });
   }
@@ -2446,7 +2438,7 @@ function isThereWithoutRow(host: Host, { unreadable }: PsTable, pid: number): bo
 
 function withoutRow(host: Host, { owner }: Instance, { unreadable }: PsTable, pid: number) {
   const now = host.alive(pid);
-  if (now === "no") return { dead: "it ended a moment ago" };
+  if (now === "no") return { dead: { why: "it ended a moment ago" } };
   // Another user than us is another user than the owner only where we are the owner.
   if (now === "another user's" && unreadable.length === 0 && owner === host.uid) {
     return { judgement: notOurs("it belongs to another user") };
@@ -2512,10 +2504,8 @@ async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, jud
 }
 
 function verdictOf(file: string, pid: number, judged: Judgements): Verdict {
-  const { row, judgement, dead, zombie } = judged.get(pid) ?? {};
-  if (!judgement) {
-    return { kind: "dead", why: `PID ${pid} is dead: ${dead}`, ...(zombie ? { reason: "zombie" as const } : {}) };
-  }
+  const { row, judgement, dead } = judged.get(pid) ?? {};
+  if (!judgement) return { ...dead, kind: "dead", why: `PID ${pid} is dead: ${dead?.why}` };
   if (judgement.kind !== "ours") {
     const uid = judgement.kind === "unknown" && row ? { uid: row.uid } : {};
     return { kind: judgement.kind, why: `PID ${pid} is ${judgement.kind}: ${judgement.why}`, ...uid };
@@ -2567,13 +2557,12 @@ async function answeringSockets(
     { file: QMP_SOCK, owner: ["QEMU", "host agent"] },
     ...drivers.map((file) => ({ file, owner: ["external driver"] as const })),
   ];
-  const asked = await Promise.all(
-    sockets.filter((s) => !isOwned(s, alive)).map(async ({ file, owner }) => {
-      const path = join(instance.dir, file);
-      const answer = await socketAnswer(host, path);
-      return answer === undefined ? [] : [{ path, owner, answer }];
-    }),
-  );
+  const unowned = sockets.filter((s) => !isOwned(s, alive));
+  const asked = await Promise.all(unowned.map(async ({ file, owner }) => {
+    const path = join(instance.dir, file);
+    const answer = await socketAnswer(host, path);
+    return answer === undefined ? [] : [{ path, owner, answer }];
+  }));
   return asked.flat();
 }
 
@@ -2895,12 +2884,10 @@ function sshConfigDirectory(host: Host, instance: Instance): Diagnostic[] {
   return [{ what: path, because, hint: `move it out of the folder; ${listCommand(path)}` }];
 }
 
-/**
- * The PID file of Colima's own daemon. Colima believes its number and sends it SIGTERM at every stop and start
- * (`cmd/daemon`, `pkill -F`), so a file that names another process is removed before the start.
- */
+/** The PID file of Colima's own daemon: one that names another process is removed before the start. */
 async function colimaDaemonFile(host: Host, instance: Instance, timeouts: Timeouts): Promise<StateFile[]> {
   if (basename(instance.home) !== "_lima" || !/^colima(-|$)/.test(instance.name)) return [];
+  // Colima believes its number and sends it SIGTERM at every stop and start (`cmd/daemon`, `pkill -F`).
   const short = instance.name === "colima" ? "default" : instance.name.slice("colima-".length);
   const pidFile = readPidFile(host, join(dirname(instance.home), short, "daemon", "daemon.pid"), "shared");
   if (!pidFile) return [];
@@ -2911,21 +2898,18 @@ async function colimaDaemonFile(host: Host, instance: Instance, timeouts: Timeou
 
 /** Undefined where the process is Colima's daemon for this profile. */
 async function judgeDaemon(host: Host, instance: Instance, pid: number, short: string, psMs: number) {
-  const dead = { kind: "dead" as const, why: `PID ${pid} is dead: no process has this PID` };
+  const verdict = (kind: "dead" | "not ours" | "unknown", why: string) => ({ kind, why });
+  const dead = verdict("dead", `PID ${pid} is dead: no process has this PID`);
   if (host.alive(pid) === "no") return dead;
   const table = await ps(host, [pid], psMs);
-  if (table.trouble) return { kind: "unknown" as const, why: table.why };
+  if (table.trouble) return verdict("unknown", table.why);
   const row = table.ok.rows.find((r) => r.pid === pid);
-  if (!row && isThereWithoutRow(host, table.ok, pid)) {
-    return { kind: "unknown" as const, why: `ps shows no row for PID ${pid}` };
-  }
+  if (!row && isThereWithoutRow(host, table.ok, pid)) return verdict("unknown", `ps shows no row for PID ${pid}`);
   if (!row || row.stat.startsWith("Z")) return dead;
   const isDaemon = new RegExp(`(^|/)colima daemon start ${escaped(short)}( |$)`).test(row.command);
   if (isDaemon && row.uid === instance.owner) return undefined;
-  return {
-    kind: "not ours" as const,
-    why: `PID ${pid} is ${JSON.stringify(programWords(row.command, isFileOn(host)))}, not Colima's daemon`,
-  };
+  const program = JSON.stringify(programWords(row.command, isFileOn(host)));
+  return verdict("not ours", `PID ${pid} is ${program}, not Colima's daemon`);
 }
 
 /** A cut ssh.config alone makes Lima 2.1 and later refuse; it is written again at every start. */
@@ -3026,7 +3010,9 @@ async function observeDisks(
       hint: `${await stopOther(host, l.target)}, or take the disk out of lima.yaml`,
     })),
   );
-  const ownVm = host.os === "darwin" && hasStaleVzAgent(host, instance, stateFiles);
+  const isThere = (file: string) => host.stat(join(instance.dir, file)).trouble !== "absent";
+  const ownVm = host.os === "darwin" && ["vz.pid", "vz-identifier"].some(isThere) &&
+    stateFiles.some((c) => basename(c.path) === HA_PID && isStale(c));
   const voidLocks = locks.filter((l) => l.whose !== "another's");
   if (voidLocks.length === 0 && !ownVm) return { stateFiles: [], blockers, held: unread };
   const recent = await isOfThisBoot(ctx, instance, [...pidFilesOf({ stateFiles }), ...voidLocks]);
@@ -3106,11 +3092,6 @@ async function holderNote(host: Host, instance: Instance, { pid, command, path }
   return { what: path, because, hint: `${psCommand(pid)}; if it is a VM that is not needed: ${kill}` };
 }
 
-function hasStaleVzAgent(host: Host, instance: Instance, stateFiles: readonly StateFile[]): boolean {
-  const isVz = ["vz.pid", "vz-identifier"].some((f) => host.stat(join(instance.dir, f)).trouble !== "absent");
-  return isVz && stateFiles.some((c) => basename(c.path) === HA_PID && isStale(c));
-}
-
 /** Whether a PID file, a disk lock or the last line of the journal is of this boot. In doubt it is. */
 async function isOfThisBoot(ctx: Context, instance: Instance, files: readonly StampedPath[]): Promise<boolean> {
   const { host } = ctx;
@@ -3151,15 +3132,13 @@ async function lsof(host: Host, paths: readonly string[], limitMs: number): Prom
   return { ok: holders.map((h) => ({ ...h, path: namedProcesses(host, paths, h) })) };
 }
 
-/**
- * The path that was asked about, by device and inode: lsof prints another one through a link, and `\\xc3` in the C locale.
- * It was asked about these files only, so one that is found to be none of them counts for all.
- */
+/** The path that was asked about: lsof prints another one through a link, and `\\xc3` in the C locale. */
 function namedProcesses(host: Host, paths: readonly string[], h: Holder): string {
   const isFile = (path: string) => {
     const info = host.stat(path, "follow links").ok;
     return info !== undefined && info.ino === h.ino && (h.dev === undefined || info.dev === h.dev);
   };
+  // It was asked about these files only: one that is found to be none of them counts for all.
   return paths.find(isFile) ?? paths.find((p) => p === h.path) ?? paths.join(" ");
 }
 
@@ -3533,10 +3512,7 @@ function labelOf(host: Host): string | undefined {
   return label === "" || label === "0" || label.startsWith("application.") ? undefined : label;
 }
 
-/**
- * The job we run as, and how long it grants a stop: launchctl's word where its PID is ours, else the plist's. `target` is
- * `system/LABEL` and the like; undefined where launchctl does not know it.
- */
+/** The job we run as, and how long it grants a stop: launchctl's word where its PID is ours, else the plist's. */
 async function jobOf(host: Host, label: string | undefined) {
   if (label === undefined) return undefined;
   const asked = await Promise.all(
@@ -3548,6 +3524,7 @@ async function jobOf(host: Host, label: string | undefined) {
   );
   const own = asked.find((a) => a.printed.pid === host.pid);
   if (!own && asked.some((a) => a.printed.pid !== undefined)) return undefined;
+  // `system/LABEL` and the like; undefined where launchctl does not know it.
   return { target: own?.target, timeLimitS: own?.printed.exitTimeoutS ?? exitTimeoutOfPlist(host, label) };
 }
 
@@ -3598,10 +3575,9 @@ interface WaitOptions {
   readonly deadlineMs: number;
   /** Asked at each turn: whether the waiting is over before its time. It may throw. */
   giveUp(): boolean;
-  /** Resolves when something may have ended. */
-  wakeUp(): Promise<unknown>;
-  /** How long a turn lasts without a wake-up, and how long ps may take. */
-  pollMs(): number;
+  /** Resolves when something may have ended, at the latest after this time. */
+  turn(mostMs: number): Promise<unknown>;
+  /** How long ps may take. */
   psMs(): number;
 }
 
@@ -3610,24 +3586,20 @@ interface WaitOptions {
  * of its process (seen with QEMU), so kill(pid, 0) decides; every 2 s ps is asked too, which alone shows a zombie, or a PID
  * that was given to another program.
  */
-async function waitForExit(
-  host: Host,
-  processes: readonly VerifiedProcess[],
-  { deadlineMs, giveUp, wakeUp, pollMs, psMs }: WaitOptions,
-): Promise<boolean> {
+async function waitForExit(host: Host, processes: readonly VerifiedProcess[], how: WaitOptions): Promise<boolean> {
   let there = processes;
   let nextPsMs = host.clockMs() + PS_POLL_MS / 4;
   for (;;) {
-    const isEnough = giveUp();
+    const isEnough = how.giveUp();
     there = there.filter((p) => host.alive(p.row.pid) === "yes");
     if (there.length > 0 && host.clockMs() >= nextPsMs) {
-      there = await stillAlive(host, there, psMs());
+      there = await stillAlive(host, there, how.psMs());
       nextPsMs = host.clockMs() + PS_POLL_MS;
     }
-    const leftMs = deadlineMs - host.clockMs();
+    const leftMs = how.deadlineMs - host.clockMs();
     if (there.length === 0) return true;
-    if (leftMs <= 0 || isEnough) return (await stillAlive(host, there, psMs())).length === 0;
-    await Promise.race([host.pause(Math.min(leftMs, pollMs())), wakeUp()]);
+    if (leftMs <= 0 || isEnough) return (await stillAlive(host, there, how.psMs())).length === 0;
+    await how.turn(leftMs);
   }
 }
 
@@ -3673,27 +3645,17 @@ const GUEST_SCRIPT = [
 
 /** The ssh of a session with the guest. No ControlMaster: a mux of a dead run must not be able to block it. */
 function sshCommand(instance: Instance): [string, ...string[]] {
-  const options = [
-    "ControlMaster=no",
-    "ControlPath=none",
-    "ConnectTimeout=5",
-    "BatchMode=yes",
-    "LogLevel=ERROR",
-    "ServerAliveInterval=15",
-    "ServerAliveCountMax=2",
-    // An ssh-agent that launchd no longer starts would hang it; IdentitiesOnly does not keep ssh from asking.
-    "IdentityAgent=none",
-  ];
+  // An ssh-agent that launchd no longer starts would hang it; IdentitiesOnly does not keep ssh from asking.
+  const options = ("ControlMaster=no ControlPath=none ConnectTimeout=5 BatchMode=yes LogLevel=ERROR " +
+    "ServerAliveInterval=15 ServerAliveCountMax=2 IdentityAgent=none").split(" ");
   const config = join(instance.dir, SSH_CONFIG);
   const remote = `sudo -n sh -c '${GUEST_SCRIPT}'`;
   return ["ssh", "-F", config, "-T", "-a", "-x", ...options.flatMap((o) => ["-o", o]), sshHost(instance.name), remote];
 }
 
-/**
- * The text of ssh.config, if it is this instance's: `limactl clone` copies the original's as it is, and it leads into
- * the original's guest until the clone has started for the first time (seen with Lima 1.2 to 2.2).
- */
+/** The text of ssh.config, if it is this instance's. */
 function sshConfigOf(host: Host, instance: Instance): string | undefined {
+  // `limactl clone` copies it: until the clone's first start it leads into the original's guest (seen with Lima 1.2 to 2.2).
   const text = tailOf(host, join(instance.dir, SSH_CONFIG));
   return text.split(/\r?\n/).includes(`Host ${sshHost(instance.name)}`) ? text : undefined;
 }
@@ -3709,7 +3671,7 @@ function openGuestSession(host: Host, instance: Instance) {
   return {
     requestPoweroff: (leftS: number) => void ssh.ok.say(`poweroff ${Math.max(0, Math.floor(leftS))}\n`),
     isAcknowledged: () => accepted,
-    // Why the guest will not power off, as far as it is known by now. 255 after the word is the guest going down.
+    // Why the guest will not power off. 255 after the word was accepted is the guest going down; any other end is not.
     refusal: () =>
       ended === undefined || (accepted && (ended === 0 || ended === 255))
         ? undefined
@@ -3780,13 +3742,11 @@ class Stop {
 
 type StopResult = ReturnType<typeof stopResult>;
 
-/**
- * Stops whatever of an instance is alive and proven: guest, agent, driver, kill; each stage only while something is
- * left, and each with a fresh look. ssh is on its way before ps is asked.
- */
+/** Stops whatever of an instance is alive and proven: each stage only while something is left, and with a fresh look. */
 async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions): Promise<StopResult> {
   const { budgetS, ready } = how;
   ready?.requestPoweroff(graceLeftS(ctx.host, how));
+  // ssh is on its way before ps is asked.
   const session = ready ?? (mayBeAlive(ctx.host, instance) ? openGuestSession(ctx.host, instance) : undefined);
   const stop = new Stop(ctx, instance, how, session ?? "nothing is alive");
   try {
@@ -3834,16 +3794,8 @@ function stopResult(stop: Stop, end: StopEnd) {
   const seconds: Record<string, number> = { ...stop.seconds, total: secondsSince(stop.ctx.host, stop.how.beganMs) };
   // Where all processes had to be searched the clean-up does it too.
   const searched = seen.searched === true;
-  return {
-    end,
-    guestCutOff,
-    isAgentHung,
-    seconds,
-    steps,
-    remaining: stop.remaining(),
-    blockers: unknownsOf(seen),
-    searched,
-  };
+  const [remaining, blockers] = [stop.remaining(), unknownsOf(seen)];
+  return { end, guestCutOff, isAgentHung, seconds, steps, remaining, blockers, searched };
 }
 
 /** Seconds, to the millisecond, since a moment of the host's clock. */
@@ -4036,13 +3988,11 @@ async function askMeanwhile(stop: Stop, deadlineMs: number): Promise<void> {
 function requestIn(stop: Stop, asking: Asking, session: GuestSession | string): void {
   asking.none = typeof session === "string" ? session : undefined;
   if (typeof session === "string") return;
-  const wasSaid = session === stop.how.ready;
-  if (!wasSaid && !isOwnPort(stop.seen, sshFile(stop.ctx.host, stop.instance, stop.seen))) {
-    asking.none = "the port in ssh.config is not provably this instance's now";
-    session.close();
-    return;
-  }
-  if (!wasSaid) {
+  if (session !== stop.how.ready) {
+    if (!isOwnPort(stop.seen, sshFile(stop.ctx.host, stop.instance, stop.seen))) {
+      asking.none = "the port in ssh.config is not provably this instance's now";
+      return session.close();
+    }
     asking.openedMs = stop.session === session ? stop.how.beganMs : stop.ctx.host.clockMs();
     session.requestPoweroff(graceLeftS(stop.ctx.host, stop.how));
   }
@@ -4124,18 +4074,13 @@ async function watchAgentSocket(stop: Stop): Promise<void> {
 }
 
 /** Waits until some processes are gone, a signal skips the stage, or the time is over. */
-async function waitGone(
-  stop: Stop,
-  processes: readonly VerifiedProcess[],
-  deadlineMs: number,
-  giveUp = stop.isSkipped,
-): Promise<boolean> {
+function waitGone(stop: Stop, processes: readonly VerifiedProcess[], deadlineMs: number, giveUp = stop.isSkipped) {
   const { host, skips } = stop.ctx;
-  return await waitForExit(host, processes, {
+  const pollMs = () => stop.isAgentSocketOpen ? PS_POLL_MS / 2 : POLL_MS;
+  return waitForExit(host, processes, {
     deadlineMs,
     giveUp: () => (throwIfOvertaken(stop.ctx), giveUp()),
-    wakeUp: () => Promise.race([stop.wakeUp.next(), skips.wakeUp.next()]),
-    pollMs: () => stop.isAgentSocketOpen ? PS_POLL_MS / 2 : POLL_MS,
+    turn: (ms) => Promise.race([host.pause(Math.min(ms, pollMs())), stop.wakeUp.next(), skips.wakeUp.next()]),
     psMs: () => timeoutsOf(stop).psMs,
   });
 }
@@ -4143,10 +4088,7 @@ async function waitGone(
 /** How long a host agent may take to end once its driver has ended. */
 const ALONE_MS = 5_000;
 
-/**
- * Waits until nothing is left. Once no driver is left the VM is off, and only its host agent is waited for, briefly; one
- * that hangs is killed then, which takes nothing from the guest. On vz the agent is the VM.
- */
+/** Waits until nothing is left. On vz the agent is the VM. */
 async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): Promise<boolean> {
   const giveUp = () => stop.isSkipped() || isNews();
   const drivers = stop.drivers();
@@ -4154,6 +4096,7 @@ async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): P
     return await waitGone(stop, stop.remaining(), deadlineMs, giveUp);
   }
   if (!await waitGone(stop, drivers, deadlineMs, giveUp)) return false;
+  // The VM is off: only its host agent is waited for, briefly. To kill one that hangs then takes nothing from the guest.
   const { host } = stop.ctx;
   const killDeadlineMs = stop.how.beganMs + stop.limits.kill * 1000;
   if (await waitGone(stop, stop.agents(), Math.min(killDeadlineMs, host.clockMs() + ALONE_MS))) return true;
