@@ -4634,8 +4634,7 @@ async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, 
   const { end, guestCutOff: cut, seconds } = went;
   const steps = [...went.steps, ...cleaned.steps];
   const { state, stage, words, blockers } = stopVerdict(went, cleaned);
-  const found = state === "running" ? EXIT.failed : statusOfBlockers(blockers);
-  const status = worst([found, statusOfSteps(steps)]);
+  const status = worst([state === "running" ? EXIT.failed : statusOfBlockers(blockers), statusOfSteps(steps)]);
   if (stage !== null && (steps.length > 0 || end === "gone before the request")) {
     await journal(ctx, instance, "end", { stage: end, cut, seconds, status });
   }
@@ -4734,8 +4733,7 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
 
 function noLock(ctx: Context, instance: Instance, because: string, holder?: LockRecord): Report {
   const what = join(instance.dir, LOCK_FILE);
-  const isThere = holder !== undefined && ctx.host.alive(holder.pid) !== "no";
-  const look = isThere ? psCommand(holder.pid) : lsofCommand(what);
+  const look = holder && ctx.host.alive(holder.pid) !== "no" ? psCommand(holder.pid) : lsofCommand(what);
   const hint = [look, lookCommand(nearestVisible(ctx.host, what)), roleCommand(ctx.role, instance)].join("; ");
   return report(instance.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what, because, hint }] });
 }
