@@ -4582,8 +4582,7 @@ async function runStop(ctx: Context, instance: Instance): Promise<Report> {
   const taken = await lockFor(ctx, instance, ctx.budgetS * 1000);
   if ("report" in taken) return taken.report;
   if (ctx.dryRun) {
-    const seen = await observe(ctx, instance, { timeouts: STOP_TIMEOUTS });
-    return reportPlan(instance, planStop(seen, ctx.budgetS));
+    return reportPlan(instance, planStop(await observe(ctx, instance, { timeouts: STOP_TIMEOUTS }), ctx.budgetS));
   }
   const reported = await stopLocked(ctx, instance, taken.lock, askedMs).finally(taken.lock.release);
   // What another lima-guard did meanwhile is in the journal. Its lines are compared, not their dates: a clock may be
@@ -5338,9 +5337,8 @@ async function startCommand(run: Run): Promise<void> {
   const started = ctx.host.start({ argv: run.command, env, supervised: true });
   run.startedMs = ctx.host.clockMs();
   if (started.trouble) {
-    const code = started.trouble === "denied" ? 126 : 127;
     ctx.say("error", instance, `Cannot start ${JSON.stringify(run.command[0])}: ${started.why}`);
-    run.ended = { code, signal: undefined };
+    run.ended = { code: started.trouble === "denied" ? 126 : 127, signal: undefined };
     return post(run, "ended");
   }
   const child = started.ok;
@@ -5945,8 +5943,7 @@ function writeResult(text: string): string | undefined {
   const bytes = new TextEncoder().encode(text);
   const clock = new Int32Array(new SharedArrayBuffer(4));
   for (let sent = 0, fullMs = 0; sent < bytes.length;) {
-    const part = bytes.subarray(sent, sent + PIPE_BYTES);
-    const wrote = tryCall(() => Deno.stdout.writeSync(part));
+    const wrote = tryCall(() => Deno.stdout.writeSync(bytes.subarray(sent, sent + PIPE_BYTES)));
     if (wrote.trouble === "refused") return undefined;
     if (wrote.trouble && (wrote.trouble !== "full" || fullMs >= FULL_PIPE_MS)) return wrote.why;
     sent += wrote.ok ?? 0;
