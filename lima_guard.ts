@@ -4776,18 +4776,23 @@ async function proveHolder(host: Host, instance: Instance, held: LockFile, holde
 /** How long a lima-guard of another user may need beyond the budget before it is ended. */
 const OWNER_RESERVE_MS = 3_000;
 
-/** As root, for `--pre`: what lives of other users, which root must not touch; it keeps `--all` from answering 0. */
-async function ofOtherUsers(ctx: Context): Promise<Report[]> {
-  const { host, role } = ctx;
+/** As root: what is meant of all that lives, each with the next command for it. With `--pre` that is other users'. */
+async function livingReports({ host, role }: Context, isMeant: (one: RunningInstance) => boolean): Promise<Report[]> {
   const table = await ps(host, "all", PS_LIMIT_MS);
   if (table.trouble) return [notListed(table.why)];
-  const others = runningInstances(table.ok.rows).filter(({ uid }) => uid !== host.uid);
-  return await Promise.all(others.map(async ({ home, name, uid, pid, dir }) => {
-    const sudoUser = await userName(host, uid);
-    const because = `it runs and belongs to ${sudoUser ?? `uid ${uid}`}; root does not touch it`;
-    const hint = sudoUser === undefined ? psCommand(pid) : guardCommand({ name, home, sudoUser }, `--${role}`);
-    const blockers = [{ what: dir, because, hint }];
-    return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
+  const living = runningInstances(table.ok.rows).filter(isMeant);
+  return await Promise.all(living.map(async ({ uid, pid, name, home, dir }) => {
+    const user = await userName(host, uid);
+    const owner = user ?? `uid ${uid}`;
+    const isOwn = uid === host.uid;
+    const at = { name, home, sudoUser: isOwn ? undefined : user };
+    const hint = isOwn || user !== undefined ? guardCommand(at, `--${role}`) : psCommand(pid);
+    if (role === "pre") {
+      const blockers = [{ what: dir, because: `it runs and belongs to ${owner}; root does not touch it`, hint }];
+      return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
+    }
+    const blockers = [{ what: dir, because: `PID ${pid} of ${owner} still lives`, hint }];
+    return report(name, "running", EXIT.failed, `of ${owner}, in ${home}: still lives`, { owner, home, blockers });
   }));
 }
 
@@ -4914,26 +4919,13 @@ function reportsIn(text: string): Report[] {
 }
 
 /** What lives at the end although no report says so: only when nothing does, root's `--all` answers 0. */
-async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Report[]> {
-  const { host, role } = ctx;
-  const table = await ps(host, "all", PS_LIMIT_MS);
-  if (table.trouble) return [notListed(table.why)];
-  const isReported = (one: RunningInstance) =>
+function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Report[]> {
+  const isReported = ({ name, home }: RunningInstance) =>
     reports.some((r) =>
-      r.name === one.name && (r.home === undefined || isSameDirectory(host, r.home, one.home)) &&
-      (role === "status" || ctx.dryRun || r.status !== EXIT.done)
+      r.name === name && (r.home === undefined || isSameDirectory(ctx.host, r.home, home)) &&
+      (ctx.role === "status" || ctx.dryRun || r.status !== EXIT.done)
     );
-  const living = runningInstances(table.ok.rows).filter((one) => !isReported(one));
-  return await Promise.all(living.map(async ({ uid, pid, name, home, dir }) => {
-    const user = await userName(host, uid);
-    const owner = user ?? `uid ${uid}`;
-    const isOwn = uid === host.uid;
-    const at = { name, home, sudoUser: isOwn ? undefined : user };
-    const hint = isOwn || user !== undefined ? guardCommand(at, `--${role}`) : psCommand(pid);
-    const blockers = [{ what: dir, because: `PID ${pid} of ${owner} still lives`, hint }];
-    const summary = `of ${owner}, in ${home}: still lives`;
-    return report(name, "running", EXIT.failed, summary, { owner, home, blockers });
-  }));
+  return livingReports(ctx, (one) => !isReported(one));
 }
 
 // ── --status
@@ -5992,8 +5984,6 @@ export const OPTIONS = [
 ] as const;
 
 const ROLES = ["pre", "stop", "run", "status"] as const;
-/** The roles of install.ts, which reads its own options. */
-const INSTALL_ROLES = ["--install", "--check", "--uninstall"];
 
 /** What the command line asks for. */
 export interface Invocation {
@@ -6105,7 +6095,8 @@ type Asked = Invocation | { install: readonly string[] } | { print: string } | R
 /** Reads the arguments. Touches nothing. */
 export function parseCommandLine(args: readonly string[]): Asked {
   const ours = ownWords(args);
-  if (ours.some((a) => INSTALL_ROLES.includes(a))) return { install: args };
+  // install.ts reads its own options.
+  if (ours.some((a) => ["--install", "--check", "--uninstall"].includes(a))) return { install: args };
   const given = COMMAND_LINE.read(ours);
   if ("usage" in given) return given;
   if (given.has("help")) return { print: HELP };
@@ -6216,7 +6207,9 @@ async function serveRequest(host: Host, invocation: Invocation, args: readonly s
   const ctx = makeContext(host, invocation);
   if (role === "stop") onSkipSignals(ctx);
   const machine = isMachine ? wholeMachine(ctx) : Promise.resolve([]);
-  const others = host.uid === 0 && all && role === "pre" && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
+  // What belongs to other users keeps --all from answering 0.
+  const isPreOfAll = host.uid === 0 && all && role === "pre" && !homes.isExplicit;
+  const others = isPreOfAll ? await livingReports(ctx, ({ uid }) => uid !== host.uid) : [];
   const listed: Listed = all || names.length === 0
     ? await everyInstance(ctx, homes)
     : { ok: names.map((name) => ({ name, homes, home: undefined })) };
