@@ -6200,16 +6200,15 @@ async function serveRequest(host: Host, invocation: Invocation, args: readonly s
   const { role, all, names, dryRun } = invocation;
   const given = limaHomes(host, invocation.limaHome);
   // A hook of root's may have no HOME; then only the users' homes are served.
-  const isMachine = host.uid === 0 && all && (role === "stop" || role === "status") &&
-    ("why" in given || !given.isExplicit);
+  const isRootsAll = host.uid === 0 && all && ("why" in given || !given.isExplicit);
+  const isMachine = isRootsAll && (role === "stop" || role === "status");
   const homes = isMachine && "why" in given ? { isExplicit: false, paths: [] } : given;
   if ("why" in homes) return refuseRequest(host, args, EXIT.tryAgain, homes.why, "--lima-home DIR names it");
   const ctx = makeContext(host, invocation);
   if (role === "stop") onSkipSignals(ctx);
   const machine = isMachine ? wholeMachine(ctx) : Promise.resolve([]);
   // What belongs to other users keeps --all from answering 0.
-  const isPreOfAll = host.uid === 0 && all && role === "pre" && !homes.isExplicit;
-  const others = isPreOfAll ? await livingReports(ctx, ({ uid }) => uid !== host.uid) : [];
+  const others = isRootsAll && role === "pre" ? await livingReports(ctx, ({ uid }) => uid !== host.uid) : [];
   const listed: Listed = all || names.length === 0
     ? await everyInstance(ctx, homes)
     : { ok: names.map((name) => ({ name, homes, home: undefined })) };
