@@ -4937,12 +4937,6 @@ function unreadJournal(host: Host, instance: Instance): Partial<Details> {
   return { ...unknown, lastRepair: null, lastRepairAt: null, starts: null, brakeSeconds: null };
 }
 
-/** What the last line of the host agent's log says where it is a fatal one: why the last start failed. */
-function lastFatal(host: Host, log: string): string | undefined {
-  const line = jsonObject(tailOf(host, log).trimEnd().split("\n").at(-1) ?? "");
-  return line?.["level"] === "fatal" && typeof line["msg"] === "string" ? line["msg"] : undefined;
-}
-
 function statusNotes(host: Host, { instance, alive }: Observation, lastStop: LastStopKind): Diagnostic[] {
   const { name, home, dir } = instance;
   // Applications that own the VM of their home: no launchd job is to be wrapped.
@@ -4953,7 +4947,9 @@ function statusNotes(host: Host, { instance, alive }: Observation, lastStop: Las
   const isOld = name === "colima" && dir !== today && home === realHome(host, join(userHome, ".lima")) &&
     host.stat(today, "follow links").ok !== undefined;
   const log = join(dir, "ha.stderr.log");
-  const fatal = alive.length === 0 ? lastFatal(host, log) : undefined;
+  // A fatal last line says why the last start failed.
+  const last = alive.length > 0 ? undefined : jsonObject(tailOf(host, log).trimEnd().split("\n").at(-1) ?? "");
+  const isFatal = last?.["level"] === "fatal" && typeof last["msg"] === "string";
   const isCut = ["killed", "cut by agent", "cut off"].includes(lastStop);
   const lost = "the guest lost its power at the last stop: its file systems may need a repair; " +
     "the next start keeps the logs of that run here";
@@ -4961,7 +4957,7 @@ function statusNotes(host: Host, { instance, alive }: Observation, lastStop: Las
     [app !== undefined, home, `${app} starts and stops this VM: there is no launchd job to wrap`],
     [host.stat(dir).ok?.kind === "link", dir, "it is a link, which --all and Lima's own list leave out"],
     [isOld, dir, `Colima before 0.6 left it; the one of today is ${today}`],
-    [fatal !== undefined, log, `the host agent's last words: ${fatal}`],
+    [isFatal, log, `the host agent's last words: ${last?.["msg"]}`],
     [isCut, join(dir, "lima-guard.previous"), lost],
   ];
   return notes.filter(([isSo]) => isSo).map(([, what, because]) => ({ what, because }));
