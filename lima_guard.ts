@@ -4220,8 +4220,7 @@ async function runStop(ctx: Context, instance: Instance): Promise<Report> {
   const taken = await lockFor(ctx, instance, ctx.budgetS * 1000);
   if ("report" in taken) return taken.report;
   if (ctx.dryRun) {
-    const seen = await observe(ctx, instance, { timeouts: STOP_TIMEOUTS });
-    return reportPlan(instance, planStop(seen, ctx.budgetS));
+    return reportPlan(instance, planStop(await observe(ctx, instance, { timeouts: STOP_TIMEOUTS }), ctx.budgetS));
   }
   const reported = await stopLocked(ctx, instance, taken.lock, askedMs).finally(taken.lock.release);
   // What another lima-guard did meanwhile is in the journal. Its lines are compared, not their dates: a clock may be
@@ -4272,8 +4271,7 @@ async function stopLocked(ctx: Context, instance: Instance, lock: InstanceLock, 
   const { end, guestCutOff: cut, seconds } = went;
   const steps = [...went.steps, ...cleaned.steps];
   const { state, stage, words, blockers } = stopVerdict(went, cleaned);
-  const found = state === "running" ? EXIT.failed : statusOfBlockers(blockers);
-  const status = worst([found, statusOfSteps(steps)]);
+  const status = worst([state === "running" ? EXIT.failed : statusOfBlockers(blockers), statusOfSteps(steps)]);
   if (stage !== null && (steps.length > 0 || end === "gone before the request")) {
     await journal(ctx, instance, "end", { stage: end, cut, seconds, status });
   }
@@ -4372,8 +4370,7 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
 
 function noLock(ctx: Context, instance: Instance, because: string, holder?: LockRecord): Report {
   const what = join(instance.dir, LOCK_FILE);
-  const isThere = holder !== undefined && ctx.host.alive(holder.pid) !== "no";
-  const look = isThere ? psCommand(holder.pid) : lsofCommand(what);
+  const look = holder && ctx.host.alive(holder.pid) !== "no" ? psCommand(holder.pid) : lsofCommand(what);
   const hint = [look, lookCommand(nearestVisible(ctx.host, what)), roleCommand(ctx.role, instance)].join("; ");
   return report(instance.name, "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what, because, hint }] });
 }
@@ -4417,18 +4414,23 @@ async function proveHolder(host: Host, instance: Instance, held: LockFile, holde
 /** How long a lima-guard of another user may need beyond the budget before it is ended. */
 const OWNER_RESERVE_MS = 3_000;
 
-/** As root, for `--pre`: what lives of other users, which root must not touch; it keeps `--all` from answering 0. */
-async function ofOtherUsers(ctx: Context): Promise<Report[]> {
-  const { host, role } = ctx;
+/** As root: what is meant of all that lives, each with the next command for it. With `--pre` that is other users'. */
+async function livingReports({ host, role }: Context, isMeant: (one: RunningInstance) => boolean): Promise<Report[]> {
   const table = await ps(host, "all", PS_LIMIT_MS);
   if (table.trouble) return [notListed(table.why)];
-  const others = runningInstances(table.ok.rows).filter(({ uid }) => uid !== host.uid);
-  return await Promise.all(others.map(async ({ home, name, uid, pid, dir }) => {
-    const sudoUser = await userName(host, uid);
-    const because = `it runs and belongs to ${sudoUser ?? `uid ${uid}`}; root does not touch it`;
-    const hint = sudoUser === undefined ? psCommand(pid) : guardCommand({ name, home, sudoUser }, `--${role}`);
-    const blockers = [{ what: dir, because, hint }];
-    return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
+  const living = runningInstances(table.ok.rows).filter(isMeant);
+  return await Promise.all(living.map(async ({ uid, pid, name, home, dir }) => {
+    const user = await userName(host, uid);
+    const owner = user ?? `uid ${uid}`;
+    const isOwn = uid === host.uid;
+    const at = { name, home, sudoUser: isOwn ? undefined : user };
+    const hint = isOwn || user !== undefined ? guardCommand(at, `--${role}`) : psCommand(pid);
+    if (role === "pre") {
+      const blockers = [{ what: dir, because: `it runs and belongs to ${owner}; root does not touch it`, hint }];
+      return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
+    }
+    const blockers = [{ what: dir, because: `PID ${pid} of ${owner} still lives`, hint }];
+    return report(name, "running", EXIT.failed, `of ${owner}, in ${home}: still lives`, { owner, home, blockers });
   }));
 }
 
@@ -4555,26 +4557,13 @@ function reportsIn(text: string): Report[] {
 }
 
 /** What lives at the end although no report says so: only when nothing does, root's `--all` answers 0. */
-async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Report[]> {
-  const { host, role } = ctx;
-  const table = await ps(host, "all", PS_LIMIT_MS);
-  if (table.trouble) return [notListed(table.why)];
-  const isReported = (one: RunningInstance) =>
+function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Report[]> {
+  const isReported = ({ name, home }: RunningInstance) =>
     reports.some((r) =>
-      r.name === one.name && (r.home === undefined || isSameDirectory(host, r.home, one.home)) &&
-      (role === "status" || ctx.dryRun || r.status !== EXIT.done)
+      r.name === name && (r.home === undefined || isSameDirectory(ctx.host, r.home, home)) &&
+      (ctx.role === "status" || ctx.dryRun || r.status !== EXIT.done)
     );
-  const living = runningInstances(table.ok.rows).filter((one) => !isReported(one));
-  return await Promise.all(living.map(async ({ uid, pid, name, home, dir }) => {
-    const user = await userName(host, uid);
-    const owner = user ?? `uid ${uid}`;
-    const isOwn = uid === host.uid;
-    const at = { name, home, sudoUser: isOwn ? undefined : user };
-    const hint = isOwn || user !== undefined ? guardCommand(at, `--${role}`) : psCommand(pid);
-    const blockers = [{ what: dir, because: `PID ${pid} of ${owner} still lives`, hint }];
-    const summary = `of ${owner}, in ${home}: still lives`;
-    return report(name, "running", EXIT.failed, summary, { owner, home, blockers });
-  }));
+  return livingReports(ctx, (one) => !isReported(one));
 }
 
 // ── --status
@@ -4584,12 +4573,6 @@ function unreadJournal(host: Host, instance: Instance): Partial<Details> {
   if (probe.trouble === undefined || probe.trouble === "absent") return {};
   const unknown = { lastStop: `unknown: ${probe.why}`, lastStopKind: "unknown" as const, lastStopAt: null };
   return { ...unknown, lastRepair: null, lastRepairAt: null, starts: null, brakeSeconds: null };
-}
-
-/** What the last line of the host agent's log says where it is a fatal one: why the last start failed. */
-function lastFatal(host: Host, log: string): string | undefined {
-  const line = jsonObject(tailOf(host, log).trimEnd().split("\n").at(-1) ?? "");
-  return line?.["level"] === "fatal" && typeof line["msg"] === "string" ? line["msg"] : undefined;
 }
 
 function statusNotes(host: Host, { instance, alive }: Observation, lastStop: LastStopKind): Diagnostic[] {
@@ -4602,7 +4585,9 @@ function statusNotes(host: Host, { instance, alive }: Observation, lastStop: Las
   const isOld = name === "colima" && dir !== today && home === realHome(host, join(userHome, ".lima")) &&
     host.stat(today, "follow links").ok !== undefined;
   const log = join(dir, "ha.stderr.log");
-  const fatal = alive.length === 0 ? lastFatal(host, log) : undefined;
+  // A fatal last line says why the last start failed.
+  const last = alive.length > 0 ? undefined : jsonObject(tailOf(host, log).trimEnd().split("\n").at(-1) ?? "");
+  const isFatal = last?.["level"] === "fatal" && typeof last["msg"] === "string";
   const isCut = ["killed", "cut by agent", "cut off"].includes(lastStop);
   const lost = "the guest lost its power at the last stop: its file systems may need a repair; " +
     "the next start keeps the logs of that run here";
@@ -4610,7 +4595,7 @@ function statusNotes(host: Host, { instance, alive }: Observation, lastStop: Las
     [app !== undefined, home, `${app} starts and stops this VM: there is no launchd job to wrap`],
     [host.stat(dir).ok?.kind === "link", dir, "it is a link, which --all and Lima's own list leave out"],
     [isOld, dir, `Colima before 0.6 left it; the one of today is ${today}`],
-    [fatal !== undefined, log, `the host agent's last words: ${fatal}`],
+    [isFatal, log, `the host agent's last words: ${last?.["msg"]}`],
     [isCut, join(dir, "lima-guard.previous"), lost],
   ];
   return notes.filter(([isSo]) => isSo).map(([, what, because]) => ({ what, because }));
@@ -4978,9 +4963,8 @@ async function startCommand(run: Run): Promise<void> {
   const started = ctx.host.start({ argv: run.command, env, supervised: true });
   run.startedMs = ctx.host.clockMs();
   if (started.trouble) {
-    const code = started.trouble === "denied" ? 126 : 127;
     ctx.say("error", instance, `Cannot start ${JSON.stringify(run.command[0])}: ${started.why}`);
-    run.ended = { code, signal: undefined };
+    run.ended = { code: started.trouble === "denied" ? 126 : 127, signal: undefined };
     return post(run, "ended");
   }
   const child = started.ok;
@@ -5576,8 +5560,7 @@ function writeResult(text: string): string | undefined {
   const bytes = new TextEncoder().encode(text);
   const clock = new Int32Array(new SharedArrayBuffer(4));
   for (let sent = 0, fullMs = 0; sent < bytes.length;) {
-    const part = bytes.subarray(sent, sent + PIPE_BYTES);
-    const wrote = tryCall(() => Deno.stdout.writeSync(part));
+    const wrote = tryCall(() => Deno.stdout.writeSync(bytes.subarray(sent, sent + PIPE_BYTES)));
     if (wrote.trouble === "refused") return undefined;
     if (wrote.trouble && (wrote.trouble !== "full" || fullMs >= FULL_PIPE_MS)) return wrote.why;
     sent += wrote.ok ?? 0;
@@ -5626,8 +5609,6 @@ export const OPTIONS = [
 ] as const;
 
 const ROLES = ["pre", "stop", "run", "status"] as const;
-/** The roles of install.ts, which reads its own options. */
-const INSTALL_ROLES = ["--install", "--check", "--uninstall"];
 
 /** What the command line asks for. */
 interface Invocation {
@@ -5739,7 +5720,8 @@ type Asked = Invocation | { install: readonly string[] } | { print: string } | R
 /** Reads the arguments. Touches nothing. */
 export function parseCommandLine(args: readonly string[]): Asked {
   const ours = ownWords(args);
-  if (ours.some((a) => INSTALL_ROLES.includes(a))) return { install: args };
+  // install.ts reads its own options.
+  if (ours.some((a) => ["--install", "--check", "--uninstall"].includes(a))) return { install: args };
   const given = COMMAND_LINE.read(ours);
   if ("usage" in given) return given;
   if (given.has("help")) return { print: HELP };
@@ -5843,14 +5825,15 @@ async function serveRequest(host: Host, invocation: Invocation, args: readonly s
   const { role, all, names, dryRun } = invocation;
   const given = limaHomes(host, invocation.limaHome);
   // A hook of root's may have no HOME; then only the users' homes are served.
-  const isMachine = host.uid === 0 && all && (role === "stop" || role === "status") &&
-    ("why" in given || !given.isExplicit);
+  const isRootsAll = host.uid === 0 && all && ("why" in given || !given.isExplicit);
+  const isMachine = isRootsAll && (role === "stop" || role === "status");
   const homes = isMachine && "why" in given ? { isExplicit: false, paths: [] } : given;
   if ("why" in homes) return refuseRequest(host, args, EXIT.tryAgain, homes.why, "--lima-home DIR names it");
   const ctx = makeContext(host, invocation);
   if (role === "stop") onSkipSignals(ctx);
   const machine = isMachine ? wholeMachine(ctx) : Promise.resolve([]);
-  const others = host.uid === 0 && all && role === "pre" && !homes.isExplicit ? await ofOtherUsers(ctx) : [];
+  // What belongs to other users keeps --all from answering 0.
+  const others = isRootsAll && role === "pre" ? await livingReports(ctx, ({ uid }) => uid !== host.uid) : [];
   const listed = all || names.length === 0
     ? await everyInstance(ctx, homes)
     : { ok: names.map((name) => ({ name, homes, home: undefined })), unknown: [] };
