@@ -110,7 +110,22 @@ function sharedFolder(): string {
   const args = ["bundle", "-q", ...denoFlags(), "-o", `${dir}/install.js`, `${project}/tests/install_here.ts`];
   const { success, stderr } = new Deno.Command(Deno.execPath(), { args, cwd: project }).outputSync();
   assert.ok(success, new TextDecoder().decode(stderr));
+  fillCache(dir);
   return shared = dir;
+}
+
+/** What Deno finds out about install.js the first time takes longer than a run: every user uses and changes one cache. */
+function fillCache(dir: string): void {
+  const cache = `${dir}/deno-dir`;
+  Deno.mkdirSync(`${dir}/state`);
+  Deno.writeTextFileSync(`${dir}/state/settings.json`, "{}");
+  const args = ["-c", runScript(dir, dir), "sh", `${dir}/guard`, "--install", "--help"];
+  const { success, stderr } = new Deno.Command("/bin/sh", { args }).outputSync();
+  assert.ok(success, new TextDecoder().decode(stderr));
+  for (const { name, isDirectory } of Deno.readDirSync(cache)) {
+    Deno.chmodSync(`${cache}/${name}`, isDirectory ? 0o777 : 0o666);
+  }
+  Deno.chmodSync(cache, 0o777);
 }
 
 const STANDINS = `${project}/tests/standin/launchd`;
@@ -431,7 +446,7 @@ function withRole(args: string[]): string[] {
 /** The guard's `--install` on this Mac: a process that runs the product. */
 function runScript(folder: string, root: string): string {
   const flags = `run -q --no-check --no-config --no-lock ${BAKED_IN.join(" ")}`;
-  const env = `DENO_DIR=${root}/state/deno-$(/usr/bin/id -u) DENO_NO_UPDATE_CHECK=1 NO_COLOR=1`;
+  const env = `DENO_DIR=${folder}/deno-dir DENO_NO_UPDATE_CHECK=1 NO_COLOR=1`;
   return `#!/bin/sh\nexec /usr/bin/env ${env} ${folder}/deno ${flags} ${folder}/install.js ${root} "$@"\n`;
 }
 
