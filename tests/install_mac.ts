@@ -245,7 +245,7 @@ export class FakeMac implements AsyncDisposable {
 
   /** Calls are counted and logged from here on. */
   forget(): void {
-    for (const file of ["log", "calls", "fault", "guard_uids", "effects", "reads", "paths"]) {
+    for (const file of ["log", "calls", "fault", "guard_uids", "effects", "reads", "paths", "apart"]) {
       if (this.exists(`${this.state}/${file}`)) Deno.removeSync(`${this.state}/${file}`);
     }
   }
@@ -280,6 +280,11 @@ export class FakeMac implements AsyncDisposable {
   /** With which PATH tools were called. */
   paths(): string[] {
     return [...new Set(this.#lines("paths"))];
+  }
+
+  /** What a quick run could not answer by itself. */
+  apart(): string[] {
+    return this.#lines("apart");
   }
 
   /** Who has run lima-guard. */
