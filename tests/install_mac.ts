@@ -98,12 +98,15 @@ export interface LoadedJob {
   readonly dying: boolean;
 }
 
+/** A folder that belongs to root up to the top; the suite names one in memory. */
+const MACS = Deno.env.get("LIMA_GUARD_TESTS_MACS") ?? "/opt";
+
 let shared: string | undefined;
 
 /** install.ts and a Deno that every user can run; made once for each process of tests. */
 function sharedFolder(): string {
   if (shared !== undefined) return shared;
-  const dir = Deno.makeTempDirSync({ dir: "/opt", prefix: "lima-guard-tests-" });
+  const dir = Deno.makeTempDirSync({ dir: MACS, prefix: "lima-guard-tests-" });
   Deno.chmodSync(dir, 0o755);
   globalThis.addEventListener("unload", () => Deno.removeSync(dir, { recursive: true }));
   Deno.copyFileSync(Deno.execPath(), `${dir}/deno`);
@@ -158,7 +161,7 @@ export class FakeMac implements AsyncDisposable {
 
   static make(settings: MacSettings = {}): FakeMac {
     const folder = sharedFolder();
-    const mac = new FakeMac(Deno.makeTempDirSync({ dir: "/opt", prefix: "mac-" }), { ...settings });
+    const mac = new FakeMac(Deno.makeTempDirSync({ dir: MACS, prefix: "mac-" }), { ...settings });
     const { root, system } = mac;
     Deno.chmodSync(root, 0o755);
     for (const name of ["alive", "exit", "sessions"]) {
