@@ -42,7 +42,8 @@ export function pretendedHost(
     folders: {
       daemons: `${system}/Library/LaunchDaemons`,
       guards: [`${system}/usr/local/libexec`, `${system}/Library/PrivilegedHelperTools`],
-      boot: ["/"],
+      // As on macOS there are two volumes: the Mac's may be in memory.
+      boot: ["/", root],
       own,
       log: isRoot ? `${system}/var/log` : `${home}/Library/Logs`,
       programs: [`${root}/opt/homebrew/bin`, `${system}/usr/local/bin`],

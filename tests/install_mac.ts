@@ -98,19 +98,37 @@ export interface LoadedJob {
   readonly dying: boolean;
 }
 
+/** A folder that belongs to root up to the top; the suite names one in memory. */
+const MACS = Deno.env.get("LIMA_GUARD_TESTS_MACS") ?? "/opt";
+
 let shared: string | undefined;
 
 /** install.ts and a Deno that every user can run; made once for each process of tests. */
 function sharedFolder(): string {
   if (shared !== undefined) return shared;
-  const dir = Deno.makeTempDirSync({ dir: "/opt", prefix: "lima-guard-tests-" });
+  const dir = Deno.makeTempDirSync({ dir: MACS, prefix: "lima-guard-tests-" });
   Deno.chmodSync(dir, 0o755);
   globalThis.addEventListener("unload", () => Deno.removeSync(dir, { recursive: true }));
   Deno.copyFileSync(Deno.execPath(), `${dir}/deno`);
   const args = ["bundle", "-q", ...denoFlags(), "-o", `${dir}/install.js`, `${project}/tests/install_here.ts`];
   const { success, stderr } = new Deno.Command(Deno.execPath(), { args, cwd: project }).outputSync();
   assert.ok(success, new TextDecoder().decode(stderr));
+  fillCache(dir);
   return shared = dir;
+}
+
+/** What Deno finds out about install.js the first time takes longer than a run: every user uses and changes one cache. */
+function fillCache(dir: string): void {
+  const cache = `${dir}/deno-dir`;
+  Deno.mkdirSync(`${dir}/state`);
+  Deno.writeTextFileSync(`${dir}/state/settings.json`, "{}");
+  const args = ["-c", runScript(dir, dir), "sh", `${dir}/guard`, "--install", "--help"];
+  const { success, stderr } = new Deno.Command("/bin/sh", { args }).outputSync();
+  assert.ok(success, new TextDecoder().decode(stderr));
+  for (const { name, isDirectory } of Deno.readDirSync(cache)) {
+    Deno.chmodSync(`${cache}/${name}`, isDirectory ? 0o777 : 0o666);
+  }
+  Deno.chmodSync(cache, 0o777);
 }
 
 const STANDINS = `${project}/tests/standin/launchd`;
@@ -143,7 +161,7 @@ export class FakeMac implements AsyncDisposable {
 
   static make(settings: MacSettings = {}): FakeMac {
     const folder = sharedFolder();
-    const mac = new FakeMac(Deno.makeTempDirSync({ dir: "/opt", prefix: "mac-" }), { ...settings });
+    const mac = new FakeMac(Deno.makeTempDirSync({ dir: MACS, prefix: "mac-" }), { ...settings });
     const { root, system } = mac;
     Deno.chmodSync(root, 0o755);
     for (const name of ["alive", "exit", "sessions"]) {
@@ -230,7 +248,7 @@ export class FakeMac implements AsyncDisposable {
 
   /** Calls are counted and logged from here on. */
   forget(): void {
-    for (const file of ["log", "calls", "fault", "guard_uids", "effects", "reads", "paths"]) {
+    for (const file of ["log", "calls", "fault", "guard_uids", "effects", "reads", "paths", "apart"]) {
       if (this.exists(`${this.state}/${file}`)) Deno.removeSync(`${this.state}/${file}`);
     }
   }
@@ -265,6 +283,11 @@ export class FakeMac implements AsyncDisposable {
   /** With which PATH tools were called. */
   paths(): string[] {
     return [...new Set(this.#lines("paths"))];
+  }
+
+  /** What a quick run could not answer by itself. */
+  apart(): string[] {
+    return this.#lines("apart");
   }
 
   /** Who has run lima-guard. */
@@ -431,7 +454,7 @@ function withRole(args: string[]): string[] {
 /** The guard's `--install` on this Mac: a process that runs the product. */
 function runScript(folder: string, root: string): string {
   const flags = `run -q --no-check --no-config --no-lock ${BAKED_IN.join(" ")}`;
-  const env = `DENO_DIR=${root}/state/deno-$(/usr/bin/id -u) DENO_NO_UPDATE_CHECK=1 NO_COLOR=1`;
+  const env = `DENO_DIR=${folder}/deno-dir DENO_NO_UPDATE_CHECK=1 NO_COLOR=1`;
   return `#!/bin/sh\nexec /usr/bin/env ${env} ${folder}/deno ${flags} ${folder}/install.js ${root} "$@"\n`;
 }
 

@@ -20,7 +20,11 @@ export class InstallTools {
 
   /** Undefined where it takes a process. */
   async run(argv: readonly string[], uid: number): Promise<Answer | undefined> {
-    if (this.#lines("fault").some((line) => /hang|late/.test(line)) || !isAnswered(argv, uid)) return undefined;
+    if (this.#lines("fault").some((line) => /hang|late/.test(line))) return undefined;
+    if (!isAnswered(argv, uid)) {
+      this.#write("apart", `${this.#text("apart") ?? ""}${argv.join(" ")}\n`);
+      return undefined;
+    }
     const { code, stdout = "", stderr = "" } = await this.#call(argv, uid);
     return { argv, code, stdout, stderr, late: false };
   }
@@ -141,7 +145,7 @@ const SUDO = ["-n", "-H", "-u", "#UID"];
 function isAnswered([program = "", ...args]: readonly string[], uid: number): boolean {
   const name = program.replace(/.*\//, "");
   if (name === "codesign") return args[0] === "--verify";
-  if (name === "ls") return args[0] === "-lde" || args[0] === "-1";
+  if (name === "ls") return args[0] === "-lde" || args[0] === "-A";
   if (name === "lima-guard") return args[0] === "--version" || args[0] === "--stop";
   if (name === "sudo") return uid === 0 && /^-n -H -u #\d+ \//.test(args.join(" ")) && isAnswered(args.slice(4), uid);
   return ["launchctl", "sysctl", "id", "xattr", "plutil"].includes(name);

@@ -95,6 +95,34 @@ Deno.test("the suite fails where a file fails, does not load, or is killed; the 
   ]);
 });
 
+const CAN_ISOLATE = Deno.build.os === "linux" && Deno.uid() === 0;
+Deno.test({
+  name: "each file has memory of its own for its Macs, in a folder of root's that is gone in the end" +
+    (CAN_ISOLATE ? "" : ": skipped: needs Linux and root"),
+  ignore: !CAN_ISOLATE,
+  fn: async () => {
+    const out = await Deno.makeTempFile({ prefix: "suite-" });
+    try {
+      const file = `Deno.test("looks", () => {
+        const dir = Deno.env.get("LIMA_GUARD_TESTS_MACS");
+        if ([...Deno.readDirSync(dir)].length > 0) throw new Error("another file's");
+        Deno.writeTextFileSync(dir + "/mine", "");
+        const { dev, uid, mode } = Deno.lstatSync(dir);
+        const line = [dir, dev !== Deno.lstatSync(dir + "/..").dev, uid, mode & 0o777].join(" ") + "\\n";
+        Deno.writeTextFileSync(${JSON.stringify(out)}, line, { append: true });
+      });`;
+      const { status, lines } = await suiteOf({ "a_test.ts": file, "b_test.ts": file });
+      assert.equal(status, 0, lines.join("\n"));
+      const seen = (await Deno.readTextFile(out)).trim().split("\n");
+      const [dir = "", ...rest] = seen[0]!.split(" ");
+      assert.deepEqual([seen.length, new Set(seen).size, ...rest], [2, 1, "true", "0", String(0o755)]);
+      await assert.rejects(Deno.lstat(dir), Deno.errors.NotFound);
+    } finally {
+      await Deno.remove(out);
+    }
+  },
+});
+
 Deno.test("a suite without a test file is no success", async () => {
   const { status, lines } = await suiteOf({});
   assert.equal(status, 1, lines.join("\n"));
