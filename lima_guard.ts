@@ -370,7 +370,7 @@ type StopStage = typeof STOP_STAGES[number];
 type Stage = StopStage | "clean up";
 
 /** How a stop ended. */
-type StopEnd = typeof GRACEFUL_STAGES[number] | "killed" | "already stopped" | "gone before the request";
+type StopEnd = typeof GRACEFUL_STAGES[number] | "killed" | "unknown" | "already stopped" | "gone before the request";
 
 /** A launchd job of an instance, as its plist and launchctl show it. */
 interface JobStatus {
@@ -613,25 +613,43 @@ export function readSocketPaths(yaml: string): string[] {
   });
 }
 
-/** How many lines of the host agent behind its last stop are read. */
-const CUT_LINES = 40;
+/** The last event of a host agent, in ha.stdout.log; others may follow. It is missing after SIGKILL and after a crash. */
+function exitEvent(haStdout: string): Record<string, unknown> | undefined {
+  const status = (event: Record<string, unknown> | undefined) => event?.["status"] as Record<string, unknown> | null;
+  return haStdout.split("\n").map(jsonObject).find((event) => status(event)?.["exiting"] === true);
+}
+
+/** How long Lima waits for krunkit before it kills it, without a word in the log. */
+const KRUNKIT_END_MS = 30_000;
 
 /**
  * What a host agent wrote in its last stop, if that is that it could not stop its guest: the guest's power went with the
  * agent (lima-vm/lima#5087). Level and phrase count together, since Lima 2.3 warns in the same words and stops the guest
- * all the same. Children share the file: lines of theirs mean nothing, wherever they stand.
+ * all the same. Children share the file: lines of theirs mean nothing, wherever they stand. So a crash is the agent's own
+ * where its last event is missing, and the guest's where there is no driver to outlive it.
  */
-export function readCut(haStderr: string): string | undefined {
+export function readCut(haStderr: string, haStdout = "", driver?: Role): string | undefined {
   const lines = haStderr.split("\n");
-  const events = lines.map(jsonObject).map((e) => ({ level: String(e?.["level"]), msg: e?.["msg"] }));
+  const events = lines.map(jsonObject).map((e) => ({
+    level: String(e?.["level"]),
+    msg: e?.["msg"],
+    time: e?.["time"],
+  }));
   const begin = events.findLastIndex((e) => typeof e.msg === "string" && /^(Shutting down|Received SIG)/.test(e.msg));
-  const said = events.slice(begin + 1).filter((e) => typeof e.msg === "string").slice(0, CUT_LINES);
+  const said = events.slice(begin + 1).filter((e) => typeof e.msg === "string");
   // A QEMU that has just ended has no socket either, and is not killed then.
   const kill = said.some(({ msg }) => msg === "QEMU has already exited") ? /(?!)/ : /forcibly killing QEMU/;
   const cut = said.find(({ level, msg }) =>
     (level === "fatal" ? /CanRequestStop|timeout while waiting for stop/ : kill).test(String(msg))
   );
-  return cut === undefined ? lines.slice(begin + 1).find((l) => l.startsWith("panic: ")) : String(cut.msg);
+  if (cut !== undefined) return String(cut.msg);
+  const exit = exitEvent(haStdout);
+  const crash = lines.slice(begin + 1).find((l) => /^(panic: |fatal error: |SIG[A-Z]+: )/.test(l));
+  if (exit === undefined) return driver === undefined ? crash : undefined;
+  const tookMs = Date.parse(String(exit["time"])) - Date.parse(String(events[begin]?.time));
+  return driver === "krunkit" && tookMs >= KRUNKIT_END_MS
+    ? "krunkit did not end in time, and Lima kills it then"
+    : undefined;
 }
 
 /**
@@ -1598,6 +1616,7 @@ export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgen
   if (end === "already stopped") return "already stopped";
   if (end === "gone before the request") return "gone before the request: the VM was no longer there";
   if (end === "killed") return `stopped hard (killed) ${took}`;
+  if (end === "unknown") return `stopped ${took}; not known whether gracefully: its host agent did not report its end`;
   if (!GRACEFUL.has(end)) return `unknown: stage ${end}`;
   const hung = isAgentHung ? `; ${HUNG_AGENT}` : "";
   return `stopped gracefully by the ${end === "agent" ? "host agent" : end} ${took}${hung}`;
@@ -1704,6 +1723,11 @@ function kindOfEnd(end: JournalLine): LastStopKind {
   if (stage === "gone before the request") return "by itself";
   // Another version may have other words: they are no proof of a good end.
   return GRACEFUL.has(stage) || stage === "already stopped" ? "graceful" : "unknown";
+}
+
+/** Whether the guest lost its power in that stop, or may have. */
+function isBadEnd(end: JournalLine): boolean {
+  return ["killed", "cut by agent", "unknown"].includes(kindOfEnd(end));
 }
 
 /** The stop that the holder of the lock does now. `stages` are those that what lives needs, in their order. */
@@ -2280,8 +2304,7 @@ export function eventsOf(line: JournalLine, before: JournalLine | undefined): st
   }
   if (line.event !== "end") return [];
   if (typeof line["stage"] !== "string") return ["ended"];
-  // The host agent gave up: its guest lost its power all the same.
-  return [line["stage"] === "killed" || cutIn(line) !== undefined ? "killed" : "stopped"];
+  return [isBadEnd(line) ? "killed" : "stopped"];
 }
 
 /** How long the program of `--on-event` may run. */
@@ -3780,6 +3803,8 @@ class Stop {
   skipped: number;
   /** What the host agent said where it could not stop its guest, and ended. */
   guestCutOff: string | undefined;
+  /** A driver that is a process of its own was there: it would have outlived its host agent. */
+  driver: Role | undefined;
 
   constructor(
     readonly ctx: Context,
@@ -3855,8 +3880,12 @@ async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "r
   return last.event === "start" && last["adopted"] !== true ? "start" : "running";
 }
 
-function stopResult(stop: Stop, end: StopEnd) {
+function stopResult(stop: Stop, reached: StopEnd) {
   const { steps, seen, isAgentHung, guestCutOff } = stop;
+  // On vz the host agent is the VM: it may have been killed, or have crashed, while its guest was still shutting down.
+  const isKnown = !GRACEFUL.has(reached) || stop.driver !== undefined || guestCutOff !== undefined ||
+    hasExited(stop.ctx.host, stop.instance);
+  const end = isKnown ? reached : "unknown";
   const seconds: Record<string, number> = { ...stop.seconds, total: secondsSince(stop.ctx.host, stop.how.beganMs) };
   // Where all processes had to be searched the clean-up does it too.
   const searched = seen.searched === true;
@@ -3870,6 +3899,11 @@ function stopResult(stop: Stop, end: StopEnd) {
     blockers: unknownsOf(seen),
     searched,
   };
+}
+
+/** Whether the host agent came to its own end. */
+function hasExited(host: Host, { dir }: Instance): boolean {
+  return exitEvent(tailOf(host, join(dir, HA_STDOUT))) !== undefined;
 }
 
 /** Seconds, to the millisecond, since a moment of the host's clock. */
@@ -3905,6 +3939,7 @@ async function lookAgain(stop: Stop): Promise<void> {
   const living = unseen.filter((p) => stop.ctx.host.alive(p.row.pid) === "yes");
   const kept = living.length === 0 ? [] : await stillAlive(stop.ctx.host, living, timeoutsOf(stop).psMs);
   stop.seen = { ...stop.seen, ...now, alive: [...now.alive, ...kept] };
+  stop.driver ??= stop.drivers()[0]?.role;
 }
 
 /** Takes one stage, and returns whether nothing is left after it. */
@@ -3941,7 +3976,8 @@ const STAGES: Record<StopStage, (stop: Stop, deadlineMs: number) => Promise<Outc
     const sent = await signalAll(c, c.agents, "SIGTERM", deadlineMs);
     if (isBooting) await askMeanwhile(c, deadlineMs);
     if (!await waitDown(c, deadlineMs)) return sent ?? c.waitOutcome();
-    c.guestCutOff = readCut(tailOf(c.ctx.host, join(c.instance.dir, "ha.stderr.log")));
+    const log = (file: string) => tailOf(c.ctx.host, join(c.instance.dir, file));
+    c.guestCutOff = readCut(log("ha.stderr.log"), log(HA_STDOUT), c.driver);
     return c.guestCutOff === undefined
       ? c.doneOutcome()
       : { kind: "done", note: `but the guest was cut off: ${c.guestCutOff}` };
@@ -5247,11 +5283,9 @@ async function untilAgentEnds(run: Run, instance: Instance, pid: number): Promis
   }
 }
 
-/** Clean exit: it has reported `exiting` and removed its PID file. Lima deletes the log at each start; events may follow. */
+/** Clean exit: it has reported `exiting` and removed its PID file. Lima deletes the log at each start. */
 function leftCleanly(host: Host, instance: Instance): boolean {
-  if (host.stat(join(instance.dir, HA_PID)).trouble !== "absent") return false;
-  const events = tailOf(host, join(instance.dir, HA_STDOUT)).split("\n").map((l) => jsonObject(l)?.["status"]);
-  return events.some((e) => (e as Record<string, unknown> | null | undefined)?.["exiting"] === true);
+  return host.stat(join(instance.dir, HA_PID)).trouble === "absent" && hasExited(host, instance);
 }
 
 /** A healthy host agent that was not started here: supervised all the same, as far as that can be done from outside. */

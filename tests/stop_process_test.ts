@@ -1143,6 +1143,32 @@ Deno.test("a process of unknown ownership that the host agent may signal while i
   assert.ok(stderr.includes(`x.drv.pid: ${words} ${driver.pid} is unknown`), stderr);
 });
 
+for (
+  const [who, asked] of [["a guest that the host agent asks", false], ["a guest that has acknowledged", true]] as const
+) {
+  Deno.test({
+    name: `the host agent of vz is killed during its stop, with ${who}: that is no graceful stop${skipped(NO_SSHD)}`,
+    ignore: NO_SSHD !== undefined,
+    async fn() {
+      await using home = await tempLimaHome();
+      const k3s = home.instance("k3s");
+      await using use = new AsyncDisposableStack();
+      const guest = asked ? use.use(await sshGuest(k3s)) : undefined;
+      await using agent = await startAgent(k3s, { conf: { guest_off_ms: 60_000 } });
+      await using guard = spawnGuard(home, ["--stop", "--json", "k3s"]);
+      const wasHeard = () => guest ? wasAsked(guest) : k3s.log().some((line) => line.startsWith("Received SIGTERM"));
+      await eventually(() => assert.ok(wasHeard()));
+      agent.signal("SIGKILL");
+      const result = await guard.result();
+      const [report] = readDocument(result);
+      assert.deepEqual([report!.stage, report!.status, result.status], ["unknown", 0, 0]);
+      assert.equal(k3s.read("standin.guest/disk")?.trim(), "dirty");
+      const status = await runGuard(home, ["--status", "k3s"]);
+      assert.match(status.stdout, /stopped in .* s; not known whether gracefully/);
+    },
+  });
+}
+
 Deno.test("a signal for each stage leads to the kill", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s", { conf: { stop: "hang" } });
