@@ -4985,7 +4985,7 @@ const KEPT_LOG_BYTES = 256 * 1024;
 /** Lima deletes its logs at each start: after an unclean end their tails are copied first. */
 function preserveLogs(ctx: Context, instance: Instance): void {
   const last = journalOf(ctx.host, instance).findLast((l) => ["start", "end", "pre"].includes(l.event));
-  if (!last || (last.event === "end" && last["status"] === 0 && last["stage"] !== "killed")) return;
+  if (!last || (last.event === "end" && last["status"] === 0 && !isBadEnd(last))) return;
   const dir = join(instance.dir, "lima-guard.previous");
   ctx.host.makeDir(dir);
   const serial = (ctx.host.list(instance.dir).ok ?? []).filter((f) => /^serial.*\.log$/.test(f));

@@ -972,6 +972,16 @@ test(
   { conf: { stop: "hang" } },
 );
 
+test("after a stop in which the host agent cut its guest off, the logs are kept", async ({ vm }) => {
+  await using first = await running(vm);
+  assert.equal((await stopRun(first)).status, 0);
+  assert.equal(last(vm, "end").stage, "agent");
+  vm.conf({ stop: "" });
+  await using second = await running(vm);
+  assert.match(vm.read("lima-guard.previous/ha.stderr.log")!, /CanRequestStop/);
+  assert.equal((await stopRun(second)).status, 0);
+}, { conf: { stop: "cannot-request-stop" } });
+
 test("an event behind `exiting` makes no crash of a clean end", async ({ home, vm }) => {
   await using _agent = await startAgent(vm);
   await using guard = run(vm);
