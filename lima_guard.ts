@@ -5152,17 +5152,24 @@ function isAgentAppearing(host: Host, instance: Instance): boolean {
   return text.trim() === "" || pidIn(host, join(instance.dir, HA_PID)) !== undefined;
 }
 
+const SYSTEM_FOLDERS = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"];
+
+/** A PATH with the folders that it does not have, at its end: what the user has put first stays first. */
+function longerPath(path: string | undefined, folders: readonly string[]): string {
+  const has = path ? path.split(":") : [];
+  return [...has, ...folders.filter((folder) => !has.includes(folder))].join(":");
+}
+
 /** What limactl needs and launchd may not give: HOME (it panics without), a PATH that finds QEMU, its own label. */
 async function environmentOf(host: Host, instance: Instance, program: string, label: string | undefined) {
   const missing = ["HOME", "USER", "LOGNAME"].filter((v) => !host.env(v));
   const user = missing.length === 0 ? undefined : await userEntry(host);
   const filled = user === undefined ? [] : missing.map((v) => [v, v === "HOME" ? user.home : user.name]);
-  const path = (host.env("PATH") || "/usr/bin:/bin:/usr/sbin:/sbin").split(":");
   const more = [...program.startsWith("/") ? [dirname(program)] : [], "/opt/homebrew/bin", "/usr/local/bin"];
   return {
     ...Object.fromEntries(filled),
     LIMA_HOME: instance.home,
-    PATH: [...path, ...more.filter((p) => !path.includes(p))].join(":"),
+    PATH: longerPath(host.env("PATH"), [...SYSTEM_FOLDERS, ...more]),
     ...label === undefined ? {} : { XPC_SERVICE_NAME: label },
   };
 }
@@ -5585,6 +5592,8 @@ async function orAtLimit<T>(promise: Promise<T>, ms: number, otherwise: T): Prom
 function spawn({ argv: [program, ...args], env, unset, apart }: Command, how: Deno.CommandOptions): Deno.ChildProcess {
   const whole = { ...apart ? {} : Deno.env.toObject(), ...env };
   for (const name of unset ?? []) delete whole[name];
+  // ssh, launchctl and what a script calls are looked for there.
+  whole["PATH"] = longerPath(whole["PATH"], SYSTEM_FOLDERS);
   return new Deno.Command(program, { args, env: whole, clearEnv: true, ...apart ? { cwd: "/" } : {}, ...how }).spawn();
 }
 

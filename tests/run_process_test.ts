@@ -1106,7 +1106,7 @@ test("the guest is gone before the guard can look: it was the word that did it",
   await assertDown(vm);
 }, NEEDS_SSHD);
 
-test("a session is ready: ssh may be gone when it is used", async ({ home, vm }) => {
+test("a session is ready: ssh may fail when it is used", async ({ home, vm }) => {
   const tools = `${home.root}/tools`;
   Deno.mkdirSync(tools);
   Deno.symlinkSync("/usr/bin/ssh", `${tools}/ssh`);
@@ -1114,6 +1114,7 @@ test("a session is ready: ssh may be gone when it is used", async ({ home, vm })
   await using _guest = guest;
   await using _guard = guard;
   Deno.removeSync(`${tools}/ssh`);
+  Deno.writeTextFileSync(`${tools}/ssh`, "#!/bin/sh\nexit 255\n", { mode: 0o755 });
   const { status, stderr } = await stopRun(guard);
   assert.equal(status, 0, stderr);
   assert.equal(last(vm, "end").stage, "guest", stderr);
