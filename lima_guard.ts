@@ -510,6 +510,11 @@ export function readPs(text: string): { rows: ProcessRow[]; unreadable: string[]
   return { rows, unreadable };
 }
 
+/** Whether a process was stopped by a signal, and not ended by it. */
+function isStopped({ stat }: ProcessRow): boolean {
+  return stat.startsWith("T");
+}
+
 /**
  * Reads `lsof -F pcanDi`: the processes that have one of the files open for writing. A reader is no holder: a VM that
  * serves a shared folder keeps files of other instances open for hours.
@@ -1292,7 +1297,7 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
     if (health?.answers && hasDriverFile(seen, "ours")) {
       return plan(seen, "running", `${pid} answers and its driver is alive`, { blockers: severalAgents(seen) });
     }
-    if (agent.row.stat.startsWith("T") && !health?.answers) {
+    if (isStopped(agent.row) && !health?.answers) {
       const hint = killCommand(seen.instance, agent.row, "CONT");
       const because = `${pid} is stopped by a signal (ps: ${agent.row.stat})`;
       return plan(seen, "unknown", because, { blockers: [{ what: pid, because, hint }] });
@@ -1992,7 +1997,7 @@ interface Child {
 }
 
 /** The signals that lima-guard sends or receives. */
-type Signal = "SIGTERM" | "SIGKILL" | "SIGINT" | "SIGHUP";
+type Signal = "SIGTERM" | "SIGKILL" | "SIGINT" | "SIGHUP" | "SIGCONT";
 
 /** A held connection to a unix socket. */
 interface Connection {
@@ -4499,15 +4504,28 @@ function describeHolder(holder: LockRecord | undefined): string {
   return holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another lima-guard";
 }
 
-/** Sends one SIGTERM to the `--run` that holds the lock, and is proven to. */
+/** Sends one SIGTERM to the `--run` that holds the lock, and is proven to. One that a signal has stopped is continued. */
 async function askToStop(ctx: Context, instance: Instance, held: LockFile, holder: LockRecord): Promise<Outcome> {
   if (holder.phase === "stopping") return DONE;
   const psMs = Math.min(PS_LIMIT_MS, ctx.budgetS * 1000 / 8);
   const proof = await proveHolder(ctx.host, instance, held, holder, psMs);
   if ("why" in proof) return { kind: "failed", why: proof.why };
-  const sent = await signalVerified(ctx.host, proof.row, "SIGTERM", psMs);
-  ctx.say("info", instance, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${outcomeWords(sent)}`);
-  return sent.kind === "already gone" ? DONE : sent;
+  const send = async (signal: Signal) => {
+    const sent = await signalVerified(ctx.host, proof.row, signal, psMs);
+    ctx.say("info", instance, `${signal} to lima-guard --run, PID ${holder.pid}: ${outcomeWords(sent)}`);
+    return sent.kind === "already gone" ? DONE : sent;
+  };
+  const asked = await send("SIGTERM");
+  return isStopped(proof.row) && asked.kind === "done" ? await send("SIGCONT") : asked;
+}
+
+/** A `--run` that was stopped by a signal supervises nothing: at a shutdown the guest would lose its power. */
+async function stoppedHolder(host: Host, instance: Instance, holder: LockRecord | undefined): Promise<Diagnostic[]> {
+  if (holder?.role !== "run") return [];
+  const row = (await ps(host, [holder.pid], PS_LIMIT_MS)).ok?.rows.find((r) => r.started === holder.started);
+  if (!row || !isStopped(row)) return [];
+  const because = `it is stopped by a signal (ps: ${row.stat}), and supervises nothing`;
+  return [{ what: describeHolder(holder), because, hint: killCommand(instance, row, "CONT") }];
 }
 
 /**
@@ -4749,7 +4767,7 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const isSupervised = holder?.role === "run" || past.stopping !== null;
   const { blockers: jobBlockers, notes } = judgeJobs(found, instance, { state: p.state, supervised: isSupervised });
   const readiness = readinessOf(host, instance, seen);
-  const degraded = degradedBlockers(instance, readiness);
+  const degraded = [...degradedBlockers(instance, readiness), ...await stoppedHolder(host, instance, holder)];
   const several = severalAgents(seen);
   const state = p.state === "clear" ? "stopped" : p.state;
   const sock = join(instance.dir, HA_SOCK);

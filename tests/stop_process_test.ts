@@ -992,6 +992,23 @@ Deno.test("the instance of a lima-guard that was killed is stopped as one that i
   assert.deepEqual(stale(k3s), []);
 });
 
+Deno.test("a lima-guard that a signal has stopped supervises nothing: --status says so, and a stop continues it", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using guard = supervised(k3s);
+  await guard.waitForLine(/Running after/);
+  guard.signal("SIGSTOP");
+  await eventually(async () => {
+    const { status, stdout } = await runGuard(home, ["--status", "k3s"]);
+    assert.equal(status, 1, stdout);
+    assert.match(stdout, new RegExp(`PID ${guard.pid}: it is stopped by a signal .*kill -CONT ${guard.pid}\\)`));
+  });
+  const { report, stderr } = await stopOne(k3s, { budgetS: 20 });
+  assert.deepEqual([report.stage, report.status], ["agent", 0], stderr);
+  assert.equal((await guard.result()).status, 0);
+  assert.equal((await runGuard(home, ["--status", "k3s"])).status, 0);
+});
+
 Deno.test("a record in a lock is no proof: the process that has that PID now is not signalled", async () => {
   await using home = await tempLimaHome();
   await using use = new AsyncDisposableStack();
