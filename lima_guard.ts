@@ -3853,9 +3853,9 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
     const byWord = ready?.isAcknowledged() === true;
     const gone = byWord ? "guest" : wasThere ? "gone before the request" : "already stopped";
     if (stop.remaining().length === 0) return stopResult(stop, gone);
-    // Without any PID file (`rm *.pid`) nothing is said of the driver.
-    const vmGone = !byWord && known === "running" && hasFiles && !hasDriverFile(stop.seen, "ours") &&
-      stop.drivers().length === 0;
+    // A file that is not there says nothing: it may have been removed.
+    const vmGone = known === "running" && hasFiles && !hasDriverFile(stop.seen, "ours") &&
+      stop.drivers().length === 0 && await isLeaving(stop) && ready?.isAcknowledged() !== true;
     // A process lives that no PID file names.
     if (session === undefined) stop.session = openGuestSession(ctx.host, instance);
     throwIfOvertaken(ctx);
@@ -3871,6 +3871,19 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
     for (const opened of stop.opened) opened.close();
     ctx.stage(instance, "", 0);
   }
+}
+
+/** How long a host agent may need to notice that its VM has ended. */
+const NOTICES_MS = 500;
+
+/** Whether the host agent has begun to shut down, as it does by itself once its VM has ended. */
+async function isLeaving({ ctx: { host }, instance }: Stop): Promise<boolean> {
+  const log = join(instance.dir, "ha.stderr.log");
+  const isSaid = (line: string) => String(jsonObject(line)?.["msg"]).startsWith("Shutting down the host agent");
+  for (const endMs = host.clockMs() + NOTICES_MS; host.clockMs() < endMs; await host.pause(POLL_MS)) {
+    if (tailOf(host, log).split("\n").some(isSaid)) return true;
+  }
+  return false;
 }
 
 function graceLeftS(host: Host, { beganMs, budgetS }: StopOptions): number {

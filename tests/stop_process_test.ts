@@ -665,6 +665,16 @@ Deno.test("a VM that was gone before the request is not called stopped by it", a
   assert.equal((await stopOne(k3s, { budgetS: 20 })).report.stage, "already stopped");
 });
 
+Deno.test("a VM whose PID file was removed while it runs was not gone before the request", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using guard = supervised(k3s);
+  await guard.waitForLine(/Running after/);
+  k3s.remove("vz.pid");
+  assert.equal((await stopOne(k3s, { budgetS: 20 })).report.stage, "agent");
+  assert.equal((await guard.result()).status, 0);
+});
+
 Deno.test("a --run that is stopped before its command has made a VM: already stopped, and nothing is said to be gone", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
