@@ -4340,7 +4340,13 @@ async function actOn(ctx: Context, instance: Instance, p: Plan, beganMs: number)
   if (!p.steps.some((s) => s.kind !== "remove")) return removeAll(ctx, instance, p.steps);
   ctx.say("warn", instance, `${p.state}: ${p.because}`);
   const stop = await stopProcesses(ctx, instance, { budgetS: ctx.budgetS, beganMs, because: p.because });
-  if (stop.remaining.length === 0) return [...stop.steps];
+  if (stop.remaining.length === 0) {
+    const { end: stage, guestCutOff: cut, seconds } = stop;
+    if (Object.keys(seconds).length > 1) {
+      await journal(ctx, instance, "end", { stage, cut, seconds, status: EXIT.done });
+    }
+    return [...stop.steps];
+  }
   const what = `end ${names(stop.remaining)}`;
   return [...stop.steps, { kind: "kill", what, because: p.because, outcome: { kind: "alive", why: "alive" } }];
 }
