@@ -4995,7 +4995,18 @@ async function acquireStartSlot(run: Run, ctx: Context, instance: Instance): Pro
   const { host } = ctx;
   const dir = join(instance.home, "_lima-guard");
   host.makeDir(dir);
-  const file = host.openLock(join(dir, "start.lock"), true);
+  const open = () => host.openLock(join(dir, "start.lock"), true);
+  let file = open();
+  if (file.trouble === "other") ctx.say("warn", instance, `waits for its turn: ${file.why}`);
+  // Too many open files, for example: that passes, and another instance may be booting.
+  for (
+    const endMs = host.clockMs() + START_TURN_MS;
+    file.trouble === "other" && host.clockMs() < endMs;
+    file = open()
+  ) {
+    await host.pause(FIRST_PAUSE_MS);
+    throwIfOvertaken(ctx);
+  }
   if (file.trouble) {
     ctx.say("warn", instance, `starts without waiting for its turn: ${file.why}`);
     return true;
