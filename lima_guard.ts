@@ -5143,7 +5143,7 @@ async function startCommand(run: Run): Promise<void> {
   const started = ctx.host.start({ argv: run.command, env, supervised: true });
   run.startedMs = ctx.host.clockMs();
   if (started.trouble) {
-    const code = started.trouble === "denied" ? 126 : 127;
+    const code = started.trouble === "absent" ? 127 : 126;
     ctx.say("error", instance, `Cannot start ${JSON.stringify(run.command[0])}: ${started.why}`);
     run.ended = { code, signal: undefined };
     return post(run, "ended");

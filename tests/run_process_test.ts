@@ -88,6 +88,9 @@ Deno.test("it leaves with the status of the command", async () => {
   await using home = await tempLimaHome();
   const file = `${home.root}/not-executable`;
   Deno.writeTextFileSync(file, "#!/bin/sh\n", { mode: 0o644 });
+  // It is there, and cannot be run: as a program for another processor, on a Mac.
+  const loop = `${home.root}/loop`;
+  Deno.symlinkSync(loop, loop);
   const rows: readonly (readonly [string[], number, string | null])[] = [
     [shell("exit 0"), 0, null],
     [shell("exit 7"), 7, null],
@@ -97,6 +100,7 @@ Deno.test("it leaves with the status of the command", async () => {
     [["no-such-program"], 127, null],
     [[file], 126, null],
     [[home.root], 126, null],
+    [[loop], 126, null],
   ];
   await Promise.all(rows.map(async ([command, status, signal], n) => {
     const vm = home.instance(`vm${n}`);
