@@ -4525,16 +4525,16 @@ function describeHolder(holder: LockRecord | undefined): string {
 
 /** Sends one SIGTERM to the `--run` that holds the lock, and is proven to. One that a signal has stopped is continued. */
 async function askToStop(ctx: Context, instance: Instance, held: LockFile, holder: LockRecord): Promise<Outcome> {
-  if (holder.phase === "stopping") return DONE;
+  const isStopping = holder.phase === "stopping";
   const psMs = Math.min(PS_LIMIT_MS, ctx.budgetS * 1000 / 8);
   const proof = await proveHolder(ctx.host, instance, held, holder, psMs);
-  if ("why" in proof) return { kind: "failed", why: proof.why };
+  if ("why" in proof) return isStopping ? DONE : { kind: "failed", why: proof.why };
   const send = async (signal: Signal) => {
     const sent = await signalVerified(ctx.host, proof.row, signal, psMs);
     ctx.say("info", instance, `${signal} to lima-guard --run, PID ${holder.pid}: ${outcomeWords(sent)}`);
     return sent.kind === "already gone" ? DONE : sent;
   };
-  const asked = await send("SIGTERM");
+  const asked = isStopping ? DONE : await send("SIGTERM");
   return isStopped(proof.row) && asked.kind === "done" ? await send("SIGCONT") : asked;
 }
 

@@ -1002,6 +1002,20 @@ Deno.test("the instance of a lima-guard that was killed is stopped as one that i
   assert.deepEqual(stale(k3s), []);
 });
 
+Deno.test("a lima-guard that a signal has stopped in the middle of its stop is continued", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s", { conf: { stop: "hang" } });
+  await using guard = supervised(k3s, ["--run", "k3s", "--timeout", "12"]);
+  await guard.waitForLine(/Running after/);
+  guard.signal("SIGTERM");
+  await guard.waitForLine(/stage agent/);
+  guard.signal("SIGSTOP");
+  const { report, stderr } = await stopOne(k3s, { budgetS: 20 });
+  assert.deepEqual([report.stage, report.status], ["killed", 0], stderr);
+  assert.doesNotMatch(stderr, /SIGTERM to lima-guard/);
+  assert.equal((await guard.result()).status, 0);
+});
+
 Deno.test("a lima-guard that a signal has stopped supervises nothing: --status says so, and a stop continues it", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
