@@ -5432,6 +5432,10 @@ async function stopSupervised(run: Run, instance: Instance, beganMs: number): Pr
     const again = await stopProcesses(ctx, instance, { budgetS, beganMs });
     if (again.steps.length > 0) went = again;
   }
+  const signal = run.watchedPid === undefined ? (await child?.ended)?.signal : undefined;
+  if (went.end === "unknown" && signal !== undefined) {
+    went = { ...went, end: "agent", guestCutOff: `${signal} ended it` };
+  }
   const cleaned = await cleanUp(ctx, instance, beganMs + stageLimits(budgetS)["clean up"] * 1000, went.searched);
   const remaining = went.remaining.filter((p) => p.row.pid !== child?.pid);
   const seconds = { ...went.seconds, total: secondsSince(ctx.host, beganMs) };

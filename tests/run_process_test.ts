@@ -976,6 +976,17 @@ test(
   { conf: { stop: "hang" } },
 );
 
+test("a host agent that is killed during its stop has cut its guest off: its end is known", async ({ vm }) => {
+  await using guard = await running(vm);
+  const pid = await agentPid(vm);
+  guard.signal("SIGTERM");
+  await eventually(() => assert.ok(vm.log().some((line) => line.startsWith("Received SIGTERM"))));
+  Deno.kill(pid, "SIGKILL");
+  assert.equal((await guard.result()).status, 0);
+  const { stage, cut } = last(vm, "end");
+  assert.deepEqual([stage, cut], ["agent", "SIGKILL ended it"]);
+}, { conf: { stop: "slow:60000" } });
+
 test("after a stop in which the host agent cut its guest off, the logs are kept", async ({ vm }) => {
   await using first = await running(vm);
   assert.equal((await stopRun(first)).status, 0);
