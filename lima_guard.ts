@@ -369,7 +369,7 @@ type StopStage = typeof STOP_STAGES[number];
 type Stage = StopStage | "clean up";
 
 /** How a stop ended. */
-type StopEnd = typeof GRACEFUL_STAGES[number] | "killed" | "already stopped" | "gone before the request";
+type StopEnd = typeof GRACEFUL_STAGES[number] | "killed" | "unknown" | "already stopped" | "gone before the request";
 
 /** A launchd job of an instance, as its plist and launchctl show it. */
 interface JobStatus {
@@ -509,6 +509,11 @@ export function readPs(text: string): { rows: ProcessRow[]; unreadable: string[]
   return { rows, unreadable };
 }
 
+/** Whether a process was stopped by a signal, and not ended by it. */
+function isStopped({ stat }: ProcessRow): boolean {
+  return stat.startsWith("T");
+}
+
 /**
  * Reads `lsof -F pcanDi`: the processes that have one of the files open for writing. A reader is no holder: a VM that
  * serves a shared folder keeps files of other instances open for hours.
@@ -612,25 +617,43 @@ export function readSocketPaths(yaml: string): string[] {
   });
 }
 
-/** How many lines of the host agent behind its last stop are read. */
-const CUT_LINES = 40;
+/** The last event of a host agent, in ha.stdout.log; others may follow. It is missing after SIGKILL and after a crash. */
+function exitEvent(haStdout: string): Record<string, unknown> | undefined {
+  const status = (event: Record<string, unknown> | undefined) => event?.["status"] as Record<string, unknown> | null;
+  return haStdout.split("\n").map(jsonObject).find((event) => status(event)?.["exiting"] === true);
+}
+
+/** How long Lima waits for krunkit before it kills it, without a word in the log. */
+const KRUNKIT_END_MS = 30_000;
 
 /**
  * What a host agent wrote in its last stop, if that is that it could not stop its guest: the guest's power went with the
  * agent (lima-vm/lima#5087). Level and phrase count together, since Lima 2.3 warns in the same words and stops the guest
- * all the same. Children share the file: lines of theirs mean nothing, wherever they stand.
+ * all the same. Children share the file: lines of theirs mean nothing, wherever they stand. So a crash is the agent's own
+ * where its last event is missing, and the guest's where there is no driver to outlive it.
  */
-export function readCut(haStderr: string): string | undefined {
+export function readCut(haStderr: string, haStdout = "", driver?: Role): string | undefined {
   const lines = haStderr.split("\n");
-  const events = lines.map(jsonObject).map((e) => ({ level: String(e?.["level"]), msg: e?.["msg"] }));
+  const events = lines.map(jsonObject).map((e) => ({
+    level: String(e?.["level"]),
+    msg: e?.["msg"],
+    time: e?.["time"],
+  }));
   const begin = events.findLastIndex((e) => typeof e.msg === "string" && /^(Shutting down|Received SIG)/.test(e.msg));
-  const said = events.slice(begin + 1).filter((e) => typeof e.msg === "string").slice(0, CUT_LINES);
+  const said = events.slice(begin + 1).filter((e) => typeof e.msg === "string");
   // A QEMU that has just ended has no socket either, and is not killed then.
   const kill = said.some(({ msg }) => msg === "QEMU has already exited") ? /(?!)/ : /forcibly killing QEMU/;
   const cut = said.find(({ level, msg }) =>
     (level === "fatal" ? /CanRequestStop|timeout while waiting for stop/ : kill).test(String(msg))
   );
-  return cut === undefined ? lines.slice(begin + 1).find((l) => l.startsWith("panic: ")) : String(cut.msg);
+  if (cut !== undefined) return String(cut.msg);
+  const exit = exitEvent(haStdout);
+  const crash = lines.slice(begin + 1).find((l) => /^(panic: |fatal error: |SIG[A-Z]+: )/.test(l));
+  if (exit === undefined) return driver === undefined ? crash : undefined;
+  const tookMs = Date.parse(String(exit["time"])) - Date.parse(String(events[begin]?.time));
+  return driver === "krunkit" && tookMs >= KRUNKIT_END_MS
+    ? "krunkit did not end in time, and Lima kills it then"
+    : undefined;
 }
 
 /**
@@ -1263,7 +1286,7 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
     if (health?.answers && hasDriverFile(seen, "ours")) {
       return plan(seen, "running", `${pid} answers and its driver is alive`, { blockers: severalAgents(seen) });
     }
-    if (agent.row.stat.startsWith("T") && !health?.answers) {
+    if (isStopped(agent.row) && !health?.answers) {
       const hint = killCommand(seen.instance, agent.row, "CONT");
       const because = `${pid} is stopped by a signal (ps: ${agent.row.stat})`;
       return plan(seen, "unknown", because, { blockers: [{ what: pid, because, hint }] });
@@ -1587,6 +1610,7 @@ export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgen
   if (end === "already stopped") return "already stopped";
   if (end === "gone before the request") return "gone before the request: the VM was no longer there";
   if (end === "killed") return `stopped hard (killed) ${took}`;
+  if (end === "unknown") return `stopped ${took}; not known whether gracefully: its host agent did not report its end`;
   if (!GRACEFUL.has(end)) return `unknown: stage ${end}`;
   const hung = isAgentHung ? `; ${HUNG_AGENT}` : "";
   return `stopped gracefully by the ${end === "agent" ? "host agent" : end} ${took}${hung}`;
@@ -1686,6 +1710,11 @@ function kindOfEnd(end: JournalLine): LastStopKind {
   if (stage === "gone before the request") return "by itself";
   // Another version may have other words: they are no proof of a good end.
   return GRACEFUL.has(stage) || stage === "already stopped" ? "graceful" : "unknown";
+}
+
+/** Whether the guest lost its power in that stop, or may have. */
+function isBadEnd(end: JournalLine): boolean {
+  return ["killed", "cut by agent", "unknown"].includes(kindOfEnd(end));
 }
 
 /** The stop that the holder of the lock does now. `stages` are those that what lives needs, in their order. */
@@ -1942,7 +1971,7 @@ interface Child {
 }
 
 /** The signals that lima-guard sends or receives. */
-type Signal = "SIGTERM" | "SIGKILL" | "SIGINT" | "SIGHUP";
+type Signal = "SIGTERM" | "SIGKILL" | "SIGINT" | "SIGHUP" | "SIGCONT";
 
 /** A held connection to a unix socket. */
 interface Connection {
@@ -2248,8 +2277,7 @@ export function eventsOf(line: JournalLine, before: JournalLine | undefined): st
   }
   if (line.event !== "end") return [];
   if (typeof line["stage"] !== "string") return ["ended"];
-  // The host agent gave up: its guest lost its power all the same.
-  return [line["stage"] === "killed" || cutIn(line) !== undefined ? "killed" : "stopped"];
+  return [isBadEnd(line) ? "killed" : "stopped"];
 }
 
 /** How long the program of `--on-event` may run. */
@@ -3716,6 +3744,8 @@ class Stop {
   skipped: number;
   /** What the host agent said where it could not stop its guest, and ended. */
   guestCutOff: string | undefined;
+  /** A driver that is a process of its own was there: it would have outlived its host agent. */
+  driver: Role | undefined;
 
   constructor(
     readonly ctx: Context,
@@ -3757,9 +3787,9 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
     const byWord = ready?.isAcknowledged() === true;
     const gone = byWord ? "guest" : wasThere ? "gone before the request" : "already stopped";
     if (stop.remaining().length === 0) return stopResult(stop, gone);
-    // Without any PID file (`rm *.pid`) nothing is said of the driver.
-    const vmGone = !byWord && known === "running" && hasFiles && !hasDriverFile(stop.seen, "ours") &&
-      stop.drivers().length === 0;
+    // A file that is not there says nothing: it may have been removed.
+    const vmGone = known === "running" && hasFiles && !hasDriverFile(stop.seen, "ours") &&
+      stop.drivers().length === 0 && await isLeaving(stop) && ready?.isAcknowledged() !== true;
     // A process lives that no PID file names.
     if (session === undefined) stop.session = openGuestSession(ctx.host, instance);
     throwIfOvertaken(ctx);
@@ -3777,6 +3807,19 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
   }
 }
 
+/** How long a host agent may need to notice that its VM has ended. */
+const NOTICES_MS = 500;
+
+/** Whether the host agent has begun to shut down, as it does by itself once its VM has ended. */
+async function isLeaving({ ctx: { host }, instance }: Stop): Promise<boolean> {
+  const log = join(instance.dir, "ha.stderr.log");
+  const isSaid = (line: string) => String(jsonObject(line)?.["msg"]).startsWith("Shutting down the host agent");
+  for (const endMs = host.clockMs() + NOTICES_MS; host.clockMs() < endMs; await host.pause(POLL_MS)) {
+    if (tailOf(host, log).split("\n").some(isSaid)) return true;
+  }
+  return false;
+}
+
 function graceLeftS(host: Host, { beganMs, budgetS }: StopOptions): number {
   return stageLimits(budgetS).agent - secondsSince(host, beganMs);
 }
@@ -3789,13 +3832,22 @@ async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "r
   return last.event === "start" && last["adopted"] !== true ? "start" : "running";
 }
 
-function stopResult(stop: Stop, end: StopEnd) {
+function stopResult(stop: Stop, reached: StopEnd) {
   const { steps, seen, isAgentHung, guestCutOff } = stop;
+  // On vz the host agent is the VM: it may have been killed, or have crashed, while its guest was still shutting down.
+  const isKnown = !GRACEFUL.has(reached) || stop.driver !== undefined || guestCutOff !== undefined ||
+    hasExited(stop.ctx.host, stop.instance);
+  const end = isKnown ? reached : "unknown";
   const seconds: Record<string, number> = { ...stop.seconds, total: secondsSince(stop.ctx.host, stop.how.beganMs) };
   // Where all processes had to be searched the clean-up does it too.
   const searched = seen.searched === true;
   const [remaining, blockers] = [stop.remaining(), unknownsOf(seen)];
   return { end, guestCutOff, isAgentHung, seconds, steps, remaining, blockers, searched };
+}
+
+/** Whether the host agent came to its own end. */
+function hasExited(host: Host, { dir }: Instance): boolean {
+  return exitEvent(tailOf(host, join(dir, HA_STDOUT))) !== undefined;
 }
 
 /** Seconds, to the millisecond, since a moment of the host's clock. */
@@ -3831,6 +3883,7 @@ async function lookAgain(stop: Stop): Promise<void> {
   const living = unseen.filter((p) => stop.ctx.host.alive(p.row.pid) === "yes");
   const kept = living.length === 0 ? [] : await stillAlive(stop.ctx.host, living, timeoutsOf(stop).psMs);
   stop.seen = { ...stop.seen, ...now, alive: [...now.alive, ...kept] };
+  stop.driver ??= stop.drivers()[0]?.role;
 }
 
 /** Takes one stage, and returns whether nothing is left after it. */
@@ -3867,7 +3920,8 @@ const STAGES: Record<StopStage, (stop: Stop, deadlineMs: number) => Promise<Outc
     const sent = await signalAll(c, c.agents, "SIGTERM", deadlineMs);
     if (isBooting) await askMeanwhile(c, deadlineMs);
     if (!await waitDown(c, deadlineMs)) return sent ?? c.waitOutcome();
-    c.guestCutOff = readCut(tailOf(c.ctx.host, join(c.instance.dir, "ha.stderr.log")));
+    const log = (file: string) => tailOf(c.ctx.host, join(c.instance.dir, file));
+    c.guestCutOff = readCut(log("ha.stderr.log"), log(HA_STDOUT), c.driver);
     return c.guestCutOff === undefined
       ? c.doneOutcome()
       : { kind: "done", note: `but the guest was cut off: ${c.guestCutOff}` };
@@ -3896,13 +3950,13 @@ export function buttonEndMs(nowMs: number, deadlineMs: number): number {
   return deadlineMs - Math.min((deadlineMs - nowMs) / 5, QEMU_END_MS);
 }
 
-/** Presses the power button again and again until the guest is down, or the time or the button is gone. */
+/** Presses the power button again and again until the guest is down, or the time is over, or there is no button at all. */
 async function goneByButton(stop: Stop, deadlineMs: number): Promise<boolean> {
   const { host } = stop.ctx;
   while (host.clockMs() < deadlineMs && !stop.isSkipped()) {
-    const pressed = await powerdown(stop, deadlineMs - host.clockMs());
+    const hasButton = await powerdown(stop, deadlineMs - host.clockMs());
     if (await waitGone(stop, stop.drivers(), Math.min(deadlineMs, host.clockMs() + PRESS_AGAIN_MS))) return true;
-    if (pressed !== undefined) return false;
+    if (!hasButton) return false;
   }
   return false;
 }
@@ -4105,33 +4159,31 @@ async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): P
   return await waitGone(stop, stop.agents(), killDeadlineMs, () => false);
 }
 
-/** QMP's system_powerdown, the power button. Returns why it could not be pressed, or undefined. */
-async function powerdown(stop: Stop, leftMs: number): Promise<string | undefined> {
+/** QMP's system_powerdown, the power button. Returns whether there is one: QMP that serves another client is only busy. */
+async function powerdown(stop: Stop, leftMs: number): Promise<boolean> {
   const { host } = stop.ctx;
   const limitMs = Math.min(ANSWER_LIMIT_MS, leftMs / 4);
   const connection = await host.connect(join(stop.instance.dir, QMP_SOCK), limitMs);
-  if (connection.trouble) return connection.why;
+  if (connection.trouble) return connection.trouble !== "absent" && connection.trouble !== "refused";
   const talk = async () => {
-    let heard = await readUntil(connection.ok, '"QMP"');
+    await readUntil(connection.ok, '"QMP"');
     await connection.ok.write('{"execute": "qmp_capabilities"}\n');
-    heard &&= await readUntil(connection.ok, '"return"');
+    await readUntil(connection.ok, '"return"');
     await connection.ok.write('{"execute": "system_powerdown"}\n');
-    return heard && await readUntil(connection.ok, '"return"');
+    await readUntil(connection.ok, '"return"');
   };
-  const pressed = await Promise.race([talk(), host.pause(limitMs).then(() => false)]);
+  await Promise.race([talk(), host.pause(limitMs)]);
   connection.ok.close();
-  return pressed ? undefined : "QMP did not answer";
+  return true;
 }
 
 /** Events may come before the answer, so lines are read until one of the wanted kind. */
-async function readUntil(connection: Connection, word: string): Promise<boolean> {
-  for (let text = ""; !text.includes(word);) {
+async function readUntil(connection: Connection, word: string): Promise<void> {
+  for (let text = ""; !text.includes(word) && !text.includes('"error"');) {
     const more = await connection.read();
-    if (more === undefined) return false;
+    if (more === undefined) return;
     text += more;
-    if (text.includes('"error"')) return false;
   }
-  return true;
 }
 
 /** A vz VM is a process of its own and ends a moment after its client; until then its disk is not free. */
@@ -4205,7 +4257,13 @@ async function actOn(ctx: Context, instance: Instance, p: Plan, beganMs: number)
   if (!p.steps.some((s) => s.kind !== "remove")) return removeAll(ctx, instance, p.steps);
   ctx.say("warn", instance, `${p.state}: ${p.because}`);
   const stop = await stopProcesses(ctx, instance, { budgetS: ctx.budgetS, beganMs, because: p.because });
-  if (stop.remaining.length === 0) return [...stop.steps];
+  if (stop.remaining.length === 0) {
+    const { end: stage, guestCutOff: cut, seconds } = stop;
+    if (Object.keys(seconds).length > 1) {
+      await journal(ctx, instance, "end", { stage, cut, seconds, status: EXIT.done });
+    }
+    return [...stop.steps];
+  }
   const what = `end ${names(stop.remaining)}`;
   return [...stop.steps, { kind: "kill", what, because: p.because, outcome: { kind: "alive", why: "alive" } }];
 }
@@ -4379,15 +4437,28 @@ function describeHolder(holder: LockRecord | undefined): string {
   return holder ? `lima-guard --${holder.role}, PID ${holder.pid}` : "another lima-guard";
 }
 
-/** Sends one SIGTERM to the `--run` that holds the lock, and is proven to. */
+/** Sends one SIGTERM to the `--run` that holds the lock, and is proven to. One that a signal has stopped is continued. */
 async function askToStop(ctx: Context, instance: Instance, held: LockFile, holder: LockRecord): Promise<Outcome> {
-  if (holder.phase === "stopping") return DONE;
+  const isStopping = holder.phase === "stopping";
   const psMs = Math.min(PS_LIMIT_MS, ctx.budgetS * 1000 / 8);
   const proof = await proveHolder(ctx.host, instance, held, holder, psMs);
-  if ("why" in proof) return { kind: "failed", why: proof.why };
-  const sent = await signalVerified(ctx.host, proof.row, "SIGTERM", psMs);
-  ctx.say("info", instance, `SIGTERM to lima-guard --run, PID ${holder.pid}: ${outcomeWords(sent)}`);
-  return sent.kind === "already gone" ? DONE : sent;
+  if ("why" in proof) return isStopping ? DONE : { kind: "failed", why: proof.why };
+  const send = async (signal: Signal) => {
+    const sent = await signalVerified(ctx.host, proof.row, signal, psMs);
+    ctx.say("info", instance, `${signal} to lima-guard --run, PID ${holder.pid}: ${outcomeWords(sent)}`);
+    return sent.kind === "already gone" ? DONE : sent;
+  };
+  const asked = isStopping ? DONE : await send("SIGTERM");
+  return isStopped(proof.row) && asked.kind === "done" ? await send("SIGCONT") : asked;
+}
+
+/** A `--run` that was stopped by a signal supervises nothing: at a shutdown the guest would lose its power. */
+async function stoppedHolder(host: Host, instance: Instance, holder: LockRecord | undefined): Promise<Diagnostic[]> {
+  if (holder?.role !== "run") return [];
+  const row = (await ps(host, [holder.pid], PS_LIMIT_MS)).ok?.rows.find((r) => r.started === holder.started);
+  if (!row || !isStopped(row)) return [];
+  const because = `it is stopped by a signal (ps: ${row.stat}), and supervises nothing`;
+  return [{ what: describeHolder(holder), because, hint: killCommand(instance, row, "CONT") }];
 }
 
 /**
@@ -4617,7 +4688,7 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const isSupervised = holder?.role === "run" || past.stopping !== null;
   const { blockers: jobBlockers, notes } = judgeJobs(found, instance, { state: p.state, supervised: isSupervised });
   const readiness = readinessOf(host, instance, seen);
-  const degraded = degradedBlockers(instance, readiness);
+  const degraded = [...degradedBlockers(instance, readiness), ...await stoppedHolder(host, instance, holder)];
   const several = severalAgents(seen);
   const state = p.state === "clear" ? "stopped" : p.state;
   const sock = join(instance.dir, HA_SOCK);
@@ -4826,7 +4897,18 @@ async function acquireStartSlot(run: Run, ctx: Context, instance: Instance): Pro
   const { host } = ctx;
   const dir = join(instance.home, "_lima-guard");
   host.makeDir(dir);
-  const file = host.openLock(join(dir, "start.lock"), true);
+  const open = () => host.openLock(join(dir, "start.lock"), true);
+  let file = open();
+  if (file.trouble === "other") ctx.say("warn", instance, `waits for its turn: ${file.why}`);
+  // Too many open files, for example: that passes, and another instance may be booting.
+  for (
+    const endMs = host.clockMs() + START_TURN_MS;
+    file.trouble === "other" && host.clockMs() < endMs;
+    file = open()
+  ) {
+    await host.pause(FIRST_PAUSE_MS);
+    throwIfOvertaken(ctx);
+  }
   if (file.trouble) {
     ctx.say("warn", instance, `starts without waiting for its turn: ${file.why}`);
     return true;
@@ -4851,7 +4933,7 @@ const KEPT_LOG_BYTES = 256 * 1024;
 /** Lima deletes its logs at each start: after an unclean end their tails are copied first. */
 function preserveLogs(ctx: Context, instance: Instance): void {
   const last = journalOf(ctx.host, instance).findLast((l) => ["start", "end", "pre"].includes(l.event));
-  if (!last || (last.event === "end" && last["status"] === 0 && last["stage"] !== "killed")) return;
+  if (!last || (last.event === "end" && last["status"] === 0 && !isBadEnd(last))) return;
   const dir = join(instance.dir, "lima-guard.previous");
   ctx.host.makeDir(dir);
   const serial = (ctx.host.list(instance.dir).ok ?? []).filter((f) => /^serial.*\.log$/.test(f));
@@ -4964,7 +5046,7 @@ async function startCommand(run: Run): Promise<void> {
   run.startedMs = ctx.host.clockMs();
   if (started.trouble) {
     ctx.say("error", instance, `Cannot start ${JSON.stringify(run.command[0])}: ${started.why}`);
-    run.ended = { code: started.trouble === "denied" ? 126 : 127, signal: undefined };
+    run.ended = { code: started.trouble === "absent" ? 127 : 126, signal: undefined };
     return post(run, "ended");
   }
   const child = started.ok;
@@ -5017,17 +5099,24 @@ function isAgentAppearing(host: Host, instance: Instance): boolean {
   return text.trim() === "" || pidIn(host, join(instance.dir, HA_PID)) !== undefined;
 }
 
+const SYSTEM_FOLDERS = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"];
+
+/** A PATH with the folders that it does not have, at its end: what the user has put first stays first. */
+function longerPath(path: string | undefined, folders: readonly string[]): string {
+  const has = path ? path.split(":") : [];
+  return [...has, ...folders.filter((folder) => !has.includes(folder))].join(":");
+}
+
 /** What limactl needs and launchd may not give: HOME (it panics without), a PATH that finds QEMU, its own label. */
 async function environmentOf(host: Host, instance: Instance, program: string, label: string | undefined) {
   const missing = ["HOME", "USER", "LOGNAME"].filter((v) => !host.env(v));
   const user = missing.length === 0 ? undefined : await userEntry(host);
   const filled = user === undefined ? [] : missing.map((v) => [v, v === "HOME" ? user.home : user.name]);
-  const path = (host.env("PATH") || "/usr/bin:/bin:/usr/sbin:/sbin").split(":");
   const more = [...program.startsWith("/") ? [dirname(program)] : [], "/opt/homebrew/bin", "/usr/local/bin"];
   return {
     ...Object.fromEntries(filled),
     LIMA_HOME: instance.home,
-    PATH: [...path, ...more.filter((p) => !path.includes(p))].join(":"),
+    PATH: longerPath(host.env("PATH"), [...SYSTEM_FOLDERS, ...more]),
     ...label === undefined ? {} : { XPC_SERVICE_NAME: label },
   };
 }
@@ -5148,11 +5237,9 @@ async function untilAgentEnds(run: Run, instance: Instance, pid: number): Promis
   }
 }
 
-/** Clean exit: it has reported `exiting` and removed its PID file. Lima deletes the log at each start; events may follow. */
+/** Clean exit: it has reported `exiting` and removed its PID file. Lima deletes the log at each start. */
 function leftCleanly(host: Host, instance: Instance): boolean {
-  if (host.stat(join(instance.dir, HA_PID)).trouble !== "absent") return false;
-  const events = tailOf(host, join(instance.dir, HA_STDOUT)).split("\n").map((l) => jsonObject(l)?.["status"]);
-  return events.some((e) => (e as Record<string, unknown> | null | undefined)?.["exiting"] === true);
+  return host.stat(join(instance.dir, HA_PID)).trouble === "absent" && hasExited(host, instance);
 }
 
 /** A healthy host agent that was not started here: supervised all the same, as far as that can be done from outside. */
@@ -5245,6 +5332,10 @@ async function stopSupervised(run: Run, instance: Instance, beganMs: number): Pr
     // The command may have brought up a VM between the look and its own end.
     const again = await stopProcesses(ctx, instance, { budgetS, beganMs });
     if (again.steps.length > 0) went = again;
+  }
+  const signal = run.watchedPid === undefined ? (await child?.ended)?.signal : undefined;
+  if (went.end === "unknown" && signal !== undefined) {
+    went = { ...went, end: "agent", guestCutOff: `${signal} ended it` };
   }
   const cleaned = await cleanUp(ctx, instance, beganMs + stageLimits(budgetS)["clean up"] * 1000, went.searched);
   const remaining = went.remaining.filter((p) => p.row.pid !== child?.pid);
@@ -5452,6 +5543,8 @@ async function orAtLimit<T>(promise: Promise<T>, ms: number, otherwise: T): Prom
 function spawn({ argv: [program, ...args], env, unset, apart }: Command, how: Deno.CommandOptions): Deno.ChildProcess {
   const whole = { ...apart ? {} : Deno.env.toObject(), ...env };
   for (const name of unset ?? []) delete whole[name];
+  // ssh, launchctl and what a script calls are looked for there.
+  whole["PATH"] = longerPath(whole["PATH"], SYSTEM_FOLDERS);
   return new Deno.Command(program, { args, env: whole, clearEnv: true, ...apart ? { cwd: "/" } : {}, ...how }).spawn();
 }
 

@@ -20,6 +20,7 @@ for (
     [{ event: "end", stage: "guest" }, undefined, ["stopped"]],
     [{ event: "end", stage: "killed" }, undefined, ["killed"]],
     [{ event: "end", stage: "agent", cut: "vz: CanRequestStop is not supported" }, undefined, ["killed"]],
+    [{ event: "end", stage: "unknown" }, undefined, ["killed"]],
     [{ event: "end", status: 1 }, undefined, ["ended"]],
     [{ event: "stage", stage: "killed" }, undefined, []],
   ] as const

@@ -397,7 +397,7 @@ async function stops(
   const left = paths(k3s.home);
   for (const file of [...removes, ...gone]) assert.ok(!left.includes(path(file)), `${file} is still there`);
   assert.deepEqual(difference(left, before).filter((p) => !/lima-guard\.|standin\./.test(p)), []);
-  assert.match(k3s.read(JOURNAL) ?? "", /"event":"pre"/);
+  assert.match(k3s.read(JOURNAL) ?? "", /"event":"end".*\n.*"event":"pre".*\n$/);
   await changesNothing(k3s, options);
   return { ...done, planned };
 }

@@ -712,6 +712,9 @@ for (
     ["QEMU was killed", [ASKED, FORCED, event("info", "QEMU has exited, after killing forcibly")], true],
     ["QEMU was killed, and its status is fatal", [ASKED, FORCED, event("fatal", "signal: killed")], true],
     ["Go's panic", [ASKED, "panic: no such thing", "", "goroutine 1 [running]:"], true],
+    ["Go's fatal error", [ASKED, "fatal error: concurrent map writes", "", "goroutine 51 [running]:"], true],
+    ["a signal that Go dies of", [ASKED, "SIGSEGV: segmentation violation", "PC=0x1 m=0 sigcode=1"], true],
+    ["an error of each of many port forwarders before it", [ASKED, ...Array(50).fill(FORWARDER), CANNOT], true],
     ["a warning: it stops the guest over ssh", [ASKED, event("warning", "vz: CanRequestStop is not supported")], false],
     ["an earlier stop, and a clean one behind it", [ASKED, CANNOT, ASKED, FORWARDER], false],
     ["QEMU was killed, since its socket was gone", [
@@ -737,6 +740,23 @@ for (
     fc.assert(fc.property(foreign, (more) => {
       assert.equal(readCut([...lines, ...more].join("\n")), readCut(lines.join("\n")));
     }));
+  });
+}
+
+const PANIC = [ASKED, "panic: no such thing", "", "goroutine 1 [running]:"];
+const ended = (time: string) =>
+  `{"time":"${time}","status":{"running":true}}\n{"time":"${time}","status":{"exiting":true}}`;
+for (
+  const [name, lines, events, driver, isCut] of [
+    ["a child's panic: the agent came to its own end", PANIC, ended("2026-11-26T20:00:01Z"), undefined, false],
+    ["its own panic, where QEMU outlived it", PANIC, "", "QEMU", false],
+    ["krunkit needed 29 s", [ASKED], ended("2026-11-26T20:00:29Z"), "krunkit", false],
+    ["krunkit did not end within 30 s", [ASKED], ended("2026-11-26T20:00:30.1Z"), "krunkit", true],
+    ["an external driver needed 30 s", [ASKED], ended("2026-11-26T20:00:30.1Z"), "external driver", false],
+  ] as const
+) {
+  Deno.test(`readCut() with the events, ${isCut ? "a cut" : "no cut"}: ${name}`, () => {
+    assert.equal(readCut(lines.join("\n"), events, driver) !== undefined, isCut);
   });
 }
 

@@ -4,13 +4,32 @@ import assert from "node:assert/strict";
 import { BAKED_IN } from "../install.ts";
 import { realHost } from "../lima_guard.ts";
 import { run } from "./launchd/run.ts";
-import { denoFlags, IMPOSSIBLE_PID, runGuard, tempLimaHome } from "./helpers/mod.ts";
+import { denoFlags, eventually, IMPOSSIBLE_PID, runGuard, tempLimaHome } from "./helpers/mod.ts";
 import { project } from "./helpers/paths.ts";
 
 const LINUX = Deno.build.os === "linux";
 
 /** The options of the compiled binary, around the source. */
 const baked = (script = `${project}/lima_guard.ts`) => [Deno.execPath(), "run", ...BAKED_IN, ...denoFlags(), script];
+
+for (
+  const [path, completed] of [
+    ["", "/usr/bin:/bin:/usr/sbin:/sbin"],
+    ["/opt/x/bin", "/opt/x/bin:/usr/bin:/bin:/usr/sbin:/sbin"],
+    ["/sbin:/opt/x/bin:/bin", "/sbin:/opt/x/bin:/bin:/usr/bin:/usr/sbin"],
+  ] as const
+) {
+  Deno.test(`what is started finds the programs of the system, last: PATH ${path}`, async () => {
+    const command = { argv: ["sh", "-c", 'echo "$PATH"'], env: { PATH: path } } as const;
+    const answer = await realHost().run(command, 10_000);
+    assert.equal(answer.ok?.stdout.trim(), completed, JSON.stringify(answer));
+    const lines: string[] = [];
+    const started = realHost().start(command);
+    started.ok?.onLine((line) => lines.push(line));
+    assert.equal((await started.ok?.ended)?.code, 0, JSON.stringify(started));
+    await eventually(() => assert.deepEqual(lines, [completed]));
+  });
+}
 
 Deno.test("append: a file system that cannot sync takes the line; one that cannot write it does not", async () => {
   await using home = await tempLimaHome();

@@ -88,6 +88,9 @@ Deno.test("it leaves with the status of the command", async () => {
   await using home = await tempLimaHome();
   const file = `${home.root}/not-executable`;
   Deno.writeTextFileSync(file, "#!/bin/sh\n", { mode: 0o644 });
+  // It is there, and cannot be run: as a program for another processor, on a Mac.
+  const loop = `${home.root}/loop`;
+  Deno.symlinkSync(loop, loop);
   const rows: readonly (readonly [string[], number, string | null])[] = [
     [shell("exit 0"), 0, null],
     [shell("exit 7"), 7, null],
@@ -97,6 +100,7 @@ Deno.test("it leaves with the status of the command", async () => {
     [["no-such-program"], 127, null],
     [[file], 126, null],
     [[home.root], 126, null],
+    [[loop], 126, null],
   ];
   await Promise.all(rows.map(async ([command, status, signal], n) => {
     const vm = home.instance(`vm${n}`);
@@ -972,6 +976,27 @@ test(
   { conf: { stop: "hang" } },
 );
 
+test("a host agent that is killed during its stop has cut its guest off: its end is known", async ({ vm }) => {
+  await using guard = await running(vm);
+  const pid = await agentPid(vm);
+  guard.signal("SIGTERM");
+  await eventually(() => assert.ok(vm.log().some((line) => line.startsWith("Received SIGTERM"))));
+  Deno.kill(pid, "SIGKILL");
+  assert.equal((await guard.result()).status, 0);
+  const { stage, cut } = last(vm, "end");
+  assert.deepEqual([stage, cut], ["agent", "SIGKILL ended it"]);
+}, { conf: { stop: "slow:60000" } });
+
+test("after a stop in which the host agent cut its guest off, the logs are kept", async ({ vm }) => {
+  await using first = await running(vm);
+  assert.equal((await stopRun(first)).status, 0);
+  assert.equal(last(vm, "end").stage, "agent");
+  vm.conf({ stop: "" });
+  await using second = await running(vm);
+  assert.match(vm.read("lima-guard.previous/ha.stderr.log")!, /CanRequestStop/);
+  assert.equal((await stopRun(second)).status, 0);
+}, { conf: { stop: "cannot-request-stop" } });
+
 test("an event behind `exiting` makes no crash of a clean end", async ({ home, vm }) => {
   await using _agent = await startAgent(vm);
   await using guard = run(vm);
@@ -1029,6 +1054,27 @@ test("a turn that was waited for too long is not taken later, when it is no long
   other[Symbol.dispose]();
   // The kernel may still give it to the wait that was given up, for a moment.
   await eventually(() => hold(turn)[Symbol.dispose]());
+  assert.equal((await stopRun(guard)).status, 0);
+});
+
+test("a turn that cannot be asked for is waited for: the trouble may pass", async ({ home, vm }) => {
+  const turn = `${home.lima}/_lima-guard/start.lock`;
+  Deno.mkdirSync(turn, { recursive: true });
+  await using guard = run(vm);
+  await guard.waitForLine(/waits for its turn: .*directory/);
+  assert.equal(vm.has("standin.starts"), false);
+  Deno.removeSync(turn);
+  await guard.waitForLine(/Running after/);
+  const { status, stderr } = await stopRun(guard);
+  assert.equal(status, 0);
+  assert.doesNotMatch(stderr, /without waiting for its turn/);
+});
+
+test("a turn that cannot be asked for at all does not keep an instance from starting", async ({ home, vm }) => {
+  Deno.mkdirSync(`${home.lima}/_lima-guard/start.lock`, { recursive: true });
+  await using guard = run(vm, guardWith({ hurry: true }));
+  await guard.waitForLine(/starts without waiting for its turn/);
+  await guard.waitForLine(/Running after/);
   assert.equal((await stopRun(guard)).status, 0);
 });
 
@@ -1096,7 +1142,7 @@ test("the guest is gone before the guard can look: it was the word that did it",
   await assertDown(vm);
 }, NEEDS_SSHD);
 
-test("a session is ready: ssh may be gone when it is used", async ({ home, vm }) => {
+test("a session is ready: ssh may fail when it is used", async ({ home, vm }) => {
   const tools = `${home.root}/tools`;
   Deno.mkdirSync(tools);
   Deno.symlinkSync("/usr/bin/ssh", `${tools}/ssh`);
@@ -1104,6 +1150,7 @@ test("a session is ready: ssh may be gone when it is used", async ({ home, vm })
   await using _guest = guest;
   await using _guard = guard;
   Deno.removeSync(`${tools}/ssh`);
+  Deno.writeTextFileSync(`${tools}/ssh`, "#!/bin/sh\nexit 255\n", { mode: 0o755 });
   const { status, stderr } = await stopRun(guard);
   assert.equal(status, 0, stderr);
   assert.equal(last(vm, "end").stage, "guest", stderr);

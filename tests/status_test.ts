@@ -165,6 +165,7 @@ for (
     [[line("start"), END, line("start")], true, "graceful", END.time],
     [[line("start"), line("end", { stage: "killed" })], false, "killed", END.time],
     [[line("end", { stage: "agent", cut: "vz: CanRequestStop is not supported" })], false, "cut by agent", END.time],
+    [[line("start"), line("end", { stage: "unknown" })], false, "unknown", END.time],
     [[line("start")], false, "cut off", null],
     [[line("start"), line("end", { status: 3 })], false, "by itself", END.time],
   ] as const

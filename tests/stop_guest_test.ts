@@ -8,12 +8,14 @@ import {
   eventually,
   type Guest,
   type Instance,
+  spawnGuard,
   sshGuest,
   startAgent,
   startOrphan,
   tempLimaHome,
   whyNoSshd,
 } from "./helpers/mod.ts";
+import { guardWith } from "./helpers/guard_with.ts";
 import { last, run, stopRun } from "./launchd/run.ts";
 import { limitsOf, sideBySide, stagesTaken, stopOne } from "./helpers/stop.ts";
 
@@ -118,6 +120,21 @@ Deno.test("a guest that hears the power button only after 10 s shuts down: it is
   const { report, stderr } = await stopOne(vm, { budgetS: 60, timeoutMs: 60_000 });
   assert.deepEqual([report.stage, report.status], ["driver", 0], stderr);
   assert.ok(report.seconds.total! > 5, "it was heard at once");
+  assert.equal(vm.guestDisk(), "clean");
+});
+
+Deno.test("a QMP that serves another client for a while is asked again: its guest shuts down", async () => {
+  await using home = await tempLimaHome();
+  const vm = home.instance("vm");
+  await using _ = await startOrphan(vm, "qemu");
+  const other = await Deno.connect({ transport: "unix", path: vm.path("qmp.sock") });
+  const log = `${home.root}/log`;
+  await using guard = spawnGuard(home, ["--stop", "--json", "--timeout", "40", "vm"], guardWith({ log }));
+  // Each attempt has 3 s.
+  const attempts = () => Deno.readTextFileSync(log).match(/before pause 3000$/gm)?.length ?? 0;
+  await eventually(() => assert.equal(attempts(), 2), { withinMs: 20_000 }).finally(() => other.close());
+  const result = await guard.result();
+  assert.equal(result.json().instances[0].stage, "driver", result.stderr);
   assert.equal(vm.guestDisk(), "clean");
 });
 

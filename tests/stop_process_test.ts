@@ -665,6 +665,16 @@ Deno.test("a VM that was gone before the request is not called stopped by it", a
   assert.equal((await stopOne(k3s, { budgetS: 20 })).report.stage, "already stopped");
 });
 
+Deno.test("a VM whose PID file was removed while it runs was not gone before the request", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using guard = supervised(k3s);
+  await guard.waitForLine(/Running after/);
+  k3s.remove("vz.pid");
+  assert.equal((await stopOne(k3s, { budgetS: 20 })).report.stage, "agent");
+  assert.equal((await guard.result()).status, 0);
+});
+
 Deno.test("a --run that is stopped before its command has made a VM: already stopped, and nothing is said to be gone", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
@@ -992,6 +1002,37 @@ Deno.test("the instance of a lima-guard that was killed is stopped as one that i
   assert.deepEqual(stale(k3s), []);
 });
 
+Deno.test("a lima-guard that a signal has stopped in the middle of its stop is continued", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s", { conf: { stop: "hang" } });
+  await using guard = supervised(k3s, ["--run", "k3s", "--timeout", "12"]);
+  await guard.waitForLine(/Running after/);
+  guard.signal("SIGTERM");
+  await guard.waitForLine(/stage agent/);
+  guard.signal("SIGSTOP");
+  const { report, stderr } = await stopOne(k3s, { budgetS: 20 });
+  assert.deepEqual([report.stage, report.status], ["killed", 0], stderr);
+  assert.doesNotMatch(stderr, /SIGTERM to lima-guard/);
+  assert.equal((await guard.result()).status, 0);
+});
+
+Deno.test("a lima-guard that a signal has stopped supervises nothing: --status says so, and a stop continues it", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using guard = supervised(k3s);
+  await guard.waitForLine(/Running after/);
+  guard.signal("SIGSTOP");
+  await eventually(async () => {
+    const { status, stdout } = await runGuard(home, ["--status", "k3s"]);
+    assert.equal(status, 1, stdout);
+    assert.match(stdout, new RegExp(`PID ${guard.pid}: it is stopped by a signal .*kill -CONT ${guard.pid}\\)`));
+  });
+  const { report, stderr } = await stopOne(k3s, { budgetS: 20 });
+  assert.deepEqual([report.stage, report.status], ["agent", 0], stderr);
+  assert.equal((await guard.result()).status, 0);
+  assert.equal((await runGuard(home, ["--status", "k3s"])).status, 0);
+});
+
 Deno.test("a record in a lock is no proof: the process that has that PID now is not signalled", async () => {
   await using home = await tempLimaHome();
   await using use = new AsyncDisposableStack();
@@ -1142,6 +1183,32 @@ Deno.test("a process of unknown ownership that the host agent may signal while i
   const words = "Lima's host agent may signal the process that it names, while it stops: PID";
   assert.ok(stderr.includes(`x.drv.pid: ${words} ${driver.pid} is unknown`), stderr);
 });
+
+for (
+  const [who, asked] of [["a guest that the host agent asks", false], ["a guest that has acknowledged", true]] as const
+) {
+  Deno.test({
+    name: `the host agent of vz is killed during its stop, with ${who}: that is no graceful stop${skipped(NO_SSHD)}`,
+    ignore: NO_SSHD !== undefined,
+    async fn() {
+      await using home = await tempLimaHome();
+      const k3s = home.instance("k3s");
+      await using use = new AsyncDisposableStack();
+      const guest = asked ? use.use(await sshGuest(k3s)) : undefined;
+      await using agent = await startAgent(k3s, { conf: { guest_off_ms: 60_000 } });
+      await using guard = spawnGuard(home, ["--stop", "--json", "k3s"]);
+      const wasHeard = () => guest ? wasAsked(guest) : k3s.log().some((line) => line.startsWith("Received SIGTERM"));
+      await eventually(() => assert.ok(wasHeard()));
+      agent.signal("SIGKILL");
+      const result = await guard.result();
+      const [report] = readDocument(result);
+      assert.deepEqual([report!.stage, report!.status, result.status], ["unknown", 0, 0]);
+      assert.equal(k3s.read("standin.guest/disk")?.trim(), "dirty");
+      const status = await runGuard(home, ["--status", "k3s"]);
+      assert.match(status.stdout, /stopped in .* s; not known whether gracefully/);
+    },
+  });
+}
 
 Deno.test("a signal for each stage leads to the kill", async () => {
   await using home = await tempLimaHome();

@@ -27,6 +27,7 @@ const STAGES: Readonly<Record<StopEnd, true>> = {
   agent: true,
   driver: true,
   killed: true,
+  unknown: true,
   "already stopped": true,
   "gone before the request": true,
 };
