@@ -2480,7 +2480,7 @@ function withoutRow(host: Host, { owner }: Instance, { unreadable }: PsTable, pi
   return { judgement: cannotTell("ps shows no row for it that could be read") };
 }
 
-/** Asks ps about some PIDs, or about all processes. None of them alive is an answer too: no rows. */
+/** Asks ps about some PIDs, or about all processes, believably. None of them alive is an answer too: no rows. */
 async function ps(host: Host, which: readonly number[] | "all", limitMs: number): Promise<Result<PsTable>> {
   // procps looks through all processes for -p (3 s for 30 000 of them), and only at those named for -q.
   const select = which === "all" ? ["-A"] : [host.os === "linux" ? "-q" : "-p", which.join(",")];
@@ -2497,7 +2497,16 @@ async function ps(host: Host, which: readonly number[] | "all", limitMs: number)
   if (code !== 0 && !isNone) return { trouble: "other", why: `ps failed with status ${code}: ${stderr.trim()}` };
   // Apple's ps ends so where its sysctl fails.
   if (code === 0 && stdout.trim() === "") return { trouble: "other", why: `ps printed nothing: ${stderr.trim()}` };
-  return { ok: readPs(stdout) };
+  const table = readPs(stdout);
+  const why = which === "all" ? whyUnbelievable(table, host.pid) : undefined;
+  return why === undefined ? { ok: table } : { trouble: "other", why };
+}
+
+/** A list of all processes shows the one that asks, with its command, and no row that cannot be read. */
+function whyUnbelievable(table: PsTable, ownPid: number): string | undefined {
+  if (table.unreadable.length > 0) return "ps printed rows that cannot be read";
+  const own = table.rows.find((r) => r.pid === ownPid);
+  return own === undefined || own.command === "" ? "ps did not list lima-guard itself with its command" : undefined;
 }
 
 /** What ps and lsof need: LC_ALL=C would hide each byte beyond ASCII; zone and language keep start times comparable. */
@@ -2629,9 +2638,8 @@ async function scanAllProcesses(
 ): Promise<Pick<Observation, "alive" | "unknowns">> {
   const what = `all processes, for those of ${instance.name} that no PID file names`;
   const table = await ps(host, "all", psMs);
-  const because = table.trouble ? table.why : whyUnbelievable(table.ok, host.pid);
-  if (table.trouble || because !== undefined) {
-    const unknowns = [{ what, because: because ?? "", hint: psCommand() }];
+  if (table.trouble) {
+    const unknowns = [{ what, because: table.why, hint: psCommand() }];
     return { alive: [], unknowns: [...unknowns, ...answering.map((a) => unownedSocket(a, []))] };
   }
   const alive: VerifiedProcess[] = [];
@@ -2663,13 +2671,6 @@ function unownedSocket({ path, answer }: Answering, naming: readonly { pid: numb
     (who === "" ? "" : `; these name the instance's files: ${who}`);
   const look = naming.length === 0 ? "" : `; ${psCommand(...naming.map((r) => r.pid))}`;
   return { what: path, because, hint: `${lsofCommand(path)}${look}` };
-}
-
-/** A list of all processes shows the one that asks, with its command, and no row that cannot be read. */
-function whyUnbelievable(table: PsTable, ownPid: number): string | undefined {
-  if (table.unreadable.length > 0) return "ps printed rows that cannot be read";
-  const own = table.rows.find((r) => r.pid === ownPid);
-  return own === undefined || own.command === "" ? "ps did not list lima-guard itself with its command" : undefined;
 }
 
 // ── for a start

@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { eventually, runGuard, spawnGuard, tempLimaHome } from "./helpers/mod.ts";
+import { guardWith } from "./helpers/guard_with.ts";
 import type { Home } from "./helpers/mod.ts";
 
 /** An instance in another home of the same user. */
@@ -109,6 +110,21 @@ Deno.test("no instance anywhere is 66, and says where was looked", async () => {
   }
   assert.equal((await runGuard(home, ["--status", "--lima-home", "~/.lima"], { env })).status, 0, "the home is there");
 });
+
+// A list of processes that is a part of the list, or has a row that cannot be read, shows nobody's absence.
+const HALF_LISTS = { "without lima-guard": "^.*guard_with.*$", "with a row that cannot be read": "^ *1 " };
+for (const [what, pattern] of Object.entries(HALF_LISTS)) {
+  Deno.test(`a list of all processes ${what}: whether a host agent lives is unknown, 75`, async () => {
+    await using home = await tempLimaHome();
+    instanceIn(home, `${home.user}/.lima`, "a");
+    const twisted = guardWith({ programs: { ps: { does: "lie", pattern, by: "" } } });
+    for (const args of [["--status"], ["--pre", "--all"], ["--stop", "--all"]]) {
+      const { status, stdout } = await runGuard(home, args, { ...twisted, env: { ...twisted.env, ...BARE } });
+      assert.equal(status, 75, `${args}: ${stdout}`);
+      assert.match(stdout, /: ps: ps (did not list|printed rows)/);
+    }
+  });
+}
 
 Deno.test("another program's home cannot be listed: --all serves the others, and is not 0", async () => {
   await using home = await tempLimaHome();
