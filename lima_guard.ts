@@ -3395,10 +3395,10 @@ async function everyInstance(ctx: Context, homes: Homes) {
   const { host } = ctx;
   const trouble = homeTrouble(host, homes.paths[0] ?? "");
   if (trouble && (homes.isExplicit || trouble.status !== EXIT.noInstance)) return trouble;
-  const table = homes.isExplicit ? undefined : await ps(host, "all", PS_LIMIT_MS);
-  const agents = runningInstances((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid))
-    .map((one) => one.home);
-  const all = [...homes.paths, ...agents].map((path) => realHome(host, path));
+  const table = homes.isExplicit && ctx.role !== "stop" ? undefined : await ps(host, "all", PS_LIMIT_MS);
+  const living = runningInstances((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid));
+  const all = [...homes.paths, ...homes.isExplicit ? [] : living.map((one) => one.home)]
+    .map((path) => realHome(host, path));
   // Two spellings of one directory are one home: macOS does not tell upper case from lower.
   const once = all.filter((home, i) => all.findIndex((other) => isSameDirectory(host, home, other)) === i);
   const listed = once.map((home) => ({ home, names: allInstances(host, home) }));
@@ -3408,8 +3408,14 @@ async function everyInstance(ctx: Context, homes: Homes) {
   for (const { name, dir } of once.flatMap((home) => linkedInstances(host, home))) {
     ctx.say("info", { name }, `${dir} is a link, which --all and Lima's own list leave out`);
   }
+  // What lives and is not listed: its lima.yaml is gone, or it was started through a link.
+  const unlisted = living.filter(({ name, home }) =>
+    once.some((other) => isSameDirectory(host, other, home)) &&
+    !wanted.some((one) => one.name === name && isSameDirectory(host, one.home ?? "", home))
+  );
   // Whether that is all could not be found out.
   const unknown = [
+    ...await Promise.all(unlisted.map((one) => stillLives(ctx, one))),
     ...listed.flatMap(({ home, names }) =>
       names.trouble === undefined || names.trouble === "absent"
         ? []
@@ -3455,6 +3461,19 @@ function runningInstances(rows: readonly ProcessRow[]) {
     return dir === undefined ? [] : [{ pid, uid, home: dirname(dir), name: basename(dir), dir }];
   });
   return found.filter((one, i) => found.findIndex((o) => o.uid === one.uid && o.dir === one.dir) === i);
+}
+
+/** What lives although no lima-guard serves it. Without its lima.yaml none can: a person has to end the process. */
+async function stillLives({ host, role }: Context, { uid, pid, name, home, dir }: RunningInstance): Promise<Report> {
+  const user = await userName(host, uid);
+  const owner = user ?? `uid ${uid}`;
+  const instance = { name, home, dir, owner: uid, sudoUser: uid === host.uid ? undefined : user };
+  const isGone = missingInstance(host, dir)?.state === "missing";
+  const because = `PID ${pid} of ${owner} still lives${isGone ? `, and its ${LIMA_YAML} is gone` : ""}`;
+  const canServe = !isGone && (uid === host.uid || user !== undefined);
+  const hint = canServe ? guardCommand(instance, `--${role}`) : settleCommand(instance, { pid, uid });
+  const summary = `of ${owner}, in ${home}: still lives`;
+  return report(name, "running", EXIT.failed, summary, { owner, home, blockers: [{ what: dir, because, hint }] });
 }
 
 function notListed(because: string, what = "ps", hint = psCommand()): Report {
@@ -4649,16 +4668,7 @@ async function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Re
       (role === "status" || ctx.dryRun || r.status !== EXIT.done)
     );
   const living = runningInstances(table.ok.rows).filter((one) => !isReported(one));
-  return await Promise.all(living.map(async ({ uid, pid, name, home, dir }) => {
-    const user = await userName(host, uid);
-    const owner = user ?? `uid ${uid}`;
-    const isOwn = uid === host.uid;
-    const at = { name, home, sudoUser: isOwn ? undefined : user };
-    const hint = isOwn || user !== undefined ? guardCommand(at, `--${role}`) : psCommand(pid);
-    const blockers = [{ what: dir, because: `PID ${pid} of ${owner} still lives`, hint }];
-    const summary = `of ${owner}, in ${home}: still lives`;
-    return report(name, "running", EXIT.failed, summary, { owner, home, blockers });
-  }));
+  return await Promise.all(living.map((one) => stillLives(ctx, one)));
 }
 
 // ── --status

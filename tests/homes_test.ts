@@ -1,7 +1,7 @@
 /** Where instances are found: the home that was named, ~/.lima, and the homes of other programs. */
 
 import assert from "node:assert/strict";
-import { eventually, runGuard, spawnGuard, tempLimaHome } from "./helpers/mod.ts";
+import { eventually, runGuard, spawnGuard, startAgent, tempLimaHome } from "./helpers/mod.ts";
 import { guardWith } from "./helpers/guard_with.ts";
 import type { Home } from "./helpers/mod.ts";
 
@@ -109,6 +109,29 @@ Deno.test("no instance anywhere is 66, and says where was looked", async () => {
     }
   }
   assert.equal((await runGuard(home, ["--status", "--lima-home", "~/.lima"], { env })).status, 0, "the home is there");
+});
+
+Deno.test("a host agent lives whose lima.yaml is gone: --all is not 0, and says how it can be ended", async () => {
+  await using home = await tempLimaHome({ name: "home/.lima" });
+  const k3s = home.instance("k3s");
+  await using agent = await startAgent(k3s);
+  k3s.remove("lima.yaml");
+  const rows: [string[], Record<string, string>][] = [
+    [["--status"], BARE],
+    [["--pre", "--all"], BARE],
+    [["--stop", "--all"], {}],
+  ];
+  for (const others of [0, 1]) {
+    if (others > 0) home.instance("other");
+    for (const [args, env] of rows) {
+      const { status, json, stderr } = await runGuard(home, [...args, "--json"], { env });
+      assert.equal(status, 1, `${args}: ${stderr}`);
+      const report = json().instances.find((one: { name: string }) => one.name === "k3s");
+      assert.match(report.blockers[0].because, new RegExp(`PID ${agent.pid} .* lives, and its lima.yaml is gone`));
+      assert.match(report.blockers[0].hint, new RegExp(`^ps .* ${agent.pid}; .*: kill ${agent.pid}$`));
+    }
+  }
+  assert.ok(agent.isAlive());
 });
 
 // A list of processes that is a part of the list, or has a row that cannot be read, shows nobody's absence.

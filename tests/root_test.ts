@@ -152,7 +152,7 @@ asRoot(
       assert.deepEqual([status, report?.status], [1, 1], command.join(" "));
       assert.match(
         report!.blockers[0]!.hint!,
-        /sudo -H -u lgtest lima-guard --stop --lima-home '.*unlisted home' k3s$/,
+        new RegExp(`^ps -ww -p ${driver.pid}; .*: sudo -H -u lgtest kill ${driver.pid}$`),
       );
       driver.assertAlive();
     }

@@ -158,6 +158,16 @@ test("a process of it lives after its stop", {
   types: { "lima-guard --status --lima-home HOME k3s": 1 },
 });
 
+test("a host agent lives whose lima.yaml is gone: a person ends it", {
+  runs: ["--stop --all"],
+  prepare: async (scene) => {
+    await agent(scene);
+    scene.k3s.remove("lima.yaml");
+  },
+  types: { "ps -ww -p AGENT": 0, "kill AGENT": 0 },
+  then: isGone,
+});
+
 // ── root, and the whole machine ──
 
 /** The twin is not for this lima-guard to see: it serves all that run. */
