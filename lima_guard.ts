@@ -3078,7 +3078,7 @@ async function stopOther(host: Host, dir: string): Promise<string> {
 async function heldImages(host: Host, instance: Instance, paths: readonly string[], { holderMs, lsofMs }: Timeouts) {
   const images = paths.filter((path) => {
     const look = host.stat(path, "follow links");
-    return look.trouble === undefined ? look.ok.kind === "file" : look.trouble !== "absent";
+    return look.trouble === undefined ? ["file", "device"].includes(look.ok.kind) : look.trouble !== "absent";
   });
   const holders = await holdersOf(host, images, holderMs, lsofMs);
   if (!holders.trouble) return await Promise.all(holders.ok.map((holder) => holderNote(host, instance, holder)));
@@ -3138,7 +3138,10 @@ function hasStaleVzAgent(host: Host, instance: Instance, stateFiles: readonly St
   return isVz && stateFiles.some((c) => basename(c.path) === HA_PID && isStale(c));
 }
 
-/** Whether a PID file, a disk lock or the last line of the journal is of this boot. In doubt it is. */
+/**
+ * Whether a PID file, a disk lock or the last line of the journal is of this boot. In doubt it is: only the journal can say
+ * that nothing is. The dates cannot, for the clock may have been stepped since.
+ */
 async function isOfThisBoot(ctx: Context, instance: Instance, files: readonly StampedPath[]): Promise<boolean> {
   const { host } = ctx;
   const booted = host.wallMs() - host.uptimeMs() - 60_000;
@@ -3146,9 +3149,8 @@ async function isOfThisBoot(ctx: Context, instance: Instance, files: readonly St
   const probe = readEnd(host, join(instance.dir, JOURNAL_FILE), 1);
   if (probe.trouble !== undefined && probe.trouble !== "absent") return true;
   const last = journalOf(host, instance).at(-1);
-  if (last === undefined) return false;
   const boot = await bootId(ctx);
-  return last.boot === boot || last.boot === "" || boot === "";
+  return last === undefined || last.boot === boot || last.boot === "" || boot === "";
 }
 
 /** Who has one of the files open for writing; retries until they have closed it or time is up. */

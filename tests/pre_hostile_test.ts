@@ -658,6 +658,26 @@ for (const [how, lsof] of Object.entries(BAD_LSOF)) {
   );
 }
 
+test(
+  "the clock is stepped by more than the machine is up: who has the disk is asked all the same",
+  async ({ home, k3s }) => {
+    const data = home.disk("data", { inUseBy: k3s.dir });
+    k3s.pidFile("ha.pid", IMPOSSIBLE_PID, { ageSeconds: 600 });
+    const twist = { programs: { lsof: { does: "missing" } }, wallMs: 7_200_000, uptimeMs: 3_600_000 } as const;
+    await leavesAlone(k3s, { state: "blocked", status: 75, blockers: [/datadisk: whether .* lsof/] }, guardWith(twist));
+    assert.equal(data.inUseBy(), k3s.dir);
+  },
+  ONE_DISK,
+);
+
+test("a disk that is a link to a device: who has it is asked too", async ({ home, k3s }) => {
+  const data = home.disk("data", { inUseBy: k3s.dir });
+  Deno.removeSync(`${data.dir}/datadisk`);
+  Deno.symlinkSync("/dev/zero", `${data.dir}/datadisk`);
+  const twist = guardWith({ programs: { lsof: { does: "missing" } } });
+  await leavesAlone(k3s, { state: "blocked", status: 75, blockers: [/datadisk: whether .* lsof/] }, twist);
+}, ONE_DISK);
+
 // --- another lima-guard -------------------------------------------------------------------------------------------------------------
 
 /** Another process that has the instance's lock. */
