@@ -493,7 +493,7 @@ export function isPid(pid: number): boolean {
 
 /** ps with these columns prints the same on macOS and Linux; the last one is as long as it is. */
 export const PS_COLUMNS = "pid=,ppid=,uid=,stat=,lstart=,command=";
-const PS_ROW = /^ *(\d+) +(\d+) +(\d+) +(\S+) +(\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}) *(.*)$/s;
+const PS_ROW = /^ *(\d+) +(\d+) +(-?\d+) +(\S+) +(\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}) *(.*)$/s;
 
 /**
  * Reads the output of `ps -ww -o pid=,ppid=,uid=,stat=,lstart=,command=`. Rows that cannot be understood are kept: a
@@ -503,9 +503,11 @@ export function readPs(text: string): { rows: ProcessRow[]; unreadable: string[]
   const rows: ProcessRow[] = [];
   const unreadable: string[] = [];
   for (const line of text.split("\n").filter((line) => line !== "")) {
-    const [, pid, ppid, uid, stat = "", started = "", command = ""] = PS_ROW.exec(line) ?? [];
+    const [, pid, ppid, owner, stat = "", started = "", command = ""] = PS_ROW.exec(line) ?? [];
+    // Apple's ps prints a uid as a signed number: macOS's nobody, 4294967294, is -2.
+    const uid = Number(owner) + (owner?.startsWith("-") ? 2 ** 32 : 0);
     if (!Number.isSafeInteger(Number(pid))) unreadable.push(line);
-    else rows.push({ pid: Number(pid), ppid: Number(ppid), uid: Number(uid), stat, started, command });
+    else rows.push({ pid: Number(pid), ppid: Number(ppid), uid, stat, started, command });
   }
   return { rows, unreadable };
 }
