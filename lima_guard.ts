@@ -3311,7 +3311,7 @@ async function findInstance(ctx: Context, homes: Homes, name: string): Promise<F
 async function addressed(host: Host, home: string, name: string): Promise<Addressee | undefined> {
   const uid = host.stat(join(home, name), "follow links").ok?.uid ?? host.uid;
   if (uid === host.uid) return { name, home };
-  const sudoUser = await userName(host, uid);
+  const sudoUser = (await userName(host, uid)).ok;
   return sudoUser === undefined ? undefined : { name, home, sudoUser };
 }
 
@@ -3345,13 +3345,18 @@ async function permitted(ctx: Context, at: Instance, refuse: Refuse): Promise<Fo
     return refuse(missing.state, missing.status, missing.because, missing.hint);
   }
   if (isOwn) return { instance: at };
-  const sudoUser = await userName(host, owner);
+  const user = await userName(host, owner);
+  const sudoUser = user.ok;
   const instance = { ...at, sudoUser };
   if (role === "status") return { instance };
+  if (user.trouble) {
+    const because = `it belongs to uid ${owner}, and which user that is could not be found out: ${user.why}`;
+    return refuse("unknown", EXIT.tryAgain, because, lookCommand(dir));
+  }
   if (sudoUser === undefined) {
     const because = `no user here has uid ${owner}: is it a copied home?`;
     const isHomeToo = host.stat(at.home, "follow links").ok?.uid === owner;
-    const me = host.uid === 0 ? undefined : await userName(host, host.uid);
+    const me = host.uid === 0 ? undefined : (await userName(host, host.uid)).ok;
     const copied = isHomeToo ? at.home : host.realPath(dir).ok ?? dir;
     return refuse("blocked", EXIT.denied, because, chownCommand(copied, me));
   }
@@ -3360,20 +3365,37 @@ async function permitted(ctx: Context, at: Instance, refuse: Refuse): Promise<Fo
   return refuse("blocked", EXIT.denied, because, hint);
 }
 
-/** The name of a user; undefined where no user has this number. */
-async function userName(host: Host, uid: number): Promise<string | undefined> {
-  const answer = await host.run({ argv: ["/usr/bin/id", "-un", String(uid)] }, PS_LIMIT_MS);
-  const name = answer.ok?.code === 0 ? answer.ok.stdout.trim() : "";
-  return name === "" ? undefined : name;
+/** What the user database prints; undefined where it has no such user. Without an answer there may be one. */
+async function askUsers(host: Host, ...argv: Command["argv"]): Promise<Result<string | undefined>> {
+  const answer = await host.run({ argv }, PS_LIMIT_MS);
+  if (answer.trouble) return { trouble: answer.trouble, why: `${argv[0]} gave no answer: ${answer.why}` };
+  const { code, signal, stdout } = answer.ok;
+  if (signal !== undefined) return { trouble: "other", why: `${argv[0]} was killed by ${signal}` };
+  return { ok: (code === 0 ? stdout.trim() : "") || undefined };
 }
 
-/** A user of the user database, by uid or name; our own where none is given. */
-async function userEntry(host: Host, who = String(host.uid)) {
-  const command = host.os === "darwin" ? ["/usr/bin/id", "-P", who] : ["/usr/bin/getent", "passwd", who];
-  const answer = await host.run({ argv: command as [string, ...string[]] }, PS_LIMIT_MS);
-  const fields = (answer.ok?.code === 0 ? answer.ok.stdout.trim() : "").split(":");
+/** The name of a user; undefined where no user has this number. */
+function userName(host: Host, uid: number): Promise<Result<string | undefined>> {
+  return askUsers(host, "/usr/bin/id", "-un", String(uid));
+}
+
+/** An entry of the user database. */
+interface User {
+  readonly name: string;
+  readonly home: string;
+  readonly uid: number;
+  readonly gid: number;
+}
+
+/** A user of the user database, by uid or name; our own where none is given. Undefined where there is none. */
+async function userEntry(host: Host, who = String(host.uid)): Promise<Result<User | undefined>> {
+  const answer = host.os === "darwin"
+    ? await askUsers(host, "/usr/bin/id", "-P", who)
+    : await askUsers(host, "/usr/bin/getent", "passwd", who);
+  const fields = (answer.ok ?? "").split(":");
   const [name, home, uid, gid] = [fields[0], fields.at(-2), Number(fields[2]), Number(fields[3])];
-  return name && home?.startsWith("/") ? { name, home, uid, gid } : undefined;
+  const user = name && home?.startsWith("/") ? { name, home, uid, gid } : undefined;
+  return answer.trouble ? answer : { ok: user };
 }
 
 /** All instances of a LIMA_HOME, by Lima's own rule: real directories with a valid name and a lima.yaml. */
@@ -3469,7 +3491,7 @@ function runningInstances(rows: readonly ProcessRow[]) {
 
 /** What lives although no lima-guard serves it. Without its lima.yaml none can: a person has to end the process. */
 async function stillLives({ host, role }: Context, { uid, pid, name, home, dir }: RunningInstance): Promise<Report> {
-  const user = await userName(host, uid);
+  const user = (await userName(host, uid)).ok;
   const owner = user ?? `uid ${uid}`;
   const instance = { name, home, dir, owner: uid, sudoUser: uid === host.uid ? undefined : user };
   const isGone = missingInstance(host, dir)?.state === "missing";
@@ -3527,7 +3549,7 @@ async function isOfHome(host: Host, plist: string, { name, home }: Instance, isD
   const variables = entryOf(plist, "EnvironmentVariables");
   const variable = (key: string) => readPlistString(variables, key);
   const owner = isDaemon ? readPlistString(plist, "UserName") : undefined;
-  const user = owner === undefined ? undefined : await userEntry(host, owner);
+  const user = owner === undefined ? undefined : (await userEntry(host, owner)).ok;
   const userHome = variable("HOME") ?? (isDaemon ? user?.home : host.env("HOME"));
   const dir = readPlistString(plist, "WorkingDirectory") ?? "";
   const ofDir = basename(dir) === name ? dirname(dir) : undefined;
@@ -4531,7 +4553,7 @@ async function ofOtherUsers(ctx: Context): Promise<Report[]> {
   if (table.trouble) return [notListed(table.why)];
   const others = runningInstances(table.ok.rows).filter(({ uid }) => uid !== host.uid);
   return await Promise.all(others.map(async ({ home, name, uid, pid, dir }) => {
-    const sudoUser = await userName(host, uid);
+    const sudoUser = (await userName(host, uid)).ok;
     const because = `it runs and belongs to ${sudoUser ?? `uid ${uid}`}; root does not touch it`;
     const hint = sudoUser === undefined ? psCommand(pid) : guardCommand({ name, home, sudoUser }, `--${role}`);
     const blockers = [{ what: dir, because, hint }];
@@ -4541,7 +4563,7 @@ async function ofOtherUsers(ctx: Context): Promise<Report[]> {
 
 /** A Lima home of one user, to be served by that user's own lima-guard. */
 interface OwnedHome {
-  readonly user: { readonly name: string; readonly home: string; readonly uid: number; readonly gid: number };
+  readonly user: User;
   readonly home: string;
 }
 
@@ -4554,7 +4576,7 @@ async function daemonHomes(host: Host): Promise<OwnedHome[]> {
     const args = unwaited(commandOfJob(plist));
     const owner = readPlistString(plist, "UserName");
     if (owner === undefined || !/^(lima-guard.*|limactl(\..*)?|colima)$/.test(basename(args[0] ?? ""))) return [];
-    const user = await userEntry(host, owner);
+    const user = (await userEntry(host, owner)).ok;
     if (user === undefined || user.uid === host.uid) return [];
     const variables = entryOf(plist, "EnvironmentVariables");
     const userHome = readPlistString(variables, "HOME") ?? user.home;
@@ -4575,10 +4597,10 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
   const deadlineMs = host.clockMs() + ctx.budgetS * 1000;
   const table = await ps(host, "all", PS_LIMIT_MS);
   const living = runningInstances(table.ok?.rows ?? []).filter(({ uid }) => uid !== host.uid);
-  const entries = new Map<number, OwnedHome["user"] | undefined>();
+  const entries = new Map<number, Result<User | undefined>>();
   for (const uid of new Set(living.map((one) => one.uid))) entries.set(uid, await userEntry(host, String(uid)));
   const served: OwnedHome[] = living.flatMap(({ uid, home }) => {
-    const user = entries.get(uid);
+    const user = entries.get(uid)?.ok;
     return user === undefined ? [] : [{ user, home }];
   });
   const homes = [...served, ...await daemonHomes(host)];
@@ -4586,9 +4608,12 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
   const once = homes.filter((one, i) => homes.findIndex((o) => same(o, one)) === i);
   const self = await ownCommand(host);
   const reported = (await Promise.all(once.map((one) => serveHome(ctx, one, self, deadlineMs)))).flat();
-  const unserved = living.filter(({ uid }) => entries.get(uid) === undefined).map(({ uid, pid, dir, name, home }) => {
-    const because = `uid ${uid} has no entry in the user database: lima-guard cannot be run for it`;
-    return { ...notListed(because, dir, psCommand(pid)), name, home };
+  const unserved = living.flatMap(({ uid, pid, dir, name, home }): Report[] => {
+    const entry = entries.get(uid);
+    if (entry?.ok) return [];
+    const why = entry?.trouble ? `has no user that was found out (${entry.why})` : "has no entry in the user database";
+    const because = `uid ${uid} ${why}: lima-guard cannot be run for it`;
+    return [{ ...notListed(because, dir, psCommand(pid)), name, home }];
   });
   return [...reported, ...unserved, ...table.trouble ? [notListed(table.why)] : []];
 }
@@ -4607,7 +4632,7 @@ async function ownCommand(host: Host): Promise<string[]> {
  * open file. Linux: setpriv, which needs no policy and no session while the host goes down; sudo where it is missing.
  * macOS: sudo, which root may always use. sudo closes all files itself.
  */
-function commandOfUser(host: Host, user: OwnedHome["user"], words: readonly string[]): Command {
+function commandOfUser(host: Host, user: User, words: readonly string[]): Command {
   const path = "/usr/bin:/bin:/usr/sbin:/sbin:/opt/homebrew/bin:/usr/local/bin";
   // Deno from source finds its packages where we find them.
   const cache = host.self.script === undefined ? undefined : host.env("DENO_DIR");
@@ -5134,7 +5159,7 @@ function isAgentAppearing(host: Host, instance: Instance): boolean {
 /** What limactl needs and launchd may not give: HOME (it panics without), a PATH that finds QEMU, its own label. */
 async function environmentOf(host: Host, instance: Instance, program: string, label: string | undefined) {
   const missing = ["HOME", "USER", "LOGNAME"].filter((v) => !host.env(v));
-  const user = missing.length === 0 ? undefined : await userEntry(host);
+  const user = missing.length === 0 ? undefined : (await userEntry(host)).ok;
   const filled = user === undefined ? [] : missing.map((v) => [v, v === "HOME" ? user.home : user.name]);
   const path = (host.env("PATH") || "/usr/bin:/bin:/usr/sbin:/sbin").split(":");
   const more = [...program.startsWith("/") ? [dirname(program)] : [], "/opt/homebrew/bin", "/usr/local/bin"];

@@ -16,6 +16,7 @@ import {
   startBystander,
   tempLimaHome,
 } from "./helpers/mod.ts";
+import { guardWith } from "./helpers/guard_with.ts";
 
 const zoe = ordinaryUser();
 const yan = ordinaryUser("lgtest2");
@@ -130,6 +131,21 @@ asRoot("a user without an entry in the user database is no reason to answer 0", 
   assert.deepEqual([status, report!.name, report!.status], [75, "k3s", 75]);
   assert.match(report!.blockers[0]!.because, /uid 54321 has no entry in the user database/);
   agent.assertAlive();
+});
+
+asRoot("a user who cannot be found out is not a user who is not there: unknown", async () => {
+  await using home = await tempLimaHome();
+  home.instance("k3s");
+  home.giveTo(zoe!);
+  const id = guardWith({ programs: { id: { does: "be killed" } } });
+  const { status, stdout } = await runGuard(home, ["--pre", "k3s"], id);
+  assert.deepEqual([status, /could not be found out: .*ls -ld/.test(stdout)], [75, true], stdout);
+  const dir = `${home.root}/VM/k3s`;
+  const command = ["limactl", "hostagent", "--pidfile", `${dir}/ha.pid`, "--socket", `${dir}/ha.sock`, "k3s"];
+  await using _agent = await startBystander(home, { command, uid: zoe!.uid, gid: zoe!.gid });
+  const getent = guardWith({ programs: { getent: { does: "be killed" } } });
+  const all = await runGuard(home, ["--stop", "--all"], { ...getent, env: { ...getent.env, ...everyonesEnv(home) } });
+  assert.match(all.stdout, new RegExp(`uid ${zoe!.uid} has no user that was found out`));
 });
 
 asRoot(

@@ -224,6 +224,12 @@ test("root's --stop --all, and the lima-guards of two users cannot run: they are
   },
   then: ({ k3s }) => assert.equal(k3s.has("ha.pid"), false),
 });
+test("root, and an instance of a user who cannot be found out", {
+  by: "root",
+  runs: ["--pre k3s"],
+  twist: () => ({ programs: { id: { does: "hang" } }, limitsBy: 10 }),
+  types: { "ls -ld DIR": 0 },
+});
 test("root, and a copied instance of a user that is not here", {
   by: "root",
   runs: ["--pre k3s"],
