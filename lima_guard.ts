@@ -2949,8 +2949,16 @@ async function judgeDaemon(host: Host, instance: Instance, pid: number, short: s
     return { kind: "unknown" as const, why: `ps shows no row for PID ${pid}` };
   }
   if (!row || row.stat.startsWith("Z")) return dead;
-  const isDaemon = new RegExp(`(^|/)colima daemon start ${escaped(short)}( |$)`).test(row.command);
-  if (isDaemon && row.uid === instance.owner) return undefined;
+  const [program, behind] = inTwo(row.command, ` daemon start ${short}`);
+  const isDaemon = behind === "" || behind?.startsWith(" ") === true;
+  if (isDaemon && row.uid === instance.owner) {
+    if (unwrapped(basename(program)) === "colima") return undefined;
+    return {
+      kind: "unknown" as const,
+      why: `PID ${pid} may be Colima's daemon under another name`,
+      hint: psCommand(pid),
+    };
+  }
   return {
     kind: "not ours" as const,
     why: `PID ${pid} is ${JSON.stringify(programWords(row.command, isFileOn(host)))}, not Colima's daemon`,
