@@ -2953,11 +2953,7 @@ async function judgeDaemon(host: Host, instance: Instance, pid: number, short: s
   const isDaemon = behind === "" || behind?.startsWith(" ") === true;
   if (isDaemon && row.uid === instance.owner) {
     if (unwrapped(basename(program)) === "colima") return undefined;
-    return {
-      kind: "unknown" as const,
-      why: `PID ${pid} may be Colima's daemon under another name`,
-      hint: psCommand(pid),
-    };
+    return { kind: "unknown" as const, why: `PID ${pid} may be Colima's daemon under another name` };
   }
   return {
     kind: "not ours" as const,
