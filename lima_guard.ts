@@ -2558,7 +2558,9 @@ function verdictOf(file: string, pid: number, judged: Judgements): Verdict {
     return { kind: judgement.kind, why: `PID ${pid} is ${judgement.kind}: ${judgement.why}`, ...uid };
   }
   const why = `PID ${pid} is this instance's ${judgement.role}`;
-  if (rolesOf(file).includes(judgement.role)) return { kind: "ours", why, role: judgement.role };
+  // A usernet names its own PID file, and so its network.
+  const isOwn = judgement.role !== "usernet" || `${row?.command} `.includes(`/${file} `);
+  if (isOwn && rolesOf(file).includes(judgement.role)) return { kind: "ours", why, role: judgement.role };
   return { kind: "not ours", why: `${why}, which ${file} never names` };
 }
 
