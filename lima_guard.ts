@@ -504,7 +504,7 @@ export function readPs(text: string): { rows: ProcessRow[]; unreadable: string[]
   const unreadable: string[] = [];
   for (const line of text.split("\n").filter((line) => line !== "")) {
     const [, pid, ppid, owner, stat = "", started = "", command = ""] = PS_ROW.exec(line) ?? [];
-    // Apple's ps prints a uid as a signed number: macOS's nobody, 4294967294, is -2.
+    // Apple's ps prints a uid as a signed number: 4294967294 as -2.
     const uid = Number(owner) + (owner?.startsWith("-") ? 2 ** 32 : 0);
     if (!Number.isSafeInteger(Number(pid))) unreadable.push(line);
     else rows.push({ pid: Number(pid), ppid: Number(ppid), uid, stat, started, command });
@@ -800,21 +800,27 @@ function textOfFact(fact: unknown): string {
   return typeof fact === "string" ? fact : JSON.stringify(fact) ?? "";
 }
 
+/** Two spellings of one directory, for readers that may not look at the disk. */
+const otherSpelling: SameDirectory = () => "cannot tell";
+
 /** Reads the record in a lock file; undefined where it is damaged or of another directory. */
-export function readLockRecord(text: string, dir: string): LockRecord | undefined {
+export function readLockRecord(text: string, dir: string, same = otherSpelling): LockRecord | undefined {
   const record = jsonObject(text.split("\n", 1)[0] ?? "");
-  const { pid, started, role, phase } = record ?? {};
-  if (record?.["dir"] !== dir || typeof pid !== "number" || !isPid(pid)) return undefined;
+  const { pid, started, dir: named, role, phase } = record ?? {};
+  if (typeof named !== "string" || typeof pid !== "number" || !isPid(pid)) return undefined;
   if (typeof started !== "string" || typeof role !== "string" || typeof phase !== "string") return undefined;
-  return { pid, started, dir, role, phase };
+  return named === dir || same(named, dir) === "same" ? { pid, started, dir: named, role, phase } : undefined;
 }
 
 /** Reads a journal: damaged lines and those of another directory (a clone brings them along) do not count. */
-export function readJournal(text: string, dir: string): JournalLine[] {
-  const texts = ["time", "boot", "role", "event"];
-  return text.split("\n").map(jsonObject).filter((line): line is JournalLine =>
-    line?.["dir"] === dir && texts.every((name) => typeof line[name] === "string")
+export function readJournal(text: string, dir: string, same = otherSpelling): JournalLine[] {
+  const texts = ["time", "boot", "dir", "role", "event"];
+  const lines = text.split("\n").map(jsonObject).filter((line): line is JournalLine =>
+    line !== undefined && texts.every((name) => typeof line[name] === "string")
   );
+  const others = new Set(lines.map((line) => line.dir)).values().filter((named) => named !== dir);
+  const own = new Set([dir, ...others.filter((named) => same(named, dir) === "same")]);
+  return lines.filter((line) => own.has(line.dir));
 }
 
 function jsonObject(text: string): Record<string, unknown> | undefined {
@@ -2119,6 +2125,14 @@ function nearestVisible(host: Host, path: string): string {
   return at;
 }
 
+function sameDirectoryOn(host: Host): SameDirectory {
+  return (named, ours) => {
+    const [a, b] = [host.stat(named, "follow links"), host.stat(ours, "follow links")];
+    if (a.trouble || b.trouble) return "cannot tell";
+    return a.ok.dev === b.ok.dev && a.ok.ino === b.ok.ino ? "same" : "different";
+  };
+}
+
 function stampOf({ dev, ino, size, mtimeMs }: FileInfo, text?: string): FileStamp {
   return { dev, ino, size, mtimeMs, text };
 }
@@ -2234,11 +2248,16 @@ function ownLock(ctx: Context, instance: Instance, { file, hasRecord }: OpenLock
   return { setPhase, release: () => file.close() };
 }
 
+/** What the holder of an instance's lock has written into it; a link to the directory is another name of the instance. */
+function recordIn(host: Host, file: LockFile, { dir }: Instance): LockRecord | undefined {
+  return readLockRecord(file.read(), dir, sameDirectoryOn(host));
+}
+
 /** The record of the process that holds the instance's lock now. */
 function holderOf(host: Host, instance: Instance): LockRecord | undefined {
   const tried = probeLock(host, instance);
   if (!("held" in tried)) return undefined;
-  const record = readLockRecord(tried.held.file.read(), instance.dir);
+  const record = recordIn(host, tried.held.file, instance);
   tried.held.file.close();
   return record;
 }
@@ -2248,7 +2267,7 @@ function journalOf(host: Host, instance: Instance): JournalLine[] {
   const text = (file: string, most: number) => readEnd(host, join(instance.dir, file), most).ok ?? "";
   const young = text(JOURNAL_FILE, JOURNAL_LIMIT_BYTES);
   const old = young.length < OLD_JOURNAL_BYTES ? text(OLD_JOURNAL_FILE, OLD_JOURNAL_BYTES) : "";
-  return readJournal(`${old}\n${young}`, instance.dir);
+  return readJournal(`${old}\n${young}`, instance.dir, sameDirectoryOn(host));
 }
 
 /** Writes one line through to the disk. A journal that cannot be written never stops a start or a stop. */
@@ -2521,14 +2540,6 @@ function psEnvironment(host: Host): Pick<Command, "env" | "unset"> {
 
 function isFileOn(host: Host): IsFile {
   return (path) => host.stat(path, "follow links").ok?.kind === "file";
-}
-
-function sameDirectoryOn(host: Host): SameDirectory {
-  return (named, ours) => {
-    const [a, b] = [host.stat(named, "follow links"), host.stat(ours, "follow links")];
-    if (a.trouble || b.trouble) return "cannot tell";
-    return a.ok.dev === b.ok.dev && a.ok.ino === b.ok.ino ? "same" : "different";
-  };
 }
 
 /** A state file, and whether it could be removed. */
@@ -3386,7 +3397,7 @@ function userName(host: Host, uid: number): Promise<Result<string | undefined>> 
 }
 
 /** An entry of the user database. */
-interface User {
+interface UserEntry {
   readonly name: string;
   readonly home: string;
   readonly uid: number;
@@ -3394,7 +3405,7 @@ interface User {
 }
 
 /** A user of the user database, by uid or name; our own where none is given. Undefined where there is none. */
-async function userEntry(host: Host, who = String(host.uid)): Promise<Result<User | undefined>> {
+async function userEntry(host: Host, who = String(host.uid)): Promise<Result<UserEntry | undefined>> {
   const answer = host.os === "darwin"
     ? await askUsers(host, "/usr/bin/id", "-P", who)
     : await askUsers(host, "/usr/bin/getent", "passwd", who);
@@ -4471,7 +4482,7 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
   if ("why" in first) return { report: noLock(ctx, instance, `it cannot be locked: ${first.why}`) };
   const { held: open } = first;
   const held = open.file;
-  const holder = readLockRecord(held.read(), instance.dir);
+  const holder = recordIn(ctx.host, held, instance);
   const isItsWork = ctx.role === "pre" ? holder?.phase === "supervising" : ctx.role === "stop" && ctx.dryRun;
   if (holder?.role === "run" && isItsWork && "row" in await proveHolder(ctx.host, instance, held, holder)) {
     held.close();
@@ -4539,10 +4550,10 @@ async function proveHolder(host: Host, instance: Instance, held: LockFile, holde
   if (!row) return unproven;
   // The grammar, the record and the lock prove it; the program may have any name.
   const ours = / -- /.test(row.command) ? row.command.split(" -- ", 1)[0]?.split(" ") ?? [] : [];
-  const isGuard = ours.includes("--run") && ours.includes(instance.name);
+  const isGuard = ours.includes("--run") && ours.includes(basename(holder.dir));
   if (row.started !== holder.started || row.uid !== instance.owner || !isGuard) return unproven;
   const taken = held.tryLock();
-  if (taken.trouble || taken.ok || readLockRecord(held.read(), instance.dir)?.pid !== holder.pid) {
+  if (taken.trouble || taken.ok || recordIn(host, held, instance)?.pid !== holder.pid) {
     return { why: "it released the lock just now" };
   }
   return { row };
@@ -4569,7 +4580,7 @@ async function ofOtherUsers(ctx: Context): Promise<Report[]> {
 
 /** A Lima home of one user, to be served by that user's own lima-guard. */
 interface OwnedHome {
-  readonly user: User;
+  readonly user: UserEntry;
   readonly home: string;
 }
 
@@ -4603,7 +4614,7 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
   const deadlineMs = host.clockMs() + ctx.budgetS * 1000;
   const table = await ps(host, "all", PS_LIMIT_MS);
   const living = runningInstances(table.ok?.rows ?? []).filter(({ uid }) => uid !== host.uid);
-  const entries = new Map<number, Result<User | undefined>>();
+  const entries = new Map<number, Result<UserEntry | undefined>>();
   for (const uid of new Set(living.map((one) => one.uid))) entries.set(uid, await userEntry(host, String(uid)));
   const served: OwnedHome[] = living.flatMap(({ uid, home }) => {
     const user = entries.get(uid)?.ok;
@@ -4638,7 +4649,7 @@ async function ownCommand(host: Host): Promise<string[]> {
  * open file. Linux: setpriv, which needs no policy and no session while the host goes down; sudo where it is missing.
  * macOS: sudo, which root may always use. sudo closes all files itself.
  */
-function commandOfUser(host: Host, user: User, words: readonly string[]): Command {
+function commandOfUser(host: Host, user: UserEntry, words: readonly string[]): Command {
   const path = "/usr/bin:/bin:/usr/sbin:/sbin:/opt/homebrew/bin:/usr/local/bin";
   // Deno from source finds its packages where we find them.
   const cache = host.self.script === undefined ? undefined : host.env("DENO_DIR");
@@ -5371,7 +5382,7 @@ function cannotStop(run: Run, { status, blockers }: Report): undefined {
 async function lockOwner(ctx: Context, instance: Instance, attempt: { held: OpenLock } | { why: string }) {
   if ("why" in attempt) return { who: "its lock", because: `it cannot be locked: ${attempt.why}` };
   const { file } = attempt.held;
-  const holder = readLockRecord(file.read(), instance.dir);
+  const holder = recordIn(ctx.host, file, instance);
   const isItsWork = holder?.role === "run" && ["starting", "supervising", "stopping"].includes(holder.phase);
   const isSupervising = isItsWork && "row" in await proveHolder(ctx.host, instance, file, holder);
   file.close();

@@ -134,7 +134,7 @@ Deno.test("a host agent lives whose lima.yaml is gone: --all is not 0, and says 
   assert.ok(agent.isAlive());
 });
 
-// A list of processes that is a part of the list, or has a row that cannot be read, shows nobody's absence.
+// A list of processes that is a part of the list, or has a row that cannot be read, does not show that none lives.
 const HALF_LISTS = { "without lima-guard": "^.*guard_with.*$", "with a row that cannot be read": "^ *1 " };
 for (const [what, pattern] of Object.entries(HALF_LISTS)) {
   Deno.test(`a list of all processes ${what}: whether a host agent lives is unknown, 75`, async () => {
@@ -170,6 +170,19 @@ Deno.test("one home under two names is served once, and a link to an instance is
   const { status, json, stderr } = await runGuard(home, ["--status", "--json"], { env: BARE });
   assert.deepEqual([status, json().instances.map((i: { name: string }) => i.name)], [0, ["k3s"]]);
   assert.match(stderr, /other: .*\/\.lima\/other is a link, which --all and Lima's own list leave out/);
+});
+
+Deno.test("a link to an instance: the --run that supervises it is seen by that name too, and stopped", async () => {
+  await using home = await tempLimaHome();
+  Deno.symlinkSync(home.instance("k3s").dir, `${home.lima}/alias`);
+  await using guard = spawnGuard(home, ["--run", "k3s", "--", home.limactl, "start", "k3s", "--foreground"]);
+  await guard.waitForLine(/Running after/);
+  const seen = (await runGuard(home, ["--status", "alias", "--json"])).json().instances[0];
+  assert.deepEqual([seen.supervisor, seen.starts], [guard.pid, 1]);
+  const pre = await runGuard(home, ["--pre", "alias"]);
+  assert.match(pre.stdout, new RegExp(`^alias: running: lima-guard --run ${guard.pid} supervises it`));
+  const { status, stdout } = await runGuard(home, ["--stop", "alias"]);
+  assert.deepEqual([status, (await guard.result()).status], [0, 0], stdout);
 });
 
 Deno.test("what an old Colima left in ~/.lima, beside the instance of today: a note at the old one only", async () => {
