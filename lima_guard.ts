@@ -1177,8 +1177,8 @@ function removeCommand(path: string): string {
 }
 
 /** Lets the owner of a folder change what is in it. */
-function writableCommand(dir: string): string {
-  return shellWords(["chmod", "u+rwx", dir]);
+function writableCommand(instance: Instance, dir: string): string {
+  return shellWords([...asOwner(instance), "chmod", "u+rwx", dir]);
 }
 
 /** Gives a folder and all in it to a user, by name or number; without one the person puts a name there. */
@@ -1418,9 +1418,9 @@ function laterRemovals(seen: Observation): Step[] {
 }
 
 /** What makes a file removable, where that is known. */
-function remedyCommand({ owner }: Instance, { path, remedy }: StateFile): string {
-  if (remedy === "mode") return writableCommand(dirname(path));
-  if (remedy === "owner") return chownCommand(dirname(path), owner);
+function remedyCommand(instance: Instance, { path, remedy }: StateFile): string {
+  if (remedy === "mode") return writableCommand(instance, dirname(path));
+  if (remedy === "owner") return chownCommand(dirname(path), instance.owner);
   return lookCommand(dirname(path), path);
 }
 
@@ -2542,9 +2542,13 @@ function isFileOn(host: Host): IsFile {
   return (path) => host.stat(path, "follow links").ok?.kind === "file";
 }
 
-/** A state file, and whether it could be removed. */
-function makeStateFile(host: Host, file: Omit<StateFile, "sockets" | "undeletable" | "remedy"> & Partial<StateFile>) {
-  const fixed = file.verdict.kind === "ours" ? {} : whyUndeletable(host, file.path);
+/** A state file, and whether the instance's owner could remove it. */
+function makeStateFile(
+  host: Host,
+  { owner }: Instance,
+  file: Omit<StateFile, "sockets" | "undeletable" | "remedy"> & Partial<StateFile>,
+) {
+  const fixed = file.verdict.kind === "ours" ? {} : whyUndeletable(host, owner, file.path);
   return { sockets: [], ...file, ...fixed } satisfies StateFile;
 }
 
@@ -2556,7 +2560,7 @@ async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, jud
   const answer = first.kind !== "ours" && socket !== undefined && await socketAnswer(host, socket);
   const why = `${first.why}; but ${socket} ${answer}`;
   const verdict = answer ? { kind: "unknown" as const, why, hint: lsofCommand(socket) } : first;
-  return makeStateFile(host, { path, scope, stamp, verdict, sockets: socketsOf(host, instance, path) });
+  return makeStateFile(host, instance, { path, scope, stamp, verdict, sockets: socketsOf(host, instance, path) });
 }
 
 function verdictOf(file: string, pid: number, judged: Judgements): Verdict {
@@ -2587,14 +2591,14 @@ function socketsOf(host: Host, instance: Instance, path: string): StampedPath[] 
   });
 }
 
-/** Why a file could not be removed, as far as that can be seen without trying. */
-function whyUndeletable(host: Host, path: string): Pick<StateFile, "undeletable" | "remedy"> {
+/** Why a file could not be removed by a user, as far as that can be seen without trying. */
+function whyUndeletable(host: Host, owner: number, path: string): Pick<StateFile, "undeletable" | "remedy"> {
   const dir = host.stat(dirname(path), "follow links");
   if (dir.trouble) return { undeletable: dir.why };
-  if (host.uid !== 0 && (dir.ok.uid !== host.uid || (dir.ok.mode & 0o300) !== 0o300)) {
+  if (owner !== 0 && (dir.ok.uid !== owner || (dir.ok.mode & 0o300) !== 0o300)) {
     const mode = dir.ok.mode.toString(8).padStart(4, "0");
     const undeletable = `its directory belongs to uid ${dir.ok.uid} and has mode ${mode}`;
-    return { undeletable, remedy: dir.ok.uid === host.uid ? "mode" : "owner" };
+    return { undeletable, remedy: dir.ok.uid === owner ? "mode" : "owner" };
   }
   const undeletable = host.writeTrouble(path);
   return undeletable === undefined ? {} : { undeletable };
@@ -2948,7 +2952,7 @@ async function colimaDaemonFile(host: Host, instance: Instance, timeouts: Timeou
   if (!pidFile) return [];
   const { path, stamp, scope } = pidFile;
   const verdict = pidFile.verdict ?? await judgeDaemon(host, instance, pidFile.pid, short, timeouts.psMs);
-  return verdict ? [makeStateFile(host, { path, stamp, verdict, scope })] : [];
+  return verdict ? [makeStateFile(host, instance, { path, stamp, verdict, scope })] : [];
 }
 
 /** Undefined where the process is Colima's daemon for this profile. */
@@ -2982,7 +2986,7 @@ function sshConfigFile(host: Host, instance: Instance): StateFile[] {
   const text = host.read(path, 65_536);
   if (text.trouble || readSshPort(text.ok) !== undefined) return [];
   const verdict = { kind: "stale" as const, why: "it is cut short: no port in it, and Lima refuses to read it" };
-  return [makeStateFile(host, { path, verdict, stamp: stampOf(look.ok), scope: "instance" })];
+  return [makeStateFile(host, instance, { path, verdict, stamp: stampOf(look.ok), scope: "instance" })];
 }
 
 // ── networks
@@ -3081,7 +3085,7 @@ async function observeDisks(
     ...ownVm && recent ? [join(instance.dir, "disk"), join(instance.dir, "diffdisk")] : [],
   ];
   const held = [...unread, ...await heldImages(host, instance, images, timeouts)];
-  return { stateFiles: voidLocks.map((l) => diskStateFile(host, l)), blockers, held };
+  return { stateFiles: voidLocks.map((l) => diskStateFile(host, instance, l)), blockers, held };
 }
 
 /** Stops the instance of another directory; where there is none, or its user is not known, that is looked at. */
@@ -3136,13 +3140,13 @@ function diskLockOwner(host: Host, instance: Instance, target: string): DiskLock
   return sameDirectoryOn(host)(target, instance.dir) === "same" ? "own" : "another's";
 }
 
-function diskStateFile(host: Host, lock: DiskLock): StateFile {
+function diskStateFile(host: Host, instance: Instance, lock: DiskLock): StateFile {
   const { path, stamp, target, whose } = lock;
   const says = `it says ${target}, which`;
   const verdict: Verdict = whose === "unknown"
     ? { kind: "unknown", why: `${says} cannot be looked at`, hint: lookCommand(nearestVisible(host, target)) }
     : { kind: "stale", why: whose === "own" ? "it says this instance, of which nothing is alive" : `${says} is gone` };
-  return makeStateFile(host, { path, stamp, verdict, scope: "shared" });
+  return makeStateFile(host, instance, { path, stamp, verdict, scope: "shared" });
 }
 
 async function holderNote(host: Host, instance: Instance, { pid, command, path }: Holder): Promise<Diagnostic> {
