@@ -898,7 +898,7 @@ export function judge(
   sameDirectory: SameDirectory,
   isFile: IsFile = () => false,
 ): Judgement {
-  const whole = compareWhole(row.command, instance, sameDirectory, isFile);
+  const whole = compareWhole(row.command, instance.dir, sameDirectory, isFile);
   if (whole === "same" && row.uid === instance.owner) {
     return { kind: "ours", role: "host agent", ...limaProgram(row.command) === undefined ? { renamed: true } : {} };
   }
@@ -990,7 +990,7 @@ const WRAPPERS = new RegExp(
  * Holds a command against the whole grammar of a host agent, `PROGRAM [flags] hostagent --pidfile DIR/ha.pid --socket
  * DIR/ha.sock`, whatever the program is called: Rancher Desktop shipped `limactl.ventura`, people keep `limactl-2.1`.
  */
-function compareWhole(command: string, instance: Instance, same: SameDirectory, isFile: IsFile) {
+function compareWhole(command: string, ours: string, same: SameDirectory, isFile: IsFile) {
   const [head = "", rest = ""] = inTwo(command, " hostagent --pidfile ");
   const [dir, after = ""] = inTwo(rest, "/ha.pid --socket ");
   // No regular expression for the whole: it would try each of the thousand options of a linker against all the others.
@@ -998,8 +998,8 @@ function compareWhole(command: string, instance: Instance, same: SameDirectory, 
   const program = words.slice(0, words.findLastIndex((word, i) => i === 0 || !word.startsWith("-")) + 1).join(" ");
   const isSame = dir !== "" && (after === `${dir}/ha.sock` || after.startsWith(`${dir}/ha.sock `));
   if (rest === "" || program === "" || !isSame || !isOneProgram(program, isFile)) return "no" as const;
-  if (spellings(instance.dir).includes(dir)) return "same" as const;
-  return dir.startsWith("/") ? same(dir, instance.dir) : "cannot tell" as const;
+  if (spellings(ours).includes(dir)) return "same" as const;
+  return dir.startsWith("/") ? same(dir, ours) : "cannot tell" as const;
 }
 
 /** The text before the first of these, and the text behind it; without it all is before it. */
@@ -3492,7 +3492,11 @@ type RunningInstance = ReturnType<typeof runningInstances>[number];
 /** The instance directory that a command of Lima's names: a host agent's, or that of a driver, which may be alone. */
 function dirNamed(command: string): string | undefined {
   const agent = / hostagent (?:.* )?--pidfile[ =](\/.*?)\/ha\.pid(?= |$)/.exec(command)?.[1];
-  if (agent !== undefined || limaProgram(command) === undefined) return agent;
+  if (limaProgram(command) === undefined) {
+    const isWhole = agent !== undefined && compareWhole(command, agent, () => "different", () => false) === "same";
+    return isWhole ? agent : undefined;
+  }
+  if (agent !== undefined) return agent;
   const driver = [
     / -pidfile (\/.*?)\/qemu\.pid(?= |$)/,
     /[ ,]path=(\/[^,]*?)\/(?:disk|diffdisk)(?=$|[ ,])/,

@@ -1,7 +1,8 @@
 /** Where instances are found: the home that was named, ~/.lima, and the homes of other programs. */
 
 import assert from "node:assert/strict";
-import { eventually, runGuard, spawnGuard, startAgent, tempLimaHome } from "./helpers/mod.ts";
+import { dirname } from "node:path";
+import { eventually, runGuard, spawnGuard, startAgent, startBystander, tempLimaHome } from "./helpers/mod.ts";
 import { guardWith } from "./helpers/guard_with.ts";
 import type { Home } from "./helpers/mod.ts";
 
@@ -133,6 +134,22 @@ Deno.test("a host agent lives whose lima.yaml is gone: --all is not 0, and says 
   }
   assert.ok(agent.isAlive());
 });
+
+for (
+  const [what, status, program, ...rest] of [
+    ["a search for a host agent", 0, "/usr/bin/grep", "-r"],
+    ["a host agent of a renamed limactl", 1, "limactl-2.1", "--debug"],
+  ] as const
+) {
+  Deno.test(`--all, and ${what} runs: ${status}`, async () => {
+    await using home = await tempLimaHome();
+    const dir = `${dirname(instanceIn(home, `${home.user}/.lima`, "a"))}/gone`;
+    const command = [program, ...rest, "hostagent", "--pidfile", `${dir}/ha.pid`, "--socket", `${dir}/ha.sock`, "gone"];
+    await using _process = await startBystander(home, { command });
+    const ran = await runGuard(home, ["--stop", "--all"], { env: BARE });
+    assert.equal(ran.status, status, ran.stdout);
+  });
+}
 
 // A list of processes that is a part of the list, or has a row that cannot be read, does not show that none lives.
 const HALF_LISTS = { "without lima-guard": "^.*guard_with.*$", "with a row that cannot be read": "^ *1 " };
