@@ -2442,7 +2442,8 @@ async function readPidFiles(host: Host, instance: Instance, entries: readonly st
   ];
   const pidFiles = read();
   // External drivers' PID files have no line end, all others do.
-  const isCut = ({ path, stamp: { text } }: PidFile) => text?.endsWith("\n") === false && !path.endsWith(".drv.pid");
+  const isCut = ({ path, stamp: { text } }: PidFile) =>
+    text === "" || text?.endsWith("\n") === false && !path.endsWith(".drv.pid");
   const youngest = Math.min(...pidFiles.filter(isCut).map((m) => Math.abs(host.wallMs() - m.stamp.mtimeMs)));
   if (!(youngest < youngMs)) return pidFiles;
   await host.pause(youngMs - youngest);

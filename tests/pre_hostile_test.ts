@@ -323,11 +323,15 @@ for (const [what, text] of [["empty", ""], ["cut short", "7"]] as const) {
   });
 }
 
-test("ha.pid is young and stays empty: it is read once more, and goes", async ({ k3s }) => {
-  k3s.pidFile("ha.pid", "", { ageSeconds: 0 });
-  const { status, report } = await pre(k3s, guardWith({ hurry: true }));
-  assert.deepEqual([status, report.steps.length, k3s.has("ha.pid")], [0, 1, false]);
-});
+for (const file of ["ha.pid", "x.drv.pid"]) {
+  test(`${file} is young and stays empty: it is read once more, and goes`, async ({ home, k3s }) => {
+    k3s.pidFile(file, "", { ageSeconds: 0 });
+    const log = `${home.root}/points`;
+    const { status, report } = await pre(k3s, guardWith({ hurry: true, log }));
+    assert.deepEqual([status, report.steps.length, k3s.has(file)], [0, 1, false]);
+    assert.match(Deno.readTextFileSync(log), /before pause [1-5]\d\d\d/);
+  });
+}
 
 test("a young PID file that is complete is not waited for, nor one with a date of the future", async ({ home, k3s, bystander }) => {
   const log = `${home.root}/points`;
