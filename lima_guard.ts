@@ -492,7 +492,7 @@ export function isPid(pid: number): boolean {
 
 /** ps with these columns prints the same on macOS and Linux; the last one is as long as it is. */
 export const PS_COLUMNS = "pid=,ppid=,uid=,stat=,lstart=,command=";
-const PS_ROW = /^ *(\d+) +(\d+) +(\d+) +(\S+) +(\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}) *(.*)$/s;
+const PS_ROW = /^ *(\d+) +(\d+) +(-?\d+) +(\S+) +(\w{3} \w{3} [ \d]\d \d\d:\d\d:\d\d \d{4}) *(.*)$/s;
 
 /**
  * Reads the output of `ps -ww -o pid=,ppid=,uid=,stat=,lstart=,command=`. Rows that cannot be understood are kept: a
@@ -502,9 +502,11 @@ export function readPs(text: string): { rows: ProcessRow[]; unreadable: string[]
   const rows: ProcessRow[] = [];
   const unreadable: string[] = [];
   for (const line of text.split("\n").filter((line) => line !== "")) {
-    const [, pid, ppid, uid, stat = "", started = "", command = ""] = PS_ROW.exec(line) ?? [];
+    const [, pid, ppid, owner, stat = "", started = "", command = ""] = PS_ROW.exec(line) ?? [];
+    // Apple's ps prints a uid as a signed number: 4294967294 as -2.
+    const uid = Number(owner) + (owner?.startsWith("-") ? 2 ** 32 : 0);
     if (!Number.isSafeInteger(Number(pid))) unreadable.push(line);
-    else rows.push({ pid: Number(pid), ppid: Number(ppid), uid: Number(uid), stat, started, command });
+    else rows.push({ pid: Number(pid), ppid: Number(ppid), uid, stat, started, command });
   }
   return { rows, unreadable };
 }
@@ -820,21 +822,27 @@ function textOfFact(fact: unknown): string {
   return typeof fact === "string" ? fact : JSON.stringify(fact) ?? "";
 }
 
+/** Two spellings of one directory, for readers that may not look at the disk. */
+const otherSpelling: SameDirectory = () => "cannot tell";
+
 /** Reads the record in a lock file; undefined where it is damaged or of another directory. */
-export function readLockRecord(text: string, dir: string): LockRecord | undefined {
+export function readLockRecord(text: string, dir: string, same = otherSpelling): LockRecord | undefined {
   const record = jsonObject(text.split("\n", 1)[0] ?? "");
-  const { pid, started, role, phase } = record ?? {};
-  if (record?.["dir"] !== dir || typeof pid !== "number" || !isPid(pid)) return undefined;
+  const { pid, started, dir: named, role, phase } = record ?? {};
+  if (typeof named !== "string" || typeof pid !== "number" || !isPid(pid)) return undefined;
   if (typeof started !== "string" || typeof role !== "string" || typeof phase !== "string") return undefined;
-  return { pid, started, dir, role, phase };
+  return named === dir || same(named, dir) === "same" ? { pid, started, dir: named, role, phase } : undefined;
 }
 
 /** Reads a journal: damaged lines and those of another directory (a clone brings them along) do not count. */
-export function readJournal(text: string, dir: string): JournalLine[] {
-  const texts = ["time", "boot", "role", "event"];
-  return text.split("\n").map(jsonObject).filter((line): line is JournalLine =>
-    line?.["dir"] === dir && texts.every((name) => typeof line[name] === "string")
+export function readJournal(text: string, dir: string, same = otherSpelling): JournalLine[] {
+  const texts = ["time", "boot", "dir", "role", "event"];
+  const lines = text.split("\n").map(jsonObject).filter((line): line is JournalLine =>
+    line !== undefined && texts.every((name) => typeof line[name] === "string")
   );
+  const others = new Set(lines.map((line) => line.dir)).values().filter((named) => named !== dir);
+  const own = new Set([dir, ...others.filter((named) => same(named, dir) === "same")]);
+  return lines.filter((line) => own.has(line.dir));
 }
 
 function jsonObject(text: string): Record<string, unknown> | undefined {
@@ -912,7 +920,7 @@ export function judge(
   sameDirectory: SameDirectory,
   isFile: IsFile = () => false,
 ): Judgement {
-  const whole = compareWhole(row.command, instance, sameDirectory, isFile);
+  const whole = compareWhole(row.command, instance.dir, sameDirectory, isFile);
   if (whole === "same" && row.uid === instance.owner) {
     return { kind: "ours", role: "host agent", ...limaProgram(row.command) === undefined ? { renamed: true } : {} };
   }
@@ -1004,7 +1012,7 @@ const WRAPPERS = new RegExp(
  * Holds a command against the whole grammar of a host agent, `PROGRAM [flags] hostagent --pidfile DIR/ha.pid --socket
  * DIR/ha.sock`, whatever the program is called: Rancher Desktop shipped `limactl.ventura`, people keep `limactl-2.1`.
  */
-function compareWhole(command: string, instance: Instance, same: SameDirectory, isFile: IsFile) {
+function compareWhole(command: string, ours: string, same: SameDirectory, isFile: IsFile) {
   const [head = "", rest = ""] = inTwo(command, " hostagent --pidfile ");
   const [dir, after = ""] = inTwo(rest, "/ha.pid --socket ");
   // No regular expression for the whole: it would try each of the thousand options of a linker against all the others.
@@ -1012,8 +1020,8 @@ function compareWhole(command: string, instance: Instance, same: SameDirectory, 
   const program = words.slice(0, words.findLastIndex((word, i) => i === 0 || !word.startsWith("-")) + 1).join(" ");
   const isSame = dir !== "" && (after === `${dir}/ha.sock` || after.startsWith(`${dir}/ha.sock `));
   if (rest === "" || program === "" || !isSame || !isOneProgram(program, isFile)) return "no" as const;
-  if (spellings(instance.dir).includes(dir)) return "same" as const;
-  return dir.startsWith("/") ? same(dir, instance.dir) : "cannot tell" as const;
+  if (spellings(ours).includes(dir)) return "same" as const;
+  return dir.startsWith("/") ? same(dir, ours) : "cannot tell" as const;
 }
 
 /** The text before the first of these, and the text behind it; without it all is before it. */
@@ -1190,8 +1198,8 @@ function removeCommand(path: string): string {
 }
 
 /** Lets the owner of a folder change what is in it. */
-function writableCommand(dir: string): string {
-  return shellWords(["chmod", "u+rwx", dir]);
+function writableCommand(instance: Instance, dir: string): string {
+  return shellWords([...asOwner(instance), "chmod", "u+rwx", dir]);
 }
 
 /** Gives a folder and all in it to a user, by name or number; without one the person puts a name there. */
@@ -1422,9 +1430,9 @@ function laterRemovals(seen: Observation): Step[] {
 }
 
 /** What makes a file removable, where that is known. */
-function remedyCommand({ owner }: Instance, { path, remedy }: StateFile): string {
-  if (remedy === "mode") return writableCommand(dirname(path));
-  if (remedy === "owner") return chownCommand(dirname(path), owner);
+function remedyCommand(instance: Instance, { path, remedy }: StateFile): string {
+  if (remedy === "mode") return writableCommand(instance, dirname(path));
+  if (remedy === "owner") return chownCommand(dirname(path), instance.owner);
   return lookCommand(dirname(path), path);
 }
 
@@ -2118,6 +2126,14 @@ function nearestVisible(host: Host, path: string): string {
   return at;
 }
 
+function sameDirectoryOn(host: Host): SameDirectory {
+  return (named, ours) => {
+    const [a, b] = [host.stat(named, "follow links"), host.stat(ours, "follow links")];
+    if (a.trouble || b.trouble) return "cannot tell";
+    return a.ok.dev === b.ok.dev && a.ok.ino === b.ok.ino ? "same" : "different";
+  };
+}
+
 function stampOf({ dev, ino, size, mtimeMs }: FileInfo, text?: string): FileStamp {
   return { dev, ino, size, mtimeMs, text };
 }
@@ -2230,11 +2246,16 @@ function ownLock(ctx: Context, instance: Instance, { file, hasRecord }: OpenLock
   return { setPhase, release: () => file.close() };
 }
 
+/** What the holder of an instance's lock has written into it; a link to the directory is another name of the instance. */
+function recordIn(host: Host, file: LockFile, { dir }: Instance): LockRecord | undefined {
+  return readLockRecord(file.read(), dir, sameDirectoryOn(host));
+}
+
 /** The record of the process that holds the instance's lock now. */
 function holderOf(host: Host, instance: Instance): LockRecord | undefined {
   const tried = probeLock(host, instance);
   if (!("held" in tried)) return undefined;
-  const record = readLockRecord(tried.held.file.read(), instance.dir);
+  const record = recordIn(host, tried.held.file, instance);
   tried.held.file.close();
   return record;
 }
@@ -2244,7 +2265,7 @@ function journalOf(host: Host, instance: Instance): JournalLine[] {
   const text = (file: string, most: number) => readEnd(host, join(instance.dir, file), most).ok ?? "";
   const young = text(JOURNAL_FILE, JOURNAL_LIMIT_BYTES);
   const old = young.length < OLD_JOURNAL_BYTES ? text(OLD_JOURNAL_FILE, OLD_JOURNAL_BYTES) : "";
-  return readJournal(`${old}\n${young}`, instance.dir);
+  return readJournal(`${old}\n${young}`, instance.dir, sameDirectoryOn(host));
 }
 
 /** Writes one line through to the disk. A journal that cannot be written never stops a start or a stop. */
@@ -2415,7 +2436,8 @@ async function readPidFiles(host: Host, instance: Instance, entries: readonly st
   ];
   const pidFiles = read();
   // External drivers' PID files have no line end, all others do.
-  const isCut = ({ path, stamp: { text } }: PidFile) => text?.endsWith("\n") === false && !path.endsWith(".drv.pid");
+  const isCut = ({ path, stamp: { text } }: PidFile) =>
+    text === "" || text?.endsWith("\n") === false && !path.endsWith(".drv.pid");
   const youngest = Math.min(...pidFiles.filter(isCut).map((m) => Math.abs(host.wallMs() - m.stamp.mtimeMs)));
   if (!(youngest < youngMs)) return pidFiles;
   await host.pause(youngMs - youngest);
@@ -2474,7 +2496,7 @@ function withoutRow(host: Host, { owner }: Instance, { unreadable }: PsTable, pi
   return { judgement: cannotTell("ps shows no row for it that could be read") };
 }
 
-/** Asks ps about some PIDs, or about all processes. None of them alive is an answer too: no rows. */
+/** Asks ps about some PIDs, or about all processes, believably. None of them alive is an answer too: no rows. */
 async function ps(host: Host, which: readonly number[] | "all", limitMs: number): Promise<Result<PsTable>> {
   // procps looks through all processes for -p (3 s for 30 000 of them), and only at those named for -q.
   const select = which === "all" ? ["-A"] : [host.os === "linux" ? "-q" : "-p", which.join(",")];
@@ -2491,7 +2513,16 @@ async function ps(host: Host, which: readonly number[] | "all", limitMs: number)
   if (code !== 0 && !isNone) return { trouble: "other", why: `ps failed with status ${code}: ${stderr.trim()}` };
   // Apple's ps ends so where its sysctl fails.
   if (code === 0 && stdout.trim() === "") return { trouble: "other", why: `ps printed nothing: ${stderr.trim()}` };
-  return { ok: readPs(stdout) };
+  const table = readPs(stdout);
+  const why = which === "all" ? whyUnbelievable(table, host.pid) : undefined;
+  return why === undefined ? { ok: table } : { trouble: "other", why };
+}
+
+/** A list of all processes shows the one that asks, with its command, and no row that cannot be read. */
+function whyUnbelievable(table: PsTable, ownPid: number): string | undefined {
+  if (table.unreadable.length > 0) return "ps printed rows that cannot be read";
+  const own = table.rows.find((r) => r.pid === ownPid);
+  return own === undefined || own.command === "" ? "ps did not list lima-guard itself with its command" : undefined;
 }
 
 /** What ps and lsof need: LC_ALL=C would hide each byte beyond ASCII; zone and language keep start times comparable. */
@@ -2506,17 +2537,13 @@ function isFileOn(host: Host): IsFile {
   return (path) => host.stat(path, "follow links").ok?.kind === "file";
 }
 
-function sameDirectoryOn(host: Host): SameDirectory {
-  return (named, ours) => {
-    const [a, b] = [host.stat(named, "follow links"), host.stat(ours, "follow links")];
-    if (a.trouble || b.trouble) return "cannot tell";
-    return a.ok.dev === b.ok.dev && a.ok.ino === b.ok.ino ? "same" : "different";
-  };
-}
-
-/** A state file, and whether it could be removed. */
-function makeStateFile(host: Host, file: Omit<StateFile, "sockets" | "undeletable" | "remedy"> & Partial<StateFile>) {
-  const fixed = file.verdict.kind === "ours" ? {} : whyUndeletable(host, file.path);
+/** A state file, and whether the instance's owner could remove it. */
+function makeStateFile(
+  host: Host,
+  { owner }: Instance,
+  file: Omit<StateFile, "sockets" | "undeletable" | "remedy"> & Partial<StateFile>,
+) {
+  const fixed = file.verdict.kind === "ours" ? {} : whyUndeletable(host, owner, file.path);
   return { sockets: [], ...file, ...fixed } satisfies StateFile;
 }
 
@@ -2528,7 +2555,7 @@ async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, jud
   const answer = first.kind !== "ours" && socket !== undefined && await socketAnswer(host, socket);
   const why = `${first.why}; but ${socket} ${answer}`;
   const verdict = answer ? { kind: "unknown" as const, why, hint: lsofCommand(socket) } : first;
-  return makeStateFile(host, { path, scope, stamp, verdict, sockets: socketsOf(host, instance, path) });
+  return makeStateFile(host, instance, { path, scope, stamp, verdict, sockets: socketsOf(host, instance, path) });
 }
 
 function verdictOf(file: string, pid: number, judged: Judgements): Verdict {
@@ -2539,7 +2566,9 @@ function verdictOf(file: string, pid: number, judged: Judgements): Verdict {
     return { kind: judgement.kind, why: `PID ${pid} is ${judgement.kind}: ${judgement.why}`, ...uid };
   }
   const why = `PID ${pid} is this instance's ${judgement.role}`;
-  if (rolesOf(file).includes(judgement.role)) return { kind: "ours", why, role: judgement.role };
+  // A usernet names its own PID file, and so its network.
+  const isOwn = judgement.role !== "usernet" || `${row?.command} `.includes(`/${file} `);
+  if (isOwn && rolesOf(file).includes(judgement.role)) return { kind: "ours", why, role: judgement.role };
   return { kind: "not ours", why: `${why}, which ${file} never names` };
 }
 
@@ -2555,14 +2584,14 @@ function socketsOf(host: Host, instance: Instance, path: string): StampedPath[] 
   });
 }
 
-/** Why a file could not be removed, as far as that can be seen without trying. */
-function whyUndeletable(host: Host, path: string): Pick<StateFile, "undeletable" | "remedy"> {
+/** Why a file could not be removed by a user, as far as that can be seen without trying. */
+function whyUndeletable(host: Host, owner: number, path: string): Pick<StateFile, "undeletable" | "remedy"> {
   const dir = host.stat(dirname(path), "follow links");
   if (dir.trouble) return { undeletable: dir.why };
-  if (host.uid !== 0 && (dir.ok.uid !== host.uid || (dir.ok.mode & 0o300) !== 0o300)) {
+  if (owner !== 0 && (dir.ok.uid !== owner || (dir.ok.mode & 0o300) !== 0o300)) {
     const mode = dir.ok.mode.toString(8).padStart(4, "0");
     const undeletable = `its directory belongs to uid ${dir.ok.uid} and has mode ${mode}`;
-    return { undeletable, remedy: dir.ok.uid === host.uid ? "mode" : "owner" };
+    return { undeletable, remedy: dir.ok.uid === owner ? "mode" : "owner" };
   }
   const undeletable = host.writeTrouble(path);
   return undeletable === undefined ? {} : { undeletable };
@@ -2620,9 +2649,8 @@ async function scanAllProcesses(
 ): Promise<Pick<Observation, "alive" | "unknowns">> {
   const what = `all processes, for those of ${instance.name} that no PID file names`;
   const table = await ps(host, "all", psMs);
-  const because = table.trouble ? table.why : whyUnbelievable(table.ok, host.pid);
-  if (table.trouble || because !== undefined) {
-    const unknowns = [{ what, because: because ?? "", hint: psCommand() }];
+  if (table.trouble) {
+    const unknowns = [{ what, because: table.why, hint: psCommand() }];
     return { alive: [], unknowns: [...unknowns, ...answering.map((a) => unownedSocket(a, []))] };
   }
   const alive: VerifiedProcess[] = [];
@@ -2654,13 +2682,6 @@ function unownedSocket({ path, answer }: Answering, naming: readonly { pid: numb
     (who === "" ? "" : `; these name the instance's files: ${who}`);
   const look = naming.length === 0 ? "" : `; ${psCommand(...naming.map((r) => r.pid))}`;
   return { what: path, because, hint: `${lsofCommand(path)}${look}` };
-}
-
-/** A list of all processes shows the one that asks, with its command, and no row that cannot be read. */
-function whyUnbelievable(table: PsTable, ownPid: number): string | undefined {
-  if (table.unreadable.length > 0) return "ps printed rows that cannot be read";
-  const own = table.rows.find((r) => r.pid === ownPid);
-  return own === undefined || own.command === "" ? "ps did not list lima-guard itself with its command" : undefined;
 }
 
 // ── for a start
@@ -2921,7 +2942,7 @@ async function colimaDaemonFile(host: Host, instance: Instance, timeouts: Timeou
   if (!pidFile) return [];
   const { path, stamp, scope } = pidFile;
   const verdict = pidFile.verdict ?? await judgeDaemon(host, instance, pidFile.pid, short, timeouts.psMs);
-  return verdict ? [makeStateFile(host, { path, stamp, verdict, scope })] : [];
+  return verdict ? [makeStateFile(host, instance, { path, stamp, verdict, scope })] : [];
 }
 
 /** Undefined where the process is Colima's daemon for this profile. */
@@ -2934,10 +2955,13 @@ async function judgeDaemon(host: Host, instance: Instance, pid: number, short: s
   const row = table.ok.rows.find((r) => r.pid === pid);
   if (!row && isThereWithoutRow(host, table.ok, pid)) return verdict("unknown", `ps shows no row for PID ${pid}`);
   if (!row || row.stat.startsWith("Z")) return dead;
-  const isDaemon = new RegExp(`(^|/)colima daemon start ${escaped(short)}( |$)`).test(row.command);
-  if (isDaemon && row.uid === instance.owner) return undefined;
-  const program = JSON.stringify(programWords(row.command, isFileOn(host)));
-  return verdict("not ours", `PID ${pid} is ${program}, not Colima's daemon`);
+  const [program, behind] = inTwo(row.command, ` daemon start ${short}`);
+  if ((behind === "" || behind?.startsWith(" ")) && row.uid === instance.owner) {
+    if (unwrapped(basename(program)) === "colima") return undefined;
+    return verdict("unknown", `PID ${pid} may be Colima's daemon under another name`);
+  }
+  const words = JSON.stringify(programWords(row.command, isFileOn(host)));
+  return verdict("not ours", `PID ${pid} is ${words}, not Colima's daemon`);
 }
 
 /** A cut ssh.config alone makes Lima 2.1 and later refuse; it is written again at every start. */
@@ -2948,7 +2972,7 @@ function sshConfigFile(host: Host, instance: Instance): StateFile[] {
   const text = host.read(path, 65_536);
   if (text.trouble || readSshPort(text.ok) !== undefined) return [];
   const verdict = { kind: "stale" as const, why: "it is cut short: no port in it, and Lima refuses to read it" };
-  return [makeStateFile(host, { path, verdict, stamp: stampOf(look.ok), scope: "instance" })];
+  return [makeStateFile(host, instance, { path, verdict, stamp: stampOf(look.ok), scope: "instance" })];
 }
 
 // ── networks
@@ -3049,7 +3073,7 @@ async function observeDisks(
     ...ownVm && recent ? [join(instance.dir, "disk"), join(instance.dir, "diffdisk")] : [],
   ];
   const held = [...unread, ...await heldImages(host, instance, images, timeouts)];
-  return { stateFiles: voidLocks.map((l) => diskStateFile(host, l)), blockers, held };
+  return { stateFiles: voidLocks.map((l) => diskStateFile(host, instance, l)), blockers, held };
 }
 
 /** Stops the instance of another directory; where there is none, or its user is not known, that is looked at. */
@@ -3065,7 +3089,7 @@ async function stopOther(host: Host, dir: string): Promise<string> {
 async function heldImages(host: Host, instance: Instance, paths: readonly string[], { holderMs, lsofMs }: Timeouts) {
   const images = paths.filter((path) => {
     const look = host.stat(path, "follow links");
-    return look.trouble === undefined ? look.ok.kind === "file" : look.trouble !== "absent";
+    return look.trouble === undefined ? ["file", "device"].includes(look.ok.kind) : look.trouble !== "absent";
   });
   const holders = await holdersOf(host, images, holderMs, lsofMs);
   if (!holders.trouble) return await Promise.all(holders.ok.map((holder) => holderNote(host, instance, holder)));
@@ -3104,13 +3128,13 @@ function diskLockOwner(host: Host, instance: Instance, target: string): DiskLock
   return sameDirectoryOn(host)(target, instance.dir) === "same" ? "own" : "another's";
 }
 
-function diskStateFile(host: Host, lock: DiskLock): StateFile {
+function diskStateFile(host: Host, instance: Instance, lock: DiskLock): StateFile {
   const { path, stamp, target, whose } = lock;
   const says = `it says ${target}, which`;
   const verdict: Verdict = whose === "unknown"
     ? { kind: "unknown", why: `${says} cannot be looked at`, hint: lookCommand(nearestVisible(host, target)) }
     : { kind: "stale", why: whose === "own" ? "it says this instance, of which nothing is alive" : `${says} is gone` };
-  return makeStateFile(host, { path, stamp, verdict, scope: "shared" });
+  return makeStateFile(host, instance, { path, stamp, verdict, scope: "shared" });
 }
 
 async function holderNote(host: Host, instance: Instance, { pid, command, path }: Holder): Promise<Diagnostic> {
@@ -3120,7 +3144,10 @@ async function holderNote(host: Host, instance: Instance, { pid, command, path }
   return { what: path, because, hint: `${psCommand(pid)}; if it is a VM that is not needed: ${kill}` };
 }
 
-/** Whether a PID file, a disk lock or the last line of the journal is of this boot. In doubt it is. */
+/**
+ * Whether a PID file, a disk lock or the last line of the journal is of this boot. In doubt it is: only the journal can say
+ * that nothing is. The dates cannot, for the clock may have been stepped since.
+ */
 async function isOfThisBoot(ctx: Context, instance: Instance, files: readonly StampedPath[]): Promise<boolean> {
   const { host } = ctx;
   const booted = host.wallMs() - host.uptimeMs() - 60_000;
@@ -3128,9 +3155,8 @@ async function isOfThisBoot(ctx: Context, instance: Instance, files: readonly St
   const probe = readEnd(host, join(instance.dir, JOURNAL_FILE), 1);
   if (probe.trouble !== undefined && probe.trouble !== "absent") return true;
   const last = journalOf(host, instance).at(-1);
-  if (last === undefined) return false;
   const boot = await bootId(ctx);
-  return last.boot === boot || last.boot === "" || boot === "";
+  return last === undefined || last.boot === boot || last.boot === "" || boot === "";
 }
 
 /** Who has one of the files open for writing; retries until they have closed it or time is up. */
@@ -3287,7 +3313,7 @@ async function findInstance(ctx: Context, homes: Homes, name: string): Promise<F
 async function addressed(host: Host, home: string, name: string): Promise<Addressee | undefined> {
   const uid = host.stat(join(home, name), "follow links").ok?.uid ?? host.uid;
   if (uid === host.uid) return { name, home };
-  const sudoUser = await userName(host, uid);
+  const sudoUser = (await userName(host, uid)).ok;
   return sudoUser === undefined ? undefined : { name, home, sudoUser };
 }
 
@@ -3321,13 +3347,18 @@ async function permitted(ctx: Context, at: Instance, refuse: Refuse): Promise<Fo
     return refuse(missing.state, missing.status, missing.because, missing.hint);
   }
   if (isOwn) return { instance: at };
-  const sudoUser = await userName(host, owner);
+  const user = await userName(host, owner);
+  const sudoUser = user.ok;
   const instance = { ...at, sudoUser };
   if (role === "status") return { instance };
+  if (user.trouble) {
+    const because = `it belongs to uid ${owner}, and which user that is could not be found out: ${user.why}`;
+    return refuse("unknown", EXIT.tryAgain, because, lookCommand(dir));
+  }
   if (sudoUser === undefined) {
     const because = `no user here has uid ${owner}: is it a copied home?`;
     const isHomeToo = host.stat(at.home, "follow links").ok?.uid === owner;
-    const me = host.uid === 0 ? undefined : await userName(host, host.uid);
+    const me = host.uid === 0 ? undefined : (await userName(host, host.uid)).ok;
     const copied = isHomeToo ? at.home : host.realPath(dir).ok ?? dir;
     return refuse("blocked", EXIT.denied, because, chownCommand(copied, me));
   }
@@ -3336,20 +3367,37 @@ async function permitted(ctx: Context, at: Instance, refuse: Refuse): Promise<Fo
   return refuse("blocked", EXIT.denied, because, hint);
 }
 
-/** The name of a user; undefined where no user has this number. */
-async function userName(host: Host, uid: number): Promise<string | undefined> {
-  const answer = await host.run({ argv: ["/usr/bin/id", "-un", String(uid)] }, PS_LIMIT_MS);
-  const name = answer.ok?.code === 0 ? answer.ok.stdout.trim() : "";
-  return name === "" ? undefined : name;
+/** What the user database prints; undefined where it has no such user. Without an answer there may be one. */
+async function askUsers(host: Host, ...argv: Command["argv"]): Promise<Result<string | undefined>> {
+  const answer = await host.run({ argv }, PS_LIMIT_MS);
+  if (answer.trouble) return { trouble: answer.trouble, why: `${argv[0]} gave no answer: ${answer.why}` };
+  const { code, signal, stdout } = answer.ok;
+  if (signal !== undefined) return { trouble: "other", why: `${argv[0]} was killed by ${signal}` };
+  return { ok: (code === 0 ? stdout.trim() : "") || undefined };
 }
 
-/** A user of the user database, by uid or name; our own where none is given. */
-async function userEntry(host: Host, who = String(host.uid)) {
-  const command = host.os === "darwin" ? ["/usr/bin/id", "-P", who] : ["/usr/bin/getent", "passwd", who];
-  const answer = await host.run({ argv: command as [string, ...string[]] }, PS_LIMIT_MS);
-  const fields = (answer.ok?.code === 0 ? answer.ok.stdout.trim() : "").split(":");
+/** The name of a user; undefined where no user has this number. */
+function userName(host: Host, uid: number): Promise<Result<string | undefined>> {
+  return askUsers(host, "/usr/bin/id", "-un", String(uid));
+}
+
+/** An entry of the user database. */
+interface UserEntry {
+  readonly name: string;
+  readonly home: string;
+  readonly uid: number;
+  readonly gid: number;
+}
+
+/** A user of the user database, by uid or name; our own where none is given. Undefined where there is none. */
+async function userEntry(host: Host, who = String(host.uid)): Promise<Result<UserEntry | undefined>> {
+  const answer = host.os === "darwin"
+    ? await askUsers(host, "/usr/bin/id", "-P", who)
+    : await askUsers(host, "/usr/bin/getent", "passwd", who);
+  const fields = (answer.ok ?? "").split(":");
   const [name, home, uid, gid] = [fields[0], fields.at(-2), Number(fields[2]), Number(fields[3])];
-  return name && home?.startsWith("/") ? { name, home, uid, gid } : undefined;
+  const user = name && home?.startsWith("/") ? { name, home, uid, gid } : undefined;
+  return answer.trouble ? answer : { ok: user };
 }
 
 /** All instances of a LIMA_HOME, by Lima's own rule: real directories with a valid name and a lima.yaml. */
@@ -3375,10 +3423,10 @@ async function everyInstance(ctx: Context, homes: Homes) {
   const { host } = ctx;
   const trouble = homeTrouble(host, homes.paths[0] ?? "");
   if (trouble && (homes.isExplicit || trouble.status !== EXIT.noInstance)) return trouble;
-  const table = homes.isExplicit ? undefined : await ps(host, "all", PS_LIMIT_MS);
-  const agents = runningInstances((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid))
-    .map((one) => one.home);
-  const all = [...homes.paths, ...agents].map((path) => realHome(host, path));
+  const table = homes.isExplicit && ctx.role !== "stop" ? undefined : await ps(host, "all", PS_LIMIT_MS);
+  const living = runningInstances((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid));
+  const all = [...homes.paths, ...homes.isExplicit ? [] : living.map((one) => one.home)]
+    .map((path) => realHome(host, path));
   // Two spellings of one directory are one home: macOS does not tell upper case from lower.
   const once = all.filter((home, i) => all.findIndex((other) => isSameDirectory(host, home, other)) === i);
   const listed = once.map((home) => ({ home, names: allInstances(host, home) }));
@@ -3388,8 +3436,14 @@ async function everyInstance(ctx: Context, homes: Homes) {
   for (const { name, dir } of once.flatMap((home) => linkedInstances(host, home))) {
     ctx.say("info", { name }, `${dir} is a link, which --all and Lima's own list leave out`);
   }
+  // What lives and is not listed: its lima.yaml is gone, or it was started through a link.
+  const unlisted = living.filter(({ name, home }) =>
+    once.some((other) => isSameDirectory(host, other, home)) &&
+    !wanted.some((one) => one.name === name && isSameDirectory(host, one.home ?? "", home))
+  );
   // Whether that is all could not be found out.
   const unknown = [
+    ...await Promise.all(unlisted.map((one) => stillLives(ctx, one))),
     ...listed.flatMap(({ home, names }) =>
       names.trouble === undefined || names.trouble === "absent"
         ? []
@@ -3419,7 +3473,11 @@ type RunningInstance = ReturnType<typeof runningInstances>[number];
 /** The instance directory that a command of Lima's names: a host agent's, or that of a driver, which may be alone. */
 function dirNamed(command: string): string | undefined {
   const agent = / hostagent (?:.* )?--pidfile[ =](\/.*?)\/ha\.pid(?= |$)/.exec(command)?.[1];
-  if (agent !== undefined || limaProgram(command) === undefined) return agent;
+  if (limaProgram(command) === undefined) {
+    const isWhole = agent !== undefined && compareWhole(command, agent, () => "different", () => false) === "same";
+    return isWhole ? agent : undefined;
+  }
+  if (agent !== undefined) return agent;
   const driver = [
     / -pidfile (\/.*?)\/qemu\.pid(?= |$)/,
     /[ ,]path=(\/[^,]*?)\/(?:disk|diffdisk)(?=$|[ ,])/,
@@ -3435,6 +3493,19 @@ function runningInstances(rows: readonly ProcessRow[]) {
     return dir === undefined ? [] : [{ pid, uid, home: dirname(dir), name: basename(dir), dir }];
   });
   return found.filter((one, i) => found.findIndex((o) => o.uid === one.uid && o.dir === one.dir) === i);
+}
+
+/** What lives although no lima-guard serves it. Without its lima.yaml none can: a person has to end the process. */
+async function stillLives({ host, role }: Context, { uid, pid, name, home, dir }: RunningInstance): Promise<Report> {
+  const user = (await userName(host, uid)).ok;
+  const owner = user ?? `uid ${uid}`;
+  const instance = { name, home, dir, owner: uid, sudoUser: uid === host.uid ? undefined : user };
+  const isGone = missingInstance(host, dir)?.state === "missing";
+  const because = `PID ${pid} of ${owner} still lives${isGone ? `, and its ${LIMA_YAML} is gone` : ""}`;
+  const canServe = !isGone && (uid === host.uid || user !== undefined);
+  const hint = canServe ? guardCommand(instance, `--${role}`) : settleCommand(instance, { pid, uid });
+  const summary = `of ${owner}, in ${home}: still lives`;
+  return report(name, "running", EXIT.failed, summary, { owner, home, blockers: [{ what: dir, because, hint }] });
 }
 
 function notListed(because: string, what = "ps", hint = psCommand()): Report {
@@ -3484,7 +3555,7 @@ async function isOfHome(host: Host, plist: string, { name, home }: Instance, isD
   const variables = entryOf(plist, "EnvironmentVariables");
   const variable = (key: string) => readPlistString(variables, key);
   const owner = isDaemon ? readPlistString(plist, "UserName") : undefined;
-  const user = owner === undefined ? undefined : await userEntry(host, owner);
+  const user = owner === undefined ? undefined : (await userEntry(host, owner)).ok;
   const userHome = variable("HOME") ?? (isDaemon ? user?.home : host.env("HOME"));
   const dir = readPlistString(plist, "WorkingDirectory") ?? "";
   const ofDir = basename(dir) === name ? dirname(dir) : undefined;
@@ -4392,7 +4463,7 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
   if ("why" in first) return { report: noLock(ctx, instance, `it cannot be locked: ${first.why}`) };
   const { held: open } = first;
   const held = open.file;
-  const holder = readLockRecord(held.read(), instance.dir);
+  const holder = recordIn(ctx.host, held, instance);
   const isItsWork = ctx.role === "pre" ? holder?.phase === "supervising" : ctx.role === "stop" && ctx.dryRun;
   if (holder?.role === "run" && isItsWork && "row" in await proveHolder(ctx.host, instance, held, holder)) {
     held.close();
@@ -4472,10 +4543,10 @@ async function proveHolder(host: Host, instance: Instance, held: LockFile, holde
   if (!row) return unproven;
   // The grammar, the record and the lock prove it; the program may have any name.
   const ours = / -- /.test(row.command) ? row.command.split(" -- ", 1)[0]?.split(" ") ?? [] : [];
-  const isGuard = ours.includes("--run") && ours.includes(instance.name);
+  const isGuard = ours.includes("--run") && ours.includes(basename(holder.dir));
   if (row.started !== holder.started || row.uid !== instance.owner || !isGuard) return unproven;
   const taken = held.tryLock();
-  if (taken.trouble || taken.ok || readLockRecord(held.read(), instance.dir)?.pid !== holder.pid) {
+  if (taken.trouble || taken.ok || recordIn(host, held, instance)?.pid !== holder.pid) {
     return { why: "it released the lock just now" };
   }
   return { row };
@@ -4486,28 +4557,25 @@ async function proveHolder(host: Host, instance: Instance, held: LockFile, holde
 const OWNER_RESERVE_MS = 3_000;
 
 /** As root: what is meant of all that lives, each with the next command for it. With `--pre` that is other users'. */
-async function livingReports({ host, role }: Context, isMeant: (one: RunningInstance) => boolean): Promise<Report[]> {
+async function livingReports(ctx: Context, isMeant: (one: RunningInstance) => boolean): Promise<Report[]> {
+  const { host, role } = ctx;
   const table = await ps(host, "all", PS_LIMIT_MS);
   if (table.trouble) return [notListed(table.why)];
   const living = runningInstances(table.ok.rows).filter(isMeant);
-  return await Promise.all(living.map(async ({ uid, pid, name, home, dir }) => {
-    const user = await userName(host, uid);
-    const owner = user ?? `uid ${uid}`;
-    const isOwn = uid === host.uid;
-    const at = { name, home, sudoUser: isOwn ? undefined : user };
-    const hint = isOwn || user !== undefined ? guardCommand(at, `--${role}`) : psCommand(pid);
-    if (role === "pre") {
-      const blockers = [{ what: dir, because: `it runs and belongs to ${owner}; root does not touch it`, hint }];
-      return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
-    }
-    const blockers = [{ what: dir, because: `PID ${pid} of ${owner} still lives`, hint }];
-    return report(name, "running", EXIT.failed, `of ${owner}, in ${home}: still lives`, { owner, home, blockers });
+  return await Promise.all(living.map(async (one) => {
+    if (role !== "pre") return await stillLives(ctx, one);
+    const { uid, pid, name, home, dir } = one;
+    const sudoUser = (await userName(host, uid)).ok;
+    const because = `it runs and belongs to ${sudoUser ?? `uid ${uid}`}; root does not touch it`;
+    const hint = sudoUser === undefined ? psCommand(pid) : guardCommand({ name, home, sudoUser }, `--${role}`);
+    const blockers = [{ what: dir, because, hint }];
+    return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
   }));
 }
 
 /** A Lima home of one user, to be served by that user's own lima-guard. */
 interface OwnedHome {
-  readonly user: { readonly name: string; readonly home: string; readonly uid: number; readonly gid: number };
+  readonly user: UserEntry;
   readonly home: string;
 }
 
@@ -4520,7 +4588,7 @@ async function daemonHomes(host: Host): Promise<OwnedHome[]> {
     const args = unwaited(commandOfJob(plist));
     const owner = readPlistString(plist, "UserName");
     if (owner === undefined || !/^(lima-guard.*|limactl(\..*)?|colima)$/.test(basename(args[0] ?? ""))) return [];
-    const user = await userEntry(host, owner);
+    const user = (await userEntry(host, owner)).ok;
     if (user === undefined || user.uid === host.uid) return [];
     const variables = entryOf(plist, "EnvironmentVariables");
     const userHome = readPlistString(variables, "HOME") ?? user.home;
@@ -4541,10 +4609,10 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
   const deadlineMs = host.clockMs() + ctx.budgetS * 1000;
   const table = await ps(host, "all", PS_LIMIT_MS);
   const living = runningInstances(table.ok?.rows ?? []).filter(({ uid }) => uid !== host.uid);
-  const entries = new Map<number, OwnedHome["user"] | undefined>();
+  const entries = new Map<number, Result<UserEntry | undefined>>();
   for (const uid of new Set(living.map((one) => one.uid))) entries.set(uid, await userEntry(host, String(uid)));
   const served: OwnedHome[] = living.flatMap(({ uid, home }) => {
-    const user = entries.get(uid);
+    const user = entries.get(uid)?.ok;
     return user === undefined ? [] : [{ user, home }];
   });
   const homes = [...served, ...await daemonHomes(host)];
@@ -4552,9 +4620,12 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
   const once = homes.filter((one, i) => homes.findIndex((o) => same(o, one)) === i);
   const self = await ownCommand(host);
   const reported = (await Promise.all(once.map((one) => serveHome(ctx, one, self, deadlineMs)))).flat();
-  const unserved = living.filter(({ uid }) => entries.get(uid) === undefined).map(({ uid, pid, dir, name, home }) => {
-    const because = `uid ${uid} has no entry in the user database: lima-guard cannot be run for it`;
-    return { ...notListed(because, dir, psCommand(pid)), name, home };
+  const unserved = living.flatMap(({ uid, pid, dir, name, home }): Report[] => {
+    const entry = entries.get(uid);
+    if (entry?.ok) return [];
+    const why = entry?.trouble ? `has no user that was found out (${entry.why})` : "has no entry in the user database";
+    const because = `uid ${uid} ${why}: lima-guard cannot be run for it`;
+    return [{ ...notListed(because, dir, psCommand(pid)), name, home }];
   });
   return [...reported, ...unserved, ...table.trouble ? [notListed(table.why)] : []];
 }
@@ -4573,7 +4644,7 @@ async function ownCommand(host: Host): Promise<string[]> {
  * open file. Linux: setpriv, which needs no policy and no session while the host goes down; sudo where it is missing.
  * macOS: sudo, which root may always use. sudo closes all files itself.
  */
-function commandOfUser(host: Host, user: OwnedHome["user"], words: readonly string[]): Command {
+function commandOfUser(host: Host, user: UserEntry, words: readonly string[]): Command {
   const path = "/usr/bin:/bin:/usr/sbin:/sbin:/opt/homebrew/bin:/usr/local/bin";
   // Deno from source finds its packages where we find them.
   const cache = host.self.script === undefined ? undefined : host.env("DENO_DIR");
@@ -5110,7 +5181,7 @@ function longerPath(path: string | undefined, folders: readonly string[]): strin
 /** What limactl needs and launchd may not give: HOME (it panics without), a PATH that finds QEMU, its own label. */
 async function environmentOf(host: Host, instance: Instance, program: string, label: string | undefined) {
   const missing = ["HOME", "USER", "LOGNAME"].filter((v) => !host.env(v));
-  const user = missing.length === 0 ? undefined : await userEntry(host);
+  const user = missing.length === 0 ? undefined : (await userEntry(host)).ok;
   const filled = user === undefined ? [] : missing.map((v) => [v, v === "HOME" ? user.home : user.name]);
   const more = [...program.startsWith("/") ? [dirname(program)] : [], "/opt/homebrew/bin", "/usr/local/bin"];
   return {
@@ -5313,7 +5384,7 @@ function cannotStop(run: Run, { status, blockers }: Report): undefined {
 async function lockOwner(ctx: Context, instance: Instance, attempt: { held: OpenLock } | { why: string }) {
   if ("why" in attempt) return { who: "its lock", because: `it cannot be locked: ${attempt.why}` };
   const { file } = attempt.held;
-  const holder = readLockRecord(file.read(), instance.dir);
+  const holder = recordIn(ctx.host, file, instance);
   const isItsWork = holder?.role === "run" && ["starting", "supervising", "stopping"].includes(holder.phase);
   const isSupervising = isItsWork && "row" in await proveHolder(ctx.host, instance, file, holder);
   file.close();

@@ -116,6 +116,23 @@ Deno.test("ps says that there is no such process as Colima's daemon, which lives
   assert.equal(Deno.readTextFileSync(file), String(daemon.pid));
 });
 
+for (
+  const [program, status] of [["/nix/store/x/bin/.colima-wrapped", 0], ["/opt/colima-0.9", 75], [
+    "colima-dev",
+    75,
+  ]] as const
+) {
+  Deno.test(`Colima's daemon runs as ${program}: its PID file stays`, async () => {
+    await using home = await tempColimaHome();
+    home.instance("colima");
+    await using daemon = await startBystander(home, { command: [program, "daemon", "start", "default", "--inotify"] });
+    const file = writeDaemonPid(home, daemon.pid);
+    const ran = await runGuard(home, ["--pre", "colima"]);
+    assert.deepEqual([ran.status, Deno.readTextFileSync(file)], [status, String(daemon.pid)], ran.stdout);
+    if (status !== 0) assert.match(ran.stdout, /under another name \(hint: ps -ww -p \d+; .*kill \d+\)/);
+  });
+}
+
 test("ps hangs while the --run that is to be asked is proven: --stop leaves within its budget", async ({ home, k3s }) => {
   await using run = spawnGuard(home, ["--run", "k3s", "--", home.limactl, "start", "k3s", "--foreground"]);
   await run.waitForLine(/Running after/);

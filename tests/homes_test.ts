@@ -1,7 +1,9 @@
 /** Where instances are found: the home that was named, ~/.lima, and the homes of other programs. */
 
 import assert from "node:assert/strict";
-import { eventually, runGuard, spawnGuard, tempLimaHome } from "./helpers/mod.ts";
+import { dirname } from "node:path";
+import { eventually, runGuard, spawnGuard, startAgent, startBystander, tempLimaHome } from "./helpers/mod.ts";
+import { guardWith } from "./helpers/guard_with.ts";
 import type { Home } from "./helpers/mod.ts";
 
 /** An instance in another home of the same user. */
@@ -110,6 +112,60 @@ Deno.test("no instance anywhere is 66, and says where was looked", async () => {
   assert.equal((await runGuard(home, ["--status", "--lima-home", "~/.lima"], { env })).status, 0, "the home is there");
 });
 
+Deno.test("a host agent lives whose lima.yaml is gone: --all is not 0, and says how it can be ended", async () => {
+  await using home = await tempLimaHome({ name: "home/.lima" });
+  const k3s = home.instance("k3s");
+  await using agent = await startAgent(k3s);
+  k3s.remove("lima.yaml");
+  const rows: [string[], Record<string, string>][] = [
+    [["--status"], BARE],
+    [["--pre", "--all"], BARE],
+    [["--stop", "--all"], {}],
+  ];
+  for (const others of [0, 1]) {
+    if (others > 0) home.instance("other");
+    for (const [args, env] of rows) {
+      const { status, json, stderr } = await runGuard(home, [...args, "--json"], { env });
+      assert.equal(status, 1, `${args}: ${stderr}`);
+      const report = json().instances.find((one: { name: string }) => one.name === "k3s");
+      assert.match(report.blockers[0].because, new RegExp(`PID ${agent.pid} .* lives, and its lima.yaml is gone`));
+      assert.match(report.blockers[0].hint, new RegExp(`^ps .* ${agent.pid}; .*: kill ${agent.pid}$`));
+    }
+  }
+  assert.ok(agent.isAlive());
+});
+
+for (
+  const [what, status, program, ...rest] of [
+    ["a search for a host agent", 0, "/usr/bin/grep", "-r"],
+    ["a host agent of a renamed limactl", 1, "limactl-2.1", "--debug"],
+  ] as const
+) {
+  Deno.test(`--all, and ${what} runs: ${status}`, async () => {
+    await using home = await tempLimaHome();
+    const dir = `${dirname(instanceIn(home, `${home.user}/.lima`, "a"))}/gone`;
+    const command = [program, ...rest, "hostagent", "--pidfile", `${dir}/ha.pid`, "--socket", `${dir}/ha.sock`, "gone"];
+    await using _process = await startBystander(home, { command });
+    const ran = await runGuard(home, ["--stop", "--all"], { env: BARE });
+    assert.equal(ran.status, status, ran.stdout);
+  });
+}
+
+// A list of processes that is a part of the list, or has a row that cannot be read, does not show that none lives.
+const HALF_LISTS = { "without lima-guard": "^.*guard_with.*$", "with a row that cannot be read": "^ *1 " };
+for (const [what, pattern] of Object.entries(HALF_LISTS)) {
+  Deno.test(`a list of all processes ${what}: whether a host agent lives is unknown, 75`, async () => {
+    await using home = await tempLimaHome();
+    instanceIn(home, `${home.user}/.lima`, "a");
+    const twisted = guardWith({ programs: { ps: { does: "lie", pattern, by: "" } } });
+    for (const args of [["--status"], ["--pre", "--all"], ["--stop", "--all"]]) {
+      const { status, stdout } = await runGuard(home, args, { ...twisted, env: { ...twisted.env, ...BARE } });
+      assert.equal(status, 75, `${args}: ${stdout}`);
+      assert.match(stdout, /: ps: ps (did not list|printed rows)/);
+    }
+  });
+}
+
 Deno.test("another program's home cannot be listed: --all serves the others, and is not 0", async () => {
   await using home = await tempLimaHome();
   instanceIn(home, `${home.user}/.lima`, "a");
@@ -131,6 +187,19 @@ Deno.test("one home under two names is served once, and a link to an instance is
   const { status, json, stderr } = await runGuard(home, ["--status", "--json"], { env: BARE });
   assert.deepEqual([status, json().instances.map((i: { name: string }) => i.name)], [0, ["k3s"]]);
   assert.match(stderr, /other: .*\/\.lima\/other is a link, which --all and Lima's own list leave out/);
+});
+
+Deno.test("a link to an instance: the --run that supervises it is seen by that name too, and stopped", async () => {
+  await using home = await tempLimaHome();
+  Deno.symlinkSync(home.instance("k3s").dir, `${home.lima}/alias`);
+  await using guard = spawnGuard(home, ["--run", "k3s", "--", home.limactl, "start", "k3s", "--foreground"]);
+  await guard.waitForLine(/Running after/);
+  const seen = (await runGuard(home, ["--status", "alias", "--json"])).json().instances[0];
+  assert.deepEqual([seen.supervisor, seen.starts], [guard.pid, 1]);
+  const pre = await runGuard(home, ["--pre", "alias"]);
+  assert.match(pre.stdout, new RegExp(`^alias: running: lima-guard --run ${guard.pid} supervises it`));
+  const { status, stdout } = await runGuard(home, ["--stop", "alias"]);
+  assert.deepEqual([status, (await guard.result()).status], [0, 0], stdout);
 });
 
 Deno.test("what an old Colima left in ~/.lima, beside the instance of today: a note at the old one only", async () => {

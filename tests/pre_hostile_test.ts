@@ -323,11 +323,15 @@ for (const [what, text] of [["empty", ""], ["cut short", "7"]] as const) {
   });
 }
 
-test("ha.pid is young and stays empty: it is read once more, and goes", async ({ k3s }) => {
-  k3s.pidFile("ha.pid", "", { ageSeconds: 0 });
-  const { status, report } = await pre(k3s, guardWith({ hurry: true }));
-  assert.deepEqual([status, report.steps.length, k3s.has("ha.pid")], [0, 1, false]);
-});
+for (const file of ["ha.pid", "x.drv.pid"]) {
+  test(`${file} is young and stays empty: it is read once more, and goes`, async ({ home, k3s }) => {
+    k3s.pidFile(file, "", { ageSeconds: 0 });
+    const log = `${home.root}/points`;
+    const { status, report } = await pre(k3s, guardWith({ hurry: true, log }));
+    assert.deepEqual([status, report.steps.length, k3s.has(file)], [0, 1, false]);
+    assert.match(Deno.readTextFileSync(log), /before pause [1-5]\d\d\d/);
+  });
+}
 
 test("a young PID file that is complete is not waited for, nor one with a date of the future", async ({ home, k3s, bystander }) => {
   const log = `${home.root}/points`;
@@ -657,6 +661,26 @@ for (const [how, lsof] of Object.entries(BAD_LSOF)) {
     { ...ONE_DISK, ignore: how === "is missing" || exists(LSOF) || exists("/usr/sbin/lsof") ? false : "no lsof" },
   );
 }
+
+test(
+  "the clock is stepped by more than the machine is up: who has the disk is asked all the same",
+  async ({ home, k3s }) => {
+    const data = home.disk("data", { inUseBy: k3s.dir });
+    k3s.pidFile("ha.pid", IMPOSSIBLE_PID, { ageSeconds: 600 });
+    const twist = { programs: { lsof: { does: "missing" } }, wallMs: 7_200_000, uptimeMs: 3_600_000 } as const;
+    await leavesAlone(k3s, { state: "blocked", status: 75, blockers: [/datadisk: whether .* lsof/] }, guardWith(twist));
+    assert.equal(data.inUseBy(), k3s.dir);
+  },
+  ONE_DISK,
+);
+
+test("a disk that is a link to a device: who has it is asked too", async ({ home, k3s }) => {
+  const data = home.disk("data", { inUseBy: k3s.dir });
+  Deno.removeSync(`${data.dir}/datadisk`);
+  Deno.symlinkSync("/dev/zero", `${data.dir}/datadisk`);
+  const twist = guardWith({ programs: { lsof: { does: "missing" } } });
+  await leavesAlone(k3s, { state: "blocked", status: 75, blockers: [/datadisk: whether .* lsof/] }, twist);
+}, ONE_DISK);
 
 // --- another lima-guard -------------------------------------------------------------------------------------------------------------
 

@@ -575,6 +575,18 @@ row(19, "usernet's PID is recycled, and the network is wanted", async ({ home, k
   await starts(k3s);
 }, { conf: { usernet: 1 } });
 
+row(19, "usernet's PID file names the usernet of another network", async ({ home, k3s }) => {
+  const dir = `${home.lima}/_networks/b`;
+  const command = ["limactl", "usernet", "-p", `${dir}/usernet_b.pid`, "-e", `${dir}/b_ep.sock`];
+  await using other = await startBystander(home, { command });
+  home.network("a", { pid: other.pid, sockets: true });
+  const b = home.network("b", { pid: other.pid });
+  const removes = ["usernet_a.pid", "a_ep.sock", "a_fd.sock", "a_qemu.sock"].map((file) => `../_networks/a/${file}`);
+  await repairs(k3s, { removes, because: [/is this instance's usernet, which usernet_a\.pid never names/] });
+  assert.equal(Number(Deno.readTextFileSync(b.pidFile)), other.pid);
+  other.assertAlive();
+});
+
 row(20, "the same of a network with another name, and without sockets", async ({ home, k3s, bystander }) => {
   home.network("mine", { pid: bystander.pid });
   await repairs(k3s, { removes: ["../_networks/mine/usernet_mine.pid"], because: [SIRITTSD] });

@@ -123,7 +123,7 @@ Deno.test("isPid() takes nothing that 32 bits would change", () => {
 const MACOS = `    1     0     0 Ss   Mon Sep  7 04:02:11 2026     /sbin/launchd
   789     1   501 S    Sun Nov 22 23:16:54 2026     limactl hostagent --pidfile /Users/zoe/.lima/k3s/ha.pid k3s
 92811   789   501 U+   Sun Nov  1 00:00:00 2026     /Users/zoe/My Tools/QEMU x
-  801     1 4294967294 Ss   Sun Nov 22 23:16:54 2026     (mDNSResponder)
+  801     1    -2 Ss   Sun Nov 22 23:16:54 2026     (mDNSResponder)
   802   789   501 Z    Sun Nov 22 23:16:54 2026     <defunct>
 `;
 const LINUX = `      2       0     0 S    Sun Nov 22 23:16:54 2026 [kthreadd]

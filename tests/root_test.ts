@@ -16,6 +16,7 @@ import {
   startBystander,
   tempLimaHome,
 } from "./helpers/mod.ts";
+import { guardWith } from "./helpers/guard_with.ts";
 
 const zoe = ordinaryUser();
 const yan = ordinaryUser("lgtest2");
@@ -132,6 +133,21 @@ asRoot("a user without an entry in the user database is no reason to answer 0", 
   agent.assertAlive();
 });
 
+asRoot("a user who cannot be found out is not a user who is not there: unknown", async () => {
+  await using home = await tempLimaHome();
+  home.instance("k3s");
+  home.giveTo(zoe!);
+  const id = guardWith({ programs: { id: { does: "be killed" } } });
+  const { status, stdout } = await runGuard(home, ["--pre", "k3s"], id);
+  assert.deepEqual([status, /could not be found out: .*ls -ld/.test(stdout)], [75, true], stdout);
+  const dir = `${home.root}/VM/k3s`;
+  const command = ["limactl", "hostagent", "--pidfile", `${dir}/ha.pid`, "--socket", `${dir}/ha.sock`, "k3s"];
+  await using _agent = await startBystander(home, { command, uid: zoe!.uid, gid: zoe!.gid });
+  const getent = guardWith({ programs: { getent: { does: "be killed" } } });
+  const all = await runGuard(home, ["--stop", "--all"], { ...getent, env: { ...getent.env, ...everyonesEnv(home) } });
+  assert.match(all.stdout, new RegExp(`uid ${zoe!.uid} has no user that was found out`));
+});
+
 asRoot(
   "a driver that lost its host agent, in a home that is not there, keeps --stop --all from answering 0",
   async () => {
@@ -152,7 +168,7 @@ asRoot(
       assert.deepEqual([status, report?.status], [1, 1], command.join(" "));
       assert.match(
         report!.blockers[0]!.hint!,
-        /sudo -H -u lgtest lima-guard --stop --lima-home '.*unlisted home' k3s$/,
+        new RegExp(`^ps -ww -p ${driver.pid}; .*: sudo -H -u lgtest kill ${driver.pid}$`),
       );
       driver.assertAlive();
     }

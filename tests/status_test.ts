@@ -19,6 +19,7 @@ import {
 } from "../lima_guard.ts";
 import type { JobStatus, JournalLine } from "./facts.ts";
 import {
+  everyonesEnv,
   type Home,
   IMPOSSIBLE_PID,
   isAlive,
@@ -587,6 +588,23 @@ Deno.test({
     const { status, stderr, json } = await runGuard(home, ["--status", "--json", "k3s"]);
     assert.deepEqual([status, json().instances[0].state, stderr], [0, "stopped", ""]);
     assert.deepEqual(k3s.files(), before);
+  },
+});
+
+Deno.test({
+  name: "--status of a stale file says what its owner can do, whoever asks",
+  ignore: ordinaryUser() === null,
+  fn: async () => {
+    await using home = await tempLimaHome();
+    const k3s = home.instance("k3s");
+    k3s.pidFile("vz.pid", IMPOSSIBLE_PID);
+    home.giveTo(ordinaryUser()!);
+    const { DENO_DIR } = everyonesEnv(home);
+    for (const user of [ordinaryUser()!, ordinaryUser("lgtest2")!]) {
+      const { json } = await runGuard(home, ["--status", "--json", "k3s"], { user, env: { DENO_DIR } });
+      const { state, blockers } = json().instances[0];
+      assert.deepEqual([state, blockers], ["stale", []], user.name);
+    }
   },
 });
 

@@ -158,6 +158,16 @@ test("a process of it lives after its stop", {
   types: { "lima-guard --status --lima-home HOME k3s": 1 },
 });
 
+test("a host agent lives whose lima.yaml is gone: a person ends it", {
+  runs: ["--stop --all"],
+  prepare: async (scene) => {
+    await agent(scene);
+    scene.k3s.remove("lima.yaml");
+  },
+  types: { "ps -ww -p AGENT": 0, "kill AGENT": 0 },
+  then: isGone,
+});
+
 // ── root, and the whole machine ──
 
 /** The twin is not for this lima-guard to see: it serves all that run. */
@@ -213,6 +223,12 @@ test("root's --stop --all, and the lima-guards of two users cannot run: they are
     "sudo -H -u OTHER lima-guard --stop --all --lima-home OTHERS": 0,
   },
   then: ({ k3s }) => assert.equal(k3s.has("ha.pid"), false),
+});
+test("root, and an instance of a user who cannot be found out", {
+  by: "root",
+  runs: ["--pre k3s"],
+  twist: () => ({ programs: { id: { does: "hang" } }, limitsBy: 10 }),
+  types: { "ls -ld DIR": 0 },
 });
 test("root, and a copied instance of a user that is not here", {
   by: "root",

@@ -55,7 +55,9 @@ const ROWS: readonly [because: RegExp, asks: Asks | typeof NOTHING][] = [
   [/is stopped by a signal/, (command) => command[0] === "kill" && command.includes("-CONT")],
   [/is alive and does not answer yet|, its driver (?:is not up|has died)|^several host agents/, guard("--stop")],
   [/still lives$/, guard("--stop")],
+  [/still lives, and its lima\.yaml is gone$/, psOf],
   [/(?:is|are) alive$/, guard("--status")],
+  [/which user that is could not be found out/, looksAt(what)],
   [/gave no whole answer|supervises it|^it (?:runs and )?belongs to |^several Lima homes have/, runs("lima-guard")],
   [/^no user here has uid/, (command) => command[0] === "chown"],
   // Files: what are they, whose are they, and may they be read?
