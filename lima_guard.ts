@@ -4800,7 +4800,7 @@ interface Run {
   session?: GuestSession | undefined;
   /** The host agent where it is not the child. */
   agent?: VerifiedProcess | undefined;
-  /** The PID whose end is waited for, where it is not the child. */
+  /** The PID of the host agent, once it is Running. */
   watchedPid?: number;
   startedMs: number;
   /** Aborted at the stop, with `Interrupted`. */
@@ -5079,7 +5079,7 @@ async function startCommand(run: Run): Promise<void> {
   await journal(ctx, instance, "start", { version: VERSION, pid: child.pid, command: run.command, job });
 }
 
-/** How long a host agent that is about to appear is waited for after the end of the command. */
+/** How long a host agent that may still appear is waited for after the end of the command. */
 const APPEARS_MS = 10_000;
 
 /** `limactl start` without `--foreground` ends and leaves a host agent behind: that is supervised as an adopted one is. */
@@ -5087,11 +5087,13 @@ async function commandEnded(run: Run, instance: Instance, child: Child, ended: N
   const { ctx } = run;
   const { host } = ctx;
   const deadlineMs = host.clockMs() + APPEARS_MS;
+  // A command that failed leaves none behind; one that is Running has been it, or had it.
+  const mayAppear = () => (ended.code === 0 && run.watchedPid === undefined) || isAgentAppearing(host, instance);
   let agent: VerifiedProcess | undefined;
   while (run.stopMs === undefined && run.ended === undefined) {
     const seen = await observeProcesses(ctx, instance, STOP_TIMEOUTS, true);
     agent = seen.alive.find((p) => p.role === "host agent" && p.row.pid !== child.pid);
-    if (agent || !isAgentAppearing(host, instance) || host.clockMs() >= deadlineMs) break;
+    if (agent || !mayAppear() || host.clockMs() >= deadlineMs) break;
     await host.pause(ASK_AGAIN_MS / 4);
   }
   if (!agent || run.stopMs !== undefined || run.ended !== undefined) {
@@ -5219,9 +5221,12 @@ const ADOPTED_POLL_MS = 2_000;
  */
 async function watchAgent(run: Run, instance: Instance, pid: number | undefined): Promise<void> {
   const { ctx } = run;
-  if ((run.child && pid === run.child.pid) || (pid !== undefined && pid === run.watchedPid)) return;
-  if (pid !== undefined) run.watchedPid = pid;
-  if (pid !== undefined) await untilAgentEnds(run, instance, pid);
+  if (pid !== undefined) {
+    if (pid === run.watchedPid) return;
+    run.watchedPid = pid;
+    if (pid === run.child?.pid) return;
+    await untilAgentEnds(run, instance, pid);
+  }
   if (run.ended !== undefined || run.stopMs !== undefined) return;
   ctx.say("warn", instance, `host agent ${pid ?? ""} has ended`);
   run.ended = { code: leftCleanly(ctx.host, instance) ? 0 : 1, signal: undefined };
