@@ -260,6 +260,8 @@ interface AgentHealth {
   readonly silentS: number;
   /** It has written no event since its start: it never got past the start of its driver. */
   readonly neverReported: boolean;
+  /** It has reported that the guest is up. */
+  readonly wasRunning: boolean;
 }
 
 /** All facts about one instance: plain data, printable, the only input of the deciding functions. */
@@ -1281,9 +1283,11 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
     }
     // An agent that boots has not written one yet.
     const driver = hasDriverFile(seen, "dead") ? "its driver has died" : "its driver is not up";
-    const because = health?.answers ? `${pid} answers, ${driver}` : `${pid} is alive and does not answer yet`;
+    const isOver = health && !health.answers && (health.wasRunning || health.ageS >= BOOT_WINDOW_S);
+    const silent = isOver ? "does not answer, and its boot is over" : "is alive and does not answer yet";
+    const because = `${pid} ${health?.answers ? `answers, ${driver}` : silent}`;
     const hint = `it is left alone; to end it: ${guardCommand(seen.instance, "--stop")}`;
-    return plan(seen, "booting", because, { blockers: [{ what: pid, because, hint }] });
+    return plan(seen, isOver ? "unknown" : "booting", because, { blockers: [{ what: pid, because, hint }] });
   }
   if (!agent && drivers.length === 0) return undefined;
   const unknown = planUnknown(seen);
@@ -2831,7 +2835,8 @@ async function observeAgent(host: Host, instance: Instance, agent: VerifiedProce
   // Lima makes the log a moment before ha.pid. One that was emptied later (to save space) proves nothing.
   const untouched = log.ok && haPid.ok && log.ok.mtimeMs <= haPid.ok.mtimeMs + SILENCE_MS;
   const neverReported = untouched === true && log.ok?.kind === "file" && log.ok.size === 0;
-  return { answers: alive, ageS, silentS, neverReported } satisfies AgentHealth;
+  const wasRunning = hasReportedRunning(host, instance);
+  return { answers: alive, ageS, silentS, neverReported, wasRunning } satisfies AgentHealth;
 }
 
 /** Whether the agent says anything at all to `GET /v1/info`; an HTTP error is an answer. */
@@ -2846,6 +2851,15 @@ async function hasAnswer(host: Host, socket: string): Promise<boolean> {
   const answer = await Promise.race([ask(), host.pause(ANSWER_LIMIT_MS).then(() => false)]);
   connection.ok.close();
   return answer;
+}
+
+/** Whether the host agent has reported that its guest is up. Lima deletes the log at each start. */
+function hasReportedRunning(host: Host, instance: Instance): boolean {
+  const path = join(instance.dir, HA_STDOUT);
+  // Of a longer log only the end is read. No boot writes that much.
+  if ((host.stat(path).ok?.size ?? 0) > TEXT_LIMIT_BYTES) return true;
+  const log = textOf(host, path);
+  return log.split("\n").some((l) => (jsonObject(l)?.["status"] as Record<string, unknown> | undefined)?.["running"]);
 }
 
 /** Seconds that an agent has been able to work: no clock that was stepped, and no sleep, may make it look older. */
@@ -4082,14 +4096,6 @@ function guestEndMs(stop: Stop, asking: Asking, deadlineMs: number, isBooting: b
   if (isBooting) return deadlineMs;
   const beganMs = stop.how.ready && asking.sessions.length === 1 ? stop.how.beganMs + SILENT_MS : asking.openedMs;
   return Math.min(deadlineMs, beganMs + ACKNOWLEDGE_MS);
-}
-
-function hasReportedRunning(host: Host, instance: Instance): boolean {
-  const path = join(instance.dir, HA_STDOUT);
-  // Of a longer log only the end is read. No boot writes that much.
-  if ((host.stat(path).ok?.size ?? 0) > TEXT_LIMIT_BYTES) return true;
-  const log = textOf(host, path);
-  return log.split("\n").some((l) => (jsonObject(l)?.["status"] as Record<string, unknown> | undefined)?.["running"]);
 }
 
 function sshFile(host: Host, instance: Instance, seen: Observation) {

@@ -171,13 +171,13 @@ Deno.test("a volume behind ~/.lima that comes late: lock and journal have the re
 Deno.test("an additional disk whose volume is missing is waited for under launchd; elsewhere it is 75", async () => {
   await using home = await tempLimaHome();
   home.instance("k3s", { yaml: "additionalDisks:\n- name: data\n" });
-  const args = ["--run", "k3s", "--", "true"];
+  const args = ["--run", "k3s", "--", "false"];
   const elsewhere = await runGuard(home, args);
   assert.equal(elsewhere.status, 75, elsewhere.stderr);
   assert.match(elsewhere.stderr, /additional disk data is not there/);
   await using waiting = spawnGuard(home, args, { env: LABEL });
   await waiting.waitForLine(/looks again in 5 s/);
   home.disk("data");
-  assert.equal((await waiting.result()).status, 0);
-  assert.match(waiting.stderr, /started true/);
+  assert.equal((await waiting.result()).status, 1);
+  assert.match(waiting.stderr, /started false/);
 });

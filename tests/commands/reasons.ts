@@ -53,7 +53,7 @@ const ROWS: readonly [because: RegExp, asks: Asks | typeof NOTHING][] = [
   [/holds its lock$|holds its lock; |^it cannot be locked/, runs("ps", "lsof")],
   // Processes that are known, and what ends the matter.
   [/is stopped by a signal/, (command) => command[0] === "kill" && command.includes("-CONT")],
-  [/is alive and does not answer yet|, its driver (?:is not up|has died)|^several host agents/, guard("--stop")],
+  [/does not answer(?: yet|, and its boot)|, its driver (?:is not up|has died)|^several host agents/, guard("--stop")],
   [/still lives$/, guard("--stop")],
   [/(?:is|are) alive$/, guard("--status")],
   [/gave no whole answer|supervises it|^it (?:runs and )?belongs to |^several Lima homes have/, runs("lima-guard")],
