@@ -783,12 +783,13 @@ export function readReadiness(events: string, log: string): Readiness {
     const status = jsonObject(line)?.["status"];
     return typeof status === "object" && status !== null ? [status as Record<string, unknown>] : [];
   });
-  if (seen.length === 0 && log === "") return { ready: null, errors: [] };
+  const lines = log.split("\n").map(jsonObject);
+  // A start at a terminal writes one sentence into both.
+  if (seen.length === 0 && !lines.some(Boolean)) return { ready: null, errors: [] };
   const ready = seen.some((status) => status["running"] === true);
   const last = seen.findLast((status) => status["running"] === true || status["degraded"] === true);
   const given = Array.isArray(last?.["errors"]) ? last["errors"].map(String) : ["no error is given"];
   const errors = last?.["degraded"] === true ? given : [];
-  const lines = log.split("\n").map(jsonObject);
   const shape = /^(Waiting for the .*requirement \d+ of \d+: .+|The .*requirement \d+ of \d+ is satisfied)$/;
   const asked = lines.findLast((line) => shape.test(String(line?.["msg"])));
   const [, number, of, what] = /requirement (\d+) of (\d+): (.+)$/.exec(String(asked?.["msg"])) ?? [];
@@ -2835,7 +2836,7 @@ async function observeAgent(host: Host, instance: Instance, agent: VerifiedProce
   // Lima makes the log a moment before ha.pid. One that was emptied later (to save space) proves nothing.
   const untouched = log.ok && haPid.ok && log.ok.mtimeMs <= haPid.ok.mtimeMs + SILENCE_MS;
   const neverReported = untouched === true && log.ok?.kind === "file" && log.ok.size === 0;
-  const wasRunning = hasReportedRunning(host, instance);
+  const wasRunning = hasReportedRunning(host, instance) === true;
   return { answers: alive, ageS, silentS, neverReported, wasRunning } satisfies AgentHealth;
 }
 
@@ -2853,13 +2854,16 @@ async function hasAnswer(host: Host, socket: string): Promise<boolean> {
   return answer;
 }
 
-/** Whether the host agent has reported that its guest is up. Lima deletes the log at each start. */
-function hasReportedRunning(host: Host, instance: Instance): boolean {
+/**
+ * Whether the host agent has reported that its guest is up; undefined where its log is not used, after a start at a
+ * terminal. Lima deletes the log at each start.
+ */
+function hasReportedRunning(host: Host, instance: Instance): boolean | undefined {
   const path = join(instance.dir, HA_STDOUT);
   // Of a longer log only the end is read. No boot writes that much.
   if ((host.stat(path).ok?.size ?? 0) > TEXT_LIMIT_BYTES) return true;
   const log = textOf(host, path);
-  return log.split("\n").some((l) => (jsonObject(l)?.["status"] as Record<string, unknown> | undefined)?.["running"]);
+  return readReadiness(log, "").ready ?? (/^[^{]/.test(log) ? undefined : false);
 }
 
 /** Seconds that an agent has been able to work: no clock that was stepped, and no sleep, may make it look older. */
@@ -3813,7 +3817,7 @@ class Stop {
   drivers = () => driversOf(this.seen);
   hasQemu = () => this.drivers().some((p) => p.role === "QEMU");
   /** The guest of a living host agent boots until that agent has reported `running`. */
-  isBooting = () => this.agents().length > 0 && !hasReportedRunning(this.ctx.host, this.instance);
+  isBooting = () => this.agents().length > 0 && hasReportedRunning(this.ctx.host, this.instance) === false;
   doneOutcome = (): Outcome => this.isAgentHung ? { kind: "done", note: HUNG_AGENT } : DONE;
   waitOutcome = (): Outcome => ({ kind: this.isSkipped() ? "skipped by a signal" : "no end in time" });
 }

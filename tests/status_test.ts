@@ -594,11 +594,14 @@ Deno.test({
 const EVENTS = (...status: string[]) => status.map((s) => `{"time":"2026-11-22T23:24:00Z","status":{${s}}}\n`).join("");
 const LOGGED = (...msgs: string[]) =>
   msgs.map((msg) => `${JSON.stringify({ level: "info", msg, time: "2026-11-22T23:23:44Z" })}\n`).join("");
+const NO_LOG =
+  "This log file is not used because `limactl start` was launched in the terminal with the `--foreground` option.";
 const WAITING = "Waiting for the essential requirement 1 of 2: `ssh`";
 
 for (
   const [name, events, log, expected] of [
     ["nothing to read", "", "", { ready: null, errors: [] }],
+    ["a start at a terminal writes none", NO_LOG, NO_LOG, { ready: null, errors: [] }],
     ["running", EVENTS(`"sshLocalPort":60022`, `"running":true`), "", { ready: true, errors: [] }],
     ["it waits", EVENTS(`"sshLocalPort":60022`), LOGGED("booting", WAITING), {
       ready: false,
