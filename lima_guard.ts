@@ -1749,11 +1749,11 @@ export function journalWords(line: JournalLine): string {
   return `${when}  --${line.role}: ${Object.hasOwn(words, line.event) ? words[line.event] : line.event}`;
 }
 
-/** What is wrong with the launchd jobs of an instance. `supervised`: a lima-guard runs it, or is stopping it. */
+/** What is wrong with the launchd jobs of an instance. `supervised`: a lima-guard runs or stops it, or why that is unknown. */
 export function judgeJobs(
   { jobs, unread }: FoundJobs,
   instance: Instance,
-  { state, supervised }: { readonly state: State; readonly supervised: boolean },
+  { state, supervised }: { readonly state: State; readonly supervised: boolean | { readonly why: string } },
 ): Findings {
   const { name } = instance;
   const each = jobs.map((job) => judgeJob(job, instance, state));
@@ -1761,7 +1761,12 @@ export function judgeJobs(
   const notes = each.flatMap((findings) => findings.notes);
   if (jobs.length === 0 && unread.length === 0) notes.push({ what: name, because: "no launchd job found" });
   if (jobs.length > 1) blockers.unshift(twoJobs(jobs, instance));
-  if (jobs.some((j) => j.wrapped) && state === "running" && !supervised) {
+  const isGuarded = jobs.some((j) => j.wrapped) && state === "running";
+  if (isGuarded && typeof supervised === "object") {
+    const what = join(instance.dir, LOCK_FILE);
+    const because = `whether lima-guard supervises it is unknown: ${supervised.why}`;
+    notes.push({ what, because, hint: lsofCommand(what) });
+  } else if (isGuarded && !supervised) {
     const because = "it runs without its job (started by hand): it will be cut off at the next shutdown";
     const job = jobs.find((j) => j.wrapped && !j.noLogin);
     const start = job && startJobCommand(job);
@@ -2179,8 +2184,8 @@ interface OpenLock {
   readonly hasRecord: boolean;
 }
 
-/** What became of an attempt: the lock is this process's, another one's, or cannot be tried. */
-type LockAttempt = { lock: InstanceLock } | { held: OpenLock } | { why: string };
+/** What became of an attempt: the lock is this process's (`why`: there are none here), another one's, or cannot be tried. */
+type LockAttempt = { lock: InstanceLock; why?: string } | { held: OpenLock } | { why: string };
 
 /**
  * Opens the file that is locked. Where none can be made, or the one that is there may not be written, what can be read
@@ -2206,7 +2211,8 @@ function probeLock(host: Host, instance: Instance): LockAttempt {
   const tried = opened.ok.file.tryLock();
   if (tried.ok === false) return { held: opened.ok };
   opened.ok.file.close();
-  return tried.trouble && tried.trouble !== "unsupported" ? { why: tried.why } : { lock: NO_LOCK };
+  if (tried.trouble === undefined) return { lock: NO_LOCK };
+  return tried.trouble === "unsupported" ? { lock: NO_LOCK, why: tried.why } : { why: tried.why };
 }
 
 /** Tries to take an instance's lock. Where the file system has no locks, that is a warning. */
@@ -2237,13 +2243,13 @@ function ownLock(ctx: Context, instance: Instance, { file, hasRecord }: OpenLock
   return { setPhase, release: () => file.close() };
 }
 
-/** The record of the process that holds the instance's lock now. */
-function holderOf(host: Host, instance: Instance): LockRecord | undefined {
+/** The record of the process that holds the instance's lock now, or why that is not known. */
+function holderOf(host: Host, instance: Instance): { record?: LockRecord; why?: string } {
   const tried = probeLock(host, instance);
-  if (!("held" in tried)) return undefined;
+  if (!("held" in tried)) return tried.why === undefined ? {} : { why: tried.why };
   const record = readLockRecord(tried.held.file.read(), instance.dir);
   tried.held.file.close();
-  return record;
+  return record ? { record } : { why: "a process holds its lock, and has left no record" };
 }
 
 /** The journal; a young one with the end of the one before, or a rotation would lose what is remembered. */
@@ -4336,7 +4342,7 @@ async function afterJob(ctx: Context, instance: Instance, reported: Report, stop
   const job = journalOf(ctx.host, instance).findLast((l) => l.event === "start")?.["job"];
   if (typeof job !== "string") return reported;
   await ctx.host.pause(RESTART_LOOK_MS);
-  const now = holderOf(ctx.host, instance);
+  const { record: now } = holderOf(ctx.host, instance);
   // The journal has launchctl's own name of it, or only the label.
   const named = { target: job, plist: "", loaded: "yes" as const, disabled: false };
   const seen = job.includes("/") ? named : (await jobsOf(ctx.host, instance)).jobs.find((j) => j.label === job);
@@ -4719,11 +4725,11 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const p = planPre(seen);
   const base = reportPlan(instance, p);
   if (p.state === "missing") return base;
-  const holder = holderOf(host, instance);
+  const { record: holder, why } = holderOf(host, instance);
   const found = await jobsOf(host, instance);
   const past = await pastOf(ctx, seen, holder);
-  const isSupervised = holder?.role === "run" || past.stopping !== null;
-  const { blockers: jobBlockers, notes } = judgeJobs(found, instance, { state: p.state, supervised: isSupervised });
+  const supervised = why === undefined ? holder?.role === "run" || past.stopping !== null : { why };
+  const { blockers: jobBlockers, notes } = judgeJobs(found, instance, { state: p.state, supervised });
   const readiness = readinessOf(host, instance, seen);
   const degraded = degradedBlockers(instance, readiness);
   const several = severalAgents(seen);

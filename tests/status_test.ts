@@ -29,6 +29,7 @@ import {
   startBystander,
   tempLimaHome,
 } from "./helpers/mod.ts";
+import { guardWith } from "./helpers/guard_with.ts";
 import { claim, observation, proven } from "./observations.ts";
 
 // ── plists, by pattern ──
@@ -264,6 +265,28 @@ Deno.test("jobs: one that does not start when it is loaded is started too", () =
   const load = `sudo launchctl bootstrap system ${JOB.plist}`;
   assert.deepEqual(notes.map((note) => note.hint), [`${load} && sudo launchctl kickstart ${JOB.target}`]);
 });
+
+Deno.test("jobs: it runs, and whether a lima-guard supervises it is unknown: that is no start by hand", () => {
+  const supervised = { why: "Too many open files" };
+  const { blockers, notes } = judgeJobs({ jobs: [JOB], unread: [] }, PLACE, { state: "running", supervised });
+  const because = "whether lima-guard supervises it is unknown: Too many open files";
+  const what = `${DIR}/lima-guard.lock`;
+  assert.deepEqual({ blockers, notes }, { blockers: [], notes: [{ what, because, hint: `lsof -- ${what}` }] });
+});
+
+for (const locks of ["other", "unsupported"] as const) {
+  Deno.test(`no lock can be tried (${locks}): whether a lima-guard supervises it is not known`, async () => {
+    await using home = await tempLimaHome();
+    const k3s = home.instance("k3s");
+    await using _agent = await startAgent(k3s);
+    const plist = recorded("lima-2.2-agent.guarded").replace("/Users/zoe/.lima", home.lima);
+    loginAgent(home, "com.me.k3s", plist.replaceAll("default", "k3s"));
+    k3s.write("lima-guard.lock", "");
+    const { status, stdout } = await runGuard(home, ["--status", "k3s"], guardWith({ locks }));
+    assert.equal(status, 0, stdout);
+    assert.match(stdout, /whether lima-guard supervises it is unknown: /);
+  });
+}
 
 Deno.test("jobs: where a folder of jobs cannot be read, none is not the word", () => {
   const unread = [{ what: "/Library/LaunchDaemons", because: "denied" }];
