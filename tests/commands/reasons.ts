@@ -43,7 +43,7 @@ const ROWS: readonly [because: RegExp, asks: Asks | typeof NOTHING][] = [
   [/; but (\/.*) (?:takes connections|cannot be asked|cannot be looked at)/s, lsofOf(first)],
   [/^it (?:takes connections|cannot be asked|cannot be looked at)/, lsofOf(what)],
   // Processes: is there one, and whose is it?
-  [/^whether a process has it open is unknown/, lsofOf(what)],
+  [/^whether (?:a process has it open|lima-guard supervises it) is unknown/, lsofOf(what)],
   [/^whether a process still uses it was not found out in time/, guard("--pre")],
   [/has it open for writing/, psOf],
   [/^(?:ps |there is no ps|rows of ps)/, runs("ps")],
