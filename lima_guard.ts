@@ -1711,6 +1711,11 @@ function kindOfEnd(end: JournalLine): LastStopKind {
   return GRACEFUL.has(stage) || stage === "already stopped" ? "graceful" : "unknown";
 }
 
+/** Whether the holder of the lock is a `--run` whose command was started: the last `start` line is its own. */
+function hasStarted(holder: LockRecord | undefined): holder is LockRecord {
+  return holder?.role === "run" && ["starting", "supervising", "stopping"].includes(holder.phase);
+}
+
 /** The stop that the holder of the lock does now. `stages` are those that what lives needs, in their order. */
 export function stopUnderWay(
   holder: LockRecord | undefined,
@@ -4774,7 +4779,7 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
     stopping: stopUnderWay(holder, lines, stages),
     guardVersion: holder?.role === "run" && typeof version === "string" ? version : null,
     recent: lines.slice(-10).map(journalWords),
-    ...lastStop(lines, boot, seen.alive.length > 0),
+    ...lastStop(lines, boot, seen.alive.length > 0 || hasStarted(holder)),
     lastRepair: repair ? `${localTime(repair.time)}: ${textOfFact(repair["state"])}` : null,
     lastRepairAt: isTime ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
@@ -5347,8 +5352,7 @@ async function lockOwner(ctx: Context, instance: Instance, attempt: { held: Open
   if ("why" in attempt) return { who: "its lock", because: `it cannot be locked: ${attempt.why}` };
   const { file } = attempt.held;
   const holder = readLockRecord(file.read(), instance.dir);
-  const isItsWork = holder?.role === "run" && ["starting", "supervising", "stopping"].includes(holder.phase);
-  const isSupervising = isItsWork && "row" in await proveHolder(ctx.host, instance, file, holder);
+  const isSupervising = hasStarted(holder) && "row" in await proveHolder(ctx.host, instance, file, holder);
   file.close();
   const who = describeHolder(holder);
   return { who, because: `${who} holds its lock`, isSupervising };

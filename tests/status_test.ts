@@ -19,6 +19,7 @@ import {
 } from "../lima_guard.ts";
 import type { JobStatus, JournalLine } from "./facts.ts";
 import {
+  eventually,
   type Home,
   IMPOSSIBLE_PID,
   isAlive,
@@ -476,6 +477,20 @@ Deno.test("the last stop for a monitor is unknown where the boot is, as its word
 Deno.test("a journal line with odd values has words", () => {
   const odd = { toString: null };
   assert.match(journalWords(line("end", { signal: odd, status: odd })), /ended by itself with status/);
+});
+
+Deno.test("while the command of a --run has not brought the VM up, its open line in the journal is no VM that was cut off", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using guard = spawnGuard(home, ["--run", "k3s", "--", "sleep", "60"]);
+  await guard.waitForLine(/: started sleep, PID/);
+  const kind = async () => (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0].lastStopKind;
+  // The line is written a moment after it is said.
+  await eventually(() => assert.match(k3s.read("lima-guard.jsonl") ?? "", /"start"/));
+  assert.equal(await kind(), "none");
+  guard.signal("SIGKILL");
+  await guard.status;
+  assert.equal(await kind(), "cut off");
 });
 
 /** The plist of a login agent of the user whose `~/.lima` this LIMA_HOME is. */
