@@ -3295,8 +3295,8 @@ async function homeOf(ctx: Context, homes: Homes, name: string): Promise<{ home:
   return { report: report(name, "blocked", EXIT.usage, "several instances of this name", { blockers }) };
 }
 
-/** Where an instance lives; a report where nothing may be done about it. */
-type FoundInstance = { instance: Instance } | { report: Report };
+/** Where an instance lives; a report where nothing may be done about it. That it is another user's changes with no volume. */
+type FoundInstance = { instance: Instance } | { report: Report; isOthers?: true };
 
 async function findInstance(ctx: Context, homes: Homes, name: string): Promise<FoundInstance> {
   const { host } = ctx;
@@ -3377,11 +3377,11 @@ async function permitted(ctx: Context, at: Instance, refuse: Refuse): Promise<Fo
     const isHomeToo = host.stat(at.home, "follow links").ok?.uid === owner;
     const me = host.uid === 0 ? undefined : await userName(host, host.uid);
     const copied = isHomeToo ? at.home : host.realPath(dir).ok ?? dir;
-    return refuse("blocked", EXIT.denied, because, chownCommand(copied, me));
+    return { ...refuse("blocked", EXIT.denied, because, chownCommand(copied, me)), isOthers: true };
   }
   const because = `it belongs to ${sudoUser}, and files of another user in it would lock its own lima-guard out`;
   const hint = guardCommand(instance, `--${role}`) + (role === "run" ? " -- COMMAND" : "");
-  return refuse("blocked", EXIT.denied, because, hint);
+  return { ...refuse("blocked", EXIT.denied, because, hint), isOthers: true };
 }
 
 /** The name of a user; undefined where no user has this number. */
@@ -4870,7 +4870,7 @@ async function prepare(run: Run): Promise<RunEvent> {
   }
 }
 
-/** The instance, waited for under launchd: its volume may not be mounted yet. */
+/** The instance, waited for under launchd: its volume may not be mounted yet, or be closed to this user so far. */
 async function waitForInstance(run: Run, ctx: Context): Promise<Instance | undefined> {
   for (let n = 0;; n++) {
     const found = await findInstance(ctx, run.homes, run.name);
@@ -4878,7 +4878,7 @@ async function waitForInstance(run: Run, ctx: Context): Promise<Instance | undef
     if ("instance" in found) return found.instance;
     const reported = found.report;
     run.status = reported.status;
-    if (run.label === undefined || reported.status === EXIT.denied || reported.status === EXIT.usage) {
+    if (run.label === undefined || found.isOthers || reported.status === EXIT.usage) {
       return void ctx.host.stderr(formatReports([reported], false));
     }
     logBlocked(ctx, { name: run.name }, reported, backoffMs(n));

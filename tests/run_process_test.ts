@@ -24,6 +24,7 @@ import {
   type Conf,
   denoFlags,
   eventually,
+  everyonesEnv,
   type Guest,
   type Home,
   type Instance,
@@ -640,6 +641,19 @@ for (const under of ["by hand", "under launchd"]) {
     assert.equal(vm.has("lima-guard.lock"), false);
   }, { ignore: ordinaryUser() === null });
 }
+test("under launchd it waits for a folder that it may not look into yet", async ({ home, vm }) => {
+  home.giveTo(ordinaryUser()!);
+  const volume = `${home.root}/volume`;
+  Deno.mkdirSync(volume, { mode: 0o700 });
+  Deno.renameSync(home.lima, `${volume}/lima`);
+  const env = { ...everyonesEnv(home), LIMA_HOME: `${volume}/lima`, XPC_SERVICE_NAME: "io.lima-vm.autostart.vm" };
+  const twist = guardWith({ hurry: true });
+  const options = { script: twist.script!, env: { ...twist.env, ...env }, user: ordinaryUser() };
+  await using guard = run(vm, { ...options, command: ["sleep", "60"] });
+  await guard.waitForLine(/: blocked; looks again in 300 s/);
+  Deno.chmodSync(volume, 0o755);
+  await guard.waitForLine(/: started sleep/);
+}, { ignore: ordinaryUser() === null });
 if (ordinaryUser() === null) {
   Deno.test({ name: `another user's instance: ${NO_ORDINARY_USER}`, ignore: true, fn: () => {} });
 }
