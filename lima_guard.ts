@@ -5155,17 +5155,27 @@ async function environmentOf(host: Host, instance: Instance, program: string, la
 }
 
 // ── --run: watching
-/** Watches the boot: until Lima calls the instance Running, at most as long as a boot may take. Then nothing is polled. */
+/** How long until the next look at a start: soon at first; seldom where it takes longer than any boot (an image is loaded). */
+function nextLookMs({ ctx, startedMs }: Run): number {
+  const sinceMs = ctx.host.clockMs() - startedMs;
+  return sinceMs <= START_TURN_MS ? 500 : sinceMs <= BOOT_WINDOW_S * 1000 ? FIRST_PAUSE_MS : SILENCE_MS;
+}
+
+/** Watches the boot: until Lima calls the instance Running. Then nothing is polled. */
 async function becomeRunning(run: Run, instance: Instance): Promise<void> {
   const { ctx } = run;
   const { host } = ctx;
   const isBooting = () => run.ended === undefined && run.stopMs === undefined;
   let agentPid: number | undefined;
+  let isLate = false;
   while (isBooting() && (agentPid = await runningAgent(host, instance)) === undefined) {
     const sinceMs = host.clockMs() - run.startedMs;
     if (sinceMs > START_TURN_MS) releaseStartSlot(run);
-    if (sinceMs > BOOT_WINDOW_S * 1000) return ctx.say("warn", instance, "is still not Running; it is left to itself");
-    await host.pause(sinceMs > START_TURN_MS ? FIRST_PAUSE_MS : 500);
+    if (sinceMs > BOOT_WINDOW_S * 1000 && !isLate) {
+      isLate = true;
+      ctx.say("warn", instance, "is still not Running; it is looked at once a minute");
+    }
+    await host.pause(nextLookMs(run));
   }
   releaseStartSlot(run);
   if (!isBooting()) return;
@@ -5181,9 +5191,8 @@ async function becomeRunning(run: Run, instance: Instance): Promise<void> {
 async function becomeBooted(run: Run, instance: Instance): Promise<void> {
   const { ctx } = run;
   while (!hasReportedRunning(ctx.host, instance)) {
-    const sinceMs = ctx.host.clockMs() - run.startedMs;
-    if (run.ended !== undefined || run.stopMs !== undefined || sinceMs > BOOT_WINDOW_S * 1000) return;
-    await ctx.host.pause(sinceMs > START_TURN_MS ? FIRST_PAUSE_MS : 500);
+    if (run.ended !== undefined || run.stopMs !== undefined) return;
+    await ctx.host.pause(nextLookMs(run));
   }
   const seconds = secondsSince(ctx.host, run.startedMs);
   run.bootWakeUp.notify();

@@ -758,6 +758,24 @@ for (const how of ["SIGKILL", "limactl stop"] as const) {
   });
 }
 
+test("the command brings the VM up after more than a quarter of an hour: it is supervised all the same", async ({ home, vm }) => {
+  const [late, go] = [`${home.root}/late`, `${home.root}/go`];
+  const twist = guardWith({ hurry: true, ahead: { file: late, ms: 16 * 60_000 } });
+  const text = `until [ -e '${go}' ]; do sleep 0.05; done; ${home.limactl} start vm </dev/null >/dev/null 2>&1`;
+  const command = shell(`${text}; exec sleep 1000`);
+  await using guard = run(vm, { command, script: twist.script!, env: twist.env! });
+  await guard.waitForLine(/: started /);
+  Deno.writeTextFileSync(late, "");
+  await guard.waitForLine(/: is still not Running/);
+  Deno.writeTextFileSync(go, "");
+  await guard.waitForLine(/: Running after /);
+  Deno.kill(await agentPid(vm), "SIGKILL");
+  const { status, stderr } = await guard.result();
+  assert.equal(status, 1, stderr);
+  assert.equal(stderr.match(/is still not Running/g)!.length, 1);
+  await assertDown(vm);
+});
+
 /** Starts the host agent in a session of its own, as `limactl start` without `--foreground` does, and ends. */
 function inBackground(vm: Instance, until: string, code: number): string[] {
   const text = `#!/bin/sh
