@@ -5953,13 +5953,21 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
     const what = `Cannot find the program of --on-event: ${onEvent}`;
     return refuseRequest(host, args, EXIT.usage, what, HELP_COMMAND);
   }
-  return await serveRequest(host, invocation, args);
+  return await serveRequest(await withHome(host), invocation, args);
+}
+
+/** The host with HOME as the user database has it, where launchd or a hook gives none; for what is started too. */
+async function withHome(host: Host): Promise<Host> {
+  const HOME = host.env("HOME") ? undefined : (await userEntry(host))?.home;
+  if (HOME === undefined) return host;
+  const env = (name: string) => name === "HOME" ? HOME : host.env(name);
+  return { ...host, env, start: (command) => host.start({ ...command, env: { HOME, ...command.env } }) };
 }
 
 async function serveRequest(host: Host, invocation: Invocation, args: readonly string[]): Promise<number> {
   const { role, all, names, dryRun } = invocation;
   const given = limaHomes(host, invocation.limaHome);
-  // A hook of root's may have no HOME; then only the users' homes are served.
+  // Where root has no HOME only the users' homes are served.
   const isMachine = host.uid === 0 && all && (role === "stop" || role === "status") &&
     ("why" in given || !given.isExplicit);
   const homes = isMachine && "why" in given ? { isExplicit: false, paths: [] } : given;

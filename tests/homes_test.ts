@@ -1,8 +1,10 @@
 /** Where instances are found: the home that was named, ~/.lima, and the homes of other programs. */
 
 import assert from "node:assert/strict";
+import os from "node:os";
 import { eventually, runGuard, spawnGuard, tempLimaHome } from "./helpers/mod.ts";
 import type { Home } from "./helpers/mod.ts";
+import { guardWith } from "./helpers/guard_with.ts";
 
 /** An instance in another home of the same user. */
 function instanceIn(home: Home, limaHome: string, name: string, yaml = "images: []\n"): string {
@@ -180,4 +182,29 @@ Deno.test("an additional disk whose volume is missing is waited for under launch
   home.disk("data");
   assert.equal((await waiting.result()).status, 1);
   assert.match(waiting.stderr, /started false/);
+});
+
+const NO_HOME = { LIMA_HOME: "", HOME: "", XPC_SERVICE_NAME: "io.lima-vm.daemon.k3s-not-here" };
+
+Deno.test("without HOME it is the one of the user database; where there is none it is 75", async () => {
+  await using home = await tempLimaHome();
+  const own = os.userInfo().homedir;
+  const shown = await runGuard(home, ["--status", "k3s-not-here"], { env: NO_HOME });
+  assert.equal(shown.status, 66, shown.stderr);
+  assert.ok((shown.stdout + shown.stderr).includes(own), shown.stdout);
+  const program = Deno.build.os === "darwin" ? "id" : "getent";
+  const twist = guardWith({ programs: { [program]: { does: "answer", code: 2 } } });
+  const unknown = await runGuard(home, ["--status", "k3s-not-here"], { ...twist, env: { ...twist.env, ...NO_HOME } });
+  assert.equal(unknown.status, 75, unknown.stderr);
+  assert.match(unknown.stderr, /nor HOME is set/);
+});
+
+Deno.test("without HOME: what --run starts has it too", async () => {
+  await using home = await tempLimaHome();
+  home.instance("k3s");
+  const command = ["/bin/sh", "-c", 'printf %s "$HOME"; exit 1'];
+  const { stdout } = await runGuard(home, ["--run", "k3s", "--", ...command], {
+    env: { ...NO_HOME, LIMA_HOME: home.lima },
+  });
+  assert.equal(stdout, os.userInfo().homedir);
 });
