@@ -4690,9 +4690,9 @@ function unreadJournal(host: Host, instance: Instance): Partial<Details> {
   return { ...unknown, lastRepair: null, lastRepairAt: null, starts: null, brakeSeconds: null };
 }
 
-/** What the last line of the host agent's log says where it is a fatal one: why the last start failed. */
+/** What the last line of the host agent's log says where it is a fatal one: why the last start failed. Children log no JSON. */
 function lastFatal(host: Host, log: string): string | undefined {
-  const line = jsonObject(tailOf(host, log).trimEnd().split("\n").at(-1) ?? "");
+  const line = tailOf(host, log).split("\n").map(jsonObject).findLast((l) => l !== undefined);
   return line?.["level"] === "fatal" && typeof line["msg"] === "string" ? line["msg"] : undefined;
 }
 
