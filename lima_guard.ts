@@ -259,6 +259,8 @@ interface AgentHealth {
   readonly silentS: number;
   /** It has written no event since its start: it never got past the start of its driver. */
   readonly neverReported: boolean;
+  /** It has reported that the guest is up. */
+  readonly wasRunning: boolean;
 }
 
 /** All facts about one instance: plain data, printable, the only input of the deciding functions. */
@@ -805,12 +807,13 @@ export function readReadiness(events: string, log: string): Readiness {
     const status = jsonObject(line)?.["status"];
     return typeof status === "object" && status !== null ? [status as Record<string, unknown>] : [];
   });
-  if (seen.length === 0 && log === "") return { ready: null, errors: [] };
+  const lines = log.split("\n").map(jsonObject);
+  // A start at a terminal writes one sentence into both.
+  if (seen.length === 0 && !lines.some(Boolean)) return { ready: null, errors: [] };
   const ready = seen.some((status) => status["running"] === true);
   const last = seen.findLast((status) => status["running"] === true || status["degraded"] === true);
   const given = Array.isArray(last?.["errors"]) ? last["errors"].map(String) : ["no error is given"];
   const errors = last?.["degraded"] === true ? given : [];
-  const lines = log.split("\n").map(jsonObject);
   const shape = /^(Waiting for the .*requirement \d+ of \d+: .+|The .*requirement \d+ of \d+ is satisfied)$/;
   const asked = lines.findLast((line) => shape.test(String(line?.["msg"])));
   const [, number, of, what] = /requirement (\d+) of (\d+): (.+)$/.exec(String(asked?.["msg"])) ?? [];
@@ -1301,9 +1304,11 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
     }
     // An agent that boots has not written one yet.
     const driver = hasDriverFile(seen, "dead") ? "its driver has died" : "its driver is not up";
-    const because = health?.answers ? `${pid} answers, ${driver}` : `${pid} is alive and does not answer yet`;
+    const isOver = health && !health.answers && (health.wasRunning || health.ageS >= BOOT_WINDOW_S);
+    const silent = isOver ? "does not answer, and its boot is over" : "is alive and does not answer yet";
+    const because = `${pid} ${health?.answers ? `answers, ${driver}` : silent}`;
     const hint = `it is left alone; to end it: ${guardCommand(seen.instance, "--stop")}`;
-    return plan(seen, "booting", because, { blockers: [{ what: pid, because, hint }] });
+    return plan(seen, isOver ? "unknown" : "booting", because, { blockers: [{ what: pid, because, hint }] });
   }
   if (!agent && drivers.length === 0) return undefined;
   const unknown = planUnknown(seen);
@@ -1725,6 +1730,11 @@ function isBadEnd(end: JournalLine): boolean {
   return ["killed", "cut by agent", "unknown"].includes(kindOfEnd(end));
 }
 
+/** Whether the holder of the lock is a `--run` whose command was started: the last `start` line is its own. */
+function hasStarted(holder: LockRecord | undefined): holder is LockRecord {
+  return holder?.role === "run" && ["starting", "supervising", "stopping"].includes(holder.phase);
+}
+
 /** The stop that the holder of the lock does now. `stages` are those that what lives needs, in their order. */
 export function stopUnderWay(
   holder: LockRecord | undefined,
@@ -1761,11 +1771,11 @@ export function journalWords(line: JournalLine): string {
   return `${when}  --${line.role}: ${Object.hasOwn(words, line.event) ? words[line.event] : line.event}`;
 }
 
-/** What is wrong with the launchd jobs of an instance. `supervised`: a lima-guard runs it, or is stopping it. */
+/** What is wrong with the launchd jobs of an instance. `supervised`: a lima-guard runs or stops it, or why that is unknown. */
 export function judgeJobs(
   { jobs, unread }: FoundJobs,
   instance: Instance,
-  { state, supervised }: { readonly state: State; readonly supervised: boolean },
+  { state, supervised }: { readonly state: State; readonly supervised: boolean | { readonly why: string } },
 ): Findings {
   const { name } = instance;
   const each = jobs.map((job) => judgeJob(job, instance, state));
@@ -1773,7 +1783,12 @@ export function judgeJobs(
   const notes = each.flatMap((findings) => findings.notes);
   if (jobs.length === 0 && unread.length === 0) notes.push({ what: name, because: "no launchd job found" });
   if (jobs.length > 1) blockers.unshift(twoJobs(jobs, instance));
-  if (jobs.some((j) => j.wrapped) && state === "running" && !supervised) {
+  const isGuarded = jobs.some((j) => j.wrapped) && state === "running";
+  if (isGuarded && typeof supervised === "object") {
+    const what = join(instance.dir, LOCK_FILE);
+    const because = `whether lima-guard supervises it is unknown: ${supervised.why}`;
+    notes.push({ what, because, hint: lsofCommand(what) });
+  } else if (isGuarded && !supervised) {
     const because = "it runs without its job (started by hand): it will be cut off at the next shutdown";
     const job = jobs.find((j) => j.wrapped && !j.noLogin);
     const start = job && startJobCommand(job);
@@ -2191,8 +2206,8 @@ interface OpenLock {
   readonly hasRecord: boolean;
 }
 
-/** What became of an attempt: the lock is this process's, another one's, or cannot be tried. */
-type LockAttempt = { lock: InstanceLock } | { held: OpenLock } | { why: string };
+/** What became of an attempt: the lock is this process's (`why`: there are none here), another one's, or cannot be tried. */
+type LockAttempt = { lock: InstanceLock; why?: string } | { held: OpenLock } | { why: string };
 
 /** Opens the file that is locked; where it may not be made or written, what can be read: the file, else the directory. */
 function openLockFile(host: Host, instance: Instance, create: boolean): Result<OpenLock> {
@@ -2215,7 +2230,8 @@ function probeLock(host: Host, instance: Instance): LockAttempt {
   const tried = opened.ok.file.tryLock();
   if (tried.ok === false) return { held: opened.ok };
   opened.ok.file.close();
-  return tried.trouble && tried.trouble !== "unsupported" ? { why: tried.why } : { lock: NO_LOCK };
+  if (tried.trouble === undefined) return { lock: NO_LOCK };
+  return tried.trouble === "unsupported" ? { lock: NO_LOCK, why: tried.why } : { why: tried.why };
 }
 
 /** Tries to take an instance's lock. Where the file system has no locks, that is a warning. */
@@ -2251,13 +2267,13 @@ function recordIn(host: Host, file: LockFile, { dir }: Instance): LockRecord | u
   return readLockRecord(file.read(), dir, sameDirectoryOn(host));
 }
 
-/** The record of the process that holds the instance's lock now. */
-function holderOf(host: Host, instance: Instance): LockRecord | undefined {
+/** The record of the process that holds the instance's lock now, or why that is not known. */
+function holderOf(host: Host, instance: Instance): { record?: LockRecord; why?: string } {
   const tried = probeLock(host, instance);
-  if (!("held" in tried)) return undefined;
+  if (!("held" in tried)) return tried.why === undefined ? {} : { why: tried.why };
   const record = recordIn(host, tried.held.file, instance);
   tried.held.file.close();
-  return record;
+  return record ? { record } : { why: "a process holds its lock, and has left no record" };
 }
 
 /** The journal; a young one with the end of the one before, or a rotation would lose what is remembered. */
@@ -2843,7 +2859,8 @@ async function observeAgent(host: Host, instance: Instance, agent: VerifiedProce
   // Lima makes the log a moment before ha.pid. One that was emptied later (to save space) proves nothing.
   const untouched = log.ok && haPid.ok && log.ok.mtimeMs <= haPid.ok.mtimeMs + SILENCE_MS;
   const neverReported = untouched === true && log.ok?.kind === "file" && log.ok.size === 0;
-  return { answers: alive, ageS, silentS, neverReported } satisfies AgentHealth;
+  const wasRunning = hasReportedRunning(host, instance) === true;
+  return { answers: alive, ageS, silentS, neverReported, wasRunning } satisfies AgentHealth;
 }
 
 /** Whether the agent says anything at all to `GET /v1/info`; an HTTP error is an answer. */
@@ -2858,6 +2875,18 @@ async function hasAnswer(host: Host, socket: string): Promise<boolean> {
   const answer = await Promise.race([ask(), host.pause(ANSWER_LIMIT_MS).then(() => false)]);
   connection.ok.close();
   return answer;
+}
+
+/**
+ * Whether the host agent has reported that its guest is up; undefined where its log is not used, after a start at a
+ * terminal. Lima deletes the log at each start.
+ */
+function hasReportedRunning(host: Host, instance: Instance): boolean | undefined {
+  const path = join(instance.dir, HA_STDOUT);
+  // Of a longer log only the end is read. No boot writes that much.
+  if ((host.stat(path).ok?.size ?? 0) > TEXT_LIMIT_BYTES) return true;
+  const log = textOf(host, path);
+  return readReadiness(log, "").ready ?? (/^[^{]/.test(log) ? undefined : false);
 }
 
 /** Seconds that an agent has been able to work: no clock that was stepped, and no sleep, may make it look older. */
@@ -3273,8 +3302,8 @@ async function homeOf(ctx: Context, homes: Homes, name: string): Promise<{ home:
   return { report: report(name, "blocked", EXIT.usage, "several instances of this name", { blockers }) };
 }
 
-/** Where an instance lives; a report where nothing may be done about it. */
-type FoundInstance = { instance: Instance } | { report: Report };
+/** Where an instance lives; a report where nothing may be done about it. That it is another user's changes with no volume. */
+type FoundInstance = { instance: Instance } | { report: Report; isOthers?: true };
 
 async function findInstance(ctx: Context, homes: Homes, name: string): Promise<FoundInstance> {
   const { host } = ctx;
@@ -3360,11 +3389,11 @@ async function permitted(ctx: Context, at: Instance, refuse: Refuse): Promise<Fo
     const isHomeToo = host.stat(at.home, "follow links").ok?.uid === owner;
     const me = host.uid === 0 ? undefined : (await userName(host, host.uid)).ok;
     const copied = isHomeToo ? at.home : host.realPath(dir).ok ?? dir;
-    return refuse("blocked", EXIT.denied, because, chownCommand(copied, me));
+    return { ...refuse("blocked", EXIT.denied, because, chownCommand(copied, me)), isOthers: true };
   }
   const because = `it belongs to ${sudoUser}, and files of another user in it would lock its own lima-guard out`;
   const hint = guardCommand(instance, `--${role}`) + (role === "run" ? " -- COMMAND" : "");
-  return refuse("blocked", EXIT.denied, because, hint);
+  return { ...refuse("blocked", EXIT.denied, because, hint), isOthers: true };
 }
 
 /** What the user database prints; undefined where it has no such user. Without an answer there may be one. */
@@ -3836,7 +3865,7 @@ class Stop {
   drivers = () => driversOf(this.seen);
   hasQemu = () => this.drivers().some((p) => p.role === "QEMU");
   /** The guest of a living host agent boots until that agent has reported `running`. */
-  isBooting = () => this.agents().length > 0 && !hasReportedRunning(this.ctx.host, this.instance);
+  isBooting = () => this.agents().length > 0 && hasReportedRunning(this.ctx.host, this.instance) === false;
   doneOutcome = (): Outcome => this.isAgentHung ? { kind: "done", note: HUNG_AGENT } : DONE;
   waitOutcome = (): Outcome => ({ kind: this.isSkipped() ? "skipped by a signal" : "no end in time" });
 }
@@ -4133,14 +4162,6 @@ function guestEndMs(stop: Stop, asking: Asking, deadlineMs: number, isBooting: b
   return Math.min(deadlineMs, beganMs + ACKNOWLEDGE_MS);
 }
 
-function hasReportedRunning(host: Host, instance: Instance): boolean {
-  const path = join(instance.dir, HA_STDOUT);
-  // Of a longer log only the end is read. No boot writes that much.
-  if ((host.stat(path).ok?.size ?? 0) > TEXT_LIMIT_BYTES) return true;
-  const log = textOf(host, path);
-  return log.split("\n").some((l) => (jsonObject(l)?.["status"] as Record<string, unknown> | undefined)?.["running"]);
-}
-
 function sshFile(host: Host, instance: Instance, seen: Observation) {
   const config = host.stat(join(instance.dir, SSH_CONFIG)).ok;
   const text = sshConfigOf(host, instance) ?? "";
@@ -4371,7 +4392,7 @@ async function afterJob(ctx: Context, instance: Instance, reported: Report, stop
   const job = journalOf(ctx.host, instance).findLast((l) => l.event === "start")?.["job"];
   if (typeof job !== "string") return reported;
   await ctx.host.pause(RESTART_LOOK_MS);
-  const now = holderOf(ctx.host, instance);
+  const { record: now } = holderOf(ctx.host, instance);
   // The journal has launchctl's own name of it, or only the label.
   const named = { target: job, plist: "", loaded: "yes" as const, disabled: false };
   const seen = job.includes("/") ? named : (await jobsOf(ctx.host, instance)).jobs.find((j) => j.label === job);
@@ -4717,6 +4738,12 @@ function unreadJournal(host: Host, instance: Instance): Partial<Details> {
   return { ...unknown, lastRepair: null, lastRepairAt: null, starts: null, brakeSeconds: null };
 }
 
+/** What the last line of the host agent's log says where it is a fatal one: why the last start failed. Children log no JSON. */
+function lastFatal(host: Host, log: string): string | undefined {
+  const line = tailOf(host, log).split("\n").map(jsonObject).findLast((l) => l !== undefined);
+  return line?.["level"] === "fatal" && typeof line["msg"] === "string" ? line["msg"] : undefined;
+}
+
 function statusNotes(host: Host, { instance, alive }: Observation, lastStop: LastStopKind): Diagnostic[] {
   const { name, home, dir } = instance;
   // Applications that own the VM of their home: no launchd job is to be wrapped.
@@ -4727,9 +4754,7 @@ function statusNotes(host: Host, { instance, alive }: Observation, lastStop: Las
   const isOld = name === "colima" && dir !== today && home === realHome(host, join(userHome, ".lima")) &&
     host.stat(today, "follow links").ok !== undefined;
   const log = join(dir, "ha.stderr.log");
-  // A fatal last line says why the last start failed.
-  const last = alive.length > 0 ? undefined : jsonObject(tailOf(host, log).trimEnd().split("\n").at(-1) ?? "");
-  const isFatal = last?.["level"] === "fatal" && typeof last["msg"] === "string";
+  const fatal = alive.length === 0 ? lastFatal(host, log) : undefined;
   const isCut = ["killed", "cut by agent", "cut off"].includes(lastStop);
   const lost = "the guest lost its power at the last stop: its file systems may need a repair; " +
     "the next start keeps the logs of that run here";
@@ -4737,7 +4762,7 @@ function statusNotes(host: Host, { instance, alive }: Observation, lastStop: Las
     [app !== undefined, home, `${app} starts and stops this VM: there is no launchd job to wrap`],
     [host.stat(dir).ok?.kind === "link", dir, "it is a link, which --all and Lima's own list leave out"],
     [isOld, dir, `Colima before 0.6 left it; the one of today is ${today}`],
-    [isFatal, log, `the host agent's last words: ${last?.["msg"]}`],
+    [fatal !== undefined, log, `the host agent's last words: ${fatal}`],
     [isCut, join(dir, "lima-guard.previous"), lost],
   ];
   return notes.filter(([isSo]) => isSo).map(([, what, because]) => ({ what, because }));
@@ -4753,11 +4778,11 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
   const p = planPre(seen);
   const base = reportPlan(instance, p);
   if (p.state === "missing") return base;
-  const holder = holderOf(host, instance);
+  const { record: holder, why } = holderOf(host, instance);
   const found = await jobsOf(host, instance);
   const past = await pastOf(ctx, seen, holder);
-  const isSupervised = holder?.role === "run" || past.stopping !== null;
-  const { blockers: jobBlockers, notes } = judgeJobs(found, instance, { state: p.state, supervised: isSupervised });
+  const supervised = why === undefined ? holder?.role === "run" || past.stopping !== null : { why };
+  const { blockers: jobBlockers, notes } = judgeJobs(found, instance, { state: p.state, supervised });
   const readiness = readinessOf(host, instance, seen);
   const degraded = [...degradedBlockers(instance, readiness), ...await stoppedHolder(host, instance, holder)];
   const several = severalAgents(seen);
@@ -4802,7 +4827,7 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
     stopping: stopUnderWay(holder, lines, stages),
     guardVersion: holder?.role === "run" && typeof version === "string" ? version : null,
     recent: lines.slice(-10).map(journalWords),
-    ...lastStop(lines, boot, seen.alive.length > 0),
+    ...lastStop(lines, boot, seen.alive.length > 0 || hasStarted(holder)),
     lastRepair: repair ? `${localTime(repair.time)}: ${textOfFact(repair["state"])}` : null,
     lastRepairAt: isTime ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
@@ -4844,7 +4869,7 @@ interface Run {
   session?: GuestSession | undefined;
   /** The host agent where it is not the child. */
   agent?: VerifiedProcess | undefined;
-  /** The PID whose end is waited for, where it is not the child. */
+  /** The PID of the host agent, once it is Running. */
   watchedPid?: number;
   startedMs: number;
   /** Aborted at the stop, with `Interrupted`. */
@@ -4893,7 +4918,7 @@ async function prepare(run: Run): Promise<RunEvent> {
   }
 }
 
-/** The instance, waited for under launchd: its volume may not be mounted yet. */
+/** The instance, waited for under launchd: its volume may not be mounted yet, or be closed to this user so far. */
 async function waitForInstance(run: Run, ctx: Context): Promise<Instance | undefined> {
   for (let n = 0;; n++) {
     const found = await findInstance(ctx, run.homes, run.name);
@@ -4901,7 +4926,7 @@ async function waitForInstance(run: Run, ctx: Context): Promise<Instance | undef
     if ("instance" in found) return found.instance;
     const reported = found.report;
     run.status = reported.status;
-    if (run.label === undefined || reported.status === EXIT.denied || reported.status === EXIT.usage) {
+    if (run.label === undefined || found.isOthers || reported.status === EXIT.usage) {
       return void ctx.host.stderr(formatReports([reported], false));
     }
     logBlocked(ctx, { name: run.name }, reported, backoffMs(n));
@@ -5133,7 +5158,7 @@ async function startCommand(run: Run): Promise<void> {
   await journal(ctx, instance, "start", { version: VERSION, pid: child.pid, command: run.command, job });
 }
 
-/** How long a host agent that is about to appear is waited for after the end of the command. */
+/** How long a host agent that may still appear is waited for after the end of the command. */
 const APPEARS_MS = 10_000;
 
 /** `limactl start` without `--foreground` ends and leaves a host agent behind: that is supervised as an adopted one is. */
@@ -5141,11 +5166,13 @@ async function commandEnded(run: Run, instance: Instance, child: Child, ended: N
   const { ctx } = run;
   const { host } = ctx;
   const deadlineMs = host.clockMs() + APPEARS_MS;
+  // A command that failed leaves none behind; one that is Running has been it, or had it.
+  const mayAppear = () => (ended.code === 0 && run.watchedPid === undefined) || isAgentAppearing(host, instance);
   let agent: VerifiedProcess | undefined;
   while (run.stopMs === undefined && run.ended === undefined) {
     const seen = await observeProcesses(ctx, instance, STOP_TIMEOUTS, true);
     agent = seen.alive.find((p) => p.role === "host agent" && p.row.pid !== child.pid);
-    if (agent || !isAgentAppearing(host, instance) || host.clockMs() >= deadlineMs) break;
+    if (agent || !mayAppear() || host.clockMs() >= deadlineMs) break;
     await host.pause(ASK_AGAIN_MS / 4);
   }
   if (!agent || run.stopMs !== undefined || run.ended !== undefined) {
@@ -5193,17 +5220,27 @@ async function environmentOf(host: Host, instance: Instance, program: string, la
 }
 
 // ── --run: watching
-/** Watches the boot: until Lima calls the instance Running, at most as long as a boot may take. Then nothing is polled. */
+/** How long until the next look at a start: soon at first; seldom where it takes longer than any boot (an image is loaded). */
+function nextLookMs({ ctx, startedMs }: Run): number {
+  const sinceMs = ctx.host.clockMs() - startedMs;
+  return sinceMs <= START_TURN_MS ? 500 : sinceMs <= BOOT_WINDOW_S * 1000 ? FIRST_PAUSE_MS : SILENCE_MS;
+}
+
+/** Watches the boot: until Lima calls the instance Running. Then nothing is polled. */
 async function becomeRunning(run: Run, instance: Instance): Promise<void> {
   const { ctx } = run;
   const { host } = ctx;
   const isBooting = () => run.ended === undefined && run.stopMs === undefined;
   let agentPid: number | undefined;
+  let isLate = false;
   while (isBooting() && (agentPid = await runningAgent(host, instance)) === undefined) {
     const sinceMs = host.clockMs() - run.startedMs;
     if (sinceMs > START_TURN_MS) releaseStartSlot(run);
-    if (sinceMs > BOOT_WINDOW_S * 1000) return ctx.say("warn", instance, "is still not Running; it is left to itself");
-    await host.pause(sinceMs > START_TURN_MS ? FIRST_PAUSE_MS : 500);
+    if (sinceMs > BOOT_WINDOW_S * 1000 && !isLate) {
+      isLate = true;
+      ctx.say("warn", instance, "is still not Running; it is looked at once a minute");
+    }
+    await host.pause(nextLookMs(run));
   }
   releaseStartSlot(run);
   if (!isBooting()) return;
@@ -5219,9 +5256,8 @@ async function becomeRunning(run: Run, instance: Instance): Promise<void> {
 async function becomeBooted(run: Run, instance: Instance): Promise<void> {
   const { ctx } = run;
   while (!hasReportedRunning(ctx.host, instance)) {
-    const sinceMs = ctx.host.clockMs() - run.startedMs;
-    if (run.ended !== undefined || run.stopMs !== undefined || sinceMs > BOOT_WINDOW_S * 1000) return;
-    await ctx.host.pause(sinceMs > START_TURN_MS ? FIRST_PAUSE_MS : 500);
+    if (run.ended !== undefined || run.stopMs !== undefined) return;
+    await ctx.host.pause(nextLookMs(run));
   }
   const seconds = secondsSince(ctx.host, run.startedMs);
   run.bootWakeUp.notify();
@@ -5280,9 +5316,12 @@ const ADOPTED_POLL_MS = 2_000;
  */
 async function watchAgent(run: Run, instance: Instance, pid: number | undefined): Promise<void> {
   const { ctx } = run;
-  if ((run.child && pid === run.child.pid) || (pid !== undefined && pid === run.watchedPid)) return;
-  if (pid !== undefined) run.watchedPid = pid;
-  if (pid !== undefined) await untilAgentEnds(run, instance, pid);
+  if (pid !== undefined) {
+    if (pid === run.watchedPid) return;
+    run.watchedPid = pid;
+    if (pid === run.child?.pid) return;
+    await untilAgentEnds(run, instance, pid);
+  }
   if (run.ended !== undefined || run.stopMs !== undefined) return;
   ctx.say("warn", instance, `host agent ${pid ?? ""} has ended`);
   run.ended = { code: leftCleanly(ctx.host, instance) ? 0 : 1, signal: undefined };
@@ -5385,8 +5424,7 @@ async function lockOwner(ctx: Context, instance: Instance, attempt: { held: Open
   if ("why" in attempt) return { who: "its lock", because: `it cannot be locked: ${attempt.why}` };
   const { file } = attempt.held;
   const holder = recordIn(ctx.host, file, instance);
-  const isItsWork = holder?.role === "run" && ["starting", "supervising", "stopping"].includes(holder.phase);
-  const isSupervising = isItsWork && "row" in await proveHolder(ctx.host, instance, file, holder);
+  const isSupervising = hasStarted(holder) && "row" in await proveHolder(ctx.host, instance, file, holder);
   file.close();
   const who = describeHolder(holder);
   return { who, because: `${who} holds its lock`, isSupervising };
@@ -5982,7 +6020,15 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
     const what = `Cannot find the program of --on-event: ${onEvent}`;
     return refuseRequest(host, args, EXIT.usage, what, HELP_COMMAND);
   }
-  return await serveRequest(host, invocation, args);
+  return await serveRequest(await withHome(host), invocation, args);
+}
+
+/** The host with HOME as the user database has it, where launchd or a hook gives none; for what is started too. */
+async function withHome(host: Host): Promise<Host> {
+  const HOME = host.env("HOME") ? undefined : (await userEntry(host)).ok?.home;
+  if (HOME === undefined) return host;
+  const env = (name: string) => name === "HOME" ? HOME : host.env(name);
+  return { ...host, env, start: (command) => host.start({ ...command, env: { HOME, ...command.env } }) };
 }
 
 async function serveRequest(host: Host, invocation: Invocation, args: readonly string[]): Promise<number> {

@@ -2,9 +2,10 @@
 
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
+import os from "node:os";
 import { eventually, runGuard, spawnGuard, startAgent, startBystander, tempLimaHome } from "./helpers/mod.ts";
-import { guardWith } from "./helpers/guard_with.ts";
 import type { Home } from "./helpers/mod.ts";
+import { guardWith } from "./helpers/guard_with.ts";
 
 /** An instance in another home of the same user. */
 function instanceIn(home: Home, limaHome: string, name: string, yaml = "images: []\n"): string {
@@ -240,13 +241,38 @@ Deno.test("a volume behind ~/.lima that comes late: lock and journal have the re
 Deno.test("an additional disk whose volume is missing is waited for under launchd; elsewhere it is 75", async () => {
   await using home = await tempLimaHome();
   home.instance("k3s", { yaml: "additionalDisks:\n- name: data\n" });
-  const args = ["--run", "k3s", "--", "true"];
+  const args = ["--run", "k3s", "--", "false"];
   const elsewhere = await runGuard(home, args);
   assert.equal(elsewhere.status, 75, elsewhere.stderr);
   assert.match(elsewhere.stderr, /additional disk data is not there/);
   await using waiting = spawnGuard(home, args, { env: LABEL });
   await waiting.waitForLine(/looks again in 5 s/);
   home.disk("data");
-  assert.equal((await waiting.result()).status, 0);
-  assert.match(waiting.stderr, /started true/);
+  assert.equal((await waiting.result()).status, 1);
+  assert.match(waiting.stderr, /started false/);
+});
+
+const NO_HOME = { LIMA_HOME: "", HOME: "", XPC_SERVICE_NAME: "io.lima-vm.daemon.k3s-not-here" };
+
+Deno.test("without HOME it is the one of the user database; where there is none it is 75", async () => {
+  await using home = await tempLimaHome();
+  const own = os.userInfo().homedir;
+  const shown = await runGuard(home, ["--status", "k3s-not-here"], { env: NO_HOME });
+  assert.equal(shown.status, 66, shown.stderr);
+  assert.ok((shown.stdout + shown.stderr).includes(own), shown.stdout);
+  const program = Deno.build.os === "darwin" ? "id" : "getent";
+  const twist = guardWith({ programs: { [program]: { does: "answer", code: 2 } } });
+  const unknown = await runGuard(home, ["--status", "k3s-not-here"], { ...twist, env: { ...twist.env, ...NO_HOME } });
+  assert.equal(unknown.status, 75, unknown.stderr);
+  assert.match(unknown.stderr, /nor HOME is set/);
+});
+
+Deno.test("without HOME: what --run starts has it too", async () => {
+  await using home = await tempLimaHome();
+  home.instance("k3s");
+  const command = ["/bin/sh", "-c", 'printf %s "$HOME"; exit 1'];
+  const { stdout } = await runGuard(home, ["--run", "k3s", "--", ...command], {
+    env: { ...NO_HOME, LIMA_HOME: home.lima },
+  });
+  assert.equal(stdout, os.userInfo().homedir);
 });

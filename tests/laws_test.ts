@@ -43,11 +43,11 @@ const LIVING: Record<string, VerifiedProcess[]> = {
 const SIGNS: Record<string, AgentHealth | undefined> = {
   "not asked": undefined,
   answers: signs(),
-  "answers, young": signs({ ageS: 10, neverReported: true }),
-  "silent, young": signs({ answers: false, ageS: 899, silentS: 600 }),
+  "answers, young": signs({ ageS: 10, neverReported: true, wasRunning: false }),
+  "silent, young": signs({ answers: false, ageS: 899, silentS: 600, wasRunning: false }),
   "silent for a moment": signs({ answers: false, ageS: 86_400, silentS: 59 }),
   "silent for long": signs({ answers: false, ageS: 86_400, silentS: 60 }),
-  deadlocked: signs({ ageS: 900, neverReported: true }),
+  deadlocked: signs({ ageS: 900, neverReported: true, wasRunning: false }),
 };
 /** What a file of the instance may claim; `ours` only where a process lives that it may name. */
 const HA_PID: Record<string, StateFile[]> = {

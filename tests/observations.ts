@@ -74,7 +74,7 @@ export function claim(file: string, verdict: Verdict, { sockets = [], undeletabl
 
 /** A host agent that is well: it answers, and is long past its boot. */
 export function signs(more: Partial<AgentHealth> = {}): AgentHealth {
-  return { answers: true, ageS: 86_400, silentS: 0, neverReported: false, ...more };
+  return { answers: true, ageS: 86_400, silentS: 0, neverReported: false, wasRunning: true, ...more };
 }
 
 /** An instance of which nothing is alive and nothing is left: what Lima calls Stopped. */

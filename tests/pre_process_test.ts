@@ -289,19 +289,21 @@ row(11, "all good, and ha.sock answers with an HTTP error, which is an answer", 
   assertUntouched(k3s, agent);
 });
 
-row(12, "a young host agent, and ha.sock is gone", async ({ k3s }) => {
+row(12, "a young host agent whose guest is up, and ha.sock is gone", async ({ k3s }) => {
   await using agent = await startAgent(k3s);
   k3s.remove("ha.sock");
   await refuses(k3s, "failed to connect to");
-  await leavesAlone(k3s, { state: "booting", status: 75, blockers: [/is alive and does not answer/] });
+  await leavesAlone(k3s, { state: "unknown", status: 75, blockers: [/does not answer, and its boot is over/] });
+  const { status, stdout } = await runGuard(k3s.home, ["--status", "k3s"]);
+  assert.equal(status, 1, stdout);
   assertUntouched(k3s, agent);
 });
 
-row(12, "a young host agent whose ha.sock accepts and never answers", async ({ k3s }) => {
+row(12, "a young host agent whose guest is up, and ha.sock accepts and never answers", async ({ k3s }) => {
   await using agent = await startAgent(k3s, { conf: { info: "silent" } });
   await leavesAlone(
     k3s,
-    { state: "booting", status: 75, blockers: [/is alive and does not answer/] },
+    { state: "unknown", status: 75, blockers: [/does not answer, and its boot is over/] },
     guardWith({ hurry: true }),
   );
   assertUntouched(k3s, agent);
@@ -332,7 +334,7 @@ row(12, "a host agent that is old and does not answer for a minute: hung", async
 row(12, "a host agent that is old by the wall clock alone is young", async ({ k3s }) => {
   await using agent = await startAgent(k3s, { conf: { info: "silent" } });
   const stepped = guardWith({ wallMs: 20 * 365 * 24 * HOURS, uptimeMs: 10 * 60_000, hurry: true });
-  await leavesAlone(k3s, { state: "booting", status: 75, blockers: [/does not answer/] }, stepped);
+  await leavesAlone(k3s, { state: "unknown", status: 75, blockers: [/does not answer/] }, stepped);
   assertUntouched(k3s, agent);
 });
 

@@ -24,6 +24,7 @@ import {
   type Conf,
   denoFlags,
   eventually,
+  everyonesEnv,
   type Guest,
   type Home,
   type Instance,
@@ -222,7 +223,7 @@ function homeOf(user: string): string {
 }
 
 test("what is set is not changed, and no label is made up", async ({ home, vm }) => {
-  const show = shell('printf "%s|" "$HOME" "$USER" "$LOGNAME" "${XPC_SERVICE_NAME-unset}" "$LIMA_HOME"');
+  const show = shell('printf "%s|" "$HOME" "$USER" "$LOGNAME" "${XPC_SERVICE_NAME-unset}" "$LIMA_HOME"; exit 1');
   const env = { HOME: home.user, USER: "ann", LOGNAME: "ann" };
   const result = await run(vm, { env, command: show }).result();
   assert.equal(result.stdout, `${home.user}|ann|ann|unset|${home.lima}|`);
@@ -231,16 +232,16 @@ test("what is set is not changed, and no label is made up", async ({ home, vm })
 });
 
 test("stdin is /dev/null; stdout and stderr are the guard's own, byte for byte", async ({ vm }) => {
-  const command = shell('cat; printf "out\\0\\377"; echo err >&2');
+  const command = shell('cat && printf "out\\0\\377"; echo err >&2; exit 1');
   const result = await run(vm, { command, stdin: "not for you\n" }).result();
-  assert.equal(result.status, 0, result.stderr);
+  assert.equal(result.status, 1, result.stderr);
   assert.equal(result.stdout, "out\0\ufffd");
   assert.match(result.stderr, /^err$/m);
 });
 
 test("arguments reach the command as they stand", async ({ vm }) => {
   const args = ["", " two  words ", "--run", "--", "-v", "a'b\"c", "$HOME", "é\u0301"];
-  const command = ["/bin/sh", "-c", 'for a; do printf "%s|" "$a"; done', "sh", ...args];
+  const command = ["/bin/sh", "-c", 'for a; do printf "%s|" "$a"; done; exit 1', "sh", ...args];
   const result = await run(vm, { command }).result();
   assert.equal(result.stdout, args.map((arg) => `${arg}|`).join(""));
 });
@@ -644,6 +645,19 @@ for (const under of ["by hand", "under launchd"]) {
     assert.equal(vm.has("lima-guard.lock"), false);
   }, { ignore: ordinaryUser() === null });
 }
+test("under launchd it waits for a folder that it may not look into yet", async ({ home, vm }) => {
+  home.giveTo(ordinaryUser()!);
+  const volume = `${home.root}/volume`;
+  Deno.mkdirSync(volume, { mode: 0o700 });
+  Deno.renameSync(home.lima, `${volume}/lima`);
+  const env = { ...everyonesEnv(home), LIMA_HOME: `${volume}/lima`, XPC_SERVICE_NAME: "io.lima-vm.autostart.vm" };
+  const twist = guardWith({ hurry: true });
+  const options = { script: twist.script!, env: { ...twist.env, ...env }, user: ordinaryUser() };
+  await using guard = run(vm, { ...options, command: ["sleep", "60"] });
+  await guard.waitForLine(/: blocked; looks again in 300 s/);
+  Deno.chmodSync(volume, 0o755);
+  await guard.waitForLine(/: started sleep/);
+}, { ignore: ordinaryUser() === null });
 if (ordinaryUser() === null) {
   Deno.test({ name: `another user's instance: ${NO_ORDINARY_USER}`, ignore: true, fn: () => {} });
 }
@@ -748,23 +762,46 @@ for (const how of ["SIGKILL", "limactl stop"] as const) {
   });
 }
 
+test("the command brings the VM up after more than a quarter of an hour: it is supervised all the same", async ({ home, vm }) => {
+  const [late, go] = [`${home.root}/late`, `${home.root}/go`];
+  const twist = guardWith({ hurry: true, ahead: { file: late, ms: 16 * 60_000 } });
+  const text = `until [ -e '${go}' ]; do sleep 0.05; done; ${home.limactl} start vm </dev/null >/dev/null 2>&1`;
+  const command = shell(`${text}; exec sleep 1000`);
+  await using guard = run(vm, { command, script: twist.script!, env: twist.env! });
+  await guard.waitForLine(/: started /);
+  Deno.writeTextFileSync(late, "");
+  await guard.waitForLine(/: is still not Running/);
+  Deno.writeTextFileSync(go, "");
+  await guard.waitForLine(/: Running after /);
+  Deno.kill(await agentPid(vm), "SIGKILL");
+  const { status, stderr } = await guard.result();
+  assert.equal(status, 1, stderr);
+  assert.equal(stderr.match(/is still not Running/g)!.length, 1);
+  await assertDown(vm);
+});
+
 /** Starts the host agent in a session of its own, as `limactl start` without `--foreground` does, and ends. */
 function inBackground(vm: Instance, until: string, code: number): string[] {
   const text = `#!/bin/sh
-setsid "$@" </dev/null >/dev/null 2>&1 &
+(
+  ${until === "" ? "while kill -0 $$ 2>/dev/null; do sleep 0.05; done; sleep 1" : ":"}
+  exec setsid "$@" </dev/null >/dev/null 2>&1
+) &
 ${until}
 exit ${code}
 `;
   return [script(vm, "in-background", text), ...foreground(vm)];
 }
 
-const MOMENTS: readonly (readonly [string, (vm: Instance) => string])[] = [
+const MOMENTS: readonly (readonly [string, (vm: Instance) => string, ...0[]])[] = [
   ["while there is an ha.pid and nothing else", (vm) => `until [ -s '${vm.path("ha.pid")}' ]; do sleep 0.05; done`],
   ["once it runs", (vm) => `until grep -q '"running":true' '${vm.path("ha.stdout.log")}'; do sleep 0.05; done`],
+  // One that failed leaves none behind.
+  ["a second before there is an agent", () => "", 0],
 ];
 
-for (const [moment, until] of MOMENTS) {
-  for (const code of [0, 1]) {
+for (const [moment, until, ...codes] of MOMENTS) {
+  for (const code of codes.length > 0 ? codes : [0, 1]) {
     test(
       `the command ends with ${code} ${moment}, and the agent lives: it is adopted and stopped`,
       async ({ vm, bystander }) => {

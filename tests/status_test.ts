@@ -19,6 +19,7 @@ import {
 } from "../lima_guard.ts";
 import type { JobStatus, JournalLine } from "./facts.ts";
 import {
+  eventually,
   everyonesEnv,
   type Home,
   IMPOSSIBLE_PID,
@@ -30,6 +31,7 @@ import {
   startBystander,
   tempLimaHome,
 } from "./helpers/mod.ts";
+import { guardWith } from "./helpers/guard_with.ts";
 import { claim, observation, proven } from "./observations.ts";
 
 // ── plists, by pattern ──
@@ -267,6 +269,28 @@ Deno.test("jobs: one that does not start when it is loaded is started too", () =
   assert.deepEqual(notes.map((note) => note.hint), [`${load} && sudo launchctl kickstart ${JOB.target}`]);
 });
 
+Deno.test("jobs: it runs, and whether a lima-guard supervises it is unknown: that is no start by hand", () => {
+  const supervised = { why: "Too many open files" };
+  const { blockers, notes } = judgeJobs({ jobs: [JOB], unread: [] }, PLACE, { state: "running", supervised });
+  const because = "whether lima-guard supervises it is unknown: Too many open files";
+  const what = `${DIR}/lima-guard.lock`;
+  assert.deepEqual({ blockers, notes }, { blockers: [], notes: [{ what, because, hint: `lsof -- ${what}` }] });
+});
+
+for (const locks of ["other", "unsupported"] as const) {
+  Deno.test(`no lock can be tried (${locks}): whether a lima-guard supervises it is not known`, async () => {
+    await using home = await tempLimaHome();
+    const k3s = home.instance("k3s");
+    await using _agent = await startAgent(k3s);
+    const plist = recorded("lima-2.2-agent.guarded").replace("/Users/zoe/.lima", home.lima);
+    loginAgent(home, "com.me.k3s", plist.replaceAll("default", "k3s"));
+    k3s.write("lima-guard.lock", "");
+    const { status, stdout } = await runGuard(home, ["--status", "k3s"], guardWith({ locks }));
+    assert.equal(status, 0, stdout);
+    assert.match(stdout, /whether lima-guard supervises it is unknown: /);
+  });
+}
+
 Deno.test("jobs: where a folder of jobs cannot be read, none is not the word", () => {
   const unread = [{ what: "/Library/LaunchDaemons", because: "denied" }];
   assert.deepEqual(judgeJobs({ jobs: [], unread }, PLACE, { state: "running", supervised: false }).notes, unread);
@@ -457,6 +481,20 @@ Deno.test("a journal line with odd values has words", () => {
   assert.match(journalWords(line("end", { signal: odd, status: odd })), /ended by itself with status/);
 });
 
+Deno.test("while the command of a --run has not brought the VM up, its open line in the journal is no VM that was cut off", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using guard = spawnGuard(home, ["--run", "k3s", "--", "sleep", "60"]);
+  await guard.waitForLine(/: started sleep, PID/);
+  const kind = async () => (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0].lastStopKind;
+  // The line is written a moment after it is said.
+  await eventually(() => assert.match(k3s.read("lima-guard.jsonl") ?? "", /"start"/));
+  assert.equal(await kind(), "none");
+  guard.signal("SIGKILL");
+  await guard.status;
+  assert.equal(await kind(), "cut off");
+});
+
 /** The plist of a login agent of the user whose `~/.lima` this LIMA_HOME is. */
 function loginAgent(home: Home, label: string, plist: string): void {
   const folder = `${home.user}/Library/LaunchAgents`;
@@ -613,11 +651,14 @@ Deno.test({
 const EVENTS = (...status: string[]) => status.map((s) => `{"time":"2026-11-22T23:24:00Z","status":{${s}}}\n`).join("");
 const LOGGED = (...msgs: string[]) =>
   msgs.map((msg) => `${JSON.stringify({ level: "info", msg, time: "2026-11-22T23:23:44Z" })}\n`).join("");
+const NO_LOG =
+  "This log file is not used because `limactl start` was launched in the terminal with the `--foreground` option.";
 const WAITING = "Waiting for the essential requirement 1 of 2: `ssh`";
 
 for (
   const [name, events, log, expected] of [
     ["nothing to read", "", "", { ready: null, errors: [] }],
+    ["a start at a terminal writes none", NO_LOG, NO_LOG, { ready: null, errors: [] }],
     ["running", EVENTS(`"sshLocalPort":60022`, `"running":true`), "", { ready: true, errors: [] }],
     ["it waits", EVENTS(`"sshLocalPort":60022`), LOGGED("booting", WAITING), {
       ready: false,
@@ -695,10 +736,14 @@ Deno.test("an agent whose guest is not ready is running, and --status says what 
 Deno.test("the fatal line of a start that failed is shown where nothing lives", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
-  k3s.write("ha.stderr.log", `${JSON.stringify({ level: "fatal", msg: "disk `d` in use by instance `b`" })}\n`);
-  const { status, stdout } = await runGuard(home, ["--status", "k3s"]);
-  assert.equal(status, 0);
-  assert.match(stdout, /last words: disk `d` in use by instance `b`/);
+  const fatal = `${JSON.stringify({ level: "fatal", msg: "disk `d` in use by instance `b`" })}\n`;
+  // Children of the host agent share the file.
+  for (const more of ["", "Connection to 127.0.0.1 closed by remote host.\n"]) {
+    k3s.write("ha.stderr.log", fatal + more);
+    const { status, stdout } = await runGuard(home, ["--status", "k3s"]);
+    assert.equal(status, 0);
+    assert.match(stdout, /last words: disk `d` in use by instance `b`/);
+  }
 });
 
 Deno.test("an agent that answers and has lost its driver says that the driver has died", async () => {

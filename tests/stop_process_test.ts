@@ -571,6 +571,16 @@ Deno.test("a PID file of an external driver that names another program goes befo
   assert.ok(!k3s.read("ha.stderr.log")!.includes("would have sent"), k3s.read("ha.stderr.log"));
 });
 
+Deno.test("a host agent that was started at a terminal, and has no log, is not taken for one that boots", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using _ = await startAgent(k3s);
+  for (const log of ["ha.stdout.log", "ha.stderr.log"]) k3s.write(log, "This log file is not used because …");
+  const { report } = await stopOne(k3s, { budgetS: 60 });
+  assert.equal(report.stage, "agent");
+  assert.ok(report.seconds.guest! < 10, `${report.seconds.guest} s`);
+});
+
 Deno.test("the daemon of a network, which other instances use too, stays", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s", { conf: { usernet: 1 } });

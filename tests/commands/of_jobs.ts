@@ -132,6 +132,17 @@ test("an instance that was started by hand beside its job: it is stopped, and th
   },
   then: runsNow,
 });
+test("it runs beside its job, and whether lima-guard supervises it is unknown", {
+  hasLaunchd: true,
+  runs: ["--status k3s"],
+  twist: () => ({ locks: "other" }),
+  prepare: async (scene) => {
+    scene.launchd!.bootstrap(DOMAIN, plist(scene));
+    await agent(scene);
+    scene.k3s.write("lima-guard.lock", "");
+  },
+  types: { "lsof -- DIR/lima-guard.lock": 1 },
+});
 test("root: a job of the system's is not loaded", {
   by: "root",
   hasLaunchd: true,

@@ -9,7 +9,7 @@ import { agent, folder, isClear, isGone, isRunning, pretended, renamed } from ".
 export const rows = new Map<string, Row>();
 const test = (title: string, row: Row) => rows.set(title, row);
 
-test("a host agent that boots: it is ended", {
+test("a host agent that does not answer any more: it is ended", {
   isRootsToo: true,
   runs: ["--pre k3s", "--status k3s"],
   async prepare(scene) {

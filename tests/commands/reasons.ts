@@ -43,7 +43,7 @@ const ROWS: readonly [because: RegExp, asks: Asks | typeof NOTHING][] = [
   [/; but (\/.*) (?:takes connections|cannot be asked|cannot be looked at)/s, lsofOf(first)],
   [/^it (?:takes connections|cannot be asked|cannot be looked at)/, lsofOf(what)],
   // Processes: is there one, and whose is it?
-  [/^whether a process has it open is unknown/, lsofOf(what)],
+  [/^whether (?:a process has it open|lima-guard supervises it) is unknown/, lsofOf(what)],
   [/^whether a process still uses it was not found out in time/, guard("--pre")],
   [/has it open for writing/, psOf],
   [/^(?:ps |there is no ps|rows of ps)/, runs("ps")],
@@ -53,7 +53,7 @@ const ROWS: readonly [because: RegExp, asks: Asks | typeof NOTHING][] = [
   [/holds its lock$|holds its lock; |^it cannot be locked/, runs("ps", "lsof")],
   // Processes that are known, and what ends the matter.
   [/is stopped by a signal/, (command) => command[0] === "kill" && command.includes("-CONT")],
-  [/is alive and does not answer yet|, its driver (?:is not up|has died)|^several host agents/, guard("--stop")],
+  [/does not answer(?: yet|, and its boot)|, its driver (?:is not up|has died)|^several host agents/, guard("--stop")],
   [/still lives$/, guard("--stop")],
   [/still lives, and its lima\.yaml is gone$/, psOf],
   [/(?:is|are) alive$/, guard("--status")],

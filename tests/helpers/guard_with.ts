@@ -19,6 +19,8 @@ export interface Twist {
   readonly uptimeMs?: number;
   /** Pauses of a second or more are soon over, and the steady clock jumps by them. */
   readonly hurry?: boolean;
+  /** The steady clock is so far ahead once this file is there. */
+  readonly ahead?: { readonly file: string; readonly ms: number };
   /** How long it waits for a lock that another process holds. */
   readonly lockMs?: number;
   /** What becomes of every attempt to open a lock, or to take it. */
@@ -101,7 +103,7 @@ export async function ifItStays(stay: Stay, guard: Promise<unknown>, action: () 
 }
 
 function twisted(real: Host, twist: Twist): Host {
-  const { programs = {}, wallMs = 0, hurry = false } = twist;
+  const { programs = {}, wallMs = 0, hurry = false, ahead } = twist;
   const waits = (twist.stays ?? []).map((stay) => ({ ...stay, matches: 0 }));
   let [effects, jumpedMs] = [0, 0];
 
@@ -148,7 +150,7 @@ function twisted(real: Host, twist: Twist): Host {
   return {
     ...real,
     wallMs: () => real.wallMs() + wallMs,
-    clockMs: () => real.clockMs() + jumpedMs,
+    clockMs: () => real.clockMs() + jumpedMs + (ahead && exists(ahead.file) ? ahead.ms : 0),
     uptimeMs: () => twist.uptimeMs ?? real.uptimeMs(),
     pause: (ms) => {
       note(`before pause ${ms}`);
