@@ -266,6 +266,8 @@ function textHost(env: Record<string, string>) {
       if (member === "env") return (name: string) => env[name];
       if (member === "stdout" || member === "stderr") return (text: string) => void (out[member] += text);
       if (member === "uid") return 501;
+      if (member === "os") return "linux";
+      if (member === "then") return undefined; // it is no promise
       if (member === "isTerminal") return false;
       if (member === "realPath" || member === "list") return () => ({ trouble: "absent", why: "No such file" });
       if (member === "linkTarget" || member === "stat") return () => ({ trouble: "absent", why: "No such file" });

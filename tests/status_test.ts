@@ -630,7 +630,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "--status of a stale file says what its owner can do, whoever asks",
+  name: "--status of a stale file says what its owner can do, and not what another user can",
   ignore: ordinaryUser() === null,
   fn: async () => {
     await using home = await tempLimaHome();
