@@ -575,14 +575,14 @@ function yamlValue(yaml: string, block: string, key: string): string | undefined
 }
 
 /** `ssh.localPort` of a lima.yaml, if it is a plain number. Read by pattern: it may add a blocker, never permit a step. */
-export function readLocalPort(yaml: string): number | undefined {
+function readLocalPort(yaml: string): number | undefined {
   const text = yamlValue(yaml, "ssh", "localPort") ?? "";
   const port = /^\d{1,5}$/.test(text) ? Number(text) : 0;
   return port >= 1 && port <= 65535 ? port : undefined;
 }
 
 /** The names under `additionalDisks` of a lima.yaml, in both of its list forms. Read by pattern, as above. */
-export function readDiskNames(yaml: string): string[] {
+function readDiskNames(yaml: string): string[] {
   const flow = /^additionalDisks:[ \t]*\[([^[\]]*)\][ \t]*(?:#.*)?\r?$/m.exec(yaml)?.[1];
   if (flow !== undefined) return (flow.match(/\{[^{}]*\}|[^,{}]+/g) ?? []).flatMap(flowName);
   const lines = yamlBlock(yaml, "additionalDisks");
@@ -614,11 +614,22 @@ export function readVarRun(yaml: string): string {
 }
 
 /** The paths of `socket` in the items of `networks` of a lima.yaml. Read by pattern, as above. */
-export function readSocketPaths(yaml: string): string[] {
+function readSocketPaths(yaml: string): string[] {
   return yamlBlock(yaml, "networks").flatMap((line) => {
     const value = /^[ \t]*(?:-[ \t]+)?socket:[ \t]+(.*)$/.exec(line)?.[1];
     return value === undefined ? [] : yamlScalar(value) ?? [];
   });
+}
+
+/** What a lima.yaml says, as far as it is read here. */
+interface LimaYaml {
+  readonly localPort: number | undefined;
+  readonly disks: readonly string[];
+  readonly sockets: readonly string[];
+}
+
+export function readLimaYaml(text: string): LimaYaml {
+  return { localPort: readLocalPort(text), disks: readDiskNames(text), sockets: readSocketPaths(text) };
 }
 
 /** The last event of a host agent, in ha.stdout.log; others may follow. It is missing after SIGKILL and after a crash. */
@@ -2725,7 +2736,7 @@ async function observe(
     return { ...seen, notes, agent: await observeAgent(host, instance, agent, timeouts.silenceMs) };
   }
   if (processes.alive.some((p) => p.role !== "usernet")) return seen;
-  const yaml = textOf(host, join(instance.dir, LIMA_YAML));
+  const yaml = readLimaYaml(textOf(host, join(instance.dir, LIMA_YAML)));
   const disks = await observeDisks(ctx, instance, yaml, processes.stateFiles, timeouts);
   // Which disks the instance uses, and so whether one is in use, is unknown without a readable lima.yaml.
   const unread = missing ? [{ what: join(instance.dir, LIMA_YAML), because: missing.because, hint: missing.hint }] : [];
@@ -2746,7 +2757,7 @@ async function observe(
 }
 
 /** Whatever else may keep Lima from starting an instance of which nothing is alive. */
-async function observeStart(host: Host, instance: Instance, yaml: string, stateFiles: readonly StateFile[]) {
+async function observeStart(host: Host, instance: Instance, yaml: LimaYaml, stateFiles: readonly StateFile[]) {
   const networks = await observeNetworks(host, instance, stateFiles);
   return {
     blockers: [
@@ -2774,13 +2785,13 @@ function bootMarkerNotes({ instance, isOldMarker }: Observation): Diagnostic[] {
 }
 
 /** What lima.yaml shows that no start survives: it is empty, or names a disk whose volume may not be mounted yet. */
-function yamlBlockers(host: Host, instance: Instance, yaml: string): Diagnostic[] {
+function yamlBlockers(host: Host, instance: Instance, yaml: LimaYaml): Diagnostic[] {
   const path = join(instance.dir, LIMA_YAML);
   if (host.stat(path, "follow links").ok?.size === 0) {
     const because = "it is empty (a full disk, or an edit that was cut off)";
     return [{ what: path, because, hint: `restore it from a backup: ${lookCommand(path)}` }];
   }
-  return readDiskNames(yaml).flatMap((disk) => {
+  return yaml.disks.flatMap((disk) => {
     const dir = join(instance.home, "_disks", disk);
     const [image, lock] = [join(dir, "datadisk"), join(dir, "in_use_by")];
     const what = [dir, image].find((path) => host.stat(path, "follow links").trouble === "absent");
@@ -2803,8 +2814,8 @@ function lostDisk(host: Host, instance: Instance): Diagnostic[] {
 }
 
 /** `networks: socket: PATH` that does not answer. */
-async function socketNotes(host: Host, yaml: string): Promise<Diagnostic[]> {
-  const paths = readSocketPaths(yaml).filter((path) => path.startsWith("/"));
+async function socketNotes(host: Host, yaml: LimaYaml): Promise<Diagnostic[]> {
+  const paths = yaml.sockets.filter((path) => path.startsWith("/"));
   const notes = await Promise.all(paths.map(async (what) => {
     const connection = await host.connect(what, ANSWER_LIMIT_MS);
     connection.ok?.close();
@@ -2945,8 +2956,8 @@ function longPath(host: Host, instance: Instance): Diagnostic[] {
   return [{ what: socket, because, hint: "move LIMA_HOME to a shorter path" }];
 }
 
-async function takenPort(host: Host, yaml: string): Promise<Diagnostic[]> {
-  const port = readLocalPort(yaml);
+async function takenPort(host: Host, yaml: LimaYaml): Promise<Diagnostic[]> {
+  const port = yaml.localPort;
   if (port === undefined) return [];
   const connection = await host.connect({ port }, POLL_MS * 10);
   connection.ok?.close();
@@ -3076,12 +3087,12 @@ interface DiskLock extends StampedPath {
 async function observeDisks(
   ctx: Context,
   instance: Instance,
-  yaml: string,
+  yaml: LimaYaml,
   stateFiles: readonly StateFile[],
   timeouts: Timeouts,
 ) {
   const { host } = ctx;
-  const used = readDiskNames(yaml);
+  const used = yaml.disks;
   const { locks: all, unread } = diskLocks(host, instance);
   const locks = all.filter((l) => l.whose === "own" || used.includes(l.disk));
   const blockers = await Promise.all(

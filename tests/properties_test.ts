@@ -11,10 +11,9 @@ import {
   lastStop,
   main,
   readCut,
-  readDiskNames,
   readExitTimeout,
   readJournal,
-  readLocalPort,
+  readLimaYaml,
   readLockRecord,
   readLsof,
   readPid,
@@ -98,10 +97,10 @@ Deno.test("no reader throws on any bytes, and what is called a PID may be one", 
       for (const row of readPs(text).rows) {
         for (const n of [row.pid, row.ppid, row.uid]) assert.ok(Number.isInteger(n) && n >= 0, `${n}`);
       }
-      for (const port of [readSshPort(text), readLocalPort(text)]) {
+      for (const port of [readSshPort(text), readLimaYaml(text).localPort]) {
         assert.ok(port === undefined || (Number.isInteger(port) && port > 0 && port < 65536));
       }
-      for (const name of readDiskNames(text)) assert.notEqual(name, "");
+      for (const name of readLimaYaml(text).disks) assert.notEqual(name, "");
       assert.ok(readVarRun(text).startsWith("/"));
       const { exitTimeoutS = 0 } = readPrint(text);
       for (const s of [exitTimeoutS, readExitTimeout(text)]) assert.ok(Number.isInteger(s) && s >= 0, `${s}`);

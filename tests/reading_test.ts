@@ -6,14 +6,12 @@ import {
   isPid,
   nameTrouble,
   readCut,
-  readDiskNames,
   readJournal,
-  readLocalPort,
+  readLimaYaml,
   readLockRecord,
   readLsof,
   readPid,
   readPs,
-  readSocketPaths,
   readSshPort,
   readVarRun,
 } from "../lima_guard.ts";
@@ -406,7 +404,7 @@ for (
     ["an empty file", "", undefined],
   ] as const
 ) {
-  Deno.test(`readLocalPort(): ${name}`, () => assert.equal(readLocalPort(yaml), port));
+  Deno.test(`readLimaYaml().localPort: ${name}`, () => assert.equal(readLimaYaml(yaml).localPort, port));
 }
 
 for (
@@ -430,7 +428,7 @@ for (
     ["no line end", "additionalDisks:\n- data", ["data"]],
   ] as const
 ) {
-  Deno.test(`readDiskNames(): ${name}`, () => assert.deepEqual(readDiskNames(yaml), disks));
+  Deno.test(`readLimaYaml().disks: ${name}`, () => assert.deepEqual(readLimaYaml(yaml).disks, disks));
 }
 
 // One document in the ways people write it: the right value, or none.
@@ -450,7 +448,7 @@ for (
     ["quoted, with a comment", "additionalDisks:\n- \"data\" # mine\n- name: 'logs'\n", ["data", "logs"]],
   ] as const
 ) {
-  Deno.test(`readDiskNames(), right or none: ${name}`, () => assert.deepEqual(readDiskNames(yaml), disks));
+  Deno.test(`readLimaYaml().disks, right or none: ${name}`, () => assert.deepEqual(readLimaYaml(yaml).disks, disks));
 }
 for (
   const [name, yaml, port] of [
@@ -460,13 +458,13 @@ for (
     ["under another key", "other:\n  localPort: 1\nssh:\n  loadDotSSHPubKeys: true\n", undefined],
   ] as const
 ) {
-  Deno.test(`readLocalPort(), right or none: ${name}`, () => assert.equal(readLocalPort(yaml), port));
+  Deno.test(`readLimaYaml().localPort, right or none: ${name}`, () => assert.equal(readLimaYaml(yaml).localPort, port));
 }
-Deno.test("readSocketPaths(): the paths, without their comments", () => {
+Deno.test("readLimaYaml().sockets: the paths, without their comments", () => {
   const yaml =
     'networks:\n- lima: shared\n- socket: "/run/a b" # mine\n  macAddress: ""\n- macAddress: x\n  socket: /run/c # c\n';
-  assert.deepEqual(readSocketPaths(yaml), ["/run/a b", "/run/c"]);
-  assert.deepEqual(readSocketPaths("other:\n- socket: /x\nnetworks:\n- socket: &s /y\n"), []);
+  assert.deepEqual(readLimaYaml(yaml).sockets, ["/run/a b", "/run/c"]);
+  assert.deepEqual(readLimaYaml("other:\n- socket: /x\nnetworks:\n- socket: &s /y\n").sockets, []);
 });
 Deno.test("readVarRun() of another key's block is Lima's default", () => {
   assert.equal(readVarRun("other:\n  varRun: /x\npaths:\n  sudoers: /y\n"), "/private/var/run/lima");
@@ -492,9 +490,9 @@ for (
 Deno.test("any text may stand in lima.yaml and networks.yaml", () => {
   fc.assert(
     fc.property(anyText, (text) => {
-      const port = readLocalPort(text);
+      const port = readLimaYaml(text).localPort;
       assert.ok(port === undefined || (Number.isInteger(port) && port >= 1 && port <= 65535), `${port}`);
-      assert.ok(readDiskNames(text).every((name) => typeof name === "string" && name !== ""));
+      assert.ok(readLimaYaml(text).disks.every((name) => typeof name === "string" && name !== ""));
       assert.match(readVarRun(text), /^\//);
     }),
     RUNS,
@@ -505,8 +503,8 @@ Deno.test("any text may stand in lima.yaml and networks.yaml", () => {
 for (const [what, tail] of [["blanks", " ".repeat(50_000)], ["items", "- \n".repeat(20_000)]] as const) {
   Deno.test(`50 000 ${what} in lima.yaml are read in no time`, () => {
     const began = performance.now();
-    readLocalPort(`ssh:\n${tail}x`);
-    readDiskNames(`additionalDisks:\n${tail}x`);
+    readLimaYaml(`ssh:\n${tail}x`).localPort;
+    readLimaYaml(`additionalDisks:\n${tail}x`).disks;
     readVarRun(`paths:\n  varRun:${tail}x`);
     readSshPort(`Port 1${tail}x`);
     assert.ok(performance.now() - began < 5_000);
@@ -530,8 +528,8 @@ Deno.test("names, ports and paths are read back from YAML", () => {
       fc.stringMatching(/^(\/[a-z0-9._-]{1,8}){1,4}$/),
       (names, q, i, port, path) => {
         const disks = `additionalDisks:\n${names.map((name) => i(q(name))).join("")}`;
-        assert.deepEqual(readDiskNames(`cpus: 4\n${disks}memory: 4GiB\n`), names);
-        assert.equal(readLocalPort(`${disks}ssh:\n  localPort: ${port}\nmemory: 4GiB\n`), port);
+        assert.deepEqual(readLimaYaml(`cpus: 4\n${disks}memory: 4GiB\n`).disks, names);
+        assert.equal(readLimaYaml(`${disks}ssh:\n  localPort: ${port}\nmemory: 4GiB\n`).localPort, port);
         assert.equal(readVarRun(`paths:\n  varRun: ${q(path)}\n`), path);
       },
     ),
@@ -760,6 +758,6 @@ for (
   });
 }
 
-Deno.test("readDiskNames() takes no half of a quoted name with a comma", () => {
-  assert.deepEqual(readDiskNames('additionalDisks: ["da,ta", b]\n'), ["b"]);
+Deno.test("readLimaYaml().disks takes no half of a quoted name with a comma", () => {
+  assert.deepEqual(readLimaYaml('additionalDisks: ["da,ta", b]\n').disks, ["b"]);
 });
