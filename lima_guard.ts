@@ -2673,11 +2673,15 @@ async function scanAllProcesses(
     const judgement = judge(row, instance, sameDirectoryOn(host), isFileOn(host));
     if (judgement.kind === "not ours" || judgement.role === undefined || judgement.role === "usernet") continue;
     // A renamed host agent needs a second witness.
-    const isProven = judgement.kind === "ours" &&
+    const isProven = judgement.kind === "ours" && isPid(row.pid) &&
       (!judgement.renamed || answering.some((a) => a.owner[0] === "host agent"));
     if (isProven) alive.push({ role: judgement.role, row, named: false });
-    else if (host.alive(row.pid) !== "no") {
-      const why = judgement.kind === "ours" ? "it may be a host agent under another name" : judgement.why;
+    else if (!isPid(row.pid) || host.alive(row.pid) !== "no") {
+      const why = !isPid(row.pid)
+        ? `it looks like a ${judgement.role}, and this number never gets a signal`
+        : judgement.kind === "ours"
+        ? "it may be a host agent under another name"
+        : judgement.why;
       unknowns.push({ what: `PID ${row.pid}`, because: why, hint: settleCommand(instance, row) });
     }
   }
