@@ -2560,7 +2560,7 @@ async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, jud
   const socket = scope === "shared" ? path.replace(/usernet_([^/]+)\.pid$/, "$1_ep.sock") : undefined;
   const answer = first.kind !== "ours" && socket !== undefined && await socketAnswer(host, socket);
   const why = `${first.why}; but ${socket} ${answer}`;
-  const verdict = answer ? { kind: "unknown" as const, why, hint: lsofCommand(socket) } : first;
+  const verdict = answer ? { kind: "unknown" as const, why, hint: socketCommand(socket, answer) } : first;
   return makeStateFile(host, instance, { path, scope, stamp, verdict, sockets: socketsOf(host, instance, path) });
 }
 
@@ -2636,11 +2636,19 @@ function isOwned({ owner }: { owner: readonly Role[] }, alive: readonly Verified
   return alive.some((p) => owner.includes(p.role));
 }
 
+/** How an answer begins where a path leads to no file that could be looked at: lsof would see none either. */
+const NOT_SEEN = "cannot be looked at";
+
+/** Shows who is at the other end of a socket, or what is in its place. */
+function socketCommand(path: string, answer: string): string {
+  return answer.startsWith(NOT_SEEN) ? lookCommand(path) : lsofCommand(path);
+}
+
 /** What a socket did when it was asked; undefined where nothing listens on it. */
 async function socketAnswer(host: Host, socket: string): Promise<string | undefined> {
   // A link to a socket connects like the socket itself.
   const look = host.stat(socket, "follow links");
-  if (look.trouble !== undefined && look.trouble !== "absent") return `cannot be looked at (${look.why})`;
+  if (look.trouble !== undefined && look.trouble !== "absent") return `${NOT_SEEN} (${look.why})`;
   if (look.ok?.kind !== "socket") return undefined;
   const connection = await host.connect(socket, ANSWER_LIMIT_MS);
   connection.ok?.close();
@@ -2694,7 +2702,7 @@ function unownedSocket({ path, answer }: Answering, naming: readonly { pid: numb
   const because = `it ${answer}, and no process was found that is proven to own it` +
     (who === "" ? "" : `; these name the instance's files: ${who}`);
   const look = naming.length === 0 ? "" : `; ${psCommand(...naming.map((r) => r.pid))}`;
-  return { what: path, because, hint: `${lsofCommand(path)}${look}` };
+  return { what: path, because, hint: `${socketCommand(path, answer)}${look}` };
 }
 
 // ── for a start

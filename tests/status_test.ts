@@ -591,7 +591,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "--status of a stale file says what its owner can do, whoever asks",
+  name: "--status of a stale file says what its owner can do, also to another user",
   ignore: ordinaryUser() === null,
   fn: async () => {
     await using home = await tempLimaHome();
