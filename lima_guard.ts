@@ -942,7 +942,8 @@ function judgeProgram(command: string, instance: Instance, sameDirectory: SameDi
   }
   const program = unwrapped(raw);
   const isLimactl = program.startsWith("limactl");
-  if (isLimactl && / (start|restart) /.test(`${command} `)) {
+  // Its subcommand is the first word that is no option, nor may be the value of one.
+  if (isLimactl && new RegExp(`(^|/)${escaped(raw)}( -[^ ]*( [^- ][^ ]*)?)* (start|restart)( |$)`).test(command)) {
     return cannotTell("it is a `limactl start`, which becomes a host agent under the same PID");
   }
   if (isLimactl && !/ (hostagent|usernet)( |$)/.test(command) && command.includes(" ")) {
