@@ -978,7 +978,8 @@ function judgeProgram(command: string, instance: Instance, sameDirectory: SameDi
   }
   const program = unwrapped(raw);
   const isLimactl = program.startsWith("limactl");
-  if (isLimactl && / (start|restart) /.test(`${command} `)) {
+  // Its subcommand is the first word that is no option, nor may be the value of one.
+  if (isLimactl && new RegExp(`(^|/)${escaped(raw)}( -[^ ]*( [^- ][^ ]*)?)* (start|restart)( |$)`).test(command)) {
     return cannotTell("it is a `limactl start`, which becomes a host agent under the same PID");
   }
   if (isLimactl && !/ (hostagent|usernet)( |$)/.test(command) && command.includes(" ")) {
@@ -2581,7 +2582,7 @@ async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, jud
   const socket = scope === "shared" ? path.replace(/usernet_([^/]+)\.pid$/, "$1_ep.sock") : undefined;
   const answer = first.kind !== "ours" && socket !== undefined && await socketAnswer(host, socket);
   const why = `${first.why}; but ${socket} ${answer}`;
-  const verdict = answer ? { kind: "unknown" as const, why, hint: lsofCommand(socket) } : first;
+  const verdict = answer ? { kind: "unknown" as const, why, hint: socketCommand(socket, answer) } : first;
   return makeStateFile(host, instance, { path, scope, stamp, verdict, sockets: socketsOf(host, instance, path) });
 }
 
@@ -2654,11 +2655,19 @@ function isOwned({ owner }: { owner: readonly Role[] }, alive: readonly Verified
   return alive.some((p) => owner.includes(p.role));
 }
 
+/** How an answer begins where a path leads to no file that could be looked at: lsof would see none either. */
+const NOT_SEEN = "cannot be looked at";
+
+/** Shows who is at the other end of a socket, or what is in its place. */
+function socketCommand(path: string, answer: string): string {
+  return answer.startsWith(NOT_SEEN) ? lookCommand(path) : lsofCommand(path);
+}
+
 /** What a socket did when it was asked; undefined where nothing listens on it. */
 async function socketAnswer(host: Host, socket: string): Promise<string | undefined> {
   // A link to a socket connects like the socket itself.
   const look = host.stat(socket, "follow links");
-  if (look.trouble !== undefined && look.trouble !== "absent") return `cannot be looked at (${look.why})`;
+  if (look.trouble !== undefined && look.trouble !== "absent") return `${NOT_SEEN} (${look.why})`;
   if (look.ok?.kind !== "socket") return undefined;
   const connection = await host.connect(socket, ANSWER_LIMIT_MS);
   connection.ok?.close();
@@ -2691,11 +2700,15 @@ async function scanAllProcesses(
     const judgement = judge(row, instance, sameDirectoryOn(host), isFileOn(host));
     if (judgement.kind === "not ours" || judgement.role === undefined || judgement.role === "usernet") continue;
     // A renamed host agent needs a second witness.
-    const isProven = judgement.kind === "ours" &&
+    const isProven = judgement.kind === "ours" && isPid(row.pid) &&
       (!judgement.renamed || answering.some((a) => a.owner[0] === "host agent"));
     if (isProven) alive.push({ role: judgement.role, row, named: false });
-    else if (host.alive(row.pid) !== "no") {
-      const why = judgement.kind === "ours" ? "it may be a host agent under another name" : judgement.why;
+    else if (!isPid(row.pid) || host.alive(row.pid) !== "no") {
+      const why = !isPid(row.pid)
+        ? `it looks like a ${judgement.role}, and this number never gets a signal`
+        : judgement.kind === "ours"
+        ? "it may be a host agent under another name"
+        : judgement.why;
       unknowns.push({ what: `PID ${row.pid}`, because: why, hint: settleCommand(instance, row) });
     }
   }
@@ -2708,7 +2721,7 @@ function unownedSocket({ path, answer }: Answering, naming: readonly { pid: numb
   const because = `it ${answer}, and no process was found that is proven to own it` +
     (who === "" ? "" : `; these name the instance's files: ${who}`);
   const look = naming.length === 0 ? "" : `; ${psCommand(...naming.map((r) => r.pid))}`;
-  return { what: path, because, hint: `${lsofCommand(path)}${look}` };
+  return { what: path, because, hint: `${socketCommand(path, answer)}${look}` };
 }
 
 // ── for a start

@@ -432,10 +432,30 @@ test("QEMU of RHEL", "ours: QEMU", { command: qemu(DIR, "/usr/libexec/qemu-kvm")
 
 // ── Lima's programs that carry no instance, or do not say which ──
 
-for (const words of ["list --json", "shell k3s", "stop k3s", "--debug stop k3s", "edit k3s", "start-at-login k3s"]) {
+for (
+  const words of [
+    "list --json",
+    "shell k3s",
+    "stop k3s",
+    "--debug stop k3s",
+    "edit k3s",
+    "start-at-login k3s",
+    "shell other sudo systemctl restart nginx",
+    "--debug shell other start",
+  ]
+) {
   test(`limactl ${words}`, "not ours: it is a limactl that is no host agent", { command: `limactl ${words}` });
 }
-for (const words of ["start k3s", "start k3s --foreground", "--debug start other", "restart k3s", "start"]) {
+for (
+  const words of [
+    "start k3s",
+    "start k3s --foreground",
+    "--debug start other",
+    "restart k3s",
+    "start",
+    "--log-level info --tty=false start k3s",
+  ]
+) {
   test(`limactl ${words}, which may become a host agent`, "unknown: no role", { command: `limactl ${words}` });
 }
 for (

@@ -344,6 +344,16 @@ test("a young PID file that is complete is not waited for, nor one with a date o
   assert.equal(exists(`${stay.file}.here`), false, "it has paused");
 });
 
+test("PID 1 of a container is the host agent: it never gets a signal, and is not taken for gone", async ({ home, k3s }) => {
+  k3s.pidFile("ha.pid", 1);
+  const command = `limactl hostagent --pidfile ${k3s.dir}/ha.pid --socket ${k3s.dir}/ha.sock k3s`;
+  const lie = { does: "lie", pattern: "^( *1 +0 +)\\d+( +\\S+ .* \\d\\d\\d\\d) .*$" } as const;
+  const twist = guardWith({ programs: { ps: { ...lie, by: `$1${Deno.uid()}$2 ${command}` } } });
+  await leavesAlone(k3s, { state: "unknown", status: 75, blockers: [/PID 1: it looks like a host agent/] }, twist);
+  const { status, stdout } = await runGuard(home, ["--stop", "k3s"], twist);
+  assert.deepEqual([status, k3s.pid("ha.pid")], [75, 1], stdout);
+});
+
 // --- where LIMA_HOME is -----------------------------------------------------------------------------------------------------------
 
 test("LIMA_HOME is missing, or a file", async ({ home }) => {

@@ -630,7 +630,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "--status of a stale file says what its owner can do, and not what another user can",
+  name: "--status of a stale file says what its owner can do, also to another user",
   ignore: ordinaryUser() === null,
   fn: async () => {
     await using home = await tempLimaHome();

@@ -65,6 +65,11 @@ test("a socket of the instance answers, and a process names its files", {
   types: { "lsof -- DIR/ha.sock": 0, "ps -ww -p PID": 0 },
 });
 
+test("ha.sock is a link to itself", {
+  runs: ["--pre k3s", "--status k3s"],
+  prepare: ({ k3s }) => Deno.symlinkSync("ha.sock", k3s.path("ha.sock")),
+  types: { "ls -ld DIR/ha.sock": 0 },
+});
 test("a stale file in a folder that is closed to its owner", {
   runs: ["--pre k3s", "--status k3s"],
   prepare: ({ k3s }) => {

@@ -40,8 +40,9 @@ const NOTHING = "nothing is unknown";
 
 const ROWS: readonly [because: RegExp, asks: Asks | typeof NOTHING][] = [
   // Sockets: who is at the other end?
-  [/; but (\/.*) (?:takes connections|cannot be asked|cannot be looked at)/s, lsofOf(first)],
-  [/^it (?:takes connections|cannot be asked|cannot be looked at)/, lsofOf(what)],
+  [/; but (\/.*) (?:takes connections|cannot be asked)/s, lsofOf(first)],
+  [/^it (?:takes connections|cannot be asked)/, lsofOf(what)],
+  [/^it cannot be looked at/, looksAt(what)],
   // Processes: is there one, and whose is it?
   [/^whether (?:a process has it open|lima-guard supervises it) is unknown/, lsofOf(what)],
   [/^whether a process still uses it was not found out in time/, guard("--pre")],
