@@ -452,7 +452,8 @@ function report(name: string, state: State, status: number, summary: string, mor
 interface Details {
   readonly evidence: readonly { file: string; holds: string | null; verdict: Verdict["kind"]; because: string }[];
   readonly limactlStart: string;
-  readonly jobs: readonly JobStatus[];
+  /** Undefined where they could not be found out. */
+  readonly jobs?: readonly JobStatus[] | undefined;
   readonly supervisor: number | null;
   readonly lastStop: string;
   readonly lastStopKind: LastStopKind;
@@ -1869,7 +1870,8 @@ function formatStatus(reports: readonly (Report & Partial<Details>)[], verbose: 
   if (reports.length === 0) return "no instance\n";
   const width = Math.max(4, ...reports.map((r) => r.name.length));
   const rows = reports.map((r) => {
-    const job = r.jobs?.[0] ? (r.jobs[0].wrapped ? "guarded" : "not guarded") : "none";
+    const [first] = r.jobs ?? [];
+    const job = !r.jobs ? "unknown" : !first ? "none" : first.wrapped ? "guarded" : "not guarded";
     return [r.name.padEnd(width), r.state.padEnd(8), job.padEnd(11), r.lastStop ?? ""].join("  ").trimEnd();
   });
   const head = ["NAME".padEnd(width), "STATE".padEnd(8), "JOB".padEnd(11), "LAST STOP"].join("  ");
@@ -3515,8 +3517,9 @@ async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
     for (const plist of plists) {
       const read = readText(host, plist);
       const text = read.ok ?? "";
-      unread.push(...unreadNotes(host, plist, read, JOBS_UNREAD), ...binaryNotes(plist, text, instance));
-      if (runsInstance(text, instance.name) && await isOfHome(host, text, instance, domains[0] === "system")) {
+      unread.push(...unreadNotes(host, plist, read, JOBS_UNREAD));
+      if (!runsInstance(text, instance.name)) unread.push(...unsureNotes(plist, text, instance));
+      else if (await isOfHome(host, text, instance, domains[0] === "system")) {
         jobs.push(await jobStatus(host, instance.name, plist, text, domains));
       }
     }
@@ -3542,11 +3545,21 @@ async function isOfHome(host: Host, plist: string, { name, home }: Instance, isD
   return homes.some((path) => realHome(host, path) === home);
 }
 
-/** A binary plist is not read here; its words stand in it as they are. */
-function binaryNotes(what: string, text: string, { name }: Instance): Diagnostic[] {
-  if (!text.startsWith("bplist") || !text.includes(name) || !/lima|colima/.test(text)) return [];
-  const because = "whether it is a launchd job of this instance is unknown: it is a binary plist";
-  return [{ what, because, hint: plistCommand(what) }];
+const UNSURE_JOB = "whether it is a launchd job of this instance is unknown";
+
+/**
+ * A plist that may be a job of the instance: a binary one is not read here, and its words stand in it as they are; in
+ * another one some program may start limactl or colima with this name.
+ */
+function unsureNotes(what: string, text: string, { name }: Instance): Diagnostic[] {
+  const isBinary = text.startsWith("bplist");
+  const [program = "", ...words] = commandOfJob(text);
+  const [command, starts, named] = isBinary
+    ? [text, /lima|colima/, escaped(name)]
+    : [words.join(" "), /(^|[\s'"/])(limactl|colima)['"]? .*\bstart\b/s, `(^|[\\s'"])${escaped(name)}($|[\\s'"])`];
+  if (!starts.test(command) || !new RegExp(named).test(command)) return [];
+  const how = isBinary ? "it is a binary plist" : `${program} starts its command`;
+  return [{ what, because: `${UNSURE_JOB}: ${how}`, hint: plistCommand(what) }];
 }
 
 async function jobStatus(host: Host, name: string, plist: string, text: string, domains: string[]): Promise<JobStatus> {
@@ -4753,7 +4766,7 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
       { file, holds: stamp.text?.trim() ?? null, verdict: verdict.kind, because: verdict.why }
     )),
     limactlStart: limaWouldSay(seen, !isThere ? "absent" : await hasAnswer(host, sock) ? "answers" : "there"),
-    jobs: found.jobs,
+    jobs: found.jobs.length === 0 && found.unread.length > 0 ? undefined : found.jobs,
     supervisor: holder?.role === "run" ? holder.pid : null,
     ready: readiness.ready,
     ...past,

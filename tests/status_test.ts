@@ -877,7 +877,30 @@ Deno.test("a binary plist that names the instance: whether it is its job is unkn
   const { stdout } = await runGuard(home, ["--status", "k3s"]);
   assert.match(stdout, /k3s\.plist: whether it is a launchd job .* binary plist \(hint: plutil -p \S+k3s\.plist\)/);
   assert.doesNotMatch(stdout, /no launchd job found|other\.plist/);
+  assert.match(stdout, /^k3s +stopped +unknown/m);
+  const gone = await runGuard(home, ["--status", "gone"]);
+  assert.match(gone.stdout, /^gone +missing +unknown/m, "its job was not looked for");
 });
+
+for (
+  const [what, args, isUnknown] of [
+    ["caffeinate", ["/usr/bin/caffeinate", "-s", "/x/limactl", "start", "k3s", "--foreground"], true],
+    ["a shell", ["/bin/zsh", "-lc", "sleep 5; exec limactl start 'k3s' --foreground"], true],
+    ["a shell, and another instance", ["/bin/zsh", "-lc", "exec limactl start k3s-2"], false],
+    ["a shell, and no start", ["/bin/zsh", "-lc", "exec limactl shell k3s uptime"], false],
+    ["limactl itself, and another instance", ["/x/limactl", "start", "k3s-2"], false],
+  ] as const
+) {
+  Deno.test(`a job whose command is started by ${what}: ${isUnknown ? "unknown" : "none"}`, async () => {
+    await using home = await tempLimaHome();
+    home.instance("k3s");
+    loginAgent(home, "com.me.vm", DICT("<key>Label</key><string>com.me.vm</string>", ARGS(...args)));
+    const { stdout } = await runGuard(home, ["--status", "k3s"]);
+    assert.match(stdout, isUnknown ? /^k3s +stopped +unknown/m : /^k3s +stopped +none/m);
+    const unsure = /com\.me\.vm\.plist: whether it .* is unknown: \S+ starts its command \(hint: plutil -p \S+\)/;
+    assert.equal(unsure.test(stdout), isUnknown, stdout);
+  });
+}
 
 for (
   const [what, line, kind, words] of [
