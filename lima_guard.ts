@@ -1782,19 +1782,21 @@ export function judgeJobs(
   return { blockers, notes: [...unread, ...notes] };
 }
 
-/** The instance has several jobs. Lima itself has one at login and one at boot, and a command for the first. */
+/** The instance has several jobs. Lima itself has one at login and one at boot, and a command that knows these two only. */
 function twoJobs(jobs: readonly JobStatus[], instance: Instance): Diagnostic {
+  const { name } = instance;
   const isDaemon = (job: JobStatus) => job.target.startsWith("system/");
-  if (jobs.some(isDaemon) && !jobs.every(isDaemon)) {
-    const hint = limactlCommand(instance, "autostart", "disable", instance.name);
-    return { what: instance.name, because: "it is registered twice, at login and at boot", hint };
-  }
+  const isBoth = jobs.some(isDaemon) && !jobs.every(isDaemon);
   const extra = jobs.find((job) => !job.wrapped) ?? jobs.at(-1)!;
-  const because = `it has ${jobs.length} launchd jobs: ${jobs.map(({ label }) => label).join(", ")}`;
+  const isLimas = [`io.lima-vm.autostart.${name}`, `io.lima-vm.daemon.${name}`].includes(extra.label);
   return {
-    what: instance.name,
-    because,
-    hint: `${bootoutCommand(extra.target)}; then move its plist away: ${lookCommand(extra.plist)}`,
+    what: name,
+    because: isBoth
+      ? "it is registered twice, at login and at boot"
+      : `it has ${jobs.length} launchd jobs: ${jobs.map(({ label }) => label).join(", ")}`,
+    hint: isBoth && isLimas
+      ? limactlCommand(instance, "autostart", "disable", name)
+      : `${bootoutCommand(extra.target)}; then move its plist away: ${lookCommand(extra.plist)}`,
   };
 }
 
@@ -1812,7 +1814,7 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
     },
     job.runsAsRoot && {
       because: "its plist has no UserName: launchd runs it as root, and limactl refuses to run as root",
-      hint: limactlCommand(instance, "autostart", "enable", instance.name, "--condition=boot"),
+      hint: `${bootoutCommand(job.target)}; then name its user as UserName in its plist: ${lookCommand(job.plist)}`,
     },
     wrapped && job.restartsAfterSuccess && {
       because: "its KeepAlive {SuccessfulExit: true} starts it again after a good stop, and not after a failure",

@@ -258,6 +258,36 @@ for (
   });
 }
 
+for (
+  const [name, jobs, hint] of [
+    [
+      "Lima's own at login beside a daemon",
+      [JOB, AGENT],
+      /^LIMA_HOME=\/Users\/zoe\/\.lima limactl autostart disable k3s$/,
+    ],
+    [
+      "two that Lima does not know",
+      [{ ...JOB, label: "com.me.colima", target: "system/com.me.colima" }, {
+        ...AGENT,
+        label: "homebrew.mxcl.colima",
+        target: "gui/501/homebrew.mxcl.colima",
+        plist: "/Users/zoe/Library/LaunchAgents/homebrew.mxcl.colima.plist",
+      }],
+      /^launchctl bootout gui\/501\/homebrew\.mxcl\.colima; then move its plist away: ls -ld \S+\/homebrew\.mxcl\.colima\.plist$/,
+    ],
+    [
+      "a daemon without UserName",
+      [{ ...JOB, runsAsRoot: true }],
+      /^sudo launchctl bootout system\/io\.lima-vm\.daemon\.k3s; then name its user as UserName in its plist: ls -ld \S+$/,
+    ],
+  ] as const
+) {
+  Deno.test(`jobs: what to type where there is one too many, or one of root's: ${name}`, () => {
+    const { blockers } = judgeJobs({ jobs, unread: [] }, PLACE, { state: "stopped", supervised: false });
+    assert.match(blockers[0]?.hint ?? "", hint);
+  });
+}
+
 Deno.test("jobs: one that does not start when it is loaded is started too", () => {
   const { notes } = judgeJobs({ jobs: [{ ...ON_DEMAND, loaded: "no" }], unread: [] }, PLACE, {
     state: "stopped",
