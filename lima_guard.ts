@@ -1630,14 +1630,15 @@ export const STARTS = "nothing seen that would keep it";
  */
 export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "absent"): string {
   if (seen.missing !== undefined) return "creates a NEW VM of this name";
-  const files = pidFilesOf(seen);
+  // The driver of another vmType may have a PID file too, and anybody may have left one.
+  const files = pidFilesOf(seen).filter((c) => /^(ha|vz|qemu|krunkit|wsl2)\.pid$/.test(basename(c.path)));
   for (const { path, verdict, stamp: { text } } of files) {
     const words = verdict.kind === "not ours" ? numberTrouble(text ?? "") : undefined;
     if (words !== undefined) return `refuses: ${words} (${basename(path)})`;
   }
   const living = files.filter((c) => c.verdict.kind !== "dead" || c.verdict.reason === "zombie");
   const agent = living.some((c) => basename(c.path) === HA_PID);
-  const driver = living.find((c) => /^(vz|qemu|krunkit|wsl2)\.pid$/.test(basename(c.path)));
+  const driver = living.find((c) => basename(c.path) !== HA_PID);
   const rebooted = seen.bootMarker ? ` (Lima 2.2.1 and later start where ${BOOT_MARKER} is of another boot)` : "";
   if (agent && haSock === "absent") {
     return `refuses: failed to connect to ha.sock: no such file or directory${rebooted}`;

@@ -428,6 +428,18 @@ for (
       "refuses: strconv.Atoi: parsing … (qemu.pid)",
     ],
     [
+      "x.drv.pid is empty: no start reads it",
+      claims(["x.drv.pid", "it is not a PID: it is empty"]),
+      "absent",
+      `may refuse, because of ${DIR}/x.drv.pid`,
+    ],
+    [
+      "a *.pid that may be somebody's own is empty",
+      claims(["tunnel.pid", "it is not a PID: it is empty"]),
+      "absent",
+      `may refuse, because of ${DIR}/tunnel.pid`,
+    ],
+    [
       "dead PIDs are cleaned up by Lima",
       claims(["ha.pid", "PID 7 is dead: no process has this PID"]),
       "absent",
