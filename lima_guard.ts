@@ -1630,7 +1630,7 @@ export const STARTS = "nothing seen that would keep it";
  */
 export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "absent"): string {
   if (seen.missing !== undefined) return "creates a NEW VM of this name";
-  // The driver of another vmType may have a PID file too, and anybody may have left one.
+  // The driver of another vmType may have a PID file too, and any other program.
   const files = pidFilesOf(seen).filter((c) => /^(ha|vz|qemu|krunkit|wsl2)\.pid$/.test(basename(c.path)));
   for (const { path, verdict, stamp: { text } } of files) {
     const words = verdict.kind === "not ours" ? numberTrouble(text ?? "") : undefined;

@@ -434,7 +434,7 @@ for (
       `may refuse, because of ${DIR}/x.drv.pid`,
     ],
     [
-      "a *.pid that may be somebody's own is empty",
+      "a *.pid that may be another program's is empty",
       claims(["tunnel.pid", "it is not a PID: it is empty"]),
       "absent",
       `may refuse, because of ${DIR}/tunnel.pid`,
