@@ -451,7 +451,8 @@ function report(name: string, state: State, status: number, summary: string, mor
 interface Details {
   readonly evidence: readonly { file: string; holds: string | null; verdict: Verdict["kind"]; because: string }[];
   readonly limactlStart: string;
-  readonly jobs: readonly JobStatus[];
+  /** Undefined where they could not be found out. */
+  readonly jobs?: readonly JobStatus[] | undefined;
   readonly supervisor: number | null;
   readonly lastStop: string;
   readonly lastStopKind: LastStopKind;
@@ -1661,14 +1662,15 @@ export const STARTS = "nothing seen that would keep it";
  */
 export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "absent"): string {
   if (seen.missing !== undefined) return "creates a NEW VM of this name";
-  const files = pidFilesOf(seen);
+  // The driver of another vmType may have a PID file too, and any other program.
+  const files = pidFilesOf(seen).filter((c) => /^(ha|vz|qemu|krunkit|wsl2)\.pid$/.test(basename(c.path)));
   for (const { path, verdict, stamp: { text } } of files) {
     const words = verdict.kind === "not ours" ? numberTrouble(text ?? "") : undefined;
     if (words !== undefined) return `refuses: ${words} (${basename(path)})`;
   }
   const living = files.filter((c) => c.verdict.kind !== "dead" || c.verdict.reason === "zombie");
   const agent = living.some((c) => basename(c.path) === HA_PID);
-  const driver = living.find((c) => /^(vz|qemu|krunkit|wsl2)\.pid$/.test(basename(c.path)));
+  const driver = living.find((c) => basename(c.path) !== HA_PID);
   const rebooted = seen.bootMarker ? ` (Lima 2.2.1 and later start where ${BOOT_MARKER} is of another boot)` : "";
   if (agent && haSock === "absent") {
     return `refuses: failed to connect to ha.sock: no such file or directory${rebooted}`;
@@ -1810,17 +1812,22 @@ export function judgeJobs(
   return { blockers, notes: [...unread, ...notes] };
 }
 
-/** The instance has several jobs. Lima itself has one at login and one at boot, and a command for the first. */
+/** The instance has several jobs. Lima itself has one at login and one at boot, and a command that knows these two only. */
 function twoJobs(jobs: readonly JobStatus[], instance: Instance): Diagnostic {
+  const { name } = instance;
   const isDaemon = (job: JobStatus) => job.target.startsWith("system/");
-  if (jobs.some(isDaemon) && !jobs.every(isDaemon)) {
-    const hint = limactlCommand(instance, "autostart", "disable", instance.name);
-    return { what: instance.name, because: "it is registered twice, at login and at boot", hint };
-  }
+  const isBoth = jobs.some(isDaemon) && !jobs.every(isDaemon);
   const extra = jobs.find((job) => !job.wrapped) ?? jobs.at(-1)!;
-  const because = `it has ${jobs.length} launchd jobs: ${jobs.map(({ label }) => label).join(", ")}`;
-  const bootout = launchctl(extra.target, "bootout", extra.target);
-  return { what: instance.name, because, hint: `${bootout}; then move its plist away: ${lookCommand(extra.plist)}` };
+  const isLimas = [`io.lima-vm.autostart.${name}`, `io.lima-vm.daemon.${name}`].includes(extra.label);
+  return {
+    what: name,
+    because: isBoth
+      ? "it is registered twice, at login and at boot"
+      : `it has ${jobs.length} launchd jobs: ${jobs.map(({ label }) => label).join(", ")}`,
+    hint: isBoth && isLimas
+      ? limactlCommand(instance, "autostart", "disable", name)
+      : `${launchctl(extra.target, "bootout", extra.target)}; then move its plist away: ${lookCommand(extra.plist)}`,
+  };
 }
 
 function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
@@ -1837,7 +1844,9 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
     },
     job.runsAsRoot && {
       because: "its plist has no UserName: launchd runs it as root, and limactl refuses to run as root",
-      hint: limactlCommand(instance, "autostart", "enable", instance.name, "--condition=boot"),
+      hint: `${launchctl(job.target, "bootout", job.target)}; then name its user as UserName in its plist: ${
+        lookCommand(job.plist)
+      }`,
     },
     wrapped && job.restartsAfterSuccess && {
       because: "its KeepAlive {SuccessfulExit: true} starts it again after a good stop, and not after a failure",
@@ -1892,7 +1901,8 @@ function formatStatus(reports: readonly (Report & Partial<Details>)[], verbose: 
   if (reports.length === 0) return "no instance\n";
   const width = Math.max(4, ...reports.map((r) => r.name.length));
   const rows = reports.map((r) => {
-    const job = r.jobs?.[0] ? (r.jobs[0].wrapped ? "guarded" : "not guarded") : "none";
+    const [first] = r.jobs ?? [];
+    const job = !r.jobs ? "unknown" : !first ? "none" : first.wrapped ? "guarded" : "not guarded";
     return [r.name.padEnd(width), r.state.padEnd(8), job.padEnd(11), r.lastStop ?? ""].join("  ").trimEnd();
   });
   const head = ["NAME".padEnd(width), "STATE".padEnd(8), "JOB".padEnd(11), "LAST STOP"].join("  ");
@@ -3591,8 +3601,9 @@ async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
     for (const plist of plists) {
       const read = readText(host, plist);
       const text = read.ok ?? "";
-      unread.push(...unreadNotes(host, plist, read, JOBS_UNREAD), ...binaryNotes(plist, text, instance));
-      if (runsInstance(text, instance.name) && await isOfHome(host, text, instance, domains[0] === "system")) {
+      unread.push(...unreadNotes(host, plist, read, JOBS_UNREAD));
+      if (!runsInstance(text, instance.name)) unread.push(...unsureNotes(plist, text, instance));
+      else if (await isOfHome(host, text, instance, domains[0] === "system")) {
         jobs.push(await jobStatus(host, instance.name, plist, text, domains));
       }
     }
@@ -3618,11 +3629,21 @@ async function isOfHome(host: Host, plist: string, { name, home }: Instance, isD
   return homes.some((path) => realHome(host, path) === home);
 }
 
-/** A binary plist is not read here; its words stand in it as they are. */
-function binaryNotes(what: string, text: string, { name }: Instance): Diagnostic[] {
-  if (!text.startsWith("bplist") || !text.includes(name) || !/lima|colima/.test(text)) return [];
-  const because = "whether it is a launchd job of this instance is unknown: it is a binary plist";
-  return [{ what, because, hint: plistCommand(what) }];
+const UNSURE_JOB = "whether it is a launchd job of this instance is unknown";
+
+/**
+ * A plist that may be a job of the instance: a binary one is not read here, and its words stand in it as they are; in
+ * another one some program may start limactl or colima with this name.
+ */
+function unsureNotes(what: string, text: string, { name }: Instance): Diagnostic[] {
+  const isBinary = text.startsWith("bplist");
+  const [program = "", ...words] = commandOfJob(text);
+  const [command, starts, named] = isBinary
+    ? [text, /lima|colima/, escaped(name)]
+    : [words.join(" "), /(^|[\s'"/])(limactl|colima)['"]? .*\bstart\b/s, `(^|[\\s'"])${escaped(name)}($|[\\s'"])`];
+  if (!starts.test(command) || !new RegExp(named).test(command)) return [];
+  const how = isBinary ? "it is a binary plist" : `${program} starts its command`;
+  return [{ what, because: `${UNSURE_JOB}: ${how}`, hint: plistCommand(what) }];
 }
 
 async function jobStatus(host: Host, name: string, plist: string, text: string, domains: string[]): Promise<JobStatus> {
@@ -4825,7 +4846,7 @@ async function runStatus(ctx: Context, homes: Homes, name: string): Promise<Repo
       { file, holds: stamp.text?.trim() ?? null, verdict: verdict.kind, because: verdict.why }
     )),
     limactlStart: limaWouldSay(seen, !isThere ? "absent" : await hasAnswer(host, sock) ? "answers" : "there"),
-    jobs: found.jobs,
+    jobs: found.jobs.length === 0 && found.unread.length > 0 ? undefined : found.jobs,
     supervisor: holder?.role === "run" ? holder.pid : null,
     ready: readiness.ready,
     ...past,

@@ -260,6 +260,36 @@ for (
   });
 }
 
+for (
+  const [name, jobs, hint] of [
+    [
+      "Lima's own at login beside a daemon",
+      [JOB, AGENT],
+      /^LIMA_HOME=\/Users\/zoe\/\.lima limactl autostart disable k3s$/,
+    ],
+    [
+      "two that Lima does not know",
+      [{ ...JOB, label: "com.me.colima", target: "system/com.me.colima" }, {
+        ...AGENT,
+        label: "homebrew.mxcl.colima",
+        target: "gui/501/homebrew.mxcl.colima",
+        plist: "/Users/zoe/Library/LaunchAgents/homebrew.mxcl.colima.plist",
+      }],
+      /^launchctl bootout gui\/501\/homebrew\.mxcl\.colima; then move its plist away: ls -ld \S+\/homebrew\.mxcl\.colima\.plist$/,
+    ],
+    [
+      "a daemon without UserName",
+      [{ ...JOB, runsAsRoot: true }],
+      /^sudo launchctl bootout system\/io\.lima-vm\.daemon\.k3s; then name its user as UserName in its plist: ls -ld \S+$/,
+    ],
+  ] as const
+) {
+  Deno.test(`jobs: what to type where there is one too many, or one of root's: ${name}`, () => {
+    const { blockers } = judgeJobs({ jobs, unread: [] }, PLACE, { state: "stopped", supervised: false });
+    assert.match(blockers[0]?.hint ?? "", hint);
+  });
+}
+
 Deno.test("jobs: one that does not start when it is loaded is started too", () => {
   const { notes } = judgeJobs({ jobs: [{ ...ON_DEMAND, loaded: "no" }], unread: [] }, PLACE, {
     state: "stopped",
@@ -398,6 +428,18 @@ for (
       claims(["qemu.pid", "it is not a PID: it is empty"]),
       "absent",
       "refuses: strconv.Atoi: parsing … (qemu.pid)",
+    ],
+    [
+      "x.drv.pid is empty: no start reads it",
+      claims(["x.drv.pid", "it is not a PID: it is empty"]),
+      "absent",
+      `may refuse, because of ${DIR}/x.drv.pid`,
+    ],
+    [
+      "a *.pid that may be another program's is empty",
+      claims(["tunnel.pid", "it is not a PID: it is empty"]),
+      "absent",
+      `may refuse, because of ${DIR}/tunnel.pid`,
     ],
     [
       "dead PIDs are cleaned up by Lima",
@@ -896,7 +938,30 @@ Deno.test("a binary plist that names the instance: whether it is its job is unkn
   const { stdout } = await runGuard(home, ["--status", "k3s"]);
   assert.match(stdout, /k3s\.plist: whether it is a launchd job .* binary plist \(hint: plutil -p \S+k3s\.plist\)/);
   assert.doesNotMatch(stdout, /no launchd job found|other\.plist/);
+  assert.match(stdout, /^k3s +stopped +unknown/m);
+  const gone = await runGuard(home, ["--status", "gone"]);
+  assert.match(gone.stdout, /^gone +missing +unknown/m, "its job was not looked for");
 });
+
+for (
+  const [what, args, isUnknown] of [
+    ["caffeinate", ["/usr/bin/caffeinate", "-s", "/x/limactl", "start", "k3s", "--foreground"], true],
+    ["a shell", ["/bin/zsh", "-lc", "sleep 5; exec limactl start 'k3s' --foreground"], true],
+    ["a shell, and another instance", ["/bin/zsh", "-lc", "exec limactl start k3s-2"], false],
+    ["a shell, and no start", ["/bin/zsh", "-lc", "exec limactl shell k3s uptime"], false],
+    ["limactl itself, and another instance", ["/x/limactl", "start", "k3s-2"], false],
+  ] as const
+) {
+  Deno.test(`a job whose command is started by ${what}: ${isUnknown ? "unknown" : "none"}`, async () => {
+    await using home = await tempLimaHome();
+    home.instance("k3s");
+    loginAgent(home, "com.me.vm", DICT("<key>Label</key><string>com.me.vm</string>", ARGS(...args)));
+    const { stdout } = await runGuard(home, ["--status", "k3s"]);
+    assert.match(stdout, isUnknown ? /^k3s +stopped +unknown/m : /^k3s +stopped +none/m);
+    const unsure = /com\.me\.vm\.plist: whether it .* is unknown: \S+ starts its command \(hint: plutil -p \S+\)/;
+    assert.equal(unsure.test(stdout), isUnknown, stdout);
+  });
+}
 
 for (
   const [what, line, kind, words] of [

@@ -119,6 +119,16 @@ test("two jobs, at boot and at login: the one at login is removed", {
   },
   types: { "sudo -H -u OWNER LIMA_HOME=HOME limactl autostart disable k3s": NO_AGENT },
 });
+test("two jobs, at boot and at login, of which Lima knows none: the one at login is taken out", {
+  by: "root",
+  hasLaunchd: true,
+  runs: ["--status k3s"],
+  prepare: (scene) => {
+    scene.launchd!.bootstrap("system", daemon(scene));
+    scene.launchd!.bootstrap(DOMAIN, plist(scene, { label: "homebrew.mxcl.k3s" }));
+  },
+  types: { "launchctl bootout gui/UID/homebrew.mxcl.k3s": 0, "ls -ld PLIST": 0 },
+});
 test("an instance that was started by hand beside its job: it is stopped, and the job started", {
   hasLaunchd: true,
   runs: ["--status k3s"],
@@ -151,12 +161,12 @@ test("root: a job of the system's is not loaded", {
   types: { "sudo launchctl bootstrap system PLIST": 0 },
   then: (scene) => runsNow(scene, `system/io.lima-guard.test.${scene.home.root.slice(5)}`),
 });
-test("a daemon without UserName: a job at login or boot of its user's is made", {
+test("a daemon without UserName: it is taken out, and its plist is looked at", {
   by: "root",
   hasLaunchd: true,
   runs: ["--status k3s"],
   prepare: (scene) => scene.launchd!.bootstrap("system", daemon(scene, { UserName: "" })),
-  types: { "sudo -H -u OWNER LIMA_HOME=HOME limactl autostart enable k3s --condition=boot": [0, ...NO_AGENT] },
+  types: { "sudo launchctl bootout system/DAEMON": 0, "ls -ld PLIST": 0 },
 });
 test("a folder of jobs cannot be listed", {
   runs: ["--status k3s"],
