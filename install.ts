@@ -1430,15 +1430,9 @@ function logFolderOf(user: User): string {
   return join(user.home, "Library/Logs/lima-guard");
 }
 
-/** What install wants of this job, with these options and what is remembered; refused where it contradicts the plist. */
+/** What install wants of this job, with these options and what is remembered. */
 function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Wanted {
   const { job, limaHome, place, memory, user } = facts;
-  const there = job.environment["LIMA_HOME"];
-  if (options.limaHome !== undefined && there !== undefined && there !== options.limaHome) {
-    const why = `EnvironmentVariables has LIMA_HOME ${JSON.stringify(there)}, not ${JSON.stringify(options.limaHome)}`;
-    const hint = job.tool === "colima" ? "leave out --lima-home" : `limactl autostart enable ${place.name}`;
-    throw new Refusal(`Cannot tell where the instance is: ${why}`, hint);
-  }
   const kept = job.guard === undefined ? memory.options ?? [] : job.guardOptions;
   const timeout = options.exitTimeoutS ?? timeoutIn(kept);
   const now = job.exitTimeOut ?? 0;
@@ -1647,7 +1641,7 @@ function refusedReport(name: string, error: unknown): JobReport {
   }
   const { message, hint, status } = error;
   const state = status === EXIT.noInstance ? "missing" : status === EXIT.tryAgain ? "unknown" : "refused";
-  return blocked(name, state, status, message, hint);
+  return blocked(name, status === EXIT.done ? "not tried" : state, status, message, hint);
 }
 
 function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
@@ -2005,7 +1999,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     throw new Refusal(`Cannot take ${place.file}: its Label is ${JSON.stringify(job.label)}`, hint);
   }
   const user = await jobUser(run, place, look, job);
-  const home = limaHomeOf(host, job, user, place.name, options);
+  const home = limaHomeOf(host, job, homeOfJob(host, job, user, place.name), options);
   const memory = lookAtMemory(run, place, look);
   const launchd = await lookAtLaunchd(run, place, job.label, user.uid);
   const mark = memory.bootedOut?.boot === run.actor.boot ? memory.bootedOut : undefined;
@@ -2084,12 +2078,11 @@ function instanceInText(read: () => string, parse: PlistReader): string | undefi
   }
 }
 
-/** Where the instance is: as asked, as the plist says, or as the tool itself would find it; and whether to write it down. */
-function limaHomeOf(host: InstallHost, job: LaunchdJob, user: User, name: string, options: InstallOptions) {
+/** Where the job has its instance: as it says, or as the tool itself would find it; and whether to write it down. */
+function homeOfJob(host: InstallHost, job: LaunchdJob, user: User, name: string) {
   const there = job.environment["LIMA_HOME"];
   const home = job.environment["HOME"] || user.home;
   const named = optionOf(job.guardOptions, "--lima-home");
-  if (options.limaHome !== undefined) return { path: options.limaHome, writes: (there ?? named) === undefined };
   if (named) return { path: expandHome(named, home), writes: false };
   if (there) return { path: there, writes: false }; // empty is none, for Lima and for Colima
   const defaultHome = join(home, ".lima");
@@ -2101,6 +2094,21 @@ function limaHomeOf(host: InstallHost, job: LaunchdJob, user: User, name: string
   }
   const colima = colimaHome(host, job, home);
   return { path: join(colima.path, "_lima"), writes: colima.isSure };
+}
+
+/** The same as asked. Only an install of one job may ask for another home, and not against the plist. */
+function limaHomeOf(host: InstallHost, job: LaunchdJob, own: ReturnType<typeof homeOfJob>, options: InstallOptions) {
+  const { limaHome, role, all } = options;
+  const resolved = (path: string) => host.realPath(path).ok ?? path.replace(/(?<=.)\/+$/, "");
+  if (limaHome === undefined) return own;
+  if (role === "install" && !all && job.environment["LIMA_HOME"] === undefined) {
+    return { path: limaHome, writes: optionOf(job.guardOptions, "--lima-home") === undefined };
+  }
+  if (resolved(own.path) === resolved(limaHome)) return own;
+  const why = `its job uses ${JSON.stringify(own.path)}, not ${JSON.stringify(limaHome)}`;
+  // Of all jobs only those of this home are meant.
+  const status = all ? EXIT.done : EXIT.failed;
+  throw new Refusal(`Cannot tell where the instance is: ${why}`, "leave out --lima-home", status);
 }
 
 /** Colima's own order (`config/files.go`). What depends on a folder that cannot be seen is not written down. */
@@ -3428,6 +3436,8 @@ async function runCommand(run: InstallRun): Promise<number> {
   reports.sort((a, b) => names.indexOf(a.name) - names.indexOf(b.name));
   const done = reports.filter((r) => r.status === EXIT.done);
   const text = options.print ? done.map((r) => r.diff).join("") : formatJobs(reports, options.dryRun);
+  // A look at no job at all is not green.
+  if (options.role === "check" && reports.every((r) => r.state === "not tried")) statuses.push(EXIT.noInstance);
   const lost = host.stdout(options.json ? jobsToJson(options.role, reports) : text);
   if (lost !== undefined) host.stderr(`lima-guard: Cannot write the result: ${lost}\n`);
   if (options.print && !options.json) host.stderr(formatJobs(reports.filter((r) => !done.includes(r)), false));

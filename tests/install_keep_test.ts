@@ -81,6 +81,73 @@ for (const [words, variables, limaHome] of HOMES) {
   );
 }
 
+// A Lima home that is not the job's own, with the job's own plist.
+const OTHERS: [what: string, plist: string, home: string][] = [
+  ["any folder", "lima-2.2-agent", "Library"],
+  ["another Lima home", "lima-2.2-agent", "other"],
+  ["another one than the plist says", "lima-2.3-agent-keep-alive-lima-home", "other"],
+];
+for (const [what, plist, home] of OTHERS) {
+  macTest(
+    `--lima-home with ${what} makes no lost instance of a living one: refused, and nothing is touched`,
+    async () => {
+      const { mac, as, job } = macWith("agent", QUICK, plist);
+      await using _ = mac;
+      mac.instance("k3s", `${mac.home}/other`);
+      mac.instance("default", limaHomeIn(mac, plist));
+      assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+      const [before, pid] = [mac.tree(), job()!.pid];
+      for (const role of ["--check", "--uninstall"]) {
+        const run = await mac.run([role, "--yes", "--json", "--lima-home", `${mac.home}/${home}`, "default"], { as });
+        assert.deepEqual([run.status, run.json().state], [1, "refused"], run.stdout);
+        assert.match(run.json().blockers[0].because, /Cannot tell where the instance is: its job uses /);
+        assert.equal(run.json().blockers[0].hint, "leave out --lima-home");
+      }
+      assert.deepEqual([mac.tree(), job()!.pid], [before, pid]);
+    },
+  );
+}
+
+/** Where the job of this fixture has its instances. */
+function limaHomeIn(mac: FakeMac, plist: string): string {
+  return /LIMA_HOME<\/key>\s*<string>([^<]*)/.exec(fixture(mac, plist))?.[1] ?? `${mac.home}/.lima`;
+}
+
+macTest("--all --lima-home serves the jobs of that home, and says of the others that it does not", async () => {
+  const { mac, as, file, text, job } = macWith("agent", QUICK);
+  await using _ = mac;
+  mac.own(`${mac.home}/.lima`, ZOE);
+  mac.instance("colima", `${mac.home}/.colima/_lima`);
+  mac.own(`${mac.home}/.colima`, ZOE);
+  const brew = fixture(mac, "homebrew-colima").replace("opt/colima/bin/", "bin/");
+  mac.load("gui/501", mac.write(`${mac.agents}/homebrew.mxcl.colima.plist`, brew, ZOE));
+  assert.equal((await mac.run(["--yes", "--all"], { as })).status, 0);
+  const all = async (role: string, home: string) => {
+    const run = await mac.run([role, "--yes", "--json", "--all", "--lima-home", `${mac.home}/${home}`], { as });
+    const { instances } = JSON.parse(run.stdout);
+    return [run.status, ...instances.map(({ name, state }: Record<string, string>) => `${name} ${state}`)];
+  };
+  assert.deepEqual(await all("--install", ".lima/"), [0, "colima not tried", "default guarded"]);
+  assert.deepEqual(await all("--check", ".lima"), [0, "colima not tried", "default guarded"]);
+  assert.deepEqual(await all("--check", ".lmia"), [66, "colima not tried", "default not tried"], "none is not green");
+  assert.deepEqual(await all("--uninstall", ".lima"), [0, "colima not tried", "default not guarded"]);
+  assert.deepEqual([Deno.readTextFileSync(file), job()?.args], [text, limactl(mac)]);
+  assert.ok(mac.job("gui/501", "homebrew.mxcl.colima")!.args.includes("--run"));
+});
+
+macTest("a Lima home with a slash at its end is the same one", async () => {
+  const { mac, file, text } = macWith("daemon", QUICK, "lima-2.3-daemon-keep-alive-lima-home");
+  await using _ = mac;
+  const slashed = text.replace(/(LIMA_HOME<\/key>\s*<string>[^<]*)/, "$1/");
+  assert.notEqual(slashed, text);
+  mac.write(file, slashed);
+  const home = limaHomeIn(mac, "lima-2.3-daemon-keep-alive-lima-home");
+  for (const given of [home, `${home}/`]) {
+    const run = await mac.run(["--dry-run", "--lima-home", given, "default"]);
+    assert.equal(run.status, 0, run.stdout);
+  }
+});
+
 macTest(
   "--lima-home for a job that names another one in its command: the command gets it, and nothing else",
   async () => {
