@@ -2128,14 +2128,18 @@ function isOtherVolume(host: InstallHost, dir: string): boolean {
   return isThere(look) ? !isOnBootVolume(host, look) : dir.startsWith("/Volumes/");
 }
 
+/** Gone is only what is missing itself, in a folder that is Lima's: behind a link, or in an empty folder, it may be away. */
 function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFacts["instance"] {
-  const { look } = pathComponents(host, join(dir, "lima.yaml"));
+  const file = join(dir, "lima.yaml");
+  const { look } = pathComponents(host, file);
   if (look === "denied") return "hidden";
   if (look !== "absent") return "there";
-  const home = pathComponents(host, limaHome).look;
+  const isLinked = [dir, file].map((path) => host.stat(path)).some((own) => isThere(own) && own.kind === "link");
+  // The first start of an instance makes it, and nothing removes it.
+  const config = pathComponents(host, join(limaHome, "_config")).look;
   // launchd makes the folder of a log on the boot disk, where a volume is still to be mounted.
-  const isStub = isThere(home) && home.path.startsWith("/Volumes/") && isOnBootVolume(host, home);
-  return isThere(home) && !isStub ? "gone" : "volume missing";
+  const isStub = isThere(config) && config.path.startsWith("/Volumes/") && isOnBootVolume(host, config);
+  return isThere(config) && !isStub && !isLinked ? "gone" : "volume missing";
 }
 
 /** Only where the same users could have written it as the plist: else it is no backup (why: `badBackup`), and it is kept. */

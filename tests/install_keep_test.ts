@@ -199,6 +199,36 @@ macTest(
   },
 );
 
+// What is in an instance's place while its volume is not mounted; the folder on the volume has been there before.
+const UNMOUNTED: [what: string, put: (home: string) => void][] = [
+  ["a link of the instance leads to it", (home) => Deno.symlinkSync("/Volumes/lima-guard/default", `${home}/default`)],
+  ["a link leads to a folder that is there, without the instance", (home) => {
+    Deno.mkdirSync(`${home}/mounted`);
+    Deno.symlinkSync(`${home}/mounted`, `${home}/default`);
+  }],
+  ["a link of lima.yaml leads to it", (home) => {
+    Deno.mkdirSync(`${home}/default`);
+    Deno.symlinkSync("/Volumes/lima-guard/lima.yaml", `${home}/default/lima.yaml`);
+  }],
+  ["it is mounted at LIMA_HOME", (home) => Deno.removeSync(`${home}/_config`, { recursive: true })],
+];
+for (const [what, put] of UNMOUNTED) {
+  macTest(`a volume that is not mounted is no lost instance: ${what}`, async () => {
+    const { mac, file, job } = macWith("daemon", QUICK);
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
+    const gone = await mac.run(["--check", "--json", "default"]);
+    assert.match(gone.json().blockers[0].because, /the instance is gone/, "without any of this it is");
+    put(`${mac.home}/.lima`);
+    const checked = await mac.run(["--check", "--json", "default"]);
+    assert.deepEqual([checked.status, checked.json().state], [75, "unknown"], checked.stdout);
+    assert.match(checked.json().blockers[0].because, /is on a volume that is not mounted now/);
+    assert.equal((await mac.run(["--uninstall", "--yes", "default"])).status, 0);
+    assert.deepEqual([mac.exists(file), job()?.args], [true, limactl(mac)]);
+  });
+}
+
 // ── what another program writes meanwhile ──
 
 /** The number of the effect that matches in such a run of another Mac. */
