@@ -211,6 +211,8 @@ type Loaded =
   | Pick<ReturnType<typeof readPrint>, "path" | "pid" | "exitTimeoutS"> & {
     readonly kind: "loaded";
     readonly args: readonly string[];
+    /** Undefined where launchd does not say. */
+    readonly environment: Readonly<Record<string, string>> | undefined;
     /** After bootout, until its process is gone. */
     readonly isEnding: boolean;
     /** It was loaded with RunAtLoad or KeepAlive, as far as launchd says so. */
@@ -246,6 +248,8 @@ interface JobFacts {
   readonly badBackup: string | undefined;
   readonly memory: Memory;
   readonly limaHome: string;
+  /** The one of the job that is loaded. */
+  readonly loadedHome: string;
   readonly writesLimaHome: boolean;
   readonly otherVolume: boolean;
   readonly instance: "there" | "gone" | "volume missing" | "hidden";
@@ -815,7 +819,12 @@ export function readLoaded(answer: Answer): Loaded {
   if (args[0] === "" || (first >= 0 && end < 0)) return { kind: "unknown", why: "launchctl print gave half an answer" };
   const isEnding = /^(SIG(TERM|KILL)ed|languishing)$/.test(state ?? "");
   const startsByItself = /\b(runatload|keepalive)\b/.test(answer.stdout.match(/^\tproperties = .*$/gm)?.at(-1) ?? "");
-  return { kind: "loaded", args, isEnding, path, pid, exitTimeoutS, startsByItself };
+  // The last block of them beats what is inherited.
+  const variables = [...answer.stdout.matchAll(/^\t\t(\w+) => (.*)$/gm)].map((
+    [, name = "", value = ""],
+  ) => [name, value]);
+  const environment = /^\tenvironment = \{$/m.test(answer.stdout) ? Object.fromEntries(variables) : undefined;
+  return { kind: "loaded", args, environment, isEnding, path, pid, exitTimeoutS, startsByItself };
 }
 
 /** Whether `launchctl print-disabled DOMAIN` names the label as switched off; absent means enabled. */
@@ -1357,9 +1366,9 @@ function switchStep({ domain, job }: JobFacts, verb: "enable" | "disable", actor
 }
 
 function unloadSteps(target: Target, loaded: Loaded & { kind: "loaded" }, actor: Actor): InstallStep[] {
-  const { facts: { user, limaHome, place, domain }, job, stopWith } = target;
+  const { facts: { user, loadedHome, place, domain }, job, stopWith } = target;
   const service = `${domain}/${job.label}`;
-  const argv: Argv = [stopWith ?? "", "--stop", "--json", "--lima-home", limaHome, place.name];
+  const argv: Argv = [stopWith ?? "", "--stop", "--json", "--lima-home", loadedHome, place.name];
   const stop = stopWith === undefined ? undefined : asUser(actor, user.uid, argv);
   const { pid } = loaded;
   const cut = "launchd's own stop would cut the guest off";
@@ -1999,7 +2008,8 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     throw new Refusal(`Cannot take ${place.file}: its Label is ${JSON.stringify(job.label)}`, hint);
   }
   const user = await jobUser(run, place, look, job);
-  const home = limaHomeOf(host, job, homeOfJob(host, job, user, place.name), options);
+  const own = homeOfJob(host, job, user, place.name);
+  const home = limaHomeOf(host, job, own, options);
   const memory = lookAtMemory(run, place, look);
   const launchd = await lookAtLaunchd(run, place, job.label, user.uid);
   const mark = memory.bootedOut?.boot === run.actor.boot ? memory.bootedOut : undefined;
@@ -2017,6 +2027,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     ...lookAtBackup(run, place, look, plist.parse),
     memory,
     limaHome: home.path,
+    loadedHome: homeOfJob(host, loadedJob(job, launchd.loaded), user, place.name).path,
     writesLimaHome: home.writes,
     otherVolume: isOtherVolume(host, dir),
     instance: lookAtInstance(host, home.path, dir),
@@ -2078,8 +2089,13 @@ function instanceInText(read: () => string, parse: PlistReader): string | undefi
   }
 }
 
+/** What of a job decides where its instance is. */
+type HousedJob =
+  & Pick<LaunchdJob, "tool" | "label" | "environment" | "workingDirectory">
+  & { readonly guardOptions: readonly string[] };
+
 /** Where the job has its instance: as it says, or as the tool itself would find it; and whether to write it down. */
-function homeOfJob(host: InstallHost, job: LaunchdJob, user: User, name: string) {
+function homeOfJob(host: InstallHost, job: HousedJob, user: User, name: string) {
   const there = job.environment["LIMA_HOME"];
   const home = job.environment["HOME"] || user.home;
   const named = optionOf(job.guardOptions, "--lima-home");
@@ -2094,6 +2110,13 @@ function homeOfJob(host: InstallHost, job: LaunchdJob, user: User, name: string)
   }
   const colima = colimaHome(host, job, home);
   return { path: join(colima.path, "_lima"), writes: colima.isSure };
+}
+
+/** The same of the job that is loaded. */
+function loadedJob(job: LaunchdJob, loaded: Loaded): HousedJob {
+  if (loaded.kind !== "loaded") return job;
+  const { environment = job.environment, args } = loaded;
+  return { ...job, environment, guardOptions: guardWords(lookThroughShell(args) ?? args).options };
 }
 
 /** The same as asked. Only an install of one job may ask for another home, and not against the plist. */
@@ -2112,7 +2135,7 @@ function limaHomeOf(host: InstallHost, job: LaunchdJob, own: ReturnType<typeof h
 }
 
 /** Colima's own order (`config/files.go`). What depends on a folder that cannot be seen is not written down. */
-function colimaHome(host: Pick<InstallHost, "stat">, { environment }: LaunchdJob, home: string) {
+function colimaHome(host: Pick<InstallHost, "stat">, { environment }: HousedJob, home: string) {
   const { COLIMA_HOME: own, XDG_CONFIG_HOME: xdg } = environment;
   const [dot, config] = [join(home, ".colima"), join(home, ".config/colima")];
   const is = (path: string) => host.stat(path) !== "absent";

@@ -135,6 +135,32 @@ macTest("--all --lima-home serves the jobs of that home, and says of the others 
   assert.ok(mac.job("gui/501", "homebrew.mxcl.colima")!.args.includes("--run"));
 });
 
+// What the loaded job was started with, and what has become of its plist; where the running instance is stopped.
+const RUNNING: [what: string, loaded: Record<string, string>, now: Record<string, string>, args: string[]][] = [
+  ["--lima-home is to be another one", {}, {}, ["--lima-home", "HOME/other"]],
+  ["the plist has got a LIMA_HOME since", {}, { LIMA_HOME: "HOME/other" }, []],
+  ["the plist has lost its LIMA_HOME since", { LIMA_HOME: "HOME/run" }, {}, []],
+  ["the plist has got another LIMA_HOME since", { LIMA_HOME: "HOME/run" }, { LIMA_HOME: "HOME/other" }, []],
+];
+for (const [what, loaded, now, args] of RUNNING) {
+  macTest(`a running job is stopped in the Lima home that it was loaded with: ${what}`, async () => {
+    const { mac, file, text, job, domain, label } = macWith("daemon", QUICK);
+    await using _ = mac;
+    const inHome = (value: string) => value.replace("HOME", mac.home);
+    const withHome = (variables: Record<string, string>) =>
+      withVariables(text, Object.fromEntries(Object.entries(variables).map(([key, value]) => [key, inHome(value)])));
+    for (const name of ["run", "other"]) mac.instance("default", `${mac.home}/${name}`);
+    mac.lose(domain, label);
+    mac.load(domain, mac.write(file, withHome(loaded)));
+    mac.write(file, withHome(now));
+    const run = await mac.run(["--yes", ...args.map(inHome), "default"]);
+    assert.equal(run.status, 0, run.stdout + run.stderr);
+    const stop = mac.log().find((line) => line.includes("--stop"));
+    assert.ok(stop?.includes(`--lima-home ${inHome(loaded["LIMA_HOME"] ?? "HOME/.lima")} default`), stop);
+    assert.ok(job()?.args.includes("--run"));
+  });
+}
+
 macTest("a Lima home with a slash at its end is the same one", async () => {
   const { mac, file, text } = macWith("daemon", QUICK, "lima-2.3-daemon-keep-alive-lima-home");
   await using _ = mac;
