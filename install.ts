@@ -2101,12 +2101,14 @@ function homeOfJob(host: InstallHost, job: HousedJob, user: User, name: string) 
   const named = optionOf(job.guardOptions, "--lima-home");
   if (named) return { path: expandHome(named, home), writes: false };
   if (there) return { path: there, writes: false }; // empty is none, for Lima and for Colima
-  const defaultHome = join(home, ".lima");
-  const folder = job.workingDirectory;
-  const isInstance = there !== "" && folder?.startsWith("/") === true && basename(folder) === name;
   if (job.tool === "limactl") {
-    const path = isInstance ? dirname(folder) : defaultHome;
-    return { path, writes: path !== defaultHome };
+    const [path, folder = ""] = [join(home, ".lima"), job.workingDirectory];
+    // Lima's own plists name the instance there, also those without LIMA_HOME; in any other it is just a folder.
+    const isNamed = there === undefined && job.label.startsWith("io.lima-vm.") && folder.startsWith("/") &&
+      basename(folder) === name && dirname(folder) !== path;
+    // What is in limactl's own place is what it starts.
+    const writes = isNamed && pathComponents(host, join(path, name, "lima.yaml")).look === "absent";
+    return { path: writes ? dirname(folder) : path, writes };
   }
   const colima = colimaHome(host, job, home);
   return { path: join(colima.path, "_lima"), writes: colima.isSure };
