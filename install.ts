@@ -213,6 +213,7 @@ type Loaded =
     readonly args: readonly string[];
     /** Undefined where launchd does not say. */
     readonly environment: Readonly<Record<string, string>> | undefined;
+    readonly userName: string | undefined;
     /** After bootout, until its process is gone. */
     readonly isEnding: boolean;
     /** It was loaded with RunAtLoad or KeepAlive, as far as launchd says so. */
@@ -824,7 +825,8 @@ export function readLoaded(answer: Answer): Loaded {
     [, name = "", value = ""],
   ) => [name, value]);
   const environment = /^\tenvironment = \{$/m.test(answer.stdout) ? Object.fromEntries(variables) : undefined;
-  return { kind: "loaded", args, environment, isEnding, path, pid, exitTimeoutS, startsByItself };
+  const userName = /^\tusername = (.+)$/m.exec(answer.stdout)?.[1];
+  return { kind: "loaded", args, environment, userName, isEnding, path, pid, exitTimeoutS, startsByItself };
 }
 
 /** Whether `launchctl print-disabled DOMAIN` names the label as switched off; absent means enabled. */
@@ -1427,7 +1429,7 @@ function planRollback(target: Target, now: Loaded, hasBootedOut: boolean, actor:
     return { unload: [], load: [kickstart, verifyStep(service, expect, "it ran before")] };
   }
   // Where no lima-guard is there to stop a bare job, that step fails, and the job stays.
-  const stopWith = isBare(now) ? target.stopWith ?? job.guard ?? GUARD_NAME : undefined;
+  const stopWith = isBare(now) ? target.stopWith ?? GUARD_NAME : undefined;
   const unload = now.kind === "loaded" ? unloadSteps({ ...target, stopWith }, now, actor) : [];
   if (before.kind !== "loaded") return { unload, load: staysOff };
   const load = bootstrapSteps(facts, job, wasRunning, actor);
@@ -1803,10 +1805,10 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
   }
   // A job under Lima's labels that launchd has, and no file is left of it.
   for (const left of [`system/${DAEMON_LABEL}${name}`, `gui/${host.uid}/${AGENT_LABEL}${name}`]) {
-    if ((await askLoaded(run, left)).kind !== "loaded") continue;
-    const sudo = host.uid === 0 || left.startsWith("gui") ? "" : "sudo ";
+    const loaded = await askLoaded(run, left);
+    if (loaded.kind !== "loaded") continue;
     const why = `Cannot find a job of ${name}: ${left} is loaded, and its plist is gone`;
-    throw new Refusal(why, `${sudo}launchctl bootout ${left}`);
+    throw new Refusal(why, await unloadHint(run, left, loaded, name));
   }
   const hint = host.uid === 0
     ? `sudo -H -u USER lima-guard --${options.role} ${name} for a login agent`
@@ -1815,6 +1817,19 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
     : `limactl autostart enable ${name}`;
   const why = `Cannot find a job of ${name}: no plist runs it`;
   throw new Refusal(why, `${hint}; --plist FILE names another one`, EXIT.noInstance);
+}
+
+/** What ends a loaded job: where bootout would cut the guest of a bare limactl off, its user stops the instance first. */
+async function unloadHint(run: InstallRun, service: string, loaded: Loaded, name: string): Promise<string> {
+  const { host } = run;
+  const isSystem = service.startsWith("system/");
+  const bootout = `${isSystem && host.uid !== 0 ? "sudo " : ""}launchctl bootout ${service}`;
+  if (loaded.kind !== "loaded" || !isBare(loaded)) return bootout;
+  const user = await userOf(run, isSystem ? loaded.userName ?? "root" : String(host.uid));
+  const { HOME, LIMA_HOME } = loaded.environment ?? {};
+  const sudo = user.uid === host.uid ? [] : ["sudo", "-H", "-u", user.name];
+  const home = LIMA_HOME || join(HOME || user.home, ".lima");
+  return `${[...sudo, "lima-guard", "--stop", "--lima-home", home, name].map(quote).join(" ")} && ${bootout}`;
 }
 
 /** Every plist that starts an instance, for an uninstall also a backup whose plist is gone. Root sees daemons only. */
@@ -2214,7 +2229,9 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
   const names = place.kind === "daemon" ? ["system"] : [`gui/${uid}`, `user/${uid}`];
   const asked = [];
   for (const domain of names) asked.push({ domain, loaded: await askLoaded(run, `${domain}/${label}`) });
-  const found = asked.filter((a) => a.loaded.kind === "loaded");
+  // Of two the one that runs is the one to keep.
+  const found = asked.filter((a) => a.loaded.kind === "loaded")
+    .sort((a, b) => Number(isRunning(b.loaded)) - Number(isRunning(a.loaded)));
   let { domain, loaded } = found[0] ?? asked[0] ?? { domain: "system", loaded: ABSENT };
   if (loaded.kind === "absent" && domain !== "system") {
     const session = await askTool(run, "launchctl", "print", domain);
@@ -2934,7 +2951,7 @@ async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
   }
   const [trouble] = wordsOf(judgeWorld(facts, await lookAtWorld(run, facts)), "trouble");
   if (trouble !== undefined && run.host.os === "darwin") {
-    throw new Refusal(`Cannot install: ${trouble}`, troubleHint(run, facts));
+    throw new Refusal(`Cannot install: ${trouble}`, await troubleHint(run, facts));
   }
 }
 
@@ -2960,7 +2977,7 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
     guard,
     reload: needsReload(run, facts, job, rewritten),
     enables: options.start,
-    stopWith: stopWith(run, facts, path),
+    stopWith: path,
     logFolder: onMac && logs !== undefined ? dirname(logs) : undefined,
     memory: {
       guard: path,
@@ -2974,13 +2991,15 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
   return { ...target, facts: { ...facts, notes: [...facts.notes, ...installNotes(run, target, wanted)] } };
 }
 
-/** The guard that stops the instance: the one that will be in place, or the old one of the job, if it is there. */
-function stopWith(run: InstallRun, { job, loaded }: JobFacts, path: string | undefined): string | undefined {
-  if (path !== undefined) return path;
-  const old = job.guard ?? (loaded.kind === "loaded" ? loaded.args[0] : undefined);
-  const isGuardThere = old !== undefined && /^lima-guard/.test(basename(old)) &&
-    isThere(pathComponents(run.host, old).look);
-  return isGuardThere ? old : undefined;
+/** The lima-guard that stops the instance before an uninstall: the first that the job's user may run without danger. */
+async function stopperOf(run: InstallRun, { job, loaded, memory, user }: JobFacts): Promise<string | undefined> {
+  const inForce = loaded.kind === "loaded" && isGuard(loaded.args) ? loaded.args[0] : undefined;
+  for (const path of [job.guard, inForce, memory.guard, run.host.self.binary]) {
+    if (path === undefined || !isThere(pathComponents(run.host, path).look)) continue;
+    const { why } = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
+    if (why === undefined) return path;
+  }
+  return undefined;
 }
 
 function installNotes(run: InstallRun, { facts, job, guard, reload }: Target, wanted: Wanted): string[] {
@@ -3021,11 +3040,11 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
   const removesJob = isGone || facts.place.beside !== facts.place.target;
   const isLost = rewritten.changes.length > 0 && facts.backup === undefined;
   const reload = (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten);
-  const stopper = stopWith(run, facts, undefined);
+  const stopWith = reload ? await stopperOf(run, facts) : undefined;
   const purgedLogs = options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter(isOurLog) : [];
-  if (reload && !removesJob && stopper === undefined && isBare(facts.loaded)) {
+  if (reload && stopWith === undefined && isBare(facts.loaded)) {
     const why = "no lima-guard is there to stop the instance, and launchd would cut its guest off";
-    throw new Refusal(`Cannot load the job again: ${why}`, `limactl stop ${facts.place.name}, then run this again`);
+    throw new Refusal(`Cannot unload the job: ${why}`, `limactl stop ${facts.place.name}, then run this again`);
   }
   const notes = holding([
     [facts.badBackup !== undefined, `${facts.badBackup}; it stays where it is`],
@@ -3039,7 +3058,7 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
     job,
     reload,
     enables: options.start,
-    stopWith: stopper,
+    stopWith,
     removesJob,
     purged: options.purge ? purgedFiles(run, facts, removesJob) : [],
     purgedLogs,
@@ -3154,10 +3173,11 @@ function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptio
   return [...sudo, ...commandWords(given, [place.name], ["lima-guard"])].map(quote).join(" ");
 }
 
-function troubleHint(run: InstallRun, facts: JobFacts): string {
+async function troubleHint(run: InstallRun, facts: JobFacts): Promise<string> {
   if (facts.instance === "gone") return commandFor(run, facts, { role: "uninstall" });
   if (facts.domains.length > 1) {
-    return facts.domains.slice(1).map((d) => `launchctl bootout ${d}/${facts.job.label}`).join("; ");
+    const service = `${facts.domains[1]}/${facts.job.label}`;
+    return unloadHint(run, service, await askLoaded(run, service), facts.place.name);
   }
   return `plutil -p ${quote(facts.place.file)}`;
 }
@@ -3208,7 +3228,7 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const isPersons = facts.instance === "gone" || facts.domains.length > 1;
   // Once a job that is ending is gone, it is off, and an install leaves it so.
   const start = run.options.start || (loaded.kind === "loaded" && loaded.isEnding);
-  const cure = isPersons ? troubleHint(run, facts) : commandFor(run, facts, { role: "install", start });
+  const cure = isPersons ? await troubleHint(run, facts) : commandFor(run, facts, { role: "install", start });
   const hint = state === "not asked" ? commandFor(run, facts) : cure;
   return jobReport(place.name, state, status, `${state}${troubles.length === 0 ? `: ${job.label}${pid}` : ""}`, {
     plist: place.file,

@@ -333,8 +333,28 @@ const HINTS: Hinted[] = [
     as: ADA,
     args: ["--check"],
     spoil: (_, file) => Deno.removeSync(file),
-    find: /hint: (sudo launchctl bootout [^)]*)\)/,
-    typed: /^sudo launchctl/,
+    find: /its plist is gone \(hint: ([^)]*)\)/,
+    typed: /^sudo -H -u zoe lima-guard --stop --lima-home \S+\/\.lima default && sudo launchctl bootout system\//,
+  },
+  {
+    what: "a guarded job whose file is gone",
+    kind: "agent",
+    as: ZOE,
+    args: ["--check"],
+    spoil: async (mac, file) => {
+      await installed(mac, ZOE);
+      Deno.removeSync(file);
+    },
+    find: /its plist is gone \(hint: ([^)]*)\)/,
+    typed: /^launchctl bootout gui/,
+  },
+  {
+    what: "a job that is loaded twice and bare",
+    kind: "agent",
+    as: ZOE,
+    args: ["--check"],
+    spoil: (mac, file) => mac.launchctl(["bootstrap", "user/501", file], ZOE),
+    typed: /^lima-guard --stop --lima-home \S+\/\.lima default && launchctl bootout user\/501\//,
   },
   {
     what: "an install that was rolled back",

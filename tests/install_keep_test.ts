@@ -6,6 +6,7 @@
 import assert from "node:assert/strict";
 import { BACKUP_SUFFIX } from "../install.ts";
 import {
+  AGENT,
   DAEMON,
   EVE,
   type FakeMac,
@@ -254,6 +255,63 @@ for (const [what, put] of UNMOUNTED) {
     assert.deepEqual([mac.exists(file), job()?.args], [true, limactl(mac)]);
   });
 }
+
+// ── the guest of a job that is unloaded ──
+
+// What of lima-guard is there when a bare job runs, or a guarded one; by which program the instance is stopped, if by any.
+const STOPPERS: [what: string, spoil: (mac: FakeMac) => void, by: (mac: FakeMac) => string | undefined][] = [
+  ["the installed one", () => {}, (mac) => mac.guard],
+  ["this one, where another user could have changed that", (mac) => Deno.chmodSync(mac.guard, 0o777), (m) => m.source],
+  ["this one, where that is another user's", (mac) => Deno.chownSync(mac.guard, EVE.uid, EVE.gid), (m) => m.source],
+  ["this one, where that is gone", (mac) => Deno.removeSync(mac.guard), (mac) => mac.source],
+  ["none, where neither is safe", (mac) => {
+    for (const path of [mac.guard, mac.source]) Deno.chmodSync(path, 0o777);
+  }, () => undefined],
+];
+for (const [what, spoil, by] of STOPPERS) {
+  for (const isLeft of [false, true]) {
+    const job = isLeft ? "a bare job whose plist is gone" : "a bare plist that is loaded guarded";
+    macTest(`${job} is stopped by ${what}`, async () => {
+      const { mac, file, text, job, domain, label } = macWith("daemon", QUICK);
+      await using _ = mac;
+      assert.equal((await mac.run(["--yes", "default"])).status, 0);
+      mac.write(file, text);
+      if (isLeft) {
+        mac.lose(domain, label);
+        mac.load(domain, file);
+        Deno.removeSync(file);
+      }
+      spoil(mac);
+      mac.forget();
+      const pid = job()!.pid;
+      const run = await mac.run(["--uninstall", "--yes", "--json", "default"]);
+      const stops = mac.log().filter((line) => / --stop /.test(line) && line.startsWith("501: "));
+      const asRoot = mac.log().find((line) => / --stop /.test(line) && line.includes("sudo"));
+      assert.equal(/(\S+) --stop /.exec(asRoot ?? "")?.[1], by(mac), run.stdout);
+      assert.equal(stops.length, by(mac) === undefined ? 0 : 1);
+      // A guarded job stops its instance by itself.
+      if (by(mac) === undefined && isLeft) {
+        assert.deepEqual([run.status, run.json().state, job()?.pid], [1, "refused", pid], run.stdout);
+        assert.match(run.json().blockers[0].because, /no lima-guard is there to stop the instance/);
+        return;
+      }
+      assert.deepEqual([run.status, job()?.args], [0, isLeft ? undefined : limactl(mac)], run.stdout);
+      assert.ok(!mac.exists(`${mac.state}/cut_off`), "the guest was cut off");
+    });
+  }
+}
+
+macTest("of two jobs of one instance the idle one is the one to be booted out", async () => {
+  const { mac, file, text, as, job } = macWith("agent", QUICK);
+  await using _ = mac;
+  mac.lose("gui/501", AGENT);
+  mac.load("user/501", file);
+  mac.load("gui/501", mac.write(file, text.replace("<true/>", "<false/>"), as));
+  mac.write(file, text, as);
+  assert.deepEqual([job()!.pid, mac.job("user/501", AGENT)!.pid !== undefined], [undefined, true]);
+  const checked = await mac.run(["--check", "--json", "default"], { as });
+  assert.equal(checked.json().blockers[0].hint, `launchctl bootout gui/501/${AGENT}`);
+});
 
 // ── what another program writes meanwhile ──
 
