@@ -3042,10 +3042,7 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
   const reload = (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten);
   const stopWith = reload ? await stopperOf(run, facts) : undefined;
   const purgedLogs = options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter(isOurLog) : [];
-  if (reload && stopWith === undefined && isBare(facts.loaded)) {
-    const why = "no lima-guard is there to stop the instance, and launchd would cut its guest off";
-    throw new Refusal(`Cannot unload the job: ${why}`, `limactl stop ${facts.place.name}, then run this again`);
-  }
+  if (reload) await refuseUnload(run, { ...facts, job }, { removesJob, stopWith });
   const notes = holding([
     [facts.badBackup !== undefined, `${facts.badBackup}; it stays where it is`],
     [isLost, "there is no backup: only the command goes back, ExitTimeOut and the rest stay as they are"],
@@ -3065,6 +3062,20 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
     purgedFolder: options.purge ? await emptiedLogFolder(run, facts.user, purgedLogs) : undefined,
     litter: litterOf(run, facts, guard ?? facts.memory.guard),
   };
+}
+
+/** A job that runs and would not come up again under its old plist, and a bare one that no lima-guard can stop. */
+async function refuseUnload(run: InstallRun, old: JobFacts, how: Pick<Target, "removesJob" | "stopWith">) {
+  if (isBare(old.loaded) && how.stopWith === undefined) {
+    const why = "no lima-guard is there to stop the instance, and launchd would cut its guest off";
+    throw new Refusal(`Cannot unload the job: ${why}`, `limactl stop ${old.place.name}, then run this again`);
+  }
+  if (how.removesJob || !isRunning(old.loaded)) return;
+  const [trouble] = wordsOf(judgeWorld(old, await lookAtWorld(run, old)), "trouble");
+  if (trouble === undefined) return;
+  const fileOnly = commandFor(run, old, { noReload: true, start: false, restart: false });
+  const hint = old.domains.length > 1 ? await troubleHint(run, old) : fileOnly;
+  throw new Refusal(`Cannot load the job again: ${trouble}`, hint);
 }
 
 /** The guard, if no other plist names it, and what is left beside the plist. */

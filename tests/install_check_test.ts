@@ -157,7 +157,11 @@ macTest("a job that is loaded twice is named with both domains, and refused", as
   const checked = await mac.run(["--check", "default"], { as });
   assert.equal(checked.status, 1, checked.stdout);
   assert.match(checked.stdout, /loaded twice: in gui\/501 and in user\/501 \(hint: launchctl bootout user\/501\//);
-  assert.equal((await mac.run(["--yes", "--restart", "default"], { as })).status, 1);
+  for (const args of [["--restart"], ["--uninstall"]]) {
+    const run = await mac.run(["--yes", ...args, "default"], { as });
+    assert.equal(run.status, 1, run.stdout);
+    assert.match(run.stdout, /loaded twice: .* \(hint: launchctl bootout user\/501\//);
+  }
 });
 
 macTest("what another user may not see is unknown, never gone and never green", async () => {

@@ -301,6 +301,31 @@ for (const [what, spoil, by] of STOPPERS) {
   }
 }
 
+// What of a guarded job's world is gone when it is uninstalled, and whether its instance would come up again.
+const LOST: [what: string, isRunning: boolean, args: string[], spoil: (mac: FakeMac) => void, status: number][] = [
+  ["a running instance whose limactl is gone", true, [], (mac) => Deno.removeSync(limactl(mac)[0]!), 1],
+  ["an instance that does not run, without limactl", false, [], (mac) => Deno.removeSync(limactl(mac)[0]!), 0],
+  ["a program of --on-event that is gone", true, ["--on-event"], (mac) => Deno.removeSync(`${mac.root}/event`), 0],
+];
+for (const [what, isRunning, args, spoil, status] of LOST) {
+  macTest(`--uninstall stops nothing that would not come up again: ${what}`, async () => {
+    const { mac, file, text, job } = macWith("daemon", QUICK);
+    await using _ = mac;
+    const event = mac.write(`${mac.root}/event`, "#!/bin/sh\n", undefined, 0o755);
+    assert.equal((await mac.run(["--yes", ...args.flatMap((arg) => [arg, event]), "default"])).status, 0);
+    const pid = job()!.pid;
+    if (!isRunning) Deno.removeSync(`${mac.state}/alive/${pid}`);
+    spoil(mac);
+    const run = await mac.run(["--uninstall", "--yes", "--json", "default"]);
+    assert.equal(run.status, status, run.stdout + run.stderr);
+    if (status === 0) return assert.deepEqual([Deno.readTextFileSync(file), job()!.args], [text, limactl(mac)]);
+    assert.match(run.json().blockers[0].because, /^Cannot load the job again: the program \S+limactl is gone/);
+    assert.deepEqual([job()!.pid, job()!.args], [pid, guarded(mac)]);
+    assert.equal(run.json().blockers[0].hint, "lima-guard --uninstall --no-reload default");
+    assert.equal((await mac.run(["--uninstall", "--no-reload", "--yes", "default"])).status, 0);
+  });
+}
+
 macTest("of two jobs of one instance the idle one is the one to be booted out", async () => {
   const { mac, file, text, as, job } = macWith("agent", QUICK);
   await using _ = mac;
