@@ -3030,16 +3030,21 @@ function installNotes(run: InstallRun, { facts, job, guard, reload }: Target, wa
   return [...facts.job.remarks, ...guard?.warnings ?? [], ...consent, ...holding(table)];
 }
 
+/** A job that Lima or an install has made is of no use without its instance. */
+function goesWithInstance({ instance, job }: JobFacts): boolean {
+  return instance === "gone" && (job.guard !== undefined || job.label.startsWith("io.lima-vm."));
+}
+
 async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
   const { host, options } = run;
   refuseManaged(run, facts);
   const rewritten = unwrapText(facts.plist, facts.job, facts.backup?.plist);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
-  const { guard } = facts.job;
-  const isGone = host.os === "darwin" && facts.instance === "gone" && guard !== undefined && !options.noReload;
+  const isGone = host.os === "darwin" && goesWithInstance(facts) && !options.noReload;
   const removesJob = isGone || facts.place.beside !== facts.place.target;
   const isLost = rewritten.changes.length > 0 && facts.backup === undefined;
-  const reload = (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten);
+  const unloads = removesJob && facts.loaded.kind === "loaded" && !options.noReload;
+  const reload = unloads || needsReload(run, facts, job, rewritten);
   const stopWith = reload ? await stopperOf(run, facts) : undefined;
   const purgedLogs = options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter(isOurLog) : [];
   if (reload) await refuseUnload(run, { ...facts, job }, { removesJob, stopWith });
@@ -3060,7 +3065,7 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
     purged: options.purge ? purgedFiles(run, facts, removesJob) : [],
     purgedLogs,
     purgedFolder: options.purge ? await emptiedLogFolder(run, facts.user, purgedLogs) : undefined,
-    litter: litterOf(run, facts, guard ?? facts.memory.guard),
+    litter: litterOf(run, facts, facts.job.guard ?? facts.memory.guard),
   };
 }
 
@@ -3185,7 +3190,13 @@ function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptio
 }
 
 async function troubleHint(run: InstallRun, facts: JobFacts): Promise<string> {
-  if (facts.instance === "gone") return commandFor(run, facts, { role: "uninstall" });
+  const { instance, loaded, domain, job, place: { changer, file } } = facts;
+  if (goesWithInstance(facts)) return commandFor(run, facts, { role: "uninstall", noReload: false });
+  if (instance === "gone") {
+    const unload = loaded.kind === "loaded" ? [["launchctl", "bootout", `${domain}/${job.label}`]] : [];
+    const sudo = changer === 0 && run.host.uid !== 0 ? ["sudo"] : [];
+    return [...unload, ["rm", file]].map((argv) => [...sudo, ...argv].map(quote).join(" ")).join("; ");
+  }
   if (facts.domains.length > 1) {
     const service = `${facts.domains[1]}/${facts.job.label}`;
     return unloadHint(run, service, await askLoaded(run, service), facts.place.name);

@@ -18,6 +18,7 @@ import {
   type MacSettings,
   macTest,
   macWith,
+  ROOT,
   ZOE,
 } from "./install_mac.ts";
 
@@ -299,6 +300,63 @@ for (const [what, spoil, by] of STOPPERS) {
       assert.ok(!mac.exists(`${mac.state}/cut_off`), "the guest was cut off");
     });
   }
+}
+
+macTest("--uninstall --no-reload of a job whose plist is gone stops and unloads nothing", async () => {
+  const { mac, file, job } = macWith("daemon", QUICK);
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  Deno.removeSync(file);
+  const pid = job()!.pid;
+  mac.forget();
+  const run = await mac.run(["--uninstall", "--no-reload", "--yes", "default"]);
+  assert.equal(run.status, 0, run.stdout);
+  assert.deepEqual([listed(mac.daemons), job()?.pid], [[], pid]);
+  assert.deepEqual(mac.log().filter((line) => /--stop|launchctl (?!print)/.test(line)), []);
+});
+
+// A job of an instance that is gone, whose plist is bare: whose label it has, and what is left of it after its hint.
+const GONE: [what: string, label: string, before: string[][], hint: RegExp][] = [
+  ["Lima's own", DAEMON, [], /^lima-guard --uninstall default$/],
+  [
+    "one that --no-reload has unwrapped",
+    DAEMON,
+    [["--install"], ["--uninstall", "--no-reload"]],
+    /--uninstall default$/,
+  ],
+  ["a person's", "com.acme.vm", [], /^launchctl bootout system\/com\.acme\.vm; rm \S+\/com\.acme\.vm\.plist$/],
+];
+for (const [what, label, before, hint] of GONE) {
+  macTest(`the bare job of an instance that is gone goes as it is said, and is not loaded again: ${what}`, async () => {
+    const { mac, file, text } = macWith("daemon", QUICK);
+    await using _ = mac;
+    if (label !== DAEMON) {
+      mac.lose("system", DAEMON);
+      Deno.removeSync(file);
+      mac.load("system", mac.write(`${mac.daemons}/${label}.plist`, text.replace(DAEMON, label)));
+    }
+    const dir = `${mac.home}/.lima/default`;
+    for (const args of before) {
+      if (args.includes("--uninstall")) Deno.removeSync(dir, { recursive: true });
+      assert.equal((await mac.run([...args, "--yes", "default"])).status, 0);
+    }
+    if (mac.exists(dir)) Deno.removeSync(dir, { recursive: true });
+    for (const role of ["--check", "--install"]) {
+      const run = await mac.run([role, "--yes", "--json", "default"]);
+      assert.match(run.json().blockers[0].because, /the instance is gone/);
+      assert.match(run.json().blockers[0].hint, hint);
+    }
+    if (label !== DAEMON) {
+      const left = await mac.run(["--uninstall", "--yes", "--json", "default"]);
+      assert.deepEqual([left.status, left.json().changed], [0, false], "a person's file is a person's");
+    }
+    const typed = (await mac.run(["--check", "--json", "default"])).json().blockers[0].hint;
+    mac.forget();
+    const { code, output } = await mac.type(typed, ROOT);
+    assert.equal(code, 0, output);
+    assert.deepEqual([listed(mac.daemons), mac.job("system", label)?.dying ?? true], [[], true]);
+    assert.ok(!mac.log().some((line) => line.includes("bootstrap")));
+  });
 }
 
 // What of a guarded job's world is gone when it is uninstalled, and whether its instance would come up again.
