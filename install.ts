@@ -211,6 +211,9 @@ type Loaded =
   | Pick<ReturnType<typeof readPrint>, "path" | "pid" | "exitTimeoutS"> & {
     readonly kind: "loaded";
     readonly args: readonly string[];
+    /** Undefined where launchd does not say. */
+    readonly environment: Readonly<Record<string, string>> | undefined;
+    readonly userName: string | undefined;
     /** After bootout, until its process is gone. */
     readonly isEnding: boolean;
     /** It was loaded with RunAtLoad or KeepAlive, as far as launchd says so. */
@@ -246,6 +249,8 @@ interface JobFacts {
   readonly badBackup: string | undefined;
   readonly memory: Memory;
   readonly limaHome: string;
+  /** The one of the job that is loaded. */
+  readonly loadedHome: string;
   readonly writesLimaHome: boolean;
   readonly otherVolume: boolean;
   readonly instance: "there" | "gone" | "volume missing" | "hidden";
@@ -815,7 +820,13 @@ export function readLoaded(answer: Answer): Loaded {
   if (args[0] === "" || (first >= 0 && end < 0)) return { kind: "unknown", why: "launchctl print gave half an answer" };
   const isEnding = /^(SIG(TERM|KILL)ed|languishing)$/.test(state ?? "");
   const startsByItself = /\b(runatload|keepalive)\b/.test(answer.stdout.match(/^\tproperties = .*$/gm)?.at(-1) ?? "");
-  return { kind: "loaded", args, isEnding, path, pid, exitTimeoutS, startsByItself };
+  // The last block of them beats what is inherited.
+  const variables = [...answer.stdout.matchAll(/^\t\t(\w+) => (.*)$/gm)].map((
+    [, name = "", value = ""],
+  ) => [name, value]);
+  const environment = /^\tenvironment = \{$/m.test(answer.stdout) ? Object.fromEntries(variables) : undefined;
+  const userName = /^\tusername = (.+)$/m.exec(answer.stdout)?.[1];
+  return { kind: "loaded", args, environment, userName, isEnding, path, pid, exitTimeoutS, startsByItself };
 }
 
 /** Whether `launchctl print-disabled DOMAIN` names the label as switched off; absent means enabled. */
@@ -1357,9 +1368,9 @@ function switchStep({ domain, job }: JobFacts, verb: "enable" | "disable", actor
 }
 
 function unloadSteps(target: Target, loaded: Loaded & { kind: "loaded" }, actor: Actor): InstallStep[] {
-  const { facts: { user, limaHome, place, domain }, job, stopWith } = target;
+  const { facts: { user, loadedHome, place, domain }, job, stopWith } = target;
   const service = `${domain}/${job.label}`;
-  const argv: Argv = [stopWith ?? "", "--stop", "--json", "--lima-home", limaHome, place.name];
+  const argv: Argv = [stopWith ?? "", "--stop", "--json", "--lima-home", loadedHome, place.name];
   const stop = stopWith === undefined ? undefined : asUser(actor, user.uid, argv);
   const { pid } = loaded;
   const cut = "launchd's own stop would cut the guest off";
@@ -1418,7 +1429,7 @@ function planRollback(target: Target, now: Loaded, hasBootedOut: boolean, actor:
     return { unload: [], load: [kickstart, verifyStep(service, expect, "it ran before")] };
   }
   // Where no lima-guard is there to stop a bare job, that step fails, and the job stays.
-  const stopWith = isBare(now) ? target.stopWith ?? job.guard ?? GUARD_NAME : undefined;
+  const stopWith = isBare(now) ? target.stopWith ?? GUARD_NAME : undefined;
   const unload = now.kind === "loaded" ? unloadSteps({ ...target, stopWith }, now, actor) : [];
   if (before.kind !== "loaded") return { unload, load: staysOff };
   const load = bootstrapSteps(facts, job, wasRunning, actor);
@@ -1430,15 +1441,9 @@ function logFolderOf(user: User): string {
   return join(user.home, "Library/Logs/lima-guard");
 }
 
-/** What install wants of this job, with these options and what is remembered; refused where it contradicts the plist. */
+/** What install wants of this job, with these options and what is remembered. */
 function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Wanted {
   const { job, limaHome, place, memory, user } = facts;
-  const there = job.environment["LIMA_HOME"];
-  if (options.limaHome !== undefined && there !== undefined && there !== options.limaHome) {
-    const why = `EnvironmentVariables has LIMA_HOME ${JSON.stringify(there)}, not ${JSON.stringify(options.limaHome)}`;
-    const hint = job.tool === "colima" ? "leave out --lima-home" : `limactl autostart enable ${place.name}`;
-    throw new Refusal(`Cannot tell where the instance is: ${why}`, hint);
-  }
   const kept = job.guard === undefined ? memory.options ?? [] : job.guardOptions;
   const timeout = options.exitTimeoutS ?? timeoutIn(kept);
   const now = job.exitTimeOut ?? 0;
@@ -1647,7 +1652,7 @@ function refusedReport(name: string, error: unknown): JobReport {
   }
   const { message, hint, status } = error;
   const state = status === EXIT.noInstance ? "missing" : status === EXIT.tryAgain ? "unknown" : "refused";
-  return blocked(name, state, status, message, hint);
+  return blocked(name, status === EXIT.done ? "not tried" : state, status, message, hint);
 }
 
 function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
@@ -1800,10 +1805,10 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
   }
   // A job under Lima's labels that launchd has, and no file is left of it.
   for (const left of [`system/${DAEMON_LABEL}${name}`, `gui/${host.uid}/${AGENT_LABEL}${name}`]) {
-    if ((await askLoaded(run, left)).kind !== "loaded") continue;
-    const sudo = host.uid === 0 || left.startsWith("gui") ? "" : "sudo ";
+    const loaded = await askLoaded(run, left);
+    if (loaded.kind !== "loaded") continue;
     const why = `Cannot find a job of ${name}: ${left} is loaded, and its plist is gone`;
-    throw new Refusal(why, `${sudo}launchctl bootout ${left}`);
+    throw new Refusal(why, await unloadHint(run, left, loaded, name));
   }
   const hint = host.uid === 0
     ? `sudo -H -u USER lima-guard --${options.role} ${name} for a login agent`
@@ -1812,6 +1817,19 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
     : `limactl autostart enable ${name}`;
   const why = `Cannot find a job of ${name}: no plist runs it`;
   throw new Refusal(why, `${hint}; --plist FILE names another one`, EXIT.noInstance);
+}
+
+/** What ends a loaded job: where bootout would cut the guest of a bare limactl off, its user stops the instance first. */
+async function unloadHint(run: InstallRun, service: string, loaded: Loaded, name: string): Promise<string> {
+  const { host } = run;
+  const isSystem = service.startsWith("system/");
+  const bootout = `${isSystem && host.uid !== 0 ? "sudo " : ""}launchctl bootout ${service}`;
+  if (loaded.kind !== "loaded" || !isBare(loaded)) return bootout;
+  const user = await userOf(run, isSystem ? loaded.userName ?? "root" : String(host.uid));
+  const { HOME, LIMA_HOME } = loaded.environment ?? {};
+  const sudo = user.uid === host.uid ? [] : ["sudo", "-H", "-u", user.name];
+  const home = LIMA_HOME || join(HOME || user.home, ".lima");
+  return `${[...sudo, "lima-guard", "--stop", "--lima-home", home, name].map(quote).join(" ")} && ${bootout}`;
 }
 
 /** Every plist that starts an instance, for an uninstall also a backup whose plist is gone. Root sees daemons only. */
@@ -2005,7 +2023,8 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     throw new Refusal(`Cannot take ${place.file}: its Label is ${JSON.stringify(job.label)}`, hint);
   }
   const user = await jobUser(run, place, look, job);
-  const home = limaHomeOf(host, job, user, place.name, options);
+  const own = homeOfJob(host, job, user, place.name);
+  const home = limaHomeOf(host, job, own, options);
   const memory = lookAtMemory(run, place, look);
   const launchd = await lookAtLaunchd(run, place, job.label, user.uid);
   const mark = memory.bootedOut?.boot === run.actor.boot ? memory.bootedOut : undefined;
@@ -2023,6 +2042,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     ...lookAtBackup(run, place, look, plist.parse),
     memory,
     limaHome: home.path,
+    loadedHome: homeOfJob(host, loadedJob(job, launchd.loaded), user, place.name).path,
     writesLimaHome: home.writes,
     otherVolume: isOtherVolume(host, dir),
     instance: lookAtInstance(host, home.path, dir),
@@ -2084,27 +2104,55 @@ function instanceInText(read: () => string, parse: PlistReader): string | undefi
   }
 }
 
-/** Where the instance is: as asked, as the plist says, or as the tool itself would find it; and whether to write it down. */
-function limaHomeOf(host: InstallHost, job: LaunchdJob, user: User, name: string, options: InstallOptions) {
+/** What of a job decides where its instance is. */
+type HousedJob =
+  & Pick<LaunchdJob, "tool" | "label" | "environment" | "workingDirectory">
+  & { readonly guardOptions: readonly string[] };
+
+/** Where the job has its instance: as it says, or as the tool itself would find it; and whether to write it down. */
+function homeOfJob(host: InstallHost, job: HousedJob, user: User, name: string) {
   const there = job.environment["LIMA_HOME"];
   const home = job.environment["HOME"] || user.home;
   const named = optionOf(job.guardOptions, "--lima-home");
-  if (options.limaHome !== undefined) return { path: options.limaHome, writes: (there ?? named) === undefined };
   if (named) return { path: expandHome(named, home), writes: false };
   if (there) return { path: there, writes: false }; // empty is none, for Lima and for Colima
-  const defaultHome = join(home, ".lima");
-  const folder = job.workingDirectory;
-  const isInstance = there !== "" && folder?.startsWith("/") === true && basename(folder) === name;
   if (job.tool === "limactl") {
-    const path = isInstance ? dirname(folder) : defaultHome;
-    return { path, writes: path !== defaultHome };
+    const [path, folder = ""] = [join(home, ".lima"), job.workingDirectory];
+    // Lima's own plists name the instance there, also those without LIMA_HOME; in any other it is just a folder.
+    const isNamed = there === undefined && job.label.startsWith("io.lima-vm.") && folder.startsWith("/") &&
+      basename(folder) === name && dirname(folder) !== path;
+    // What is in limactl's own place is what it starts.
+    const writes = isNamed && pathComponents(host, join(path, name, "lima.yaml")).look === "absent";
+    return { path: writes ? dirname(folder) : path, writes };
   }
   const colima = colimaHome(host, job, home);
   return { path: join(colima.path, "_lima"), writes: colima.isSure };
 }
 
+/** The same of the job that is loaded. */
+function loadedJob(job: LaunchdJob, loaded: Loaded): HousedJob {
+  if (loaded.kind !== "loaded") return job;
+  const { environment = job.environment, args } = loaded;
+  return { ...job, environment, guardOptions: guardWords(lookThroughShell(args) ?? args).options };
+}
+
+/** The same as asked. Only an install of one job may ask for another home, and not against the plist. */
+function limaHomeOf(host: InstallHost, job: LaunchdJob, own: ReturnType<typeof homeOfJob>, options: InstallOptions) {
+  const { limaHome, role, all } = options;
+  const resolved = (path: string) => host.realPath(path).ok ?? path.replace(/(?<=.)\/+$/, "");
+  if (limaHome === undefined) return own;
+  if (role === "install" && !all && job.environment["LIMA_HOME"] === undefined) {
+    return { path: limaHome, writes: optionOf(job.guardOptions, "--lima-home") === undefined };
+  }
+  if (resolved(own.path) === resolved(limaHome)) return own;
+  const why = `its job uses ${JSON.stringify(own.path)}, not ${JSON.stringify(limaHome)}`;
+  // Of all jobs only those of this home are meant.
+  const status = all ? EXIT.done : EXIT.failed;
+  throw new Refusal(`Cannot tell where the instance is: ${why}`, "leave out --lima-home", status);
+}
+
 /** Colima's own order (`config/files.go`). What depends on a folder that cannot be seen is not written down. */
-function colimaHome(host: Pick<InstallHost, "stat">, { environment }: LaunchdJob, home: string) {
+function colimaHome(host: Pick<InstallHost, "stat">, { environment }: HousedJob, home: string) {
   const { COLIMA_HOME: own, XDG_CONFIG_HOME: xdg } = environment;
   const [dot, config] = [join(home, ".colima"), join(home, ".config/colima")];
   const is = (path: string) => host.stat(path) !== "absent";
@@ -2120,14 +2168,18 @@ function isOtherVolume(host: InstallHost, dir: string): boolean {
   return isThere(look) ? !isOnBootVolume(host, look) : dir.startsWith("/Volumes/");
 }
 
+/** Gone is only what is missing itself, in a folder that is Lima's: behind a link, or in an empty folder, it may be away. */
 function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFacts["instance"] {
-  const { look } = pathComponents(host, join(dir, "lima.yaml"));
+  const file = join(dir, "lima.yaml");
+  const { look } = pathComponents(host, file);
   if (look === "denied") return "hidden";
   if (look !== "absent") return "there";
-  const home = pathComponents(host, limaHome).look;
+  const isLinked = [dir, file].map((path) => host.stat(path)).some((own) => isThere(own) && own.kind === "link");
+  // The first start of an instance makes it, and nothing removes it.
+  const config = pathComponents(host, join(limaHome, "_config")).look;
   // launchd makes the folder of a log on the boot disk, where a volume is still to be mounted.
-  const isStub = isThere(home) && home.path.startsWith("/Volumes/") && isOnBootVolume(host, home);
-  return isThere(home) && !isStub ? "gone" : "volume missing";
+  const isStub = isThere(config) && config.path.startsWith("/Volumes/") && isOnBootVolume(host, config);
+  return isThere(config) && !isStub && !isLinked ? "gone" : "volume missing";
 }
 
 /** Only where the same users could have written it as the plist: else it is no backup (why: `badBackup`), and it is kept. */
@@ -2177,7 +2229,9 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
   const names = place.kind === "daemon" ? ["system"] : [`gui/${uid}`, `user/${uid}`];
   const asked = [];
   for (const domain of names) asked.push({ domain, loaded: await askLoaded(run, `${domain}/${label}`) });
-  const found = asked.filter((a) => a.loaded.kind === "loaded");
+  // Of two the one that runs is the one to keep.
+  const found = asked.filter((a) => a.loaded.kind === "loaded")
+    .sort((a, b) => Number(isRunning(b.loaded)) - Number(isRunning(a.loaded)));
   let { domain, loaded } = found[0] ?? asked[0] ?? { domain: "system", loaded: ABSENT };
   if (loaded.kind === "absent" && domain !== "system") {
     const session = await askTool(run, "launchctl", "print", domain);
@@ -2897,7 +2951,7 @@ async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
   }
   const [trouble] = wordsOf(judgeWorld(facts, await lookAtWorld(run, facts)), "trouble");
   if (trouble !== undefined && run.host.os === "darwin") {
-    throw new Refusal(`Cannot install: ${trouble}`, troubleHint(run, facts));
+    throw new Refusal(`Cannot install: ${trouble}`, await troubleHint(run, facts));
   }
 }
 
@@ -2923,7 +2977,7 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
     guard,
     reload: needsReload(run, facts, job, rewritten),
     enables: options.start,
-    stopWith: stopWith(run, facts, path),
+    stopWith: path,
     logFolder: onMac && logs !== undefined ? dirname(logs) : undefined,
     memory: {
       guard: path,
@@ -2937,13 +2991,15 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
   return { ...target, facts: { ...facts, notes: [...facts.notes, ...installNotes(run, target, wanted)] } };
 }
 
-/** The guard that stops the instance: the one that will be in place, or the old one of the job, if it is there. */
-function stopWith(run: InstallRun, { job, loaded }: JobFacts, path: string | undefined): string | undefined {
-  if (path !== undefined) return path;
-  const old = job.guard ?? (loaded.kind === "loaded" ? loaded.args[0] : undefined);
-  const isGuardThere = old !== undefined && /^lima-guard/.test(basename(old)) &&
-    isThere(pathComponents(run.host, old).look);
-  return isGuardThere ? old : undefined;
+/** The lima-guard that stops the instance before an uninstall: the first that the job's user may run without danger. */
+async function stopperOf(run: InstallRun, { job, loaded, memory, user }: JobFacts): Promise<string | undefined> {
+  const inForce = loaded.kind === "loaded" && isGuard(loaded.args) ? loaded.args[0] : undefined;
+  for (const path of [job.guard, inForce, memory.guard, run.host.self.binary]) {
+    if (path === undefined || !isThere(pathComponents(run.host, path).look)) continue;
+    const { why } = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
+    if (why === undefined) return path;
+  }
+  return undefined;
 }
 
 function installNotes(run: InstallRun, { facts, job, guard, reload }: Target, wanted: Wanted): string[] {
@@ -2974,22 +3030,24 @@ function installNotes(run: InstallRun, { facts, job, guard, reload }: Target, wa
   return [...facts.job.remarks, ...guard?.warnings ?? [], ...consent, ...holding(table)];
 }
 
+/** A job that Lima or an install has made is of no use without its instance. */
+function goesWithInstance({ instance, job }: JobFacts): boolean {
+  return instance === "gone" && (job.guard !== undefined || job.label.startsWith("io.lima-vm."));
+}
+
 async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
   const { host, options } = run;
   refuseManaged(run, facts);
   const rewritten = unwrapText(facts.plist, facts.job, facts.backup?.plist);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
-  const { guard } = facts.job;
-  const isGone = host.os === "darwin" && facts.instance === "gone" && guard !== undefined && !options.noReload;
+  const isGone = host.os === "darwin" && goesWithInstance(facts) && !options.noReload;
   const removesJob = isGone || facts.place.beside !== facts.place.target;
   const isLost = rewritten.changes.length > 0 && facts.backup === undefined;
-  const reload = (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten);
-  const stopper = stopWith(run, facts, undefined);
+  const unloads = removesJob && facts.loaded.kind === "loaded" && !options.noReload;
+  const reload = unloads || needsReload(run, facts, job, rewritten);
+  const stopWith = reload ? await stopperOf(run, facts) : undefined;
   const purgedLogs = options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter(isOurLog) : [];
-  if (reload && !removesJob && stopper === undefined && isBare(facts.loaded)) {
-    const why = "no lima-guard is there to stop the instance, and launchd would cut its guest off";
-    throw new Refusal(`Cannot load the job again: ${why}`, `limactl stop ${facts.place.name}, then run this again`);
-  }
+  if (reload) await refuseUnload(run, { ...facts, job }, { removesJob, stopWith });
   const notes = holding([
     [facts.badBackup !== undefined, `${facts.badBackup}; it stays where it is`],
     [isLost, "there is no backup: only the command goes back, ExitTimeOut and the rest stay as they are"],
@@ -3002,13 +3060,27 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
     job,
     reload,
     enables: options.start,
-    stopWith: stopper,
+    stopWith,
     removesJob,
     purged: options.purge ? purgedFiles(run, facts, removesJob) : [],
     purgedLogs,
     purgedFolder: options.purge ? await emptiedLogFolder(run, facts.user, purgedLogs) : undefined,
-    litter: litterOf(run, facts, guard ?? facts.memory.guard),
+    litter: litterOf(run, facts, facts.job.guard ?? facts.memory.guard),
   };
+}
+
+/** A job that runs and would not come up again under its old plist, and a bare one that no lima-guard can stop. */
+async function refuseUnload(run: InstallRun, old: JobFacts, how: Pick<Target, "removesJob" | "stopWith">) {
+  if (isBare(old.loaded) && how.stopWith === undefined) {
+    const why = "no lima-guard is there to stop the instance, and launchd would cut its guest off";
+    throw new Refusal(`Cannot unload the job: ${why}`, `limactl stop ${old.place.name}, then run this again`);
+  }
+  if (how.removesJob || !isRunning(old.loaded)) return;
+  const [trouble] = wordsOf(judgeWorld(old, await lookAtWorld(run, old)), "trouble");
+  if (trouble === undefined) return;
+  const fileOnly = commandFor(run, old, { noReload: true, start: false, restart: false });
+  const hint = old.domains.length > 1 ? await troubleHint(run, old) : fileOnly;
+  throw new Refusal(`Cannot load the job again: ${trouble}`, hint);
 }
 
 /** The guard, if no other plist names it, and what is left beside the plist. */
@@ -3117,10 +3189,17 @@ function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptio
   return [...sudo, ...commandWords(given, [place.name], ["lima-guard"])].map(quote).join(" ");
 }
 
-function troubleHint(run: InstallRun, facts: JobFacts): string {
-  if (facts.instance === "gone") return commandFor(run, facts, { role: "uninstall" });
+async function troubleHint(run: InstallRun, facts: JobFacts): Promise<string> {
+  const { instance, loaded, domain, job, place: { changer, file } } = facts;
+  if (goesWithInstance(facts)) return commandFor(run, facts, { role: "uninstall", noReload: false });
+  if (instance === "gone") {
+    const unload = loaded.kind === "loaded" ? [["launchctl", "bootout", `${domain}/${job.label}`]] : [];
+    const sudo = changer === 0 && run.host.uid !== 0 ? ["sudo"] : [];
+    return [...unload, ["rm", file]].map((argv) => [...sudo, ...argv].map(quote).join(" ")).join("; ");
+  }
   if (facts.domains.length > 1) {
-    return facts.domains.slice(1).map((d) => `launchctl bootout ${d}/${facts.job.label}`).join("; ");
+    const service = `${facts.domains[1]}/${facts.job.label}`;
+    return unloadHint(run, service, await askLoaded(run, service), facts.place.name);
   }
   return `plutil -p ${quote(facts.place.file)}`;
 }
@@ -3171,7 +3250,7 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const isPersons = facts.instance === "gone" || facts.domains.length > 1;
   // Once a job that is ending is gone, it is off, and an install leaves it so.
   const start = run.options.start || (loaded.kind === "loaded" && loaded.isEnding);
-  const cure = isPersons ? troubleHint(run, facts) : commandFor(run, facts, { role: "install", start });
+  const cure = isPersons ? await troubleHint(run, facts) : commandFor(run, facts, { role: "install", start });
   const hint = state === "not asked" ? commandFor(run, facts) : cure;
   return jobReport(place.name, state, status, `${state}${troubles.length === 0 ? `: ${job.label}${pid}` : ""}`, {
     plist: place.file,
@@ -3428,6 +3507,8 @@ async function runCommand(run: InstallRun): Promise<number> {
   reports.sort((a, b) => names.indexOf(a.name) - names.indexOf(b.name));
   const done = reports.filter((r) => r.status === EXIT.done);
   const text = options.print ? done.map((r) => r.diff).join("") : formatJobs(reports, options.dryRun);
+  // A look at no job at all is not green.
+  if (options.role === "check" && reports.every((r) => r.state === "not tried")) statuses.push(EXIT.noInstance);
   const lost = host.stdout(options.json ? jobsToJson(options.role, reports) : text);
   if (lost !== undefined) host.stderr(`lima-guard: Cannot write the result: ${lost}\n`);
   if (options.print && !options.json) host.stderr(formatJobs(reports.filter((r) => !done.includes(r)), false));

@@ -673,7 +673,10 @@ macTest("a job that is loaded and has no file any more is seen, with the line th
   Deno.removeSync(file);
   const run = await mac.run(["--check", "default"], { as: ZOE });
   assert.equal(run.status, 1, run.stdout);
-  assert.match(run.stdout, new RegExp(`its plist is gone \\(hint: launchctl bootout gui/501/${AGENT}`));
+  assert.match(
+    run.stdout,
+    new RegExp(`its plist is gone \\(hint: lima-guard --stop .* && launchctl bootout gui/501/${AGENT}`),
+  );
   assert.equal((await mac.run(["--check", "--all"], { as: ZOE })).status, 1);
 });
 

@@ -157,7 +157,11 @@ macTest("a job that is loaded twice is named with both domains, and refused", as
   const checked = await mac.run(["--check", "default"], { as });
   assert.equal(checked.status, 1, checked.stdout);
   assert.match(checked.stdout, /loaded twice: in gui\/501 and in user\/501 \(hint: launchctl bootout user\/501\//);
-  assert.equal((await mac.run(["--yes", "--restart", "default"], { as })).status, 1);
+  for (const args of [["--restart"], ["--uninstall"]]) {
+    const run = await mac.run(["--yes", ...args, "default"], { as });
+    assert.equal(run.status, 1, run.stdout);
+    assert.match(run.stdout, /loaded twice: .* \(hint: launchctl bootout user\/501\//);
+  }
 });
 
 macTest("what another user may not see is unknown, never gone and never green", async () => {
@@ -333,8 +337,28 @@ const HINTS: Hinted[] = [
     as: ADA,
     args: ["--check"],
     spoil: (_, file) => Deno.removeSync(file),
-    find: /hint: (sudo launchctl bootout [^)]*)\)/,
-    typed: /^sudo launchctl/,
+    find: /its plist is gone \(hint: ([^)]*)\)/,
+    typed: /^sudo -H -u zoe lima-guard --stop --lima-home \S+\/\.lima default && sudo launchctl bootout system\//,
+  },
+  {
+    what: "a guarded job whose file is gone",
+    kind: "agent",
+    as: ZOE,
+    args: ["--check"],
+    spoil: async (mac, file) => {
+      await installed(mac, ZOE);
+      Deno.removeSync(file);
+    },
+    find: /its plist is gone \(hint: ([^)]*)\)/,
+    typed: /^launchctl bootout gui/,
+  },
+  {
+    what: "a job that is loaded twice and bare",
+    kind: "agent",
+    as: ZOE,
+    args: ["--check"],
+    spoil: (mac, file) => mac.launchctl(["bootstrap", "user/501", file], ZOE),
+    typed: /^lima-guard --stop --lima-home \S+\/\.lima default && launchctl bootout user\/501\//,
   },
   {
     what: "an install that was rolled back",

@@ -6,6 +6,7 @@
 import assert from "node:assert/strict";
 import { BACKUP_SUFFIX } from "../install.ts";
 import {
+  AGENT,
   DAEMON,
   EVE,
   type FakeMac,
@@ -17,6 +18,7 @@ import {
   type MacSettings,
   macTest,
   macWith,
+  ROOT,
   ZOE,
 } from "./install_mac.ts";
 
@@ -81,6 +83,99 @@ for (const [words, variables, limaHome] of HOMES) {
   );
 }
 
+// A Lima home that is not the job's own, with the job's own plist.
+const OTHERS: [what: string, plist: string, home: string][] = [
+  ["any folder", "lima-2.2-agent", "Library"],
+  ["another Lima home", "lima-2.2-agent", "other"],
+  ["another one than the plist says", "lima-2.3-agent-keep-alive-lima-home", "other"],
+];
+for (const [what, plist, home] of OTHERS) {
+  macTest(
+    `--lima-home with ${what} makes no lost instance of a living one: refused, and nothing is touched`,
+    async () => {
+      const { mac, as, job } = macWith("agent", QUICK, plist);
+      await using _ = mac;
+      mac.instance("k3s", `${mac.home}/other`);
+      mac.instance("default", limaHomeIn(mac, plist));
+      assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+      const [before, pid] = [mac.tree(), job()!.pid];
+      for (const role of ["--check", "--uninstall"]) {
+        const run = await mac.run([role, "--yes", "--json", "--lima-home", `${mac.home}/${home}`, "default"], { as });
+        assert.deepEqual([run.status, run.json().state], [1, "refused"], run.stdout);
+        assert.match(run.json().blockers[0].because, /Cannot tell where the instance is: its job uses /);
+        assert.equal(run.json().blockers[0].hint, "leave out --lima-home");
+      }
+      assert.deepEqual([mac.tree(), job()!.pid], [before, pid]);
+    },
+  );
+}
+
+/** Where the job of this fixture has its instances. */
+function limaHomeIn(mac: FakeMac, plist: string): string {
+  return /LIMA_HOME<\/key>\s*<string>([^<]*)/.exec(fixture(mac, plist))?.[1] ?? `${mac.home}/.lima`;
+}
+
+macTest("--all --lima-home serves the jobs of that home, and says of the others that it does not", async () => {
+  const { mac, as, file, text, job } = macWith("agent", QUICK);
+  await using _ = mac;
+  mac.own(`${mac.home}/.lima`, ZOE);
+  mac.instance("colima", `${mac.home}/.colima/_lima`);
+  mac.own(`${mac.home}/.colima`, ZOE);
+  const brew = fixture(mac, "homebrew-colima").replace("opt/colima/bin/", "bin/");
+  mac.load("gui/501", mac.write(`${mac.agents}/homebrew.mxcl.colima.plist`, brew, ZOE));
+  assert.equal((await mac.run(["--yes", "--all"], { as })).status, 0);
+  const all = async (role: string, home: string) => {
+    const run = await mac.run([role, "--yes", "--json", "--all", "--lima-home", `${mac.home}/${home}`], { as });
+    const { instances } = JSON.parse(run.stdout);
+    return [run.status, ...instances.map(({ name, state }: Record<string, string>) => `${name} ${state}`)];
+  };
+  assert.deepEqual(await all("--install", ".lima/"), [0, "colima not tried", "default guarded"]);
+  assert.deepEqual(await all("--check", ".lima"), [0, "colima not tried", "default guarded"]);
+  assert.deepEqual(await all("--check", ".lmia"), [66, "colima not tried", "default not tried"], "none is not green");
+  assert.deepEqual(await all("--uninstall", ".lima"), [0, "colima not tried", "default not guarded"]);
+  assert.deepEqual([Deno.readTextFileSync(file), job()?.args], [text, limactl(mac)]);
+  assert.ok(mac.job("gui/501", "homebrew.mxcl.colima")!.args.includes("--run"));
+});
+
+// What the loaded job was started with, and what has become of its plist; where the running instance is stopped.
+const RUNNING: [what: string, loaded: Record<string, string>, now: Record<string, string>, args: string[]][] = [
+  ["--lima-home is to be another one", {}, {}, ["--lima-home", "HOME/other"]],
+  ["the plist has got a LIMA_HOME since", {}, { LIMA_HOME: "HOME/other" }, []],
+  ["the plist has lost its LIMA_HOME since", { LIMA_HOME: "HOME/run" }, {}, []],
+  ["the plist has got another LIMA_HOME since", { LIMA_HOME: "HOME/run" }, { LIMA_HOME: "HOME/other" }, []],
+];
+for (const [what, loaded, now, args] of RUNNING) {
+  macTest(`a running job is stopped in the Lima home that it was loaded with: ${what}`, async () => {
+    const { mac, file, text, job, domain, label } = macWith("daemon", QUICK);
+    await using _ = mac;
+    const inHome = (value: string) => value.replace("HOME", mac.home);
+    const withHome = (variables: Record<string, string>) =>
+      withVariables(text, Object.fromEntries(Object.entries(variables).map(([key, value]) => [key, inHome(value)])));
+    for (const name of ["run", "other"]) mac.instance("default", `${mac.home}/${name}`);
+    mac.lose(domain, label);
+    mac.load(domain, mac.write(file, withHome(loaded)));
+    mac.write(file, withHome(now));
+    const run = await mac.run(["--yes", ...args.map(inHome), "default"]);
+    assert.equal(run.status, 0, run.stdout + run.stderr);
+    const stop = mac.log().find((line) => line.includes("--stop"));
+    assert.ok(stop?.includes(`--lima-home ${inHome(loaded["LIMA_HOME"] ?? "HOME/.lima")} default`), stop);
+    assert.ok(job()?.args.includes("--run"));
+  });
+}
+
+macTest("a Lima home with a slash at its end is the same one", async () => {
+  const { mac, file, text } = macWith("daemon", QUICK, "lima-2.3-daemon-keep-alive-lima-home");
+  await using _ = mac;
+  const slashed = text.replace(/(LIMA_HOME<\/key>\s*<string>[^<]*)/, "$1/");
+  assert.notEqual(slashed, text);
+  mac.write(file, slashed);
+  const home = limaHomeIn(mac, "lima-2.3-daemon-keep-alive-lima-home");
+  for (const given of [home, `${home}/`]) {
+    const run = await mac.run(["--dry-run", "--lima-home", given, "default"]);
+    assert.equal(run.status, 0, run.stdout);
+  }
+});
+
 macTest(
   "--lima-home for a job that names another one in its command: the command gets it, and nothing else",
   async () => {
@@ -131,6 +226,175 @@ macTest(
     }
   },
 );
+
+// What is in an instance's place while its volume is not mounted; the folder on the volume has been there before.
+const UNMOUNTED: [what: string, put: (home: string) => void][] = [
+  ["a link of the instance leads to it", (home) => Deno.symlinkSync("/Volumes/lima-guard/default", `${home}/default`)],
+  ["a link leads to a folder that is there, without the instance", (home) => {
+    Deno.mkdirSync(`${home}/mounted`);
+    Deno.symlinkSync(`${home}/mounted`, `${home}/default`);
+  }],
+  ["a link of lima.yaml leads to it", (home) => {
+    Deno.mkdirSync(`${home}/default`);
+    Deno.symlinkSync("/Volumes/lima-guard/lima.yaml", `${home}/default/lima.yaml`);
+  }],
+  ["it is mounted at LIMA_HOME", (home) => Deno.removeSync(`${home}/_config`, { recursive: true })],
+];
+for (const [what, put] of UNMOUNTED) {
+  macTest(`a volume that is not mounted is no lost instance: ${what}`, async () => {
+    const { mac, file, job } = macWith("daemon", QUICK);
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
+    const gone = await mac.run(["--check", "--json", "default"]);
+    assert.match(gone.json().blockers[0].because, /the instance is gone/, "without any of this it is");
+    put(`${mac.home}/.lima`);
+    const checked = await mac.run(["--check", "--json", "default"]);
+    assert.deepEqual([checked.status, checked.json().state], [75, "unknown"], checked.stdout);
+    assert.match(checked.json().blockers[0].because, /is on a volume that is not mounted now/);
+    assert.equal((await mac.run(["--uninstall", "--yes", "default"])).status, 0);
+    assert.deepEqual([mac.exists(file), job()?.args], [true, limactl(mac)]);
+  });
+}
+
+// ── the guest of a job that is unloaded ──
+
+// What of lima-guard is there when a bare job runs, or a guarded one; by which program the instance is stopped, if by any.
+const STOPPERS: [what: string, spoil: (mac: FakeMac) => void, by: (mac: FakeMac) => string | undefined][] = [
+  ["the installed one", () => {}, (mac) => mac.guard],
+  ["this one, where another user could have changed that", (mac) => Deno.chmodSync(mac.guard, 0o777), (m) => m.source],
+  ["this one, where that is another user's", (mac) => Deno.chownSync(mac.guard, EVE.uid, EVE.gid), (m) => m.source],
+  ["this one, where that is gone", (mac) => Deno.removeSync(mac.guard), (mac) => mac.source],
+  ["none, where neither is safe", (mac) => {
+    for (const path of [mac.guard, mac.source]) Deno.chmodSync(path, 0o777);
+  }, () => undefined],
+];
+for (const [what, spoil, by] of STOPPERS) {
+  for (const isLeft of [false, true]) {
+    const job = isLeft ? "a bare job whose plist is gone" : "a bare plist that is loaded guarded";
+    macTest(`${job} is stopped by ${what}`, async () => {
+      const { mac, file, text, job, domain, label } = macWith("daemon", QUICK);
+      await using _ = mac;
+      assert.equal((await mac.run(["--yes", "default"])).status, 0);
+      mac.write(file, text);
+      if (isLeft) {
+        mac.lose(domain, label);
+        mac.load(domain, file);
+        Deno.removeSync(file);
+      }
+      spoil(mac);
+      mac.forget();
+      const pid = job()!.pid;
+      const run = await mac.run(["--uninstall", "--yes", "--json", "default"]);
+      const stops = mac.log().filter((line) => / --stop /.test(line) && line.startsWith("501: "));
+      const asRoot = mac.log().find((line) => / --stop /.test(line) && line.includes("sudo"));
+      assert.equal(/(\S+) --stop /.exec(asRoot ?? "")?.[1], by(mac), run.stdout);
+      assert.equal(stops.length, by(mac) === undefined ? 0 : 1);
+      // A guarded job stops its instance by itself.
+      if (by(mac) === undefined && isLeft) {
+        assert.deepEqual([run.status, run.json().state, job()?.pid], [1, "refused", pid], run.stdout);
+        assert.match(run.json().blockers[0].because, /no lima-guard is there to stop the instance/);
+        return;
+      }
+      assert.deepEqual([run.status, job()?.args], [0, isLeft ? undefined : limactl(mac)], run.stdout);
+      assert.ok(!mac.exists(`${mac.state}/cut_off`), "the guest was cut off");
+    });
+  }
+}
+
+macTest("--uninstall --no-reload of a job whose plist is gone stops and unloads nothing", async () => {
+  const { mac, file, job } = macWith("daemon", QUICK);
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  Deno.removeSync(file);
+  const pid = job()!.pid;
+  mac.forget();
+  const run = await mac.run(["--uninstall", "--no-reload", "--yes", "default"]);
+  assert.equal(run.status, 0, run.stdout);
+  assert.deepEqual([listed(mac.daemons), job()?.pid], [[], pid]);
+  assert.deepEqual(mac.log().filter((line) => /--stop|launchctl (?!print)/.test(line)), []);
+});
+
+// A job of an instance that is gone, whose plist is bare: whose label it has, and what is left of it after its hint.
+const GONE: [what: string, label: string, before: string[][], hint: RegExp][] = [
+  ["Lima's own", DAEMON, [], /^lima-guard --uninstall default$/],
+  [
+    "one that --no-reload has unwrapped",
+    DAEMON,
+    [["--install"], ["--uninstall", "--no-reload"]],
+    /--uninstall default$/,
+  ],
+  ["a person's", "com.acme.vm", [], /^launchctl bootout system\/com\.acme\.vm; rm \S+\/com\.acme\.vm\.plist$/],
+];
+for (const [what, label, before, hint] of GONE) {
+  macTest(`the bare job of an instance that is gone goes as it is said, and is not loaded again: ${what}`, async () => {
+    const { mac, file, text } = macWith("daemon", QUICK);
+    await using _ = mac;
+    if (label !== DAEMON) {
+      mac.lose("system", DAEMON);
+      Deno.removeSync(file);
+      mac.load("system", mac.write(`${mac.daemons}/${label}.plist`, text.replace(DAEMON, label)));
+    }
+    const dir = `${mac.home}/.lima/default`;
+    for (const args of before) {
+      if (args.includes("--uninstall")) Deno.removeSync(dir, { recursive: true });
+      assert.equal((await mac.run([...args, "--yes", "default"])).status, 0);
+    }
+    if (mac.exists(dir)) Deno.removeSync(dir, { recursive: true });
+    for (const role of ["--check", "--install"]) {
+      const run = await mac.run([role, "--yes", "--json", "default"]);
+      assert.match(run.json().blockers[0].because, /the instance is gone/);
+      assert.match(run.json().blockers[0].hint, hint);
+    }
+    if (label !== DAEMON) {
+      const left = await mac.run(["--uninstall", "--yes", "--json", "default"]);
+      assert.deepEqual([left.status, left.json().changed], [0, false], "a person's file is a person's");
+    }
+    const typed = (await mac.run(["--check", "--json", "default"])).json().blockers[0].hint;
+    mac.forget();
+    const { code, output } = await mac.type(typed, ROOT);
+    assert.equal(code, 0, output);
+    assert.deepEqual([listed(mac.daemons), mac.job("system", label)?.dying ?? true], [[], true]);
+    assert.ok(!mac.log().some((line) => line.includes("bootstrap")));
+  });
+}
+
+// What of a guarded job's world is gone when it is uninstalled, and whether its instance would come up again.
+const LOST: [what: string, isRunning: boolean, args: string[], spoil: (mac: FakeMac) => void, status: number][] = [
+  ["a running instance whose limactl is gone", true, [], (mac) => Deno.removeSync(limactl(mac)[0]!), 1],
+  ["an instance that does not run, without limactl", false, [], (mac) => Deno.removeSync(limactl(mac)[0]!), 0],
+  ["a program of --on-event that is gone", true, ["--on-event"], (mac) => Deno.removeSync(`${mac.root}/event`), 0],
+];
+for (const [what, isRunning, args, spoil, status] of LOST) {
+  macTest(`--uninstall stops nothing that would not come up again: ${what}`, async () => {
+    const { mac, file, text, job } = macWith("daemon", QUICK);
+    await using _ = mac;
+    const event = mac.write(`${mac.root}/event`, "#!/bin/sh\n", undefined, 0o755);
+    assert.equal((await mac.run(["--yes", ...args.flatMap((arg) => [arg, event]), "default"])).status, 0);
+    const pid = job()!.pid;
+    if (!isRunning) Deno.removeSync(`${mac.state}/alive/${pid}`);
+    spoil(mac);
+    const run = await mac.run(["--uninstall", "--yes", "--json", "default"]);
+    assert.equal(run.status, status, run.stdout + run.stderr);
+    if (status === 0) return assert.deepEqual([Deno.readTextFileSync(file), job()!.args], [text, limactl(mac)]);
+    assert.match(run.json().blockers[0].because, /^Cannot load the job again: the program \S+limactl is gone/);
+    assert.deepEqual([job()!.pid, job()!.args], [pid, guarded(mac)]);
+    assert.equal(run.json().blockers[0].hint, "lima-guard --uninstall --no-reload default");
+    assert.equal((await mac.run(["--uninstall", "--no-reload", "--yes", "default"])).status, 0);
+  });
+}
+
+macTest("of two jobs of one instance the idle one is the one to be booted out", async () => {
+  const { mac, file, text, as, job } = macWith("agent", QUICK);
+  await using _ = mac;
+  mac.lose("gui/501", AGENT);
+  mac.load("user/501", file);
+  mac.load("gui/501", mac.write(file, text.replace("<true/>", "<false/>"), as));
+  mac.write(file, text, as);
+  assert.deepEqual([job()!.pid, mac.job("user/501", AGENT)!.pid !== undefined], [undefined, true]);
+  const checked = await mac.run(["--check", "--json", "default"], { as });
+  assert.equal(checked.json().blockers[0].hint, `launchctl bootout gui/501/${AGENT}`);
+});
 
 // ── what another program writes meanwhile ──
 

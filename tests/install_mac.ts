@@ -214,9 +214,10 @@ export class FakeMac implements AsyncDisposable {
     return path;
   }
 
-  /** An instance of zoe's. */
+  /** An instance of zoe's. The start of the first one has made Lima's keys. */
   instance(name: string, home = `${this.home}/.lima`): void {
     this.folder(home, ZOE);
+    this.folder(`${home}/_config`, ZOE);
     this.folder(`${home}/${name}`, ZOE);
     this.write(`${home}/${name}/lima.yaml`, "", ZOE);
   }

@@ -183,6 +183,35 @@ macTest("a LIMA_HOME that is empty leaves limactl its default, whatever the work
   assert.equal((await mac.run(["--check", "default"])).status, 0);
 });
 
+// A working directory with the instance's name, below zoe's home; under whose label; and the LIMA_HOME that is written.
+const FOLDERS: [what: string, label: string, instances: string[], limaHome: string | undefined][] = [
+  ["Lima's own job of another home", "io.lima-vm.daemon.default", ["src"], "src"],
+  ["Lima's own job of another home that is not mounted", "io.lima-vm.daemon.default", [], "src"],
+  ["Lima's own job, of an instance in ~/.lima", "io.lima-vm.daemon.default", ["src", ".lima"], undefined],
+  ["a person's job in a project with a lima.yaml", "com.acme.vm", ["src", ".lima"], undefined],
+  ["a person's job in a project, of an instance that is gone", "com.acme.vm", ["src"], undefined],
+];
+for (const [what, label, instances, limaHome] of FOLDERS) {
+  macTest(`the working directory ${limaHome === undefined ? "says nothing" : "is believed"}: ${what}`, async () => {
+    await using mac = FakeMac.make({ quick: true });
+    Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
+    for (const home of instances) mac.instance("default", `${mac.home}/${home}`);
+    const text = fixture(mac, "lima-2.2-daemon").replace("io.lima-vm.daemon.default", label)
+      .replace(`${mac.home}/.lima/default`, `${mac.home}/src/default`);
+    mac.load("system", mac.write(`${mac.daemons}/${label}.plist`, text));
+    const looked = await mac.run(["--check", "default"]);
+    const isGone = limaHome === undefined && !instances.includes(".lima");
+    assert.equal(looked.stdout.includes(`there is no ${mac.home}/.lima/default/lima.yaml`), isGone, looked.stdout);
+    if (isGone) return;
+    const run = await mac.run(["--yes", "--json", "default"]);
+    assert.equal(run.status, 0, run.stdout);
+    const added = run.json().changes.find((c: { key: string }) => c.key === "EnvironmentVariables");
+    assert.deepEqual(added?.after, limaHome && { LIMA_HOME: `${mac.home}/${limaHome}` });
+    const stop = mac.log().find((line) => line.includes("--stop"));
+    assert.ok(stop?.includes(`--lima-home ${mac.home}/${limaHome ?? ".lima"} default`), stop);
+  });
+}
+
 macTest("a COLIMA_HOME that this user may not look at is not written down", async () => {
   await using mac = FakeMac.make();
   mac.folder(`${mac.root}/closed`, undefined, 0o700);

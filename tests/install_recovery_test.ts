@@ -412,7 +412,9 @@ const LATE: [what: string, args: string[], effect: RegExp, spoil?: (mac: FakeMac
   ["is stopped by the guard that --purge had removed", ["--purge"], / rename .*lima-guard-install\.log$/],
   // The stop of the uninstall itself is called by sudo and by the guard; the third is sudo's of the rollback.
   ["stays where it cannot be stopped", [], / rename .*before-lima-guard$/, (mac) => mac.fault("stop:3 75")],
-  ["stays where no guard is there", [], / rename .*before-lima-guard$/, (mac) => Deno.removeSync(mac.guard)],
+  ["stays where no guard is safe", [], / rename .*before-lima-guard$/, (mac) => {
+    for (const path of [mac.guard, mac.source]) Deno.chmodSync(path, 0o777);
+  }],
 ];
 for (const [what, more, effect, spoil] of LATE) {
   macTest(`a bare job that a rollback finds running ${what}: its guest is not cut off`, async () => {
@@ -439,6 +441,8 @@ macTest("a bare job that runs, and no guard that could stop it: an uninstall ref
   await using _ = mac;
   assert.equal((await mac.run(["--yes", "--no-reload", "default"])).status, 0);
   Deno.removeSync(mac.guard);
+  // This very program is another user's to change.
+  Deno.chmodSync(mac.source, 0o777);
   const [before, pid] = [mac.tree(), job()!.pid];
   const run = await mac.run(["--uninstall", "--yes", "--json", "default"]);
   assert.deepEqual([run.status, run.json().state], [1, "refused"], run.stdout + run.stderr);
