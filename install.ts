@@ -2471,8 +2471,6 @@ async function act(run: InstallRun, target: Target, steps: readonly InstallStep[
       if (unloads && !isThere(run.host.stat(file))) throw new StepFailure(`${file} has been removed`, "changed");
       await actStep(acting, step);
     }
-    removeThere(run.host, ...acting.kept);
-    for (const folder of acting.emptied) if (namesIn(run.host, folder).length === 0) run.host.remove(folder);
   } catch (error) {
     // An internal error must not leave a job half-way either.
     const bug = `internal error: please report it: ${error instanceof Error ? error.stack : error}`;
@@ -2484,7 +2482,21 @@ async function act(run: InstallRun, target: Target, steps: readonly InstallStep[
     silence();
     await acting.stopping;
   }
+  if (acting.failure === undefined) clearAway(acting, ...acting.kept, ...acting.emptied);
   return acting;
+}
+
+/** What is no longer needed goes; nothing is put back for what cannot be removed: that stays, and is a note. */
+function clearAway({ run: { host }, notes }: Acting, ...paths: readonly string[]): void {
+  for (const path of paths) {
+    try {
+      const look = host.stat(path);
+      const isUsed = isThere(look) && look.kind === "directory" && namesIn(host, path).length > 0;
+      if (!isUsed) removeThere(host, path);
+    } catch (error) {
+      notes.push(`${path} stays: ${error instanceof Error ? error.message : error}`);
+    }
+  }
 }
 
 async function actStep(a: Acting, step: InstallStep): Promise<void> {
@@ -2513,7 +2525,7 @@ const DOERS: { readonly [K in InstallStep["kind"]]: Doer<K> } = {
   place: placeGuard,
   write: writeFile,
   remove: removeFile,
-  clear: ({ run: { host } }, { path }) => removeThere(host, path),
+  clear: (a, { path }) => clearAway(a, path),
   handshake,
   run: runArgv,
   logs: runArgv,
@@ -2718,7 +2730,7 @@ async function rollBack(a: Acting): Promise<void> {
   // Where it could not be loaded again, the mark stays: it says that this job is to be loaded.
   for (const undo of isOff ? [] : a.undoNoted.toReversed()) await attempt(undo);
   // What is kept may be the only copy of what could not be put back.
-  if (areFilesBack && isUndone) removeThere(run.host, ...a.kept);
+  if (areFilesBack && isUndone) clearAway(a, ...a.kept);
 }
 
 async function loadedNow({ run, target }: Pick<Acting, "run" | "target">): Promise<Loaded> {

@@ -17,6 +17,7 @@ import {
   type MacSettings,
   macTest,
   macWith,
+  ROOT,
   ZOE,
 } from "./install_mac.ts";
 
@@ -300,6 +301,31 @@ for (const [what, put] of UNREAD) {
     assert.equal(mac.exists(guard), false, "and without that plist it goes");
   });
 }
+
+macTest("what cannot be removed once all is well is a note: an uninstall is not rolled back for it", async () => {
+  const { mac, file, text, guard, job, as } = macWith("agent", { trace: true });
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+  mac.own(`${mac.home}/.local`, ROOT, 0o755);
+  const run = await mac.run(["--uninstall", "--purge", "--yes", "--json", "default"], { as });
+  assert.deepEqual([run.status, run.json().state], [0, "not guarded"], run.stdout + run.stderr);
+  assert.match(JSON.stringify(run.json().notes), /\.local\/libexec stays: Permission denied/);
+  assert.deepEqual([Deno.readTextFileSync(file), job()!.args, mac.exists(guard)], [text, limactl(mac), false]);
+});
+
+macTest("a second name of the old plist that cannot be removed at the end is a note: the job is guarded", async () => {
+  const end = { number: 0 };
+  for (const isTried of [false, true]) {
+    const { mac, file, as } = macWith("agent", { trace: true });
+    await using _ = mac;
+    const settings = isTried ? { hookAt: end.number, hook: `chmod a-w ${mac.agents}` } : {};
+    const run = await mac.run(["--yes", "--no-reload", "--json", "default"], { as, settings });
+    assert.deepEqual([run.status, run.json().changed], [0, true], run.stdout + run.stderr);
+    end.number = mac.effects().findIndex((line) => / remove .*\.lima-guard-new-/.test(line)) + 1;
+    const stays = /\.lima-guard-new-[\da-f]{8} stays: Permission denied/.test(JSON.stringify(run.json().notes));
+    assert.deepEqual([stays, Deno.readTextFileSync(file).includes("--run")], [isTried, true]);
+  }
+});
 
 // ── a fleet of two users ──
 
