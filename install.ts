@@ -64,7 +64,7 @@ const AGENT_LABEL = "io.lima-vm.autostart.";
 export const BACKUP_SUFFIX = ".before-lima-guard";
 /** What the last install was asked for, and which job it has booted out: survives a plist that Lima writes again. */
 export const MEMORY_SUFFIX = ".lima-guard.json";
-/** Files that are not in place yet: this and eight random digits. */
+/** Files that are not in place yet: this and eight random digits; alone it is a private folder. */
 const TEMPORARY_SUFFIX = ".lima-guard-new-";
 /** In /var/log, or in the user's Library/Logs: a line for each job that a run has changed. */
 export const LOG_NAME = "lima-guard-install.log";
@@ -2652,7 +2652,7 @@ async function placeGuard(a: Acting, { path, bytes, sign }: StepOf<"place">): Pr
 
 /** Signs in a private folder, as the caller and with his keychain; the identifier is the one of every release. */
 async function signedCopy({ host }: InstallRun, bytes: Uint8Array, identity: string): Promise<string> {
-  const file = join(host.folders.own, `lima-guard-${host.random()}`, GUARD_NAME);
+  const file = join(host.folders.own, TEMPORARY_SUFFIX + host.random(), GUARD_NAME);
   try {
     host.makeFolder(dirname(file), 0o700);
     host.create(file, bytes, 0o700, -1);
@@ -3078,8 +3078,9 @@ function litterOf({ host }: InstallRun, { place }: JobFacts, guard: string | und
     names(dirname(file)).filter((name) => name.startsWith(basename(file)) && LITTER.test(name))
       .map((name) => join(dirname(file), name)).filter((path) => isOwn(path, "file"))
   );
-  const folders = names(host.folders.own).filter((name) => /^lima-guard-[\da-f]{8}$/.test(name))
-    .map((name) => join(host.folders.own, name)).filter((path) => isOwn(path, "directory"));
+  const folders = names(host.folders.own).filter((name) => LITTER.exec(name)?.index === 0)
+    .map((name) => join(host.folders.own, name)).filter((path) => isOwn(path, "directory"))
+    .filter((path) => namesIn(host, path).every((name) => name === GUARD_NAME));
   const copies = folders.map((folder) => join(folder, GUARD_NAME)).filter((path) => isOwn(path, "file"));
   return [...beside, ...copies, ...folders];
 }

@@ -327,6 +327,19 @@ macTest("a second name of the old plist that cannot be removed at the end is a n
   }
 });
 
+macTest("a folder of the user's that looks like one of a killed run keeps all that is in it", async () => {
+  const { mac, as } = macWith("agent", QUICK);
+  await using _ = mac;
+  const files = ["lima-guard-20261127/lima-guard", "lima-guard-20261127/README", "lima-guard-deadbeef/lima-guard"];
+  for (const path of files.map((name) => `${mac.home}/${name}`)) {
+    mac.folder(path.replace(/\/[^/]*$/, ""), as);
+    mac.write(path, "precious", as);
+  }
+  assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+  assert.deepEqual(files.filter((name) => !mac.exists(`${mac.home}/${name}`)), []);
+  assert.equal((await mac.run(["--yes", "--json", "default"], { as })).json().changed, false);
+});
+
 // ── a fleet of two users ──
 
 macTest("--all: a user's own agent is rolled back: root's daemons are not tried, and no sudo is called", async () => {
