@@ -2269,7 +2269,12 @@ async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: st
   if (options.guardDir !== undefined) return { path: join(options.guardDir, GUARD_NAME), isPlaced: true };
   const kept = facts.job.guard ?? facts.memory.guard;
   const { changer } = facts.place;
-  if (kept !== undefined) return { path: kept, isPlaced: isPlacedByUs(host, kept, facts.user, facts.memory) };
+  // Root's copy, that a user's job runs too, may go with the last job of root's.
+  const isLost = changer !== 0 && host.folders.guards.includes(dirname(kept ?? "")) &&
+    host.stat(kept ?? "") === "absent";
+  if (kept !== undefined && !isLost) {
+    return { path: kept, isPlaced: isPlacedByUs(host, kept, facts.user, facts.memory) };
+  }
   if (changer !== 0) {
     for (const folder of host.folders.guards) {
       const path = join(folder, GUARD_NAME);
@@ -3016,31 +3021,23 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
     enables: options.start,
     stopWith: stopper,
     removesJob,
-    purged: options.purge ? purgedFiles(run, facts, removesJob) : [],
+    purged: options.purge ? await purgedFiles(run, facts, { removesJob, reload }) : [],
     purgedLogs,
     purgedFolder: options.purge ? await emptiedLogFolder(run, facts.user, purgedLogs) : undefined,
     litter: litterOf(run, facts, guard ?? facts.memory.guard),
   };
 }
 
-/** The guard, if no other plist names it, and what is left beside the plist. */
-function purgedFiles({ host }: InstallRun, facts: JobFacts, removesJob: boolean): string[] {
+/** The guard, if no job needs it, and what is left beside the plist. */
+async function purgedFiles(run: InstallRun, facts: JobFacts, after: Pick<Target, "removesJob" | "reload">) {
+  const { host } = run;
   const { place, job, user, loaded, backup, memory } = facts;
   const guard = job.guard ?? memory.guard ??
     (loaded.kind === "loaded" && isGuard(loaded.args) ? loaded.args[0] : undefined);
-  const folder = dirname(place.file);
-  const others = namesIn(host, folder).filter((n) => n.endsWith(".plist") && join(folder, n) !== place.file);
-  // One that may not be read may name it, in whatever form.
-  const isNamed = guard === undefined || others.some((n) => {
-    const { way, look } = pathComponents(host, join(folder, n));
-    const isSafe = checkPathOwners(way, trustOf(place.changer, "run")).why === undefined;
-    const bytes = isSafe && isThere(look) && look.kind === "file" ? host.read(look.path, PLIST_LIMIT_BYTES) : undefined;
-    const text = new TextDecoder().decode(bytes);
-    return bytes === undefined || text.includes(guard) || text.includes(stringElement(guard));
-  });
+  const isNeeded = guard === undefined || await isGuardNeeded(run, facts, guard, after.reload);
   const placed = guard !== undefined && isPlacedByUs(host, guard, user, memory) ? [guard, guard + PREVIOUS_SUFFIX] : [];
-  const guards = isNamed ? [] : [...placed, join(host.folders.log, LOG_NAME)];
-  const isBackupLeft = backup !== undefined && job.guard === undefined && !removesJob;
+  const guards = isNeeded ? [] : [...placed, join(host.folders.log, LOG_NAME)];
+  const isBackupLeft = backup !== undefined && job.guard === undefined && !after.removesJob;
   const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards].filter((p) => isThere(host.stat(p)));
   // The folders that an install makes, where they are of the same user and nothing else is in them.
   const own = ownGuardFolder(user);
@@ -3052,6 +3049,48 @@ function purgedFiles({ host }: InstallRun, facts: JobFacts, removesJob: boolean)
     if (isEmptied) left.push(made);
   }
   return left;
+}
+
+/** Whether a job runs this guard, in its file or as launchd has it. One that may not be read may do so, in whatever form. */
+async function isGuardNeeded(
+  run: InstallRun,
+  { place, domain, job, user, loaded }: JobFacts,
+  guard: string,
+  reload: boolean,
+) {
+  const { host } = run;
+  if (place.kind === "file" || loaded.kind === "not asked") return true;
+  const look = (path: string) => pathComponents(host, path).look;
+  const mine = look(guard);
+  const isIt = (word: string) => {
+    const other = word.startsWith("/") && isThere(mine) && look(word);
+    return word === guard || (other && isThere(other) && other.dev === mine.dev && other.ino === mine.ino);
+  };
+  const runsIt = (words: readonly string[]) => words.flatMap((word) => [word, ...word.split(/\s/)]).some(isIt);
+  const labels = reload ? [] : [job.label];
+  for (const file of namesIn(host, dirname(place.file)).map((n) => join(dirname(place.file), n))) {
+    if (!file.endsWith(".plist") || file === place.file) continue;
+    const { way, look } = pathComponents(host, file);
+    const isSafe = checkPathOwners(way, trustOf(place.changer, "run")).why === undefined;
+    const bytes = isSafe && isThere(look) && look.kind === "file" ? host.read(look.path, PLIST_LIMIT_BYTES) : undefined;
+    const text = new TextDecoder().decode(bytes);
+    if (bytes === undefined || text.includes(guard) || text.includes(stringElement(guard))) return true;
+    if (/^bplist[^]*lima-guard/.test(text) || runsIt(text.split(/[<>]/))) return true;
+    if (/limactl|colima/.test(text)) {
+      labels.push(/<key>Label<\/key>\s*<string>([^<]+)</.exec(text)?.[1] ?? basename(file, ".plist"));
+    }
+  }
+  for (const of of place.kind === "daemon" ? [domain] : [`gui/${user.uid}`, `user/${user.uid}`]) {
+    const listed = await askTool(run, "launchctl", "print", of);
+    const isAnswer = listed.code === 0 || listed.code === NO_SERVICE || NO_SESSION.includes(listed.code);
+    if (!isAnswer) return true;
+    for (const label of new Set([...labels, ...readLimaLabels(listed.stdout)])) {
+      if (reload && label === job.label) continue;
+      const has = await askLoaded(run, `${of}/${label}`);
+      if (has.kind === "unknown" || (has.kind === "loaded" && runsIt(has.args))) return true;
+    }
+  }
+  return false;
 }
 
 /** The folder of the logs in the user's home, where it is his and nothing is in it but these logs. */

@@ -340,6 +340,60 @@ macTest("a folder of the user's that looks like one of a killed run keeps all th
   assert.equal((await mac.run(["--yes", "--json", "default"], { as })).json().changed, false);
 });
 
+// What runs the lima-guard of the job that is purged.
+const RUNS_IT: [what: string, use: (mac: FakeMac, text: string) => Promise<unknown> | void, ...more: string[]][] = [
+  ["its own job, which is loaded as it was", () => {}, "--no-reload"],
+  ["a loaded job whose plist is bare again", async (mac, text) => {
+    await mac.run(["--yes", "k3s"]);
+    mac.daemon("k3s", text);
+  }],
+  ["a job of another label, loaded from a plist that is bare again", async (mac, text) => {
+    const own = text.replace("io.lima-vm.daemon.k3s", "com.acme.vm");
+    mac.launchctl(["bootout", "system/io.lima-vm.daemon.k3s"]);
+    Deno.removeSync(mac.daemon("k3s", ""));
+    const file = mac.write(`${mac.daemons}/vm.plist`, own);
+    mac.load("system", file);
+    await mac.run(["--yes", "k3s"]);
+    mac.write(file, own);
+  }],
+  ["a job that calls it by a link", async (mac) => {
+    mac.folder(`${mac.system}/usr/local/bin`);
+    Deno.symlinkSync(mac.guard, `${mac.system}/usr/local/bin/lima-guard`);
+    await mac.run(["--yes", "--guard", `${mac.system}/usr/local/bin/lima-guard`, "k3s"]);
+  }],
+  ["jobs that launchd does not list", (mac) => mac.fault("print:3 5")],
+  ["a job that launchd does not tell of", (mac) => mac.fault("print:4 5")],
+];
+for (const [what, use, ...more] of RUNS_IT) {
+  macTest(`--purge leaves the lima-guard that is run by ${what}`, async () => {
+    const { mac, text } = macWith("daemon", QUICK);
+    await using _ = mac;
+    mac.instance("k3s");
+    const other = text.replaceAll("default", "k3s");
+    mac.load("system", mac.daemon("k3s", other));
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    mac.forget();
+    await use(mac, other);
+    const run = await mac.run(["--uninstall", "--purge", "--yes", ...more, "default"]);
+    assert.deepEqual([run.status, mac.exists(mac.guard)], [0, true], run.stdout + run.stderr);
+  });
+}
+
+macTest(
+  "an agent that runs root's lima-guard gets one of its own once that is purged, by the hint of --check",
+  async () => {
+    const { mac, as, job, guard } = macWith("agent", QUICK);
+    await using _ = mac;
+    mac.putGuard(mac.guard);
+    assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+    Deno.removeSync(mac.guard);
+    const [{ because, hint }] = (await mac.run(["--check", "--json", "default"], { as })).json().blockers;
+    assert.match(because, /lima-guard is not there/);
+    const { code, output } = await mac.type(hint, as);
+    assert.deepEqual([code, job()!.args], [0, guarded(mac, guard)], output);
+  },
+);
+
 // ── a fleet of two users ──
 
 macTest("--all: a user's own agent is rolled back: root's daemons are not tried, and no sudo is called", async () => {
