@@ -872,7 +872,7 @@ function jsonOf(text: string): Record<string, unknown> {
 
 /** What the last run has noted beside the plist; anything that is not of that shape is left out. */
 function readMemory(text: string) {
-  const { guard, isPlaced, options, keepAlive, bootedOut } = jsonOf(text);
+  const { guard, isPlaced, options, keepAlive, wrote, bootedOut } = jsonOf(text);
   const isTexts = Array.isArray(options) && options.every((o) => typeof o === "string" && !/^--run$|^--$/.test(o));
   const { boot, wasRunning, wasDisabled } = Object(bootedOut) as Record<string, unknown>;
   const isMark = typeof boot === "string" && typeof wasRunning === "boolean";
@@ -882,6 +882,8 @@ function readMemory(text: string) {
     isPlaced: typeof isPlaced === "boolean" ? isPlaced : undefined,
     options: isTexts ? options as readonly string[] : undefined,
     keepAlive: typeof keepAlive === "boolean" ? keepAlive : undefined,
+    /** The keys that are the install's, with its values; undefined where an older version has noted none. */
+    wrote: isDict(wrote) ? wrote : undefined,
     bootedOut: isMark ? { boot, wasRunning, wasDisabled: wasDisabled === true } : undefined,
   };
 }
@@ -1058,9 +1060,14 @@ type Rewritten = Readonly<Omit<ReturnType<typeof rewrite>, "plist">>;
 
 /**
  * Takes the guard out of the text again, in place. The backup knows what our keys said before; where nothing else was
- * changed since, what comes out are the backup's very bytes. Without a backup only the command goes back.
+ * changed since, what comes out are the backup's very bytes. Without a backup only the command goes back; and of what
+ * install is known to have written only what is still so.
  */
-export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefined): Rewritten {
+export function unwrapText(
+  plist: Plist,
+  job: LaunchdJob,
+  { backup, wrote }: { readonly backup?: Plist | undefined; readonly wrote?: Dict | undefined } = {},
+): Rewritten {
   const { root, text } = plist;
   const { list: { children } } = layoutOf(plist);
   const [first, command] = [children[0], children[job.args.length - job.command.length]];
@@ -1072,7 +1079,11 @@ export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefi
   else if (program) edits.push(inPlaceOf(program, stringElement(job.command[0] ?? "")));
   const restore = (key: string, isOurs: (now: Value, before: Value | undefined) => boolean) => {
     const now = nodeOf(root, key) && (plist.value[key] ?? "");
-    if (backup && now !== undefined && isOurs(now, backup.value[key])) edits.push(restoredEdit(plist, backup, key));
+    // The time of a stop is the install's, whoever has changed it since.
+    const isWritten = wrote === undefined || key === "ExitTimeOut" || isEqual(now, wrote[key]);
+    if (backup && now !== undefined && isWritten && isOurs(now, backup.value[key])) {
+      edits.push(restoredEdit(plist, backup, key));
+    }
   };
   // 0 would let launchd wait without end: as good as none, but it was there before us.
   const isTimeout = (value: Value) => Number.isInteger(value) && Number(value) >= 0;
@@ -1081,7 +1092,8 @@ export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefi
   restore("WorkingDirectory", (now, before) => now === "/" && typeof before === "string");
   restore("StandardOutPath", (now, before) => isOurLog(now) && typeof before === "string");
   restore("StandardErrorPath", (now, before) => isOurLog(now) && typeof before === "string");
-  if (backup) edits.push(...environmentEdits(plist, backup));
+  const home = Object(wrote?.["EnvironmentVariables"])["LIMA_HOME"];
+  if (backup && (!wrote || home === job.environment["LIMA_HOME"])) edits.push(...environmentEdits(plist, backup));
   return rewrite(plist, edits);
 }
 
@@ -1254,12 +1266,12 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
   if (role === "install" && isFileNew && job.guard === undefined) {
     steps.push(write(backup, bytes, "the plist as it is now"));
   }
-  if (isFileNew) {
-    steps.push(write(plist, new TextEncoder().encode(rewritten.text), "at once: there is always a plist", true));
-  }
   if (marks) {
     const bootedOut = { boot: actor.boot, wasRunning: isRunning(loaded), wasDisabled: disabled === true };
     steps.push(noteStep(facts, { ...memory ?? facts.memory, bootedOut }, "a run that is interrupted loads it again"));
+  } else if (role === "install") steps.push(...memorySteps(target, isFileNew, marks));
+  if (isFileNew) {
+    steps.push(write(plist, new TextEncoder().encode(rewritten.text), "at once: there is always a plist", true));
   }
   steps.push(...loads);
   if (facts.isLeftEnabled && !target.reload) steps.push(switchStep(facts, "disable", actor));
@@ -1268,7 +1280,7 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
   const isUsed = role === "uninstall" && kept !== undefined &&
     (isFileNew || removesJob || (job.guard === undefined && isSameBytes(kept.bytes, bytes)));
   if (isUsed) steps.push(remove(backup, "the plist is as it was before"));
-  steps.push(...memorySteps(target, isFileNew, marks));
+  if (marks || role === "uninstall") steps.push(...memorySteps(target, isFileNew, marks));
   steps.push(...target.purged.map((path) => remove(path, "--purge: no job needs it")));
   return [...steps, ...purgedLogSteps(target, actor)];
 }
@@ -2931,6 +2943,8 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
   const rewritten = wrapText(facts.plist, facts.job, wanted);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
   const logs = wanted.moved?.StandardOutPath ?? wanted.moved?.StandardErrorPath;
+  const own = rewritten.changes.filter(({ key }) => !["ProgramArguments", "Program", "ExitTimeOut"].includes(key));
+  const wrote = Object.fromEntries(own.flatMap(({ key, after }) => after === undefined ? [] : [[key, after]]));
   const target: Target = {
     ...NOTHING_REMOVED,
     role: "install",
@@ -2947,6 +2961,7 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
       isPlaced: guard?.isPlaced === true,
       options: wanted.guardOptions ?? [],
       keepAlive: wanted.keepAlive === true || facts.memory.keepAlive === true,
+      wrote: facts.job.guard === undefined ? wrote : facts.memory.wrote && { ...facts.memory.wrote, ...wrote },
       bootedOut: undefined,
     },
     litter: litterOf(run, facts, path),
@@ -2994,7 +3009,8 @@ function installNotes(run: InstallRun, { facts, job, guard, reload }: Target, wa
 async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
   const { host, options } = run;
   refuseManaged(run, facts);
-  const rewritten = unwrapText(facts.plist, facts.job, facts.backup?.plist);
+  const { wrote } = facts.memory;
+  const rewritten = unwrapText(facts.plist, facts.job, { backup: facts.backup?.plist, wrote });
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
   const { guard } = facts.job;
   const isGone = host.os === "darwin" && facts.instance === "gone" && guard !== undefined && !options.noReload;

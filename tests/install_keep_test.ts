@@ -252,6 +252,25 @@ for (
   });
 }
 
+macTest(
+  "what a user has added since the install is there after an uninstall, whatever the install would write",
+  async () => {
+    const { mac, file, text } = macWith("daemon", QUICK);
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    const own = `<key>EnvironmentVariables</key>\n\t<dict>\n\t\t<key>LIMA_HOME</key>\n\t\t<string>${mac.home}/.lima` +
+      "</string>\n\t</dict>\n\t<key>KeepAlive</key>\n\t<dict>\n\t\t<key>SuccessfulExit</key>\n\t\t<false/>\n\t</dict>\n\t";
+    const add = (to: string) => to.replace("<key>RunAtLoad</key>", `${own}<key>RunAtLoad</key>`);
+    mac.write(file, add(Deno.readTextFileSync(file)));
+    // One that has something to write, and one that has not.
+    for (const more of [["--exit-timeout", "90"], []]) {
+      assert.equal((await mac.run(["--yes", ...more, "default"])).status, 0);
+    }
+    assert.equal((await mac.run(["--uninstall", "--yes", "default"])).status, 0);
+    assert.equal(Deno.readTextFileSync(file), add(text));
+  },
+);
+
 // ── --purge ──
 
 macTest("--purge leaves a lima-guard that --guard has named, and takes what the install has made", async () => {
