@@ -1763,6 +1763,8 @@ interface InstallRun {
   /** The guards that this run has put in place and heard, by path and user. */
   readonly placed: Set<string>;
   readonly sources: Map<string, Uint8Array>;
+  /** The plists and jobs that run no lima-guard any more, and the logs that are gone, once what is planned is done. */
+  readonly leaving: Set<string>;
 }
 
 /** The answer of one of Apple's tools that only looks, within the limit of a command. */
@@ -2911,6 +2913,9 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     );
     if (isDone && !target.reload) return { kind: "report", report: await nothingToDo(run, target, steps) };
     if (host.uid !== uid && !options.dryRun) return { kind: "hand over", name, uid };
+    // The jobs after it are planned on this; should it not be done, they are not tried.
+    const left = [place.file, ...target.purgedLogs, ...target.reload ? [`${facts.domain}/${facts.job.label}`] : []];
+    if (options.role === "uninstall") { for (const one of left) run.leaving.add(one); }
     return { kind: "ready", name, target, steps };
   } catch (error) {
     return { kind: "report", report: refusedReport(name, error) };
@@ -3085,7 +3090,7 @@ async function isGuardNeeded(
   const runsIt = (words: readonly string[]) => words.flatMap((word) => [word, ...word.split(/\s/)]).some(isIt);
   const labels = reload ? [] : [job.label];
   for (const file of namesIn(host, dirname(place.file)).map((n) => join(dirname(place.file), n))) {
-    if (!file.endsWith(".plist") || file === place.file) continue;
+    if (!file.endsWith(".plist") || file === place.file || run.leaving.has(file)) continue;
     const { way, look } = pathComponents(host, file);
     const isSafe = checkPathOwners(way, trustOf(place.changer, "run")).why === undefined;
     const bytes = isSafe && isThere(look) && look.kind === "file" ? host.read(look.path, PLIST_LIMIT_BYTES) : undefined;
@@ -3101,7 +3106,7 @@ async function isGuardNeeded(
     const isAnswer = listed.code === 0 || listed.code === NO_SERVICE || NO_SESSION.includes(listed.code);
     if (!isAnswer) return true;
     for (const label of new Set([...labels, ...readLimaLabels(listed.stdout)])) {
-      if (reload && label === job.label) continue;
+      if ((reload && label === job.label) || run.leaving.has(`${of}/${label}`)) continue;
       const has = await askLoaded(run, `${of}/${label}`);
       if (has.kind === "unknown" || (has.kind === "loaded" && runsIt(has.args))) return true;
     }
@@ -3115,7 +3120,8 @@ async function emptiedLogFolder(run: InstallRun, user: User, logs: readonly stri
   const look = run.host.stat(folder);
   if (!isThere(look) || look.kind !== "directory" || look.uid !== user.uid) return undefined;
   const names = await namesAsUser(run, user, folder);
-  return names?.every((name) => logs.includes(join(folder, name))) ? folder : undefined;
+  const gone = [...logs, ...run.leaving];
+  return names?.every((name) => gone.includes(join(folder, name))) ? folder : undefined;
 }
 
 /** Files under temporary names that a run which was killed has left beside these, and its private folders. */
@@ -3350,9 +3356,10 @@ async function carryOutAll(run: InstallRun, ready: readonly ReadyJob[]): Promise
   const reports: JobReport[] = [];
   try {
     for (const job of ready) {
-      const failed = failedIn(reports);
+      const undone = run.options.purge ? reports.find((r) => r.status !== EXIT.done) : undefined;
+      const failed = failedIn(reports) ?? undone;
       const carriedOut = () => carryOut(run, job).catch((error: unknown) => refusedReport(job.name, error));
-      reports.push(failed ? notTried(job.name, failed.name) : await logged(run, job.target, await carriedOut()));
+      reports.push(failed ? notTried(job.name, failed) : await logged(run, job.target, await carriedOut()));
     }
   } finally {
     lock.close();
@@ -3364,8 +3371,9 @@ function failedIn(reports: readonly JobReport[]): JobReport | undefined {
   return reports.find((r) => r.state === "rolled back" || r.state === "broken");
 }
 
-function notTried(name: string, failed: string): JobReport {
-  return blocked(name, "not tried", EXIT.tryAgain, `${failed} had to be rolled back`);
+function notTried(name: string, failed: JobReport): JobReport {
+  const what = failed.state === "unknown" ? "could not be changed" : "had to be rolled back";
+  return blocked(name, "not tried", EXIT.tryAgain, `${failed.name} ${what}`);
 }
 
 /** Who has done what, and when, for the next administrator. A log that cannot be written is a note. */
@@ -3487,7 +3495,7 @@ async function runCommand(run: InstallRun): Promise<number> {
     for (const [uid, theirs] of Map.groupBy(others, (o) => o.uid)) {
       const failed = failedIn(reports);
       const answer = failed
-        ? theirs.map(({ name }) => notTried(name, failed.name))
+        ? theirs.map(({ name }) => notTried(name, failed))
         : await handOver(run, theirs.map((o) => o.name), uid).catch((error: unknown) => refusedReports(theirs, error));
       if (typeof answer === "number") statuses.push(answer);
       else reports.push(...answer);
@@ -3904,7 +3912,7 @@ export async function installMain(args: readonly string[], given?: InstallHost):
   host.settle();
   const actor = { uid: host.uid, boot: await bootIdentity(host), tool: host.tool };
   try {
-    return await runCommand({ host, options, actor, placed: new Set(), sources: new Map() });
+    return await runCommand({ host, options, actor, placed: new Set(), sources: new Map(), leaving: new Set() });
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     return refuse(error.message, error.hint ?? "lima-guard --install --help", error.status);

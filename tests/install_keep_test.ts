@@ -413,6 +413,46 @@ macTest(
   },
 );
 
+for (const kind of ["daemon", "agent"] as const) {
+  macTest(`${kind}s: --purge --all takes what all of them have needed, and the dry run says so`, async () => {
+    const { mac, text, guard, domain, as } = macWith(kind, QUICK);
+    await using _ = mac;
+    mac.instance("k3s");
+    mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
+    const other = text.replaceAll("default", "k3s");
+    mac.load(domain, kind === "daemon" ? mac.daemon("k3s", other) : mac.agent("k3s", other));
+    const before = mac.tree();
+    assert.equal((await mac.run(["--yes", "--all"], { as })).status, 0);
+    const args = ["--uninstall", "--purge", "--all"];
+    const logs = `${mac.home}/Library/Logs/lima-guard`;
+    for (const name of ["default", "k3s"]) mac.write(`${logs}/${name}.stderr.log`, "x", ZOE);
+    const dry = await mac.run([...args, "--dry-run"], { as });
+    for (const what of [`remove ${guard}`, `rmdir ${logs}`]) {
+      assert.equal(dry.stdout.split(`${what}  (`).length, 2, what);
+    }
+    const run = await mac.run([...args, "--yes"], { as });
+    assert.equal(run.status, 0, run.stdout + run.stderr);
+    assert.deepEqual(mac.tree(), before);
+  });
+}
+
+macTest("--purge --all: a job that is not changed keeps its lima-guard, and the others are not tried", async () => {
+  const { mac, text, file } = macWith("daemon", QUICK);
+  await using _ = mac;
+  mac.instance("k3s");
+  mac.load("system", mac.daemon("k3s", text.replaceAll("default", "k3s")));
+  assert.equal((await mac.run(["--yes", "--all"])).status, 0);
+  const settings = { canAsk: true, whileAsked: `echo >> ${file}` };
+  const run = await mac.run(["--uninstall", "--purge", "--all", "--json"], { settings });
+  const { instances } = JSON.parse(run.stdout);
+  const states = instances.map((i: { name: string; state: string }) => `${i.name} ${i.state}`);
+  assert.deepEqual([run.status, states], [75, ["default unknown", "k3s not tried"]], run.stdout);
+  assert.match(instances[1].blockers[0].because, /default could not be changed/);
+  assert.ok(mac.exists(mac.guard));
+  assert.equal((await mac.run(["--uninstall", "--purge", "--yes", "--all"])).status, 0);
+  assert.ok(!mac.exists(mac.guard));
+});
+
 // ── a fleet of two users ──
 
 macTest("--all: a user's own agent is rolled back: root's daemons are not tried, and no sudo is called", async () => {
