@@ -3023,7 +3023,9 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
   const isLost = rewritten.changes.length > 0 && facts.backup === undefined;
   const reload = (removesJob && facts.loaded.kind === "loaded") || needsReload(run, facts, job, rewritten);
   const stopper = stopWith(run, facts, undefined);
-  const purgedLogs = options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter(isOurLog) : [];
+  const named = removesJob ? [] : [job.stdoutPath, job.stderrPath];
+  const logs = [facts.job.stdoutPath, facts.job.stderrPath].filter(isOurLog).filter((log) => !named.includes(log));
+  const purgedLogs = options.purge ? logs : [];
   if (reload && !removesJob && stopper === undefined && isBare(facts.loaded)) {
     const why = "no lima-guard is there to stop the instance, and launchd would cut its guest off";
     throw new Refusal(`Cannot load the job again: ${why}`, `limactl stop ${facts.place.name}, then run this again`);

@@ -453,6 +453,17 @@ macTest("--purge --all: a job that is not changed keeps its lima-guard, and the 
   assert.ok(!mac.exists(mac.guard));
 });
 
+macTest("--purge leaves the logs that the plist names after it too: without a backup they stay in it", async () => {
+  const { mac, file } = macWith("daemon", QUICK);
+  await using _ = mac;
+  mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  const log = mac.write(`${mac.home}/Library/Logs/lima-guard/default.stderr.log`, "x", ZOE);
+  Deno.removeSync(`${file}${BACKUP_SUFFIX}`);
+  assert.equal((await mac.run(["--uninstall", "--purge", "--yes", "default"])).status, 0);
+  assert.deepEqual([mac.exists(log), Deno.readTextFileSync(file).includes(log)], [true, true]);
+});
+
 // ── a fleet of two users ──
 
 macTest("--all: a user's own agent is rolled back: root's daemons are not tried, and no sudo is called", async () => {
