@@ -1256,7 +1256,7 @@ function runStep<K extends InstallStep["kind"]>(kind: K, argv: Argv, because: st
 /** The whole plan of an install or uninstall; empty where all is as wanted. */
 function planSteps(target: Target, actor: Actor): InstallStep[] {
   const { facts, rewritten, role, removesJob, memory } = target;
-  const { backup: kept, bytes, job, loaded, disabled, place: { target: plist, beside } } = facts;
+  const { backup: kept, bytes, job, loaded, disabled, place: { file, target: plist, beside } } = facts;
   const backup = beside + BACKUP_SUFFIX;
   const isFileNew = rewritten.changes.length > 0;
   const loads = target.reload ? loadSteps(target, actor) : [];
@@ -1275,7 +1275,9 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
   }
   steps.push(...loads);
   if (facts.isLeftEnabled && !target.reload) steps.push(switchStep(facts, "disable", actor));
-  if (removesJob && plist === beside) steps.push(remove(plist, "its instance is gone"));
+  // A link in launchd's folder goes with the file that it leads to: a dangling one would still be a job's.
+  const own = removesJob && plist === beside ? new Set([file, plist]) : [];
+  steps.push(...[...own].map((path) => remove(path, "its instance is gone")));
   // Removed only if it was read: the one copy of the original must not be lost.
   const isUsed = role === "uninstall" && kept !== undefined &&
     (isFileNew || removesJob || (job.guard === undefined && isSameBytes(kept.bytes, bytes)));

@@ -271,6 +271,34 @@ macTest(
   },
 );
 
+macTest(
+  "the job of an instance that is gone whose plist is a link: the link goes too, and comes back in a rollback",
+  async () => {
+    for (const isFailing of [true, false]) {
+      const { mac, file, as, guard, job } = macWith("agent", QUICK);
+      await using _ = mac;
+      mac.folder(`${mac.home}/dotfiles`, as);
+      Deno.renameSync(file, `${mac.home}/dotfiles/lima.plist`);
+      Deno.symlinkSync(`${mac.home}/dotfiles/lima.plist`, file);
+      new Deno.Command("chown", { args: ["-h", `${as.uid}:${as.gid}`, file] }).outputSync();
+      assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+      Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
+      const before = mac.tree();
+      if (isFailing) mac.own(`${mac.home}/dotfiles`, ROOT, 0o755);
+      const run = await mac.run(["--uninstall", "--yes", "default"], { as });
+      if (isFailing) {
+        assert.match(run.stdout, /default: rolled back: the old plist and the old job are in place/);
+        mac.own(`${mac.home}/dotfiles`, as, 0o755);
+        assert.deepEqual([mac.tree(), job()!.args], [before, guarded(mac, guard)]);
+        continue;
+      }
+      assert.equal(run.status, 0, run.stdout + run.stderr);
+      assert.deepEqual([listed(mac.agents), listed(`${mac.home}/dotfiles`), mac.exists(guard)], [[], [], true]);
+      assert.equal((await mac.run(["--check", "--all"], { as })).status, 66);
+    }
+  },
+);
+
 // ── --purge ──
 
 macTest("--purge leaves a lima-guard that --guard has named, and takes what the install has made", async () => {
