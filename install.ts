@@ -1692,7 +1692,7 @@ function commandWords(options: InstallOptions, names: readonly string[], program
     if (value === undefined || value === false) return [];
     return value === true ? [`--${flag}`] : [`--${flag}`, String(value)];
   });
-  return [...program, `--${options.role}`, ...words, ...options.all ? [] : names];
+  return [...program, `--${options.role}`, ...words, ...names];
 }
 
 // ─────────────────────────────────────────────────────────────────────────────────────── the host ──
@@ -3409,7 +3409,9 @@ async function logged(run: InstallRun, target: Target, report: JobReport): Promi
 
 /** Hands the whole command over, once: to root through sudo, or as root to one child that is the user. Returns the reports, or the status where they were printed already. */
 async function handOver(run: InstallRun, names: readonly string[], uid: number): Promise<JobReport[] | number> {
-  const { host, options } = run;
+  const { host } = run;
+  // The jobs of `--all` that need nothing have been reported here.
+  const options = { ...run.options, all: false };
   const who = uid === 0 ? [] : ["-H", "-u", `#${uid}`];
   const typed = ["sudo", ...who, ...commandWords(options, names, ["lima-guard"])].map(quote).join(" ");
   const refusal = (why: string) => new Refusal(why, typed, EXIT.denied);

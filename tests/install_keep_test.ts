@@ -6,6 +6,7 @@
 import assert from "node:assert/strict";
 import { BACKUP_SUFFIX } from "../install.ts";
 import {
+  ADA,
   DAEMON,
   EVE,
   type FakeMac,
@@ -512,4 +513,15 @@ macTest("--all: a user's own agent is rolled back: root's daemons are not tried,
   mac.conf("broken=", `sudoers=${ZOE.uid}`);
   const both = await mac.run(["--yes", "--all"], { as });
   assert.equal(both.status, 0, both.stdout + both.stderr);
+});
+
+macTest("--all that is handed over names the jobs that need it: each job is reported once", async () => {
+  const { mac, text } = macWith("daemon", QUICK);
+  await using _ = mac;
+  mac.instance("k3s");
+  mac.load("system", mac.daemon("k3s", text.replaceAll("default", "k3s")));
+  assert.equal((await mac.run(["--yes", "k3s"])).status, 0);
+  const run = await mac.run(["--yes", "--all", "--json"], { as: ADA });
+  const names = JSON.parse(run.stdout).instances.map((i: { name: string; state: string }) => `${i.name} ${i.state}`);
+  assert.deepEqual([run.status, names], [0, ["default guarded", "k3s guarded"]], run.stdout);
 });
