@@ -1740,8 +1740,8 @@ export interface InstallHost extends Pick<Host, Shared | "stdout" | "stderr"> {
   makeFolder(path: string, mode: number): void;
   /** Waits until what a folder holds is on the disk. */
   sync(folder: string): void;
-  /** The lock of all installs of this user; or the PID that has it. */
-  lock(): { close(): void } | { pid: string };
+  /** The lock of all installs of this user, in his own folder; or the PID that has it. */
+  lock(folder: string): { close(): void } | { pid: string };
   random(): string;
 
   alive(pid: number): boolean;
@@ -1950,11 +1950,18 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
   return entry === undefined ? verdict : bad(`${path} has an access control list: ${entry}`);
 }
 
-async function userOf(run: InstallRun, who: string): Promise<User> {
+async function userOf(run: Pick<InstallRun, "host">, who: string): Promise<User> {
   const answer = await askTool(run, "id", "-P", who);
   const user = answer.code === 0 ? readUser(answer.stdout) : undefined;
   if (user) return user;
   throw new Refusal(`Cannot find user ${who}: ${inWords(answer)}`, `id -P ${who}`, EXIT.tryAgain);
+}
+
+/** A user's own folders are those of his account: HOME may be another user's, or empty. */
+async function inOwnFolders(host: InstallHost): Promise<InstallHost> {
+  if (host.os !== "darwin" || host.uid === 0) return host;
+  const { home } = await userOf({ host }, String(host.uid));
+  return { ...host, folders: { ...host.folders, own: home, log: join(home, "Library/Logs") } };
 }
 
 /** The user the job runs as. Lima refuses to run as root, so no job may. */
@@ -3353,7 +3360,7 @@ function failedReport({ run, target, leftAlone, failure, isBack }: Acting, more:
 /** The jobs that are ready, one after the other, under one lock; after the first that had to be rolled back no other is tried. */
 async function carryOutAll(run: InstallRun, ready: readonly ReadyJob[]): Promise<JobReport[]> {
   if (ready.length === 0) return [];
-  const lock = run.host.lock();
+  const lock = run.host.lock(run.host.folders.own);
   if ("pid" in lock) {
     throw new Refusal(`Cannot start: another install (PID ${lock.pid}) is using it`, "run this again", EXIT.tryAgain);
   }
@@ -3530,7 +3537,7 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
     arch: Deno.build.arch,
     canAsk: settings.canAsk,
     limits: INSTALL_LIMITS,
-    folders: realFolders(os, uid, before["HOME"] ?? "/nonexistent"),
+    folders: realFolders(os, uid, before["HOME"] || "/nonexistent"),
     self: Deno.build.standalone ? { binary: Deno.execPath() } : here === undefined ? {} : { folder: here },
     magic: ["cffaedfe", "cafebabe", "7f454c46"],
     tool: (name) => TOOL_PATHS[name],
@@ -3539,7 +3546,7 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
     // By functions: a folder may have `$&` in its name.
     absolute: (path) => path.replace(/^~(?=\/)/, () => before["HOME"] ?? "").replace(/^(?!\/)/, () => `${cwd}/`),
     ...realFiles,
-    lock: () => lockFile(join(host.folders.own, uid === 0 ? "lima-guard-install.lock" : ".lima-guard-install.lock")),
+    lock: (folder) => lockFile(join(folder, uid === 0 ? "lima-guard-install.lock" : ".lima-guard-install.lock")),
     random: () => crypto.getRandomValues(new Uint8Array(4)).toHex(),
     alive: (pid) => machine.alive(pid) !== "no",
     run: (argv, options) => {
@@ -3918,7 +3925,14 @@ export async function installMain(args: readonly string[], given?: InstallHost):
   host.settle();
   const actor = { uid: host.uid, boot: await bootIdentity(host), tool: host.tool };
   try {
-    return await runCommand({ host, options, actor, placed: new Set(), sources: new Map(), leaving: new Set() });
+    return await runCommand({
+      host: await inOwnFolders(host),
+      options,
+      actor,
+      placed: new Set(),
+      sources: new Map(),
+      leaving: new Set(),
+    });
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     return refuse(error.message, error.hint ?? "lima-guard --install --help", error.status);
