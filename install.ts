@@ -1079,7 +1079,7 @@ export function unwrapText(
   else if (program) edits.push(inPlaceOf(program, stringElement(job.command[0] ?? "")));
   const restore = (key: string, isOurs: (now: Value, before: Value | undefined) => boolean) => {
     const now = nodeOf(root, key) && (plist.value[key] ?? "");
-    // The time of a stop is the install's, whoever has changed it since.
+    // The time of a stop is the install's, also where it was changed since.
     const isWritten = wrote === undefined || key === "ExitTimeOut" || isEqual(now, wrote[key]);
     if (backup && now !== undefined && isWritten && isOurs(now, backup.value[key])) {
       edits.push(restoredEdit(plist, backup, key));
