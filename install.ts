@@ -64,7 +64,7 @@ const AGENT_LABEL = "io.lima-vm.autostart.";
 export const BACKUP_SUFFIX = ".before-lima-guard";
 /** What the last install was asked for, and which job it has booted out: survives a plist that Lima writes again. */
 export const MEMORY_SUFFIX = ".lima-guard.json";
-/** Files that are not in place yet: this and eight random digits. */
+/** Files that are not in place yet: this and eight random digits; alone it is a private folder. */
 const TEMPORARY_SUFFIX = ".lima-guard-new-";
 /** In /var/log, or in the user's Library/Logs: a line for each job that a run has changed. */
 export const LOG_NAME = "lima-guard-install.log";
@@ -883,7 +883,7 @@ function jsonOf(text: string): Record<string, unknown> {
 
 /** What the last run has noted beside the plist; anything that is not of that shape is left out. */
 function readMemory(text: string) {
-  const { guard, isPlaced, options, keepAlive, bootedOut } = jsonOf(text);
+  const { guard, isPlaced, options, keepAlive, wrote, bootedOut } = jsonOf(text);
   const isTexts = Array.isArray(options) && options.every((o) => typeof o === "string" && !/^--run$|^--$/.test(o));
   const { boot, wasRunning, wasDisabled } = Object(bootedOut) as Record<string, unknown>;
   const isMark = typeof boot === "string" && typeof wasRunning === "boolean";
@@ -893,6 +893,8 @@ function readMemory(text: string) {
     isPlaced: typeof isPlaced === "boolean" ? isPlaced : undefined,
     options: isTexts ? options as readonly string[] : undefined,
     keepAlive: typeof keepAlive === "boolean" ? keepAlive : undefined,
+    /** The keys that are the install's, with its values; undefined where an older version has noted none. */
+    wrote: isDict(wrote) ? wrote : undefined,
     bootedOut: isMark ? { boot, wasRunning, wasDisabled: wasDisabled === true } : undefined,
   };
 }
@@ -1069,9 +1071,14 @@ type Rewritten = Readonly<Omit<ReturnType<typeof rewrite>, "plist">>;
 
 /**
  * Takes the guard out of the text again, in place. The backup knows what our keys said before; where nothing else was
- * changed since, what comes out are the backup's very bytes. Without a backup only the command goes back.
+ * changed since, what comes out are the backup's very bytes. Without a backup only the command goes back; and of what
+ * install is known to have written only what is still so.
  */
-export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefined): Rewritten {
+export function unwrapText(
+  plist: Plist,
+  job: LaunchdJob,
+  { backup, wrote }: { readonly backup?: Plist | undefined; readonly wrote?: Dict | undefined } = {},
+): Rewritten {
   const { root, text } = plist;
   const { list: { children } } = layoutOf(plist);
   const [first, command] = [children[0], children[job.args.length - job.command.length]];
@@ -1083,7 +1090,11 @@ export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefi
   else if (program) edits.push(inPlaceOf(program, stringElement(job.command[0] ?? "")));
   const restore = (key: string, isOurs: (now: Value, before: Value | undefined) => boolean) => {
     const now = nodeOf(root, key) && (plist.value[key] ?? "");
-    if (backup && now !== undefined && isOurs(now, backup.value[key])) edits.push(restoredEdit(plist, backup, key));
+    // The time of a stop is the install's, also where it was changed since.
+    const isWritten = wrote === undefined || key === "ExitTimeOut" || isEqual(now, wrote[key]);
+    if (backup && now !== undefined && isWritten && isOurs(now, backup.value[key])) {
+      edits.push(restoredEdit(plist, backup, key));
+    }
   };
   // 0 would let launchd wait without end: as good as none, but it was there before us.
   const isTimeout = (value: Value) => Number.isInteger(value) && Number(value) >= 0;
@@ -1092,7 +1103,8 @@ export function unwrapText(plist: Plist, job: LaunchdJob, backup: Plist | undefi
   restore("WorkingDirectory", (now, before) => now === "/" && typeof before === "string");
   restore("StandardOutPath", (now, before) => isOurLog(now) && typeof before === "string");
   restore("StandardErrorPath", (now, before) => isOurLog(now) && typeof before === "string");
-  if (backup) edits.push(...environmentEdits(plist, backup));
+  const home = Object(wrote?.["EnvironmentVariables"])["LIMA_HOME"];
+  if (backup && (!wrote || home === job.environment["LIMA_HOME"])) edits.push(...environmentEdits(plist, backup));
   return rewrite(plist, edits);
 }
 
@@ -1255,7 +1267,7 @@ function runStep<K extends InstallStep["kind"]>(kind: K, argv: Argv, because: st
 /** The whole plan of an install or uninstall; empty where all is as wanted. */
 function planSteps(target: Target, actor: Actor): InstallStep[] {
   const { facts, rewritten, role, removesJob, memory } = target;
-  const { backup: kept, bytes, job, loaded, disabled, place: { target: plist, beside } } = facts;
+  const { backup: kept, bytes, job, loaded, disabled, place: { file, target: plist, beside } } = facts;
   const backup = beside + BACKUP_SUFFIX;
   const isFileNew = rewritten.changes.length > 0;
   const loads = target.reload ? loadSteps(target, actor) : [];
@@ -1265,21 +1277,23 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
   if (role === "install" && isFileNew && job.guard === undefined) {
     steps.push(write(backup, bytes, "the plist as it is now"));
   }
-  if (isFileNew) {
-    steps.push(write(plist, new TextEncoder().encode(rewritten.text), "at once: there is always a plist", true));
-  }
   if (marks) {
     const bootedOut = { boot: actor.boot, wasRunning: isRunning(loaded), wasDisabled: disabled === true };
     steps.push(noteStep(facts, { ...memory ?? facts.memory, bootedOut }, "a run that is interrupted loads it again"));
+  } else if (role === "install") steps.push(...memorySteps(target, isFileNew, marks));
+  if (isFileNew) {
+    steps.push(write(plist, new TextEncoder().encode(rewritten.text), "at once: there is always a plist", true));
   }
   steps.push(...loads);
   if (facts.isLeftEnabled && !target.reload) steps.push(switchStep(facts, "disable", actor));
-  if (removesJob && plist === beside) steps.push(remove(plist, "its instance is gone"));
+  // A link in launchd's folder goes with the file that it leads to: a dangling one would still be a job's.
+  const own = removesJob && plist === beside ? new Set([file, plist]) : [];
+  steps.push(...[...own].map((path) => remove(path, "its instance is gone")));
   // Removed only if it was read: the one copy of the original must not be lost.
   const isUsed = role === "uninstall" && kept !== undefined &&
     (isFileNew || removesJob || (job.guard === undefined && isSameBytes(kept.bytes, bytes)));
   if (isUsed) steps.push(remove(backup, "the plist is as it was before"));
-  steps.push(...memorySteps(target, isFileNew, marks));
+  if (marks || role === "uninstall") steps.push(...memorySteps(target, isFileNew, marks));
   steps.push(...target.purged.map((path) => remove(path, "--purge: no job needs it")));
   return [...steps, ...purgedLogSteps(target, actor)];
 }
@@ -1683,7 +1697,7 @@ function commandWords(options: InstallOptions, names: readonly string[], program
     if (value === undefined || value === false) return [];
     return value === true ? [`--${flag}`] : [`--${flag}`, String(value)];
   });
-  return [...program, `--${options.role}`, ...words, ...options.all ? [] : names];
+  return [...program, `--${options.role}`, ...words, ...names];
 }
 
 // ─────────────────────────────────────────────────────────────────────────────────────── the host ──
@@ -1731,8 +1745,8 @@ export interface InstallHost extends Pick<Host, Shared | "stdout" | "stderr"> {
   makeFolder(path: string, mode: number): void;
   /** Waits until what a folder holds is on the disk. */
   sync(folder: string): void;
-  /** The lock of all installs of this user; or the PID that has it. */
-  lock(): { close(): void } | { pid: string };
+  /** The lock of all installs of this user, in his own folder; or the PID that has it. */
+  lock(folder: string): { close(): void } | { pid: string };
   random(): string;
 
   alive(pid: number): boolean;
@@ -1756,6 +1770,8 @@ interface InstallRun {
   /** The guards that this run has put in place and heard, by path and user. */
   readonly placed: Set<string>;
   readonly sources: Map<string, Uint8Array>;
+  /** The plists and jobs that run no lima-guard any more, and the logs that are gone, once what is planned is done. */
+  readonly leaving: Set<string>;
 }
 
 /** The answer of one of Apple's tools that only looks, within the limit of a command. */
@@ -1952,11 +1968,18 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
   return entry === undefined ? verdict : bad(`${path} has an access control list: ${entry}`);
 }
 
-async function userOf(run: InstallRun, who: string): Promise<User> {
+async function userOf(run: Pick<InstallRun, "host">, who: string): Promise<User> {
   const answer = await askTool(run, "id", "-P", who);
   const user = answer.code === 0 ? readUser(answer.stdout) : undefined;
   if (user) return user;
   throw new Refusal(`Cannot find user ${who}: ${inWords(answer)}`, `id -P ${who}`, EXIT.tryAgain);
+}
+
+/** A user's own folders are those of his account: HOME may be another user's, or empty. */
+async function inOwnFolders(host: InstallHost): Promise<InstallHost> {
+  if (host.os !== "darwin" || host.uid === 0) return host;
+  const { home } = await userOf({ host }, String(host.uid));
+  return { ...host, folders: { ...host.folders, own: home, log: join(home, "Library/Logs") } };
 }
 
 /** The user the job runs as. Lima refuses to run as root, so no job may. */
@@ -2323,7 +2346,12 @@ async function chooseGuard(run: InstallRun, facts: JobFacts): Promise<{ path: st
   if (options.guardDir !== undefined) return { path: join(options.guardDir, GUARD_NAME), isPlaced: true };
   const kept = facts.job.guard ?? facts.memory.guard;
   const { changer } = facts.place;
-  if (kept !== undefined) return { path: kept, isPlaced: isPlacedByUs(host, kept, facts.user, facts.memory) };
+  // Root's copy, that a user's job runs too, may go with the last job of root's.
+  const isLost = changer !== 0 && host.folders.guards.includes(dirname(kept ?? "")) &&
+    host.stat(kept ?? "") === "absent";
+  if (kept !== undefined && !isLost) {
+    return { path: kept, isPlaced: isPlacedByUs(host, kept, facts.user, facts.memory) };
+  }
   if (changer !== 0) {
     for (const folder of host.folders.guards) {
       const path = join(folder, GUARD_NAME);
@@ -2525,8 +2553,6 @@ async function act(run: InstallRun, target: Target, steps: readonly InstallStep[
       if (unloads && !isThere(run.host.stat(file))) throw new StepFailure(`${file} has been removed`, "changed");
       await actStep(acting, step);
     }
-    removeThere(run.host, ...acting.kept);
-    for (const folder of acting.emptied) if (namesIn(run.host, folder).length === 0) run.host.remove(folder);
   } catch (error) {
     // An internal error must not leave a job half-way either.
     const bug = `internal error: please report it: ${error instanceof Error ? error.stack : error}`;
@@ -2538,7 +2564,21 @@ async function act(run: InstallRun, target: Target, steps: readonly InstallStep[
     silence();
     await acting.stopping;
   }
+  if (acting.failure === undefined) clearAway(acting, ...acting.kept, ...acting.emptied);
   return acting;
+}
+
+/** What is no longer needed goes; nothing is put back for what cannot be removed: that stays, and is a note. */
+function clearAway({ run: { host }, notes }: Acting, ...paths: readonly string[]): void {
+  for (const path of paths) {
+    try {
+      const look = host.stat(path);
+      const isUsed = isThere(look) && look.kind === "directory" && namesIn(host, path).length > 0;
+      if (!isUsed) removeThere(host, path);
+    } catch (error) {
+      notes.push(`${path} stays: ${error instanceof Error ? error.message : error}`);
+    }
+  }
 }
 
 async function actStep(a: Acting, step: InstallStep): Promise<void> {
@@ -2567,7 +2607,7 @@ const DOERS: { readonly [K in InstallStep["kind"]]: Doer<K> } = {
   place: placeGuard,
   write: writeFile,
   remove: removeFile,
-  clear: ({ run: { host } }, { path }) => removeThere(host, path),
+  clear: (a, { path }) => clearAway(a, path),
   handshake,
   run: runArgv,
   logs: runArgv,
@@ -2694,7 +2734,7 @@ async function placeGuard(a: Acting, { path, bytes, sign }: StepOf<"place">): Pr
 
 /** Signs in a private folder, as the caller and with his keychain; the identifier is the one of every release. */
 async function signedCopy({ host }: InstallRun, bytes: Uint8Array, identity: string): Promise<string> {
-  const file = join(host.folders.own, `lima-guard-${host.random()}`, GUARD_NAME);
+  const file = join(host.folders.own, TEMPORARY_SUFFIX + host.random(), GUARD_NAME);
   try {
     host.makeFolder(dirname(file), 0o700);
     host.create(file, bytes, 0o700, -1);
@@ -2772,7 +2812,7 @@ async function rollBack(a: Acting): Promise<void> {
   // Where it could not be loaded again, the mark stays: it says that this job is to be loaded.
   for (const undo of isOff ? [] : a.undoNoted.toReversed()) await attempt(undo);
   // What is kept may be the only copy of what could not be put back.
-  if (areFilesBack && isUndone) removeThere(run.host, ...a.kept);
+  if (areFilesBack && isUndone) clearAway(a, ...a.kept);
 }
 
 async function loadedNow({ run, target }: Pick<Acting, "run" | "target">): Promise<Loaded> {
@@ -2936,6 +2976,9 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     );
     if (isDone && !target.reload) return { kind: "report", report: await nothingToDo(run, target, steps) };
     if (host.uid !== uid && !options.dryRun) return { kind: "hand over", name, uid };
+    // The jobs after it are planned on this; should it not be done, they are not tried.
+    const left = [place.file, ...target.purgedLogs, ...target.reload ? [`${facts.domain}/${facts.job.label}`] : []];
+    if (options.role === "uninstall") { for (const one of left) run.leaving.add(one); }
     return { kind: "ready", name, target, steps };
   } catch (error) {
     return { kind: "report", report: refusedReport(name, error) };
@@ -2968,6 +3011,8 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
   const rewritten = wrapText(facts.plist, facts.job, wanted);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
   const logs = wanted.moved?.StandardOutPath ?? wanted.moved?.StandardErrorPath;
+  const own = rewritten.changes.filter(({ key }) => !["ProgramArguments", "Program", "ExitTimeOut"].includes(key));
+  const wrote = Object.fromEntries(own.flatMap(({ key, after }) => after === undefined ? [] : [[key, after]]));
   const target: Target = {
     ...NOTHING_REMOVED,
     role: "install",
@@ -2984,6 +3029,7 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
       isPlaced: guard?.isPlaced === true,
       options: wanted.guardOptions ?? [],
       keepAlive: wanted.keepAlive === true || facts.memory.keepAlive === true,
+      wrote: facts.job.guard === undefined ? wrote : facts.memory.wrote && { ...facts.memory.wrote, ...wrote },
       bootedOut: undefined,
     },
     litter: litterOf(run, facts, path),
@@ -3038,7 +3084,8 @@ function goesWithInstance({ instance, job }: JobFacts): boolean {
 async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
   const { host, options } = run;
   refuseManaged(run, facts);
-  const rewritten = unwrapText(facts.plist, facts.job, facts.backup?.plist);
+  const { wrote } = facts.memory;
+  const rewritten = unwrapText(facts.plist, facts.job, { backup: facts.backup?.plist, wrote });
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
   const isGone = host.os === "darwin" && goesWithInstance(facts) && !options.noReload;
   const removesJob = isGone || facts.place.beside !== facts.place.target;
@@ -3046,7 +3093,9 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
   const unloads = removesJob && facts.loaded.kind === "loaded" && !options.noReload;
   const reload = unloads || needsReload(run, facts, job, rewritten);
   const stopWith = reload ? await stopperOf(run, facts) : undefined;
-  const purgedLogs = options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter(isOurLog) : [];
+  const named = removesJob ? [] : [job.stdoutPath, job.stderrPath];
+  const logs = [facts.job.stdoutPath, facts.job.stderrPath].filter(isOurLog).filter((log) => !named.includes(log));
+  const purgedLogs = options.purge ? logs : [];
   if (reload) await refuseUnload(run, { ...facts, job }, { removesJob, stopWith });
   const notes = holding([
     [facts.badBackup !== undefined, `${facts.badBackup}; it stays where it is`],
@@ -3062,7 +3111,7 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
     enables: options.start,
     stopWith,
     removesJob,
-    purged: options.purge ? purgedFiles(run, facts, removesJob) : [],
+    purged: options.purge ? await purgedFiles(run, facts, { removesJob, reload }) : [],
     purgedLogs,
     purgedFolder: options.purge ? await emptiedLogFolder(run, facts.user, purgedLogs) : undefined,
     litter: litterOf(run, facts, facts.job.guard ?? facts.memory.guard),
@@ -3083,24 +3132,16 @@ async function refuseUnload(run: InstallRun, old: JobFacts, how: Pick<Target, "r
   throw new Refusal(`Cannot load the job again: ${trouble}`, hint);
 }
 
-/** The guard, if no other plist names it, and what is left beside the plist. */
-function purgedFiles({ host }: InstallRun, facts: JobFacts, removesJob: boolean): string[] {
+/** The guard, if no job needs it, and what is left beside the plist. */
+async function purgedFiles(run: InstallRun, facts: JobFacts, after: Pick<Target, "removesJob" | "reload">) {
+  const { host } = run;
   const { place, job, user, loaded, backup, memory } = facts;
   const guard = job.guard ?? memory.guard ??
     (loaded.kind === "loaded" && isGuard(loaded.args) ? loaded.args[0] : undefined);
-  const folder = dirname(place.file);
-  const others = namesIn(host, folder).filter((n) => n.endsWith(".plist") && join(folder, n) !== place.file);
-  // One that may not be read may name it, in whatever form.
-  const isNamed = guard === undefined || others.some((n) => {
-    const { way, look } = pathComponents(host, join(folder, n));
-    const isSafe = checkPathOwners(way, trustOf(place.changer, "run")).why === undefined;
-    const bytes = isSafe && isThere(look) && look.kind === "file" ? host.read(look.path, PLIST_LIMIT_BYTES) : undefined;
-    const text = new TextDecoder().decode(bytes);
-    return bytes === undefined || text.includes(guard) || text.includes(stringElement(guard));
-  });
+  const isNeeded = guard === undefined || await isGuardNeeded(run, facts, guard, after.reload);
   const placed = guard !== undefined && isPlacedByUs(host, guard, user, memory) ? [guard, guard + PREVIOUS_SUFFIX] : [];
-  const guards = isNamed ? [] : [...placed, join(host.folders.log, LOG_NAME)];
-  const isBackupLeft = backup !== undefined && job.guard === undefined && !removesJob;
+  const guards = isNeeded ? [] : [...placed, join(host.folders.log, LOG_NAME)];
+  const isBackupLeft = backup !== undefined && job.guard === undefined && !after.removesJob;
   const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards].filter((p) => isThere(host.stat(p)));
   // The folders that an install makes, where they are of the same user and nothing else is in them.
   const own = ownGuardFolder(user);
@@ -3114,13 +3155,56 @@ function purgedFiles({ host }: InstallRun, facts: JobFacts, removesJob: boolean)
   return left;
 }
 
+/** Whether a job runs this guard, in its file or as launchd has it. One that may not be read may do so, in whatever form. */
+async function isGuardNeeded(
+  run: InstallRun,
+  { place, domain, job, user, loaded }: JobFacts,
+  guard: string,
+  reload: boolean,
+) {
+  const { host } = run;
+  if (place.kind === "file" || loaded.kind === "not asked") return true;
+  const look = (path: string) => pathComponents(host, path).look;
+  const mine = look(guard);
+  const isIt = (word: string) => {
+    const other = word.startsWith("/") && isThere(mine) && look(word);
+    return word === guard || (other && isThere(other) && other.dev === mine.dev && other.ino === mine.ino);
+  };
+  const runsIt = (words: readonly string[]) => words.flatMap((word) => [word, ...word.split(/\s/)]).some(isIt);
+  const labels = reload ? [] : [job.label];
+  for (const file of namesIn(host, dirname(place.file)).map((n) => join(dirname(place.file), n))) {
+    if (!file.endsWith(".plist") || file === place.file || run.leaving.has(file)) continue;
+    const { way, look } = pathComponents(host, file);
+    const isSafe = checkPathOwners(way, trustOf(place.changer, "run")).why === undefined;
+    const bytes = isSafe && isThere(look) && look.kind === "file" ? host.read(look.path, PLIST_LIMIT_BYTES) : undefined;
+    const text = new TextDecoder().decode(bytes);
+    if (bytes === undefined || text.includes(guard) || text.includes(stringElement(guard))) return true;
+    if (/^bplist[^]*lima-guard/.test(text) || runsIt(text.split(/[<>]/))) return true;
+    if (/limactl|colima/.test(text)) {
+      labels.push(/<key>Label<\/key>\s*<string>([^<]+)</.exec(text)?.[1] ?? basename(file, ".plist"));
+    }
+  }
+  for (const of of place.kind === "daemon" ? [domain] : [`gui/${user.uid}`, `user/${user.uid}`]) {
+    const listed = await askTool(run, "launchctl", "print", of);
+    const isAnswer = listed.code === 0 || listed.code === NO_SERVICE || NO_SESSION.includes(listed.code);
+    if (!isAnswer) return true;
+    for (const label of new Set([...labels, ...readLimaLabels(listed.stdout)])) {
+      if ((reload && label === job.label) || run.leaving.has(`${of}/${label}`)) continue;
+      const has = await askLoaded(run, `${of}/${label}`);
+      if (has.kind === "unknown" || (has.kind === "loaded" && runsIt(has.args))) return true;
+    }
+  }
+  return false;
+}
+
 /** The folder of the logs in the user's home, where it is his and nothing is in it but these logs. */
 async function emptiedLogFolder(run: InstallRun, user: User, logs: readonly string[]): Promise<string | undefined> {
   const folder = logFolderOf(user);
   const look = run.host.stat(folder);
   if (!isThere(look) || look.kind !== "directory" || look.uid !== user.uid) return undefined;
   const names = await namesAsUser(run, user, folder);
-  return names?.every((name) => logs.includes(join(folder, name))) ? folder : undefined;
+  const gone = [...logs, ...run.leaving];
+  return names?.every((name) => gone.includes(join(folder, name))) ? folder : undefined;
 }
 
 /** Files under temporary names that a run which was killed has left beside these, and its private folders. */
@@ -3138,8 +3222,9 @@ function litterOf({ host }: InstallRun, { place }: JobFacts, guard: string | und
     names(dirname(file)).filter((name) => name.startsWith(basename(file)) && LITTER.test(name))
       .map((name) => join(dirname(file), name)).filter((path) => isOwn(path, "file"))
   );
-  const folders = names(host.folders.own).filter((name) => /^lima-guard-[\da-f]{8}$/.test(name))
-    .map((name) => join(host.folders.own, name)).filter((path) => isOwn(path, "directory"));
+  const folders = names(host.folders.own).filter((name) => LITTER.exec(name)?.index === 0)
+    .map((name) => join(host.folders.own, name)).filter((path) => isOwn(path, "directory"))
+    .filter((path) => namesIn(host, path).every((name) => name === GUARD_NAME));
   const copies = folders.map((folder) => join(folder, GUARD_NAME)).filter((path) => isOwn(path, "file"));
   return [...beside, ...copies, ...folders];
 }
@@ -3354,16 +3439,17 @@ function failedReport({ run, target, leftAlone, failure, isBack }: Acting, more:
 /** The jobs that are ready, one after the other, under one lock; after the first that had to be rolled back no other is tried. */
 async function carryOutAll(run: InstallRun, ready: readonly ReadyJob[]): Promise<JobReport[]> {
   if (ready.length === 0) return [];
-  const lock = run.host.lock();
+  const lock = run.host.lock(run.host.folders.own);
   if ("pid" in lock) {
     throw new Refusal(`Cannot start: another install (PID ${lock.pid}) is using it`, "run this again", EXIT.tryAgain);
   }
   const reports: JobReport[] = [];
   try {
     for (const job of ready) {
-      const failed = failedIn(reports);
+      const undone = run.options.purge ? reports.find((r) => r.status !== EXIT.done) : undefined;
+      const failed = failedIn(reports) ?? undone;
       const carriedOut = () => carryOut(run, job).catch((error: unknown) => refusedReport(job.name, error));
-      reports.push(failed ? notTried(job.name, failed.name) : await logged(run, job.target, await carriedOut()));
+      reports.push(failed ? notTried(job.name, failed) : await logged(run, job.target, await carriedOut()));
     }
   } finally {
     lock.close();
@@ -3375,8 +3461,9 @@ function failedIn(reports: readonly JobReport[]): JobReport | undefined {
   return reports.find((r) => r.state === "rolled back" || r.state === "broken");
 }
 
-function notTried(name: string, failed: string): JobReport {
-  return blocked(name, "not tried", EXIT.tryAgain, `${failed} had to be rolled back`);
+function notTried(name: string, failed: JobReport): JobReport {
+  const what = failed.state === "unknown" ? "could not be changed" : "had to be rolled back";
+  return blocked(name, "not tried", EXIT.tryAgain, `${failed.name} ${what}`);
 }
 
 /** Who has done what, and when, for the next administrator. A log that cannot be written is a note. */
@@ -3408,7 +3495,9 @@ async function logged(run: InstallRun, target: Target, report: JobReport): Promi
 
 /** Hands the whole command over, once: to root through sudo, or as root to one child that is the user. Returns the reports, or the status where they were printed already. */
 async function handOver(run: InstallRun, names: readonly string[], uid: number): Promise<JobReport[] | number> {
-  const { host, options } = run;
+  const { host } = run;
+  // The jobs of `--all` that need nothing have been reported here.
+  const options = { ...run.options, all: false };
   const who = uid === 0 ? [] : ["-H", "-u", `#${uid}`];
   const typed = ["sudo", ...who, ...commandWords(options, names, ["lima-guard"])].map(quote).join(" ");
   const refusal = (why: string) => new Refusal(why, typed, EXIT.denied);
@@ -3498,7 +3587,7 @@ async function runCommand(run: InstallRun): Promise<number> {
     for (const [uid, theirs] of Map.groupBy(others, (o) => o.uid)) {
       const failed = failedIn(reports);
       const answer = failed
-        ? theirs.map(({ name }) => notTried(name, failed.name))
+        ? theirs.map(({ name }) => notTried(name, failed))
         : await handOver(run, theirs.map((o) => o.name), uid).catch((error: unknown) => refusedReports(theirs, error));
       if (typeof answer === "number") statuses.push(answer);
       else reports.push(...answer);
@@ -3529,7 +3618,7 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
     arch: Deno.build.arch,
     canAsk: settings.canAsk,
     limits: INSTALL_LIMITS,
-    folders: realFolders(os, uid, before["HOME"] ?? "/nonexistent"),
+    folders: realFolders(os, uid, before["HOME"] || "/nonexistent"),
     self: Deno.build.standalone ? { binary: Deno.execPath() } : here === undefined ? {} : { folder: here },
     magic: ["cffaedfe", "cafebabe", "7f454c46"],
     tool: (name) => TOOL_PATHS[name],
@@ -3538,7 +3627,7 @@ export function realInstallHost(settings: { readonly canAsk: boolean; readonly i
     // By functions: a folder may have `$&` in its name.
     absolute: (path) => path.replace(/^~(?=\/)/, () => before["HOME"] ?? "").replace(/^(?!\/)/, () => `${cwd}/`),
     ...realFiles,
-    lock: () => lockFile(join(host.folders.own, uid === 0 ? "lima-guard-install.lock" : ".lima-guard-install.lock")),
+    lock: (folder) => lockFile(join(folder, uid === 0 ? "lima-guard-install.lock" : ".lima-guard-install.lock")),
     random: () => crypto.getRandomValues(new Uint8Array(4)).toHex(),
     alive: (pid) => machine.alive(pid) !== "no",
     run: (argv, options) => {
@@ -3917,7 +4006,14 @@ export async function installMain(args: readonly string[], given?: InstallHost):
   host.settle();
   const actor = { uid: host.uid, boot: await bootIdentity(host), tool: host.tool };
   try {
-    return await runCommand({ host, options, actor, placed: new Set(), sources: new Map() });
+    return await runCommand({
+      host: await inOwnFolders(host),
+      options,
+      actor,
+      placed: new Set(),
+      sources: new Map(),
+      leaving: new Set(),
+    });
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     return refuse(error.message, error.hint ?? "lima-guard --install --help", error.status);

@@ -902,6 +902,19 @@ for (const [what, put] of LOCKS) {
   });
 }
 
+macTest("a user's lock and log are in the home of his account, whatever HOME says", async () => {
+  const { mac, as } = macWith("agent");
+  await using _ = mac;
+  mac.folder(`${mac.root}/shared`, ROOT, 0o1777);
+  mac.write(`${mac.root}/shared/.lima-guard-install.lock`, "", EVE);
+  for (const [n, HOME] of [`${mac.root}/home/ada`, "", `${mac.root}/shared`].entries()) {
+    const run = await mac.run(["--yes", "--exit-timeout", `${70 + n}`, "default"], { as, env: { HOME } });
+    assert.equal(run.status, 0, `${HOME}: ${run.stdout}${run.stderr}`);
+    assert.equal(mac.logged().length, n + 1);
+  }
+  assert.ok(mac.exists(`${mac.home}/.lima-guard-install.lock`));
+});
+
 macTest("--json has stable fields, also where it refuses", async () => {
   const { mac, as } = macWith("agent", QUICK);
   await using _ = mac;

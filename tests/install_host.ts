@@ -61,7 +61,7 @@ export function pretendedHost(
       if (settings.trace) Deno.writeTextFileSync(`${root}/state/reads`, line, { append: true });
       return real.read(path, limit);
     },
-    lock: () => lockFile(isRoot ? `${own}/lima-guard-install.lock` : `${own}/.lima-guard-install.lock`),
+    lock: (folder) => lockFile(`${folder}/${isRoot ? "" : "."}lima-guard-install.lock`),
     alive: (pid) => settings.launchctl ? real.alive(pid) : typeof real.stat(`${root}/state/alive/${pid}`) === "object",
     confirm: () => {
       if (settings.whileAsked) shell(settings.whileAsked);

@@ -6,6 +6,7 @@
 import assert from "node:assert/strict";
 import { BACKUP_SUFFIX } from "../install.ts";
 import {
+  ADA,
   AGENT,
   DAEMON,
   EVE,
@@ -515,6 +516,53 @@ for (
   });
 }
 
+macTest(
+  "what a user has added since the install is there after an uninstall, whatever the install would write",
+  async () => {
+    const { mac, file, text } = macWith("daemon", QUICK);
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    const own = `<key>EnvironmentVariables</key>\n\t<dict>\n\t\t<key>LIMA_HOME</key>\n\t\t<string>${mac.home}/.lima` +
+      "</string>\n\t</dict>\n\t<key>KeepAlive</key>\n\t<dict>\n\t\t<key>SuccessfulExit</key>\n\t\t<false/>\n\t</dict>\n\t";
+    const add = (to: string) => to.replace("<key>RunAtLoad</key>", `${own}<key>RunAtLoad</key>`);
+    mac.write(file, add(Deno.readTextFileSync(file)));
+    // One that has something to write, and one that has not.
+    for (const more of [["--exit-timeout", "90"], []]) {
+      assert.equal((await mac.run(["--yes", ...more, "default"])).status, 0);
+    }
+    assert.equal((await mac.run(["--uninstall", "--yes", "default"])).status, 0);
+    assert.equal(Deno.readTextFileSync(file), add(text));
+  },
+);
+
+macTest(
+  "the job of an instance that is gone whose plist is a link: the link goes too, and comes back in a rollback",
+  async () => {
+    for (const isFailing of [true, false]) {
+      const { mac, file, as, guard, job } = macWith("agent", QUICK);
+      await using _ = mac;
+      mac.folder(`${mac.home}/dotfiles`, as);
+      Deno.renameSync(file, `${mac.home}/dotfiles/lima.plist`);
+      Deno.symlinkSync(`${mac.home}/dotfiles/lima.plist`, file);
+      new Deno.Command("chown", { args: ["-h", `${as.uid}:${as.gid}`, file] }).outputSync();
+      assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+      Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
+      const before = mac.tree();
+      if (isFailing) mac.own(`${mac.home}/dotfiles`, ROOT, 0o755);
+      const run = await mac.run(["--uninstall", "--yes", "default"], { as });
+      if (isFailing) {
+        assert.match(run.stdout, /default: rolled back: the old plist and the old job are in place/);
+        mac.own(`${mac.home}/dotfiles`, as, 0o755);
+        assert.deepEqual([mac.tree(), job()!.args], [before, guarded(mac, guard)]);
+        continue;
+      }
+      assert.equal(run.status, 0, run.stdout + run.stderr);
+      assert.deepEqual([listed(mac.agents), listed(`${mac.home}/dotfiles`), mac.exists(guard)], [[], [], true]);
+      assert.equal((await mac.run(["--check", "--all"], { as })).status, 66);
+    }
+  },
+);
+
 // ── --purge ──
 
 macTest("--purge leaves a lima-guard that --guard has named, and takes what the install has made", async () => {
@@ -565,6 +613,149 @@ for (const [what, put] of UNREAD) {
   });
 }
 
+macTest("what cannot be removed once all is well is a note: an uninstall is not rolled back for it", async () => {
+  const { mac, file, text, guard, job, as } = macWith("agent", { trace: true });
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+  mac.own(`${mac.home}/.local`, ROOT, 0o755);
+  const run = await mac.run(["--uninstall", "--purge", "--yes", "--json", "default"], { as });
+  assert.deepEqual([run.status, run.json().state], [0, "not guarded"], run.stdout + run.stderr);
+  assert.match(JSON.stringify(run.json().notes), /\.local\/libexec stays: Permission denied/);
+  assert.deepEqual([Deno.readTextFileSync(file), job()!.args, mac.exists(guard)], [text, limactl(mac), false]);
+});
+
+macTest("a second name of the old plist that cannot be removed at the end is a note: the job is guarded", async () => {
+  const end = { number: 0 };
+  for (const isTried of [false, true]) {
+    const { mac, file, as } = macWith("agent", { trace: true });
+    await using _ = mac;
+    const settings = isTried ? { hookAt: end.number, hook: `chmod a-w ${mac.agents}` } : {};
+    const run = await mac.run(["--yes", "--no-reload", "--json", "default"], { as, settings });
+    assert.deepEqual([run.status, run.json().changed], [0, true], run.stdout + run.stderr);
+    end.number = mac.effects().findIndex((line) => / remove .*\.lima-guard-new-/.test(line)) + 1;
+    const stays = /\.lima-guard-new-[\da-f]{8} stays: Permission denied/.test(JSON.stringify(run.json().notes));
+    assert.deepEqual([stays, Deno.readTextFileSync(file).includes("--run")], [isTried, true]);
+  }
+});
+
+macTest("a folder of the user's that looks like one of a killed run keeps all that is in it", async () => {
+  const { mac, as } = macWith("agent", QUICK);
+  await using _ = mac;
+  const files = ["lima-guard-20261127/lima-guard", "lima-guard-20261127/README", "lima-guard-deadbeef/lima-guard"];
+  for (const path of files.map((name) => `${mac.home}/${name}`)) {
+    mac.folder(path.replace(/\/[^/]*$/, ""), as);
+    mac.write(path, "precious", as);
+  }
+  assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+  assert.deepEqual(files.filter((name) => !mac.exists(`${mac.home}/${name}`)), []);
+  assert.equal((await mac.run(["--yes", "--json", "default"], { as })).json().changed, false);
+});
+
+// What runs the lima-guard of the job that is purged.
+const RUNS_IT: [what: string, use: (mac: FakeMac, text: string) => Promise<unknown> | void, ...more: string[]][] = [
+  ["its own job, which is loaded as it was", () => {}, "--no-reload"],
+  ["a loaded job whose plist is bare again", async (mac, text) => {
+    await mac.run(["--yes", "k3s"]);
+    mac.daemon("k3s", text);
+  }],
+  ["a job of another label, loaded from a plist that is bare again", async (mac, text) => {
+    const own = text.replace("io.lima-vm.daemon.k3s", "com.acme.vm");
+    mac.launchctl(["bootout", "system/io.lima-vm.daemon.k3s"]);
+    Deno.removeSync(mac.daemon("k3s", ""));
+    const file = mac.write(`${mac.daemons}/vm.plist`, own);
+    mac.load("system", file);
+    await mac.run(["--yes", "k3s"]);
+    mac.write(file, own);
+  }],
+  ["a job that calls it by a link", async (mac) => {
+    mac.folder(`${mac.system}/usr/local/bin`);
+    Deno.symlinkSync(mac.guard, `${mac.system}/usr/local/bin/lima-guard`);
+    await mac.run(["--yes", "--guard", `${mac.system}/usr/local/bin/lima-guard`, "k3s"]);
+  }],
+  ["jobs that launchd does not list", (mac) => mac.fault("print:3 5")],
+  ["a job that launchd does not tell of", (mac) => mac.fault("print:4 5")],
+];
+for (const [what, use, ...more] of RUNS_IT) {
+  macTest(`--purge leaves the lima-guard that is run by ${what}`, async () => {
+    const { mac, text } = macWith("daemon", QUICK);
+    await using _ = mac;
+    mac.instance("k3s");
+    const other = text.replaceAll("default", "k3s");
+    mac.load("system", mac.daemon("k3s", other));
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    mac.forget();
+    await use(mac, other);
+    const run = await mac.run(["--uninstall", "--purge", "--yes", ...more, "default"]);
+    assert.deepEqual([run.status, mac.exists(mac.guard)], [0, true], run.stdout + run.stderr);
+  });
+}
+
+macTest(
+  "an agent that runs root's lima-guard gets one of its own once that is purged, by the hint of --check",
+  async () => {
+    const { mac, as, job, guard } = macWith("agent", QUICK);
+    await using _ = mac;
+    mac.putGuard(mac.guard);
+    assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+    Deno.removeSync(mac.guard);
+    const [{ because, hint }] = (await mac.run(["--check", "--json", "default"], { as })).json().blockers;
+    assert.match(because, /lima-guard is not there/);
+    const { code, output } = await mac.type(hint, as);
+    assert.deepEqual([code, job()!.args], [0, guarded(mac, guard)], output);
+  },
+);
+
+for (const kind of ["daemon", "agent"] as const) {
+  macTest(`${kind}s: --purge --all takes what all of them have needed, and the dry run says so`, async () => {
+    const { mac, text, guard, domain, as } = macWith(kind, QUICK);
+    await using _ = mac;
+    mac.instance("k3s");
+    mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
+    const other = text.replaceAll("default", "k3s");
+    mac.load(domain, kind === "daemon" ? mac.daemon("k3s", other) : mac.agent("k3s", other));
+    const before = mac.tree();
+    assert.equal((await mac.run(["--yes", "--all"], { as })).status, 0);
+    const args = ["--uninstall", "--purge", "--all"];
+    const logs = `${mac.home}/Library/Logs/lima-guard`;
+    for (const name of ["default", "k3s"]) mac.write(`${logs}/${name}.stderr.log`, "x", ZOE);
+    const dry = await mac.run([...args, "--dry-run"], { as });
+    for (const what of [`remove ${guard}`, `rmdir ${logs}`]) {
+      assert.equal(dry.stdout.split(`${what}  (`).length, 2, what);
+    }
+    const run = await mac.run([...args, "--yes"], { as });
+    assert.equal(run.status, 0, run.stdout + run.stderr);
+    assert.deepEqual(mac.tree(), before);
+  });
+}
+
+macTest("--purge --all: a job that is not changed keeps its lima-guard, and the others are not tried", async () => {
+  const { mac, text, file } = macWith("daemon", QUICK);
+  await using _ = mac;
+  mac.instance("k3s");
+  mac.load("system", mac.daemon("k3s", text.replaceAll("default", "k3s")));
+  assert.equal((await mac.run(["--yes", "--all"])).status, 0);
+  const settings = { canAsk: true, whileAsked: `echo >> ${file}` };
+  const run = await mac.run(["--uninstall", "--purge", "--all", "--json"], { settings });
+  const { instances } = JSON.parse(run.stdout);
+  const states = instances.map((i: { name: string; state: string }) => `${i.name} ${i.state}`);
+  assert.deepEqual([run.status, states], [75, ["default unknown", "k3s not tried"]], run.stdout);
+  assert.match(instances[1].blockers[0].because, /default could not be changed/);
+  assert.ok(mac.exists(mac.guard));
+  assert.equal((await mac.run(["--uninstall", "--purge", "--yes", "--all"])).status, 0);
+  assert.ok(!mac.exists(mac.guard));
+});
+
+macTest("--purge leaves the logs that the plist names after it too: without a backup they stay in it", async () => {
+  const { mac, file } = macWith("daemon", QUICK);
+  await using _ = mac;
+  mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  const log = mac.write(`${mac.home}/Library/Logs/lima-guard/default.stderr.log`, "x", ZOE);
+  Deno.removeSync(`${file}${BACKUP_SUFFIX}`);
+  assert.equal((await mac.run(["--uninstall", "--purge", "--yes", "default"])).status, 0);
+  assert.deepEqual([mac.exists(log), Deno.readTextFileSync(file).includes(log)], [true, true]);
+});
+
 // ── a fleet of two users ──
 
 macTest("--all: a user's own agent is rolled back: root's daemons are not tried, and no sudo is called", async () => {
@@ -585,4 +776,15 @@ macTest("--all: a user's own agent is rolled back: root's daemons are not tried,
   mac.conf("broken=", `sudoers=${ZOE.uid}`);
   const both = await mac.run(["--yes", "--all"], { as });
   assert.equal(both.status, 0, both.stdout + both.stderr);
+});
+
+macTest("--all that is handed over names the jobs that need it: each job is reported once", async () => {
+  const { mac, text } = macWith("daemon", QUICK);
+  await using _ = mac;
+  mac.instance("k3s");
+  mac.load("system", mac.daemon("k3s", text.replaceAll("default", "k3s")));
+  assert.equal((await mac.run(["--yes", "k3s"])).status, 0);
+  const run = await mac.run(["--yes", "--all", "--json"], { as: ADA });
+  const names = JSON.parse(run.stdout).instances.map((i: { name: string; state: string }) => `${i.name} ${i.state}`);
+  assert.deepEqual([run.status, names], [0, ["default guarded", "k3s guarded"]], run.stdout);
 });

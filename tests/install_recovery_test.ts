@@ -113,7 +113,7 @@ macTest("what a killed run has left is removed by the next one, and nothing else
   await using _ = mac;
   assert.equal((await mac.run(["--yes", "default"])).status, 0);
   const before = mac.tree();
-  const own = `${mac.system}/var/db/lima-guard-0123abcd`;
+  const own = `${mac.system}/var/db/.lima-guard-new-0123abcd`;
   mac.folder(own, ROOT, 0o700);
   const litter = [file, `${file}.before-lima-guard`, `${file}.lima-guard.json`, guard, `${guard}.previous`].map((
     path,
@@ -124,6 +124,8 @@ macTest("what a killed run has left is removed by the next one, and nothing else
   for (const path of others) mac.write(path, "other");
   mac.write(`${guard}.lima-guard-new-00000000`, "other", ADA);
   mac.folder(`${guard}.lima-guard-new-11111111`);
+  mac.folder(`${mac.system}/var/db/.lima-guard-new-22222222`);
+  for (const name of ["lima-guard", "mine"]) mac.write(`${mac.system}/var/db/.lima-guard-new-22222222/${name}`, "x");
   const dry = await mac.run(["--dry-run", "default"]);
   assert.match(dry.stdout, /would remove .*new-0123abcd {2}\(a run that was killed has left it\)/);
   const pid = world(mac);
@@ -132,10 +134,13 @@ macTest("what a killed run has left is removed by the next one, and nothing else
   assert.equal(world(mac), pid, "the instance was not restarted");
   const left = mac.tree().filter((row) => !before.includes(row)).map((row) => row.split(" ")[0]!.replace(/.*\//, ""));
   assert.deepEqual(left.sort(), [
+    ".lima-guard-new-22222222",
     "io.lima-vm.daemon.default.plist.lima-guard-new-x",
     "io.lima-vm.daemon.default.plist.swp",
+    "lima-guard",
     "lima-guard.lima-guard-new-00000000",
     "lima-guard.lima-guard-new-11111111",
+    "mine",
     "other.plist.lima-guard-new-0123abcd",
   ]);
   const again = await mac.run(["--yes", "--json", "default"]);

@@ -38,9 +38,12 @@ function wrapped(text: string, name: string, wanted: Partial<Wanted> = {}) {
   return wrapText(plist, job, { guard: GUARD, exitTimeoutS: Math.max(60, job.exitTimeOut ?? 0), ...wanted });
 }
 
-function unwrapped(text: string, name: string, backup: string | undefined) {
+function unwrapped(text: string, name: string, backup: string | undefined, wrote?: Plist["value"]) {
   const plist = readPlist(text);
-  return unwrapText(plist, readJob(plist, name), backup === undefined ? undefined : readPlist(backup));
+  return unwrapText(plist, readJob(plist, name), {
+    backup: backup === undefined ? undefined : readPlist(backup),
+    wrote,
+  });
 }
 
 function refusalOf(act: () => unknown): Refusal {
@@ -193,6 +196,55 @@ Deno.test("a KeepAlive that was changed since the install stays at the uninstall
   );
   assert.equal(readPlist(unwrapped(after, "default", LIMA).text).value["KeepAlive"], true);
 });
+
+Deno.test("unwrapText() gives the very bytes back where all that the install has written is still so", () => {
+  for (const name of ["lima-2.2-daemon", "lima-2.2-agent"]) {
+    const before = textOf(`${name}.plist`);
+    const { text, changes } = wrapped(before, "default", MOVED);
+    const wrote = JSON.parse(JSON.stringify(Object.fromEntries(changes.map(({ key, after }) => [key, after]))));
+    assert.ok(["KeepAlive", "EnvironmentVariables", "WorkingDirectory"].every((key) => key in wrote), text);
+    assert.equal(unwrapped(text, "default", before, wrote).text, before);
+  }
+});
+
+const HOME = { LIMA_HOME: "/Volumes/VMs/lima & co" };
+const OWN_KEYS: [what: string, wanted: Partial<Wanted>, key: string, value: string, wrote: Plist["value"]][] = [
+  [
+    "a LIMA_HOME of the user's own",
+    {},
+    "EnvironmentVariables",
+    "<dict><key>LIMA_HOME</key><string>/vms</string></dict>",
+    {},
+  ],
+  [
+    "a LIMA_HOME that the user has changed",
+    { limaHome: HOME.LIMA_HOME },
+    "EnvironmentVariables",
+    "<dict><key>LIMA_HOME</key><string>/vms</string></dict>",
+    { EnvironmentVariables: HOME },
+  ],
+  ["a KeepAlive of the user's own", {}, "KeepAlive", "<dict><key>SuccessfulExit</key><false/></dict>", {}],
+  ["a WorkingDirectory of the user's own", {}, "WorkingDirectory", "<string>/</string>", {}],
+  [
+    "a log of the user's own",
+    {},
+    "StandardErrorPath",
+    "<string>/Users/zoe/Library/Logs/lima-guard/x.stderr.log</string>",
+    {},
+  ],
+];
+for (const [what, wanted, key, value, wrote] of OWN_KEYS) {
+  Deno.test(`unwrapText() leaves ${what}, where it is known what the install has written`, () => {
+    const after = wrapped(LIMA, "default", wanted).text.replace(
+      new RegExp(`<key>${key}</key>\\s*<(\\w+)>[^]*?</\\1>`),
+      "",
+    )
+      .replace("<key>RunAtLoad</key>", `<key>${key}</key>${value}<key>RunAtLoad</key>`);
+    const now = readPlist(after).value[key];
+    const back = readPlist(unwrapped(after, "default", LIMA, wrote).text).value;
+    assert.deepEqual([back[key], unwrapped(after, "default", LIMA).text.includes(value)], [now, false]);
+  });
+}
 
 // ── refused: what the job is ──
 
