@@ -253,6 +253,8 @@ interface JobFacts {
   readonly loaded: Loaded;
   readonly domains: readonly string[];
   readonly disabled: boolean | undefined;
+  /** A run that was killed has booted it out in this boot: that is not off. */
+  readonly isBootedOut: boolean;
   /** A run that was killed has left it enabled: it counts as disabled, and is to be so again. */
   readonly isLeftEnabled: boolean;
   readonly notes: readonly string[];
@@ -1549,12 +1551,14 @@ function judgeTimeouts({ guardOptions, grantedS: inFile }: LaunchdJob, needed: n
 
 const UNSAID = "launchctl print-disabled did not say whether the job is disabled";
 
-function judgeLoaded({ job, loaded, disabled, place }: JobFacts, needed: number): Finding[] {
+function judgeLoaded({ job, loaded, disabled, place, isBootedOut }: JobFacts, needed: number): Finding[] {
   const { grantedS: inFile } = job;
-  const isAbsent = loaded.kind === "absent";
+  const isAbsent = loaded.kind === "absent" && !isBootedOut;
+  const left = "an install has booted the job out, and has not loaded it again: it was interrupted, or still runs";
   const next = disabled ? "nothing starts it" : "it starts at the next boot or login";
   const found: Finding[] = [
     ["unknown", loaded.kind === "unknown", loaded.kind === "unknown" ? loaded.why : ""],
+    ["trouble", isBootedOut, left],
     ["trouble", isAbsent && job.guard === undefined, "the job is not loaded"],
     ["unknown", disabled === undefined, UNSAID],
     ["note", isAbsent && job.guard !== undefined, `the job is not loaded: ${next}`],
@@ -2028,6 +2032,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     instance: lookAtInstance(host, home.path, dir),
     notes: job.label.startsWith(AGENT_LABEL) ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
     ...launchd,
+    isBootedOut: mark !== undefined && launchd.loaded.kind === "absent",
     isLeftEnabled,
     disabled: isLeftEnabled || launchd.disabled,
   };
@@ -2930,7 +2935,8 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
       isPlaced: guard?.isPlaced === true,
       options: wanted.guardOptions ?? [],
       keepAlive: wanted.keepAlive === true || facts.memory.keepAlive === true,
-      bootedOut: undefined,
+      // Until the job is loaded again, it is to be.
+      bootedOut: options.noReload ? facts.memory.bootedOut : undefined,
     },
     litter: litterOf(run, facts, path),
   };
@@ -3075,7 +3081,7 @@ function litterOf({ host }: InstallRun, { place }: JobFacts, guard: string | und
 /** Whether launchd has something else than the file will say. What was off stays off. */
 function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { changes }: Rewritten): boolean {
   const { options } = run;
-  const { loaded, memory } = facts;
+  const { loaded } = facts;
   const isAsked = loaded.kind !== "no session" && loaded.kind !== "not asked";
   if (options.noReload || !isAsked || facts.place.kind === "file") return false;
   if (loaded.kind === "unknown" || facts.disabled === undefined) {
@@ -3083,8 +3089,7 @@ function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { change
     const hint = "run this again; --no-reload changes the file only";
     throw new Refusal(`Cannot tell what launchd has: ${why}`, hint, EXIT.tryAgain);
   }
-  // An interrupted install has booted it out in this boot: that is not off.
-  if (loaded.kind === "absent") return options.start || memory.bootedOut?.boot === run.actor.boot;
+  if (loaded.kind === "absent") return options.start || facts.isBootedOut;
   if (changes.length > 0 || options.restart || (options.start && facts.disabled === true)) return true;
   const wanted = Math.min(job.exitTimeOut ?? 0, EXIT_TIMEOUT_S);
   const isOther = !isEqual(loaded.args, job.args) || (loaded.startsByItself && !job.startsByItself);

@@ -1,6 +1,7 @@
 /** `--check` is green only where the job would really come up at the next boot, and never disagrees with install. */
 
 import assert from "node:assert/strict";
+import { MEMORY_SUFFIX } from "../install.ts";
 import { VERSION } from "../lima_guard.ts";
 import {
   ADA,
@@ -90,6 +91,14 @@ const BROKEN: [what: string, spoil: (mac: FakeMac, file: string) => void, words:
       mac.launchctl(["bootout", `system/${DAEMON}`]);
     },
     /is ending, and will not be loaded then/,
+  ],
+  [
+    "an install was interrupted after it had booted the job out",
+    (mac, file) => {
+      mac.write(file + MEMORY_SUFFIX, JSON.stringify({ bootedOut: { boot: "BOOT-1", wasRunning: true } }));
+      mac.lose("system", DAEMON);
+    },
+    /booted the job out, and has not loaded it again/,
   ],
   ["launchd does not answer", (mac) => mac.fault("print:1 1"), /launchctl print: status 1/, 75],
   ["it is not said whether it is disabled", (mac) => mac.fault("print-disabled:1 5"), /print-disabled did not say/, 75],

@@ -303,6 +303,12 @@ macTest("a run that is killed between bootout and bootstrap: the next one loads 
   await using _ = mac;
   await killAt(mac, freezeAt);
   assert.equal(job(), undefined);
+  // A change of the file alone does not forget it.
+  assert.equal((await mac.run(["--yes", "--no-reload", "--keep-alive", "default"])).status, 0);
+  assert.match(
+    (await mac.run(["--check", "default"])).stdout,
+    /broken\n.*has not loaded it again.*--install default\)/,
+  );
   const again = await mac.run(["--yes", "--json", "default"]);
   assert.deepEqual([again.status, again.json().state], [0, "guarded"], again.stdout);
   assert.deepEqual(job()!.args, guarded(mac));
