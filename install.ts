@@ -1170,7 +1170,7 @@ const ACL_RIGHTS = /\b(write|append|add_file|add_subdirectory|delete|delete_chil
 /** The first entry of `ls -lde` that lets another user change something; these names may. */
 export function readAcl(text: string, names: readonly string[]): string | undefined {
   return text.split("\n").find((line) => {
-    const [, who, rights = ""] = /^ *\d+: (\S+) (?:inherited )?allow (.*)$/.exec(line) ?? [];
+    const [, who, rights = ""] = /^ *\d+: (.+?) (?:inherited )?allow (.*)$/.exec(line) ?? [];
     return who !== undefined && ACL_RIGHTS.test(rights) && !names.includes(who);
   })?.trim();
 }
