@@ -1916,7 +1916,7 @@ function isOnBootVolume(host: InstallHost, { dev }: FileLook): boolean {
 }
 
 /** Judges the whole way to a path: owners, modes, access control lists, and its volume. */
-async function judgePath(run: InstallRun, path: string, trust: Trust, name = "root"): Promise<PathVerdict> {
+async function judgePath(run: InstallRun, path: string, trust: Trust, name?: string): Promise<PathVerdict> {
   const { host } = run;
   const { way, look } = pathComponents(host, path);
   const verdict = checkPathOwners(way, trust);
@@ -1930,7 +1930,10 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
   if (emptied !== undefined) return bad(`${emptied} is emptied at boot`);
   const folders = [...new Set(way.filter((l) => l.kind !== "link").map((l) => l.path))];
   const listed = await askTool(run, "ls", "-lde", ...folders);
-  const names = ["user:root", `user:${name}`, ...trust.admins === "may" ? ["group:admin", "group:wheel"] : []];
+  // By their names: that of the one user besides root, where there is one.
+  const own = trust.uids.find((uid) => uid !== 0);
+  const owner = own === undefined ? "root" : name ?? (await userOf(run, String(own))).name;
+  const names = ["user:root", `user:${owner}`, ...trust.admins === "may" ? ["group:admin", "group:wheel"] : []];
   if (listed.code !== 0) {
     throw new Refusal(`Cannot look at the access control lists of ${path}: ${inWords(listed)}`, hint, EXIT.tryAgain);
   }
@@ -2010,7 +2013,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   }
   const user = await jobUser(run, place, look, job);
   const home = limaHomeOf(host, job, user, place.name, options);
-  const memory = lookAtMemory(run, place, look);
+  const memory = await lookAtMemory(run, place, look);
   const launchd = await lookAtLaunchd(run, place, job.label, user.uid);
   const mark = memory.bootedOut?.boot === run.actor.boot ? memory.bootedOut : undefined;
   const isLeftEnabled = mark?.wasDisabled === true && launchd.disabled === false && options.role !== "check" &&
@@ -2024,7 +2027,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     plist,
     job,
     user,
-    ...lookAtBackup(run, place, look, plist.parse),
+    ...await lookAtBackup(run, place, look, plist.parse),
     memory,
     limaHome: home.path,
     writesLimaHome: home.writes,
@@ -2135,14 +2138,23 @@ function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFa
   return isThere(home) && !isStub ? "gone" : "volume missing";
 }
 
+/** Whether a file beside the plist can have been written by the same users only as the plist. */
+async function isOfSameHands(run: InstallRun, place: JobPlace, plist: FileLook, path: string): Promise<boolean> {
+  const { host } = run;
+  const look = host.stat(path);
+  if (!isThere(look) || look.kind !== "file" || look.uid !== plist.uid || (look.mode & 0o022) !== 0) return false;
+  return host.os !== "darwin" || (await judgePath(run, path, trustOf(place.changer, "run"))).why === undefined;
+}
+
 /** Only where the same users could have written it as the plist: else it is no backup (why: `badBackup`), and it is kept. */
-function lookAtBackup({ host }: InstallRun, place: JobPlace, plist: FileLook, parse: PlistReader) {
+async function lookAtBackup(run: InstallRun, place: JobPlace, plist: FileLook, parse: PlistReader) {
+  const { host } = run;
   const path = place.beside + BACKUP_SUFFIX;
   const look = host.stat(path);
   if (look === "absent") return { backup: undefined, badBackup: undefined };
   const bad = (why: string) => ({ backup: undefined, badBackup: `${path} is not used: ${why}` });
   if (!isThere(look) || look.kind !== "file") return bad("it is no file that can be read");
-  if (look.uid !== plist.uid || (look.mode & 0o022) !== 0) return bad("another user could have written it");
+  if (!await isOfSameHands(run, place, plist, path)) return bad("another user could have written it");
   const bytes = host.read(path, PLIST_LIMIT_BYTES + 1);
   if (!bytes) return bad("its mode does not permit to read it");
   try {
@@ -2158,10 +2170,9 @@ function lookAtBackup({ host }: InstallRun, place: JobPlace, plist: FileLook, pa
   }
 }
 
-function lookAtMemory(run: InstallRun, place: JobPlace, plist: FileLook): Memory {
+async function lookAtMemory(run: InstallRun, place: JobPlace, plist: FileLook): Promise<Memory> {
   const path = place.beside + MEMORY_SUFFIX;
-  const look = run.host.stat(path);
-  const isOurs = isThere(look) && look.kind === "file" && look.uid === plist.uid && (look.mode & 0o022) === 0;
+  const isOurs = await isOfSameHands(run, place, plist, path);
   return readMemory(new TextDecoder().decode(isOurs ? run.host.read(path, PLIST_LIMIT_BYTES) : undefined));
 }
 

@@ -687,6 +687,11 @@ macTest("a backup that cannot be read is kept, and makes an install refuse", asy
     }],
     ["another user's", (path) => Deno.chownSync(path, 502, 20)],
     ["writable for others", (path) => Deno.chmodSync(path, 0o666)],
+    [
+      "writable by its access control list",
+      (path) =>
+        Deno.writeTextFileSync(`${path.replace(/\/system\/.*/, "")}/state/acl`, `${path}\tuser:eve allow write\n`),
+    ],
   ];
   for (const [what, spoil] of rows) {
     const { mac, file, text } = macWith("daemon", QUICK);

@@ -360,7 +360,7 @@ macTest("a lima-guard in a folder that is emptied at boot is refused", async () 
 });
 
 macTest("what another user could have noted beside a plist is not remembered", async () => {
-  for (const [owner, mode] of [[ADA, 0o644], [ROOT, 0o666], [ROOT, 0o664]] as const) {
+  for (const [owner, mode, acl] of [[ADA, 0o644], [ROOT, 0o666], [ROOT, 0o664], [ROOT, 0o644, "user:eve"]] as const) {
     const { mac, file, text, job } = macWith("daemon");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
@@ -368,6 +368,7 @@ macTest("what another user could have noted beside a plist is not remembered", a
     mac.write(file, text);
     const noted = { guard: other, options: ["--on-event", "/bin/sh"], keepAlive: true };
     mac.write(`${file}.lima-guard.json`, JSON.stringify(noted), owner, mode);
+    if (acl) mac.write(`${mac.state}/acl`, `${file}.lima-guard.json\t${acl} allow write,append\n`);
     const run = await mac.run(["--yes", "default"]);
     assert.equal(run.status, 0, run.stdout);
     assert.deepEqual(job()!.args, [mac.guard, "--run", "default", "--", ...limactl(mac)]);
