@@ -242,6 +242,8 @@ interface JobFacts {
   readonly job: LaunchdJob;
   readonly user: User;
   readonly backup: { readonly bytes: Uint8Array; readonly plist: Plist; readonly look: FileLook } | undefined;
+  /** Another user could change the plist: told by a check of what is not root's, else refused. */
+  readonly fileTrouble: { readonly why: string; readonly hint: string | undefined } | undefined;
   /** A backup that is there and cannot be believed: why. */
   readonly badBackup: string | undefined;
   readonly memory: Memory;
@@ -1508,9 +1510,8 @@ type GuardAnswer =
   | { readonly kind: "trouble"; readonly why: string };
 
 function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: WorldFacts, wantedS: number | undefined) {
-  const { job, look, place, loaded, otherVolume } = facts;
+  const { job, place, loaded, otherVolume, fileTrouble } = facts;
   const isWrapped = job.guard !== undefined;
-  const isLoose = look.uid !== place.changer || (look.mode & 0o022) !== 0;
   const isElsewhere = otherVolume && job.workingDirectory !== undefined && job.workingDirectory !== "/";
   const keepAlive =
     "KeepAlive {SuccessfulExit: true} starts the instance again after a requested stop, and not after a crash";
@@ -1528,7 +1529,7 @@ function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: Worl
     ...judgeTimeouts(job, needed),
     ["trouble", isWrapped && restartsOnSuccess(job.keepAlive), keepAlive],
     ["note", !job.startsByItself, "nothing starts it at boot or login: it has neither RunAtLoad nor KeepAlive"],
-    ["trouble", isLoose, `${place.file} has an owner or a mode that lets another user change it`],
+    ["trouble", fileTrouble !== undefined, `${place.file}: ${fileTrouble?.why}`],
     ...judgeLoaded(facts, needed),
     ["trouble", isElsewhere, "it is on another volume: launchd cannot start lima-guard before that is mounted"],
   ];
@@ -1938,7 +1939,9 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name?: str
     throw new Refusal(`Cannot look at the access control lists of ${path}: ${inWords(listed)}`, hint, EXIT.tryAgain);
   }
   const entry = readAcl(listed.stdout, names);
-  return entry === undefined ? verdict : bad(`${path} has an access control list: ${entry}`);
+  if (entry === undefined) return verdict;
+  const why = `${path} has an access control list: ${entry}`;
+  return { ...verdict, why, hint: ["ls", "-led", ...folders].map(quote).join(" ") };
 }
 
 async function userOf(run: InstallRun, who: string): Promise<User> {
@@ -1971,8 +1974,20 @@ async function jobUser(run: InstallRun, place: JobPlace, look: FileLook, job: La
   return { name: who ?? "", uid: look.uid, gid: look.gid, home: home ?? `/Users/${who}` };
 }
 
-/** The plist's bytes; refused where others than its owner could change them. */
-async function readJobFile(run: InstallRun, place: JobPlace): Promise<{ look: FileLook; bytes: Uint8Array }> {
+/** Why others than its owner could change the plist, by its folders or by itself; off a Mac by itself. */
+async function fileTroubleOf(run: InstallRun, { file, target, changer }: JobPlace, look: FileLook) {
+  const onMac = run.host.os === "darwin";
+  const verdict = onMac ? await judgePath(run, file, trustOf(changer, "run")) : { why: undefined, hint: undefined };
+  const cure = changer === 0 ? `sudo chown root:wheel ${quote(target)}; sudo chmod 0644 ${quote(target)}` : undefined;
+  const foreign = `it belongs to user ${look.uid}, not to user ${changer}, and launchd refuses it (122)`;
+  const open = "another user can write it, and launchd refuses it (122)";
+  if (look.uid !== changer) return { why: foreign, hint: cure ?? `sudo chown ${changer} ${quote(target)}` };
+  if (verdict.why !== undefined) return { why: verdict.why, hint: verdict.hint };
+  return (look.mode & 0o022) === 0 ? undefined : { why: open, hint: cure ?? `chmod go-w ${quote(target)}` };
+}
+
+/** The plist's bytes; refused where others than its owner could change them, except by a check of what is not root's. */
+async function readJobFile(run: InstallRun, place: JobPlace) {
   const { host, options } = run;
   const look = host.stat(place.target);
   const hint = `ls -l ${quote(place.target)}`;
@@ -1980,30 +1995,19 @@ async function readJobFile(run: InstallRun, place: JobPlace): Promise<{ look: Fi
   if (look.size > PLIST_LIMIT_BYTES) {
     throw new Refusal(`Cannot read the plist: it has ${look.size} bytes, more than ${PLIST_LIMIT_BYTES}`, hint);
   }
-  const { changer } = place;
-  if (host.os === "darwin" && (options.role !== "check" || host.uid === 0 || changer === 0)) {
-    const verdict = await judgePath(run, place.file, trustOf(changer, "run"));
-    const file = quote(place.target);
-    const cure = changer === 0 ? `sudo chown root:wheel ${file}; sudo chmod 0644 ${file}` : undefined;
-    const foreign = `it belongs to user ${look.uid}, not to user ${changer}, and launchd refuses it (122)`;
-    const open = "another user can write it, and launchd refuses it (122)";
-    const troubles = [
-      look.uid !== changer && { why: foreign, hint: cure ?? `sudo chown ${changer} ${file}` },
-      verdict.why !== undefined && verdict,
-      (look.mode & 0o022) !== 0 && { why: open, hint: cure ?? `chmod go-w ${file}` },
-    ];
-    const trouble = troubles.find((one) => one !== false);
-    if (trouble) throw new Refusal(`Cannot take ${place.file}: ${trouble.why}`, trouble.hint);
+  const fileTrouble = await fileTroubleOf(run, place, look);
+  if (fileTrouble && host.os === "darwin" && (options.role !== "check" || place.changer === 0)) {
+    throw new Refusal(`Cannot take ${place.file}: ${fileTrouble.why}`, fileTrouble.hint);
   }
   const bytes = host.read(place.target, PLIST_LIMIT_BYTES + 1);
   if (!bytes) throw new Refusal(`Cannot read ${place.target}: its mode does not permit it`, hint, EXIT.denied);
-  return { look, bytes };
+  return { look, bytes, fileTrouble };
 }
 
 /** All about a job, before anything is decided. Changes nothing. */
 async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const { host, options } = run;
-  const { look, bytes } = await readJobFile(run, place);
+  const { look, bytes, fileTrouble } = await readJobFile(run, place);
   const plist = readPlist(decodePlist(bytes, place.file), await host.plistReader());
   const job = readJob(plist, place.name);
   const isLimas = options.plist === undefined && job.label.startsWith("io.lima-vm.");
@@ -2024,6 +2028,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     place,
     look,
     bytes,
+    fileTrouble,
     plist,
     job,
     user,
@@ -3187,7 +3192,11 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const isPersons = facts.instance === "gone" || facts.domains.length > 1;
   // Once a job that is ending is gone, it is off, and an install leaves it so.
   const start = run.options.start || (loaded.kind === "loaded" && loaded.isEnding);
-  const cure = isPersons ? troubleHint(run, facts) : commandFor(run, facts, { role: "install", start });
+  const cure = facts.fileTrouble
+    ? facts.fileTrouble.hint
+    : isPersons
+    ? troubleHint(run, facts)
+    : commandFor(run, facts, { role: "install", start });
   const hint = state === "not asked" ? commandFor(run, facts) : cure;
   return jobReport(place.name, state, status, `${state}${troubles.length === 0 ? `: ${job.label}${pid}` : ""}`, {
     plist: place.file,

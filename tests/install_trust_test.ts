@@ -423,7 +423,7 @@ macTest("an agent's plist that others can change is refused, and a trouble for -
     mac.own(file, owner, mode);
     const checked = await mac.run(["--check", "default"], { as });
     assert.equal(checked.status, 1, checked.stdout);
-    assert.match(checked.stdout, /broken\n.*lets another user change it/);
+    assert.match(checked.stdout, /broken\n.*plist: .*(launchd refuses it|can be written by)/);
     const refused = await mac.run(["--yes", "--json", "--restart", "default"], { as });
     assert.deepEqual([refused.status, refused.json().state], [1, "refused"], refused.stdout);
     if (owner.uid === ZOE.uid) continue;
@@ -431,6 +431,29 @@ macTest("an agent's plist that others can change is refused, and a trouble for -
     assert.equal(refused.json().blockers[0].hint, `sudo chown 501 ${file}`);
   }
 });
+
+// The access control list of the folder of zoe's agents, and its mode; what --check and an install say to her.
+const FOLDERS: [acl: string, mode: number, words: RegExp | undefined][] = [
+  ["", 0o777, /LaunchAgents can be written by every user/],
+  ["user:eve allow add_file,delete_child", 0o755, /has an access control list: .*user:eve/],
+  ["user:zoe allow add_file,delete_child", 0o755, undefined],
+];
+for (const [acl, mode, words] of FOLDERS) {
+  macTest(`a folder of agents of mode ${mode.toString(8)} ${acl}: --check and install agree`, async () => {
+    const { mac, as } = macWith("agent");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+    Deno.chmodSync(mac.agents, mode);
+    mac.write(`${mac.state}/acl`, `${mac.agents}\t${acl}\n`);
+    for (const how of ["--check", "--install"]) {
+      const run = await mac.run([how, "--yes", "--json", "default"], { as });
+      assert.equal(run.status, words ? 1 : 0, run.stdout);
+      if (!words) continue;
+      assert.match(run.json().blockers[0].because, words);
+      assert.match(run.json().blockers[0].hint, new RegExp(`^ls -led .*${mac.agents}( |$)`));
+    }
+  });
+}
 
 macTest("the logs of a daemon on another volume are made by its user, in his own folder", async () => {
   const { mac, file, text } = macWith("daemon");
