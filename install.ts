@@ -87,6 +87,8 @@ const ADMIN_GID = 80;
 const WHEEL_GID = 0;
 /** Emptied at boot, or by a timer: what lies there is gone when it is needed. */
 const EMPTIED = ["/tmp", "/private/tmp", "/private/var/folders", "/var/folders", "/private/var/run", "/var/run"];
+/** Another name of the boot volume, which no link leads to. */
+const DATA_VOLUME = /^\/System\/Volumes\/Data(?=\/)/;
 
 /** launchctl's codes that mean something to us (`launchctl error N`). */
 const NO_PROCESS = 3;
@@ -1927,7 +1929,9 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name?: str
   const away = way.find((l) => l.kind !== "link" && !isOnBootVolume(host, l));
   const bad = (why: string) => ({ ...verdict, why, hint });
   if (away) return bad(`${away.path} is not on the boot volume: it is not there at boot, and its owners may not count`);
-  const emptied = trust.purpose === "copy" ? undefined : EMPTIED.find((folder) => isUnder(path, folder));
+  // However the path is spelt: by what is on the way.
+  const isOnWay = (folder: string) => way.some((l) => isUnder(l.path.replace(DATA_VOLUME, ""), folder));
+  const emptied = trust.purpose === "copy" ? undefined : EMPTIED.find(isOnWay);
   if (emptied !== undefined) return bad(`${emptied} is emptied at boot`);
   const folders = [...new Set(way.filter((l) => l.kind !== "link").map((l) => l.path))];
   const listed = await askTool(run, "ls", "-lde", ...folders);

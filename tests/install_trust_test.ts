@@ -350,10 +350,13 @@ macTest("a lima-guard in a folder that is emptied at boot is refused", async () 
     Deno.chmodSync(folder, 0o755);
     mac.settings.devices = [{ prefix: "/tmp", dev: Deno.lstatSync("/").dev }];
     mac.write(`${folder}/lima-guard`, Deno.readTextFileSync(mac.source), ROOT, 0o755);
-    const run = await mac.run(["--yes", "--guard", `${folder}/lima-guard`, "default"]);
-    assert.equal(run.status, 1, run.stdout);
-    assert.match(run.stdout, /\/tmp is emptied at boot/);
-    assert.deepEqual(job()!.args, limactl(mac));
+    Deno.symlinkSync(folder, `${mac.system}/link`);
+    for (const spelt of [folder, `/opt/..${folder}`, `${mac.system}/link`]) {
+      const run = await mac.run(["--yes", "--guard", `${spelt}/lima-guard`, "default"]);
+      assert.equal(run.status, 1, run.stdout);
+      assert.match(run.stdout, /\/tmp is emptied at boot/);
+      assert.deepEqual(job()!.args, limactl(mac));
+    }
   } finally {
     Deno.removeSync(folder, { recursive: true });
   }
