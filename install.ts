@@ -693,10 +693,11 @@ function timeoutIn(options: readonly string[]): number | undefined {
   return text === undefined || !/^\d+$/.test(text) ? undefined : Number(text);
 }
 
-/** The options with one of them set to a value, in its old place. */
+/** The options with one of them set to a value, in its old place; with an empty value without it. */
 function withOption(options: readonly string[], flag: string, value: string | undefined): string[] {
   if (value === undefined) return [...options];
   const at = options.indexOf(flag);
+  if (value === "") return options.filter((o, i) => i !== at && (at < 0 || i !== at + 1) && !o.startsWith(`${flag}=`));
   if (at >= 0) return options.toSpliced(at + 1, 1, value);
   return [...options.filter((o) => !o.startsWith(`${flag}=`)), flag, value];
 }
@@ -1436,6 +1437,23 @@ function logFolderOf(user: User): string {
   return join(user.home, "Library/Logs/lima-guard");
 }
 
+/** The options of lima-guard that the job has, or is remembered to have had. */
+function keptOptions({ job, memory }: JobFacts): readonly string[] {
+  return job.guard === undefined ? memory.options ?? [] : job.guardOptions;
+}
+
+/** The options of lima-guard that the job is to have. */
+function wantedOptions(facts: JobFacts, { exitTimeoutS, noOnEvent, onEvent, limaHome }: InstallOptions): string[] {
+  const kept = keptOptions(facts);
+  const asked = {
+    "--timeout": exitTimeoutS?.toString(),
+    "--on-event": noOnEvent ? "" : onEvent,
+    // A job that names the home in its command gets another one there.
+    "--lima-home": optionOf(kept, "--lima-home") === undefined ? undefined : limaHome,
+  };
+  return Object.entries(asked).reduce((all, [flag, value]) => withOption(all, flag, value), [...kept]);
+}
+
 /** What install wants of this job, with these options and what is remembered; refused where it contradicts the plist. */
 function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Wanted {
   const { job, limaHome, place, memory, user } = facts;
@@ -1445,18 +1463,11 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
     const hint = job.tool === "colima" ? "leave out --lima-home" : `limactl autostart enable ${place.name}`;
     throw new Refusal(`Cannot tell where the instance is: ${why}`, hint);
   }
-  const kept = job.guard === undefined ? memory.options ?? [] : job.guardOptions;
-  const timeout = options.exitTimeoutS ?? timeoutIn(kept);
+  const timeout = options.exitTimeoutS ?? timeoutIn(keptOptions(facts));
   const now = job.exitTimeOut ?? 0;
   const isAskedFor = timeout !== undefined &&
     (options.exitTimeoutS !== undefined || job.guard === undefined || now === timeout);
   const exitTimeoutS = isAskedFor ? timeout : Math.max(now, EXIT_TIMEOUT_S);
-  const asked = {
-    "--timeout": options.exitTimeoutS?.toString(),
-    "--on-event": options.onEvent,
-    // A job that names the home in its command gets another one there.
-    "--lima-home": optionOf(kept, "--lima-home") === undefined ? undefined : options.limaHome,
-  };
   const logs = logFolderOf(user);
   const mustMove = (path: string | undefined) =>
     path !== undefined && !(path.startsWith("/") && !isUnder(path, limaHome) && !path.startsWith("/Volumes/"));
@@ -1464,7 +1475,7 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
     facts.otherVolume && mustMove(path) ? join(logs, `${place.name}.${what}.log`) : undefined;
   return {
     guard,
-    guardOptions: Object.entries(asked).reduce((all, [flag, value]) => withOption(all, flag, value), [...kept]),
+    guardOptions: wantedOptions(facts, options),
     exitTimeoutS,
     keepAlive: options.keepAlive || (job.guard === undefined && memory.keepAlive === true),
     limaHome: facts.writesLimaHome ? limaHome : undefined,
@@ -2215,21 +2226,25 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
 }
 
 /** The program of the job's command, and what else must be there at the next start. */
-async function lookAtWorld(run: InstallRun, { job, user }: JobFacts): Promise<WorldFacts> {
+async function lookAtWorld(run: InstallRun, facts: JobFacts): Promise<WorldFacts> {
   const { host } = run;
+  const { job, user } = facts;
   if (host.os !== "darwin") return { tool: "there", otherTool: undefined, eventProgram: undefined };
   const lookAt = (path: string) => pathComponents(host, path).look;
   const program = job.command[0] ?? "";
   const look = lookAt(program);
-  const isProgramThere = isThere(look) && look.kind === "file" && (look.mode & 0o111) !== 0;
-  const tool = look === "denied" ? "hidden" : isProgramThere || !program.startsWith("/") ? "there" : "gone";
+  const isRunnable = (one: Looked) => isThere(one) && one.kind === "file" && (one.mode & 0o111) !== 0;
+  const tool = look === "denied" ? "hidden" : isRunnable(look) || !program.startsWith("/") ? "there" : "gone";
   const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
   const otherTool = others.find((path) => isThere(lookAt(path)));
-  const event = run.options.onEvent ?? optionOf(job.guardOptions, "--on-event");
+  const event = optionOf(wantedOptions(facts, run.options), "--on-event");
   if (event === undefined) return { tool, otherTool, eventProgram: undefined };
-  const missing = { why: `${event} is not there`, hint: undefined, warnings: [] };
-  const eventProgram = isThere(lookAt(event)) && await judgePath(run, event, trustOf(user.uid, "run"), user.name);
-  return { tool, otherTool, eventProgram: eventProgram || missing };
+  const found = lookAt(event);
+  const hint = `ls -led ${quote(event)}`;
+  const bad = (why: string) => ({ tool, otherTool, eventProgram: { why, hint, warnings: [] } } as const);
+  if (!isThere(found)) return bad(`${event} is not there`);
+  if (!isRunnable(found)) return bad(`${event} is no program that can be run`);
+  return { tool, otherTool, eventProgram: await judgePath(run, event, trustOf(user.uid, "run"), user.name) };
 }
 
 /** The guard that the job is to run, and what must be done to have it there. */
@@ -2920,9 +2935,11 @@ async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
     const hint = `move it away: ls -l ${quote(facts.place.target + BACKUP_SUFFIX)}`;
     throw new Refusal(`Cannot keep a backup: ${facts.badBackup}`, hint);
   }
-  const [trouble] = wordsOf(judgeWorld(facts, await lookAtWorld(run, facts)), "trouble");
+  const world = await lookAtWorld(run, facts);
+  const [trouble] = wordsOf(judgeWorld(facts, world), "trouble");
   if (trouble !== undefined && run.host.os === "darwin") {
-    throw new Refusal(`Cannot install: ${trouble}`, troubleHint(run, facts));
+    const ofEvent = trouble.startsWith("--on-event") ? eventHint(run, facts, world) : undefined;
+    throw new Refusal(`Cannot install: ${trouble}`, ofEvent ?? troubleHint(run, facts));
   }
 }
 
@@ -3142,6 +3159,12 @@ function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptio
   return [...sudo, ...commandWords(given, [place.name], ["lima-guard"])].map(quote).join(" ");
 }
 
+/** What to do about a program for events that the job cannot have. */
+function eventHint(run: InstallRun, facts: JobFacts, { eventProgram }: WorldFacts): string | undefined {
+  if (eventProgram?.why === undefined || run.options.onEvent !== undefined) return eventProgram?.hint;
+  return commandFor(run, facts, { role: "install", noOnEvent: true });
+}
+
 function troubleHint(run: InstallRun, facts: JobFacts): string {
   if (facts.instance === "gone") return commandFor(run, facts, { role: "uninstall" });
   if (facts.domains.length > 1) {
@@ -3183,7 +3206,8 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const onMac = run.host.os === "darwin";
   const answer = job.guard !== undefined && onMac ? await askGuard(run, facts, job.guard) : undefined;
   const seen: JobFacts = onMac ? facts : { ...facts, instance: "there" };
-  const judged = judgeCheck(seen, answer, await lookAtWorld(run, seen), run.options.exitTimeoutS);
+  const world = await lookAtWorld(run, seen);
+  const judged = judgeCheck(seen, answer, world, run.options.exitTimeoutS);
   const { troubles, unknown, notes } = judged;
   const { version = null, running = null } = answer?.kind === "version" ? answer : {};
   if (running !== null && running !== version) {
@@ -3193,21 +3217,23 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const state = checkedState(job, judged, answer);
   const pid = loaded.kind === "loaded" && loaded.pid !== undefined ? `, running (PID ${loaded.pid})` : "";
   const status = troubles.length > 0 ? EXIT.failed : unknown.length > 0 ? EXIT.tryAgain : EXIT.done;
-  const isPersons = facts.instance === "gone" || facts.domains.length > 1;
-  // Once a job that is ending is gone, it is off, and an install leaves it so.
-  const start = run.options.start || (loaded.kind === "loaded" && loaded.isEnding);
-  const cure = facts.fileTrouble
-    ? facts.fileTrouble.hint
-    : isPersons
-    ? troubleHint(run, facts)
-    : commandFor(run, facts, { role: "install", start });
-  const hint = state === "not asked" ? commandFor(run, facts) : cure;
+  const hint = state === "not asked" ? commandFor(run, facts) : checkHint(run, facts, world);
   return jobReport(place.name, state, status, `${state}${troubles.length === 0 ? `: ${job.label}${pid}` : ""}`, {
     plist: place.file,
     guard: job.guard === undefined ? null : { path: job.guard, version, previous: null, running },
     blockers: [...troubles, ...unknown].map((because) => ({ what: job.label, because, hint })),
     notes: notesOf(job, notes),
   });
+}
+
+/** What to do about what a check has found. */
+function checkHint(run: InstallRun, facts: JobFacts, world: WorldFacts): string | undefined {
+  const { domains, fileTrouble, instance, loaded } = facts;
+  if (fileTrouble) return fileTrouble.hint;
+  if (instance === "gone" || domains.length > 1) return troubleHint(run, facts);
+  // Once a job that is ending is gone, it is off, and an install leaves it so.
+  const start = run.options.start || (loaded.kind === "loaded" && loaded.isEnding);
+  return eventHint(run, facts, world) ?? commandFor(run, facts, { role: "install", start });
 }
 
 function checkedState(job: LaunchdJob, judged: ReturnType<typeof judgeCheck>, answer: GuardAnswer | undefined) {
@@ -3725,6 +3751,7 @@ export const INSTALL_OPTIONS = [
     text: `set ExitTimeOut to just this (default: at least ${EXIT_TIMEOUT_S})`,
   },
   { flag: "on-event", argument: "PROGRAM", text: "let the job run this program at each event" },
+  { flag: "no-on-event", text: "let the job run no program at events any more" },
   { flag: "lima-home", argument: "DIR", text: "where the instance is (default: what the plist says)" },
   { flag: "start", text: "enable and load a job that is off (otherwise it stays off)" },
   { flag: "restart", text: "stop and load the job again, also where its file is as wanted (after an upgrade)" },
@@ -3819,6 +3846,7 @@ function misuse(o: InstallOptions): string | undefined {
     return "--guard is used in its place: --guard-dir and --sign do not go with it";
   }
   if (o.purge && o.role !== "uninstall") return "--purge goes with --uninstall";
+  if (o.noOnEvent && o.onEvent !== undefined) return "Cannot take --on-event with --no-on-event";
   if (o.noReload && (o.start || o.restart)) return "Cannot take --no-reload with --start or --restart";
   const bad = o.names.find((name) => nameTrouble(name) !== undefined);
   return bad === undefined ? undefined : `Cannot take ${JSON.stringify(bad)} as instance name: ${nameTrouble(bad)}`;

@@ -321,6 +321,44 @@ macTest("the program for events is judged in either way of writing the option", 
   assert.deepEqual([mac.tree(), job()!.pid], [before, pid]);
 });
 
+// What becomes of the program for events; what is said.
+const EVENT_PROGRAMS: [what: string, spoil: (hook: string) => void, words: RegExp][] = [
+  ["can be written by all", (hook) => Deno.chmodSync(hook, 0o777), /written by every user/],
+  ["is gone", (hook) => Deno.removeSync(hook), /is not there/],
+  ["cannot be run", (hook) => Deno.chmodSync(hook, 0o644), /is no program/],
+  [
+    "is a folder now",
+    (hook) => {
+      Deno.removeSync(hook);
+      Deno.mkdirSync(hook);
+    },
+    /is no program/,
+  ],
+];
+for (const [what, spoil, words] of EVENT_PROGRAMS) {
+  macTest(`a program for events that is remembered and ${what} is refused, and can be taken out`, async () => {
+    const { mac, file, text, job } = macWith("daemon", { quick: true });
+    await using _ = mac;
+    const hook = mac.write(`${mac.root}/hook`, "#!/bin/sh\n", ROOT, 0o755);
+    assert.equal((await mac.run(["--yes", "--on-event", hook, "default"])).status, 0);
+    mac.write(file, text);
+    spoil(hook);
+    const before = mac.tree();
+    for (const how of ["--check", "--install"]) {
+      const run = await mac.run([how, "--yes", "--json", "default"]);
+      assert.equal(run.status, 1, run.stdout);
+      assert.match(run.json().blockers[0].because, words);
+      assert.equal(run.json().blockers[0].hint, "lima-guard --install --no-on-event default");
+    }
+    assert.deepEqual(mac.tree(), before);
+    const asked = await mac.run(["--yes", "--on-event", hook, "--json", "default"]);
+    assert.deepEqual([asked.status, asked.json().blockers[0].hint], [1, `ls -led ${hook}`], asked.stdout);
+    assert.equal((await mac.run(["--yes", "--no-on-event", "default"])).status, 0);
+    assert.deepEqual(job()!.args, guarded(mac));
+    assert.equal((await mac.run(["--check", "default"])).status, 0);
+  });
+}
+
 macTest("a dry run of a daemon prints for any person the steps that root would do", async () => {
   const { mac } = macWith("daemon");
   await using _ = mac;
