@@ -1565,7 +1565,8 @@ function judgeTimeouts({ guardOptions, grantedS: inFile }: LaunchdJob, needed: n
 
 const UNSAID = "launchctl print-disabled did not say whether the job is disabled";
 
-function judgeLoaded({ job, loaded, disabled, place, isBootedOut }: JobFacts, needed: number): Finding[] {
+function judgeLoaded(facts: JobFacts, needed: number): Finding[] {
+  const { job, loaded, disabled, place, isBootedOut, isLeftEnabled } = facts;
   const { grantedS: inFile } = job;
   const isAbsent = loaded.kind === "absent" && !isBootedOut;
   const left = "an install has booted the job out, and has not loaded it again: it was interrupted, or still runs";
@@ -1573,6 +1574,7 @@ function judgeLoaded({ job, loaded, disabled, place, isBootedOut }: JobFacts, ne
   const found: Finding[] = [
     ["unknown", loaded.kind === "unknown", loaded.kind === "unknown" ? loaded.why : ""],
     ["trouble", isBootedOut, left],
+    ["trouble", isLeftEnabled, "the job was disabled, and a run that was interrupted has left it enabled"],
     ["trouble", isAbsent && job.guard === undefined, "the job is not loaded"],
     ["unknown", disabled === undefined, UNSAID],
     ["note", isAbsent && job.guard !== undefined, `the job is not loaded: ${next}`],
@@ -2035,8 +2037,9 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const memory = await lookAtMemory(run, place, look);
   const launchd = await lookAtLaunchd(run, place, job.label, user.uid);
   const mark = memory.bootedOut?.boot === run.actor.boot ? memory.bootedOut : undefined;
-  const isLeftEnabled = mark?.wasDisabled === true && launchd.disabled === false && options.role !== "check" &&
-    !options.start && !options.noReload;
+  // launchd keeps what is enabled over boots, and so does what is noted.
+  const isLeftEnabled = memory.bootedOut?.wasDisabled === true && launchd.disabled === false && !options.start &&
+    !options.noReload;
   if (options.plist === undefined) await refuseSecondOwner(run, place, user);
   const dir = join(home.path, place.name);
   return {
@@ -2057,7 +2060,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     ...launchd,
     isBootedOut: mark !== undefined && launchd.loaded.kind === "absent",
     isLeftEnabled,
-    disabled: isLeftEnabled || launchd.disabled,
+    disabled: (isLeftEnabled && options.role !== "check") || launchd.disabled,
   };
 }
 
@@ -3859,11 +3862,13 @@ function absolutePaths(options: InstallOptions, host: InstallHost): InstallOptio
   return { ...options, ...Object.fromEntries(paths) };
 }
 
-/** The identity of this boot: what was noted in another one does not count. Off a Mac nothing is noted. */
+/** The identity of this boot: a job that was booted out in another one is off. Off a Mac nothing is noted. */
 async function bootIdentity(host: InstallHost): Promise<string> {
   if (host.os !== "darwin") return "";
   const answer = await askTool({ host }, "sysctl", "-n", "kern.bootsessionuuid");
-  return answer.code === 0 ? answer.stdout.trim() : "unknown";
+  const boot = answer.stdout.trim();
+  if (answer.code === 0 && boot !== "") return boot;
+  throw new Refusal(`Cannot tell which boot this is: ${inWords(answer)}`, "run this again", EXIT.tryAgain);
 }
 
 /** Installs, checks or uninstalls, as the arguments say. Returns the exit status. */
@@ -3891,8 +3896,8 @@ export async function installMain(args: readonly string[], given?: InstallHost):
     }
   }
   host.settle();
-  const actor = { uid: host.uid, boot: await bootIdentity(host), tool: host.tool };
   try {
+    const actor = { uid: host.uid, boot: await bootIdentity(host), tool: host.tool };
     return await runCommand({ host, options, actor, placed: new Set(), sources: new Map() });
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;

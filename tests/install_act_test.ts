@@ -958,6 +958,45 @@ macTest("a file has its bytes on the disk before it gets its name, and its folde
   }
 });
 
+macTest("a disabled job that a killed run has left enabled is disabled again, also after a boot", async () => {
+  for (const boot of ["BOOT-0", "BOOT-1"]) {
+    for (const role of ["--install", "--uninstall"]) {
+      const { mac, file, domain, label, job } = macWith("daemon", QUICK);
+      await using _ = mac;
+      assert.equal((await mac.run(["--yes", "default"])).status, 0);
+      const { pid } = job()!;
+      mac.write(
+        `${file}.lima-guard.json`,
+        JSON.stringify({ bootedOut: { boot, wasRunning: true, wasDisabled: true } }),
+      );
+      const checked = await mac.run(["--check", "default"]);
+      assert.equal(checked.status, 1, checked.stdout);
+      assert.match(checked.stdout, /was disabled, and a run that was interrupted has left it enabled/);
+      assert.equal((await mac.run([role, "--yes", "default"])).status, 0);
+      assert.deepEqual([mac.isDisabled(domain, label), job()!.pid === pid], [true, role === "--install"]);
+      if (role === "--install") assert.equal((await mac.run(["--check", "default"])).status, 0);
+      mac.launchctl(["enable", `${domain}/${label}`]);
+      assert.equal((await mac.run(["--yes", "default"])).status, 0);
+      assert.equal(mac.isDisabled(domain, label), false, "it is forgotten");
+    }
+  }
+});
+
+macTest("which boot this is cannot be told: 75, and nothing is done", async () => {
+  const { mac, file, domain, label, job } = macWith("daemon", QUICK);
+  await using _ = mac;
+  mac.lose(domain, label);
+  mac.write(`${file}.lima-guard.json`, JSON.stringify({ bootedOut: { boot: "unknown", wasRunning: true } }));
+  const before = mac.tree();
+  for (const role of ["--install", "--check", "--uninstall"]) {
+    mac.forget();
+    mac.fault("sysctl:1 1");
+    const run = await mac.run([role, "--yes", "--json", "default"]);
+    assert.deepEqual([run.status, JSON.parse(run.stdout).changed], [75, false], run.stdout);
+  }
+  assert.deepEqual([mac.tree(), job()], [before, undefined]);
+});
+
 macTest("a job that was booted out in another boot is off, and stays off", async () => {
   const { mac, file, domain, label, job } = macWith("daemon", QUICK);
   await using _ = mac;
