@@ -1563,6 +1563,11 @@ function judgeTimeouts({ guardOptions, grantedS: inFile }: LaunchdJob, needed: n
   ];
 }
 
+/** Whether launchd has read the job from another file. */
+function isFromElsewhere({ file, target }: JobPlace, path: string | undefined): boolean {
+  return path !== undefined && path !== file && path !== target;
+}
+
 const UNSAID = "launchctl print-disabled did not say whether the job is disabled";
 
 function judgeLoaded(facts: JobFacts, needed: number): Finding[] {
@@ -1582,7 +1587,7 @@ function judgeLoaded(facts: JobFacts, needed: number): Finding[] {
     ["note", disabled === true, "the job is disabled: launchd does not start it"],
   ];
   if (loaded.kind !== "loaded") return found;
-  const { args, exitTimeoutS = NaN, path = place.file } = loaded;
+  const { args, exitTimeoutS = NaN, path } = loaded;
   const isWrapped = isGuard(lookThroughShell(args) ?? args);
   const isSame = isWrapped && isEqual(args, job.args);
   const inForce = `launchd has an exit timeout of ${exitTimeoutS} s in force`;
@@ -1595,7 +1600,7 @@ function judgeLoaded(facts: JobFacts, needed: number): Finding[] {
     ["trouble", isSame && isShort, `${inForce}, of ${needed} s`],
     ["trouble", isSame && !isShort && exitTimeoutS > inFile, `${inForce}: the plist was changed since`],
     ["trouble", isStarted, "launchd starts it by itself, and the plist no more"],
-    ["trouble", path !== place.file && path !== place.target, `launchd has loaded the job from ${path}`],
+    ["trouble", isFromElsewhere(place, path), `launchd has loaded the job from ${path}`],
     ["trouble", loaded.isEnding, "the job is ending, and will not be loaded then"],
     ["note", loaded.pid === undefined, "the job does not run now"],
   ];
@@ -2199,8 +2204,11 @@ async function lookAtMemory(run: InstallRun, place: JobPlace, plist: FileLook): 
   return readMemory(new TextDecoder().decode(isOurs ? run.host.read(path, PLIST_LIMIT_BYTES) : undefined));
 }
 
+/** What launchd has of a job; its path with the links resolved, as all our paths are. */
 async function askLoaded(run: InstallRun, service: string): Promise<Loaded> {
-  return readLoaded(await askTool(run, "launchctl", "print", service));
+  const loaded = readLoaded(await askTool(run, "launchctl", "print", service));
+  if (loaded.kind !== "loaded" || loaded.path === undefined) return loaded;
+  return { ...loaded, path: run.host.realPath(loaded.path).ok ?? loaded.path };
 }
 
 const ABSENT: Loaded = { kind: "absent" };
@@ -3133,7 +3141,10 @@ function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { change
   if (changes.length > 0 || options.restart || (options.start && facts.disabled === true)) return true;
   const wanted = Math.min(job.exitTimeOut ?? 0, EXIT_TIMEOUT_S);
   const isOther = !isEqual(loaded.args, job.args) || (loaded.startsByItself && !job.startsByItself);
-  return loaded.isEnding || isOther || (loaded.exitTimeoutS ?? wanted) < wanted;
+  const { exitTimeoutS = wanted, path } = loaded;
+  // What `--check` names; a bare job is not stopped for it.
+  const isOld = job.guard !== undefined && (exitTimeoutS > job.grantedS || isFromElsewhere(facts.place, path));
+  return loaded.isEnding || isOther || isOld || exitTimeoutS < wanted;
 }
 
 /** A file that another program writes: what to declare there. */

@@ -111,8 +111,7 @@ function edited(mac: FakeMac, file: string, from: string, to: string): void {
 }
 
 /** launchd has loaded another text than the file has now. */
-function reloaded(mac: FakeMac, text: string): void {
-  const file = `${mac.daemons}/${DAEMON}.plist`;
+function reloaded(mac: FakeMac, text: string, file = `${mac.daemons}/${DAEMON}.plist`): void {
   const now = Deno.readTextFileSync(file);
   for (let n = 0; n < 4; n++) {
     if (mac.job("system", DAEMON) === undefined) break;
@@ -146,6 +145,53 @@ for (const [what, spoil, words, status = 1] of BROKEN) {
     }
   });
 }
+
+// What launchd has otherwise than the file says; --check names it, --install loads the job again, and all is well.
+const OTHERWISE: [what: string, spoil: (mac: FakeMac, file: string) => void, words: RegExp][] = [
+  [
+    "a larger exit timeout",
+    (mac, file) => reloaded(mac, Deno.readTextFileSync(file).replace("<integer>60<", "<integer>120<")),
+    /exit timeout of 120 s in force/,
+  ],
+  [
+    "another path",
+    (mac, file) => {
+      const other = mac.write(`${mac.daemons}/other.plist`, Deno.readTextFileSync(file));
+      reloaded(mac, Deno.readTextFileSync(file), other);
+      Deno.removeSync(other);
+    },
+    /has loaded the job from \S+other.plist/,
+  ],
+];
+for (const [what, spoil, words] of OTHERWISE) {
+  macTest(`launchd has ${what}: what --check names install mends`, async () => {
+    const { mac, file } = macWith("daemon", { quick: true });
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    spoil(mac, file);
+    const checked = await mac.run(["--check", "default"]);
+    assert.equal(checked.status, 1, checked.stdout);
+    assert.match(checked.stdout, words);
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    const again = await mac.run(["--check", "default"]);
+    assert.equal(again.status, 0, again.stdout);
+  });
+}
+
+macTest(
+  "a home that is a link: launchd has the job from the path as the account has it, and that is right",
+  async () => {
+    const { mac, file, as } = macWith("agent");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+    mac.lose("gui/501", AGENT);
+    Deno.renameSync(mac.home, `${mac.root}/home/real`);
+    Deno.symlinkSync("real", mac.home);
+    mac.load("gui/501", file);
+    const run = await mac.run(["--check", "default"], { as });
+    assert.equal(run.status, 0, run.stdout);
+  },
+);
 
 macTest("what --check calls broken in the world install refuses, and does not call done", async () => {
   for (const spoil of [0, 2, 4].map((i) => BROKEN[i]!)) {
