@@ -136,6 +136,7 @@ export const TOOL_PATHS = {
   sudo: "/usr/bin/sudo",
   sysctl: "/usr/sbin/sysctl",
   tail: "/usr/bin/tail",
+  test: "/bin/test",
   xattr: "/usr/bin/xattr",
 } as const;
 type Tool = keyof typeof TOOL_PATHS;
@@ -1489,11 +1490,16 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
 
 /** What of the world keeps the job from starting the instance: install refuses it, `--check` names it. */
 interface WorldFacts {
-  /** The program of the command is there and can be run; else where another one is. */
-  readonly tool: "there" | "gone" | "hidden";
+  /** The program of the command is there and can be run, by the job's user too; else where another one is. */
+  readonly tool: "there" | "gone" | "hidden" | "closed";
   readonly otherTool: string | undefined;
-  readonly eventProgram: PathVerdict | undefined;
+  /** Why its program for events cannot be had, or whether it can is not known. */
+  readonly event: { kind: "trouble" | "unknown"; why: string; hint: string | undefined } | undefined;
+  /** Whether the job's user may read the instance that is there for us. */
+  readonly mayRead: Permitted;
 }
+
+type Permitted = "yes" | "no" | "unknown";
 
 /** A finding: what is wrong, what could not be found out, or a note; and whether it holds. */
 type Finding = readonly [kind: "trouble" | "unknown" | "note", holds: boolean, words: string];
@@ -1503,16 +1509,20 @@ function wordsOf(findings: readonly Finding[], kind: Finding[0]): string[] {
 }
 
 /** What is wrong with a job in the world, for every user who looks. */
-function judgeWorld({ job, place, limaHome, instance, domains }: JobFacts, world: WorldFacts): Finding[] {
+function judgeWorld(facts: JobFacts, world: WorldFacts): Finding[] {
+  const { job, place, limaHome, instance, domains, user } = facts;
   const dir = join(limaHome, place.name);
   const other = world.otherTool === undefined ? "" : `; there is one at ${world.otherTool}`;
   return [
     ["trouble", instance === "gone", `the instance is gone: there is no ${dir}/lima.yaml`],
     ["unknown", instance === "volume missing", `${dir} is on a volume that is not mounted now`],
     ["unknown", instance === "hidden", `${dir} may not be looked at by this user`],
+    ["trouble", world.mayRead === "no", `${user.name} may not read ${dir}/lima.yaml`],
+    ["unknown", world.mayRead === "unknown", `whether ${user.name} may read ${dir}/lima.yaml was not answered`],
     ["trouble", world.tool === "gone", `the program ${job.command[0]} is gone${other}`],
+    ["trouble", world.tool === "closed", `${user.name} may not run ${job.command[0]}`],
     ["unknown", world.tool === "hidden", `the program ${job.command[0]} may not be looked at by this user`],
-    ["trouble", world.eventProgram?.why !== undefined, `--on-event: ${world.eventProgram?.why}`],
+    [world.event?.kind ?? "note", world.event !== undefined, `--on-event: ${world.event?.why}`],
     ["trouble", domains.length > 1, `the job is loaded twice: in ${domains.join(" and in ")}`],
   ];
 }
@@ -2236,26 +2246,47 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
   return { domain, loaded, disabled, domains: found.map((a) => a.domain) };
 }
 
+/** What the job's user himself may do with a path; all, where we may not be that user. */
+async function permittedTo(run: InstallRun, user: User, flag: "-r" | "-x", path: string): Promise<Permitted> {
+  const answer = await askAsUser(run, user, [run.host.tool("test"), flag, path]);
+  if (!answer || answer.code === 0) return "yes";
+  // It has no words of its own: any are sudo's.
+  return answer.code === 1 && answer.stderr === "" ? "no" : "unknown";
+}
+
+/** Whether a program is there and can be run, by the job's user too. */
+async function lookAtProgram(run: InstallRun, user: User, path: string): Promise<WorldFacts["tool"]> {
+  const { look } = pathComponents(run.host, path);
+  if (look === "denied") return "hidden";
+  if (!isThere(look) || look.kind !== "file" || (look.mode & 0o111) === 0) return "gone";
+  const may = await permittedTo(run, user, "-x", path);
+  return may === "yes" ? "there" : may === "no" ? "closed" : "hidden";
+}
+
 /** The program of the job's command, and what else must be there at the next start. */
 async function lookAtWorld(run: InstallRun, facts: JobFacts): Promise<WorldFacts> {
   const { host } = run;
-  const { job, user } = facts;
-  if (host.os !== "darwin") return { tool: "there", otherTool: undefined, eventProgram: undefined };
-  const lookAt = (path: string) => pathComponents(host, path).look;
+  const { job, user, limaHome, place, instance } = facts;
+  if (host.os !== "darwin") return { tool: "there", otherTool: undefined, event: undefined, mayRead: "yes" };
   const program = job.command[0] ?? "";
-  const look = lookAt(program);
-  const isRunnable = (one: Looked) => isThere(one) && one.kind === "file" && (one.mode & 0o111) !== 0;
-  const tool = look === "denied" ? "hidden" : isRunnable(look) || !program.startsWith("/") ? "there" : "gone";
+  const tool = program.startsWith("/") ? await lookAtProgram(run, user, program) : "there";
   const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
-  const otherTool = others.find((path) => isThere(lookAt(path)));
-  const event = optionOf(wantedOptions(facts, run.options), "--on-event");
-  if (event === undefined) return { tool, otherTool, eventProgram: undefined };
-  const found = lookAt(event);
-  const hint = `ls -led ${quote(event)}`;
-  const bad = (why: string) => ({ tool, otherTool, eventProgram: { why, hint, warnings: [] } } as const);
-  if (!isThere(found)) return bad(`${event} is not there`);
-  if (!isRunnable(found)) return bad(`${event} is no program that can be run`);
-  return { tool, otherTool, eventProgram: await judgePath(run, event, trustOf(user.uid, "run"), user.name) };
+  const otherTool = others.find((path) => isThere(pathComponents(host, path).look));
+  const event = await lookAtEventProgram(run, user, optionOf(wantedOptions(facts, run.options), "--on-event"));
+  const config = join(limaHome, place.name, "lima.yaml");
+  const mayRead = instance === "there" ? await permittedTo(run, user, "-r", config) : "yes";
+  return { tool, otherTool, event, mayRead };
+}
+
+async function lookAtEventProgram(run: InstallRun, user: User, path: string | undefined): Promise<WorldFacts["event"]> {
+  if (path === undefined) return undefined;
+  const found = await lookAtProgram(run, user, path);
+  const hint = `ls -led ${quote(path)}`;
+  if (found === "hidden") return { kind: "unknown", why: `${path} may not be looked at by this user`, hint };
+  if (found === "gone") return { kind: "trouble", why: `${path} is not there, or is no program that can be run`, hint };
+  if (found === "closed") return { kind: "trouble", why: `${user.name} may not run ${path}`, hint };
+  const { why, hint: more } = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
+  return why === undefined ? undefined : { kind: "trouble", why, hint: more };
 }
 
 /** The guard that the job is to run, and what must be done to have it there. */
@@ -3174,8 +3205,9 @@ function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptio
 }
 
 /** What to do about a program for events that the job cannot have. */
-function eventHint(run: InstallRun, facts: JobFacts, { eventProgram }: WorldFacts): string | undefined {
-  if (eventProgram?.why === undefined || run.options.onEvent !== undefined) return eventProgram?.hint;
+function eventHint(run: InstallRun, facts: JobFacts, { event }: WorldFacts): string | undefined {
+  if (event?.kind !== "trouble") return undefined;
+  if (run.options.onEvent !== undefined) return event.hint;
   return commandFor(run, facts, { role: "install", noOnEvent: true });
 }
 

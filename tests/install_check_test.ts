@@ -146,6 +146,41 @@ for (const [what, spoil, words, status = 1] of BROKEN) {
   });
 }
 
+// What the job's user may not use of what is there for root; what root's --check and install say.
+const CLOSED: [what: string, spoil: (mac: FakeMac) => void, words: RegExp][] = [
+  ["his Lima home", (mac) => mac.folder(`${mac.home}/.lima`, ADA, 0o700), /zoe may not read \S+default\/lima.yaml/],
+  ["lima.yaml", (mac) => mac.own(`${mac.home}/.lima/default/lima.yaml`, ADA, 0o600), /zoe may not read/],
+  ["limactl", (mac) => Deno.chmodSync(`${mac.root}/opt/homebrew/bin/limactl`, 0o700), /zoe may not run \S+limactl/],
+  ["limactl's folder", (mac) => Deno.chmodSync(`${mac.root}/opt/homebrew/bin`, 0o700), /zoe may not run \S+limactl/],
+  ["the program for events", (mac) => Deno.chmodSync(`${mac.root}/hook`, 0o700), /--on-event: .*zoe may not run/],
+];
+for (const [what, spoil, words] of CLOSED) {
+  macTest(`root looks as the job's user, who may not use ${what}: --check is 1, and install refuses`, async () => {
+    const { mac, job } = macWith("daemon", { quick: true });
+    await using _ = mac;
+    mac.write(`${mac.root}/hook`, "#!/bin/sh\n", ROOT, 0o755);
+    assert.equal((await mac.run(["--yes", "--on-event", `${mac.root}/hook`, "default"])).status, 0);
+    spoil(mac);
+    const { pid } = job()!;
+    for (const how of ["--check", "--install"]) {
+      const run = await mac.run([how, "--yes", "--restart", "--json", "default"]);
+      assert.equal(run.status, 1, run.stdout);
+      assert.match(run.json().blockers[0].because, words);
+    }
+    assert.equal(job()!.pid, pid);
+  });
+}
+
+macTest("the job's user does not answer what he may use: unknown, 75", async () => {
+  const { mac } = macWith("daemon", { quick: true });
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  mac.forget();
+  mac.fault("test:1 after:2", "test:2 2");
+  const run = await mac.run(["--check", "--json", "default"]);
+  assert.deepEqual([run.status, run.json().state], [75, "unknown"], run.stdout);
+});
+
 // What launchd has otherwise than the file says; --check names it, --install loads the job again, and all is well.
 const OTHERWISE: [what: string, spoil: (mac: FakeMac, file: string) => void, words: RegExp][] = [
   [

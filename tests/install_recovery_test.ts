@@ -36,11 +36,12 @@ macTest("when the rollback fails too, the report says so and names the command",
 });
 
 macTest("a signal in the middle: the old job is put back before the process leaves", async () => {
+  const hookAt = await effectNumber(/ create \S+\.before-lima-guard/);
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
     const { mac, file, text, job } = macWith("daemon");
     await using _ = mac;
     const child = mac.start(["--yes", "default"], {
-      settings: { hookAt: 12, hook: `touch ${mac.state}/there; sleep 0.4` },
+      settings: { hookAt, hook: `touch ${mac.state}/there; sleep 0.4` },
     });
     while (!mac.exists(`${mac.state}/there`)) await new Promise((resolve) => setTimeout(resolve, 20));
     child.kill(signal);

@@ -325,14 +325,14 @@ macTest("the program for events is judged in either way of writing the option", 
 const EVENT_PROGRAMS: [what: string, spoil: (hook: string) => void, words: RegExp][] = [
   ["can be written by all", (hook) => Deno.chmodSync(hook, 0o777), /written by every user/],
   ["is gone", (hook) => Deno.removeSync(hook), /is not there/],
-  ["cannot be run", (hook) => Deno.chmodSync(hook, 0o644), /is no program/],
+  ["cannot be run", (hook) => Deno.chmodSync(hook, 0o644), /is not there, or is no program/],
   [
     "is a folder now",
     (hook) => {
       Deno.removeSync(hook);
       Deno.mkdirSync(hook);
     },
-    /is no program/,
+    /is not there, or is no program/,
   ],
 ];
 for (const [what, spoil, words] of EVENT_PROGRAMS) {
