@@ -572,6 +572,8 @@ export function readJob({ value }: Plist, name: string) {
     tool: readCommand(wrapped.command, name, environment),
     environment,
     startsByItself: value["RunAtLoad"] === true || (keepAlive !== undefined && keepAlive !== false),
+    /** What counts until `launchctl enable` or `disable` was said of it. */
+    isDisabled: value["Disabled"] === true,
     remarks: remarksOn(value, label),
     program,
     userName: textAt(value, "UserName"),
@@ -826,9 +828,10 @@ export function readLoaded(answer: Answer): Loaded {
   return { kind: "loaded", args, isEnding, path, pid, exitTimeoutS, startsByItself };
 }
 
-/** Whether `launchctl print-disabled DOMAIN` names the label as switched off; absent means enabled. */
-export function readDisabled(text: string, label: string): boolean {
-  return text.split("\n").some((line) => line.trim().startsWith(`"${label}" =>`) && /=> (disabled|true)\b/.test(line));
+/** Whether `launchctl print-disabled DOMAIN` names the label as switched off, or on; absent: as its plist says. */
+export function readDisabled(text: string, label: string): boolean | undefined {
+  const found = text.split("\n").filter((line) => line.trim().startsWith(`"${label}" =>`));
+  return found.length === 0 ? undefined : found.some((line) => /=> (disabled|true)\b/.test(line));
 }
 
 /** Lima's labels among the services that `launchctl print DOMAIN` lists. */
@@ -2050,7 +2053,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const user = await jobUser(run, place, look, job);
   const home = limaHomeOf(host, job, user, place.name, options);
   const memory = await lookAtMemory(run, place, look);
-  const launchd = await lookAtLaunchd(run, place, job.label, user.uid);
+  const launchd = await lookAtLaunchd(run, place, job, user.uid);
   const mark = memory.bootedOut?.boot === run.actor.boot ? memory.bootedOut : undefined;
   // launchd keeps what is enabled over boots, and so does what is noted.
   const isLeftEnabled = memory.bootedOut?.wasDisabled === true && launchd.disabled === false && !options.start &&
@@ -2225,7 +2228,7 @@ const ABSENT: Loaded = { kind: "absent" };
 const NOT_ASKED: Loaded = { kind: "not asked" };
 
 /** What launchd has of a job, and in which domains: an agent that was loaded over ssh is in user/UID. */
-async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, uid: number) {
+async function lookAtLaunchd(run: InstallRun, place: JobPlace, { label, isDisabled }: LaunchdJob, uid: number) {
   const { host } = run;
   if (host.os !== "darwin" || place.kind === "file") {
     const domain = place.kind === "agent" ? `gui/${uid}` : "system";
@@ -2242,7 +2245,8 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
   }
   const off = await askTool(run, "launchctl", "print-disabled", domain);
   const isAnswer = off.code === 0 && off.stdout.includes("}");
-  const disabled = isAnswer ? readDisabled(off.stdout, label) : loaded.kind === "no session" ? false : undefined;
+  const said = isAnswer ? readDisabled(off.stdout, label) ?? isDisabled : undefined;
+  const disabled = said ?? (loaded.kind === "no session" ? isDisabled : undefined);
   return { domain, loaded, disabled, domains: found.map((a) => a.domain) };
 }
 

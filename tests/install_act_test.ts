@@ -982,6 +982,22 @@ macTest("a disabled job that a killed run has left enabled is disabled again, al
   }
 });
 
+macTest("Disabled in the plist counts until launchd has a word of its own", async () => {
+  const { mac, file, text, domain, label, job } = macWith("daemon", QUICK);
+  await using _ = mac;
+  mac.lose(domain, label);
+  mac.write(file, text.replace("<key>RunAtLoad</key>", "<key>Disabled</key>\n\t<true/>\n\t<key>RunAtLoad</key>"));
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  const off = await mac.run(["--check", "--json", "default"]);
+  assert.deepEqual([off.status, off.json().state], [0, "guarded, off"], off.stdout);
+  assert.match(off.stdout, /the job is disabled: launchd does not start it/);
+  assert.doesNotMatch(off.stdout, /starts at the next boot/);
+  assert.equal((await mac.run(["--yes", "--start", "default"])).status, 0);
+  assert.ok(job()?.pid !== undefined);
+  const on = await mac.run(["--check", "--json", "default"]);
+  assert.deepEqual([on.status, on.json().state], [0, "guarded"], on.stdout);
+});
+
 macTest("which boot this is cannot be told: 75, and nothing is done", async () => {
   const { mac, file, domain, label, job } = macWith("daemon", QUICK);
   await using _ = mac;
