@@ -96,6 +96,8 @@ const IO_ERROR = 5;
 const IN_PROGRESS = 36;
 const ALREADY = 37;
 const NO_SERVICE = 113;
+/** What a job ends with that launchd could not start: its program, working folder or log cannot be had. */
+const EX_CONFIG = 78;
 /** No such domain, and a domain that does not do this: no user is logged in there. */
 const NO_SESSION: readonly number[] = [112, 125];
 
@@ -216,6 +218,7 @@ type Loaded =
     readonly args: readonly string[];
     /** After bootout, until its process is gone. */
     readonly isEnding: boolean;
+    readonly lastExit: number | undefined;
     /** It was loaded with RunAtLoad or KeepAlive, as far as launchd says so. */
     readonly startsByItself: boolean;
   }
@@ -825,7 +828,8 @@ export function readLoaded(answer: Answer): Loaded {
   if (args[0] === "" || (first >= 0 && end < 0)) return { kind: "unknown", why: "launchctl print gave half an answer" };
   const isEnding = /^(SIG(TERM|KILL)ed|languishing)$/.test(state ?? "");
   const startsByItself = /\b(runatload|keepalive)\b/.test(answer.stdout.match(/^\tproperties = .*$/gm)?.at(-1) ?? "");
-  return { kind: "loaded", args, isEnding, path, pid, exitTimeoutS, startsByItself };
+  const lastExit = [...answer.stdout.matchAll(/^\tlast exit code = (\d+)/gm)].map(([, code]) => Number(code)).at(-1);
+  return { kind: "loaded", args, isEnding, path, pid, exitTimeoutS, lastExit, startsByItself };
 }
 
 /** Whether `launchctl print-disabled DOMAIN` names the label as switched off, or on; absent: as its plist says. */
@@ -1576,6 +1580,11 @@ function judgeTimeouts({ guardOptions, grantedS: inFile }: LaunchdJob, needed: n
   ];
 }
 
+/** Whether launchd has tried to start the job in vain. */
+function isNotStarted(loaded: Loaded): boolean {
+  return loaded.kind === "loaded" && loaded.pid === undefined && loaded.lastExit === EX_CONFIG;
+}
+
 /** Whether launchd has read the job from another file. */
 function isFromElsewhere({ file, target }: JobPlace, path: string | undefined): boolean {
   return path !== undefined && path !== file && path !== target;
@@ -1615,6 +1624,7 @@ function judgeLoaded(facts: JobFacts, needed: number): Finding[] {
     ["trouble", isStarted, "launchd starts it by itself, and the plist no more"],
     ["trouble", isFromElsewhere(place, path), `launchd has loaded the job from ${path}`],
     ["trouble", loaded.isEnding, "the job is ending, and will not be loaded then"],
+    ["trouble", isNotStarted(loaded), `launchd could not start it: last exit code ${EX_CONFIG}: EX_CONFIG`],
     ["note", loaded.pid === undefined, "the job does not run now"],
   ];
 }
@@ -3267,7 +3277,7 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const state = checkedState(job, judged, answer);
   const pid = loaded.kind === "loaded" && loaded.pid !== undefined ? `, running (PID ${loaded.pid})` : "";
   const status = troubles.length > 0 ? EXIT.failed : unknown.length > 0 ? EXIT.tryAgain : EXIT.done;
-  const hint = state === "not asked" ? commandFor(run, facts) : checkHint(run, facts, world);
+  const hint = state === "not asked" ? commandFor(run, facts) : checkHint(run, facts, { world, troubles });
   return jobReport(place.name, state, status, `${state}${troubles.length === 0 ? `: ${job.label}${pid}` : ""}`, {
     plist: place.file,
     guard: job.guard === undefined ? null : { path: job.guard, version, previous: null, running },
@@ -3277,13 +3287,18 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
 }
 
 /** What to do about what a check has found. */
-function checkHint(run: InstallRun, facts: JobFacts, world: WorldFacts): string | undefined {
-  const { domains, fileTrouble, instance, loaded } = facts;
+function checkHint(run: InstallRun, facts: JobFacts, found: { world: WorldFacts; troubles: readonly string[] }) {
+  const { domain, domains, fileTrouble, instance, job, loaded } = facts;
   if (fileTrouble) return fileTrouble.hint;
   if (instance === "gone" || domains.length > 1) return troubleHint(run, facts);
+  const sudo = run.host.uid !== 0 && domain === "system" ? "sudo " : "";
+  // Nothing that an install would mend.
+  if (isNotStarted(loaded) && found.troubles.length === 1) {
+    return `${sudo}launchctl kickstart ${domain}/${job.label}, once that is solved`;
+  }
   // Once a job that is ending is gone, it is off, and an install leaves it so.
   const start = run.options.start || (loaded.kind === "loaded" && loaded.isEnding);
-  return eventHint(run, facts, world) ?? commandFor(run, facts, { role: "install", start });
+  return eventHint(run, facts, found.world) ?? commandFor(run, facts, { role: "install", start });
 }
 
 function checkedState(job: LaunchdJob, judged: ReturnType<typeof judgeCheck>, answer: GuardAnswer | undefined) {

@@ -100,6 +100,15 @@ const BROKEN: [what: string, spoil: (mac: FakeMac, file: string) => void, words:
     },
     /booted the job out, and has not loaded it again/,
   ],
+  [
+    "launchd could not start it",
+    (mac) => {
+      const { pid } = mac.job("system", DAEMON)!;
+      mac.write(`${mac.state}/exit/${pid}`, "78");
+      Deno.removeSync(`${mac.state}/alive/${pid}`);
+    },
+    /launchd could not start it: last exit code 78: EX_CONFIG/,
+  ],
   ["launchd does not answer", (mac) => mac.fault("print:1 1"), /launchctl print: status 1/, 75],
   ["it is not said whether it is disabled", (mac) => mac.fault("print-disabled:1 5"), /print-disabled did not say/, 75],
 ];
@@ -416,6 +425,20 @@ const HINTS: Hinted[] = [
       mac.launchctl(["bootstrap", "user/501", file], ZOE);
     },
     typed: /^launchctl bootout user\/501\//,
+  },
+  {
+    what: "a job that launchd could not start",
+    kind: "daemon",
+    as: ADA,
+    args: ["--check"],
+    spoil: async (mac) => {
+      await installed(mac, ROOT);
+      const { pid } = mac.job("system", DAEMON)!;
+      mac.write(`${mac.state}/exit/${pid}`, "78");
+      Deno.removeSync(`${mac.state}/alive/${pid}`);
+    },
+    find: /hint: (sudo launchctl kickstart system\/\S+), once that is solved\)/,
+    typed: /^sudo launchctl/,
   },
   {
     what: "a job whose file is gone",

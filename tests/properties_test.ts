@@ -237,11 +237,12 @@ const job = fc.record({
   environment: fc.array(fc.tuple(value, value), { maxLength: 3 }),
   pid: fc.option(anyPid),
   exitTimeout: fc.option(number(86_400)),
+  lastExit: fc.option(number(255)),
 }, PLAIN);
 
 Deno.test("launchctl print: what a job is, is read back from what is printed", () => {
   fc.assert(
-    fc.property(job, ({ path, state, program, args, environment, pid, exitTimeout }) => {
+    fc.property(job, ({ path, state, program, args, environment, pid, exitTimeout, lastExit }) => {
       const text = [
         "gui/501/io.lima-vm.autostart.k3s = {",
         "\tactive count = 1",
@@ -257,6 +258,7 @@ Deno.test("launchctl print: what a job is, is read back from what is printed", (
         "\t}",
         ...exitTimeout === null ? [] : [`\texit timeout = ${exitTimeout}`],
         ...pid === null ? [] : [`\tpid = ${pid}`],
+        `\tlast exit code = ${lastExit === 78 ? "78: EX_CONFIG" : lastExit ?? "(never exited)"}`,
         "\tjetsam coalition = {",
         "\t\tstate = active",
         "\t\tpid = 1",
@@ -275,6 +277,7 @@ Deno.test("launchctl print: what a job is, is read back from what is printed", (
         path,
         pid: pid ?? undefined,
         exitTimeoutS: exitTimeout ?? undefined,
+        lastExit: lastExit ?? undefined,
         startsByItself: false,
       });
       // Cut in the middle of its arguments, the answer says so.
