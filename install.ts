@@ -248,7 +248,7 @@ interface JobFacts {
   readonly job: LaunchdJob;
   readonly user: User;
   readonly backup: { readonly bytes: Uint8Array; readonly plist: Plist; readonly look: FileLook } | undefined;
-  /** Another user could change the plist: told by a check of what is not root's, else refused. */
+  /** Another user could change the plist: said by a check of what is not root's, else refused. */
   readonly fileTrouble: { readonly why: string; readonly hint: string | undefined } | undefined;
   /** A backup that is there and cannot be believed: why. */
   readonly badBackup: string | undefined;
@@ -562,8 +562,7 @@ export function readJob({ value }: Plist, name: string) {
   }
   const behind = lookThroughShell(args);
   const wrapped = splitWrapped(behind ?? args, name);
-  const environment = jobEnvironment(value);
-  const keepAlive = value["KeepAlive"];
+  const [environment, keepAlive] = [jobEnvironment(value), value["KeepAlive"]];
   return {
     name,
     label,
@@ -575,7 +574,6 @@ export function readJob({ value }: Plist, name: string) {
     tool: readCommand(wrapped.command, name, environment),
     environment,
     startsByItself: value["RunAtLoad"] === true || (keepAlive !== undefined && keepAlive !== false),
-    /** What counts until `launchctl enable` or `disable` was said of it. */
     isDisabled: value["Disabled"] === true,
     remarks: remarksOn(value, label),
     program,
@@ -2052,8 +2050,9 @@ async function readJobFile(run: InstallRun, place: JobPlace) {
 /** All about a job, before anything is decided. Changes nothing. */
 async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const { host, options } = run;
-  const { look, bytes, fileTrouble } = await readJobFile(run, place);
-  const plist = readPlist(decodePlist(bytes, place.file), await host.plistReader());
+  const file = await readJobFile(run, place);
+  const { look } = file;
+  const plist = readPlist(decodePlist(file.bytes, place.file), await host.plistReader());
   const job = readJob(plist, place.name);
   const isLimas = options.plist === undefined && job.label.startsWith("io.lima-vm.");
   if (isLimas && `${job.label}.plist` !== basename(place.file)) {
@@ -2064,7 +2063,6 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const home = limaHomeOf(host, job, user, place.name, options);
   const memory = await lookAtMemory(run, place, look);
   const launchd = await lookAtLaunchd(run, place, job, user.uid);
-  const mark = memory.bootedOut?.boot === run.actor.boot ? memory.bootedOut : undefined;
   // launchd keeps what is enabled over boots, and so does what is noted.
   const isLeftEnabled = memory.bootedOut?.wasDisabled === true && launchd.disabled === false && !options.start &&
     !options.noReload;
@@ -2072,9 +2070,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const dir = join(home.path, place.name);
   return {
     place,
-    look,
-    bytes,
-    fileTrouble,
+    ...file,
     plist,
     job,
     user,
@@ -2086,7 +2082,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     instance: lookAtInstance(host, home.path, dir),
     notes: job.label.startsWith(AGENT_LABEL) ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
     ...launchd,
-    isBootedOut: mark !== undefined && launchd.loaded.kind === "absent",
+    isBootedOut: launchd.loaded.kind === "absent" && memory.bootedOut?.boot === run.actor.boot,
     isLeftEnabled,
     disabled: (isLeftEnabled && options.role !== "check") || launchd.disabled,
   };
@@ -3292,7 +3288,7 @@ function checkHint(run: InstallRun, facts: JobFacts, found: { world: WorldFacts;
   if (fileTrouble) return fileTrouble.hint;
   if (instance === "gone" || domains.length > 1) return troubleHint(run, facts);
   const sudo = run.host.uid !== 0 && domain === "system" ? "sudo " : "";
-  // Nothing that an install would mend.
+  // An install would change nothing.
   if (isNotStarted(loaded) && found.troubles.length === 1) {
     return `${sudo}launchctl kickstart ${domain}/${job.label}, once that is solved`;
   }

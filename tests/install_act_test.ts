@@ -998,7 +998,7 @@ macTest("Disabled in the plist counts until launchd has a word of its own", asyn
   assert.deepEqual([on.status, on.json().state], [0, "guarded"], on.stdout);
 });
 
-macTest("which boot this is cannot be told: 75, and nothing is done", async () => {
+macTest("which boot this is cannot be found out: 75, and nothing is done", async () => {
   const { mac, file, domain, label, job } = macWith("daemon", QUICK);
   await using _ = mac;
   mac.lose(domain, label);

@@ -208,7 +208,7 @@ const OTHERWISE: [what: string, spoil: (mac: FakeMac, file: string) => void, wor
   ],
 ];
 for (const [what, spoil, words] of OTHERWISE) {
-  macTest(`launchd has ${what}: what --check names install mends`, async () => {
+  macTest(`launchd has ${what}: what --check names is over after an install`, async () => {
     const { mac, file } = macWith("daemon", { quick: true });
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
