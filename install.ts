@@ -1244,6 +1244,9 @@ interface Target {
 /** Who carries the plan out, in which boot, and where the tools are. */
 type Actor = Pick<InstallHost, "uid" | "tool"> & { readonly boot: string };
 
+/** sysctl did not answer: what a run has noted could be of this boot or of another one. */
+const UNKNOWN_BOOT = "unknown";
+
 /** A command as this user: as ourselves, or as one child of root that is he. */
 function asUser(actor: Actor, uid: number, argv: Argv): Argv | undefined {
   if (uid === actor.uid) return argv;
@@ -2052,6 +2055,9 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const { host, options } = run;
   const file = await readJobFile(run, place);
   const { look } = file;
+  if (run.actor.boot === UNKNOWN_BOOT) {
+    throw new Refusal("Cannot tell which boot this is: sysctl did not say", "run this again", EXIT.tryAgain);
+  }
   const plist = readPlist(decodePlist(file.bytes, place.file), await host.plistReader());
   const job = readJob(plist, place.name);
   const isLimas = options.plist === undefined && job.label.startsWith("io.lima-vm.");
@@ -3924,9 +3930,7 @@ function absolutePaths(options: InstallOptions, host: InstallHost): InstallOptio
 async function bootIdentity(host: InstallHost): Promise<string> {
   if (host.os !== "darwin") return "";
   const answer = await askTool({ host }, "sysctl", "-n", "kern.bootsessionuuid");
-  const boot = answer.stdout.trim();
-  if (answer.code === 0 && boot !== "") return boot;
-  throw new Refusal(`Cannot tell which boot this is: ${inWords(answer)}`, "run this again", EXIT.tryAgain);
+  return answer.code === 0 && answer.stdout.trim() !== "" ? answer.stdout.trim() : UNKNOWN_BOOT;
 }
 
 /** Installs, checks or uninstalls, as the arguments say. Returns the exit status. */
@@ -3954,8 +3958,8 @@ export async function installMain(args: readonly string[], given?: InstallHost):
     }
   }
   host.settle();
+  const actor = { uid: host.uid, boot: await bootIdentity(host), tool: host.tool };
   try {
-    const actor = { uid: host.uid, boot: await bootIdentity(host), tool: host.tool };
     return await runCommand({ host, options, actor, placed: new Set(), sources: new Map() });
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
