@@ -2055,9 +2055,6 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const { host, options } = run;
   const file = await readJobFile(run, place);
   const { look } = file;
-  if (run.actor.boot === UNKNOWN_BOOT) {
-    throw new Refusal("Cannot tell which boot this is: sysctl did not say", "run this again", EXIT.tryAgain);
-  }
   const plist = readPlist(decodePlist(file.bytes, place.file), await host.plistReader());
   const job = readJob(plist, place.name);
   const isLimas = options.plist === undefined && job.label.startsWith("io.lima-vm.");
@@ -2224,6 +2221,9 @@ async function lookAtBackup(run: InstallRun, place: JobPlace, plist: FileLook, p
 }
 
 async function lookAtMemory(run: InstallRun, place: JobPlace, plist: FileLook): Promise<Memory> {
+  if (run.actor.boot === UNKNOWN_BOOT) {
+    throw new Refusal("Cannot tell which boot this is: sysctl did not say", "run this again", EXIT.tryAgain);
+  }
   const path = place.beside + MEMORY_SUFFIX;
   const isOurs = await isOfSameHands(run, place, plist, path);
   return readMemory(new TextDecoder().decode(isOurs ? run.host.read(path, PLIST_LIMIT_BYTES) : undefined));
