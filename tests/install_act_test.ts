@@ -831,9 +831,13 @@ macTest("what was planned on and is not so any more is not done: 75", async () =
 macTest(
   "two installs at once: one does it, the other says 75 and names the PID; any user's lock changes nothing",
   async () => {
+    const { mac: whole } = macWith("daemon", { trace: true });
+    await using _whole = whole;
+    assert.equal((await whole.run(["--yes", "default"])).status, 0);
+    const freezeAt = whole.effects().findIndex((line) => line.includes(" make ")) + 1;
     const { mac, file } = macWith("daemon");
     await using _ = mac;
-    const first = mac.start(["--yes", "default"], { settings: { freezeAt: 12 } });
+    const first = mac.start(["--yes", "default"], { settings: { freezeAt } });
     const reader = first.stderr.getReader();
     for (let text = ""; !text.includes("frozen");) {
       const { value, done } = await reader.read();
