@@ -87,6 +87,8 @@ const ADMIN_GID = 80;
 const WHEEL_GID = 0;
 /** Emptied at boot, or by a timer: what lies there is gone when it is needed. */
 const EMPTIED = ["/tmp", "/private/tmp", "/private/var/folders", "/var/folders", "/private/var/run", "/var/run"];
+/** Another name of the boot volume, which no link leads to. */
+const DATA_VOLUME = /^\/System\/Volumes\/Data(?=\/)/;
 
 /** launchctl's codes that mean something to us (`launchctl error N`). */
 const NO_PROCESS = 3;
@@ -94,6 +96,8 @@ const IO_ERROR = 5;
 const IN_PROGRESS = 36;
 const ALREADY = 37;
 const NO_SERVICE = 113;
+/** What a job ends with that launchd could not start: its program, working folder or log cannot be had. */
+const EX_CONFIG = 78;
 /** No such domain, and a domain that does not do this: no user is logged in there. */
 const NO_SESSION: readonly number[] = [112, 125];
 
@@ -134,6 +138,7 @@ export const TOOL_PATHS = {
   sudo: "/usr/bin/sudo",
   sysctl: "/usr/sbin/sysctl",
   tail: "/usr/bin/tail",
+  test: "/bin/test",
   xattr: "/usr/bin/xattr",
 } as const;
 type Tool = keyof typeof TOOL_PATHS;
@@ -216,6 +221,7 @@ type Loaded =
     readonly userName: string | undefined;
     /** After bootout, until its process is gone. */
     readonly isEnding: boolean;
+    readonly lastExit: number | undefined;
     /** It was loaded with RunAtLoad or KeepAlive, as far as launchd says so. */
     readonly startsByItself: boolean;
   }
@@ -245,6 +251,8 @@ interface JobFacts {
   readonly job: LaunchdJob;
   readonly user: User;
   readonly backup: { readonly bytes: Uint8Array; readonly plist: Plist; readonly look: FileLook } | undefined;
+  /** Another user could change the plist: said by a check of what is not root's, else refused. */
+  readonly fileTrouble: { readonly why: string; readonly hint: string | undefined } | undefined;
   /** A backup that is there and cannot be believed: why. */
   readonly badBackup: string | undefined;
   readonly memory: Memory;
@@ -258,6 +266,8 @@ interface JobFacts {
   readonly loaded: Loaded;
   readonly domains: readonly string[];
   readonly disabled: boolean | undefined;
+  /** A run that was killed has booted it out in this boot: that is not off. */
+  readonly isBootedOut: boolean;
   /** A run that was killed has left it enabled: it counts as disabled, and is to be so again. */
   readonly isLeftEnabled: boolean;
   readonly notes: readonly string[];
@@ -557,8 +567,7 @@ export function readJob({ value }: Plist, name: string) {
   }
   const behind = lookThroughShell(args);
   const wrapped = splitWrapped(behind ?? args, name);
-  const environment = jobEnvironment(value);
-  const keepAlive = value["KeepAlive"];
+  const [environment, keepAlive] = [jobEnvironment(value), value["KeepAlive"]];
   return {
     name,
     label,
@@ -570,6 +579,7 @@ export function readJob({ value }: Plist, name: string) {
     tool: readCommand(wrapped.command, name, environment),
     environment,
     startsByItself: value["RunAtLoad"] === true || (keepAlive !== undefined && keepAlive !== false),
+    isDisabled: value["Disabled"] === true,
     remarks: remarksOn(value, label),
     program,
     userName: textAt(value, "UserName"),
@@ -692,10 +702,11 @@ function timeoutIn(options: readonly string[]): number | undefined {
   return text === undefined || !/^\d+$/.test(text) ? undefined : Number(text);
 }
 
-/** The options with one of them set to a value, in its old place. */
+/** The options with one of them set to a value, in its old place; with an empty value without it. */
 function withOption(options: readonly string[], flag: string, value: string | undefined): string[] {
   if (value === undefined) return [...options];
   const at = options.indexOf(flag);
+  if (value === "") return options.filter((o, i) => i !== at && (at < 0 || i !== at + 1) && !o.startsWith(`${flag}=`));
   if (at >= 0) return options.toSpliced(at + 1, 1, value);
   return [...options.filter((o) => !o.startsWith(`${flag}=`)), flag, value];
 }
@@ -826,12 +837,14 @@ export function readLoaded(answer: Answer): Loaded {
   ) => [name, value]);
   const environment = /^\tenvironment = \{$/m.test(answer.stdout) ? Object.fromEntries(variables) : undefined;
   const userName = /^\tusername = (.+)$/m.exec(answer.stdout)?.[1];
-  return { kind: "loaded", args, environment, userName, isEnding, path, pid, exitTimeoutS, startsByItself };
+  const lastExit = [...answer.stdout.matchAll(/^\tlast exit code = (\d+)/gm)].map(([, code]) => Number(code)).at(-1);
+  return { kind: "loaded", args, environment, userName, isEnding, path, pid, exitTimeoutS, lastExit, startsByItself };
 }
 
-/** Whether `launchctl print-disabled DOMAIN` names the label as switched off; absent means enabled. */
-export function readDisabled(text: string, label: string): boolean {
-  return text.split("\n").some((line) => line.trim().startsWith(`"${label}" =>`) && /=> (disabled|true)\b/.test(line));
+/** Whether `launchctl print-disabled DOMAIN` names the label as switched off, or on; absent: as its plist says. */
+export function readDisabled(text: string, label: string): boolean | undefined {
+  const found = text.split("\n").filter((line) => line.trim().startsWith(`"${label}" =>`));
+  return found.length === 0 ? undefined : found.some((line) => /=> (disabled|true)\b/.test(line));
 }
 
 /** Lima's labels among the services that `launchctl print DOMAIN` lists. */
@@ -1191,7 +1204,7 @@ const ACL_RIGHTS = /\b(write|append|add_file|add_subdirectory|delete|delete_chil
 /** The first entry of `ls -lde` that lets another user change something; these names may. */
 export function readAcl(text: string, names: readonly string[]): string | undefined {
   return text.split("\n").find((line) => {
-    const [, who, rights = ""] = /^ *\d+: (\S+) (?:inherited )?allow (.*)$/.exec(line) ?? [];
+    const [, who, rights = ""] = /^ *\d+: (.+?) (?:inherited )?allow (.*)$/.exec(line) ?? [];
     return who !== undefined && ACL_RIGHTS.test(rights) && !names.includes(who);
   })?.trim();
 }
@@ -1253,6 +1266,9 @@ interface Target {
 
 /** Who carries the plan out, in which boot, and where the tools are. */
 type Actor = Pick<InstallHost, "uid" | "tool"> & { readonly boot: string };
+
+/** sysctl did not answer: what a run has noted could be of this boot or of another one. */
+const UNKNOWN_BOOT = "unknown";
 
 /** A command as this user: as ourselves, or as one child of root that is he. */
 function asUser(actor: Actor, uid: number, argv: Argv): Argv | undefined {
@@ -1455,21 +1471,31 @@ function logFolderOf(user: User): string {
   return join(user.home, "Library/Logs/lima-guard");
 }
 
+/** The options of lima-guard that the job has, or is remembered to have had. */
+function keptOptions({ job, memory }: JobFacts): readonly string[] {
+  return job.guard === undefined ? memory.options ?? [] : job.guardOptions;
+}
+
+/** The options of lima-guard that the job is to have. */
+function wantedOptions(facts: JobFacts, { exitTimeoutS, noOnEvent, onEvent, limaHome }: InstallOptions): string[] {
+  const kept = keptOptions(facts);
+  const asked = {
+    "--timeout": exitTimeoutS?.toString(),
+    "--on-event": noOnEvent ? "" : onEvent,
+    // A job that names the home in its command gets another one there.
+    "--lima-home": optionOf(kept, "--lima-home") === undefined ? undefined : limaHome,
+  };
+  return Object.entries(asked).reduce((all, [flag, value]) => withOption(all, flag, value), [...kept]);
+}
+
 /** What install wants of this job, with these options and what is remembered. */
 function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Wanted {
   const { job, limaHome, place, memory, user } = facts;
-  const kept = job.guard === undefined ? memory.options ?? [] : job.guardOptions;
-  const timeout = options.exitTimeoutS ?? timeoutIn(kept);
+  const timeout = options.exitTimeoutS ?? timeoutIn(keptOptions(facts));
   const now = job.exitTimeOut ?? 0;
   const isAskedFor = timeout !== undefined &&
     (options.exitTimeoutS !== undefined || job.guard === undefined || now === timeout);
   const exitTimeoutS = isAskedFor ? timeout : Math.max(now, EXIT_TIMEOUT_S);
-  const asked = {
-    "--timeout": options.exitTimeoutS?.toString(),
-    "--on-event": options.onEvent,
-    // A job that names the home in its command gets another one there.
-    "--lima-home": optionOf(kept, "--lima-home") === undefined ? undefined : options.limaHome,
-  };
   const logs = logFolderOf(user);
   const mustMove = (path: string | undefined) =>
     path !== undefined && !(path.startsWith("/") && !isUnder(path, limaHome) && !path.startsWith("/Volumes/"));
@@ -1477,7 +1503,7 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
     facts.otherVolume && mustMove(path) ? join(logs, `${place.name}.${what}.log`) : undefined;
   return {
     guard,
-    guardOptions: Object.entries(asked).reduce((all, [flag, value]) => withOption(all, flag, value), [...kept]),
+    guardOptions: wantedOptions(facts, options),
     exitTimeoutS,
     keepAlive: options.keepAlive || (job.guard === undefined && memory.keepAlive === true),
     limaHome: facts.writesLimaHome ? limaHome : undefined,
@@ -1491,11 +1517,16 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
 
 /** What of the world keeps the job from starting the instance: install refuses it, `--check` names it. */
 interface WorldFacts {
-  /** The program of the command is there and can be run; else where another one is. */
-  readonly tool: "there" | "gone" | "hidden";
+  /** The program of the command is there and can be run, by the job's user too; else where another one is. */
+  readonly tool: "there" | "gone" | "hidden" | "closed";
   readonly otherTool: string | undefined;
-  readonly eventProgram: PathVerdict | undefined;
+  /** Why its program for events cannot be had, or whether it can is not known. */
+  readonly event: { kind: "trouble" | "unknown"; why: string; hint: string | undefined } | undefined;
+  /** Whether the job's user may read the instance that is there for us. */
+  readonly mayRead: Permitted;
 }
+
+type Permitted = "yes" | "no" | "unknown";
 
 /** A finding: what is wrong, what could not be found out, or a note; and whether it holds. */
 type Finding = readonly [kind: "trouble" | "unknown" | "note", holds: boolean, words: string];
@@ -1505,16 +1536,20 @@ function wordsOf(findings: readonly Finding[], kind: Finding[0]): string[] {
 }
 
 /** What is wrong with a job in the world, for every user who looks. */
-function judgeWorld({ job, place, limaHome, instance, domains }: JobFacts, world: WorldFacts): Finding[] {
+function judgeWorld(facts: JobFacts, world: WorldFacts): Finding[] {
+  const { job, place, limaHome, instance, domains, user } = facts;
   const dir = join(limaHome, place.name);
   const other = world.otherTool === undefined ? "" : `; there is one at ${world.otherTool}`;
   return [
     ["trouble", instance === "gone", `the instance is gone: there is no ${dir}/lima.yaml`],
     ["unknown", instance === "volume missing", `${dir} is on a volume that is not mounted now`],
     ["unknown", instance === "hidden", `${dir} may not be looked at by this user`],
+    ["trouble", world.mayRead === "no", `${user.name} may not read ${dir}/lima.yaml`],
+    ["unknown", world.mayRead === "unknown", `whether ${user.name} may read ${dir}/lima.yaml was not answered`],
     ["trouble", world.tool === "gone", `the program ${job.command[0]} is gone${other}`],
+    ["trouble", world.tool === "closed", `${user.name} may not run ${job.command[0]}`],
     ["unknown", world.tool === "hidden", `the program ${job.command[0]} may not be looked at by this user`],
-    ["trouble", world.eventProgram?.why !== undefined, `--on-event: ${world.eventProgram?.why}`],
+    [world.event?.kind ?? "note", world.event !== undefined, `--on-event: ${world.event?.why}`],
     ["trouble", domains.length > 1, `the job is loaded twice: in ${domains.join(" and in ")}`],
   ];
 }
@@ -1525,9 +1560,8 @@ type GuardAnswer =
   | { readonly kind: "trouble"; readonly why: string };
 
 function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: WorldFacts, wantedS: number | undefined) {
-  const { job, look, place, loaded, otherVolume } = facts;
+  const { job, place, loaded, otherVolume, fileTrouble } = facts;
   const isWrapped = job.guard !== undefined;
-  const isLoose = look.uid !== place.changer || (look.mode & 0o022) !== 0;
   const isElsewhere = otherVolume && job.workingDirectory !== undefined && job.workingDirectory !== "/";
   const keepAlive =
     "KeepAlive {SuccessfulExit: true} starts the instance again after a requested stop, and not after a crash";
@@ -1545,7 +1579,7 @@ function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: Worl
     ...judgeTimeouts(job, needed),
     ["trouble", isWrapped && restartsOnSuccess(job.keepAlive), keepAlive],
     ["note", !job.startsByItself, "nothing starts it at boot or login: it has neither RunAtLoad nor KeepAlive"],
-    ["trouble", isLoose, `${place.file} has an owner or a mode that lets another user change it`],
+    ["trouble", fileTrouble !== undefined, `${place.file}: ${fileTrouble?.why}`],
     ...judgeLoaded(facts, needed),
     ["trouble", isElsewhere, "it is on another volume: launchd cannot start lima-guard before that is mounted"],
   ];
@@ -1566,14 +1600,28 @@ function judgeTimeouts({ guardOptions, grantedS: inFile }: LaunchdJob, needed: n
   ];
 }
 
+/** Whether launchd has tried to start the job in vain. */
+function isNotStarted(loaded: Loaded): boolean {
+  return loaded.kind === "loaded" && loaded.pid === undefined && loaded.lastExit === EX_CONFIG;
+}
+
+/** Whether launchd has read the job from another file. */
+function isFromElsewhere({ file, target }: JobPlace, path: string | undefined): boolean {
+  return path !== undefined && path !== file && path !== target;
+}
+
 const UNSAID = "launchctl print-disabled did not say whether the job is disabled";
 
-function judgeLoaded({ job, loaded, disabled, place }: JobFacts, needed: number): Finding[] {
+function judgeLoaded(facts: JobFacts, needed: number): Finding[] {
+  const { job, loaded, disabled, place, isBootedOut, isLeftEnabled } = facts;
   const { grantedS: inFile } = job;
-  const isAbsent = loaded.kind === "absent";
+  const isAbsent = loaded.kind === "absent" && !isBootedOut;
+  const left = "an install has booted the job out, and has not loaded it again: it was interrupted, or still runs";
   const next = disabled ? "nothing starts it" : "it starts at the next boot or login";
   const found: Finding[] = [
     ["unknown", loaded.kind === "unknown", loaded.kind === "unknown" ? loaded.why : ""],
+    ["trouble", isBootedOut, left],
+    ["trouble", isLeftEnabled, "the job was disabled, and a run that was interrupted has left it enabled"],
     ["trouble", isAbsent && job.guard === undefined, "the job is not loaded"],
     ["unknown", disabled === undefined, UNSAID],
     ["note", isAbsent && job.guard !== undefined, `the job is not loaded: ${next}`],
@@ -1581,7 +1629,7 @@ function judgeLoaded({ job, loaded, disabled, place }: JobFacts, needed: number)
     ["note", disabled === true, "the job is disabled: launchd does not start it"],
   ];
   if (loaded.kind !== "loaded") return found;
-  const { args, exitTimeoutS = NaN, path = place.file } = loaded;
+  const { args, exitTimeoutS = NaN, path } = loaded;
   const isWrapped = isGuard(lookThroughShell(args) ?? args);
   const isSame = isWrapped && isEqual(args, job.args);
   const inForce = `launchd has an exit timeout of ${exitTimeoutS} s in force`;
@@ -1594,8 +1642,9 @@ function judgeLoaded({ job, loaded, disabled, place }: JobFacts, needed: number)
     ["trouble", isSame && isShort, `${inForce}, of ${needed} s`],
     ["trouble", isSame && !isShort && exitTimeoutS > inFile, `${inForce}: the plist was changed since`],
     ["trouble", isStarted, "launchd starts it by itself, and the plist no more"],
-    ["trouble", path !== place.file && path !== place.target, `launchd has loaded the job from ${path}`],
+    ["trouble", isFromElsewhere(place, path), `launchd has loaded the job from ${path}`],
     ["trouble", loaded.isEnding, "the job is ending, and will not be loaded then"],
+    ["trouble", isNotStarted(loaded), `launchd could not start it: last exit code ${EX_CONFIG}: EX_CONFIG`],
     ["note", loaded.pid === undefined, "the job does not run now"],
   ];
 }
@@ -1946,7 +1995,7 @@ function isOnBootVolume(host: InstallHost, { dev }: FileLook): boolean {
 }
 
 /** Judges the whole way to a path: owners, modes, access control lists, and its volume. */
-async function judgePath(run: InstallRun, path: string, trust: Trust, name = "root"): Promise<PathVerdict> {
+async function judgePath(run: InstallRun, path: string, trust: Trust, name?: string): Promise<PathVerdict> {
   const { host } = run;
   const { way, look } = pathComponents(host, path);
   const verdict = checkPathOwners(way, trust);
@@ -1956,16 +2005,23 @@ async function judgePath(run: InstallRun, path: string, trust: Trust, name = "ro
   const away = way.find((l) => l.kind !== "link" && !isOnBootVolume(host, l));
   const bad = (why: string) => ({ ...verdict, why, hint });
   if (away) return bad(`${away.path} is not on the boot volume: it is not there at boot, and its owners may not count`);
-  const emptied = trust.purpose === "copy" ? undefined : EMPTIED.find((folder) => isUnder(path, folder));
+  // However the path is spelt: by what is on the way.
+  const isOnWay = (folder: string) => way.some((l) => isUnder(l.path.replace(DATA_VOLUME, ""), folder));
+  const emptied = trust.purpose === "copy" ? undefined : EMPTIED.find(isOnWay);
   if (emptied !== undefined) return bad(`${emptied} is emptied at boot`);
   const folders = [...new Set(way.filter((l) => l.kind !== "link").map((l) => l.path))];
   const listed = await askTool(run, "ls", "-lde", ...folders);
-  const names = ["user:root", `user:${name}`, ...trust.admins === "may" ? ["group:admin", "group:wheel"] : []];
+  // By their names: that of the one user besides root, where there is one.
+  const own = trust.uids.find((uid) => uid !== 0);
+  const owner = own === undefined ? "root" : name ?? (await userOf(run, String(own))).name;
+  const names = ["user:root", `user:${owner}`, ...trust.admins === "may" ? ["group:admin", "group:wheel"] : []];
   if (listed.code !== 0) {
     throw new Refusal(`Cannot look at the access control lists of ${path}: ${inWords(listed)}`, hint, EXIT.tryAgain);
   }
   const entry = readAcl(listed.stdout, names);
-  return entry === undefined ? verdict : bad(`${path} has an access control list: ${entry}`);
+  if (entry === undefined) return verdict;
+  const why = `${path} has an access control list: ${entry}`;
+  return { ...verdict, why, hint: ["ls", "-led", ...folders].map(quote).join(" ") };
 }
 
 async function userOf(run: Pick<InstallRun, "host">, who: string): Promise<User> {
@@ -2005,8 +2061,20 @@ async function jobUser(run: InstallRun, place: JobPlace, look: FileLook, job: La
   return { name: who ?? "", uid: look.uid, gid: look.gid, home: home ?? `/Users/${who}` };
 }
 
-/** The plist's bytes; refused where others than its owner could change them. */
-async function readJobFile(run: InstallRun, place: JobPlace): Promise<{ look: FileLook; bytes: Uint8Array }> {
+/** Why others than its owner could change the plist, by its folders or by itself; off a Mac by itself. */
+async function fileTroubleOf(run: InstallRun, { file, target, changer }: JobPlace, look: FileLook) {
+  const onMac = run.host.os === "darwin";
+  const verdict = onMac ? await judgePath(run, file, trustOf(changer, "run")) : { why: undefined, hint: undefined };
+  const cure = changer === 0 ? `sudo chown root:wheel ${quote(target)}; sudo chmod 0644 ${quote(target)}` : undefined;
+  const foreign = `it belongs to user ${look.uid}, not to user ${changer}, and launchd refuses it (122)`;
+  const open = "another user can write it, and launchd refuses it (122)";
+  if (look.uid !== changer) return { why: foreign, hint: cure ?? `sudo chown ${changer} ${quote(target)}` };
+  if (verdict.why !== undefined) return { why: verdict.why, hint: verdict.hint };
+  return (look.mode & 0o022) === 0 ? undefined : { why: open, hint: cure ?? `chmod go-w ${quote(target)}` };
+}
+
+/** The plist's bytes; refused where others than its owner could change them, except by a check of what is not root's. */
+async function readJobFile(run: InstallRun, place: JobPlace) {
   const { host, options } = run;
   const look = host.stat(place.target);
   const hint = `ls -l ${quote(place.target)}`;
@@ -2014,31 +2082,21 @@ async function readJobFile(run: InstallRun, place: JobPlace): Promise<{ look: Fi
   if (look.size > PLIST_LIMIT_BYTES) {
     throw new Refusal(`Cannot read the plist: it has ${look.size} bytes, more than ${PLIST_LIMIT_BYTES}`, hint);
   }
-  const { changer } = place;
-  if (host.os === "darwin" && (options.role !== "check" || host.uid === 0 || changer === 0)) {
-    const verdict = await judgePath(run, place.file, trustOf(changer, "run"));
-    const file = quote(place.target);
-    const cure = changer === 0 ? `sudo chown root:wheel ${file}; sudo chmod 0644 ${file}` : undefined;
-    const foreign = `it belongs to user ${look.uid}, not to user ${changer}, and launchd refuses it (122)`;
-    const open = "another user can write it, and launchd refuses it (122)";
-    const troubles = [
-      look.uid !== changer && { why: foreign, hint: cure ?? `sudo chown ${changer} ${file}` },
-      verdict.why !== undefined && verdict,
-      (look.mode & 0o022) !== 0 && { why: open, hint: cure ?? `chmod go-w ${file}` },
-    ];
-    const trouble = troubles.find((one) => one !== false);
-    if (trouble) throw new Refusal(`Cannot take ${place.file}: ${trouble.why}`, trouble.hint);
+  const fileTrouble = await fileTroubleOf(run, place, look);
+  if (fileTrouble && host.os === "darwin" && (options.role !== "check" || place.changer === 0)) {
+    throw new Refusal(`Cannot take ${place.file}: ${fileTrouble.why}`, fileTrouble.hint);
   }
   const bytes = host.read(place.target, PLIST_LIMIT_BYTES + 1);
   if (!bytes) throw new Refusal(`Cannot read ${place.target}: its mode does not permit it`, hint, EXIT.denied);
-  return { look, bytes };
+  return { look, bytes, fileTrouble };
 }
 
 /** All about a job, before anything is decided. Changes nothing. */
 async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const { host, options } = run;
-  const { look, bytes } = await readJobFile(run, place);
-  const plist = readPlist(decodePlist(bytes, place.file), await host.plistReader());
+  const file = await readJobFile(run, place);
+  const { look } = file;
+  const plist = readPlist(decodePlist(file.bytes, place.file), await host.plistReader());
   const job = readJob(plist, place.name);
   const isLimas = options.plist === undefined && job.label.startsWith("io.lima-vm.");
   if (isLimas && `${job.label}.plist` !== basename(place.file)) {
@@ -2048,21 +2106,20 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const user = await jobUser(run, place, look, job);
   const own = homeOfJob(host, job, user, place.name);
   const home = limaHomeOf(host, job, own, options);
-  const memory = lookAtMemory(run, place, look);
-  const launchd = await lookAtLaunchd(run, place, job.label, user.uid);
-  const mark = memory.bootedOut?.boot === run.actor.boot ? memory.bootedOut : undefined;
-  const isLeftEnabled = mark?.wasDisabled === true && launchd.disabled === false && options.role !== "check" &&
-    !options.start && !options.noReload;
+  const memory = await lookAtMemory(run, place, look);
+  const launchd = await lookAtLaunchd(run, place, job, user.uid);
+  // launchd keeps what is enabled over boots, and so does what is noted.
+  const isLeftEnabled = memory.bootedOut?.wasDisabled === true && launchd.disabled === false && !options.start &&
+    !options.noReload;
   if (options.plist === undefined) await refuseSecondOwner(run, place, user);
   const dir = join(home.path, place.name);
   return {
     place,
-    look,
-    bytes,
+    ...file,
     plist,
     job,
     user,
-    ...lookAtBackup(run, place, look, plist.parse),
+    ...await lookAtBackup(run, place, look, plist.parse),
     memory,
     limaHome: home.path,
     loadedHome: homeOfJob(host, loadedJob(job, launchd.loaded), user, place.name).path,
@@ -2071,8 +2128,9 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     instance: lookAtInstance(host, home.path, dir),
     notes: job.label.startsWith(AGENT_LABEL) ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
     ...launchd,
+    isBootedOut: launchd.loaded.kind === "absent" && memory.bootedOut?.boot === run.actor.boot,
     isLeftEnabled,
-    disabled: isLeftEnabled || launchd.disabled,
+    disabled: (isLeftEnabled && options.role !== "check") || launchd.disabled,
   };
 }
 
@@ -2205,14 +2263,23 @@ function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFa
   return isThere(config) && !isStub && !isLinked ? "gone" : "volume missing";
 }
 
+/** Whether a file beside the plist can have been written by the same users only as the plist. */
+async function isOfSameHands(run: InstallRun, place: JobPlace, plist: FileLook, path: string): Promise<boolean> {
+  const { host } = run;
+  const look = host.stat(path);
+  if (!isThere(look) || look.kind !== "file" || look.uid !== plist.uid || (look.mode & 0o022) !== 0) return false;
+  return host.os !== "darwin" || (await judgePath(run, path, trustOf(place.changer, "run"))).why === undefined;
+}
+
 /** Only where the same users could have written it as the plist: else it is no backup (why: `badBackup`), and it is kept. */
-function lookAtBackup({ host }: InstallRun, place: JobPlace, plist: FileLook, parse: PlistReader) {
+async function lookAtBackup(run: InstallRun, place: JobPlace, plist: FileLook, parse: PlistReader) {
+  const { host } = run;
   const path = place.beside + BACKUP_SUFFIX;
   const look = host.stat(path);
   if (look === "absent") return { backup: undefined, badBackup: undefined };
   const bad = (why: string) => ({ backup: undefined, badBackup: `${path} is not used: ${why}` });
   if (!isThere(look) || look.kind !== "file") return bad("it is no file that can be read");
-  if (look.uid !== plist.uid || (look.mode & 0o022) !== 0) return bad("another user could have written it");
+  if (!await isOfSameHands(run, place, plist, path)) return bad("another user could have written it");
   const bytes = host.read(path, PLIST_LIMIT_BYTES + 1);
   if (!bytes) return bad("its mode does not permit to read it");
   try {
@@ -2228,22 +2295,27 @@ function lookAtBackup({ host }: InstallRun, place: JobPlace, plist: FileLook, pa
   }
 }
 
-function lookAtMemory(run: InstallRun, place: JobPlace, plist: FileLook): Memory {
+async function lookAtMemory(run: InstallRun, place: JobPlace, plist: FileLook): Promise<Memory> {
+  if (run.actor.boot === UNKNOWN_BOOT) {
+    throw new Refusal("Cannot tell which boot this is: sysctl did not say", "run this again", EXIT.tryAgain);
+  }
   const path = place.beside + MEMORY_SUFFIX;
-  const look = run.host.stat(path);
-  const isOurs = isThere(look) && look.kind === "file" && look.uid === plist.uid && (look.mode & 0o022) === 0;
+  const isOurs = await isOfSameHands(run, place, plist, path);
   return readMemory(new TextDecoder().decode(isOurs ? run.host.read(path, PLIST_LIMIT_BYTES) : undefined));
 }
 
+/** What launchd has of a job; its path with the links resolved, as all our paths are. */
 async function askLoaded(run: InstallRun, service: string): Promise<Loaded> {
-  return readLoaded(await askTool(run, "launchctl", "print", service));
+  const loaded = readLoaded(await askTool(run, "launchctl", "print", service));
+  if (loaded.kind !== "loaded" || loaded.path === undefined) return loaded;
+  return { ...loaded, path: run.host.realPath(loaded.path).ok ?? loaded.path };
 }
 
 const ABSENT: Loaded = { kind: "absent" };
 const NOT_ASKED: Loaded = { kind: "not asked" };
 
 /** What launchd has of a job, and in which domains: an agent that was loaded over ssh is in user/UID. */
-async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, uid: number) {
+async function lookAtLaunchd(run: InstallRun, place: JobPlace, { label, isDisabled }: LaunchdJob, uid: number) {
   const { host } = run;
   if (host.os !== "darwin" || place.kind === "file") {
     const domain = place.kind === "agent" ? `gui/${uid}` : "system";
@@ -2262,26 +2334,52 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
   }
   const off = await askTool(run, "launchctl", "print-disabled", domain);
   const isAnswer = off.code === 0 && off.stdout.includes("}");
-  const disabled = isAnswer ? readDisabled(off.stdout, label) : loaded.kind === "no session" ? false : undefined;
+  const said = isAnswer ? readDisabled(off.stdout, label) ?? isDisabled : undefined;
+  const disabled = said ?? (loaded.kind === "no session" ? isDisabled : undefined);
   return { domain, loaded, disabled, domains: found.map((a) => a.domain) };
 }
 
+/** What the job's user himself may do with a path; all, where we may not be that user. */
+async function permittedTo(run: InstallRun, user: User, flag: "-r" | "-x", path: string): Promise<Permitted> {
+  const answer = await askAsUser(run, user, [run.host.tool("test"), flag, path]);
+  if (!answer || answer.code === 0) return "yes";
+  // It has no words of its own: any are sudo's.
+  return answer.code === 1 && answer.stderr === "" ? "no" : "unknown";
+}
+
+/** Whether a program is there and can be run, by the job's user too. */
+async function lookAtProgram(run: InstallRun, user: User, path: string): Promise<WorldFacts["tool"]> {
+  const { look } = pathComponents(run.host, path);
+  if (look === "denied") return "hidden";
+  if (!isThere(look) || look.kind !== "file" || (look.mode & 0o111) === 0) return "gone";
+  const may = await permittedTo(run, user, "-x", path);
+  return may === "yes" ? "there" : may === "no" ? "closed" : "hidden";
+}
+
 /** The program of the job's command, and what else must be there at the next start. */
-async function lookAtWorld(run: InstallRun, { job, user }: JobFacts): Promise<WorldFacts> {
+async function lookAtWorld(run: InstallRun, facts: JobFacts): Promise<WorldFacts> {
   const { host } = run;
-  if (host.os !== "darwin") return { tool: "there", otherTool: undefined, eventProgram: undefined };
-  const lookAt = (path: string) => pathComponents(host, path).look;
+  const { job, user, limaHome, place, instance } = facts;
+  if (host.os !== "darwin") return { tool: "there", otherTool: undefined, event: undefined, mayRead: "yes" };
   const program = job.command[0] ?? "";
-  const look = lookAt(program);
-  const isProgramThere = isThere(look) && look.kind === "file" && (look.mode & 0o111) !== 0;
-  const tool = look === "denied" ? "hidden" : isProgramThere || !program.startsWith("/") ? "there" : "gone";
+  const tool = program.startsWith("/") ? await lookAtProgram(run, user, program) : "there";
   const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
-  const otherTool = others.find((path) => isThere(lookAt(path)));
-  const event = run.options.onEvent ?? optionOf(job.guardOptions, "--on-event");
-  if (event === undefined) return { tool, otherTool, eventProgram: undefined };
-  const missing = { why: `${event} is not there`, hint: undefined, warnings: [] };
-  const eventProgram = isThere(lookAt(event)) && await judgePath(run, event, trustOf(user.uid, "run"), user.name);
-  return { tool, otherTool, eventProgram: eventProgram || missing };
+  const otherTool = others.find((path) => isThere(pathComponents(host, path).look));
+  const event = await lookAtEventProgram(run, user, optionOf(wantedOptions(facts, run.options), "--on-event"));
+  const config = join(limaHome, place.name, "lima.yaml");
+  const mayRead = instance === "there" ? await permittedTo(run, user, "-r", config) : "yes";
+  return { tool, otherTool, event, mayRead };
+}
+
+async function lookAtEventProgram(run: InstallRun, user: User, path: string | undefined): Promise<WorldFacts["event"]> {
+  if (path === undefined) return undefined;
+  const found = await lookAtProgram(run, user, path);
+  const hint = `ls -led ${quote(path)}`;
+  if (found === "hidden") return { kind: "unknown", why: `${path} may not be looked at by this user`, hint };
+  if (found === "gone") return { kind: "trouble", why: `${path} is not there, or is no program that can be run`, hint };
+  if (found === "closed") return { kind: "trouble", why: `${user.name} may not run ${path}`, hint };
+  const { why, hint: more } = await judgePath(run, path, trustOf(user.uid, "run"), user.name);
+  return why === undefined ? undefined : { kind: "trouble", why, hint: more };
 }
 
 /** The guard that the job is to run, and what must be done to have it there. */
@@ -2992,9 +3090,11 @@ async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
     const hint = `move it away: ls -l ${quote(facts.place.target + BACKUP_SUFFIX)}`;
     throw new Refusal(`Cannot keep a backup: ${facts.badBackup}`, hint);
   }
-  const [trouble] = wordsOf(judgeWorld(facts, await lookAtWorld(run, facts)), "trouble");
+  const world = await lookAtWorld(run, facts);
+  const [trouble] = wordsOf(judgeWorld(facts, world), "trouble");
   if (trouble !== undefined && run.host.os === "darwin") {
-    throw new Refusal(`Cannot install: ${trouble}`, await troubleHint(run, facts));
+    const ofEvent = trouble.startsWith("--on-event") ? eventHint(run, facts, world) : undefined;
+    throw new Refusal(`Cannot install: ${trouble}`, ofEvent ?? await troubleHint(run, facts));
   }
 }
 
@@ -3030,7 +3130,8 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
       options: wanted.guardOptions ?? [],
       keepAlive: wanted.keepAlive === true || facts.memory.keepAlive === true,
       wrote: facts.job.guard === undefined ? wrote : facts.memory.wrote && { ...facts.memory.wrote, ...wrote },
-      bootedOut: undefined,
+      // Until the job is loaded again, it is to be.
+      bootedOut: options.noReload ? facts.memory.bootedOut : undefined,
     },
     litter: litterOf(run, facts, path),
   };
@@ -3232,7 +3333,7 @@ function litterOf({ host }: InstallRun, { place }: JobFacts, guard: string | und
 /** Whether launchd has something else than the file will say. What was off stays off. */
 function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { changes }: Rewritten): boolean {
   const { options } = run;
-  const { loaded, memory } = facts;
+  const { loaded } = facts;
   const isAsked = loaded.kind !== "no session" && loaded.kind !== "not asked";
   if (options.noReload || !isAsked || facts.place.kind === "file") return false;
   if (loaded.kind === "unknown" || facts.disabled === undefined) {
@@ -3240,12 +3341,14 @@ function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { change
     const hint = "run this again; --no-reload changes the file only";
     throw new Refusal(`Cannot tell what launchd has: ${why}`, hint, EXIT.tryAgain);
   }
-  // An interrupted install has booted it out in this boot: that is not off.
-  if (loaded.kind === "absent") return options.start || memory.bootedOut?.boot === run.actor.boot;
+  if (loaded.kind === "absent") return options.start || facts.isBootedOut;
   if (changes.length > 0 || options.restart || (options.start && facts.disabled === true)) return true;
   const wanted = Math.min(job.exitTimeOut ?? 0, EXIT_TIMEOUT_S);
   const isOther = !isEqual(loaded.args, job.args) || (loaded.startsByItself && !job.startsByItself);
-  return loaded.isEnding || isOther || (loaded.exitTimeoutS ?? wanted) < wanted;
+  const { exitTimeoutS = wanted, path } = loaded;
+  // What `--check` names; a bare job is not stopped for it.
+  const isOld = job.guard !== undefined && (exitTimeoutS > job.grantedS || isFromElsewhere(facts.place, path));
+  return loaded.isEnding || isOther || isOld || exitTimeoutS < wanted;
 }
 
 /** A file that another program writes: what to declare there. */
@@ -3272,6 +3375,13 @@ function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptio
   const sudo = host.uid === changer ? [] : changer === 0 ? ["sudo"] : ["sudo", "-H", "-u", user.name];
   const given = { ...options, ...once, purge: options.purge && role === "uninstall", ...more };
   return [...sudo, ...commandWords(given, [place.name], ["lima-guard"])].map(quote).join(" ");
+}
+
+/** What to do about a program for events that the job cannot have. */
+function eventHint(run: InstallRun, facts: JobFacts, { event }: WorldFacts): string | undefined {
+  if (event?.kind !== "trouble") return undefined;
+  if (run.options.onEvent !== undefined) return event.hint;
+  return commandFor(run, facts, { role: "install", noOnEvent: true });
 }
 
 async function troubleHint(run: InstallRun, facts: JobFacts): Promise<string> {
@@ -3322,7 +3432,8 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const onMac = run.host.os === "darwin";
   const answer = job.guard !== undefined && onMac ? await askGuard(run, facts, job.guard) : undefined;
   const seen: JobFacts = onMac ? facts : { ...facts, instance: "there" };
-  const judged = judgeCheck(seen, answer, await lookAtWorld(run, seen), run.options.exitTimeoutS);
+  const world = await lookAtWorld(run, seen);
+  const judged = judgeCheck(seen, answer, world, run.options.exitTimeoutS);
   const { troubles, unknown, notes } = judged;
   const { version = null, running = null } = answer?.kind === "version" ? answer : {};
   if (running !== null && running !== version) {
@@ -3332,17 +3443,28 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const state = checkedState(job, judged, answer);
   const pid = loaded.kind === "loaded" && loaded.pid !== undefined ? `, running (PID ${loaded.pid})` : "";
   const status = troubles.length > 0 ? EXIT.failed : unknown.length > 0 ? EXIT.tryAgain : EXIT.done;
-  const isPersons = facts.instance === "gone" || facts.domains.length > 1;
-  // Once a job that is ending is gone, it is off, and an install leaves it so.
-  const start = run.options.start || (loaded.kind === "loaded" && loaded.isEnding);
-  const cure = isPersons ? await troubleHint(run, facts) : commandFor(run, facts, { role: "install", start });
-  const hint = state === "not asked" ? commandFor(run, facts) : cure;
+  const hint = state === "not asked" ? commandFor(run, facts) : await checkHint(run, facts, { world, troubles });
   return jobReport(place.name, state, status, `${state}${troubles.length === 0 ? `: ${job.label}${pid}` : ""}`, {
     plist: place.file,
     guard: job.guard === undefined ? null : { path: job.guard, version, previous: null, running },
     blockers: [...troubles, ...unknown].map((because) => ({ what: job.label, because, hint })),
     notes: notesOf(job, notes),
   });
+}
+
+/** What to do about what a check has found. */
+async function checkHint(run: InstallRun, facts: JobFacts, found: { world: WorldFacts; troubles: readonly string[] }) {
+  const { domain, domains, fileTrouble, instance, job, loaded } = facts;
+  if (fileTrouble) return fileTrouble.hint;
+  if (instance === "gone" || domains.length > 1) return await troubleHint(run, facts);
+  const sudo = run.host.uid !== 0 && domain === "system" ? "sudo " : "";
+  // An install would change nothing.
+  if (isNotStarted(loaded) && found.troubles.length === 1) {
+    return `${sudo}launchctl kickstart ${domain}/${job.label}, once that is solved`;
+  }
+  // Once a job that is ending is gone, it is off, and an install leaves it so.
+  const start = run.options.start || (loaded.kind === "loaded" && loaded.isEnding);
+  return eventHint(run, facts, found.world) ?? commandFor(run, facts, { role: "install", start });
 }
 
 function checkedState(job: LaunchdJob, judged: ReturnType<typeof judgeCheck>, answer: GuardAnswer | undefined) {
@@ -3866,6 +3988,7 @@ export const INSTALL_OPTIONS = [
     text: `set ExitTimeOut to just this (default: at least ${EXIT_TIMEOUT_S})`,
   },
   { flag: "on-event", argument: "PROGRAM", text: "let the job run this program at each event" },
+  { flag: "no-on-event", text: "let the job run no program at events any more" },
   { flag: "lima-home", argument: "DIR", text: "where the instance is (default: what the plist says)" },
   { flag: "start", text: "enable and load a job that is off (otherwise it stays off)" },
   { flag: "restart", text: "stop and load the job again, also where its file is as wanted (after an upgrade)" },
@@ -3960,6 +4083,7 @@ function misuse(o: InstallOptions): string | undefined {
     return "--guard is used in its place: --guard-dir and --sign do not go with it";
   }
   if (o.purge && o.role !== "uninstall") return "--purge goes with --uninstall";
+  if (o.noOnEvent && o.onEvent !== undefined) return "Cannot take --on-event with --no-on-event";
   if (o.noReload && (o.start || o.restart)) return "Cannot take --no-reload with --start or --restart";
   const bad = o.names.find((name) => nameTrouble(name) !== undefined);
   return bad === undefined ? undefined : `Cannot take ${JSON.stringify(bad)} as instance name: ${nameTrouble(bad)}`;
@@ -3972,11 +4096,11 @@ function absolutePaths(options: InstallOptions, host: InstallHost): InstallOptio
   return { ...options, ...Object.fromEntries(paths) };
 }
 
-/** The identity of this boot: what was noted in another one does not count. Off a Mac nothing is noted. */
+/** The identity of this boot: a job that was booted out in another one is off. Off a Mac nothing is noted. */
 async function bootIdentity(host: InstallHost): Promise<string> {
   if (host.os !== "darwin") return "";
   const answer = await askTool({ host }, "sysctl", "-n", "kern.bootsessionuuid");
-  return answer.code === 0 ? answer.stdout.trim() : "unknown";
+  return answer.code === 0 && answer.stdout.trim() !== "" ? answer.stdout.trim() : UNKNOWN_BOOT;
 }
 
 /** Installs, checks or uninstalls, as the arguments say. Returns the exit status. */

@@ -54,7 +54,7 @@ _lima_guard() {
     return
   fi
   case $cur,$role in
-    -*,install) COMPREPLY=($(compgen -W '--all --plist --guard --guard-dir --sign --keep-alive --exit-timeout --on-event --lima-home --start --restart --downgrade --no-reload --purge --print -n --dry-run --yes --json -v --verbose -h --help -V --version' -- "$cur")) ;;
+    -*,install) COMPREPLY=($(compgen -W '--all --plist --guard --guard-dir --sign --keep-alive --exit-timeout --on-event --no-on-event --lima-home --start --restart --downgrade --no-reload --purge --print -n --dry-run --yes --json -v --verbose -h --help -V --version' -- "$cur")) ;;
     -*,own) COMPREPLY=($(compgen -W '--all --lima-home --timeout --wait --on-event -n --dry-run --json -v --verbose -h --help -V --version' -- "$cur")) ;;
     -*) COMPREPLY=($(compgen -W '--pre --stop --run --status --install --check --uninstall --all --lima-home --timeout --wait --on-event -n --dry-run --json -v --verbose -h --help -V --version' -- "$cur")) ;;
     *) COMPREPLY=($(compgen -W "$(_lima_guard_instances "$home")" -- "$cur")) ;;

@@ -57,6 +57,7 @@ complete -c lima-guard -n "__lima_guard_at install" -l sign -x -d 'sign the lima
 complete -c lima-guard -n "__lima_guard_at install" -l keep-alive -d 'add KeepAlive {SuccessfulExit: false} where there is no KeepAlive'
 complete -c lima-guard -n "__lima_guard_at install" -l exit-timeout -x -d 'set ExitTimeOut to just this (default: at least 60)'
 complete -c lima-guard -n "__lima_guard_at install" -l on-event -x -d 'let the job run this program at each event'
+complete -c lima-guard -n "__lima_guard_at install" -l no-on-event -d 'let the job run no program at events any more'
 complete -c lima-guard -n "__lima_guard_at install" -l lima-home -xa "(__fish_complete_directories)" -d 'where the instance is (default: what the plist says)'
 complete -c lima-guard -n "__lima_guard_at install" -l start -d 'enable and load a job that is off (otherwise it stays off)'
 complete -c lima-guard -n "__lima_guard_at install" -l restart -d 'stop and load the job again, also where its file is as wanted (after an upgrade)'

@@ -28,6 +28,7 @@ _lima_guard() {
       '--keep-alive[add KeepAlive {SuccessfulExit\: false} where there is no KeepAlive]' \
       '--exit-timeout=[set ExitTimeOut to just this (default\: at least 60)]:SECONDS: ' \
       '--on-event=[let the job run this program at each event]:PROGRAM: ' \
+      '--no-on-event[let the job run no program at events any more]' \
       '--lima-home=[where the instance is (default\: what the plist says)]:DIR:_files -/' \
       '--start[enable and load a job that is off (otherwise it stays off)]' \
       '--restart[stop and load the job again, also where its file is as wanted (after an upgrade)]' \

@@ -690,6 +690,11 @@ macTest("a backup that cannot be read is kept, and makes an install refuse", asy
     }],
     ["another user's", (path) => Deno.chownSync(path, 502, 20)],
     ["writable for others", (path) => Deno.chmodSync(path, 0o666)],
+    [
+      "writable by its access control list",
+      (path) =>
+        Deno.writeTextFileSync(`${path.replace(/\/system\/.*/, "")}/state/acl`, `${path}\tuser:eve allow write\n`),
+    ],
   ];
   for (const [what, spoil] of rows) {
     const { mac, file, text } = macWith("daemon", QUICK);
@@ -829,9 +834,13 @@ macTest("what was planned on and is not so any more is not done: 75", async () =
 macTest(
   "two installs at once: one does it, the other says 75 and names the PID; any user's lock changes nothing",
   async () => {
+    const { mac: whole } = macWith("daemon", { trace: true });
+    await using _whole = whole;
+    assert.equal((await whole.run(["--yes", "default"])).status, 0);
+    const freezeAt = whole.effects().findIndex((line) => line.includes(" make ")) + 1;
     const { mac, file } = macWith("daemon");
     await using _ = mac;
-    const first = mac.start(["--yes", "default"], { settings: { freezeAt: 12 } });
+    const first = mac.start(["--yes", "default"], { settings: { freezeAt } });
     const reader = first.stderr.getReader();
     for (let text = ""; !text.includes("frozen");) {
       const { value, done } = await reader.read();
@@ -967,6 +976,65 @@ macTest("a file has its bytes on the disk before it gets its name, and its folde
     assert.ok(created >= 0 && renamed > created && synced > renamed, `${path}\n${effects.join("\n")}`);
     assert.ok(synced - renamed <= 2, "at once");
   }
+});
+
+macTest("a disabled job that a killed run has left enabled is disabled again, also after a boot", async () => {
+  for (const boot of ["BOOT-0", "BOOT-1"]) {
+    for (const role of ["--install", "--uninstall"]) {
+      const { mac, file, domain, label, job } = macWith("daemon", QUICK);
+      await using _ = mac;
+      assert.equal((await mac.run(["--yes", "default"])).status, 0);
+      const { pid } = job()!;
+      mac.write(
+        `${file}.lima-guard.json`,
+        JSON.stringify({ bootedOut: { boot, wasRunning: true, wasDisabled: true } }),
+      );
+      const checked = await mac.run(["--check", "default"]);
+      assert.equal(checked.status, 1, checked.stdout);
+      assert.match(checked.stdout, /was disabled, and a run that was interrupted has left it enabled/);
+      assert.equal((await mac.run([role, "--yes", "default"])).status, 0);
+      assert.deepEqual([mac.isDisabled(domain, label), job()!.pid === pid], [true, role === "--install"]);
+      if (role === "--install") assert.equal((await mac.run(["--check", "default"])).status, 0);
+      mac.launchctl(["enable", `${domain}/${label}`]);
+      assert.equal((await mac.run(["--yes", "default"])).status, 0);
+      assert.equal(mac.isDisabled(domain, label), false, "it is forgotten");
+    }
+  }
+});
+
+macTest("Disabled in the plist counts until launchd has a word of its own", async () => {
+  const { mac, file, text, domain, label, job } = macWith("daemon", QUICK);
+  await using _ = mac;
+  mac.lose(domain, label);
+  mac.write(file, text.replace("<key>RunAtLoad</key>", "<key>Disabled</key>\n\t<true/>\n\t<key>RunAtLoad</key>"));
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  const off = await mac.run(["--check", "--json", "default"]);
+  assert.deepEqual([off.status, off.json().state], [0, "guarded, off"], off.stdout);
+  assert.match(off.stdout, /the job is disabled: launchd does not start it/);
+  assert.doesNotMatch(off.stdout, /starts at the next boot/);
+  assert.equal((await mac.run(["--yes", "--start", "default"])).status, 0);
+  assert.ok(job()?.pid !== undefined);
+  const on = await mac.run(["--check", "--json", "default"]);
+  assert.deepEqual([on.status, on.json().state], [0, "guarded"], on.stdout);
+});
+
+macTest("which boot this is cannot be found out: 75, and nothing is done", async () => {
+  const { mac, file, domain, label, job } = macWith("daemon", QUICK);
+  await using _ = mac;
+  mac.lose(domain, label);
+  mac.write(`${file}.lima-guard.json`, JSON.stringify({ bootedOut: { boot: "unknown", wasRunning: true } }));
+  const before = mac.tree();
+  for (const role of ["--install", "--check", "--uninstall"]) {
+    mac.forget();
+    mac.fault("sysctl:1 1");
+    const run = await mac.run([role, "--yes", "--json", "default"]);
+    assert.deepEqual(
+      [run.status, run.json().state, JSON.parse(run.stdout).changed],
+      [75, "unknown", false],
+      run.stdout,
+    );
+  }
+  assert.deepEqual([mac.tree(), job()], [before, undefined]);
 });
 
 macTest("a job that was booted out in another boot is off, and stays off", async () => {

@@ -1,6 +1,7 @@
 /** `--check` is green only where the job would really come up at the next boot, and never disagrees with install. */
 
 import assert from "node:assert/strict";
+import { MEMORY_SUFFIX } from "../install.ts";
 import { VERSION } from "../lima_guard.ts";
 import {
   ADA,
@@ -91,6 +92,23 @@ const BROKEN: [what: string, spoil: (mac: FakeMac, file: string) => void, words:
     },
     /is ending, and will not be loaded then/,
   ],
+  [
+    "an install was interrupted after it had booted the job out",
+    (mac, file) => {
+      mac.write(file + MEMORY_SUFFIX, JSON.stringify({ bootedOut: { boot: "BOOT-1", wasRunning: true } }));
+      mac.lose("system", DAEMON);
+    },
+    /booted the job out, and has not loaded it again/,
+  ],
+  [
+    "launchd could not start it",
+    (mac) => {
+      const { pid } = mac.job("system", DAEMON)!;
+      mac.write(`${mac.state}/exit/${pid}`, "78");
+      Deno.removeSync(`${mac.state}/alive/${pid}`);
+    },
+    /launchd could not start it: last exit code 78: EX_CONFIG/,
+  ],
   ["launchd does not answer", (mac) => mac.fault("print:1 1"), /launchctl print: status 1/, 75],
   ["it is not said whether it is disabled", (mac) => mac.fault("print-disabled:1 5"), /print-disabled did not say/, 75],
 ];
@@ -102,8 +120,7 @@ function edited(mac: FakeMac, file: string, from: string, to: string): void {
 }
 
 /** launchd has loaded another text than the file has now. */
-function reloaded(mac: FakeMac, text: string): void {
-  const file = `${mac.daemons}/${DAEMON}.plist`;
+function reloaded(mac: FakeMac, text: string, file = `${mac.daemons}/${DAEMON}.plist`): void {
   const now = Deno.readTextFileSync(file);
   for (let n = 0; n < 4; n++) {
     if (mac.job("system", DAEMON) === undefined) break;
@@ -137,6 +154,88 @@ for (const [what, spoil, words, status = 1] of BROKEN) {
     }
   });
 }
+
+// What the job's user may not use of what is there for root; what root's --check and install say.
+const CLOSED: [what: string, spoil: (mac: FakeMac) => void, words: RegExp][] = [
+  ["his Lima home", (mac) => mac.folder(`${mac.home}/.lima`, ADA, 0o700), /zoe may not read \S+default\/lima.yaml/],
+  ["lima.yaml", (mac) => mac.own(`${mac.home}/.lima/default/lima.yaml`, ADA, 0o600), /zoe may not read/],
+  ["limactl", (mac) => Deno.chmodSync(`${mac.root}/opt/homebrew/bin/limactl`, 0o700), /zoe may not run \S+limactl/],
+  ["limactl's folder", (mac) => Deno.chmodSync(`${mac.root}/opt/homebrew/bin`, 0o700), /zoe may not run \S+limactl/],
+  ["the program for events", (mac) => Deno.chmodSync(`${mac.root}/hook`, 0o700), /--on-event: .*zoe may not run/],
+];
+for (const [what, spoil, words] of CLOSED) {
+  macTest(`root looks as the job's user, who may not use ${what}: --check is 1, and install refuses`, async () => {
+    const { mac, job } = macWith("daemon", { quick: true });
+    await using _ = mac;
+    mac.write(`${mac.root}/hook`, "#!/bin/sh\n", ROOT, 0o755);
+    assert.equal((await mac.run(["--yes", "--on-event", `${mac.root}/hook`, "default"])).status, 0);
+    spoil(mac);
+    const { pid } = job()!;
+    for (const how of ["--check", "--install"]) {
+      const run = await mac.run([how, "--yes", "--restart", "--json", "default"]);
+      assert.equal(run.status, 1, run.stdout);
+      assert.match(run.json().blockers[0].because, words);
+    }
+    assert.equal(job()!.pid, pid);
+  });
+}
+
+macTest("the job's user does not answer what he may use: unknown, 75", async () => {
+  const { mac } = macWith("daemon", { quick: true });
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  mac.forget();
+  mac.fault("test:1 after:2", "test:2 2");
+  const run = await mac.run(["--check", "--json", "default"]);
+  assert.deepEqual([run.status, run.json().state], [75, "unknown"], run.stdout);
+});
+
+// What launchd has otherwise than the file says; --check names it, --install loads the job again, and all is well.
+const OTHERWISE: [what: string, spoil: (mac: FakeMac, file: string) => void, words: RegExp][] = [
+  [
+    "a larger exit timeout",
+    (mac, file) => reloaded(mac, Deno.readTextFileSync(file).replace("<integer>60<", "<integer>120<")),
+    /exit timeout of 120 s in force/,
+  ],
+  [
+    "another path",
+    (mac, file) => {
+      const other = mac.write(`${mac.daemons}/other.plist`, Deno.readTextFileSync(file));
+      reloaded(mac, Deno.readTextFileSync(file), other);
+      Deno.removeSync(other);
+    },
+    /has loaded the job from \S+other.plist/,
+  ],
+];
+for (const [what, spoil, words] of OTHERWISE) {
+  macTest(`launchd has ${what}: what --check names is over after an install`, async () => {
+    const { mac, file } = macWith("daemon", { quick: true });
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    spoil(mac, file);
+    const checked = await mac.run(["--check", "default"]);
+    assert.equal(checked.status, 1, checked.stdout);
+    assert.match(checked.stdout, words);
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    const again = await mac.run(["--check", "default"]);
+    assert.equal(again.status, 0, again.stdout);
+  });
+}
+
+macTest(
+  "a home that is a link: launchd has the job from the path as the account has it, and that is right",
+  async () => {
+    const { mac, file, as } = macWith("agent");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+    mac.lose("gui/501", AGENT);
+    Deno.renameSync(mac.home, `${mac.root}/home/real`);
+    Deno.symlinkSync("real", mac.home);
+    mac.load("gui/501", file);
+    const run = await mac.run(["--check", "default"], { as });
+    assert.equal(run.status, 0, run.stdout);
+  },
+);
 
 macTest("what --check calls broken in the world install refuses, and does not call done", async () => {
   for (const spoil of [0, 2, 4].map((i) => BROKEN[i]!)) {
@@ -330,6 +429,20 @@ const HINTS: Hinted[] = [
       mac.launchctl(["bootstrap", "user/501", file], ZOE);
     },
     typed: /^launchctl bootout user\/501\//,
+  },
+  {
+    what: "a job that launchd could not start",
+    kind: "daemon",
+    as: ADA,
+    args: ["--check"],
+    spoil: async (mac) => {
+      await installed(mac, ROOT);
+      const { pid } = mac.job("system", DAEMON)!;
+      mac.write(`${mac.state}/exit/${pid}`, "78");
+      Deno.removeSync(`${mac.state}/alive/${pid}`);
+    },
+    find: /hint: (sudo launchctl kickstart system\/\S+), once that is solved\)/,
+    typed: /^sudo launchctl/,
   },
   {
     what: "a job whose file is gone",

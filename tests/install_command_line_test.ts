@@ -42,6 +42,7 @@ const PLAIN: InstallOptions = {
   names: ["default"],
   all: false,
   keepAlive: false,
+  noOnEvent: false,
   start: false,
   restart: false,
   downgrade: false,
@@ -68,6 +69,7 @@ const TAKEN: [line: string, options: Partial<InstallOptions>][] = [
   ["--guard /opt/lima-guard default", { guard: "/opt/lima-guard" }],
   ["--guard-dir /opt --sign - default", { guardDir: "/opt", sign: "-" }],
   ["--exit-timeout 90 --keep-alive default", { exitTimeoutS: 90, keepAlive: true }],
+  ["--no-on-event default", { noOnEvent: true }],
   ["--lima-home /Volumes/VMs default", { limaHome: "/Volumes/VMs" }],
   ["--lima-home /Volumes/VMs// --guard-dir / default", { limaHome: "/Volumes/VMs", guardDir: "/" }],
 ];
@@ -87,6 +89,7 @@ const REFUSED: [line: string, why: RegExp][] = [
   ["--guard /x --sign - default", /in its place/],
   ["--purge default", /goes with --uninstall/],
   ["--no-reload --restart default", /--no-reload with/],
+  ["--no-on-event --on-event /x default", /--on-event with/],
   ["--exit-timeout 0 default", /--exit-timeout/],
   ["--exit-timeout 1.5 default", /--exit-timeout/],
   ["--exit-timeout=-1 default", /--exit-timeout/],

@@ -178,7 +178,7 @@ export class FakeMac implements AsyncDisposable {
       for (const name of ["LaunchAgents", "Logs"]) mac.folder(`${root}/home/${person.name}/Library/${name}`, person);
     }
     for (const tool of SOURCE_TOOLS) Deno.copyFileSync(`${STANDINS}/${tool}`, `${root}/bin/${tool}`);
-    for (const tool of ["head", "mkdir", "rm", "rmdir", "tail"]) {
+    for (const tool of ["head", "mkdir", "rm", "rmdir", "tail", "test"]) {
       Deno.copyFileSync(`${STANDINS}/real_tool`, `${root}/bin/${tool}`);
     }
     Deno.copyFileSync("/usr/bin/setpriv", `${root}/lib/setpriv-root`);

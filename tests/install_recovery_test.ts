@@ -36,11 +36,12 @@ macTest("when the rollback fails too, the report says so and names the command",
 });
 
 macTest("a signal in the middle: the old job is put back before the process leaves", async () => {
+  const hookAt = await effectNumber(/ create \S+\.before-lima-guard/);
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
     const { mac, file, text, job } = macWith("daemon");
     await using _ = mac;
     const child = mac.start(["--yes", "default"], {
-      settings: { hookAt: 12, hook: `touch ${mac.state}/there; sleep 0.4` },
+      settings: { hookAt, hook: `touch ${mac.state}/there; sleep 0.4` },
     });
     while (!mac.exists(`${mac.state}/there`)) await new Promise((resolve) => setTimeout(resolve, 20));
     child.kill(signal);
@@ -308,6 +309,12 @@ macTest("a run that is killed between bootout and bootstrap: the next one loads 
   await using _ = mac;
   await killAt(mac, freezeAt);
   assert.equal(job(), undefined);
+  // A change of the file alone does not forget it.
+  assert.equal((await mac.run(["--yes", "--no-reload", "--keep-alive", "default"])).status, 0);
+  assert.match(
+    (await mac.run(["--check", "default"])).stdout,
+    /broken\n.*has not loaded it again.*--install default\)/,
+  );
   const again = await mac.run(["--yes", "--json", "default"]);
   assert.deepEqual([again.status, again.json().state], [0, "guarded"], again.stdout);
   assert.deepEqual(job()!.args, guarded(mac));

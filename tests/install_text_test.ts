@@ -853,4 +853,10 @@ Deno.test("readAcl() finds the first entry that lets another user change somethi
   assert.equal(readAcl(`${listed} 1: user:eve allow read,execute\n`, []), undefined);
   assert.match(readAcl(`${listed} 1: user:eve inherited allow read,add_file\n`, ["user:root"]) ?? "", /user:eve/);
   assert.equal(readAcl(`${listed} 1: user:zoe allow write\n`, ["user:zoe"]), undefined);
+  for (const who of ["group:CORP\\domain users", "AB12-34"]) {
+    for (const how of ["allow", "inherited allow"]) {
+      assert.match(readAcl(`${listed} 1: ${who} ${how} add_file\n`, []) ?? "", /add_file/, who);
+    }
+    assert.equal(readAcl(`${listed} 1: ${who} inherited deny write\n`, []), undefined);
+  }
 });

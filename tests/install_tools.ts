@@ -67,6 +67,7 @@ export class InstallTools {
       "plutil": async () => ({ code: (await this.ask(["standin-lint", file], uid)).code === 0 ? 0 : 1 }),
       "sudo": () => this.#call(args.slice(SUDO.length), Number(args[3]!.slice(1))),
       "lima-guard": () => this.#guard(program, args, uid),
+      "test": () => this.#test(args, uid),
     };
     return tools[name]!();
   }
@@ -95,6 +96,13 @@ export class InstallTools {
     if (text === undefined) return { code: 1, stderr: `${args.at(-1)}: No such file or directory\n` };
     const isSigned = !/^# unsigned$/m.test(text);
     return isSigned ? { code: 0 } : { code: 1, stderr: `${args.at(-1)}: code object is not signed at all\n` };
+  }
+
+  /** The kernel decides, for that user. */
+  #test(args: string[], uid: number): Said {
+    const gid = Number(this.#user(String(uid))?.[3] ?? 0);
+    const user = Deno.uid() === 0 ? { uid, gid } : {};
+    return { code: new Deno.Command("/usr/bin/test", { args, ...user }).outputSync().code };
   }
 
   async #guard(program: string, args: string[], uid: number): Promise<Said> {
@@ -148,7 +156,7 @@ function isAnswered([program = "", ...args]: readonly string[], uid: number): bo
   if (name === "ls") return args[0] === "-lde" || args[0] === "-A";
   if (name === "lima-guard") return args[0] === "--version" || args[0] === "--stop";
   if (name === "sudo") return uid === 0 && /^-n -H -u #\d+ \//.test(args.join(" ")) && isAnswered(args.slice(4), uid);
-  return ["launchctl", "sysctl", "id", "xattr", "plutil"].includes(name);
+  return ["launchctl", "sysctl", "id", "xattr", "plutil", "test"].includes(name);
 }
 
 /** The small launchd of another process, as launchctl's stand-in reaches it. */

@@ -321,6 +321,44 @@ macTest("the program for events is judged in either way of writing the option", 
   assert.deepEqual([mac.tree(), job()!.pid], [before, pid]);
 });
 
+// What becomes of the program for events; what is said.
+const EVENT_PROGRAMS: [what: string, spoil: (hook: string) => void, words: RegExp][] = [
+  ["can be written by all", (hook) => Deno.chmodSync(hook, 0o777), /written by every user/],
+  ["is gone", (hook) => Deno.removeSync(hook), /is not there/],
+  ["cannot be run", (hook) => Deno.chmodSync(hook, 0o644), /is not there, or is no program/],
+  [
+    "is a folder now",
+    (hook) => {
+      Deno.removeSync(hook);
+      Deno.mkdirSync(hook);
+    },
+    /is not there, or is no program/,
+  ],
+];
+for (const [what, spoil, words] of EVENT_PROGRAMS) {
+  macTest(`a program for events that is remembered and ${what} is refused, and can be taken out`, async () => {
+    const { mac, file, text, job } = macWith("daemon", { quick: true });
+    await using _ = mac;
+    const hook = mac.write(`${mac.root}/hook`, "#!/bin/sh\n", ROOT, 0o755);
+    assert.equal((await mac.run(["--yes", "--on-event", hook, "default"])).status, 0);
+    mac.write(file, text);
+    spoil(hook);
+    const before = mac.tree();
+    for (const how of ["--check", "--install"]) {
+      const run = await mac.run([how, "--yes", "--json", "default"]);
+      assert.equal(run.status, 1, run.stdout);
+      assert.match(run.json().blockers[0].because, words);
+      assert.equal(run.json().blockers[0].hint, "lima-guard --install --no-on-event default");
+    }
+    assert.deepEqual(mac.tree(), before);
+    const asked = await mac.run(["--yes", "--on-event", hook, "--json", "default"]);
+    assert.deepEqual([asked.status, asked.json().blockers[0].hint], [1, `ls -led ${hook}`], asked.stdout);
+    assert.equal((await mac.run(["--yes", "--no-on-event", "default"])).status, 0);
+    assert.deepEqual(job()!.args, guarded(mac));
+    assert.equal((await mac.run(["--check", "default"])).status, 0);
+  });
+}
+
 macTest("a dry run of a daemon prints for any person the steps that root would do", async () => {
   const { mac } = macWith("daemon");
   await using _ = mac;
@@ -350,17 +388,20 @@ macTest("a lima-guard in a folder that is emptied at boot is refused", async () 
     Deno.chmodSync(folder, 0o755);
     mac.settings.devices = [{ prefix: "/tmp", dev: Deno.lstatSync("/").dev }];
     mac.write(`${folder}/lima-guard`, Deno.readTextFileSync(mac.source), ROOT, 0o755);
-    const run = await mac.run(["--yes", "--guard", `${folder}/lima-guard`, "default"]);
-    assert.equal(run.status, 1, run.stdout);
-    assert.match(run.stdout, /\/tmp is emptied at boot/);
-    assert.deepEqual(job()!.args, limactl(mac));
+    Deno.symlinkSync(folder, `${mac.system}/link`);
+    for (const spelt of [folder, `/opt/..${folder}`, `${mac.system}/link`]) {
+      const run = await mac.run(["--yes", "--guard", `${spelt}/lima-guard`, "default"]);
+      assert.equal(run.status, 1, run.stdout);
+      assert.match(run.stdout, /\/tmp is emptied at boot/);
+      assert.deepEqual(job()!.args, limactl(mac));
+    }
   } finally {
     Deno.removeSync(folder, { recursive: true });
   }
 });
 
 macTest("what another user could have noted beside a plist is not remembered", async () => {
-  for (const [owner, mode] of [[ADA, 0o644], [ROOT, 0o666], [ROOT, 0o664]] as const) {
+  for (const [owner, mode, acl] of [[ADA, 0o644], [ROOT, 0o666], [ROOT, 0o664], [ROOT, 0o644, "user:eve"]] as const) {
     const { mac, file, text, job } = macWith("daemon");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
@@ -368,6 +409,7 @@ macTest("what another user could have noted beside a plist is not remembered", a
     mac.write(file, text);
     const noted = { guard: other, options: ["--on-event", "/bin/sh"], keepAlive: true };
     mac.write(`${file}.lima-guard.json`, JSON.stringify(noted), owner, mode);
+    if (acl) mac.write(`${mac.state}/acl`, `${file}.lima-guard.json\t${acl} allow write,append\n`);
     const run = await mac.run(["--yes", "default"]);
     assert.equal(run.status, 0, run.stdout);
     assert.deepEqual(job()!.args, [mac.guard, "--run", "default", "--", ...limactl(mac)]);
@@ -422,7 +464,7 @@ macTest("an agent's plist that others can change is refused, and a trouble for -
     mac.own(file, owner, mode);
     const checked = await mac.run(["--check", "default"], { as });
     assert.equal(checked.status, 1, checked.stdout);
-    assert.match(checked.stdout, /broken\n.*lets another user change it/);
+    assert.match(checked.stdout, /broken\n.*plist: .*(launchd refuses it|can be written by)/);
     const refused = await mac.run(["--yes", "--json", "--restart", "default"], { as });
     assert.deepEqual([refused.status, refused.json().state], [1, "refused"], refused.stdout);
     if (owner.uid === ZOE.uid) continue;
@@ -430,6 +472,29 @@ macTest("an agent's plist that others can change is refused, and a trouble for -
     assert.equal(refused.json().blockers[0].hint, `sudo chown 501 ${file}`);
   }
 });
+
+// The access control list of the folder of zoe's agents, and its mode; what --check and an install say to her.
+const FOLDERS: [acl: string, mode: number, words: RegExp | undefined][] = [
+  ["", 0o777, /LaunchAgents can be written by every user/],
+  ["user:eve allow add_file,delete_child", 0o755, /has an access control list: .*user:eve/],
+  ["user:zoe allow add_file,delete_child", 0o755, undefined],
+];
+for (const [acl, mode, words] of FOLDERS) {
+  macTest(`a folder of agents of mode ${mode.toString(8)} ${acl}: --check and install agree`, async () => {
+    const { mac, as } = macWith("agent");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+    Deno.chmodSync(mac.agents, mode);
+    mac.write(`${mac.state}/acl`, `${mac.agents}\t${acl}\n`);
+    for (const how of ["--check", "--install"]) {
+      const run = await mac.run([how, "--yes", "--json", "default"], { as });
+      assert.equal(run.status, words ? 1 : 0, run.stdout);
+      if (!words) continue;
+      assert.match(run.json().blockers[0].because, words);
+      assert.match(run.json().blockers[0].hint, new RegExp(`^ls -led .*${mac.agents}( |$)`));
+    }
+  });
+}
 
 macTest("the logs of a daemon on another volume are made by its user, in his own folder", async () => {
   const { mac, file, text } = macWith("daemon");

@@ -236,11 +236,12 @@ const job = fc.record({
   environment: fc.array(fc.tuple(value, value), { maxLength: 3 }),
   pid: fc.option(anyPid),
   exitTimeout: fc.option(number(86_400)),
+  lastExit: fc.option(number(255)),
 }, PLAIN);
 
 Deno.test("launchctl print: what a job is, is read back from what is printed", () => {
   fc.assert(
-    fc.property(job, ({ path, state, program, args, environment, pid, exitTimeout }) => {
+    fc.property(job, ({ path, state, program, args, environment, pid, exitTimeout, lastExit }) => {
       const text = [
         "gui/501/io.lima-vm.autostart.k3s = {",
         "\tactive count = 1",
@@ -256,6 +257,7 @@ Deno.test("launchctl print: what a job is, is read back from what is printed", (
         "\t}",
         ...exitTimeout === null ? [] : [`\texit timeout = ${exitTimeout}`],
         ...pid === null ? [] : [`\tpid = ${pid}`],
+        `\tlast exit code = ${lastExit === 78 ? "78: EX_CONFIG" : lastExit ?? "(never exited)"}`,
         "\tjetsam coalition = {",
         "\t\tstate = active",
         "\t\tpid = 1",
@@ -274,6 +276,7 @@ Deno.test("launchctl print: what a job is, is read back from what is printed", (
         path,
         pid: pid ?? undefined,
         exitTimeoutS: exitTimeout ?? undefined,
+        lastExit: lastExit ?? undefined,
         startsByItself: false,
       });
       // Cut in the middle of its arguments, the answer says so.
@@ -291,7 +294,7 @@ Deno.test("launchctl print-disabled: each label has its own word", () => {
     fc.property(fc.uniqueArray(fc.tuple(label, word), { selector: ([l]) => l }), label, (all, other) => {
       const text = `disabled services = {\n${all.map(([l, w]) => `\t\t"${l}" => ${w}\n`).join("")}\t}\n`;
       for (const [l, w] of all) assert.equal(readDisabled(text, l), w === "disabled" || w === "true", l);
-      if (!all.some(([l]) => l === other)) assert.equal(readDisabled(text, other), false);
+      if (!all.some(([l]) => l === other)) assert.equal(readDisabled(text, other), undefined);
     }),
     RUNS,
   );

@@ -252,6 +252,11 @@ export class SmallLaunchd implements Launchd {
     return { code: 0, stdout: this.#words.disabled(domain, this.overrides.get(domain) ?? new Map()) };
   }
 
+  /** What is in the plist counts until it was enabled or disabled once. */
+  #isOff(domain: string, { Label, Disabled = false }: LoadedJob["keys"]): boolean {
+    return this.overrides.get(domain)?.get(Label) ?? Disabled;
+  }
+
   isDisabled(domain: string, label: string): boolean {
     return this.overrides.get(domain)?.get(label) ?? false;
   }
@@ -322,7 +327,7 @@ export class SmallLaunchd implements Launchd {
       const own = failed(code || 5, "Input/output error");
       return code ? own : this.#words.refusal(`bootstrap.${name}`, { domain, label }, own);
     };
-    if (this.isDisabled(domain, label)) return refused("disabled", "disabled");
+    if (this.#isOff(domain, keys)) return refused("disabled", "disabled");
     const there = this.#find(target);
     if (there) return refused(there.isLeaving ? "ending" : "loaded-already", "busy");
     if (this.conf("kept", "1") === "0") return { code: 0 };
@@ -409,7 +414,7 @@ export class SmallLaunchd implements Launchd {
     for (const [target, job] of [...this.jobs]) {
       const keys = readKeys(job.plist);
       this.jobs.delete(target);
-      if (!keys || this.isDisabled(job.domain, job.label)) continue;
+      if (!keys || this.#isOff(job.domain, keys)) continue;
       const next = this.#make(job.domain, job.plist, keys);
       next.lives.push(...job.lives);
       this.jobs.set(target, next);

@@ -15,6 +15,7 @@ export interface Keys {
   readonly StandardOutPath?: string;
   readonly StandardErrorPath?: string;
   readonly RunAtLoad?: boolean;
+  readonly Disabled?: boolean;
   readonly KeepAlive?: boolean | { readonly SuccessfulExit?: boolean };
   readonly ThrottleInterval?: number;
   readonly ExitTimeOut?: number;
