@@ -56,6 +56,8 @@ import {
 
 // ────────────────────────────────────────────────────────────────────── names, numbers and facts ──
 
+/** The folder of login agents, in root's Library and in every user's. */
+const AGENTS = "LaunchAgents";
 /** Lima's labels (`pkg/autostart/launchd`); the file is the label and `.plist`. */
 const DAEMON_LABEL = "io.lima-vm.daemon.";
 const AGENT_LABEL = "io.lima-vm.autostart.";
@@ -231,6 +233,8 @@ interface JobPlace {
   readonly beside: string;
   /** Who must change it: root for a daemon, the owner of its folder for an agent, else its own. */
   readonly changer: number;
+  /** Plists that may not be read, and may start the instance too. */
+  readonly unread: readonly string[];
 }
 
 /** All about a job, before anything is decided. */
@@ -789,16 +793,23 @@ function startedByColima(names: readonly string[], flags: Map<string, string>, e
   return colimaInstance(flags.get("--profile") ?? flags.get("-p") ?? names[0] ?? environment["COLIMA_PROFILE"] ?? "");
 }
 
-/** The instance that the plist of some job starts; undefined where it has nothing to do with Lima. */
+/** The instance that the plist of some job starts, also one that no install takes: behind caffeinate, sudo or a shell. */
 export function instanceOf(value: Dict): string | undefined {
-  const args = argumentsOf(value);
+  const list = value["ProgramArguments"];
+  const [first = "", ...rest] = Array.isArray(list) ? list.map(String) : [];
+  const args = [textAt(value, "Program") ?? first, ...rest];
   const bare = lookThroughShell(args) ?? args;
   if (isGuard(bare)) return guardWords(bare).names[0];
-  const tool = basename(bare[0] ?? "");
-  if (tool !== "limactl" && tool !== "colima") return undefined;
-  const { positionals: [verb, ...names], flags } = splitFlags(bare.slice(1), tool);
-  if (verb !== "start") return undefined;
-  return tool === "limactl" ? names[0] : startedByColima(names, flags, jobEnvironment(value));
+  const isTool = (word: string) => /^(limactl|colima)$/.test(basename(word));
+  const words = bare.some(isTool) ? bare : bare.flatMap((word) => word.split(/[\s;&|'"()]+/));
+  for (const [i, word] of words.entries()) {
+    if (!isTool(word)) continue;
+    const tool = basename(word) as Starter;
+    const { positionals: [verb, ...names], flags } = splitFlags(words.slice(i + 1), tool);
+    if (verb !== "start") continue;
+    return tool === "limactl" ? names[0] ?? "default" : startedByColima(names, flags, jobEnvironment(value));
+  }
+  return undefined;
 }
 
 /** What the answer of `launchctl print DOMAIN/LABEL` says. A killed launchctl shows as status 0 with half an answer. */
@@ -1784,14 +1795,19 @@ function say(run: InstallRun, text: string): void {
 async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
   const { host, options } = run;
   if (options.plist !== undefined) return jobPlaceOf(run, name, options.plist);
-  const all = (await candidates(run)).filter((c) => c.instance === name);
-  const found = all.filter((c) => !c.isLeft);
+  const every = await candidates(run);
+  const sudo = (file: string) =>
+    host.uid !== 0 && dirname(file).startsWith(dirname(host.folders.daemons)) ? "sudo " : "";
+  const all = every.filter((c) => isStartedBy(c, name, c.file, sudo(c.file)));
+  const mine = all.filter((c) => !c.isLeft && !c.isOthers);
+  const found = mine.length > 0 ? mine : all.filter((c) => !c.isLeft);
   if (found.length > 1) {
     const hint = secondJobHint(name, found.map((c) => c.file));
     const starts = found.some((c) => c.isDaemon !== found[0]?.isDaemon) ? " at boot and at login" : " twice";
     throw new Refusal(`Cannot choose: ${name} starts${starts}: ${found.map((c) => c.file).join(" and ")}`, hint);
   }
-  if (found[0]) return jobPlaceOf(run, name, found[0].file);
+  const unread = every.filter((c) => c.instance === undefined && c.unread === "").map((c) => c.file);
+  if (found[0]) return { ...jobPlaceOf(run, name, found[0].file), unread };
   const lima = join(host.folders.daemons, `${DAEMON_LABEL}${name}.plist`);
   if (isThere(host.stat(lima))) return jobPlaceOf(run, name, lima);
   if (all[0]) {
@@ -1817,17 +1833,23 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
 /** Every plist that starts an instance, for an uninstall also a backup whose plist is gone. Root sees daemons only. */
 async function candidates(run: InstallRun) {
   const { host } = run;
-  const folders = [{ folder: host.folders.daemons, isDaemon: true }];
+  const { daemons } = host.folders;
+  // Those of all users are root's.
+  const folders = [{ folder: daemons, isDaemon: true }, { folder: join(dirname(daemons), AGENTS), isDaemon: false }];
   const me = host.os === "darwin" && host.uid !== 0 ? await userOf(run, String(host.uid)) : undefined;
-  if (me) folders.push({ folder: join(me.home, "Library/LaunchAgents"), isDaemon: false });
+  if (me) folders.push({ folder: join(me.home, "Library", AGENTS), isDaemon: false });
   const parse = await host.plistReader();
   return folders.flatMap(({ folder, isDaemon }) => {
     const names = namesIn(host, folder).sort();
     return names.flatMap((n) => {
       const isLeft = run.options.role === "uninstall" && !names.includes(basename(n, BACKUP_SUFFIX));
       const file = join(folder, n);
-      const instance = isLeft || n.endsWith(".plist") ? instanceIn(run, file, parse) : undefined;
-      return instance === undefined ? [] : [{ file, isDaemon, isLeft, instance }];
+      const started = isLeft || n.endsWith(".plist") ? startedIn(run, file, parse) : undefined;
+      if (!started || (started.instance ?? (isLeft ? undefined : started.unread)) === undefined) return [];
+      const { userName } = started;
+      const isOthers = me !== undefined && userName !== undefined && userName !== me.name &&
+        userName !== String(me.uid);
+      return [{ file, isDaemon, isLeft, isOthers, ...started }];
     });
   });
 }
@@ -1840,15 +1862,11 @@ function namesIn(host: InstallHost, folder: string): string[] {
   throw new Refusal(`Cannot list ${folder}: ${names.why}`, `ls -ld ${quote(folder)}`, status);
 }
 
-/** The instance that a plist starts. What cannot be read is no job of Lima's, unless its name says so. */
-function instanceIn({ host }: InstallRun, file: string, parse: PlistReader): string | undefined {
-  const own = [DAEMON_LABEL, AGENT_LABEL].find((p) => basename(file).startsWith(p));
-  const named = own && basename(file).slice(own.length).replace(/\.plist(\.before-lima-guard)?$/, "");
+/** What a plist in one of launchd's folders starts. Root opens nothing that another user could have changed. */
+function startedIn({ host }: InstallRun, file: string, parse: PlistReader): Started {
   const target = host.realPath(file).ok ?? file;
-  // Root opens nothing that another user could have changed.
-  if (host.uid === 0 && checkPathOwners(pathComponents(host, target).way, ONLY_ROOT).why !== undefined) return named;
-  const bytes = host.read(target, PLIST_LIMIT_BYTES + 1);
-  return (bytes && instanceInText(() => decodePlist(bytes, file), parse)) ?? named;
+  const isSafe = host.uid !== 0 || checkPathOwners(pathComponents(host, target).way, ONLY_ROOT).why === undefined;
+  return startedBy(file, isSafe ? host.read(target, PLIST_LIMIT_BYTES + 1) : undefined, parse);
 }
 
 /** Whether nothing is to be changed. */
@@ -1875,7 +1893,7 @@ function jobPlaceOf(run: InstallRun, name: string, named: string): JobPlace {
   const owned = host.stat(isAgent ? folder : target);
   if (!isThere(owned)) throw new Refusal(`Cannot read ${named}`, `ls -l ${quote(named)}`, EXIT.noInstance);
   const changer = isDaemon ? 0 : owned.uid;
-  return { name, kind, file: join(folder, basename(named)), target, beside: target, changer };
+  return { name, kind, file: join(folder, basename(named)), target, beside: target, changer, unread: [] };
 }
 
 /** Every file, folder and link on the way to a path, as far as it can be seen. */
@@ -2011,7 +2029,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const mark = memory.bootedOut?.boot === run.actor.boot ? memory.bootedOut : undefined;
   const isLeftEnabled = mark?.wasDisabled === true && launchd.disabled === false && options.role !== "check" &&
     !options.start && !options.noReload;
-  if (options.plist === undefined) await refuseSecondOwner(run, place, user);
+  const unread = options.plist === undefined ? await refuseSecondOwner(run, place, user) : [];
   const dir = join(home.path, place.name);
   return {
     place,
@@ -2026,30 +2044,39 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     writesLimaHome: home.writes,
     otherVolume: isOtherVolume(host, dir),
     instance: lookAtInstance(host, home.path, dir),
-    notes: job.label.startsWith(AGENT_LABEL) ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
+    notes: [
+      ...job.label.startsWith(AGENT_LABEL) ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
+      ...unread,
+    ],
     ...launchd,
     isLeftEnabled,
     disabled: isLeftEnabled || launchd.disabled,
   };
 }
 
-/** An agent of the job's user that starts the same instance: root sees it through one child that is the user. */
-async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): Promise<void> {
+/** What may not be read, in words; refused where another plist starts the instance too. Root sees the agents of the job's user through one child that is he. */
+async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): Promise<string[]> {
   const { host } = run;
-  if (place.kind !== "daemon" || host.uid !== 0) return;
+  const note = (file: string) => `${file} may not be read: whether it starts ${place.name} too is not known`;
+  const notes = place.unread.map(note);
+  if (place.kind !== "daemon" || host.uid !== 0) return notes;
   const parse = await host.plistReader();
   for (const file of await agentsOf(run, user)) {
     const answer = await askAsUser(run, user, [host.tool("head"), "-c", String(PLIST_LIMIT_BYTES), file]);
     if (answer?.late) throw new Refusal(`Cannot read ${file}: ${inWords(answer)}`, "run this again", EXIT.tryAgain);
-    if (instanceInText(() => answer?.code === 0 ? answer.stdout : "", parse) !== place.name) continue;
+    const bytes = answer?.code === 0 ? new TextEncoder().encode(answer.stdout) : undefined;
+    const started = startedBy(file, bytes, parse);
+    if (started.instance === undefined && started.unread === "") notes.push(note(file));
+    if (!isStartedBy(started, place.name, file, `sudo -H -u ${quote(user.name)} `)) continue;
     const why = `Cannot choose: ${place.name} starts at boot and at login: ${place.file} and ${file}`;
     throw new Refusal(why, secondJobHint(place.name, [file], ` as ${user.name}`));
   }
+  return notes;
 }
 
 /** The plists of another user's login agents, as that user sees them; none where the folder is not there. */
 async function agentsOf(run: InstallRun, user: User): Promise<string[]> {
-  const folder = join(user.home, "Library/LaunchAgents");
+  const folder = join(user.home, "Library", AGENTS);
   const names = await namesAsUser(run, user, folder);
   if (names) return names.filter((n) => /^[^/]+\.plist$/.test(n)).map((n) => join(folder, n));
   for (const path of [folder, dirname(folder)]) {
@@ -2073,15 +2100,36 @@ function secondJobHint(name: string, agents: readonly string[], who = ""): strin
   return `${what}; or --plist FILE decides`;
 }
 
-/** The instance that a plist's text starts; undefined where it names no program of Lima's, or is refused. */
-function instanceInText(read: () => string, parse: PlistReader): string | undefined {
+/** What a plist starts. `unread`: its bytes as text, where our reader refuses them; empty where they may not be read. */
+interface Started {
+  readonly instance: string | undefined;
+  readonly userName?: Value | undefined;
+  readonly unread?: string;
+}
+
+/** The instance that a plist starts: by its text, else by its name. */
+function startedBy(file: string, bytes: Uint8Array | undefined, parse: PlistReader): Started {
+  const own = [DAEMON_LABEL, AGENT_LABEL].find((p) => basename(file).startsWith(p));
+  const instance = own && basename(file).slice(own.length).replace(/\.plist(\.before-lima-guard)?$/, "");
+  // Words are found in a binary plist and in UTF-16 too.
+  const unread = new TextDecoder("latin1").decode(bytes).replaceAll("\0", "");
+  if (bytes && !/limactl|colima|lima-guard/.test(unread)) return { instance };
   try {
-    const text = read();
-    return /limactl|colima|lima-guard/.test(text) ? instanceOf(readPlist(text, parse).value) : undefined;
+    const { value } = readPlist(decodePlist(bytes ?? new Uint8Array(), file), parse);
+    return { instance: instanceOf(value) ?? instance, userName: value["UserName"] };
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    return undefined;
+    return { instance, unread };
   }
+}
+
+/** Whether a plist starts this instance; refused where it may, and a command makes it one that can be read. */
+function isStartedBy({ instance, unread }: Started, name: string, file: string, sudo = ""): boolean {
+  const word = name.replace(/^colima-/, "");
+  if (instance !== undefined || !unread || !(name === "default" || unread.includes(word))) return instance === name;
+  const hint = `${sudo}plutil -convert xml1 ${quote(file)}; or --plist FILE decides`;
+  const why = `Cannot tell whether ${file} starts ${name} too: it is binary, or no plist that can be read`;
+  throw new Refusal(why, hint, EXIT.tryAgain);
 }
 
 /** Where the instance is: as asked, as the plist says, or as the tool itself would find it; and whether to write it down. */
@@ -3375,7 +3423,9 @@ async function handOverProgram(run: InstallRun): Promise<{ path: string; isSigne
 /** Every instance that has a job here: for `--all`. */
 async function allNames(run: InstallRun): Promise<string[]> {
   const { host, options } = run;
-  const found = new Set((await candidates(run)).map((c) => c.instance).filter((n) => nameTrouble(n) === undefined));
+  const found = new Set(
+    (await candidates(run)).map((c) => c.instance ?? "").filter((n) => nameTrouble(n) === undefined),
+  );
   if (options.role !== "install" && host.os === "darwin") {
     for (const domain of ["system", ...host.uid === 0 ? [] : [`gui/${host.uid}`]]) {
       const listed = await askTool(run, "launchctl", "print", domain);
