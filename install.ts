@@ -1814,13 +1814,7 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
     const file = all[0].file.slice(0, -BACKUP_SUFFIX.length);
     return { ...jobPlaceOf(run, name, all[0].file), file, beside: file };
   }
-  // A job under Lima's labels that launchd has, and no file is left of it.
-  for (const left of [`system/${DAEMON_LABEL}${name}`, `gui/${host.uid}/${AGENT_LABEL}${name}`]) {
-    if ((await askLoaded(run, left)).kind !== "loaded") continue;
-    const sudo = host.uid === 0 || left.startsWith("gui") ? "" : "sudo ";
-    const why = `Cannot find a job of ${name}: ${left} is loaded, and its plist is gone`;
-    throw new Refusal(why, `${sudo}launchctl bootout ${left}`);
-  }
+  await refuseLeftLoaded(run, name);
   const hint = host.uid === 0
     ? `sudo -H -u USER lima-guard --${options.role} ${name} for a login agent`
     : /^colima(-|$)/.test(name)
@@ -1828,6 +1822,23 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
     : `limactl autostart enable ${name}`;
   const why = `Cannot find a job of ${name}: no plist runs it`;
   throw new Refusal(why, `${hint}; --plist FILE names another one`, EXIT.noInstance);
+}
+
+function unsaid(why: string, hint = "run this again"): Refusal {
+  return new Refusal(`Cannot tell what launchd has: ${why}`, hint, EXIT.tryAgain);
+}
+
+/** Refused where launchd has a job under Lima's labels, or may have it, and no file is left of it. */
+async function refuseLeftLoaded(run: InstallRun, name: string): Promise<void> {
+  const { host } = run;
+  for (const left of [`system/${DAEMON_LABEL}${name}`, `gui/${host.uid}/${AGENT_LABEL}${name}`]) {
+    const loaded = await askLoaded(run, left);
+    if (loaded.kind === "unknown") throw unsaid(loaded.why);
+    if (loaded.kind !== "loaded") continue;
+    const sudo = host.uid === 0 || left.startsWith("gui") ? "" : "sudo ";
+    const why = `Cannot find a job of ${name}: ${left} is loaded, and its plist is gone`;
+    throw new Refusal(why, `${sudo}launchctl bootout ${left}`);
+  }
 }
 
 /** Every plist that starts an instance, for an uninstall also a backup whose plist is gone. Root sees daemons only. */
@@ -2226,7 +2237,9 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
   const asked = [];
   for (const domain of names) asked.push({ domain, loaded: await askLoaded(run, `${domain}/${label}`) });
   const found = asked.filter((a) => a.loaded.kind === "loaded");
-  let { domain, loaded } = found[0] ?? asked[0] ?? { domain: "system", loaded: ABSENT };
+  // It may run in the domain that gave no answer.
+  const unknown = asked.find((a) => a.loaded.kind === "unknown");
+  let { domain, loaded } = unknown ?? found[0] ?? asked[0] ?? { domain: "system", loaded: ABSENT };
   if (loaded.kind === "absent" && domain !== "system") {
     const session = await askTool(run, "launchctl", "print", domain);
     if (session.code === NO_SERVICE || NO_SESSION.includes(session.code)) loaded = { kind: "no session" };
@@ -3128,8 +3141,7 @@ function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { change
   if (options.noReload || !isAsked || facts.place.kind === "file") return false;
   if (loaded.kind === "unknown" || facts.disabled === undefined) {
     const why = loaded.kind === "unknown" ? loaded.why : UNSAID;
-    const hint = "run this again; --no-reload changes the file only";
-    throw new Refusal(`Cannot tell what launchd has: ${why}`, hint, EXIT.tryAgain);
+    throw unsaid(why, "run this again; --no-reload changes the file only");
   }
   // An interrupted install has booted it out in this boot: that is not off.
   if (loaded.kind === "absent") return options.start || memory.bootedOut?.boot === run.actor.boot;
@@ -3429,6 +3441,8 @@ async function allNames(run: InstallRun): Promise<string[]> {
   if (options.role !== "install" && host.os === "darwin") {
     for (const domain of ["system", ...host.uid === 0 ? [] : [`gui/${host.uid}`]]) {
       const listed = await askTool(run, "launchctl", "print", domain);
+      const isWhole = listed.code === 0 && listed.stdout.endsWith("}\n");
+      if (!isWhole && ![...NO_SESSION, NO_SERVICE].includes(listed.code)) throw unsaid(`${domain}: ${inWords(listed)}`);
       for (const label of readLimaLabels(listed.stdout)) found.add(label.split(".").slice(3).join("."));
     }
   }

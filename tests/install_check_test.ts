@@ -138,6 +138,29 @@ for (const [what, spoil, words, status = 1] of BROKEN) {
   });
 }
 
+macTest(
+  "a launchd that gives no answer in one of its domains makes the job unknown, whatever the others say",
+  async () => {
+    const { mac, file } = macWith("agent");
+    await using _ = mac;
+    const unsaid = async (role: string, name: string, fault: string) => {
+      mac.forget();
+      mac.fault(fault);
+      const run = await mac.run([role, "--yes", name], { as: ZOE });
+      assert.equal(run.status, 75, `${role} ${name}: ${run.stdout}${run.stderr}`);
+      assert.match(run.stdout + run.stderr, /launchctl print: status 1|Cannot tell what launchd has/);
+    };
+    assert.equal((await mac.run(["--yes", "default"], { as: ZOE })).status, 0);
+    mac.lose("gui/501", AGENT);
+    mac.load("user/501", file);
+    for (const role of ["--check", "--install"]) await unsaid(role, "default", "print:2 1");
+    await unsaid("--check", "--all", "print:2 1");
+    Deno.removeSync(file);
+    await unsaid("--check", "default", "print:2 1");
+    await unsaid("--check", "--all", "print:1 killed");
+  },
+);
+
 macTest("what --check calls broken in the world install refuses, and does not call done", async () => {
   for (const spoil of [0, 2, 4].map((i) => BROKEN[i]!)) {
     const { mac, file } = macWith("daemon");
