@@ -1558,14 +1558,16 @@ function judgeTimeouts({ guardOptions, grantedS: inFile }: LaunchdJob, needed: n
   ];
 }
 
+const UNREAD = "launchd reads no job from there: only *.plist in its own folders";
 const UNSAID = "launchctl print-disabled did not say whether the job is disabled";
 
 function judgeLoaded({ job, loaded, disabled, place }: JobFacts, needed: number): Finding[] {
   const { grantedS: inFile } = job;
-  const isAbsent = loaded.kind === "absent";
+  const isAbsent = loaded.kind === "absent" && place.kind !== "file";
   const next = disabled ? "nothing starts it" : "it starts at the next boot or login";
   const found: Finding[] = [
     ["unknown", loaded.kind === "unknown", loaded.kind === "unknown" ? loaded.why : ""],
+    ["trouble", loaded.kind === "absent" && place.kind === "file", UNREAD],
     ["trouble", isAbsent && job.guard === undefined, "the job is not loaded"],
     ["unknown", disabled === undefined, UNSAID],
     ["note", isAbsent && job.guard !== undefined, `the job is not loaded: ${next}`],
@@ -1794,7 +1796,7 @@ function say(run: InstallRun, text: string): void {
 /** The file of an instance's job: the one that is named, else the one in launchd's folders that starts the instance. */
 async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
   const { host, options } = run;
-  if (options.plist !== undefined) return jobPlaceOf(run, name, options.plist);
+  if (options.plist !== undefined) return await jobPlaceOf(run, name, options.plist);
   const every = await candidates(run);
   const sudo = (file: string) =>
     host.uid !== 0 && dirname(file).startsWith(dirname(host.folders.daemons)) ? "sudo " : "";
@@ -1807,12 +1809,12 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
     throw new Refusal(`Cannot choose: ${name} starts${starts}: ${found.map((c) => c.file).join(" and ")}`, hint);
   }
   const unread = every.filter((c) => c.instance === undefined && c.unread === "").map((c) => c.file);
-  if (found[0]) return { ...jobPlaceOf(run, name, found[0].file), unread };
+  if (found[0]) return { ...await jobPlaceOf(run, name, found[0].file), unread };
   const lima = join(host.folders.daemons, `${DAEMON_LABEL}${name}.plist`);
-  if (isThere(host.stat(lima))) return jobPlaceOf(run, name, lima);
+  if (isThere(host.stat(lima))) return await jobPlaceOf(run, name, lima);
   if (all[0]) {
     const file = all[0].file.slice(0, -BACKUP_SUFFIX.length);
-    return { ...jobPlaceOf(run, name, all[0].file), file, beside: file };
+    return { ...await jobPlaceOf(run, name, all[0].file), file, beside: file };
   }
   await refuseLeftLoaded(run, name);
   const hint = host.uid === 0
@@ -1885,7 +1887,18 @@ function isLooking({ role, dryRun, print }: InstallOptions): boolean {
   return role === "check" || dryRun || print;
 }
 
-function jobPlaceOf(run: InstallRun, name: string, named: string): JobPlace {
+/** The name that launchd has for a folder of login agents, its owner's or that of all users; undefined where it is none. */
+async function agentsFolder(run: InstallRun, folder: string): Promise<string | undefined> {
+  const { host } = run;
+  if (host.os !== "darwin") return folder.endsWith(`/Library/${AGENTS}`) ? folder : undefined;
+  const owners = [folder, dirname(dirname(folder))].map((path) => host.stat(path));
+  const uids = new Set(owners.flatMap((look) => isThere(look) && look.uid !== 0 ? [look.uid] : []));
+  const known = [join(dirname(host.folders.daemons), AGENTS)];
+  for (const uid of uids) known.push(join((await userOf(run, String(uid))).home, "Library", AGENTS));
+  return known.find((path) => (host.realPath(path).ok ?? path) === folder);
+}
+
+async function jobPlaceOf(run: InstallRun, name: string, named: string): Promise<JobPlace> {
   const { host, options } = run;
   const target = host.realPath(named).ok;
   if (target === undefined) {
@@ -1894,17 +1907,20 @@ function jobPlaceOf(run: InstallRun, name: string, named: string): JobPlace {
   }
   // The resolved folder decides, never the name as it was typed.
   const folder = host.realPath(dirname(named)).ok ?? dirname(named);
-  const isDaemon = [folder, dirname(target)].includes(host.realPath(host.folders.daemons).ok ?? host.folders.daemons);
-  const isAgent = /\/Library\/LaunchAgents$/.test(folder);
+  const isRead = /\.plist(\.before-lima-guard)?$/.test(named);
+  const daemons = host.realPath(host.folders.daemons).ok ?? host.folders.daemons;
+  const isDaemon = isRead && [folder, dirname(target)].includes(daemons);
+  const agents = isRead ? await agentsFolder(run, folder) : undefined;
+  const isAgent = agents !== undefined;
   const kind = isDaemon ? "daemon" : isAgent ? "agent" : "file";
   if (kind === "file" && !options.noReload && !isLooking(options)) {
     const hint = "--no-reload changes the file only";
-    throw new Refusal(`Cannot load ${named}: launchd does not read jobs from its folder`, hint);
+    throw new Refusal(`Cannot load ${named}: ${UNREAD}`, hint);
   }
   const owned = host.stat(isAgent ? folder : target);
   if (!isThere(owned)) throw new Refusal(`Cannot read ${named}`, `ls -l ${quote(named)}`, EXIT.noInstance);
   const changer = isDaemon ? 0 : owned.uid;
-  return { name, kind, file: join(folder, basename(named)), target, beside: target, changer, unread: [] };
+  return { name, kind, file: join(agents ?? folder, basename(named)), target, beside: target, changer, unread: [] };
 }
 
 /** Every file, folder and link on the way to a path, as far as it can be seen. */
@@ -2022,6 +2038,8 @@ async function readJobFile(run: InstallRun, place: JobPlace): Promise<{ look: Fi
   return { look, bytes };
 }
 
+const AT_LOGOUT = "a login agent ends at logout; a headless Mac wants a daemon";
+
 /** All about a job, before anything is decided. Changes nothing. */
 async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const { host, options } = run;
@@ -2055,10 +2073,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     writesLimaHome: home.writes,
     otherVolume: isOtherVolume(host, dir),
     instance: lookAtInstance(host, home.path, dir),
-    notes: [
-      ...job.label.startsWith(AGENT_LABEL) ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
-      ...unread,
-    ],
+    notes: [...holding([[job.label.startsWith(AGENT_LABEL), AT_LOGOUT]]), ...unread],
     ...launchd,
     isLeftEnabled,
     disabled: isLeftEnabled || launchd.disabled,
@@ -2234,6 +2249,14 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
     return { domain, loaded: host.os === "darwin" ? ABSENT : NOT_ASKED, disabled: false, domains: [] };
   }
   const names = place.kind === "daemon" ? ["system"] : [`gui/${uid}`, `user/${uid}`];
+  const fileLabel = basename(place.file, ".plist");
+  for (const domain of fileLabel === label ? [] : names) {
+    const other = await askLoaded(run, `${domain}/${fileLabel}`);
+    if (other.kind === "unknown") throw unsaid(other.why);
+    if (other.kind !== "loaded" || (other.path ?? place.file) !== place.file) continue;
+    const why = `launchd has it loaded as ${domain}/${fileLabel}, and its Label is ${JSON.stringify(label)} now`;
+    throw new Refusal(`Cannot tell the job of ${place.file}: ${why}`, `make its Label ${fileLabel} again`);
+  }
   const asked = [];
   for (const domain of names) asked.push({ domain, loaded: await askLoaded(run, `${domain}/${label}`) });
   const found = asked.filter((a) => a.loaded.kind === "loaded");
@@ -3232,7 +3255,9 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   // Once a job that is ending is gone, it is off, and an install leaves it so.
   const start = run.options.start || (loaded.kind === "loaded" && loaded.isEnding);
   const cure = isPersons ? troubleHint(run, facts) : commandFor(run, facts, { role: "install", start });
-  const hint = state === "not asked" ? commandFor(run, facts) : cure;
+  const { plist: _, ...byName } = run.options;
+  const read = onMac && place.kind === "file" ? commandFor({ ...run, options: byName }, facts) : cure;
+  const hint = state === "not asked" ? commandFor(run, facts) : read;
   return jobReport(place.name, state, status, `${state}${troubles.length === 0 ? `: ${job.label}${pid}` : ""}`, {
     plist: place.file,
     guard: job.guard === undefined ? null : { path: job.guard, version, previous: null, running },

@@ -161,6 +161,63 @@ macTest(
   },
 );
 
+// Where a guarded agent's file is put, or what is done to it; the status of --check of that file, and what is said.
+const PLACES: [what: string, put: (mac: FakeMac, file: string) => string, status: number, words: RegExp][] = [
+  ["a copy in another folder", (mac, file) => moved(file, `${mac.home}/copy.plist`), 1, /launchd reads no job from/],
+  [
+    "another folder called LaunchAgents",
+    (mac, file) => {
+      mac.folder(`${mac.home}/old/Library/LaunchAgents`, ZOE);
+      return moved(file, `${mac.home}/old/Library/LaunchAgents/${AGENT}.plist`);
+    },
+    1,
+    /launchd reads no job from/,
+  ],
+  ["a name that does not end in .plist", (_, file) => moved(file, `${file}.off`), 1, /launchd reads no job from/],
+  [
+    "a LaunchAgents that is a link",
+    (mac, file) => {
+      Deno.renameSync(mac.agents, `${mac.home}/dotfiles`);
+      Deno.symlinkSync(`${mac.home}/dotfiles`, mac.agents);
+      return file;
+    },
+    0,
+    /guarded: .* running/,
+  ],
+  [
+    "a Label that was changed since",
+    (mac, file) => {
+      const own = moved(file, `${mac.agents}/my.vm.plist`);
+      const text = Deno.readTextFileSync(own);
+      mac.write(own, text.replace(AGENT, "my.vm"), ZOE);
+      mac.load("gui/501", own);
+      return mac.write(own, text.replace(AGENT, "my.other.vm"), ZOE);
+    },
+    1,
+    /loaded as gui\/501\/my\.vm, and its Label is "my\.other\.vm" now/,
+  ],
+];
+function moved(from: string, to: string): string {
+  Deno.renameSync(from, to);
+  return to;
+}
+for (const [what, put, status, words] of PLACES) {
+  macTest(`a guarded agent in ${what}: --check is ${status}, and --install agrees`, async () => {
+    const { mac, file } = macWith("agent");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"], { as: ZOE })).status, 0);
+    const now = put(mac, file);
+    for (const role of ["--check", "--install"]) {
+      const run = await mac.run([role, "--yes", "--plist", now, "default"], { as: ZOE });
+      assert.equal(run.status, status, `${role}: ${run.stdout}`);
+      if (status > 0 || role === "--check") assert.match(run.stdout, words);
+      if (/no job from/.test(run.stdout) && role === "--check") {
+        assert.match(run.stdout, /\(hint: lima-guard --check default\)/);
+      }
+    }
+  });
+}
+
 macTest("what --check calls broken in the world install refuses, and does not call done", async () => {
   for (const spoil of [0, 2, 4].map((i) => BROKEN[i]!)) {
     const { mac, file } = macWith("daemon");
