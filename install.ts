@@ -252,6 +252,8 @@ interface JobFacts {
   readonly limaHome: string;
   readonly writesLimaHome: boolean;
   readonly otherVolume: boolean;
+  /** What launchd opens for the job before it starts it, and is on a volume that may not be mounted then. */
+  readonly away: readonly string[];
   readonly instance: "there" | "gone" | "volume missing" | "hidden";
   readonly domain: string;
   readonly loaded: Loaded;
@@ -1463,10 +1465,11 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
     "--lima-home": optionOf(kept, "--lima-home") === undefined ? undefined : options.limaHome,
   };
   const logs = logFolderOf(user);
-  const mustMove = (path: string | undefined) =>
-    path !== undefined && !(path.startsWith("/") && !isUnder(path, limaHome) && !path.startsWith("/Volumes/"));
+  const mustMove = (path: string) => !path.startsWith("/") || isUnder(path, limaHome) || path.startsWith("/Volumes/");
   const log = (path: string | undefined, what: string) =>
-    facts.otherVolume && mustMove(path) ? join(logs, `${place.name}.${what}.log`) : undefined;
+    path !== undefined && (facts.away.includes(path) || (facts.otherVolume && mustMove(path)))
+      ? join(logs, `${place.name}.${what}.log`)
+      : undefined;
   return {
     guard,
     guardOptions: Object.entries(asked).reduce((all, [flag, value]) => withOption(all, flag, value), [...kept]),
@@ -1474,7 +1477,7 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
     keepAlive: options.keepAlive || (job.guard === undefined && memory.keepAlive === true),
     limaHome: facts.writesLimaHome ? limaHome : undefined,
     moved: {
-      WorkingDirectory: facts.otherVolume ? "/" : undefined,
+      WorkingDirectory: facts.otherVolume || facts.away.includes(job.workingDirectory ?? "") ? "/" : undefined,
       StandardOutPath: log(job.stdoutPath, "stdout"),
       StandardErrorPath: log(job.stderrPath, "stderr"),
     },
@@ -1486,8 +1489,12 @@ interface WorldFacts {
   /** The program of the command is there and can be run; else where another one is. */
   readonly tool: "there" | "gone" | "hidden";
   readonly otherTool: string | undefined;
+  /** It is on a volume that nothing waits for. */
+  readonly isToolAway: boolean;
   readonly eventProgram: PathVerdict | undefined;
 }
+
+const AWAY = "is on another volume, which launchd does not wait for";
 
 /** A finding: what is wrong, what could not be found out, or a note; and whether it holds. */
 type Finding = readonly [kind: "trouble" | "unknown" | "note", holds: boolean, words: string];
@@ -1505,6 +1512,7 @@ function judgeWorld({ job, place, limaHome, instance, domains }: JobFacts, world
     ["unknown", instance === "volume missing", `${dir} is on a volume that is not mounted now`],
     ["unknown", instance === "hidden", `${dir} may not be looked at by this user`],
     ["trouble", world.tool === "gone", `the program ${job.command[0]} is gone${other}`],
+    ["trouble", world.isToolAway, `the program ${job.command[0]} ${AWAY}`],
     ["unknown", world.tool === "hidden", `the program ${job.command[0]} may not be looked at by this user`],
     ["trouble", world.eventProgram?.why !== undefined, `--on-event: ${world.eventProgram?.why}`],
     ["trouble", domains.length > 1, `the job is loaded twice: in ${domains.join(" and in ")}`],
@@ -1520,6 +1528,7 @@ function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: Worl
   const { job, look, place, loaded, otherVolume } = facts;
   const isWrapped = job.guard !== undefined;
   const isLoose = look.uid !== place.changer || (look.mode & 0o022) !== 0;
+  const [away] = facts.away;
   const isElsewhere = otherVolume && job.workingDirectory !== undefined && job.workingDirectory !== "/";
   const keepAlive =
     "KeepAlive {SuccessfulExit: true} starts the instance again after a requested stop, and not after a crash";
@@ -1540,6 +1549,7 @@ function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: Worl
     ["trouble", isLoose, `${place.file} has an owner or a mode that lets another user change it`],
     ...judgeLoaded(facts, needed),
     ["trouble", isElsewhere, "it is on another volume: launchd cannot start lima-guard before that is mounted"],
+    ["trouble", away !== undefined && !isElsewhere, `${away} ${AWAY}`],
   ];
   const isOff = isWrapped && (facts.disabled === true || loaded.kind === "absent");
   const of = (kind: Finding[0]) => wordsOf(found, kind);
@@ -2072,6 +2082,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     limaHome: home.path,
     writesLimaHome: home.writes,
     otherVolume: isOtherVolume(host, dir),
+    away: awayPaths(host, place, job, user),
     instance: lookAtInstance(host, home.path, dir),
     notes: [...holding([[job.label.startsWith(AGENT_LABEL), AT_LOGOUT]]), ...unread],
     ...launchd,
@@ -2188,10 +2199,21 @@ function colimaHome(host: Pick<InstallHost, "stat">, { environment }: LaunchdJob
 }
 
 /** macOS has two boot volumes, one for the system and one for the rest; whatever is on neither is mounted later. */
-function isOtherVolume(host: InstallHost, dir: string): boolean {
-  const real = host.realPath(dir).ok;
-  const look = real === undefined ? "absent" : host.stat(real);
-  return isThere(look) ? !isOnBootVolume(host, look) : dir.startsWith("/Volumes/");
+function isOtherVolume(host: InstallHost, path: string): boolean {
+  const { way, missing } = pathComponents(host, path);
+  const deepest = way.findLast(({ kind }) => kind !== "link");
+  return missing[0]?.startsWith("/Volumes/") || (deepest !== undefined && !isOnBootVolume(host, deepest));
+}
+
+/** The folder and the logs of a job that are on another volume. A login agent has that of its user's home. */
+function awayPaths(host: InstallHost, { kind }: JobPlace, job: LaunchdJob, user: User): string[] {
+  const { workingDirectory: folder = "/", stdoutPath, stderrPath } = job;
+  const volumeOf = (path: string) => pathComponents(host, path).way.findLast((look) => look.kind !== "link")?.dev;
+  return [folder, stdoutPath, stderrPath].filter((path): path is string => {
+    const whole = path?.startsWith("/") ? path : join(folder, path ?? "/");
+    return path !== undefined && isOtherVolume(host, whole) &&
+      !(kind !== "daemon" && volumeOf(whole) === volumeOf(user.home));
+  });
 }
 
 function lookAtInstance(host: InstallHost, limaHome: string, dir: string): JobFacts["instance"] {
@@ -2274,21 +2296,29 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, label: string, ui
 }
 
 /** The program of the job's command, and what else must be there at the next start. */
-async function lookAtWorld(run: InstallRun, { job, user }: JobFacts): Promise<WorldFacts> {
+async function lookAtWorld(run: InstallRun, { job, user, place, limaHome }: JobFacts): Promise<WorldFacts> {
   const { host } = run;
-  if (host.os !== "darwin") return { tool: "there", otherTool: undefined, eventProgram: undefined };
+  const unseen = { tool: "there", otherTool: undefined, isToolAway: false, eventProgram: undefined } as const;
+  if (host.os !== "darwin") return unseen;
   const lookAt = (path: string) => pathComponents(host, path).look;
   const program = job.command[0] ?? "";
-  const look = lookAt(program);
-  const isProgramThere = isThere(look) && look.kind === "file" && (look.mode & 0o111) !== 0;
-  const tool = look === "denied" ? "hidden" : isProgramThere || !program.startsWith("/") ? "there" : "gone";
+  const path = job.environment["PATH"] ?? OWN_PATH;
+  const looks = program.startsWith("/") ? [lookAt(program)] : path.split(":").map((dir) => lookAt(join(dir, program)));
+  const found = looks.find((look): look is FileLook =>
+    isThere(look) && look.kind === "file" && (look.mode & 0o111) !== 0
+  );
+  const tool = found !== undefined ? "there" : looks.includes("denied") ? "hidden" : "gone";
+  // lima-guard waits for the instance's volume, and a job of Nix's for the store; a login comes later.
+  const waited = lookAt(join(limaHome, place.name));
+  const isToolAway = found !== undefined && place.kind === "daemon" && !job.isBehindShell &&
+    !isOnBootVolume(host, found) && !(isThere(waited) && waited.dev === found.dev);
   const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
   const otherTool = others.find((path) => isThere(lookAt(path)));
   const event = run.options.onEvent ?? optionOf(job.guardOptions, "--on-event");
-  if (event === undefined) return { tool, otherTool, eventProgram: undefined };
+  if (event === undefined) return { tool, otherTool, isToolAway, eventProgram: undefined };
   const missing = { why: `${event} is not there`, hint: undefined, warnings: [] };
   const eventProgram = isThere(lookAt(event)) && await judgePath(run, event, trustOf(user.uid, "run"), user.name);
-  return { tool, otherTool, eventProgram: eventProgram || missing };
+  return { tool, otherTool, isToolAway, eventProgram: eventProgram || missing };
 }
 
 /** The guard that the job is to run, and what must be done to have it there. */
@@ -2997,6 +3027,13 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
   const wanted = wantedOf(facts, path, options);
   const rewritten = wrapText(facts.plist, facts.job, wanted);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
+  const [away] = onMac ? awayPaths(host, facts.place, job, facts.user) : [];
+  if (away !== undefined) {
+    const words = ["StandardOutPath", "StandardErrorPath"].flatMap((key) =>
+      nodeOf(facts.plist.root, key) ? [`sudo plutil -remove ${key} ${quote(facts.place.target)}`] : []
+    );
+    throw new Refusal(`Cannot install: ${away} ${AWAY}`, words.join("; "));
+  }
   const logs = wanted.moved?.StandardOutPath ?? wanted.moved?.StandardErrorPath;
   const target: Target = {
     ...NOTHING_REMOVED,

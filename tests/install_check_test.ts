@@ -34,6 +34,25 @@ const BROKEN: [what: string, spoil: (mac: FakeMac, file: string) => void, words:
     mac.folder(`${mac.system}/usr/local/bin`);
     Deno.renameSync(`${mac.root}/opt/homebrew/bin/limactl`, `${mac.system}/usr/local/bin/limactl`);
   }, /limactl is gone; there is one at .*usr\/local\/bin\/limactl/],
+  [
+    "limactl is a bare name that is not on the job's PATH",
+    (mac, file) => edited(mac, file, `${mac.root}/opt/homebrew/bin/limactl`, "limactl"),
+    /the program limactl is gone; there is one at .*homebrew\/bin\/limactl/,
+  ],
+  [
+    "limactl is on another volume",
+    (mac) => mac.settings.devices = [{ prefix: `${mac.root}/opt`, dev: 99 }],
+    /the program \S+limactl is on another volume/,
+  ],
+  [
+    "its log is on another volume",
+    (mac, file) => {
+      mac.folder(`${mac.root}/logs`, ZOE);
+      mac.settings.devices = [{ prefix: `${mac.root}/logs`, dev: 99 }];
+      edited(mac, file, "launchd.stderr.log", `${mac.root}/logs/vm.log`);
+    },
+    /logs\/vm\.log is on another volume/,
+  ],
   ["the guard is gone", (mac) => Deno.removeSync(mac.guard), /lima-guard is not there/],
   ["the guard does not answer", (mac) => mac.conf("guard_version=nonsense"), /does not answer to --version/],
   [
@@ -158,6 +177,26 @@ macTest(
     Deno.removeSync(file);
     await unsaid("--check", "default", "print:2 1");
     await unsaid("--check", "--all", "print:1 killed");
+  },
+);
+
+macTest(
+  "logs on another volume are moved to the user's home; a daemon whose user's home is there is refused",
+  async () => {
+    for (const isHome of [false, true]) {
+      const { mac, file, text } = macWith("daemon");
+      await using _ = mac;
+      mac.folder(`${mac.root}/logs`, ZOE);
+      mac.settings.devices = [{ prefix: isHome ? mac.home : `${mac.root}/logs`, dev: 99 }];
+      if (!isHome) mac.daemon("default", text.replace("launchd.stderr.log", `${mac.root}/logs/vm.log`));
+      const run = await mac.run(["--yes", "default"]);
+      assert.equal(run.status, isHome ? 1 : 0, run.stdout);
+      const now = Deno.readTextFileSync(file);
+      if (!isHome) assert.ok(now.includes(`${mac.home}/Library/Logs/lima-guard/default.stderr.log`), now);
+      else assert.match(run.stdout, /is on another volume.*hint: sudo plutil -remove StandardOutPath \S+; sudo plutil/);
+      const checked = await mac.run(["--check", "default"]);
+      assert.equal(checked.status, isHome ? 1 : 0, checked.stdout);
+    }
   },
 );
 
