@@ -3004,7 +3004,6 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
 
 /** What an install refuses is what `--check` names afterwards: the two never disagree. */
 async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
-  refuseManaged(run, facts);
   if (facts.badBackup !== undefined && facts.job.guard === undefined) {
     const hint = `move it away: ls -l ${quote(facts.place.target + BACKUP_SUFFIX)}`;
     throw new Refusal(`Cannot keep a backup: ${facts.badBackup}`, hint);
@@ -3026,6 +3025,7 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
   const path = guard?.path ?? options.guard ?? join(options.guardDir ?? host.folders.guards[0] ?? "", GUARD_NAME);
   const wanted = wantedOf(facts, path, options);
   const rewritten = wrapText(facts.plist, facts.job, wanted);
+  refuseManaged(run, facts, rewritten.changes.map(({ key, after }) => declaration(key, after)), guard);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
   const [away] = onMac ? awayPaths(host, facts.place, job, facts.user) : [];
   if (away !== undefined) {
@@ -3097,10 +3097,11 @@ function installNotes(run: InstallRun, { facts, job, guard, reload }: Target, wa
 
 async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
   const { host, options } = run;
-  refuseManaged(run, facts);
+  const { guard, command, isBehindShell } = facts.job;
+  const bare = isBehindShell ? `exec ${command.join(" ")}` : declaration("ProgramArguments", [...command]);
+  refuseManaged(run, facts, guard === undefined ? [] : [bare]);
   const rewritten = unwrapText(facts.plist, facts.job, facts.backup?.plist);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
-  const { guard } = facts.job;
   const isGone = host.os === "darwin" && facts.instance === "gone" && guard !== undefined && !options.noReload;
   const removesJob = isGone || facts.place.beside !== facts.place.target;
   const isLost = rewritten.changes.length > 0 && facts.backup === undefined;
@@ -3211,18 +3212,29 @@ function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { change
   return loaded.isEnding || isOther || (loaded.exitTimeoutS ?? wanted) < wanted;
 }
 
-/** A file that another program writes: what to declare there. */
-function refuseManaged(run: InstallRun, { place, job }: JobFacts): void {
+/** A file that another program writes: what to put there, and what to declare there; nothing where it says all of it. */
+function refuseManaged(
+  run: InstallRun,
+  { place, job }: JobFacts,
+  declared: readonly string[],
+  guard?: GuardFacts,
+): void {
   const { host, options } = run;
   const isStore = place.target.startsWith("/nix/store/");
-  if (options.print || (!isStore && !job.isBehindShell && host.writeTrouble(place.target) === undefined)) return;
-  const guard = options.guard ?? join(options.guardDir ?? host.folders.guards[0] ?? "", GUARD_NAME);
-  const args = job.guard === undefined ? [guard, "--run", place.name, "--", ...job.command] : job.command;
+  const isOurs = !isStore && !job.isBehindShell && host.writeTrouble(place.target) === undefined;
+  if (options.print || isOurs || declared.length === 0) return;
   const why = isStore || job.isBehindShell ? "Nix made it" : "its volume is read-only";
-  const words = job.isBehindShell ? `exec ${args.map(quote).join(" ")}` : `ProgramArguments = ${JSON.stringify(args)}`;
-  const keep = restartsOnSuccess(job.keepAlive) ? ", KeepAlive.SuccessfulExit = false" : "";
-  const hint = `declare there: ${words}, ExitTimeOut = ${EXIT_TIMEOUT_S}${keep}`;
+  const sudo = place.changer === 0 && host.uid !== 0 ? "sudo " : "";
+  const [from, to] = [host.self.binary ?? GUARD_NAME, guard?.path ?? ""].map(quote);
+  const put = `${sudo}install -d ${quote(dirname(guard?.path ?? ""))}; ${sudo}install -m 0755 ${from} ${to}; then `;
+  const hint = `${guard?.bytes ? put : ""}declare there: ${declared.join(", ")}`;
   throw new Refusal(`Cannot change ${place.target}: ${why}`, hint);
+}
+
+/** A key and its value, as a person declares it: behind a shell it is the command line. */
+function declaration(key: string, value: Value | undefined): string {
+  const line = Array.isArray(value) ? /^\/bin\/wait4path \S+ && (exec .*)$/.exec(String(value[2]))?.[1] : undefined;
+  return line ?? `${key} = ${JSON.stringify(value)}`;
 }
 
 /** Our own command for this very job, as the person who reads it can type it: with the options of this run. */

@@ -258,7 +258,7 @@ for (const [what, put, status, words] of PLACES) {
 }
 
 macTest("what --check calls broken in the world install refuses, and does not call done", async () => {
-  for (const spoil of [0, 2, 4].map((i) => BROKEN[i]!)) {
+  for (const spoil of [0, 2, 3, 4, 7].map((i) => BROKEN[i]!)) {
     const { mac, file } = macWith("daemon");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
@@ -335,7 +335,10 @@ macTest("a job under any label is found by what it runs; Nix's is read, and what
   const file = mac.write(`${mac.daemons}/org.nixos.lima.plist`, nix(limactl));
   const refused = await mac.run(["--yes", "default"]);
   assert.equal(refused.status, 1, refused.stdout);
-  assert.match(refused.stdout, /Nix made it \(hint: declare there: exec .*lima-guard --run default -- .*limactl start/);
+  assert.match(
+    refused.stdout,
+    /Nix made it \(hint: .*; then declare there: exec .*lima-guard --run default -- .*limactl start/,
+  );
   mac.putGuard(mac.guard);
   mac.write(
     file,
@@ -345,6 +348,42 @@ macTest("a job under any label is found by what it runs; Nix's is read, and what
   const checked = await mac.run(["--check", "--json", "default"]);
   assert.deepEqual([checked.status, checked.json().state], [0, "guarded"], checked.stdout);
 });
+
+macTest(
+  "a login agent of Nix's: what is printed is put there and declared, and an install brings a lost guard back",
+  async () => {
+    const { mac } = macWith("agent");
+    await using _ = mac;
+    const nix = (command: string, more = "") =>
+      fixture(mac, "lima-2.2-agent").replace(AGENT, "org.nix-community.home.lima").replace(
+        /<array>[^]*<\/array>/,
+        `<array><string>/bin/sh</string><string>-c</string><string>/bin/wait4path /nix/store &amp;&amp; ${command}</string></array>${more}`,
+      );
+    mac.lose("gui/501", AGENT);
+    Deno.removeSync(`${mac.agents}/${AGENT}.plist`);
+    const put = (text: string) => mac.write(`${mac.agents}/org.nix-community.home.lima.plist`, text, ZOE);
+    put(nix(`exec ${mac.root}/opt/homebrew/bin/limactl start default --foreground`));
+    const refused = await mac.run(["--yes", "default"], { as: ZOE });
+    const [, typed = "", declared = "", seconds = ""] =
+      /\(hint: (install -d .*); then declare there: (exec .*), ExitTimeOut = (\d+)\)/.exec(refused.stdout) ?? [];
+    assert.notEqual(declared, "", refused.stdout);
+    assert.equal((await mac.type(typed, ZOE)).code, 0, typed);
+    const file = put(nix(declared, `<key>ExitTimeOut</key><integer>${seconds}</integer>`));
+    mac.load("gui/501", file);
+    const check = () => mac.run(["--check", "--json", "default"], { as: ZOE });
+    const checked = await check();
+    assert.deepEqual([checked.status, checked.json().state], [0, "guarded"], checked.stdout);
+    const guard = `${mac.home}/.local/libexec/lima-guard`;
+    Deno.removeSync(guard);
+    const lost = await check();
+    assert.equal(lost.json().blockers[0].hint, "lima-guard --install default", lost.stdout);
+    const again = await mac.run(["--yes", "default"], { as: ZOE });
+    assert.equal(again.status, 0, again.stdout);
+    assert.equal((await check()).status, 0);
+    const out = await mac.run(["--uninstall", "--yes", "default"], { as: ZOE });
+    assert.match(out.stdout, /Nix made it \(hint: declare there: exec \S+limactl start default --foreground\)/);
+  },
+);
 
 // A person, a Mac as it is broken, and what that person asks for; the command that is printed is typed by that person.
 interface Hinted {
