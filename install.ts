@@ -1663,14 +1663,15 @@ function refusedReports(jobs: readonly { readonly name: string }[], error: unkno
 }
 
 /** A refusal as report. An error that is none is reported for this job; the other jobs are served all the same. */
-function refusedReport(name: string, error: unknown): JobReport {
+function refusedReport(name: string, error: unknown, file = "FILE"): JobReport {
   if (!(error instanceof Refusal)) {
     const because = `internal error: please report it: ${error instanceof Error ? error.stack : error}`;
     return blocked(name, "unknown", EXIT.failed, because);
   }
   const { message, hint, status } = error;
   const state = status === EXIT.noInstance ? "missing" : status === EXIT.tryAgain ? "unknown" : "refused";
-  return blocked(name, state, status, message, hint);
+  // What reads a plist does not know its name.
+  return blocked(name, state, status, message, hint?.replace(/^plutil -(lint|p) FILE$/, `plutil -$1 ${quote(file)}`));
 }
 
 function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
@@ -2970,6 +2971,7 @@ type ReadyJob = PreparedJob & { kind: "ready" };
 
 async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
   const { host, options } = run;
+  let file: string | undefined;
   try {
     const isFileOnly = options.plist !== undefined && (options.noReload || isLooking(options));
     if (host.os !== "darwin" && !isFileOnly) {
@@ -2978,6 +2980,7 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     }
     const place = await findJobPlace(run, name);
     const uid = place.changer;
+    file = place.file;
     // What is in a user's folder root leaves to one child that is the user.
     if (uid !== 0 && host.uid !== uid && (host.uid === 0 || !isLooking(options))) {
       return { kind: "hand over", name, uid };
@@ -2998,7 +3001,7 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     if (host.uid !== uid && !options.dryRun) return { kind: "hand over", name, uid };
     return { kind: "ready", name, target, steps };
   } catch (error) {
-    return { kind: "report", report: refusedReport(name, error) };
+    return { kind: "report", report: refusedReport(name, error, file) };
   }
 }
 

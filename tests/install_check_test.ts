@@ -385,6 +385,21 @@ macTest(
   },
 );
 
+macTest("the hint for a plist that cannot be read names the file", async () => {
+  const { mac, file, text } = macWith("daemon", { quick: true });
+  await using _ = mac;
+  for (
+    const [broken, hint] of [
+      [text.replace("</dict>\n</plist>", "<key>X</key>\n</dict>\n</plist>"), `plutil -lint ${file}`],
+      [text.replace(/<array>[^]*<\/array>/, "<string>limactl</string>"), `plutil -p ${file}`],
+    ] as const
+  ) {
+    mac.daemon("default", broken);
+    const run = await mac.run(["--check", "--json", "default"]);
+    assert.deepEqual([run.status, run.json().blockers[0].hint], [1, hint], run.stdout);
+  }
+});
+
 // A person, a Mac as it is broken, and what that person asks for; the command that is printed is typed by that person.
 interface Hinted {
   readonly what: string;
