@@ -2339,7 +2339,7 @@ async function lookAtGuard(run: InstallRun, facts: JobFacts): Promise<GuardFacts
   const verdict = await judgePath(run, isSame ? path : dirname(path), trust, facts.user.name);
   if (verdict.why !== undefined) throw new Refusal(`Cannot let the job run ${path}: ${verdict.why}`, verdict.hint);
   const warnings = verdict.warnings.map((w) => `${w}: only trust it as far as you trust them`);
-  if (isSame) return await guardInPlace(run, chosen, warnings);
+  if (isSame) return await guardInPlace(run, facts, { ...chosen, warnings });
   refuseOccupied(host, path, way, changer);
   const there = host.stat(path);
   const previous = isThere(there) ? await versionInPlace(run, path, facts.user) : undefined;
@@ -2440,13 +2440,20 @@ function bytesOf({ host }: Pick<InstallRun, "host">, path: string | undefined): 
 }
 
 /** A job at boot must not depend on Deno's cache, which macOS may purge, or on the network. */
-async function guardInPlace(run: InstallRun, chosen: { path: string; isPlaced: boolean }, warnings: readonly string[]) {
+async function guardInPlace(
+  run: InstallRun,
+  facts: JobFacts,
+  chosen: { path: string; isPlaced: boolean; warnings: readonly string[] },
+) {
   const { host } = run;
   const { path } = chosen;
   const real = host.realPath(path).ok;
   const bytes = bytesOf(run, real);
   const refusal = (why: string, hint: string) => new Refusal(`Cannot use ${path} as lima-guard: ${why}`, hint);
-  if (!bytes || real === undefined) throw refusal("there is no such file that can be read", "--guard PATH");
+  const guardDir = facts.place.changer === 0 ? host.folders.guards[0] ?? "" : ownGuardFolder(facts.user);
+  const { guard: _, ...options } = run.options;
+  const another = commandFor({ ...run, options }, facts, { guardDir });
+  if (!bytes || real === undefined) throw refusal("there is no such file that can be read", another);
   const look = host.stat(real);
   if (!isThere(look) || (look.mode & 0o111) === 0) throw refusal("it is not executable", `chmod 0755 ${quote(path)}`);
   if (!isProgram(host, bytes)) {
@@ -2459,7 +2466,7 @@ async function guardInPlace(run: InstallRun, chosen: { path: string; isPlaced: b
   if (!isSigned && host.arch === "aarch64") {
     throw new Refusal(`Cannot use ${path}: its signature is not valid`, `codesign --force --sign - ${quote(path)}`);
   }
-  return { ...chosen, ...IN_PLACE, warnings, isSigned };
+  return { ...chosen, ...IN_PLACE, isSigned };
 }
 
 /** Mach-O, thin or universal; ELF where this is tried out on Linux. */
@@ -3011,9 +3018,10 @@ async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
     const hint = `move it away: ls -l ${quote(facts.place.target + BACKUP_SUFFIX)}`;
     throw new Refusal(`Cannot keep a backup: ${facts.badBackup}`, hint);
   }
-  const [trouble] = wordsOf(judgeWorld(facts, await lookAtWorld(run, facts)), "trouble");
+  const world = await lookAtWorld(run, facts);
+  const [trouble] = wordsOf(judgeWorld(facts, world), "trouble");
   if (trouble !== undefined && run.host.os === "darwin") {
-    throw new Refusal(`Cannot install: ${trouble}`, troubleHint(run, facts));
+    throw new Refusal(`Cannot install: ${trouble}`, troubleHint(run, facts, world));
   }
 }
 
@@ -3113,7 +3121,7 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
   const purgedLogs = options.purge ? [facts.job.stdoutPath, facts.job.stderrPath].filter(isOurLog) : [];
   if (reload && !removesJob && stopper === undefined && isBare(facts.loaded)) {
     const why = "no lima-guard is there to stop the instance, and launchd would cut its guest off";
-    throw new Refusal(`Cannot load the job again: ${why}`, `limactl stop ${facts.place.name}, then run this again`);
+    throw new Refusal(`Cannot load the job again: ${why}`, `${limactlStop(run, facts)}, then run this again`);
   }
   const notes = holding([
     [facts.badBackup !== undefined, `${facts.badBackup}; it stays where it is`],
@@ -3252,12 +3260,23 @@ function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptio
   return [...sudo, ...commandWords(given, [place.name], ["lima-guard"])].map(quote).join(" ");
 }
 
-function troubleHint(run: InstallRun, facts: JobFacts): string {
+/** Lima's own stop, as the person who reads it can type it. */
+function limactlStop({ host }: InstallRun, { job, user, limaHome, place }: JobFacts): string {
+  const sudo = host.uid === user.uid ? "" : `sudo -H -u ${quote(user.name)} `;
+  const limactl = (job.command[0] ?? "").replace(/colima$/, "limactl");
+  return `${sudo}LIMA_HOME=${quote(limaHome)} ${quote(limactl)} stop ${place.name}`;
+}
+
+function troubleHint(run: InstallRun, facts: JobFacts, world: WorldFacts): string {
   if (facts.instance === "gone") return commandFor(run, facts, { role: "uninstall" });
   if (facts.domains.length > 1) {
     return facts.domains.slice(1).map((d) => `launchctl bootout ${d}/${facts.job.label}`).join("; ");
   }
-  return `plutil -p ${quote(facts.place.file)}`;
+  const { job, place } = facts;
+  if (world.tool !== "gone") return `plutil -p ${quote(place.file)}`;
+  if (!job.label.startsWith("io.lima-vm.")) return `ls -l ${quote(job.command[0] ?? "")}`;
+  const condition = job.label.startsWith(DAEMON_LABEL) ? " --condition=boot" : "";
+  return `${quote(world.otherTool ?? "limactl")} autostart enable ${place.name}${condition}`;
 }
 
 /** Nothing is to be changed, and the guard has answered. */
@@ -3293,7 +3312,8 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const onMac = run.host.os === "darwin";
   const answer = job.guard !== undefined && onMac ? await askGuard(run, facts, job.guard) : undefined;
   const seen: JobFacts = onMac ? facts : { ...facts, instance: "there" };
-  const judged = judgeCheck(seen, answer, await lookAtWorld(run, seen), run.options.exitTimeoutS);
+  const world = await lookAtWorld(run, seen);
+  const judged = judgeCheck(seen, answer, world, run.options.exitTimeoutS);
   const { troubles, unknown, notes } = judged;
   const { version = null, running = null } = answer?.kind === "version" ? answer : {};
   if (running !== null && running !== version) {
@@ -3303,10 +3323,10 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
   const state = checkedState(job, judged, answer);
   const pid = loaded.kind === "loaded" && loaded.pid !== undefined ? `, running (PID ${loaded.pid})` : "";
   const status = troubles.length > 0 ? EXIT.failed : unknown.length > 0 ? EXIT.tryAgain : EXIT.done;
-  const isPersons = facts.instance === "gone" || facts.domains.length > 1;
+  const isPersons = facts.instance === "gone" || facts.domains.length > 1 || world.tool === "gone";
   // Once a job that is ending is gone, it is off, and an install leaves it so.
   const start = run.options.start || (loaded.kind === "loaded" && loaded.isEnding);
-  const cure = isPersons ? troubleHint(run, facts) : commandFor(run, facts, { role: "install", start });
+  const cure = isPersons ? troubleHint(run, facts, world) : commandFor(run, facts, { role: "install", start });
   const { plist: _, ...byName } = run.options;
   const read = onMac && place.kind === "file" ? commandFor({ ...run, options: byName }, facts) : cure;
   const hint = state === "not asked" ? commandFor(run, facts) : read;

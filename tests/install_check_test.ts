@@ -385,6 +385,19 @@ macTest(
   },
 );
 
+macTest("a limactl that has moved: --check and --install say what writes the new place into the plist", async () => {
+  const { mac } = macWith("daemon", { quick: true });
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  const [from, to] = [`${mac.root}/opt/homebrew/bin/limactl`, `${mac.system}/usr/local/bin/limactl`];
+  mac.folder(`${mac.system}/usr/local/bin`);
+  Deno.renameSync(from, to);
+  for (const role of ["--check", "--install"]) {
+    const run = await mac.run([role, "--yes", "--json", "default"]);
+    assert.equal(run.json().blockers[0].hint, `${to} autostart enable default --condition=boot`, run.stdout);
+  }
+});
+
 macTest("the hint for a plist that cannot be read names the file", async () => {
   const { mac, file, text } = macWith("daemon", { quick: true });
   await using _ = mac;
@@ -508,6 +521,18 @@ const HINTS: Hinted[] = [
     spoil: (_, file) => Deno.removeSync(file),
     find: /hint: (sudo launchctl bootout [^)]*)\)/,
     typed: /^sudo launchctl/,
+  },
+  {
+    what: "a lima-guard of --guard that is gone",
+    kind: "daemon",
+    as: ROOT,
+    args: ["--yes"],
+    spoil: async (mac) => {
+      const guard = mac.putGuard(`${mac.root}/opt/own/lima-guard`);
+      await installed(mac, ROOT, "--guard", guard);
+      Deno.removeSync(guard);
+    },
+    typed: /^lima-guard --install --guard-dir \S+ default$/,
   },
   {
     what: "an install that was rolled back",
