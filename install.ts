@@ -780,7 +780,8 @@ function splitFlags(args: readonly string[], tool: Starter) {
       positionals.push(...args.slice(i + 1));
       break;
     }
-    const [flag = "", value] = /^(-[^=]*)=(.*)$/s.exec(arg)?.slice(1) ?? [arg];
+    const short = valued.includes(arg.slice(0, 2)) ? /^(-[A-Za-z])([^=].*)$/s.exec(arg) : undefined;
+    const [flag = "", value] = (short ?? /^(-[^=]*)=(.*)$/s.exec(arg))?.slice(1) ?? [arg];
     if (!arg.startsWith("-") || arg === "-") positionals.push(arg);
     else {
       if (value === undefined && !valued.includes(flag) && !plain.includes(flag)) unknown ??= flag;

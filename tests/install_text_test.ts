@@ -782,6 +782,7 @@ Deno.test("instanceOf() knows whose job a plist is, whatever its label", () => {
   assert.equal(of("/opt/bin/limactl", "start", "k3s"), "k3s", "without --foreground too");
   assert.equal(of(GUARD, "--run", "--timeout", "9", "k3s", "--", "/x"), "k3s");
   assert.equal(of("/opt/bin/colima", "start", "-f", "--profile", "work"), "colima-work");
+  assert.equal(of("/opt/bin/colima", "start", "-pwork", "-f"), "colima-work", "a value may follow its letter at once");
   assert.equal(of("/opt/bin/colima", "start", "a", "--profile=work"), "colima-work", "--profile beats the argument");
   assert.equal(of("/bin/sh", "-c", "/bin/wait4path /nix/store && exec /n/limactl start k3s"), "k3s");
   assert.equal(of("/opt/bin/limactl", "start", "--foreground"), "default", "limactl's own default");
