@@ -2165,7 +2165,9 @@ function startedBy(file: string, bytes: Uint8Array | undefined, parse: PlistRead
 /** Whether a plist starts this instance; refused where it may, and a command makes it one that can be read. */
 function isStartedBy({ instance, unread }: Started, name: string, file: string, sudo = ""): boolean {
   const word = name.replace(/^colima-/, "");
-  if (instance !== undefined || !unread || !(name === "default" || unread.includes(word))) return instance === name;
+  // limactl alone starts `default` where no name is written.
+  const may = unread?.includes(word) || (name === "default" && unread?.includes("limactl"));
+  if (instance !== undefined || !may) return instance === name;
   const hint = `${sudo}plutil -convert xml1 ${quote(file)}; or --plist FILE decides`;
   const why = `Cannot tell whether ${file} starts ${name} too: it is binary, or no plist that can be read`;
   throw new Refusal(why, hint, EXIT.tryAgain);
