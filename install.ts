@@ -56,6 +56,8 @@ import {
 
 // ────────────────────────────────────────────────────────────────────── names, numbers and facts ──
 
+/** The folder of login agents, in root's Library and in every user's. */
+const AGENTS = "LaunchAgents";
 /** Lima's labels (`pkg/autostart/launchd`); the file is the label and `.plist`. */
 const DAEMON_LABEL = "io.lima-vm.daemon.";
 const AGENT_LABEL = "io.lima-vm.autostart.";
@@ -240,6 +242,8 @@ interface JobPlace {
   readonly beside: string;
   /** Who must change it: root for a daemon, the owner of its folder for an agent, else its own. */
   readonly changer: number;
+  /** Plists that may not be read, and may start the instance too. */
+  readonly unread: readonly string[];
 }
 
 /** All about a job, before anything is decided. */
@@ -261,6 +265,8 @@ interface JobFacts {
   readonly loadedHome: string;
   readonly writesLimaHome: boolean;
   readonly otherVolume: boolean;
+  /** What launchd opens for the job before it starts it, and is on a volume that may not be mounted then. */
+  readonly away: readonly string[];
   readonly instance: "there" | "gone" | "volume missing" | "hidden";
   readonly domain: string;
   readonly loaded: Loaded;
@@ -790,7 +796,8 @@ function splitFlags(args: readonly string[], tool: Starter) {
       positionals.push(...args.slice(i + 1));
       break;
     }
-    const [flag = "", value] = /^(-[^=]*)=(.*)$/s.exec(arg)?.slice(1) ?? [arg];
+    const short = valued.includes(arg.slice(0, 2)) ? /^(-[A-Za-z])([^=].*)$/s.exec(arg) : undefined;
+    const [flag = "", value] = (short ?? /^(-[^=]*)=(.*)$/s.exec(arg))?.slice(1) ?? [arg];
     if (!arg.startsWith("-") || arg === "-") positionals.push(arg);
     else {
       if (value === undefined && !valued.includes(flag) && !plain.includes(flag)) unknown ??= flag;
@@ -805,16 +812,23 @@ function startedByColima(names: readonly string[], flags: Map<string, string>, e
   return colimaInstance(flags.get("--profile") ?? flags.get("-p") ?? names[0] ?? environment["COLIMA_PROFILE"] ?? "");
 }
 
-/** The instance that the plist of some job starts; undefined where it has nothing to do with Lima. */
+/** The instance that the plist of some job starts, also one that no install takes: behind caffeinate, sudo or a shell. */
 export function instanceOf(value: Dict): string | undefined {
-  const args = argumentsOf(value);
+  const list = value["ProgramArguments"];
+  const [first = "", ...rest] = Array.isArray(list) ? list.map(String) : [];
+  const args = [textAt(value, "Program") ?? first, ...rest];
   const bare = lookThroughShell(args) ?? args;
   if (isGuard(bare)) return guardWords(bare).names[0];
-  const tool = basename(bare[0] ?? "");
-  if (tool !== "limactl" && tool !== "colima") return undefined;
-  const { positionals: [verb, ...names], flags } = splitFlags(bare.slice(1), tool);
-  if (verb !== "start") return undefined;
-  return tool === "limactl" ? names[0] : startedByColima(names, flags, jobEnvironment(value));
+  const isTool = (word: string) => /^(limactl|colima)$/.test(basename(word));
+  const words = bare.some(isTool) ? bare : bare.flatMap((word) => word.split(/[\s;&|'"()]+/));
+  for (const [i, word] of words.entries()) {
+    if (!isTool(word)) continue;
+    const tool = basename(word) as Starter;
+    const { positionals: [verb, ...names], flags } = splitFlags(words.slice(i + 1), tool);
+    if (verb !== "start") continue;
+    return tool === "limactl" ? names[0] ?? "default" : startedByColima(names, flags, jobEnvironment(value));
+  }
+  return undefined;
 }
 
 /** What the answer of `launchctl print DOMAIN/LABEL` says. A killed launchctl shows as status 0 with half an answer. */
@@ -1497,10 +1511,11 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
     (options.exitTimeoutS !== undefined || job.guard === undefined || now === timeout);
   const exitTimeoutS = isAskedFor ? timeout : Math.max(now, EXIT_TIMEOUT_S);
   const logs = logFolderOf(user);
-  const mustMove = (path: string | undefined) =>
-    path !== undefined && !(path.startsWith("/") && !isUnder(path, limaHome) && !path.startsWith("/Volumes/"));
+  const mustMove = (path: string) => !path.startsWith("/") || isUnder(path, limaHome) || path.startsWith("/Volumes/");
   const log = (path: string | undefined, what: string) =>
-    facts.otherVolume && mustMove(path) ? join(logs, `${place.name}.${what}.log`) : undefined;
+    path !== undefined && (facts.away.includes(path) || (facts.otherVolume && mustMove(path)))
+      ? join(logs, `${place.name}.${what}.log`)
+      : undefined;
   return {
     guard,
     guardOptions: wantedOptions(facts, options),
@@ -1508,7 +1523,7 @@ function wantedOf(facts: JobFacts, guard: string, options: InstallOptions): Want
     keepAlive: options.keepAlive || (job.guard === undefined && memory.keepAlive === true),
     limaHome: facts.writesLimaHome ? limaHome : undefined,
     moved: {
-      WorkingDirectory: facts.otherVolume ? "/" : undefined,
+      WorkingDirectory: facts.otherVolume || facts.away.includes(job.workingDirectory ?? "") ? "/" : undefined,
       StandardOutPath: log(job.stdoutPath, "stdout"),
       StandardErrorPath: log(job.stderrPath, "stderr"),
     },
@@ -1524,9 +1539,13 @@ interface WorldFacts {
   readonly event: { kind: "trouble" | "unknown"; why: string; hint: string | undefined } | undefined;
   /** Whether the job's user may read the instance that is there for us. */
   readonly mayRead: Permitted;
+  /** Its program is on a volume that nothing waits for. */
+  readonly isToolAway: boolean;
 }
 
 type Permitted = "yes" | "no" | "unknown";
+
+const AWAY = "is on another volume, which launchd does not wait for";
 
 /** A finding: what is wrong, what could not be found out, or a note; and whether it holds. */
 type Finding = readonly [kind: "trouble" | "unknown" | "note", holds: boolean, words: string];
@@ -1548,6 +1567,7 @@ function judgeWorld(facts: JobFacts, world: WorldFacts): Finding[] {
     ["unknown", world.mayRead === "unknown", `whether ${user.name} may read ${dir}/lima.yaml was not answered`],
     ["trouble", world.tool === "gone", `the program ${job.command[0]} is gone${other}`],
     ["trouble", world.tool === "closed", `${user.name} may not run ${job.command[0]}`],
+    ["trouble", world.isToolAway, `the program ${job.command[0]} ${AWAY}`],
     ["unknown", world.tool === "hidden", `the program ${job.command[0]} may not be looked at by this user`],
     [world.event?.kind ?? "note", world.event !== undefined, `--on-event: ${world.event?.why}`],
     ["trouble", domains.length > 1, `the job is loaded twice: in ${domains.join(" and in ")}`],
@@ -1562,6 +1582,7 @@ type GuardAnswer =
 function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: WorldFacts, wantedS: number | undefined) {
   const { job, place, loaded, otherVolume, fileTrouble } = facts;
   const isWrapped = job.guard !== undefined;
+  const [away] = facts.away;
   const isElsewhere = otherVolume && job.workingDirectory !== undefined && job.workingDirectory !== "/";
   const keepAlive =
     "KeepAlive {SuccessfulExit: true} starts the instance again after a requested stop, and not after a crash";
@@ -1582,6 +1603,7 @@ function judgeCheck(facts: JobFacts, guard: GuardAnswer | undefined, world: Worl
     ["trouble", fileTrouble !== undefined, `${place.file}: ${fileTrouble?.why}`],
     ...judgeLoaded(facts, needed),
     ["trouble", isElsewhere, "it is on another volume: launchd cannot start lima-guard before that is mounted"],
+    ["trouble", away !== undefined && !isElsewhere, `${away} ${AWAY}`],
   ];
   const isOff = isWrapped && (facts.disabled === true || loaded.kind === "absent");
   const of = (kind: Finding[0]) => wordsOf(found, kind);
@@ -1610,21 +1632,24 @@ function isFromElsewhere({ file, target }: JobPlace, path: string | undefined): 
   return path !== undefined && path !== file && path !== target;
 }
 
+const UNREAD = "launchd reads no job from there: only *.plist in its own folders";
 const UNSAID = "launchctl print-disabled did not say whether the job is disabled";
 
 function judgeLoaded(facts: JobFacts, needed: number): Finding[] {
   const { job, loaded, disabled, place, isBootedOut, isLeftEnabled } = facts;
   const { grantedS: inFile } = job;
   const isAbsent = loaded.kind === "absent" && !isBootedOut;
+  const isUnread = isAbsent && place.kind === "file";
   const left = "an install has booted the job out, and has not loaded it again: it was interrupted, or still runs";
   const next = disabled ? "nothing starts it" : "it starts at the next boot or login";
   const found: Finding[] = [
     ["unknown", loaded.kind === "unknown", loaded.kind === "unknown" ? loaded.why : ""],
+    ["trouble", isUnread, UNREAD],
     ["trouble", isBootedOut, left],
     ["trouble", isLeftEnabled, "the job was disabled, and a run that was interrupted has left it enabled"],
-    ["trouble", isAbsent && job.guard === undefined, "the job is not loaded"],
+    ["trouble", isAbsent && !isUnread && job.guard === undefined, "the job is not loaded"],
     ["unknown", disabled === undefined, UNSAID],
-    ["note", isAbsent && job.guard !== undefined, `the job is not loaded: ${next}`],
+    ["note", isAbsent && !isUnread && job.guard !== undefined, `the job is not loaded: ${next}`],
     ["note", loaded.kind === "no session", "no user is logged in at the screen: the job is loaded at the next login"],
     ["note", disabled === true, "the job is disabled: launchd does not start it"],
   ];
@@ -1708,14 +1733,16 @@ function refusedReports(jobs: readonly { readonly name: string }[], error: unkno
 }
 
 /** A refusal as report. An error that is none is reported for this job; the other jobs are served all the same. */
-function refusedReport(name: string, error: unknown): JobReport {
+function refusedReport(name: string, error: unknown, file = "FILE"): JobReport {
   if (!(error instanceof Refusal)) {
     const because = `internal error: please report it: ${error instanceof Error ? error.stack : error}`;
     return blocked(name, "unknown", EXIT.failed, because);
   }
   const { message, hint, status } = error;
   const state = status === EXIT.noInstance ? "missing" : status === EXIT.tryAgain ? "unknown" : "refused";
-  return blocked(name, status === EXIT.done ? "not tried" : state, status, message, hint);
+  const shown = status === EXIT.done ? "not tried" : state;
+  // What reads a plist does not know its name.
+  return blocked(name, shown, status, message, hint?.replace(/^plutil -(lint|p) FILE$/, `plutil -$1 ${quote(file)}`));
 }
 
 function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
@@ -1853,28 +1880,27 @@ function say(run: InstallRun, text: string): void {
 /** The file of an instance's job: the one that is named, else the one in launchd's folders that starts the instance. */
 async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
   const { host, options } = run;
-  if (options.plist !== undefined) return jobPlaceOf(run, name, options.plist);
-  const all = (await candidates(run)).filter((c) => c.instance === name);
-  const found = all.filter((c) => !c.isLeft);
+  if (options.plist !== undefined) return await jobPlaceOf(run, name, options.plist);
+  const every = await candidates(run);
+  const sudo = (file: string) =>
+    host.uid !== 0 && dirname(file).startsWith(dirname(host.folders.daemons)) ? "sudo " : "";
+  const all = every.filter((c) => isStartedBy(c, name, c.file, sudo(c.file)));
+  const mine = all.filter((c) => !c.isLeft && !c.isOthers);
+  const found = mine.length > 0 ? mine : all.filter((c) => !c.isLeft);
   if (found.length > 1) {
     const hint = secondJobHint(name, found.map((c) => c.file));
     const starts = found.some((c) => c.isDaemon !== found[0]?.isDaemon) ? " at boot and at login" : " twice";
     throw new Refusal(`Cannot choose: ${name} starts${starts}: ${found.map((c) => c.file).join(" and ")}`, hint);
   }
-  if (found[0]) return jobPlaceOf(run, name, found[0].file);
+  const unread = every.filter((c) => c.instance === undefined && c.unread === "").map((c) => c.file);
+  if (found[0]) return { ...await jobPlaceOf(run, name, found[0].file), unread };
   const lima = join(host.folders.daemons, `${DAEMON_LABEL}${name}.plist`);
-  if (isThere(host.stat(lima))) return jobPlaceOf(run, name, lima);
+  if (isThere(host.stat(lima))) return await jobPlaceOf(run, name, lima);
   if (all[0]) {
     const file = all[0].file.slice(0, -BACKUP_SUFFIX.length);
-    return { ...jobPlaceOf(run, name, all[0].file), file, beside: file };
+    return { ...await jobPlaceOf(run, name, all[0].file), file, beside: file };
   }
-  // A job under Lima's labels that launchd has, and no file is left of it.
-  for (const left of [`system/${DAEMON_LABEL}${name}`, `gui/${host.uid}/${AGENT_LABEL}${name}`]) {
-    const loaded = await askLoaded(run, left);
-    if (loaded.kind !== "loaded") continue;
-    const why = `Cannot find a job of ${name}: ${left} is loaded, and its plist is gone`;
-    throw new Refusal(why, await unloadHint(run, left, loaded, name));
-  }
+  await refuseLeftLoaded(run, name);
   const hint = host.uid === 0
     ? `sudo -H -u USER lima-guard --${options.role} ${name} for a login agent`
     : /^colima(-|$)/.test(name)
@@ -1897,20 +1923,42 @@ async function unloadHint(run: InstallRun, service: string, loaded: Loaded, name
   return `${[...sudo, "lima-guard", "--stop", "--lima-home", home, name].map(quote).join(" ")} && ${bootout}`;
 }
 
+function unsaid(why: string, hint = "run this again"): Refusal {
+  return new Refusal(`Cannot tell what launchd has: ${why}`, hint, EXIT.tryAgain);
+}
+
+/** Refused where launchd has a job under Lima's labels, or may have it, and no file is left of it. */
+async function refuseLeftLoaded(run: InstallRun, name: string): Promise<void> {
+  const { host } = run;
+  for (const left of [`system/${DAEMON_LABEL}${name}`, `gui/${host.uid}/${AGENT_LABEL}${name}`]) {
+    const loaded = await askLoaded(run, left);
+    if (loaded.kind === "unknown") throw unsaid(loaded.why);
+    if (loaded.kind !== "loaded") continue;
+    const why = `Cannot find a job of ${name}: ${left} is loaded, and its plist is gone`;
+    throw new Refusal(why, await unloadHint(run, left, loaded, name));
+  }
+}
+
 /** Every plist that starts an instance, for an uninstall also a backup whose plist is gone. Root sees daemons only. */
 async function candidates(run: InstallRun) {
   const { host } = run;
-  const folders = [{ folder: host.folders.daemons, isDaemon: true }];
+  const { daemons } = host.folders;
+  // Those of all users are root's.
+  const folders = [{ folder: daemons, isDaemon: true }, { folder: join(dirname(daemons), AGENTS), isDaemon: false }];
   const me = host.os === "darwin" && host.uid !== 0 ? await userOf(run, String(host.uid)) : undefined;
-  if (me) folders.push({ folder: join(me.home, "Library/LaunchAgents"), isDaemon: false });
+  if (me) folders.push({ folder: join(me.home, "Library", AGENTS), isDaemon: false });
   const parse = await host.plistReader();
   return folders.flatMap(({ folder, isDaemon }) => {
     const names = namesIn(host, folder).sort();
     return names.flatMap((n) => {
       const isLeft = run.options.role === "uninstall" && !names.includes(basename(n, BACKUP_SUFFIX));
       const file = join(folder, n);
-      const instance = isLeft || n.endsWith(".plist") ? instanceIn(run, file, parse) : undefined;
-      return instance === undefined ? [] : [{ file, isDaemon, isLeft, instance }];
+      const started = isLeft || n.endsWith(".plist") ? startedIn(run, file, parse) : undefined;
+      if (!started || (started.instance ?? (isLeft ? undefined : started.unread)) === undefined) return [];
+      const { userName } = started;
+      const isOthers = me !== undefined && userName !== undefined && userName !== me.name &&
+        userName !== String(me.uid);
+      return [{ file, isDaemon, isLeft, isOthers, ...started }];
     });
   });
 }
@@ -1923,15 +1971,11 @@ function namesIn(host: InstallHost, folder: string): string[] {
   throw new Refusal(`Cannot list ${folder}: ${names.why}`, `ls -ld ${quote(folder)}`, status);
 }
 
-/** The instance that a plist starts. What cannot be read is no job of Lima's, unless its name says so. */
-function instanceIn({ host }: InstallRun, file: string, parse: PlistReader): string | undefined {
-  const own = [DAEMON_LABEL, AGENT_LABEL].find((p) => basename(file).startsWith(p));
-  const named = own && basename(file).slice(own.length).replace(/\.plist(\.before-lima-guard)?$/, "");
+/** What a plist in one of launchd's folders starts. Root opens nothing that another user could have changed. */
+function startedIn({ host }: InstallRun, file: string, parse: PlistReader): Started {
   const target = host.realPath(file).ok ?? file;
-  // Root opens nothing that another user could have changed.
-  if (host.uid === 0 && checkPathOwners(pathComponents(host, target).way, ONLY_ROOT).why !== undefined) return named;
-  const bytes = host.read(target, PLIST_LIMIT_BYTES + 1);
-  return (bytes && instanceInText(() => decodePlist(bytes, file), parse)) ?? named;
+  const isSafe = host.uid !== 0 || checkPathOwners(pathComponents(host, target).way, ONLY_ROOT).why === undefined;
+  return startedBy(file, isSafe ? host.read(target, PLIST_LIMIT_BYTES + 1) : undefined, parse);
 }
 
 /** Whether nothing is to be changed. */
@@ -1939,7 +1983,18 @@ function isLooking({ role, dryRun, print }: InstallOptions): boolean {
   return role === "check" || dryRun || print;
 }
 
-function jobPlaceOf(run: InstallRun, name: string, named: string): JobPlace {
+/** The name that launchd has for a folder of login agents, its owner's or that of all users; undefined where it is none. */
+async function agentsFolder(run: InstallRun, folder: string): Promise<string | undefined> {
+  const { host } = run;
+  if (host.os !== "darwin") return folder.endsWith(`/Library/${AGENTS}`) ? folder : undefined;
+  const owners = [folder, dirname(dirname(folder))].map((path) => host.stat(path));
+  const uids = new Set(owners.flatMap((look) => isThere(look) && look.uid !== 0 ? [look.uid] : []));
+  const known = [join(dirname(host.folders.daemons), AGENTS)];
+  for (const uid of uids) known.push(join((await userOf(run, String(uid))).home, "Library", AGENTS));
+  return known.find((path) => (host.realPath(path).ok ?? path) === folder);
+}
+
+async function jobPlaceOf(run: InstallRun, name: string, named: string): Promise<JobPlace> {
   const { host, options } = run;
   const target = host.realPath(named).ok;
   if (target === undefined) {
@@ -1948,17 +2003,20 @@ function jobPlaceOf(run: InstallRun, name: string, named: string): JobPlace {
   }
   // The resolved folder decides, never the name as it was typed.
   const folder = host.realPath(dirname(named)).ok ?? dirname(named);
-  const isDaemon = [folder, dirname(target)].includes(host.realPath(host.folders.daemons).ok ?? host.folders.daemons);
-  const isAgent = /\/Library\/LaunchAgents$/.test(folder);
+  const isRead = /\.plist(\.before-lima-guard)?$/.test(named);
+  const daemons = host.realPath(host.folders.daemons).ok ?? host.folders.daemons;
+  const isDaemon = isRead && [folder, dirname(target)].includes(daemons);
+  const agents = isRead ? await agentsFolder(run, folder) : undefined;
+  const isAgent = agents !== undefined;
   const kind = isDaemon ? "daemon" : isAgent ? "agent" : "file";
   if (kind === "file" && !options.noReload && !isLooking(options)) {
     const hint = "--no-reload changes the file only";
-    throw new Refusal(`Cannot load ${named}: launchd does not read jobs from its folder`, hint);
+    throw new Refusal(`Cannot load ${named}: ${UNREAD}`, hint);
   }
   const owned = host.stat(isAgent ? folder : target);
   if (!isThere(owned)) throw new Refusal(`Cannot read ${named}`, `ls -l ${quote(named)}`, EXIT.noInstance);
   const changer = isDaemon ? 0 : owned.uid;
-  return { name, kind, file: join(folder, basename(named)), target, beside: target, changer };
+  return { name, kind, file: join(agents ?? folder, basename(named)), target, beside: target, changer, unread: [] };
 }
 
 /** Every file, folder and link on the way to a path, as far as it can be seen. */
@@ -2091,6 +2149,8 @@ async function readJobFile(run: InstallRun, place: JobPlace) {
   return { look, bytes, fileTrouble };
 }
 
+const AT_LOGOUT = "a login agent ends at logout; a headless Mac wants a daemon";
+
 /** All about a job, before anything is decided. Changes nothing. */
 async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const { host, options } = run;
@@ -2111,7 +2171,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   // launchd keeps what is enabled over boots, and so does what is noted.
   const isLeftEnabled = memory.bootedOut?.wasDisabled === true && launchd.disabled === false && !options.start &&
     !options.noReload;
-  if (options.plist === undefined) await refuseSecondOwner(run, place, user);
+  const unread = options.plist === undefined ? await refuseSecondOwner(run, place, user) : [];
   const dir = join(home.path, place.name);
   return {
     place,
@@ -2125,8 +2185,9 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
     loadedHome: homeOfJob(host, loadedJob(job, launchd.loaded), user, place.name).path,
     writesLimaHome: home.writes,
     otherVolume: isOtherVolume(host, dir),
+    away: awayPaths(host, place, job, user),
     instance: lookAtInstance(host, home.path, dir),
-    notes: job.label.startsWith(AGENT_LABEL) ? ["a login agent ends at logout; a headless Mac wants a daemon"] : [],
+    notes: [...holding([[job.label.startsWith(AGENT_LABEL), AT_LOGOUT]]), ...unread],
     ...launchd,
     isBootedOut: launchd.loaded.kind === "absent" && memory.bootedOut?.boot === run.actor.boot,
     isLeftEnabled,
@@ -2134,23 +2195,29 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   };
 }
 
-/** An agent of the job's user that starts the same instance: root sees it through one child that is the user. */
-async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): Promise<void> {
+/** What may not be read, in words; refused where another plist starts the instance too. Root sees the agents of the job's user through one child that is he. */
+async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): Promise<string[]> {
   const { host } = run;
-  if (place.kind !== "daemon" || host.uid !== 0) return;
+  const note = (file: string) => `${file} may not be read: whether it starts ${place.name} too is not known`;
+  const notes = place.unread.map(note);
+  if (place.kind !== "daemon" || host.uid !== 0) return notes;
   const parse = await host.plistReader();
   for (const file of await agentsOf(run, user)) {
     const answer = await askAsUser(run, user, [host.tool("head"), "-c", String(PLIST_LIMIT_BYTES), file]);
     if (answer?.late) throw new Refusal(`Cannot read ${file}: ${inWords(answer)}`, "run this again", EXIT.tryAgain);
-    if (instanceInText(() => answer?.code === 0 ? answer.stdout : "", parse) !== place.name) continue;
+    const bytes = answer?.code === 0 ? new TextEncoder().encode(answer.stdout) : undefined;
+    const started = startedBy(file, bytes, parse);
+    if (started.instance === undefined && started.unread === "") notes.push(note(file));
+    if (!isStartedBy(started, place.name, file, `sudo -H -u ${quote(user.name)} `)) continue;
     const why = `Cannot choose: ${place.name} starts at boot and at login: ${place.file} and ${file}`;
     throw new Refusal(why, secondJobHint(place.name, [file], ` as ${user.name}`));
   }
+  return notes;
 }
 
 /** The plists of another user's login agents, as that user sees them; none where the folder is not there. */
 async function agentsOf(run: InstallRun, user: User): Promise<string[]> {
-  const folder = join(user.home, "Library/LaunchAgents");
+  const folder = join(user.home, "Library", AGENTS);
   const names = await namesAsUser(run, user, folder);
   if (names) return names.filter((n) => /^[^/]+\.plist$/.test(n)).map((n) => join(folder, n));
   for (const path of [folder, dirname(folder)]) {
@@ -2174,15 +2241,38 @@ function secondJobHint(name: string, agents: readonly string[], who = ""): strin
   return `${what}; or --plist FILE decides`;
 }
 
-/** The instance that a plist's text starts; undefined where it names no program of Lima's, or is refused. */
-function instanceInText(read: () => string, parse: PlistReader): string | undefined {
+/** What a plist starts. `unread`: its bytes as text, where our reader refuses them; empty where they may not be read. */
+interface Started {
+  readonly instance: string | undefined;
+  readonly userName?: Value | undefined;
+  readonly unread?: string;
+}
+
+/** The instance that a plist starts: by its text, else by its name. */
+function startedBy(file: string, bytes: Uint8Array | undefined, parse: PlistReader): Started {
+  const own = [DAEMON_LABEL, AGENT_LABEL].find((p) => basename(file).startsWith(p));
+  const instance = own && basename(file).slice(own.length).replace(/\.plist(\.before-lima-guard)?$/, "");
+  // Words are found in a binary plist and in UTF-16 too.
+  const unread = new TextDecoder("latin1").decode(bytes).replaceAll("\0", "");
+  if (bytes && !/limactl|colima|lima-guard/.test(unread)) return { instance };
   try {
-    const text = read();
-    return /limactl|colima|lima-guard/.test(text) ? instanceOf(readPlist(text, parse).value) : undefined;
+    const { value } = readPlist(decodePlist(bytes ?? new Uint8Array(), file), parse);
+    return { instance: instanceOf(value) ?? instance, userName: value["UserName"] };
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    return undefined;
+    return { instance, unread };
   }
+}
+
+/** Whether a plist starts this instance; refused where it may, and a command makes it one that can be read. */
+function isStartedBy({ instance, unread }: Started, name: string, file: string, sudo = ""): boolean {
+  const word = name.replace(/^colima-/, "");
+  // limactl alone starts `default` where no name is written.
+  const may = unread?.includes(word) || (name === "default" && unread?.includes("limactl"));
+  if (instance !== undefined || !may) return instance === name;
+  const hint = `${sudo}plutil -convert xml1 ${quote(file)}; or --plist FILE decides`;
+  const why = `Cannot tell whether ${file} starts ${name} too: it is binary, or no plist that can be read`;
+  throw new Refusal(why, hint, EXIT.tryAgain);
 }
 
 /** What of a job decides where its instance is. */
@@ -2243,10 +2333,21 @@ function colimaHome(host: Pick<InstallHost, "stat">, { environment }: HousedJob,
 }
 
 /** macOS has two boot volumes, one for the system and one for the rest; whatever is on neither is mounted later. */
-function isOtherVolume(host: InstallHost, dir: string): boolean {
-  const real = host.realPath(dir).ok;
-  const look = real === undefined ? "absent" : host.stat(real);
-  return isThere(look) ? !isOnBootVolume(host, look) : dir.startsWith("/Volumes/");
+function isOtherVolume(host: InstallHost, path: string): boolean {
+  const { way, missing } = pathComponents(host, path);
+  const deepest = way.findLast(({ kind }) => kind !== "link");
+  return missing[0]?.startsWith("/Volumes/") || (deepest !== undefined && !isOnBootVolume(host, deepest));
+}
+
+/** The folder and the logs of a job that are on another volume. A login agent has that of its user's home. */
+function awayPaths(host: InstallHost, { kind }: JobPlace, job: LaunchdJob, user: User): string[] {
+  const { workingDirectory: folder = "/", stdoutPath, stderrPath } = job;
+  const volumeOf = (path: string) => pathComponents(host, path).way.findLast((look) => look.kind !== "link")?.dev;
+  return [folder, stdoutPath, stderrPath].filter((path): path is string => {
+    const whole = path?.startsWith("/") ? path : join(folder, path ?? "/");
+    return path !== undefined && isOtherVolume(host, whole) &&
+      !(kind !== "daemon" && volumeOf(whole) === volumeOf(user.home));
+  });
 }
 
 /** Gone is only what is missing itself, in a folder that is Lima's: behind a link, or in an empty folder, it may be away. */
@@ -2322,12 +2423,22 @@ async function lookAtLaunchd(run: InstallRun, place: JobPlace, { label, isDisabl
     return { domain, loaded: host.os === "darwin" ? ABSENT : NOT_ASKED, disabled: false, domains: [] };
   }
   const names = place.kind === "daemon" ? ["system"] : [`gui/${uid}`, `user/${uid}`];
+  const fileLabel = basename(place.file, ".plist");
+  for (const domain of fileLabel === label ? [] : names) {
+    const other = await askLoaded(run, `${domain}/${fileLabel}`);
+    if (other.kind === "unknown") throw unsaid(other.why);
+    if (other.kind !== "loaded" || (other.path ?? place.file) !== place.file) continue;
+    const why = `launchd has it loaded as ${domain}/${fileLabel}, and its Label is ${JSON.stringify(label)} now`;
+    throw new Refusal(`Cannot tell the job of ${place.file}: ${why}`, `make its Label ${fileLabel} again`);
+  }
   const asked = [];
   for (const domain of names) asked.push({ domain, loaded: await askLoaded(run, `${domain}/${label}`) });
   // Of two the one that runs is the one to keep.
   const found = asked.filter((a) => a.loaded.kind === "loaded")
     .sort((a, b) => Number(isRunning(b.loaded)) - Number(isRunning(a.loaded)));
-  let { domain, loaded } = found[0] ?? asked[0] ?? { domain: "system", loaded: ABSENT };
+  // It may run in the domain that gave no answer.
+  const unknown = asked.find((a) => a.loaded.kind === "unknown");
+  let { domain, loaded } = unknown ?? found[0] ?? asked[0] ?? { domain: "system", loaded: ABSENT };
   if (loaded.kind === "absent" && domain !== "system") {
     const session = await askTool(run, "launchctl", "print", domain);
     if (session.code === NO_SERVICE || NO_SESSION.includes(session.code)) loaded = { kind: "no session" };
@@ -2360,15 +2471,32 @@ async function lookAtProgram(run: InstallRun, user: User, path: string): Promise
 async function lookAtWorld(run: InstallRun, facts: JobFacts): Promise<WorldFacts> {
   const { host } = run;
   const { job, user, limaHome, place, instance } = facts;
-  if (host.os !== "darwin") return { tool: "there", otherTool: undefined, event: undefined, mayRead: "yes" };
+  const unseen = { tool: "there", otherTool: undefined, isToolAway: false, event: undefined, mayRead: "yes" } as const;
+  if (host.os !== "darwin") return unseen;
   const program = job.command[0] ?? "";
-  const tool = program.startsWith("/") ? await lookAtProgram(run, user, program) : "there";
+  const folders = program.startsWith("/") ? [""] : (job.environment["PATH"] ?? OWN_PATH).split(":");
+  const looks: { path: string; tool: WorldFacts["tool"] }[] = [];
+  for (const path of folders.map((dir) => join(dir, program))) {
+    looks.push({ path, tool: await lookAtProgram(run, user, path) });
+  }
+  const known = ["there", "closed", "hidden"] as const;
+  const tool = known.find((kind) => looks.some((look) => look.tool === kind)) ?? "gone";
+  const found = looks.find((look) => look.tool === "there");
+  const isToolAway = found !== undefined && isProgramAway(host, facts, found.path);
   const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
   const otherTool = others.find((path) => isThere(pathComponents(host, path).look));
   const event = await lookAtEventProgram(run, user, optionOf(wantedOptions(facts, run.options), "--on-event"));
   const config = join(limaHome, place.name, "lima.yaml");
   const mayRead = instance === "there" ? await permittedTo(run, user, "-r", config) : "yes";
-  return { tool, otherTool, event, mayRead };
+  return { tool, otherTool, isToolAway, event, mayRead };
+}
+
+/** lima-guard waits for the volume of the instance, and a job of Nix's for the store; a login comes later. */
+function isProgramAway(host: InstallHost, { job, limaHome, place }: JobFacts, path: string): boolean {
+  const { look } = pathComponents(host, path);
+  if (!isThere(look) || place.kind !== "daemon" || job.isBehindShell || isOnBootVolume(host, look)) return false;
+  const waited = pathComponents(host, join(limaHome, place.name)).look;
+  return !(isThere(waited) && waited.dev === look.dev);
 }
 
 async function lookAtEventProgram(run: InstallRun, user: User, path: string | undefined): Promise<WorldFacts["event"]> {
@@ -2399,7 +2527,7 @@ async function lookAtGuard(run: InstallRun, facts: JobFacts): Promise<GuardFacts
   const verdict = await judgePath(run, isSame ? path : dirname(path), trust, facts.user.name);
   if (verdict.why !== undefined) throw new Refusal(`Cannot let the job run ${path}: ${verdict.why}`, verdict.hint);
   const warnings = verdict.warnings.map((w) => `${w}: only trust it as far as you trust them`);
-  if (isSame) return await guardInPlace(run, chosen, warnings);
+  if (isSame) return await guardInPlace(run, facts, { ...chosen, warnings });
   refuseOccupied(host, path, way, changer);
   const there = host.stat(path);
   const previous = isThere(there) ? await versionInPlace(run, path, facts.user) : undefined;
@@ -2505,13 +2633,20 @@ function bytesOf({ host }: Pick<InstallRun, "host">, path: string | undefined): 
 }
 
 /** A job at boot must not depend on Deno's cache, which macOS may purge, or on the network. */
-async function guardInPlace(run: InstallRun, chosen: { path: string; isPlaced: boolean }, warnings: readonly string[]) {
+async function guardInPlace(
+  run: InstallRun,
+  facts: JobFacts,
+  chosen: { path: string; isPlaced: boolean; warnings: readonly string[] },
+) {
   const { host } = run;
   const { path } = chosen;
   const real = host.realPath(path).ok;
   const bytes = bytesOf(run, real);
   const refusal = (why: string, hint: string) => new Refusal(`Cannot use ${path} as lima-guard: ${why}`, hint);
-  if (!bytes || real === undefined) throw refusal("there is no such file that can be read", "--guard PATH");
+  const guardDir = facts.place.changer === 0 ? host.folders.guards[0] ?? "" : ownGuardFolder(facts.user);
+  const { guard: _, ...options } = run.options;
+  const another = commandFor({ ...run, options }, facts, { guardDir });
+  if (!bytes || real === undefined) throw refusal("there is no such file that can be read", another);
   const look = host.stat(real);
   if (!isThere(look) || (look.mode & 0o111) === 0) throw refusal("it is not executable", `chmod 0755 ${quote(path)}`);
   if (!isProgram(host, bytes)) {
@@ -2524,7 +2659,7 @@ async function guardInPlace(run: InstallRun, chosen: { path: string; isPlaced: b
   if (!isSigned && host.arch === "aarch64") {
     throw new Refusal(`Cannot use ${path}: its signature is not valid`, `codesign --force --sign - ${quote(path)}`);
   }
-  return { ...chosen, ...IN_PLACE, warnings, isSigned };
+  return { ...chosen, ...IN_PLACE, isSigned };
 }
 
 /** Mach-O, thin or universal; ELF where this is tried out on Linux. */
@@ -3048,6 +3183,7 @@ type ReadyJob = PreparedJob & { kind: "ready" };
 
 async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
   const { host, options } = run;
+  let file: string | undefined;
   try {
     const isFileOnly = options.plist !== undefined && (options.noReload || isLooking(options));
     if (host.os !== "darwin" && !isFileOnly) {
@@ -3056,6 +3192,7 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     }
     const place = await findJobPlace(run, name);
     const uid = place.changer;
+    file = place.file;
     // What is in a user's folder root leaves to one child that is the user.
     if (uid !== 0 && host.uid !== uid && (host.uid === 0 || !isLooking(options))) {
       return { kind: "hand over", name, uid };
@@ -3079,13 +3216,12 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     if (options.role === "uninstall") { for (const one of left) run.leaving.add(one); }
     return { kind: "ready", name, target, steps };
   } catch (error) {
-    return { kind: "report", report: refusedReport(name, error) };
+    return { kind: "report", report: refusedReport(name, error, file) };
   }
 }
 
 /** What an install refuses is what `--check` names afterwards: the two never disagree. */
 async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
-  refuseManaged(run, facts);
   if (facts.badBackup !== undefined && facts.job.guard === undefined) {
     const hint = `move it away: ls -l ${quote(facts.place.target + BACKUP_SUFFIX)}`;
     throw new Refusal(`Cannot keep a backup: ${facts.badBackup}`, hint);
@@ -3094,7 +3230,7 @@ async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
   const [trouble] = wordsOf(judgeWorld(facts, world), "trouble");
   if (trouble !== undefined && run.host.os === "darwin") {
     const ofEvent = trouble.startsWith("--on-event") ? eventHint(run, facts, world) : undefined;
-    throw new Refusal(`Cannot install: ${trouble}`, ofEvent ?? await troubleHint(run, facts));
+    throw new Refusal(`Cannot install: ${trouble}`, ofEvent ?? await troubleHint(run, facts, world));
   }
 }
 
@@ -3109,7 +3245,15 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
   const path = guard?.path ?? options.guard ?? join(options.guardDir ?? host.folders.guards[0] ?? "", GUARD_NAME);
   const wanted = wantedOf(facts, path, options);
   const rewritten = wrapText(facts.plist, facts.job, wanted);
+  refuseManaged(run, facts, rewritten.changes.map(({ key, after }) => declaration(key, after)), guard);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
+  const [away] = onMac ? awayPaths(host, facts.place, job, facts.user) : [];
+  if (away !== undefined) {
+    const words = ["StandardOutPath", "StandardErrorPath"].flatMap((key) =>
+      nodeOf(facts.plist.root, key) ? [`sudo plutil -remove ${key} ${quote(facts.place.target)}`] : []
+    );
+    throw new Refusal(`Cannot install: ${away} ${AWAY}`, words.join("; "));
+  }
   const logs = wanted.moved?.StandardOutPath ?? wanted.moved?.StandardErrorPath;
   const own = rewritten.changes.filter(({ key }) => !["ProgramArguments", "Program", "ExitTimeOut"].includes(key));
   const wrote = Object.fromEntries(own.flatMap(({ key, after }) => after === undefined ? [] : [[key, after]]));
@@ -3184,7 +3328,9 @@ function goesWithInstance({ instance, job }: JobFacts): boolean {
 
 async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
   const { host, options } = run;
-  refuseManaged(run, facts);
+  const { guard, command, isBehindShell } = facts.job;
+  const bare = isBehindShell ? `exec ${command.join(" ")}` : declaration("ProgramArguments", [...command]);
+  refuseManaged(run, facts, guard === undefined ? [] : [bare]);
   const { wrote } = facts.memory;
   const rewritten = unwrapText(facts.plist, facts.job, { backup: facts.backup?.plist, wrote });
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
@@ -3223,13 +3369,14 @@ async function uninstallTarget(run: InstallRun, facts: JobFacts): Promise<Target
 async function refuseUnload(run: InstallRun, old: JobFacts, how: Pick<Target, "removesJob" | "stopWith">) {
   if (isBare(old.loaded) && how.stopWith === undefined) {
     const why = "no lima-guard is there to stop the instance, and launchd would cut its guest off";
-    throw new Refusal(`Cannot unload the job: ${why}`, `limactl stop ${old.place.name}, then run this again`);
+    throw new Refusal(`Cannot unload the job: ${why}`, `${limactlStop(run, old)}, then run this again`);
   }
   if (how.removesJob || !isRunning(old.loaded)) return;
-  const [trouble] = wordsOf(judgeWorld(old, await lookAtWorld(run, old)), "trouble");
+  const world = await lookAtWorld(run, old);
+  const [trouble] = wordsOf(judgeWorld(old, world), "trouble");
   if (trouble === undefined) return;
   const fileOnly = commandFor(run, old, { noReload: true, start: false, restart: false });
-  const hint = old.domains.length > 1 ? await troubleHint(run, old) : fileOnly;
+  const hint = old.domains.length > 1 ? await troubleHint(run, old, world) : fileOnly;
   throw new Refusal(`Cannot load the job again: ${trouble}`, hint);
 }
 
@@ -3338,8 +3485,7 @@ function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { change
   if (options.noReload || !isAsked || facts.place.kind === "file") return false;
   if (loaded.kind === "unknown" || facts.disabled === undefined) {
     const why = loaded.kind === "unknown" ? loaded.why : UNSAID;
-    const hint = "run this again; --no-reload changes the file only";
-    throw new Refusal(`Cannot tell what launchd has: ${why}`, hint, EXIT.tryAgain);
+    throw unsaid(why, "run this again; --no-reload changes the file only");
   }
   if (loaded.kind === "absent") return options.start || facts.isBootedOut;
   if (changes.length > 0 || options.restart || (options.start && facts.disabled === true)) return true;
@@ -3351,18 +3497,29 @@ function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { change
   return loaded.isEnding || isOther || isOld || exitTimeoutS < wanted;
 }
 
-/** A file that another program writes: what to declare there. */
-function refuseManaged(run: InstallRun, { place, job }: JobFacts): void {
+/** A file that another program writes: what to put there, and what to declare there; nothing where it says all of it. */
+function refuseManaged(
+  run: InstallRun,
+  { place, job }: JobFacts,
+  declared: readonly string[],
+  guard?: GuardFacts,
+): void {
   const { host, options } = run;
   const isStore = place.target.startsWith("/nix/store/");
-  if (options.print || (!isStore && !job.isBehindShell && host.writeTrouble(place.target) === undefined)) return;
-  const guard = options.guard ?? join(options.guardDir ?? host.folders.guards[0] ?? "", GUARD_NAME);
-  const args = job.guard === undefined ? [guard, "--run", place.name, "--", ...job.command] : job.command;
+  const isOurs = !isStore && !job.isBehindShell && host.writeTrouble(place.target) === undefined;
+  if (options.print || isOurs || declared.length === 0) return;
   const why = isStore || job.isBehindShell ? "Nix made it" : "its volume is read-only";
-  const words = job.isBehindShell ? `exec ${args.map(quote).join(" ")}` : `ProgramArguments = ${JSON.stringify(args)}`;
-  const keep = restartsOnSuccess(job.keepAlive) ? ", KeepAlive.SuccessfulExit = false" : "";
-  const hint = `declare there: ${words}, ExitTimeOut = ${EXIT_TIMEOUT_S}${keep}`;
+  const sudo = place.changer === 0 && host.uid !== 0 ? "sudo " : "";
+  const [from, to] = [host.self.binary ?? GUARD_NAME, guard?.path ?? ""].map(quote);
+  const put = `${sudo}install -d ${quote(dirname(guard?.path ?? ""))}; ${sudo}install -m 0755 ${from} ${to}; then `;
+  const hint = `${guard?.bytes ? put : ""}declare there: ${declared.join(", ")}`;
   throw new Refusal(`Cannot change ${place.target}: ${why}`, hint);
+}
+
+/** A key and its value, as a person declares it: behind a shell it is the command line. */
+function declaration(key: string, value: Value | undefined): string {
+  const line = Array.isArray(value) ? /^\/bin\/wait4path \S+ && (exec .*)$/.exec(String(value[2]))?.[1] : undefined;
+  return line ?? `${key} = ${JSON.stringify(value)}`;
 }
 
 /** Our own command for this very job, as the person who reads it can type it: with the options of this run. */
@@ -3377,6 +3534,13 @@ function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptio
   return [...sudo, ...commandWords(given, [place.name], ["lima-guard"])].map(quote).join(" ");
 }
 
+/** Lima's own stop, as the person who reads it can type it. */
+function limactlStop({ host }: InstallRun, { job, user, limaHome, place }: JobFacts): string {
+  const sudo = host.uid === user.uid ? "" : `sudo -H -u ${quote(user.name)} `;
+  const limactl = (job.command[0] ?? "").replace(/colima$/, "limactl");
+  return `${sudo}LIMA_HOME=${quote(limaHome)} ${quote(limactl)} stop ${place.name}`;
+}
+
 /** What to do about a program for events that the job cannot have. */
 function eventHint(run: InstallRun, facts: JobFacts, { event }: WorldFacts): string | undefined {
   if (event?.kind !== "trouble") return undefined;
@@ -3384,19 +3548,22 @@ function eventHint(run: InstallRun, facts: JobFacts, { event }: WorldFacts): str
   return commandFor(run, facts, { role: "install", noOnEvent: true });
 }
 
-async function troubleHint(run: InstallRun, facts: JobFacts): Promise<string> {
-  const { instance, loaded, domain, job, place: { changer, file } } = facts;
+async function troubleHint(run: InstallRun, facts: JobFacts, world: WorldFacts): Promise<string> {
+  const { instance, loaded, domain, domains, job, place } = facts;
   if (goesWithInstance(facts)) return commandFor(run, facts, { role: "uninstall", noReload: false });
   if (instance === "gone") {
     const unload = loaded.kind === "loaded" ? [["launchctl", "bootout", `${domain}/${job.label}`]] : [];
-    const sudo = changer === 0 && run.host.uid !== 0 ? ["sudo"] : [];
-    return [...unload, ["rm", file]].map((argv) => [...sudo, ...argv].map(quote).join(" ")).join("; ");
+    const sudo = place.changer === 0 && run.host.uid !== 0 ? ["sudo"] : [];
+    return [...unload, ["rm", place.file]].map((argv) => [...sudo, ...argv].map(quote).join(" ")).join("; ");
   }
-  if (facts.domains.length > 1) {
-    const service = `${facts.domains[1]}/${facts.job.label}`;
-    return unloadHint(run, service, await askLoaded(run, service), facts.place.name);
+  if (domains.length > 1) {
+    const service = `${domains[1]}/${job.label}`;
+    return unloadHint(run, service, await askLoaded(run, service), place.name);
   }
-  return `plutil -p ${quote(facts.place.file)}`;
+  if (world.tool !== "gone") return `plutil -p ${quote(place.file)}`;
+  if (!job.label.startsWith("io.lima-vm.")) return `ls -l ${quote(job.command[0] ?? "")}`;
+  const condition = job.label.startsWith(DAEMON_LABEL) ? " --condition=boot" : "";
+  return `${quote(world.otherTool ?? "limactl")} autostart enable ${place.name}${condition}`;
 }
 
 /** Nothing is to be changed, and the guard has answered. */
@@ -3454,9 +3621,15 @@ async function checkJob(run: InstallRun, facts: JobFacts): Promise<JobReport> {
 
 /** What to do about what a check has found. */
 async function checkHint(run: InstallRun, facts: JobFacts, found: { world: WorldFacts; troubles: readonly string[] }) {
-  const { domain, domains, fileTrouble, instance, job, loaded } = facts;
+  const { domain, domains, fileTrouble, instance, job, loaded, place } = facts;
+  if (run.host.os === "darwin" && place.kind === "file") {
+    const { plist: _, ...byName } = run.options;
+    return commandFor({ ...run, options: byName }, facts);
+  }
   if (fileTrouble) return fileTrouble.hint;
-  if (instance === "gone" || domains.length > 1) return await troubleHint(run, facts);
+  if (instance === "gone" || domains.length > 1 || found.world.tool === "gone") {
+    return await troubleHint(run, facts, found.world);
+  }
   const sudo = run.host.uid !== 0 && domain === "system" ? "sudo " : "";
   // An install would change nothing.
   if (isNotStarted(loaded) && found.troubles.length === 1) {
@@ -3665,10 +3838,14 @@ async function handOverProgram(run: InstallRun): Promise<{ path: string; isSigne
 /** Every instance that has a job here: for `--all`. */
 async function allNames(run: InstallRun): Promise<string[]> {
   const { host, options } = run;
-  const found = new Set((await candidates(run)).map((c) => c.instance).filter((n) => nameTrouble(n) === undefined));
+  const found = new Set(
+    (await candidates(run)).map((c) => c.instance ?? "").filter((n) => nameTrouble(n) === undefined),
+  );
   if (options.role !== "install" && host.os === "darwin") {
     for (const domain of ["system", ...host.uid === 0 ? [] : [`gui/${host.uid}`]]) {
       const listed = await askTool(run, "launchctl", "print", domain);
+      const isWhole = listed.code === 0 && listed.stdout.endsWith("}\n");
+      if (!isWhole && ![...NO_SESSION, NO_SERVICE].includes(listed.code)) throw unsaid(`${domain}: ${inWords(listed)}`);
       for (const label of readLimaLabels(listed.stdout)) found.add(label.split(".").slice(3).join("."));
     }
   }

@@ -35,6 +35,25 @@ const BROKEN: [what: string, spoil: (mac: FakeMac, file: string) => void, words:
     mac.folder(`${mac.system}/usr/local/bin`);
     Deno.renameSync(`${mac.root}/opt/homebrew/bin/limactl`, `${mac.system}/usr/local/bin/limactl`);
   }, /limactl is gone; there is one at .*usr\/local\/bin\/limactl/],
+  [
+    "limactl is a bare name that is not on the job's PATH",
+    (mac, file) => edited(mac, file, `${mac.root}/opt/homebrew/bin/limactl`, "limactl"),
+    /the program limactl is gone; there is one at .*homebrew\/bin\/limactl/,
+  ],
+  [
+    "limactl is on another volume",
+    (mac) => mac.settings.devices = [{ prefix: `${mac.root}/opt`, dev: 99 }],
+    /the program \S+limactl is on another volume/,
+  ],
+  [
+    "its log is on another volume",
+    (mac, file) => {
+      mac.folder(`${mac.root}/logs`, ZOE);
+      mac.settings.devices = [{ prefix: `${mac.root}/logs`, dev: 99 }];
+      edited(mac, file, "launchd.stderr.log", `${mac.root}/logs/vm.log`);
+    },
+    /logs\/vm\.log is on another volume/,
+  ],
   ["the guard is gone", (mac) => Deno.removeSync(mac.guard), /lima-guard is not there/],
   ["the guard does not answer", (mac) => mac.conf("guard_version=nonsense"), /does not answer to --version/],
   [
@@ -237,8 +256,108 @@ macTest(
   },
 );
 
+macTest(
+  "a launchd that gives no answer in one of its domains makes the job unknown, whatever the others say",
+  async () => {
+    const { mac, file } = macWith("agent");
+    await using _ = mac;
+    const unsaid = async (role: string, name: string, fault: string) => {
+      mac.forget();
+      mac.fault(fault);
+      const run = await mac.run([role, "--yes", name], { as: ZOE });
+      assert.equal(run.status, 75, `${role} ${name}: ${run.stdout}${run.stderr}`);
+      assert.match(run.stdout + run.stderr, /launchctl print: status 1|Cannot tell what launchd has/);
+    };
+    assert.equal((await mac.run(["--yes", "default"], { as: ZOE })).status, 0);
+    mac.lose("gui/501", AGENT);
+    mac.load("user/501", file);
+    for (const role of ["--check", "--install"]) await unsaid(role, "default", "print:2 1");
+    await unsaid("--check", "--all", "print:2 1");
+    Deno.removeSync(file);
+    await unsaid("--check", "default", "print:2 1");
+    await unsaid("--check", "--all", "print:1 killed");
+  },
+);
+
+macTest(
+  "logs on another volume are moved to the user's home; a daemon whose user's home is there is refused",
+  async () => {
+    for (const isHome of [false, true]) {
+      const { mac, file, text } = macWith("daemon");
+      await using _ = mac;
+      mac.folder(`${mac.root}/logs`, ZOE);
+      mac.settings.devices = [{ prefix: isHome ? mac.home : `${mac.root}/logs`, dev: 99 }];
+      if (!isHome) mac.daemon("default", text.replace("launchd.stderr.log", `${mac.root}/logs/vm.log`));
+      const run = await mac.run(["--yes", "default"]);
+      assert.equal(run.status, isHome ? 1 : 0, run.stdout);
+      const now = Deno.readTextFileSync(file);
+      if (!isHome) assert.ok(now.includes(`${mac.home}/Library/Logs/lima-guard/default.stderr.log`), now);
+      else assert.match(run.stdout, /is on another volume.*hint: sudo plutil -remove StandardOutPath \S+; sudo plutil/);
+      const checked = await mac.run(["--check", "default"]);
+      assert.equal(checked.status, isHome ? 1 : 0, checked.stdout);
+    }
+  },
+);
+
+// Where a guarded agent's file is put, or what is done to it; the status of --check of that file, and what is said.
+const PLACES: [what: string, put: (mac: FakeMac, file: string) => string, status: number, words: RegExp][] = [
+  ["a copy in another folder", (mac, file) => moved(file, `${mac.home}/copy.plist`), 1, /launchd reads no job from/],
+  [
+    "another folder called LaunchAgents",
+    (mac, file) => {
+      mac.folder(`${mac.home}/old/Library/LaunchAgents`, ZOE);
+      return moved(file, `${mac.home}/old/Library/LaunchAgents/${AGENT}.plist`);
+    },
+    1,
+    /launchd reads no job from/,
+  ],
+  ["a name that does not end in .plist", (_, file) => moved(file, `${file}.off`), 1, /launchd reads no job from/],
+  [
+    "a LaunchAgents that is a link",
+    (mac, file) => {
+      Deno.renameSync(mac.agents, `${mac.home}/dotfiles`);
+      Deno.symlinkSync(`${mac.home}/dotfiles`, mac.agents);
+      return file;
+    },
+    0,
+    /guarded: .* running/,
+  ],
+  [
+    "a Label that was changed since",
+    (mac, file) => {
+      const own = moved(file, `${mac.agents}/my.vm.plist`);
+      const text = Deno.readTextFileSync(own);
+      mac.write(own, text.replace(AGENT, "my.vm"), ZOE);
+      mac.load("gui/501", own);
+      return mac.write(own, text.replace(AGENT, "my.other.vm"), ZOE);
+    },
+    1,
+    /loaded as gui\/501\/my\.vm, and its Label is "my\.other\.vm" now/,
+  ],
+];
+function moved(from: string, to: string): string {
+  Deno.renameSync(from, to);
+  return to;
+}
+for (const [what, put, status, words] of PLACES) {
+  macTest(`a guarded agent in ${what}: --check is ${status}, and --install agrees`, async () => {
+    const { mac, file } = macWith("agent");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"], { as: ZOE })).status, 0);
+    const now = put(mac, file);
+    for (const role of ["--check", "--install"]) {
+      const run = await mac.run([role, "--yes", "--plist", now, "default"], { as: ZOE });
+      assert.equal(run.status, status, `${role}: ${run.stdout}`);
+      if (status > 0 || role === "--check") assert.match(run.stdout, words);
+      if (/no job from/.test(run.stdout) && role === "--check") {
+        assert.match(run.stdout, /\(hint: lima-guard --check default\)/);
+      }
+    }
+  });
+}
+
 macTest("what --check calls broken in the world install refuses, and does not call done", async () => {
-  for (const spoil of [0, 2, 4].map((i) => BROKEN[i]!)) {
+  for (const spoil of [0, 2, 3, 4, 7].map((i) => BROKEN[i]!)) {
     const { mac, file } = macWith("daemon");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
@@ -319,7 +438,10 @@ macTest("a job under any label is found by what it runs; Nix's is read, and what
   const file = mac.write(`${mac.daemons}/org.nixos.lima.plist`, nix(limactl));
   const refused = await mac.run(["--yes", "default"]);
   assert.equal(refused.status, 1, refused.stdout);
-  assert.match(refused.stdout, /Nix made it \(hint: declare there: exec .*lima-guard --run default -- .*limactl start/);
+  assert.match(
+    refused.stdout,
+    /Nix made it \(hint: .*; then declare there: exec .*lima-guard --run default -- .*limactl start/,
+  );
   mac.putGuard(mac.guard);
   mac.write(
     file,
@@ -328,6 +450,70 @@ macTest("a job under any label is found by what it runs; Nix's is read, and what
   mac.load("system", file);
   const checked = await mac.run(["--check", "--json", "default"]);
   assert.deepEqual([checked.status, checked.json().state], [0, "guarded"], checked.stdout);
+});
+
+macTest(
+  "a login agent of Nix's: what is printed is put there and declared, and an install brings a lost guard back",
+  async () => {
+    const { mac } = macWith("agent");
+    await using _ = mac;
+    const nix = (command: string, more = "") =>
+      fixture(mac, "lima-2.2-agent").replace(AGENT, "org.nix-community.home.lima").replace(
+        /<array>[^]*<\/array>/,
+        `<array><string>/bin/sh</string><string>-c</string><string>/bin/wait4path /nix/store &amp;&amp; ${command}</string></array>${more}`,
+      );
+    mac.lose("gui/501", AGENT);
+    Deno.removeSync(`${mac.agents}/${AGENT}.plist`);
+    const put = (text: string) => mac.write(`${mac.agents}/org.nix-community.home.lima.plist`, text, ZOE);
+    put(nix(`exec ${mac.root}/opt/homebrew/bin/limactl start default --foreground`));
+    const refused = await mac.run(["--yes", "default"], { as: ZOE });
+    const [, typed = "", declared = "", seconds = ""] =
+      /\(hint: (install -d .*); then declare there: (exec .*), ExitTimeOut = (\d+)\)/.exec(refused.stdout) ?? [];
+    assert.notEqual(declared, "", refused.stdout);
+    assert.equal((await mac.type(typed, ZOE)).code, 0, typed);
+    const file = put(nix(declared, `<key>ExitTimeOut</key><integer>${seconds}</integer>`));
+    mac.load("gui/501", file);
+    const check = () => mac.run(["--check", "--json", "default"], { as: ZOE });
+    const checked = await check();
+    assert.deepEqual([checked.status, checked.json().state], [0, "guarded"], checked.stdout);
+    const guard = `${mac.home}/.local/libexec/lima-guard`;
+    Deno.removeSync(guard);
+    const lost = await check();
+    assert.equal(lost.json().blockers[0].hint, "lima-guard --install default", lost.stdout);
+    const again = await mac.run(["--yes", "default"], { as: ZOE });
+    assert.equal(again.status, 0, again.stdout);
+    assert.equal((await check()).status, 0);
+    const out = await mac.run(["--uninstall", "--yes", "default"], { as: ZOE });
+    assert.match(out.stdout, /Nix made it \(hint: declare there: exec \S+limactl start default --foreground\)/);
+  },
+);
+
+macTest("a limactl that has moved: --check and --install say what writes the new place into the plist", async () => {
+  const { mac } = macWith("daemon", { quick: true });
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  const [from, to] = [`${mac.root}/opt/homebrew/bin/limactl`, `${mac.system}/usr/local/bin/limactl`];
+  mac.folder(`${mac.system}/usr/local/bin`);
+  Deno.renameSync(from, to);
+  for (const role of ["--check", "--install"]) {
+    const run = await mac.run([role, "--yes", "--json", "default"]);
+    assert.equal(run.json().blockers[0].hint, `${to} autostart enable default --condition=boot`, run.stdout);
+  }
+});
+
+macTest("the hint for a plist that cannot be read names the file", async () => {
+  const { mac, file, text } = macWith("daemon", { quick: true });
+  await using _ = mac;
+  for (
+    const [broken, hint] of [
+      [text.replace("</dict>\n</plist>", "<key>X</key>\n</dict>\n</plist>"), `plutil -lint ${file}`],
+      [text.replace(/<array>[^]*<\/array>/, "<string>limactl</string>"), `plutil -p ${file}`],
+    ] as const
+  ) {
+    mac.daemon("default", broken);
+    const run = await mac.run(["--check", "--json", "default"]);
+    assert.deepEqual([run.status, run.json().blockers[0].hint], [1, hint], run.stdout);
+  }
 });
 
 // A person, a Mac as it is broken, and what that person asks for; the command that is printed is typed by that person.
@@ -472,6 +658,18 @@ const HINTS: Hinted[] = [
     args: ["--check"],
     spoil: (mac, file) => mac.launchctl(["bootstrap", "user/501", file], ZOE),
     typed: /^lima-guard --stop --lima-home \S+\/\.lima default && launchctl bootout user\/501\//,
+  },
+  {
+    what: "a lima-guard of --guard that is gone",
+    kind: "daemon",
+    as: ROOT,
+    args: ["--yes"],
+    spoil: async (mac) => {
+      const guard = mac.putGuard(`${mac.root}/opt/own/lima-guard`);
+      await installed(mac, ROOT, "--guard", guard);
+      Deno.removeSync(guard);
+    },
+    typed: /^lima-guard --install --guard-dir \S+ default$/,
   },
   {
     what: "an install that was rolled back",

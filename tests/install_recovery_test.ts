@@ -459,6 +459,8 @@ macTest("a bare job that runs, and no guard that could stop it: an uninstall ref
   const run = await mac.run(["--uninstall", "--yes", "--json", "default"]);
   assert.deepEqual([run.status, run.json().state], [1, "refused"], run.stdout + run.stderr);
   assert.match(run.json().blockers[0].because, /no lima-guard is there to stop the instance/);
+  const stop = `sudo -H -u zoe LIMA_HOME=${mac.home}/.lima ${limactl(mac)[0]} stop default, then run this again`;
+  assert.equal(run.json().blockers[0].hint, stop);
   assert.deepEqual([mac.tree(), job()!.pid, mac.exists(`${mac.state}/cut_off`)], [before, pid, false]);
   assert.equal((await mac.run(["--uninstall", "--yes", "--no-reload", "default"])).status, 0);
 });

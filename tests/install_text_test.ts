@@ -834,8 +834,15 @@ Deno.test("instanceOf() knows whose job a plist is, whatever its label", () => {
   assert.equal(of("/opt/bin/limactl", "start", "k3s"), "k3s", "without --foreground too");
   assert.equal(of(GUARD, "--run", "--timeout", "9", "k3s", "--", "/x"), "k3s");
   assert.equal(of("/opt/bin/colima", "start", "-f", "--profile", "work"), "colima-work");
+  assert.equal(of("/opt/bin/colima", "start", "-pwork", "-f"), "colima-work", "a value may follow its letter at once");
   assert.equal(of("/opt/bin/colima", "start", "a", "--profile=work"), "colima-work", "--profile beats the argument");
   assert.equal(of("/bin/sh", "-c", "/bin/wait4path /nix/store && exec /n/limactl start k3s"), "k3s");
+  assert.equal(of("/opt/bin/limactl", "start", "--foreground"), "default", "limactl's own default");
+  assert.equal(of("/usr/bin/caffeinate", "-s", "/opt/bin/limactl", "start", "k3s"), "k3s");
+  assert.equal(of("/bin/zsh", "-lc", "limactl list; limactl start 'k3s' && true"), "k3s");
+  assert.equal(of("/usr/bin/env", GUARD, "--run", "colima", "--", "/opt/bin/colima", "start", "-f"), "colima");
+  assert.equal(instanceOf({ Program: "/opt/bin/limactl", ProgramArguments: ["lima", "start", "k3s"] }), "k3s");
+  assert.equal(instanceOf({ Program: "/opt/bin/limactl" }), undefined, "no verb");
   for (const words of [["/bin/ls"], ["/opt/bin/limactl", "list"], ["/opt/bin/limactl", "stop", "k3s"]]) {
     assert.equal(of(...words), undefined, words.join(" "));
   }

@@ -811,6 +811,98 @@ macTest("a login agent that is not Lima's, beside a daemon: what is said is no c
   );
 });
 
+// Another plist that starts the instance, or may; who looks; the status, and what is said.
+interface Beside {
+  readonly what: string;
+  readonly kind: "daemon" | "agent";
+  readonly put: (mac: FakeMac) => void;
+  readonly as: readonly Person[];
+  readonly status: number;
+  readonly words: RegExp;
+}
+const mine = (mac: FakeMac, text: string) => {
+  mac.write(`${mac.agents}/my.vm.plist`, text.replaceAll(AGENT, "my.vm"), ZOE);
+};
+const binary = (mac: FakeMac) => `bplist00${fixture(mac, "lima-2.2-agent")}`;
+const noName = (mac: FakeMac) => fixture(mac, "lima-2.2-agent").replace(/\s*<string>default<\/string>/, "");
+const MAY_START = /Cannot tell whether \S+my\.vm\.plist starts default too.*plutil -convert xml1 \S+my\.vm\.plist/;
+const BESIDE: Beside[] = [
+  {
+    what: "a binary one",
+    kind: "daemon",
+    put: (mac) => mine(mac, binary(mac)),
+    as: [ROOT, ZOE],
+    status: 75,
+    words: MAY_START,
+  },
+  {
+    what: "a binary one under Lima's name",
+    kind: "daemon",
+    put: (mac) => mac.agent("default", binary(mac)),
+    as: [ROOT, ZOE],
+    status: 1,
+    words: /starts at boot and at login/,
+  },
+  {
+    what: "limactl without a name",
+    kind: "daemon",
+    put: (mac) => mine(mac, noName(mac)),
+    as: [ROOT, ZOE],
+    status: 1,
+    words: /starts at boot and at login/,
+  },
+  {
+    what: "one of all users",
+    kind: "daemon",
+    put: (mac) => {
+      mac.folder(`${mac.system}/Library/LaunchAgents`);
+      mac.write(`${mac.system}/Library/LaunchAgents/my.vm.plist`, fixture(mac, "lima-2.2-agent"));
+    },
+    as: [ROOT, ZOE],
+    status: 1,
+    words: /starts at boot and at login/,
+  },
+  {
+    what: "a daemon that this user may not read",
+    kind: "agent",
+    put: (mac) => mac.write(`${mac.daemons}/my.vm.plist`, fixture(mac, "lima-2.2-daemon"), ROOT, 0o600),
+    as: [ZOE],
+    status: 0,
+    words: /note: \S+my\.vm\.plist may not be read: whether it starts default too is not known/,
+  },
+  {
+    what: "an agent that its user may not read",
+    kind: "daemon",
+    put: (mac) => mac.write(`${mac.agents}/my.vm.plist`, fixture(mac, "lima-2.2-agent"), ROOT, 0o600),
+    as: [ROOT, ZOE],
+    status: 0,
+    words: /note: \S+my\.vm\.plist may not be read: whether it starts default too is not known/,
+  },
+  {
+    what: "a daemon of another user for an instance of that name",
+    kind: "agent",
+    put: (mac) => mac.daemon("default", fixture(mac, "lima-2.2-daemon").replace("<string>zoe<", "<string>ada<")),
+    as: [ZOE],
+    status: 0,
+    words: /default: guarded/,
+  },
+];
+for (const { what, kind, put, as, status, words } of BESIDE) {
+  macTest(`beside a guarded ${kind}, ${what}: --check and --install say ${status}`, async () => {
+    const { mac, as: owner } = macWith(kind);
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"], { as: owner })).status, 0);
+    put(mac);
+    for (const person of as) {
+      for (const role of ["--check", "--install"]) {
+        const run = await mac.run([role, "--yes", "default"], { as: person });
+        assert.equal(run.status, status, `${person.name} ${role}: ${run.stdout}`);
+        assert.match(run.stdout, words);
+      }
+    }
+  });
+}
+
 macTest("root's --all is the daemons: the caller's HOME has no part in it", async () => {
   const { mac } = macWith("daemon");
   await using _ = mac;
