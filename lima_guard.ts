@@ -5487,7 +5487,8 @@ async function stopSupervised(run: Run, instance: Instance, beganMs: number): Pr
     const again = await stopProcesses(ctx, instance, { budgetS, beganMs });
     if (again.steps.length > 0) went = again;
   }
-  const signal = run.watchedPid === undefined ? (await child?.ended)?.signal : undefined;
+  const isAgent = run.watchedPid === undefined || run.watchedPid === child?.pid;
+  const signal = isAgent ? (await child?.ended)?.signal : undefined;
   if (went.end === "unknown" && signal !== undefined) {
     went = { ...went, end: "agent", guestCutOff: `${signal} ended it` };
   }

@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { eventually, ordinaryUser, startAgent, tempLimaHome } from "../helpers/mod.ts";
 import { meanwhile, type Twist } from "../helpers/guard_with.ts";
+import { startTime } from "../helpers/stop.ts";
 import { asJob } from "../launchd/run.ts";
 import { give, owner } from "./desk.ts";
 import { type Row, runAs, type Scene } from "./rows.ts";
@@ -17,6 +18,23 @@ const LOOKS_AT_LOCK = { "lsof -- DIR/lima-guard.lock": 0, "ls -ld DIR/lima-guard
 async function locks(scene: Scene): Promise<void> {
   await pretended(scene, "/usr/libexec/other", { opens: scene.k3s.path("lima-guard.lock") });
 }
+
+/** A supervising lima-guard that a signal has stopped. */
+async function stoppedSupervisor(scene: Scene): Promise<void> {
+  await agent(scene);
+  const lock = scene.k3s.path("lima-guard.lock");
+  const pid = await pretended(scene, "/usr/local/libexec/lima-guard --run k3s --", { opens: lock });
+  const record = { pid, started: startTime(pid), dir: scene.k3s.dir, role: "run", phase: "supervising" };
+  Deno.writeTextFileSync(lock, `${JSON.stringify(record)}\n`);
+  Deno.kill(pid, "SIGSTOP");
+}
+
+test("the lima-guard that supervises it is stopped by a signal: it continues", {
+  isRootsToo: true,
+  runs: ["--status k3s"],
+  prepare: stoppedSupervisor,
+  types: { "kill -CONT PID": 0 },
+});
 
 test("another program has the lock: when it has ended, it is done", {
   runs: ["--pre k3s"],

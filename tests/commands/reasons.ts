@@ -42,6 +42,7 @@ const ROWS: readonly [because: RegExp, asks: Asks | typeof NOTHING][] = [
   // Sockets: who is at the other end?
   [/; but (\/.*) (?:takes connections|cannot be asked)/s, lsofOf(first)],
   [/^it (?:takes connections|cannot be asked)/, lsofOf(what)],
+  [/; but (\/.*) cannot be looked at/s, looksAt(first)],
   [/^it cannot be looked at/, looksAt(what)],
   // Processes: is there one, and whose is it?
   [/^whether (?:a process has it open|lima-guard supervises it) is unknown/, lsofOf(what)],

@@ -13,6 +13,15 @@ export interface Remark {
   readonly hint?: string;
 }
 
+/** The start time of a process, as lima-guard writes it into its lock. */
+export function startTime(pid: number): string {
+  const { stdout } = new Deno.Command("ps", {
+    args: ["-o", "lstart=", "-p", String(pid)],
+    env: { TZ: "UTC0", LC_ALL: "C" },
+  }).outputSync();
+  return new TextDecoder().decode(stdout).trim();
+}
+
 /** What `--json` says of one instance. */
 export interface Report {
   readonly name: string;
