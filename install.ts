@@ -2485,7 +2485,9 @@ async function lookAtWorld(run: InstallRun, facts: JobFacts): Promise<WorldFacts
   const isToolAway = found !== undefined && isProgramAway(host, facts, found.path);
   const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
   const otherTool = others.find((path) => isThere(pathComponents(host, path).look));
-  const event = await lookAtEventProgram(run, user, optionOf(wantedOptions(facts, run.options), "--on-event"));
+  // After an uninstall no lima-guard runs it.
+  const options = run.options.role === "uninstall" ? [] : wantedOptions(facts, run.options);
+  const event = await lookAtEventProgram(run, user, optionOf(options, "--on-event"));
   const config = join(limaHome, place.name, "lima.yaml");
   const mayRead = instance === "there" ? await permittedTo(run, user, "-r", config) : "yes";
   return { tool, otherTool, isToolAway, event, mayRead };
