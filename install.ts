@@ -846,10 +846,11 @@ export function readLoaded(answer: Answer): Loaded {
   const isEnding = /^(SIG(TERM|KILL)ed|languishing)$/.test(state ?? "");
   const startsByItself = /\b(runatload|keepalive)\b/.test(answer.stdout.match(/^\tproperties = .*$/gm)?.at(-1) ?? "");
   // The last block of them beats what is inherited.
-  const variables = [...answer.stdout.matchAll(/^\t\t(\w+) => (.*)$/gm)].map((
-    [, name = "", value = ""],
-  ) => [name, value]);
-  const environment = /^\tenvironment = \{$/m.test(answer.stdout) ? Object.fromEntries(variables) : undefined;
+  const blocks = [...answer.stdout.matchAll(/^\t(?:\w+ )?environment = \{\n((?:\t\t.*\n)*)/gm)].map(([, block]) =>
+    block
+  );
+  const variables = [...blocks.join("").matchAll(/^\t\t(\w+) => (.*)$/gm)].map(([, name, text]) => [name, text]);
+  const environment = blocks.length === 0 ? undefined : Object.fromEntries(variables);
   const userName = /^\tusername = (.+)$/m.exec(answer.stdout)?.[1];
   const lastExit = [...answer.stdout.matchAll(/^\tlast exit code = (\d+)/gm)].map(([, code]) => Number(code)).at(-1);
   return { kind: "loaded", args, environment, userName, isEnding, path, pid, exitTimeoutS, lastExit, startsByItself };
@@ -2151,6 +2152,12 @@ async function readJobFile(run: InstallRun, place: JobPlace) {
 
 const AT_LOGOUT = "a login agent ends at logout; a headless Mac wants a daemon";
 
+/** Lima's jobs have the names of their files; one with another name has been edited. */
+function refuseOtherLabel({ file, name }: JobPlace, { label }: LaunchdJob): void {
+  if (!label.startsWith("io.lima-vm.") || `${label}.plist` === basename(file)) return;
+  throw new Refusal(`Cannot take ${file}: its Label is ${JSON.stringify(label)}`, `limactl autostart enable ${name}`);
+}
+
 /** All about a job, before anything is decided. Changes nothing. */
 async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const { host, options } = run;
@@ -2158,11 +2165,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const { look } = file;
   const plist = readPlist(decodePlist(file.bytes, place.file), await host.plistReader());
   const job = readJob(plist, place.name);
-  const isLimas = options.plist === undefined && job.label.startsWith("io.lima-vm.");
-  if (isLimas && `${job.label}.plist` !== basename(place.file)) {
-    const hint = `limactl autostart enable ${place.name}`;
-    throw new Refusal(`Cannot take ${place.file}: its Label is ${JSON.stringify(job.label)}`, hint);
-  }
+  if (options.plist === undefined) refuseOtherLabel(place, job);
   const user = await jobUser(run, place, look, job);
   const own = homeOfJob(host, job, user, place.name);
   const home = limaHomeOf(host, job, own, options);
@@ -3239,6 +3242,15 @@ async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
 const NOTHING_REMOVED = { removesJob: false, purged: [], purgedLogs: [], purgedFolder: undefined };
 const NOTHING_PLACED = { guard: undefined, logFolder: undefined, memory: undefined };
 
+/** Refused where launchd would open something on a volume that it does not wait for. */
+function refuseAway(host: InstallHost, { place, plist, user }: JobFacts, job: LaunchdJob): void {
+  const [away] = awayPaths(host, place, job, user);
+  if (away === undefined) return;
+  const logs = ["StandardOutPath", "StandardErrorPath"].filter((key) => nodeOf(plist.root, key));
+  const hint = logs.map((key) => `sudo plutil -remove ${key} ${quote(place.target)}`).join("; ");
+  throw new Refusal(`Cannot install: ${away} ${AWAY}`, hint);
+}
+
 async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> {
   const { host, options } = run;
   const onMac = host.os === "darwin";
@@ -3249,13 +3261,7 @@ async function installTarget(run: InstallRun, facts: JobFacts): Promise<Target> 
   const rewritten = wrapText(facts.plist, facts.job, wanted);
   refuseManaged(run, facts, rewritten.changes.map(({ key, after }) => declaration(key, after)), guard);
   const job = readJob(readPlist(rewritten.text, facts.plist.parse), facts.place.name);
-  const [away] = onMac ? awayPaths(host, facts.place, job, facts.user) : [];
-  if (away !== undefined) {
-    const words = ["StandardOutPath", "StandardErrorPath"].flatMap((key) =>
-      nodeOf(facts.plist.root, key) ? [`sudo plutil -remove ${key} ${quote(facts.place.target)}`] : []
-    );
-    throw new Refusal(`Cannot install: ${away} ${AWAY}`, words.join("; "));
-  }
+  if (onMac) refuseAway(host, facts, job);
   const logs = wanted.moved?.StandardOutPath ?? wanted.moved?.StandardErrorPath;
   const own = rewritten.changes.filter(({ key }) => !["ProgramArguments", "Program", "ExitTimeOut"].includes(key));
   const wrote = Object.fromEntries(own.flatMap(({ key, after }) => after === undefined ? [] : [[key, after]]));

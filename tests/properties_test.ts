@@ -228,12 +228,13 @@ Deno.test("readLsof(): a holder whose number is damaged is left out, and takes n
 
 const value = fc.string({ unit: fc.constantFrom(..."abz09 /.-_={}>()é"), minLength: 1, maxLength: 20 })
   .map((text) => text.trim()).filter((text) => text !== "");
+const variable = fc.string({ unit: fc.constantFrom(..."abzAZ09_"), minLength: 1, maxLength: 8 });
 const job = fc.record({
   path: value,
   state: fc.constantFrom("running", "not running", "SIGTERMed", "SIGKILLed", "spawn scheduled"),
   program: value,
   args: fc.array(value, { minLength: 1, maxLength: 6 }),
-  environment: fc.array(fc.tuple(value, value), { maxLength: 3 }),
+  environment: fc.array(fc.tuple(variable, value), { maxLength: 3 }),
   pid: fc.option(anyPid),
   exitTimeout: fc.option(number(86_400)),
   lastExit: fc.option(number(255)),
@@ -272,6 +273,8 @@ Deno.test("launchctl print: what a job is, is read back from what is printed", (
       assert.deepEqual(readLoaded(answer), {
         kind: "loaded",
         args,
+        environment: Object.fromEntries(environment),
+        userName: undefined,
         isEnding,
         path,
         pid: pid ?? undefined,
