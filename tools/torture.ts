@@ -2,6 +2,7 @@
  * `deno task torture [--minutes N] [--seed S] [--case N] [--replay FILE]`: random states, random kills and random steps
  * of the clock, on real processes in throw-away homes, and after each step the three laws. The seed decides everything
  * that is made (torture_cases.ts); what fails is printed with the way to make it again. Status 1 where a law was broken.
+ * lima-guard searches all processes: beside other tests it needs a PID namespace (`unshare --pid --fork --mount-proc`).
  * `--cycles N [--lanes N]`: starts and stops that leave nothing behind (torture_cycles.ts).
  * @module
  */
