@@ -135,7 +135,7 @@ macTest("home-manager's job is refused, with what to declare in Nix; nothing is 
   const said = JSON.stringify(run.json().blockers);
   assert.match(said, /Nix/);
   assert.match(said, /exec [^ ]*lima-guard --run colima -- /, "the command to declare");
-  assert.match(said, /ExitTimeOut = 60, KeepAlive\.SuccessfulExit = false/);
+  assert.match(said, /ExitTimeOut = 60, KeepAlive = \{\\"SuccessfulExit\\":false\}/);
   assert.deepEqual(mac.tree(), before);
   const printed = await mac.run(["--print", "--plist", file, "colima"], { as: ZOE });
   assert.equal(printed.status, 0, printed.stdout + printed.stderr);

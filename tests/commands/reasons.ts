@@ -40,9 +40,11 @@ const NOTHING = "nothing is unknown";
 
 const ROWS: readonly [because: RegExp, asks: Asks | typeof NOTHING][] = [
   // Sockets: who is at the other end?
-  [/; but (\/.*) (?:takes connections|cannot be asked)/s, lsofOf(first)],
+  [
+    /; but (\/.*) (?:takes connections|cannot be (?:asked|looked at))/s,
+    (...of) => lsofOf(first)(...of) || looksAt(first)(...of),
+  ],
   [/^it (?:takes connections|cannot be asked)/, lsofOf(what)],
-  [/; but (\/.*) cannot be looked at/s, looksAt(first)],
   [/^it cannot be looked at/, looksAt(what)],
   // Processes: is there one, and whose is it?
   [/^whether (?:a process has it open|lima-guard supervises it) is unknown/, lsofOf(what)],
