@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { INSTALL_OPTIONS } from "../install.ts";
 import { EXIT, OPTIONS, worst } from "../lima_guard.ts";
 import { manual } from "../tools/manual.ts";
-import { type Home, project, tempLimaHome, within } from "./helpers/mod.ts";
+import { type Home, killChild, project, tempLimaHome, within } from "./helpers/mod.ts";
 
 const MADE = Object.entries(manual());
 for (const [file, text] of MADE) {
@@ -209,8 +209,13 @@ class Terminal implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    // An end of the input that comes while a command runs is lost; a word waits in the terminal.
+    this.type("exit\r");
     await this.#writer.close();
-    await this.#child.status;
+    const ended = this.#child.status.then(() => {});
+    await within(ended, 15_000, () => `the end of the shell; on the screen:\n${this.#shown}`).finally(() => {
+      killChild(this.#child);
+    });
     await this.#end;
   }
 }
