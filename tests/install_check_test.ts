@@ -153,7 +153,7 @@ function reloaded(mac: FakeMac, text: string, file = `${mac.daemons}/${DAEMON}.p
 
 for (const [what, spoil, words, status = 1] of BROKEN) {
   macTest(`--check is ${status} when ${what}, for root and for the owner`, async () => {
-    const { mac, file } = macWith("daemon");
+    const { mac, file } = macWith("daemon", { quick: true });
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
     for (const as of [ROOT, ZOE]) {
@@ -283,7 +283,7 @@ macTest(
   "logs on another volume are moved to the user's home; a daemon whose user's home is there is refused",
   async () => {
     for (const isHome of [false, true]) {
-      const { mac, file, text } = macWith("daemon");
+      const { mac, file, text } = macWith("daemon", { quick: true });
       await using _ = mac;
       mac.folder(`${mac.root}/logs`, ZOE);
       mac.settings.devices = [{ prefix: isHome ? mac.home : `${mac.root}/logs`, dev: 99 }];
@@ -358,7 +358,7 @@ for (const [what, put, status, words] of PLACES) {
 
 macTest("what --check calls broken in the world install refuses, and does not call done", async () => {
   for (const spoil of [0, 2, 3, 4, 7].map((i) => BROKEN[i]!)) {
-    const { mac, file } = macWith("daemon");
+    const { mac, file } = macWith("daemon", { quick: true });
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
     spoil[1](mac, file);
@@ -383,7 +383,7 @@ macTest("a job that is loaded twice is named with both domains, and refused", as
 });
 
 macTest("what another user may not see is unknown, never gone and never green", async () => {
-  const { mac } = macWith("daemon");
+  const { mac } = macWith("daemon", { quick: true });
   await using _ = mac;
   assert.equal((await mac.run(["--yes", "default"])).status, 0);
   Deno.chmodSync(mac.home, 0o700);
@@ -683,7 +683,7 @@ const HINTS: Hinted[] = [
 ];
 for (const { what, kind, as, args, spoil, find, typed } of HINTS) {
   macTest(`the hint for ${what}, as ${as.name} types it, changes the answer, and nothing of another home`, async () => {
-    const { mac, file } = macWith(kind);
+    const { mac, file } = macWith(kind, { quick: true });
     await using _ = mac;
     // A second home with the same names: sudo keeps HOME, and nothing may be looked for there.
     const theirs = `${mac.root}/home/eve/Library/LaunchAgents/${AGENT}.plist`;
@@ -713,7 +713,7 @@ for (const { what, kind, as, args, spoil, find, typed } of HINTS) {
 }
 
 macTest("--check names the version that runs, the one in place and this one; --restart leaves one", async () => {
-  const { mac } = macWith("daemon");
+  const { mac } = macWith("daemon", { quick: true });
   await using _ = mac;
   assert.equal((await mac.run(["--yes", "default"])).status, 0);
   const dir = `${mac.home}/.lima/default`;

@@ -220,7 +220,7 @@ const plistOf = (mac: FakeMac) => `${mac.daemons}/${DAEMON}.plist`;
 
 for (const [what, spoil, words, args] of SPOILT) {
   macTest(`root changes nothing when ${what}, and a dry run says the same`, async () => {
-    const { mac, job } = macWith("daemon");
+    const { mac, job } = macWith("daemon", { quick: true });
     await using _ = mac;
     spoil(mac);
     const [before, pid] = [mac.tree(), job()!.pid];
@@ -247,7 +247,7 @@ const CELLARS: [what: string, owner: Person, mode: number, isTaken: boolean][] =
 for (const [what, owner, mode, isTaken] of CELLARS) {
   for (const as of [ROOT, ADA]) {
     macTest(`a lima-guard of Homebrew's in folders ${what}, as ${as === ROOT ? "root by sudo" : as.name}`, async () => {
-      const { mac, job } = macWith("daemon");
+      const { mac, job } = macWith("daemon", { quick: true });
       await using _ = mac;
       const cellar = `${mac.root}/opt/homebrew/Cellar/lima-guard/1/bin`;
       const link = `${mac.root}/opt/homebrew/bin/lima-guard`;
@@ -383,7 +383,7 @@ macTest("a dry run of a daemon prints for any person the steps that root would d
 macTest("a lima-guard in a folder that is emptied at boot is refused", async () => {
   const folder = Deno.makeTempDirSync({ dir: "/tmp", prefix: "guard-" });
   try {
-    const { mac, job } = macWith("daemon");
+    const { mac, job } = macWith("daemon", { quick: true });
     await using _ = mac;
     Deno.chmodSync(folder, 0o755);
     mac.settings.devices = [{ prefix: "/tmp", dev: Deno.lstatSync("/").dev }];
@@ -402,7 +402,7 @@ macTest("a lima-guard in a folder that is emptied at boot is refused", async () 
 
 macTest("what another user could have noted beside a plist is not remembered", async () => {
   for (const [owner, mode, acl] of [[ADA, 0o644], [ROOT, 0o666], [ROOT, 0o664], [ROOT, 0o644, "user:eve"]] as const) {
-    const { mac, file, text, job } = macWith("daemon");
+    const { mac, file, text, job } = macWith("daemon", { quick: true });
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
     const other = mac.putGuard(`${mac.system}/opt/lima-guard`);
@@ -539,7 +539,7 @@ for (const umask of [0o000, 0o022, 0o027, 0o077]) {
           umask,
         ], ["agent", ZOE, 0o022]] as const
       ) {
-        const { mac } = macWith(kind);
+        const { mac } = macWith(kind, { quick: true });
         await using _ = mac;
         const run = await mac.run(["--yes", "default"], { as, umask: mask });
         assert.equal(run.status, 0, run.stdout + run.stderr);
@@ -673,7 +673,7 @@ macTest(
   "the line that is printed can be typed, and does the same; a LIMA_HOME of the shell is not in it, and is said",
   async () => {
     for (const canSudo of [true, false]) {
-      const { mac, job } = macWith("daemon");
+      const { mac, job } = macWith("daemon", { quick: true });
       await using _ = mac;
       if (!canSudo) mac.conf("sudo=denied");
       const env = { LIMA_HOME: "/nonsense", COLIMA_HOME: "/nonsense", XDG_CONFIG_HOME: "/nonsense" };
@@ -691,7 +691,7 @@ macTest(
         : /\(hint: (sudo [^)]*)\)/.exec(first.stdout)?.[1];
       assert.ok(line !== undefined && !line.includes("nonsense"), first.stdout + first.stderr);
       // The same Mac once more, where nothing has been run.
-      const { mac: other, job: otherJob } = macWith("daemon");
+      const { mac: other, job: otherJob } = macWith("daemon", { quick: true });
       await using _other = other;
       const run = await other.type(line.replaceAll(mac.root, other.root), ADA);
       assert.equal(run.code, 0, run.output);
@@ -730,7 +730,7 @@ macTest("a refusal comes before the prompt; a sudo that refuses is 77; nothing i
     [ADA, () => {}, { SUDO_UID: "501" }, 77, 0],
   ];
   for (const [as, spoil, env, status, sudos] of rows) {
-    const { mac, job } = macWith("daemon");
+    const { mac, job } = macWith("daemon", { quick: true });
     await using _ = mac;
     spoil(mac);
     const [before, pid] = [mac.tree(), job()!.pid];
@@ -889,7 +889,7 @@ const BESIDE: Beside[] = [
 ];
 for (const { what, kind, put, as, status, words } of BESIDE) {
   macTest(`beside a guarded ${kind}, ${what}: --check and --install say ${status}`, async () => {
-    const { mac, as: owner } = macWith(kind);
+    const { mac, as: owner } = macWith(kind, { quick: true });
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"], { as: owner })).status, 0);
     put(mac);
@@ -930,7 +930,7 @@ macTest("--sign signs an agent's guard as well, before it is placed, also one th
 
 macTest("codesign that signs nothing is a refusal with its words, and leaves no copy", async () => {
   for (const kind of ["daemon", "agent"] as const) {
-    const { mac, as } = macWith(kind);
+    const { mac, as } = macWith(kind, { quick: true });
     await using _ = mac;
     const before = mac.tree();
     mac.fault("force:1 1");
@@ -945,7 +945,7 @@ macTest("codesign that signs nothing is a refusal with its words, and leaves no 
 macTest(
   "--sign by root himself finds no identity, which is said, and the old job is in force; ad hoc needs none",
   async () => {
-    const { mac, text, file, job } = macWith("daemon");
+    const { mac, text, file, job } = macWith("daemon", { quick: true });
     await using _ = mac;
     const before = mac.tree();
     const run = await mac.run(["--yes", "--json", "--sign", "Dev ID", "default"]);
