@@ -2551,16 +2551,20 @@ async function ps(host: Host, which: readonly number[] | "all", limitMs: number)
   if (code !== 0 && !isNone) return { trouble: "other", why: `ps failed with status ${code}: ${stderr.trim()}` };
   // Apple's ps ends so where its sysctl fails.
   if (code === 0 && stdout.trim() === "") return { trouble: "other", why: `ps printed nothing: ${stderr.trim()}` };
-  const table = readPs(stdout);
-  const why = which === "all" ? whyUnbelievable(table, host.pid) : undefined;
-  return why === undefined ? { ok: table } : { trouble: "other", why };
+  return { ok: readPs(stdout) };
 }
 
-/** A list of all processes shows the one that asks, with its command, and no row that cannot be read. */
-function whyUnbelievable(table: PsTable, ownPid: number): string | undefined {
-  if (table.unreadable.length > 0) return "ps printed rows that cannot be read";
-  const own = table.rows.find((r) => r.pid === ownPid);
-  return own === undefined || own.command === "" ? "ps did not list lima-guard itself with its command" : undefined;
+/**
+ * All processes, and what makes it doubtful that these are all: a row that cannot be read, or none of lima-guard itself
+ * with its command. What a row proves holds all the same.
+ */
+async function allProcesses(host: Host, limitMs: number): Promise<{ rows: readonly ProcessRow[]; doubt?: string }> {
+  const table = await ps(host, "all", limitMs);
+  if (table.trouble) return { rows: [], doubt: table.why };
+  const { rows, unreadable } = table.ok;
+  if (unreadable.length > 0) return { rows, doubt: "ps printed rows that cannot be read" };
+  if (rows.some((row) => row.pid === host.pid && row.command !== "")) return { rows };
+  return { rows, doubt: "ps did not list lima-guard itself with its command" };
 }
 
 /** What ps and lsof need: LC_ALL=C would hide each byte beyond ASCII; zone and language keep start times comparable. */
@@ -2694,15 +2698,15 @@ async function scanAllProcesses(
   psMs: number,
 ): Promise<Pick<Observation, "alive" | "unknowns">> {
   const what = `all processes, for those of ${instance.name} that no PID file names`;
-  const table = await ps(host, "all", psMs);
-  if (table.trouble) {
-    const unknowns = [{ what, because: table.why, hint: psCommand() }];
+  const { rows, doubt } = await allProcesses(host, psMs);
+  if (doubt !== undefined) {
+    const unknowns = [{ what, because: doubt, hint: psCommand() }];
     return { alive: [], unknowns: [...unknowns, ...answering.map((a) => unownedSocket(a, []))] };
   }
   const alive: VerifiedProcess[] = [];
   const unknowns: Diagnostic[] = [];
   const naming: { pid: number; program: string }[] = [];
-  for (const row of table.ok.rows) {
+  for (const row of rows) {
     if (row.stat.startsWith("Z") || row.pid === host.pid || known.some((p) => p.row.pid === row.pid)) continue;
     if (spellings(instance.dir).some((dir) => row.command.includes(`${dir}/`))) {
       naming.push({ pid: row.pid, program: programWords(row.command, isFileOn(host)) });
@@ -3486,10 +3490,9 @@ async function everyInstance(ctx: Context, homes: Homes) {
   const { host } = ctx;
   const trouble = homeTrouble(host, homes.paths[0] ?? "");
   if (trouble && (homes.isExplicit || trouble.status !== EXIT.noInstance)) return trouble;
-  const table = homes.isExplicit && ctx.role !== "stop" ? undefined : await ps(host, "all", PS_LIMIT_MS);
-  const living = runningInstances((table?.ok?.rows ?? []).filter((row) => row.uid === host.uid));
-  const all = [...homes.paths, ...homes.isExplicit ? [] : living.map((one) => one.home)]
-    .map((path) => realHome(host, path));
+  const { rows, doubt } = homes.isExplicit ? { rows: [] } : await allProcesses(host, PS_LIMIT_MS);
+  const living = runningInstances(rows.filter((row) => row.uid === host.uid));
+  const all = [...homes.paths, ...living.map((one) => one.home)].map((path) => realHome(host, path));
   // Two spellings of one directory are one home: macOS does not tell upper case from lower.
   const once = all.filter((home, i) => all.findIndex((other) => isSameDirectory(host, home, other)) === i);
   const listed = once.map((home) => ({ home, names: allInstances(host, home) }));
@@ -3499,26 +3502,44 @@ async function everyInstance(ctx: Context, homes: Homes) {
   for (const { name, dir } of once.flatMap((home) => linkedInstances(host, home))) {
     ctx.say("info", { name }, `${dir} is a link, which --all and Lima's own list leave out`);
   }
-  // What lives and is not listed: its lima.yaml is gone, or it was started through a link.
-  const unlisted = living.filter(({ name, home }) =>
-    once.some((other) => isSameDirectory(host, other, home)) &&
-    !wanted.some((one) => one.name === name && isSameDirectory(host, one.home ?? "", home))
-  );
+  const unlisted = notAmong(host, living, wanted);
+  // After a stop all processes are looked at anew.
+  const isAtOnce = ctx.role !== "stop";
   // Whether that is all could not be found out.
   const unknown = [
-    ...await Promise.all(unlisted.map((one) => stillLives(ctx, one))),
+    ...await Promise.all(unlisted.filter(() => isAtOnce).map((one) => stillLives(ctx, one))),
     ...listed.flatMap(({ home, names }) =>
       names.trouble === undefined || names.trouble === "absent"
         ? []
         : notListed(names.why, home, lookCommand(nearestVisible(host, home)))
     ),
-    ...table?.trouble ? [notListed(table.why)] : [],
+    ...doubt !== undefined && isAtOnce ? [notListed(doubt)] : [],
   ];
-  if (wanted.length > 0 || homes.isExplicit || unknown.length > 0) return { ok: wanted, unknown };
+  const isAny = wanted.length + unknown.length + unlisted.length > 0 || doubt !== undefined;
+  if (isAny || homes.isExplicit) return { ok: wanted, unknown };
   if (trouble && host.linkTarget(homes.paths[0] ?? "").ok !== undefined) return trouble;
   const there = trouble ? trouble.because : "no instance is there";
   const because = `${there}, nor is one in ${homes.paths.slice(1).join(", ")}; and no host agent of this user lives`;
   return { because, status: EXIT.noInstance };
+}
+
+/** What lives and is not served: its lima.yaml is gone, or it was started through a link that leads out of the home. */
+function notAmong(host: Host, living: readonly RunningInstance[], served: readonly Requested[]): RunningInstance[] {
+  const dirs = served.map(({ home, name }) => realHome(host, join(home ?? "", name)));
+  const known = new Set(dirs);
+  const isServed = ({ dir }: RunningInstance) =>
+    known.has(realHome(host, dir)) || dirs.some((other) => sameDirectoryOn(host)(other, dir) === "same");
+  return living.filter((one) => !isServed(one));
+}
+
+/** What of this user lives after `--stop --all` although none of these instances is it. */
+async function leftOver(ctx: Context, homes: Homes, served: readonly Requested[]): Promise<Report[]> {
+  const { host } = ctx;
+  const { rows, doubt } = await allProcesses(host, PS_LIMIT_MS / 5);
+  const isMeant = ({ home }: RunningInstance) => !homes.isExplicit || isSameDirectory(host, home, homes.paths[0] ?? "");
+  const living = runningInstances(rows.filter((row) => row.uid === host.uid)).filter(isMeant);
+  const reports = await Promise.all(notAmong(host, living, served).map((one) => stillLives(ctx, one)));
+  return [...reports, ...doubt === undefined ? [] : [notListed(doubt)]];
 }
 
 /** Links to instance directories: `--all` leaves them out, as Lima does. */
@@ -4543,7 +4564,8 @@ async function lockFor(ctx: Context, instance: Instance, limitMs: number, waited
   const asked = isStop && holder?.role === "run" ? await askToStop(ctx, instance, held, holder) : undefined;
   const stopping = isStop && (holder?.role === "stop" || holder?.phase === "stopping" || asked?.kind === "done");
   const graceMs = Math.max(0, stageLimits(limitMs / 1000).agent * 1000 - (ctx.host.clockMs() - askedMs));
-  const waitMs = ctx.role === "stop" && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : limitMs;
+  const leftMs = Math.max(0, limitMs - (ctx.host.clockMs() - askedMs));
+  const waitMs = ctx.role === "stop" && !stopping ? Math.min(LOCK_WAIT_MS, graceMs) : leftMs;
   const who = describeHolder(holder);
   if (!waited) ctx.say("info", instance, `waits up to ${Math.round(waitMs / 1000)} s for ${who}`);
   // A person who interrupts has waited enough.
@@ -4625,10 +4647,9 @@ const OWNER_RESERVE_MS = 3_000;
 /** As root: what is meant of all that lives, each with the next command for it. With `--pre` that is other users'. */
 async function livingReports(ctx: Context, isMeant: (one: RunningInstance) => boolean): Promise<Report[]> {
   const { host, role } = ctx;
-  const table = await ps(host, "all", PS_LIMIT_MS);
-  if (table.trouble) return [notListed(table.why)];
-  const living = runningInstances(table.ok.rows).filter(isMeant);
-  return await Promise.all(living.map(async (one) => {
+  const { rows, doubt } = await allProcesses(host, PS_LIMIT_MS);
+  const living = runningInstances(rows).filter(isMeant);
+  const reports = await Promise.all(living.map(async (one) => {
     if (role !== "pre") return await stillLives(ctx, one);
     const { uid, pid, name, home, dir } = one;
     const sudoUser = (await userName(host, uid)).ok;
@@ -4637,6 +4658,7 @@ async function livingReports(ctx: Context, isMeant: (one: RunningInstance) => bo
     const blockers = [{ what: dir, because, hint }];
     return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
   }));
+  return [...reports, ...doubt === undefined ? [] : [notListed(doubt)]];
 }
 
 /** A Lima home of one user, to be served by that user's own lima-guard. */
@@ -4673,8 +4695,8 @@ async function daemonHomes(host: Host): Promise<OwnedHome[]> {
 async function wholeMachine(ctx: Context): Promise<Report[]> {
   const { host } = ctx;
   const deadlineMs = host.clockMs() + ctx.budgetS * 1000;
-  const table = await ps(host, "all", PS_LIMIT_MS);
-  const living = runningInstances(table.ok?.rows ?? []).filter(({ uid }) => uid !== host.uid);
+  const { rows, doubt } = await allProcesses(host, PS_LIMIT_MS);
+  const living = runningInstances(rows).filter(({ uid }) => uid !== host.uid);
   const entries = new Map<number, Result<UserEntry | undefined>>();
   for (const uid of new Set(living.map((one) => one.uid))) entries.set(uid, await userEntry(host, String(uid)));
   const served: OwnedHome[] = living.flatMap(({ uid, home }) => {
@@ -4693,7 +4715,7 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
     const because = `uid ${uid} ${why}: lima-guard cannot be run for it`;
     return [{ ...notListed(because, dir, psCommand(pid)), name, home }];
   });
-  return [...reported, ...unserved, ...table.trouble ? [notListed(table.why)] : []];
+  return [...reported, ...unserved, ...doubt === undefined ? [] : [notListed(doubt)]];
 }
 
 /** This program again: the compiled binary, or Deno with the options that it was started with. */
@@ -5036,19 +5058,16 @@ const START_TURN_MS = 120_000;
 async function acquireStartSlot(run: Run, ctx: Context, instance: Instance): Promise<boolean> {
   if (run.startLock) return true;
   const { host } = ctx;
-  const dir = join(instance.home, "_lima-guard");
-  host.makeDir(dir);
-  const open = () => host.openLock(join(dir, "start.lock"), true);
-  let file = open();
-  if (file.trouble === "other") ctx.say("warn", instance, `waits for its turn: ${file.why}`);
-  // Too many open files, for example: that passes, and another instance may be booting.
-  for (
-    const endMs = host.clockMs() + START_TURN_MS;
-    file.trouble === "other" && host.clockMs() < endMs;
-    file = open()
-  ) {
+  const path = join(instance.home, "_lima-guard", "start.lock");
+  host.makeDir(dirname(path));
+  let file = host.openLock(path, true);
+  // Too many open files, for example: that passes, and who has the lock may be booting.
+  const mayPass = () => file.trouble === "other" && host.stat(path).ok?.kind === "file";
+  if (file.trouble && mayPass()) ctx.say("warn", instance, `waits for its turn: ${file.why}`);
+  for (const endMs = host.clockMs() + START_TURN_MS; mayPass() && host.clockMs() < endMs;) {
     await host.pause(FIRST_PAUSE_MS);
     throwIfOvertaken(ctx);
+    file = host.openLock(path, true);
   }
   if (file.trouble) {
     ctx.say("warn", instance, `starts without waiting for its turn: ${file.why}`);
@@ -5300,8 +5319,12 @@ async function becomeRunning(run: Run, instance: Instance): Promise<void> {
 /** Running is the VM; the guest is there once the host agent has reported it. Then the ready session is made at once. */
 async function becomeBooted(run: Run, instance: Instance): Promise<void> {
   const { ctx } = run;
-  while (!hasReportedRunning(ctx.host, instance)) {
-    if (run.ended !== undefined || run.stopMs !== undefined) return;
+  const endMs = ctx.host.clockMs() + BOOT_WINDOW_S * 1000;
+  for (;;) {
+    const isUp = hasReportedRunning(ctx.host, instance);
+    if (isUp) break;
+    const isOver = run.ended !== undefined || run.stopMs !== undefined || ctx.host.clockMs() >= endMs;
+    if (isOver || isUp === undefined) return;
     await ctx.host.pause(nextLookMs(run));
   }
   const seconds = secondsSince(ctx.host, run.startedMs);
@@ -6103,7 +6126,8 @@ async function serveRequest(host: Host, invocation: Invocation, args: readonly s
     return await superviseRun({ ctx, homes, name: names[0] ?? "", command: [program, ...rest] });
   }
   const { own, isLate } = await serveAll(ctx, wanted.ok, invocation);
-  const served = [...own, ...others, ...await machine, ...wanted.unknown];
+  const left = role === "stop" && all && !isMachine ? await leftOver(ctx, homes, wanted.ok) : [];
+  const served = [...own, ...others, ...await machine, ...wanted.unknown, ...left];
   const reports = isMachine ? [...served, ...await stillLiving(ctx, served)] : served;
   const named = withHomes(reports);
   const text = role === "status" ? formatStatus(named, invocation.verbose) : formatReports(named, dryRun);

@@ -167,6 +167,31 @@ for (const [what, pattern] of Object.entries(HALF_LISTS)) {
   });
 }
 
+Deno.test("an instance that was started through a link is served once by --all, and not found beside itself", async () => {
+  await using home = await tempLimaHome({ name: "home/.lima" });
+  const k3s = home.instance("k3s");
+  Deno.symlinkSync(k3s.dir, `${home.lima}/alias`);
+  await using _ = await startAgent(Object.create(k3s, { name: { value: "alias" } }));
+  for (const args of [["--status"], ["--pre", "--all"], ["--stop", "--all"]]) {
+    const { status, json, stdout } = await runGuard(home, [...args, "--json"], { env: BARE });
+    assert.deepEqual([status, json().instances.length, json().instances[0].name], [0, 1, "k3s"], stdout);
+  }
+});
+
+for (const [what, pattern] of Object.entries(HALF_LISTS)) {
+  Deno.test(`a list of all processes ${what}: what it proves to live in another home is stopped all the same, and 75`, async () => {
+    await using home = await tempLimaHome();
+    await using _ = await startAgent(home.instance("k3s"));
+    const twisted = guardWith({ programs: { ps: { does: "lie", pattern, by: "" } } });
+    const { status, stdout } = await runGuard(home, ["--stop", "--all", "--timeout", "20"], {
+      ...twisted,
+      env: { ...twisted.env, ...BARE },
+    });
+    assert.equal(status, 75, stdout);
+    assert.match(stdout, /^k3s: stopped gracefully/m);
+  });
+}
+
 Deno.test("another program's home cannot be listed: --all serves the others, and is not 0", async () => {
   await using home = await tempLimaHome();
   instanceIn(home, `${home.user}/.lima`, "a");

@@ -25,6 +25,8 @@ export interface Twist {
   readonly lockMs?: number;
   /** What becomes of every attempt to open a lock, or to take it. */
   readonly locks?: "other" | "unsupported";
+  /** This lock cannot be opened for now: until the file that is named like it, with `.open`, is there. */
+  readonly lockedOut?: string;
   /** Its own number is written into these files before it begins. */
   readonly ownPidInto?: readonly string[];
   /**
@@ -180,7 +182,8 @@ function twisted(real: Host, twist: Twist): Host {
       return rest;
     },
     openLock: (path, create) => {
-      if (twist.locks === "other") return { trouble: "other", why: "Too many open files (os error 24)" };
+      const isLockedOut = path === twist.lockedOut && real.stat(`${path}.open`).trouble !== undefined;
+      if (twist.locks === "other" || isLockedOut) return { trouble: "other", why: "Too many open files (os error 24)" };
       const opened = around(`openLock ${path}`, () => real.openLock(path, create));
       if (opened.trouble) return opened;
       if (twist.locks) opened.ok.tryLock = () => ({ trouble: "unsupported", why: "Operation not supported" });
