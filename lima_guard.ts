@@ -3503,7 +3503,7 @@ async function everyInstance(ctx: Context, homes: Homes) {
     ctx.say("info", { name }, `${dir} is a link, which --all and Lima's own list leave out`);
   }
   const unlisted = notAmong(host, living, wanted);
-  // After a stop all processes are looked at anew.
+  // After a stop all processes are looked at again.
   const isAtOnce = ctx.role !== "stop";
   // Whether that is all could not be found out.
   const unknown = [
