@@ -2348,7 +2348,8 @@ function awayPaths(host: InstallHost, { kind }: JobPlace, job: LaunchdJob, user:
   const volumeOf = (path: string) => pathComponents(host, path).way.findLast((look) => look.kind !== "link")?.dev;
   return [folder, stdoutPath, stderrPath].filter((path): path is string => {
     const whole = path?.startsWith("/") ? path : join(folder, path ?? "/");
-    return path !== undefined && isOtherVolume(host, whole) &&
+    // /dev is there before any job, as a volume of its own.
+    return path !== undefined && !isUnder(whole, "/dev") && isOtherVolume(host, whole) &&
       !(kind !== "daemon" && volumeOf(whole) === volumeOf(user.home));
   });
 }
@@ -4036,7 +4037,8 @@ function lookAtPath(path: string): Looked {
     const kind = isSymlink ? "link" : isFile ? "file" : isDirectory ? "directory" : "other";
     return { path, kind, uid: uid ?? -1, gid: gid ?? -1, mode: (mode ?? 0) & 0o7777, dev, ino: ino ?? 0, size };
   } catch (error) {
-    if (error instanceof Deno.errors.PermissionDenied) return "denied";
+    // Deno itself looks at nothing in /dev and /proc without more permissions.
+    if (error instanceof Deno.errors.PermissionDenied || error instanceof Deno.errors.NotCapable) return "denied";
     if (error instanceof Deno.errors.NotFound) return "absent";
     if (error instanceof Error && "code" in error && error.code === "ENOTDIR") return "absent";
     throw error;

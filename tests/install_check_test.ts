@@ -299,6 +299,20 @@ macTest(
   },
 );
 
+macTest("a job that logs to /dev/null, or to a file that Deno may not look at, keeps its logs", async () => {
+  for (const [quick, log] of [[true, "/dev/null"], [false, "/dev/null"], [false, "/proc/self/log"]] as const) {
+    const { mac, file, text } = macWith("daemon", { quick });
+    await using _ = mac;
+    const now = mac.daemon("default", text.replace("launchd.stderr.log", log));
+    reloaded(mac, Deno.readTextFileSync(now));
+    for (const role of ["--install", "--check"]) {
+      const run = await mac.run([role, "--yes", "default"]);
+      assert.equal(run.status, 0, `${role} ${log}: ${run.stdout}${run.stderr}`);
+    }
+    if (log === "/dev/null") assert.ok(Deno.readTextFileSync(file).includes(`<string>${log}</string>`));
+  }
+});
+
 // Where a guarded agent's file is put, or what is done to it; the status of --check of that file, and what is said.
 const PLACES: [what: string, put: (mac: FakeMac, file: string) => string, status: number, words: RegExp][] = [
   ["a copy in another folder", (mac, file) => moved(file, `${mac.home}/copy.plist`), 1, /launchd reads no job from/],
