@@ -3905,7 +3905,8 @@ async function runCommand(run: InstallRun): Promise<number> {
   const done = reports.filter((r) => r.status === EXIT.done);
   const text = options.print ? done.map((r) => r.diff).join("") : formatJobs(reports, options.dryRun);
   // A look at no job at all is not green.
-  if (options.role === "check" && reports.every((r) => r.state === "not tried")) statuses.push(EXIT.noInstance);
+  const isNone = statuses.length === 0 && reports.every((r) => r.state === "not tried");
+  if (options.role === "check" && isNone) statuses.push(EXIT.noInstance);
   const lost = host.stdout(options.json ? jobsToJson(options.role, reports) : text);
   if (lost !== undefined) host.stderr(`lima-guard: Cannot write the result: ${lost}\n`);
   if (options.print && !options.json) host.stderr(formatJobs(reports.filter((r) => !done.includes(r)), false));

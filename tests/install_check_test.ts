@@ -313,6 +313,18 @@ macTest("a job that logs to /dev/null, or to a file that Deno may not look at, k
   }
 });
 
+macTest("root's --check of a login agent ends as its user's does, with and without --json", async () => {
+  const { mac, file } = macWith("agent");
+  await using _ = mac;
+  for (const status of [1, 0]) {
+    for (const more of [[], ["--json"]]) {
+      const run = await mac.run(["--check", ...more, "--plist", file, "default"]);
+      assert.equal(run.status, status, run.stdout + run.stderr);
+    }
+    if (status > 0) assert.equal((await mac.run(["--yes", "default"], { as: ZOE })).status, 0);
+  }
+});
+
 // Where a guarded agent's file is put, or what is done to it; the status of --check of that file, and what is said.
 const PLACES: [what: string, put: (mac: FakeMac, file: string) => string, status: number, words: RegExp][] = [
   ["a copy in another folder", (mac, file) => moved(file, `${mac.home}/copy.plist`), 1, /launchd reads no job from/],
