@@ -1560,16 +1560,19 @@ function judgeWorld(facts: JobFacts, world: WorldFacts): Finding[] {
   const { job, place, limaHome, instance, domains, user } = facts;
   const dir = join(limaHome, place.name);
   const other = world.otherTool === undefined ? "" : `; there is one at ${world.otherTool}`;
+  const { command: [program = ""] } = job;
+  const isWhole = program.startsWith("/");
   return [
     ["trouble", instance === "gone", `the instance is gone: there is no ${dir}/lima.yaml`],
     ["unknown", instance === "volume missing", `${dir} is on a volume that is not mounted now`],
     ["unknown", instance === "hidden", `${dir} may not be looked at by this user`],
     ["trouble", world.mayRead === "no", `${user.name} may not read ${dir}/lima.yaml`],
     ["unknown", world.mayRead === "unknown", `whether ${user.name} may read ${dir}/lima.yaml was not answered`],
-    ["trouble", world.tool === "gone", `the program ${job.command[0]} is gone${other}`],
-    ["trouble", world.tool === "closed", `${user.name} may not run ${job.command[0]}`],
-    ["trouble", world.isToolAway, `the program ${job.command[0]} ${AWAY}`],
-    ["unknown", world.tool === "hidden", `the program ${job.command[0]} may not be looked at by this user`],
+    ["trouble", world.tool === "gone", `the program ${program} is gone${other}`],
+    ["trouble", world.tool === "closed", `${user.name} may not run ${program}`],
+    ["trouble", world.isToolAway, `the program ${program} ${AWAY}`],
+    ["unknown", world.tool === "hidden" && isWhole, `the program ${program} may not be looked at by this user`],
+    ["unknown", world.tool === "hidden" && !isWhole, `where launchd finds the program ${program} is not known`],
     [world.event?.kind ?? "note", world.event !== undefined, `--on-event: ${world.event?.why}`],
     ["trouble", domains.length > 1, `the job is loaded twice: in ${domains.join(" and in ")}`],
   ];
@@ -2474,17 +2477,21 @@ async function lookAtProgram(run: InstallRun, user: User, path: string): Promise
 /** The program of the job's command, and what else must be there at the next start. */
 async function lookAtWorld(run: InstallRun, facts: JobFacts): Promise<WorldFacts> {
   const { host } = run;
-  const { job, user, limaHome, place, instance } = facts;
+  const { job, user, limaHome, place, instance, loaded } = facts;
   const unseen = { tool: "there", otherTool: undefined, isToolAway: false, event: undefined, mayRead: "yes" } as const;
   if (host.os !== "darwin") return unseen;
   const program = job.command[0] ?? "";
-  const folders = program.startsWith("/") ? [""] : (job.environment["PATH"] ?? OWN_PATH).split(":");
+  // What the plist does not say launchd may have from `launchctl config`, and prints of a job that is loaded.
+  const ofLaunchd = loaded.kind === "loaded" ? loaded.environment?.["PATH"] : undefined;
+  const searched = program.startsWith("/") ? "" : job.environment["PATH"] ?? ofLaunchd;
+  const folders = (searched ?? OWN_PATH).split(":");
   const looks: { path: string; tool: WorldFacts["tool"] }[] = [];
   for (const path of folders.map((dir) => join(dir, program))) {
     looks.push({ path, tool: await lookAtProgram(run, user, path) });
   }
   const known = ["there", "closed", "hidden"] as const;
-  const tool = known.find((kind) => looks.some((look) => look.tool === kind)) ?? "gone";
+  const tool = known.find((kind) => looks.some((look) => look.tool === kind)) ??
+    (searched === undefined ? "hidden" : "gone");
   const found = looks.find((look) => look.tool === "there");
   const isToolAway = found !== undefined && isProgramAway(host, facts, found.path);
   const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
@@ -3638,6 +3645,10 @@ async function checkHint(run: InstallRun, facts: JobFacts, found: { world: World
   if (fileTrouble) return fileTrouble.hint;
   if (instance === "gone" || domains.length > 1 || found.world.tool === "gone") {
     return await troubleHint(run, facts, found.world);
+  }
+  const { command: [program = ""] } = job;
+  if (found.world.tool === "hidden" && !program.startsWith("/") && found.troubles.length === 0) {
+    return `write the whole path of ${program} into ${place.file}, then ${commandFor(run, facts, { role: "install" })}`;
   }
   const sudo = run.host.uid !== 0 && domain === "system" ? "sudo " : "";
   // An install would change nothing.

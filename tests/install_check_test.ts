@@ -325,6 +325,37 @@ macTest("root's --check of a login agent ends as its user's does, with and witho
   }
 });
 
+macTest(
+  "limactl as a bare name is looked for on launchd's PATH; where that is not known, install goes on",
+  async () => {
+    for (const isLoaded of [true, false]) {
+      const { mac, file, text, job } = macWith("agent");
+      await using _ = mac;
+      const bare = text.replace(/<string>[^<]*\/limactl</, "<string>limactl<");
+      const variables = `<key>PATH</key><string>/usr/bin:${mac.root}/opt/homebrew/bin</string>`;
+      const own = bare.replace(
+        "<key>RunAtLoad",
+        `<key>EnvironmentVariables</key><dict>${variables}</dict><key>RunAtLoad`,
+      );
+      mac.lose("gui/501", AGENT);
+      mac.write(file, own, ZOE);
+      if (isLoaded) mac.load("gui/501", file);
+      mac.write(file, bare, ZOE);
+      const run = await mac.run(["--yes", "default"], { as: ZOE });
+      assert.equal(run.status, 0, run.stdout);
+      assert.match(Deno.readTextFileSync(file), /--run/);
+      assert.equal(job() !== undefined, isLoaded);
+      if (isLoaded) continue;
+      const checked = await mac.run(["--check", "default"], { as: ZOE });
+      assert.equal(checked.status, 75, checked.stdout);
+      assert.match(
+        checked.stdout,
+        /where launchd finds the program limactl is not known.*hint: write the whole path of/,
+      );
+    }
+  },
+);
+
 // Where a guarded agent's file is put, or what is done to it; the status of --check of that file, and what is said.
 const PLACES: [what: string, put: (mac: FakeMac, file: string) => string, status: number, words: RegExp][] = [
   ["a copy in another folder", (mac, file) => moved(file, `${mac.home}/copy.plist`), 1, /launchd reads no job from/],
