@@ -1995,7 +1995,13 @@ async function agentsFolder(run: InstallRun, folder: string): Promise<string | u
   const uids = new Set(owners.flatMap((look) => isThere(look) && look.uid !== 0 ? [look.uid] : []));
   const known = [join(dirname(host.folders.daemons), AGENTS)];
   for (const uid of uids) known.push(join((await userOf(run, String(uid))).home, "Library", AGENTS));
-  return known.find((path) => (host.realPath(path).ok ?? path) === folder);
+  return known.find((path) => isSameFolder(host, path, folder));
+}
+
+/** Also where a folder has two names and no link leads from one to the other, as on the Data volume. */
+function isSameFolder(host: InstallHost, ...paths: [string, string]): boolean {
+  const [a = "absent", b = "absent"] = paths.map((path) => host.stat(host.realPath(path).ok ?? path));
+  return isThere(a) && isThere(b) && a.dev === b.dev && a.ino === b.ino;
 }
 
 async function jobPlaceOf(run: InstallRun, name: string, named: string): Promise<JobPlace> {
@@ -2009,7 +2015,8 @@ async function jobPlaceOf(run: InstallRun, name: string, named: string): Promise
   const folder = host.realPath(dirname(named)).ok ?? dirname(named);
   const isRead = /\.plist(\.before-lima-guard)?$/.test(named);
   const daemons = host.realPath(host.folders.daemons).ok ?? host.folders.daemons;
-  const isDaemon = isRead && [folder, dirname(target)].includes(daemons);
+  const isAmong = isSameFolder(host, folder, daemons);
+  const isDaemon = isRead && (isAmong || isSameFolder(host, dirname(target), daemons));
   const agents = isRead ? await agentsFolder(run, folder) : undefined;
   const isAgent = agents !== undefined;
   const kind = isDaemon ? "daemon" : isAgent ? "agent" : "file";
@@ -2020,7 +2027,9 @@ async function jobPlaceOf(run: InstallRun, name: string, named: string): Promise
   const owned = host.stat(isAgent ? folder : target);
   if (!isThere(owned)) throw new Refusal(`Cannot read ${named}`, `ls -l ${quote(named)}`, EXIT.noInstance);
   const changer = isDaemon ? 0 : owned.uid;
-  return { name, kind, file: join(agents ?? folder, basename(named)), target, beside: target, changer, unread: [] };
+  const file = join(agents ?? (isAmong ? daemons : folder), basename(named));
+  const own = host.realPath(file).ok ?? target;
+  return { name, kind, file, target: own, beside: own, changer, unread: [] };
 }
 
 /** Every file, folder and link on the way to a path, as far as it can be seen. */

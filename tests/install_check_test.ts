@@ -356,6 +356,24 @@ macTest(
   },
 );
 
+macTest(
+  "a daemon's plist that is named on the Data volume is launchd's: check, and uninstall gives it back",
+  async () => {
+    const { mac, file, text, job } = macWith("daemon", { quick: true });
+    await using _ = mac;
+    const named = mac.firmlinked(file);
+    for (
+      const [role, words] of [["--install", /./], ["--check", /guarded: .* running/], ["--uninstall", /./]] as const
+    ) {
+      const run = await mac.run([role, "--yes", "--plist", named, "default"]);
+      assert.equal(run.status, 0, run.stdout);
+      assert.match(run.stdout, words);
+    }
+    assert.equal(Deno.readTextFileSync(file), text);
+    assert.ok(!job()!.args.includes("--run"));
+  },
+);
+
 // Where a guarded agent's file is put, or what is done to it; the status of --check of that file, and what is said.
 const PLACES: [what: string, put: (mac: FakeMac, file: string) => string, status: number, words: RegExp][] = [
   ["a copy in another folder", (mac, file) => moved(file, `${mac.home}/copy.plist`), 1, /launchd reads no job from/],
@@ -376,6 +394,12 @@ const PLACES: [what: string, put: (mac: FakeMac, file: string) => string, status
       Deno.symlinkSync(`${mac.home}/dotfiles`, mac.agents);
       return file;
     },
+    0,
+    /guarded: .* running/,
+  ],
+  [
+    "a LaunchAgents that is named on the Data volume",
+    (mac, file) => mac.firmlinked(file),
     0,
     /guarded: .* running/,
   ],
