@@ -244,6 +244,8 @@ interface JobPlace {
   readonly changer: number;
   /** Plists that may not be read, and may start the instance too. */
   readonly unread: readonly string[];
+  /** Of several the one that is this user's: another user has to name it. */
+  readonly isChosen: boolean;
 }
 
 /** All about a job, before anything is decided. */
@@ -1897,7 +1899,8 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
     throw new Refusal(`Cannot choose: ${name} starts${starts}: ${found.map((c) => c.file).join(" and ")}`, hint);
   }
   const unread = every.filter((c) => c.instance === undefined && c.unread === "").map((c) => c.file);
-  if (found[0]) return { ...await jobPlaceOf(run, name, found[0].file), unread };
+  const isChosen = all.some((c) => !c.isLeft && !found.includes(c));
+  if (found[0]) return { ...await jobPlaceOf(run, name, found[0].file), unread, isChosen };
   const lima = join(host.folders.daemons, `${DAEMON_LABEL}${name}.plist`);
   if (isThere(host.stat(lima))) return await jobPlaceOf(run, name, lima);
   if (all[0]) {
@@ -2029,7 +2032,7 @@ async function jobPlaceOf(run: InstallRun, name: string, named: string): Promise
   const changer = isDaemon ? 0 : owned.uid;
   const file = join(agents ?? (isAmong ? daemons : folder), basename(named));
   const own = host.realPath(file).ok ?? target;
-  return { name, kind, file, target: own, beside: own, changer, unread: [] };
+  return { name, kind, file, target: own, beside: own, changer, unread: [], isChosen: false };
 }
 
 /** Every file, folder and link on the way to a path, as far as it can be seen. */
@@ -3200,8 +3203,9 @@ async function verifyLoaded(a: Acting, expect: Expected | undefined): Promise<st
 type PreparedJob =
   | { readonly kind: "report"; readonly report: JobReport }
   | { readonly kind: "ready"; readonly name: string; readonly target: Target; readonly steps: readonly InstallStep[] }
-  | { readonly kind: "hand over"; readonly name: string; readonly uid: number };
+  | { readonly kind: "hand over"; readonly name: string; readonly uid: number; readonly plist: string | undefined };
 type ReadyJob = PreparedJob & { kind: "ready" };
+type HandedOver = PreparedJob & { kind: "hand over" };
 
 async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
   const { host, options } = run;
@@ -3215,9 +3219,10 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     const place = await findJobPlace(run, name);
     const uid = place.changer;
     file = place.file;
+    const plist = place.isChosen ? file : options.plist;
     // What is in a user's folder root leaves to one child that is the user.
     if (uid !== 0 && host.uid !== uid && (host.uid === 0 || !isLooking(options))) {
-      return { kind: "hand over", name, uid };
+      return { kind: "hand over", name, uid, plist };
     }
     const facts = await lookAtJob(run, place);
     if (options.role === "check") return { kind: "report", report: await checkJob(run, facts) };
@@ -3232,7 +3237,7 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
       step.kind === "handshake" || (step.kind === "run" && step.argv[0] === host.tool("codesign"))
     );
     if (isDone && !target.reload) return { kind: "report", report: await nothingToDo(run, target, steps) };
-    if (host.uid !== uid && !options.dryRun) return { kind: "hand over", name, uid };
+    if (host.uid !== uid && !options.dryRun) return { kind: "hand over", name, uid, plist };
     // The jobs after it are planned on this; should it not be done, they are not tried.
     const left = [place.file, ...target.purgedLogs, ...target.reload ? [`${facts.domain}/${facts.job.label}`] : []];
     if (options.role === "uninstall") { for (const one of left) run.leaving.add(one); }
@@ -3555,7 +3560,8 @@ function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptio
   const role = more.role ?? options.role;
   const changer = role === "check" ? user.uid : place.changer;
   const sudo = host.uid === changer ? [] : changer === 0 ? ["sudo"] : ["sudo", "-H", "-u", user.name];
-  const given = { ...options, ...once, purge: options.purge && role === "uninstall", ...more };
+  const named = place.isChosen && host.uid !== changer ? { plist: place.file } : {};
+  const given = { ...options, ...once, ...named, purge: options.purge && role === "uninstall", ...more };
   return [...sudo, ...commandWords(given, [place.name], ["lima-guard"])].map(quote).join(" ");
 }
 
@@ -3818,10 +3824,12 @@ async function logged(run: InstallRun, target: Target, report: JobReport): Promi
 }
 
 /** Hands the whole command over, once: to root through sudo, or as root to one child that is the user. Returns the reports, or the status where they were printed already. */
-async function handOver(run: InstallRun, names: readonly string[], uid: number): Promise<JobReport[] | number> {
+async function handOver(run: InstallRun, jobs: readonly HandedOver[]): Promise<JobReport[] | number> {
   const { host } = run;
+  const names = jobs.map((job) => job.name);
+  const { uid, plist } = jobs[0] ?? { uid: 0 };
   // The jobs of `--all` that need nothing have been reported here.
-  const options = { ...run.options, all: false };
+  const options = { ...run.options, all: false, ...plist === undefined ? {} : { plist } };
   const who = uid === 0 ? [] : ["-H", "-u", `#${uid}`];
   const typed = ["sudo", ...who, ...commandWords(options, names, ["lima-guard"])].map(quote).join(" ");
   const refusal = (why: string) => new Refusal(why, typed, EXIT.denied);
@@ -3912,11 +3920,11 @@ async function runCommand(run: InstallRun): Promise<number> {
     const carriedOut = () => carryOutAll(run, ready).catch((error: unknown) => refusedReports(ready, error));
     if (!options.dryRun) reports.push(...await carriedOut());
     else for (const job of ready) reports.push(await planned(run, job));
-    for (const [uid, theirs] of Map.groupBy(others, (o) => o.uid)) {
+    for (const theirs of Map.groupBy(others, (o) => o.plist ?? o.uid).values()) {
       const failed = failedIn(reports);
       const answer = failed
         ? theirs.map(({ name }) => notTried(name, failed))
-        : await handOver(run, theirs.map((o) => o.name), uid).catch((error: unknown) => refusedReports(theirs, error));
+        : await handOver(run, theirs).catch((error: unknown) => refusedReports(theirs, error));
       if (typeof answer === "number") statuses.push(answer);
       else reports.push(...answer);
     }
