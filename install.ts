@@ -244,6 +244,8 @@ interface JobPlace {
   readonly changer: number;
   /** Plists that may not be read, and may start the instance too. */
   readonly unread: readonly string[];
+  /** Of several the one that is this user's: another user has to name it. */
+  readonly isChosen: boolean;
 }
 
 /** All about a job, before anything is decided. */
@@ -1560,16 +1562,19 @@ function judgeWorld(facts: JobFacts, world: WorldFacts): Finding[] {
   const { job, place, limaHome, instance, domains, user } = facts;
   const dir = join(limaHome, place.name);
   const other = world.otherTool === undefined ? "" : `; there is one at ${world.otherTool}`;
+  const { command: [program = ""] } = job;
+  const isWhole = program.startsWith("/");
   return [
     ["trouble", instance === "gone", `the instance is gone: there is no ${dir}/lima.yaml`],
     ["unknown", instance === "volume missing", `${dir} is on a volume that is not mounted now`],
     ["unknown", instance === "hidden", `${dir} may not be looked at by this user`],
     ["trouble", world.mayRead === "no", `${user.name} may not read ${dir}/lima.yaml`],
     ["unknown", world.mayRead === "unknown", `whether ${user.name} may read ${dir}/lima.yaml was not answered`],
-    ["trouble", world.tool === "gone", `the program ${job.command[0]} is gone${other}`],
-    ["trouble", world.tool === "closed", `${user.name} may not run ${job.command[0]}`],
-    ["trouble", world.isToolAway, `the program ${job.command[0]} ${AWAY}`],
-    ["unknown", world.tool === "hidden", `the program ${job.command[0]} may not be looked at by this user`],
+    ["trouble", world.tool === "gone", `the program ${program} is gone${other}`],
+    ["trouble", world.tool === "closed", `${user.name} may not run ${program}`],
+    ["trouble", world.isToolAway, `the program ${program} ${AWAY}`],
+    ["unknown", world.tool === "hidden" && isWhole, `the program ${program} may not be looked at by this user`],
+    ["unknown", world.tool === "hidden" && !isWhole, `where launchd finds the program ${program} is not known`],
     [world.event?.kind ?? "note", world.event !== undefined, `--on-event: ${world.event?.why}`],
     ["trouble", domains.length > 1, `the job is loaded twice: in ${domains.join(" and in ")}`],
   ];
@@ -1894,7 +1899,8 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
     throw new Refusal(`Cannot choose: ${name} starts${starts}: ${found.map((c) => c.file).join(" and ")}`, hint);
   }
   const unread = every.filter((c) => c.instance === undefined && c.unread === "").map((c) => c.file);
-  if (found[0]) return { ...await jobPlaceOf(run, name, found[0].file), unread };
+  const isChosen = all.some((c) => !c.isLeft && !found.includes(c));
+  if (found[0]) return { ...await jobPlaceOf(run, name, found[0].file), unread, isChosen };
   const lima = join(host.folders.daemons, `${DAEMON_LABEL}${name}.plist`);
   if (isThere(host.stat(lima))) return await jobPlaceOf(run, name, lima);
   if (all[0]) {
@@ -1992,7 +1998,13 @@ async function agentsFolder(run: InstallRun, folder: string): Promise<string | u
   const uids = new Set(owners.flatMap((look) => isThere(look) && look.uid !== 0 ? [look.uid] : []));
   const known = [join(dirname(host.folders.daemons), AGENTS)];
   for (const uid of uids) known.push(join((await userOf(run, String(uid))).home, "Library", AGENTS));
-  return known.find((path) => (host.realPath(path).ok ?? path) === folder);
+  return known.find((path) => isSameFolder(host, path, folder));
+}
+
+/** Also where a folder has two names and no link leads from one to the other, as on the Data volume. */
+function isSameFolder(host: InstallHost, ...paths: [string, string]): boolean {
+  const [a = "absent", b = "absent"] = paths.map((path) => host.stat(host.realPath(path).ok ?? path));
+  return isThere(a) && isThere(b) && a.dev === b.dev && a.ino === b.ino;
 }
 
 async function jobPlaceOf(run: InstallRun, name: string, named: string): Promise<JobPlace> {
@@ -2006,7 +2018,8 @@ async function jobPlaceOf(run: InstallRun, name: string, named: string): Promise
   const folder = host.realPath(dirname(named)).ok ?? dirname(named);
   const isRead = /\.plist(\.before-lima-guard)?$/.test(named);
   const daemons = host.realPath(host.folders.daemons).ok ?? host.folders.daemons;
-  const isDaemon = isRead && [folder, dirname(target)].includes(daemons);
+  const isAmong = isSameFolder(host, folder, daemons);
+  const isDaemon = isRead && (isAmong || isSameFolder(host, dirname(target), daemons));
   const agents = isRead ? await agentsFolder(run, folder) : undefined;
   const isAgent = agents !== undefined;
   const kind = isDaemon ? "daemon" : isAgent ? "agent" : "file";
@@ -2017,7 +2030,9 @@ async function jobPlaceOf(run: InstallRun, name: string, named: string): Promise
   const owned = host.stat(isAgent ? folder : target);
   if (!isThere(owned)) throw new Refusal(`Cannot read ${named}`, `ls -l ${quote(named)}`, EXIT.noInstance);
   const changer = isDaemon ? 0 : owned.uid;
-  return { name, kind, file: join(agents ?? folder, basename(named)), target, beside: target, changer, unread: [] };
+  const file = join(agents ?? (isAmong ? daemons : folder), basename(named));
+  const own = host.realPath(file).ok ?? target;
+  return { name, kind, file, target: own, beside: own, changer, unread: [], isChosen: false };
 }
 
 /** Every file, folder and link on the way to a path, as far as it can be seen. */
@@ -2348,7 +2363,8 @@ function awayPaths(host: InstallHost, { kind }: JobPlace, job: LaunchdJob, user:
   const volumeOf = (path: string) => pathComponents(host, path).way.findLast((look) => look.kind !== "link")?.dev;
   return [folder, stdoutPath, stderrPath].filter((path): path is string => {
     const whole = path?.startsWith("/") ? path : join(folder, path ?? "/");
-    return path !== undefined && isOtherVolume(host, whole) &&
+    // /dev is there before any job, as a volume of its own.
+    return path !== undefined && !isUnder(whole, "/dev") && isOtherVolume(host, whole) &&
       !(kind !== "daemon" && volumeOf(whole) === volumeOf(user.home));
   });
 }
@@ -2473,17 +2489,21 @@ async function lookAtProgram(run: InstallRun, user: User, path: string): Promise
 /** The program of the job's command, and what else must be there at the next start. */
 async function lookAtWorld(run: InstallRun, facts: JobFacts): Promise<WorldFacts> {
   const { host } = run;
-  const { job, user, limaHome, place, instance } = facts;
+  const { job, user, limaHome, place, instance, loaded } = facts;
   const unseen = { tool: "there", otherTool: undefined, isToolAway: false, event: undefined, mayRead: "yes" } as const;
   if (host.os !== "darwin") return unseen;
   const program = job.command[0] ?? "";
-  const folders = program.startsWith("/") ? [""] : (job.environment["PATH"] ?? OWN_PATH).split(":");
+  // What the plist does not say launchd may have from `launchctl config`, and prints of a job that is loaded.
+  const ofLaunchd = loaded.kind === "loaded" ? loaded.environment?.["PATH"] : undefined;
+  const searched = program.startsWith("/") ? "" : job.environment["PATH"] ?? ofLaunchd;
+  const folders = (searched ?? OWN_PATH).split(":");
   const looks: { path: string; tool: WorldFacts["tool"] }[] = [];
   for (const path of folders.map((dir) => join(dir, program))) {
     looks.push({ path, tool: await lookAtProgram(run, user, path) });
   }
   const known = ["there", "closed", "hidden"] as const;
-  const tool = known.find((kind) => looks.some((look) => look.tool === kind)) ?? "gone";
+  const tool = known.find((kind) => looks.some((look) => look.tool === kind)) ??
+    (searched === undefined ? "hidden" : "gone");
   const found = looks.find((look) => look.tool === "there");
   const isToolAway = found !== undefined && isProgramAway(host, facts, found.path);
   const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
@@ -3183,8 +3203,9 @@ async function verifyLoaded(a: Acting, expect: Expected | undefined): Promise<st
 type PreparedJob =
   | { readonly kind: "report"; readonly report: JobReport }
   | { readonly kind: "ready"; readonly name: string; readonly target: Target; readonly steps: readonly InstallStep[] }
-  | { readonly kind: "hand over"; readonly name: string; readonly uid: number };
+  | { readonly kind: "hand over"; readonly name: string; readonly uid: number; readonly plist: string | undefined };
 type ReadyJob = PreparedJob & { kind: "ready" };
+type HandedOver = PreparedJob & { kind: "hand over" };
 
 async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
   const { host, options } = run;
@@ -3198,9 +3219,10 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     const place = await findJobPlace(run, name);
     const uid = place.changer;
     file = place.file;
+    const plist = place.isChosen ? file : options.plist;
     // What is in a user's folder root leaves to one child that is the user.
     if (uid !== 0 && host.uid !== uid && (host.uid === 0 || !isLooking(options))) {
-      return { kind: "hand over", name, uid };
+      return { kind: "hand over", name, uid, plist };
     }
     const facts = await lookAtJob(run, place);
     if (options.role === "check") return { kind: "report", report: await checkJob(run, facts) };
@@ -3215,7 +3237,7 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
       step.kind === "handshake" || (step.kind === "run" && step.argv[0] === host.tool("codesign"))
     );
     if (isDone && !target.reload) return { kind: "report", report: await nothingToDo(run, target, steps) };
-    if (host.uid !== uid && !options.dryRun) return { kind: "hand over", name, uid };
+    if (host.uid !== uid && !options.dryRun) return { kind: "hand over", name, uid, plist };
     // The jobs after it are planned on this; should it not be done, they are not tried.
     const left = [place.file, ...target.purgedLogs, ...target.reload ? [`${facts.domain}/${facts.job.label}`] : []];
     if (options.role === "uninstall") { for (const one of left) run.leaving.add(one); }
@@ -3538,7 +3560,8 @@ function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptio
   const role = more.role ?? options.role;
   const changer = role === "check" ? user.uid : place.changer;
   const sudo = host.uid === changer ? [] : changer === 0 ? ["sudo"] : ["sudo", "-H", "-u", user.name];
-  const given = { ...options, ...once, purge: options.purge && role === "uninstall", ...more };
+  const named = place.isChosen && host.uid !== changer ? { plist: place.file } : {};
+  const given = { ...options, ...once, ...named, purge: options.purge && role === "uninstall", ...more };
   return [...sudo, ...commandWords(given, [place.name], ["lima-guard"])].map(quote).join(" ");
 }
 
@@ -3637,6 +3660,10 @@ async function checkHint(run: InstallRun, facts: JobFacts, found: { world: World
   if (fileTrouble) return fileTrouble.hint;
   if (instance === "gone" || domains.length > 1 || found.world.tool === "gone") {
     return await troubleHint(run, facts, found.world);
+  }
+  const { command: [program = ""] } = job;
+  if (found.world.tool === "hidden" && !program.startsWith("/") && found.troubles.length === 0) {
+    return `write the whole path of ${program} into ${place.file}, then ${commandFor(run, facts, { role: "install" })}`;
   }
   const sudo = run.host.uid !== 0 && domain === "system" ? "sudo " : "";
   // An install would change nothing.
@@ -3797,10 +3824,12 @@ async function logged(run: InstallRun, target: Target, report: JobReport): Promi
 }
 
 /** Hands the whole command over, once: to root through sudo, or as root to one child that is the user. Returns the reports, or the status where they were printed already. */
-async function handOver(run: InstallRun, names: readonly string[], uid: number): Promise<JobReport[] | number> {
+async function handOver(run: InstallRun, jobs: readonly HandedOver[]): Promise<JobReport[] | number> {
   const { host } = run;
+  const names = jobs.map((job) => job.name);
+  const { uid, plist } = jobs[0] ?? { uid: 0 };
   // The jobs of `--all` that need nothing have been reported here.
-  const options = { ...run.options, all: false };
+  const options = { ...run.options, all: false, ...plist === undefined ? {} : { plist } };
   const who = uid === 0 ? [] : ["-H", "-u", `#${uid}`];
   const typed = ["sudo", ...who, ...commandWords(options, names, ["lima-guard"])].map(quote).join(" ");
   const refusal = (why: string) => new Refusal(why, typed, EXIT.denied);
@@ -3891,11 +3920,11 @@ async function runCommand(run: InstallRun): Promise<number> {
     const carriedOut = () => carryOutAll(run, ready).catch((error: unknown) => refusedReports(ready, error));
     if (!options.dryRun) reports.push(...await carriedOut());
     else for (const job of ready) reports.push(await planned(run, job));
-    for (const [uid, theirs] of Map.groupBy(others, (o) => o.uid)) {
+    for (const theirs of Map.groupBy(others, (o) => o.plist ?? o.uid).values()) {
       const failed = failedIn(reports);
       const answer = failed
         ? theirs.map(({ name }) => notTried(name, failed))
-        : await handOver(run, theirs.map((o) => o.name), uid).catch((error: unknown) => refusedReports(theirs, error));
+        : await handOver(run, theirs).catch((error: unknown) => refusedReports(theirs, error));
       if (typeof answer === "number") statuses.push(answer);
       else reports.push(...answer);
     }
@@ -3904,7 +3933,8 @@ async function runCommand(run: InstallRun): Promise<number> {
   const done = reports.filter((r) => r.status === EXIT.done);
   const text = options.print ? done.map((r) => r.diff).join("") : formatJobs(reports, options.dryRun);
   // A look at no job at all is not green.
-  if (options.role === "check" && reports.every((r) => r.state === "not tried")) statuses.push(EXIT.noInstance);
+  const isNone = statuses.length === 0 && reports.every((r) => r.state === "not tried");
+  if (options.role === "check" && isNone) statuses.push(EXIT.noInstance);
   const lost = host.stdout(options.json ? jobsToJson(options.role, reports) : text);
   if (lost !== undefined) host.stderr(`lima-guard: Cannot write the result: ${lost}\n`);
   if (options.print && !options.json) host.stderr(formatJobs(reports.filter((r) => !done.includes(r)), false));
@@ -4036,7 +4066,8 @@ function lookAtPath(path: string): Looked {
     const kind = isSymlink ? "link" : isFile ? "file" : isDirectory ? "directory" : "other";
     return { path, kind, uid: uid ?? -1, gid: gid ?? -1, mode: (mode ?? 0) & 0o7777, dev, ino: ino ?? 0, size };
   } catch (error) {
-    if (error instanceof Deno.errors.PermissionDenied) return "denied";
+    // Deno itself looks at nothing in /dev and /proc without more permissions.
+    if (error instanceof Deno.errors.PermissionDenied || error instanceof Deno.errors.NotCapable) return "denied";
     if (error instanceof Deno.errors.NotFound) return "absent";
     if (error instanceof Error && "code" in error && error.code === "ENOTDIR") return "absent";
     throw error;

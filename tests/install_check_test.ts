@@ -299,6 +299,81 @@ macTest(
   },
 );
 
+macTest("a job that logs to /dev/null, or to a file that Deno may not look at, keeps its logs", async () => {
+  for (const [quick, log] of [[true, "/dev/null"], [false, "/dev/null"], [false, "/proc/self/log"]] as const) {
+    const { mac, file, text } = macWith("daemon", { quick });
+    await using _ = mac;
+    const now = mac.daemon("default", text.replace("launchd.stderr.log", log));
+    reloaded(mac, Deno.readTextFileSync(now));
+    for (const role of ["--install", "--check"]) {
+      const run = await mac.run([role, "--yes", "default"]);
+      assert.equal(run.status, 0, `${role} ${log}: ${run.stdout}${run.stderr}`);
+    }
+    if (log === "/dev/null") assert.ok(Deno.readTextFileSync(file).includes(`<string>${log}</string>`));
+  }
+});
+
+macTest("root's --check of a login agent ends as its user's does, with and without --json", async () => {
+  const { mac, file } = macWith("agent");
+  await using _ = mac;
+  for (const status of [1, 0]) {
+    for (const more of [[], ["--json"]]) {
+      const run = await mac.run(["--check", ...more, "--plist", file, "default"]);
+      assert.equal(run.status, status, run.stdout + run.stderr);
+    }
+    if (status > 0) assert.equal((await mac.run(["--yes", "default"], { as: ZOE })).status, 0);
+  }
+});
+
+macTest(
+  "limactl as a bare name is looked for on launchd's PATH; where that is not known, install goes on",
+  async () => {
+    for (const isLoaded of [true, false]) {
+      const { mac, file, text, job } = macWith("agent");
+      await using _ = mac;
+      const bare = text.replace(/<string>[^<]*\/limactl</, "<string>limactl<");
+      const variables = `<key>PATH</key><string>/usr/bin:${mac.root}/opt/homebrew/bin</string>`;
+      const own = bare.replace(
+        "<key>RunAtLoad",
+        `<key>EnvironmentVariables</key><dict>${variables}</dict><key>RunAtLoad`,
+      );
+      mac.lose("gui/501", AGENT);
+      mac.write(file, own, ZOE);
+      if (isLoaded) mac.load("gui/501", file);
+      mac.write(file, bare, ZOE);
+      const run = await mac.run(["--yes", "default"], { as: ZOE });
+      assert.equal(run.status, 0, run.stdout);
+      assert.match(Deno.readTextFileSync(file), /--run/);
+      assert.equal(job() !== undefined, isLoaded);
+      if (isLoaded) continue;
+      const checked = await mac.run(["--check", "default"], { as: ZOE });
+      assert.equal(checked.status, 75, checked.stdout);
+      assert.match(
+        checked.stdout,
+        /where launchd finds the program limactl is not known.*hint: write the whole path of/,
+      );
+    }
+  },
+);
+
+macTest(
+  "a daemon's plist that is named on the Data volume is launchd's: check, and uninstall gives it back",
+  async () => {
+    const { mac, file, text, job } = macWith("daemon", { quick: true });
+    await using _ = mac;
+    const named = mac.firmlinked(file);
+    for (
+      const [role, words] of [["--install", /./], ["--check", /guarded: .* running/], ["--uninstall", /./]] as const
+    ) {
+      const run = await mac.run([role, "--yes", "--plist", named, "default"]);
+      assert.equal(run.status, 0, run.stdout);
+      assert.match(run.stdout, words);
+    }
+    assert.equal(Deno.readTextFileSync(file), text);
+    assert.ok(!job()!.args.includes("--run"));
+  },
+);
+
 // Where a guarded agent's file is put, or what is done to it; the status of --check of that file, and what is said.
 const PLACES: [what: string, put: (mac: FakeMac, file: string) => string, status: number, words: RegExp][] = [
   ["a copy in another folder", (mac, file) => moved(file, `${mac.home}/copy.plist`), 1, /launchd reads no job from/],
@@ -319,6 +394,12 @@ const PLACES: [what: string, put: (mac: FakeMac, file: string) => string, status
       Deno.symlinkSync(`${mac.home}/dotfiles`, mac.agents);
       return file;
     },
+    0,
+    /guarded: .* running/,
+  ],
+  [
+    "a LaunchAgents that is named on the Data volume",
+    (mac, file) => mac.firmlinked(file),
     0,
     /guarded: .* running/,
   ],

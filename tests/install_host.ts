@@ -51,6 +51,8 @@ export function pretendedHost(
     self: settings.isBinary === false ? { folder: `${root}/src` } : { binary },
     magic: ["23212f75"],
     tool: (name) => name === "launchctl" && settings.launchctl || `${root}/bin/${name}`,
+    // As on macOS a folder has another name there, to which no link leads.
+    realPath: (path) => path.startsWith(`${root}/firmlinks/`) ? { ok: path } : real.realPath(path),
     stat: (path) => {
       const look = real.stat(path);
       const device = settings.devices?.find(({ prefix }) => path.startsWith(prefix));

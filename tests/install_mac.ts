@@ -228,6 +228,13 @@ export class FakeMac implements AsyncDisposable {
     return this.write(path, Deno.readTextFileSync(`${STANDINS}/guard`) + more, owner, 0o755);
   }
 
+  /** The same file by the other name that its folder has (install_host.ts). */
+  firmlinked(file: string): string {
+    this.folder(`${this.root}/firmlinks`);
+    Deno.symlinkSync(file.replace(/(\/[^/]*){2}$/, ""), `${this.root}/firmlinks/other`);
+    return file.replace(/.*(?=(\/[^/]*){2})/, `${this.root}/firmlinks/other`);
+  }
+
   agent(name: string, text: string): string {
     return this.write(`${this.agents}/io.lima-vm.autostart.${name}.plist`, text, ZOE);
   }

@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { parse } from "npm:plist@5.0.0";
-import { FakeMac, fixture, guarded, limactl, macTest, macWith, ZOE } from "./install_mac.ts";
+import { ADA, DAEMON, FakeMac, fixture, guarded, limactl, macTest, macWith, ZOE } from "./install_mac.ts";
 
 interface HomeMade {
   /** The words of ProgramArguments. */
@@ -222,4 +222,21 @@ macTest("a COLIMA_HOME that this user may not look at is not written down", asyn
   const run = await mac.run(["--print", "colima"], { as: ZOE });
   assert.equal(run.status, 0, run.stderr);
   assert.ok(!run.stdout.includes("<key>LIMA_HOME<"), run.stdout);
+});
+
+macTest("of two users' daemons of one name the caller's is checked, and named to root, also in the hint", async () => {
+  const { mac, file, text } = macWith("daemon");
+  await using _ = mac;
+  const home = `${mac.root}/home/ada`;
+  const ofAda = text.replaceAll(mac.home, home).replace(">zoe<", ">ada<").replaceAll(DAEMON, "com.ada.default");
+  for (const name of [".lima", ".lima/_config", ".lima/default"]) mac.folder(`${home}/${name}`, ADA);
+  mac.write(`${home}/.lima/default/lima.yaml`, "", ADA);
+  const own = mac.write(`${mac.daemons}/com.ada.default.plist`, ofAda);
+  mac.load("system", own);
+  const { blockers: [{ hint }] } = (await mac.run(["--check", "--json", "default"], { as: ADA })).json();
+  assert.equal(hint, `sudo lima-guard --install --plist ${own} default`);
+  const run = await mac.run(["--yes", "--no-reload", "default"], { as: ADA });
+  assert.equal(run.status, 0, run.stdout + run.stderr);
+  assert.match(Deno.readTextFileSync(own), /--run/);
+  assert.equal(Deno.readTextFileSync(file), text);
 });
