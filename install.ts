@@ -1308,10 +1308,14 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
   if (role === "install" && isFileNew && job.guard === undefined) {
     steps.push(write(backup, bytes, "the plist as it is now"));
   }
-  if (marks) {
-    const bootedOut = { boot: actor.boot, wasRunning: isRunning(loaded), wasDisabled: disabled === true };
-    steps.push(noteStep(facts, { ...memory ?? facts.memory, bootedOut }, "a run that is interrupted loads it again"));
-  } else if (role === "install") steps.push(...memorySteps(target, isFileNew, marks));
+  // What a run that is killed leaves to be done stays noted until it is done.
+  const older = loads.length > 0 || facts.isLeftEnabled ? facts.memory.bootedOut : memory?.bootedOut;
+  const marked = { boot: actor.boot, wasRunning: isRunning(loaded), wasDisabled: disabled === true };
+  const noted = { ...memory ?? facts.memory, bootedOut: marks ? marked : older };
+  if (marks) steps.push(noteStep(facts, noted, "a run that is interrupted loads it again"));
+  else if (role === "install" && (isFileNew || isKnown(facts.memory))) {
+    steps.push(...memorySteps(facts, noted, facts.memory));
+  }
   if (isFileNew) {
     steps.push(write(plist, new TextEncoder().encode(rewritten.text), "at once: there is always a plist", true));
   }
@@ -1324,7 +1328,9 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
   const isUsed = role === "uninstall" && kept !== undefined &&
     (isFileNew || removesJob || (job.guard === undefined && isSameBytes(kept.bytes, bytes)));
   if (isUsed) steps.push(remove(backup, "the plist is as it was before"));
-  if (marks || role === "uninstall") steps.push(...memorySteps(target, isFileNew, marks));
+  const isOver = marks || (isKnown(facts.memory) && (isFileNew || removesJob || job.guard === undefined));
+  if (role === "install") steps.push(...memorySteps(facts, memory ?? {}, noted));
+  else if (isOver) steps.push(remove(beside + MEMORY_SUFFIX, "no job needs it"));
   steps.push(...target.purged.map((path) => remove(path, "--purge: no job needs it")));
   return [...steps, ...purgedLogSteps(target, actor)];
 }
@@ -1355,15 +1361,12 @@ function isRunning(loaded: Loaded): boolean {
   return loaded.kind === "loaded" && loaded.pid !== undefined;
 }
 
-/** What the job was installed with; nothing after an uninstall. */
-function memorySteps({ facts, memory, role, removesJob }: Target, isFileNew: boolean, marks: boolean): InstallStep[] {
-  const isKnown = Object.values(facts.memory).some((noted) => noted !== undefined);
-  if (role === "uninstall") {
-    const isOver = marks || (isKnown && (isFileNew || removesJob || facts.job.guard === undefined));
-    return isOver ? [remove(facts.place.beside + MEMORY_SUFFIX, "no job needs it")] : [];
-  }
-  const isSame = isEqual(memory, facts.memory) || (!isFileNew && !isKnown);
-  return isSame && !marks ? [] : [noteStep(facts, memory ?? {}, "what this job was installed with")];
+function isKnown(memory: Memory): boolean {
+  return Object.values(memory).some((noted) => noted !== undefined);
+}
+
+function memorySteps(facts: JobFacts, wanted: Partial<Memory>, there: Partial<Memory>): InstallStep[] {
+  return isEqual(wanted, there) ? [] : [noteStep(facts, wanted, "what this job was installed with")];
 }
 
 function guardSteps({ guard, facts }: Target, actor: Actor): InstallStep[] {

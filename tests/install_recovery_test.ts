@@ -4,6 +4,7 @@
  */
 
 import assert from "node:assert/strict";
+import { MEMORY_SUFFIX } from "../install.ts";
 import { eventually } from "./helpers/processes.ts";
 import { ADA, DAEMON, type FakeMac, guarded, limactl, macTest, macWith, ROOT, ZOE } from "./install_mac.ts";
 
@@ -319,6 +320,32 @@ macTest("a run that is killed between bootout and bootstrap: the next one loads 
   assert.deepEqual([again.status, again.json().state], [0, "guarded"], again.stdout);
   assert.deepEqual(job()!.args, guarded(mac));
   assert.ok(job()!.pid !== undefined);
+});
+
+macTest("a run that makes good what a killed one has left, and is killed too: the next one does it", async () => {
+  const killed = async (wasDisabled: boolean) => {
+    const world = macWith("daemon", { trace: true });
+    assert.equal((await world.mac.run(["--yes", "default"])).status, 0);
+    const memory = JSON.parse(Deno.readTextFileSync(world.file + MEMORY_SUFFIX));
+    const bootedOut = { boot: "BOOT-1", wasRunning: true, wasDisabled };
+    world.mac.write(world.file + MEMORY_SUFFIX, JSON.stringify({ ...memory, bootedOut }));
+    if (!wasDisabled) world.mac.lose(world.domain, world.label);
+    world.mac.forget();
+    return world;
+  };
+  for (const [wasDisabled, verb] of [[false, "bootstrap"], [true, "disable"]] as const) {
+    const { mac: whole } = await killed(wasDisabled);
+    await using _whole = whole;
+    assert.equal((await whole.run(["--yes", "default"])).status, 0);
+    const freezeAt = whole.effects().findIndex((line) => line.includes(`launchctl,${verb}`)) + 1;
+    const { mac, domain, label, job } = await killed(wasDisabled);
+    await using _ = mac;
+    await killAt(mac, freezeAt);
+    assert.equal((await mac.run(["--check", "default"])).status, 1, verb);
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    assert.deepEqual([mac.isDisabled(domain, label), job()?.args], [wasDisabled, guarded(mac)]);
+    assert.equal((await mac.run(["--check", "default"])).status, 0);
+  }
 });
 
 macTest(
