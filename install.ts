@@ -250,6 +250,8 @@ interface JobPlace {
 interface JobFacts {
   readonly place: JobPlace;
   readonly look: FileLook;
+  /** What has the name that launchd reads: the plist, or a link and where it leads. */
+  readonly named: ReturnType<typeof lookAtName>;
   readonly bytes: Uint8Array;
   readonly plist: Plist;
   readonly job: LaunchdJob;
@@ -2182,6 +2184,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   return {
     place,
     ...file,
+    named: lookAtName(host, place.file),
     plist,
     job,
     user,
@@ -2878,6 +2881,14 @@ function isStill(host: InstallHost, path: string, look: Looked, bytes: Uint8Arra
     (bytes === undefined || (read !== undefined && isSameBytes(read, bytes)));
 }
 
+function lookAtName(host: InstallHost, file: string): { look: Looked; to: string | undefined } {
+  return { look: host.stat(file), to: host.linkTarget(file).ok };
+}
+
+function isNameStill(host: InstallHost, { place: { file }, named: { look, to } }: JobFacts): boolean {
+  return isStill(host, file, look, undefined) && host.linkTarget(file).ok === to;
+}
+
 /** What was looked at, its bytes where they count, and the new file: where it is, or how it is made. */
 interface Replacement {
   readonly old: Looked;
@@ -2936,10 +2947,11 @@ function removeFile(a: Acting, { path }: StepOf<"remove">): string | void {
   const look = host.stat(path);
   if (!isThere(look)) return "it is gone already";
   if (look.kind === "directory") return void a.emptied.push(path);
-  const { place, look: seen, bytes, backup } = a.target.facts;
-  const isBackup = path === place.beside + BACKUP_SUFFIX;
-  const old = path === place.target ? { look: seen, bytes } : isBackup ? backup : undefined;
-  if (old && !isStill(host, path, old.look, old.bytes)) {
+  const { place, look: seen, named, bytes, backup } = a.target.facts;
+  const isLink = path === place.file && named.to !== undefined;
+  const isPlist = path === place.target || path === place.file;
+  const old = isPlist ? { look: seen, bytes } : path === place.beside + BACKUP_SUFFIX ? backup : undefined;
+  if (isLink ? !isNameStill(host, a.target.facts) : old && !isStill(host, path, old.look, old.bytes)) {
     a.leftAlone.push(path);
     throw new StepFailure(`${path} has changed in the meantime`, "changed");
   }
@@ -3043,7 +3055,8 @@ async function rollBack(a: Acting): Promise<void> {
   // A plist that cannot be put back needs its lima-guard and its backup, which were made before it.
   let isUndone = true;
   for (const undo of a.undo.toReversed()) isUndone &&= await attempt(undo);
-  const isOurs = isUndone && !a.leftAlone.includes(plist) && isThere(run.host.stat(plist));
+  const isLeft = a.leftAlone.includes(plist) || a.leftAlone.includes(file);
+  const isOurs = isUndone && !isLeft && isThere(run.host.stat(plist));
   const steps = load.map((step) => isOurs ? step : { ...step, expect: undefined }) as InstallStep[];
   let isOff = false;
   // What was never booted out needs no plist to be started.
@@ -3691,7 +3704,8 @@ async function refuseChanged(run: InstallRun, target: Target): Promise<void> {
   const { facts: { place, look, bytes, loaded }, job } = target;
   const refusal = (why: string) => new Refusal(`Cannot continue: ${why}`, "run this again", EXIT.tryAgain);
   // What was planned on may have changed while a person read the question.
-  if (!isStill(run.host, place.target, look, bytes)) throw refusal(`${place.file} has changed in the meantime`);
+  const isSame = isStill(run.host, place.target, look, bytes) && isNameStill(run.host, target.facts);
+  if (!isSame) throw refusal(`${place.file} has changed in the meantime`);
   const now = target.reload ? await loadedNow({ run, target }) : loaded;
   if (isUnchanged(loaded, now)) return;
   throw refusal(now.kind === "unknown" ? now.why : `what launchd has of ${job.label} has changed in the meantime`);

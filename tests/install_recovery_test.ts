@@ -4,7 +4,7 @@
  */
 
 import assert from "node:assert/strict";
-import { MEMORY_SUFFIX } from "../install.ts";
+import { BACKUP_SUFFIX, MEMORY_SUFFIX } from "../install.ts";
 import { eventually } from "./helpers/processes.ts";
 import { ADA, DAEMON, type FakeMac, guarded, limactl, macTest, macWith, ROOT, ZOE } from "./install_mac.ts";
 
@@ -301,6 +301,35 @@ macTest("a plist that another program removes before the job is unloaded: the ol
     assert.deepEqual([run.status, run.json().state, mac.exists(file)], [75, "rolled back", false], words);
     assert.deepEqual(job()?.args, args, words);
     assert.notEqual(job()?.pid, undefined, words);
+  }
+});
+
+macTest("a newer plist in the place of a link whose job is to be removed stays: 75", async () => {
+  const linked = async () => {
+    const { mac, file, text } = macWith("daemon", { quick: true });
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    Deno.renameSync(file, `${mac.system}/usr/local/job.plist`);
+    for (const end of [BACKUP_SUFFIX, MEMORY_SUFFIX]) {
+      Deno.renameSync(file + end, `${mac.system}/usr/local/job.plist${end}`);
+    }
+    Deno.symlinkSync(`${mac.system}/usr/local/job.plist`, file);
+    Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
+    mac.forget();
+    return { mac, file, ...newerPlist(mac, file, text) };
+  };
+  const { mac: whole, file: link } = await linked();
+  await using _whole = whole;
+  assert.equal((await whole.run(["--uninstall", "--yes", "default"], { settings: { trace: true } })).status, 0);
+  const removed = whole.effects().indexOf(`0 rename ${link}`) + 1;
+  const unloaded = whole.effects().findIndex((line) => line.includes("launchctl,bootout")) + 1;
+  assert.ok(unloaded > 0 && removed > unloaded, whole.effects().join("\n"));
+  for (let hookAt = unloaded - 1; hookAt < removed; hookAt++) {
+    const { mac, file, newer, hook } = await linked();
+    await using _ = mac;
+    const run = await mac.run(["--uninstall", "--yes", "--json", "default"], { settings: { hookAt, hook } });
+    const words = `before effect ${hookAt} (${whole.effects()[hookAt - 1]})\n${run.stdout}`;
+    assert.equal(run.status, 75, words);
+    assert.deepEqual([Deno.lstatSync(file).isFile, Deno.readTextFileSync(file)], [true, newer], words);
   }
 });
 
