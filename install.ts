@@ -1573,7 +1573,7 @@ function judgeWorld(facts: JobFacts, world: WorldFacts): Finding[] {
     ["unknown", world.mayRead === "unknown", `whether ${user.name} may read ${dir}/lima.yaml was not answered`],
     ["trouble", world.tool === "gone", `the program ${job.command[0]} is gone${other}`],
     ["trouble", world.tool === "closed", `${user.name} may not run ${job.command[0]}`],
-    ["trouble", world.isToolAway, `the program ${job.command[0]} ${AWAY}`],
+    ["trouble", world.isToolAway, `the program ${job.command[0]} ${AWAY}${other}`],
     ["unknown", world.tool === "hidden", `the program ${job.command[0]} may not be looked at by this user`],
     [world.event?.kind ?? "note", world.event !== undefined, `--on-event: ${world.event?.why}`],
     ["trouble", domains.length > 1, `the job is loaded twice: in ${domains.join(" and in ")}`],
@@ -2492,8 +2492,10 @@ async function lookAtWorld(run: InstallRun, facts: JobFacts): Promise<WorldFacts
   const tool = known.find((kind) => looks.some((look) => look.tool === kind)) ?? "gone";
   const found = looks.find((look) => look.tool === "there");
   const isToolAway = found !== undefined && isProgramAway(host, facts, found.path);
-  const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
-  const otherTool = others.find((path) => isThere(pathComponents(host, path).look));
+  const isMissing = tool === "gone" || isToolAway;
+  const others = isMissing ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
+  const isNear = (path: string) => isThere(pathComponents(host, path).look) && !isProgramAway(host, facts, path);
+  const otherTool = others.find(isNear);
   // After an uninstall no lima-guard runs it.
   const options = run.options.role === "uninstall" ? [] : wantedOptions(facts, run.options);
   const event = await lookAtEventProgram(run, user, optionOf(options, "--on-event"));
@@ -3397,7 +3399,8 @@ async function refuseUnload(run: InstallRun, old: JobFacts, how: Pick<Target, "r
   }
   if (how.removesJob || !isRunning(old.loaded)) return;
   const world = await lookAtWorld(run, old);
-  const [trouble] = wordsOf(judgeWorld(old, world), "trouble");
+  // It runs now, so the volume of its program is there.
+  const [trouble] = wordsOf(judgeWorld(old, { ...world, isToolAway: false }), "trouble");
   if (trouble === undefined) return;
   const fileOnly = commandFor(run, old, { noReload: true, start: false, restart: false });
   const hint = old.domains.length > 1 ? await troubleHint(run, old, world) : fileOnly;
@@ -3584,10 +3587,16 @@ async function troubleHint(run: InstallRun, facts: JobFacts, world: WorldFacts):
     const service = `${domains[1]}/${job.label}`;
     return unloadHint(run, service, await askLoaded(run, service), place.name);
   }
-  if (world.tool !== "gone") return `plutil -p ${quote(place.file)}`;
-  if (!job.label.startsWith("io.lima-vm.")) return `ls -l ${quote(job.command[0] ?? "")}`;
+  if (world.tool !== "gone" && !world.isToolAway) return `plutil -p ${quote(place.file)}`;
+  const program = job.command[0] ?? "";
+  const near = world.isToolAway && world.otherTool === undefined
+    ? `install ${basename(program)} on the boot volume, then `
+    : "";
+  if (!job.label.startsWith("io.lima-vm.")) {
+    return world.isToolAway ? `${near}edit ${quote(place.file)}` : `ls -l ${quote(program)}`;
+  }
   const condition = job.label.startsWith(DAEMON_LABEL) ? " --condition=boot" : "";
-  return `${quote(world.otherTool ?? "limactl")} autostart enable ${place.name}${condition}`;
+  return `${near}${quote(world.otherTool ?? "limactl")} autostart enable ${place.name}${condition}`;
 }
 
 /** Nothing is to be changed, and the guard has answered. */
@@ -3651,7 +3660,7 @@ async function checkHint(run: InstallRun, facts: JobFacts, found: { world: World
     return commandFor({ ...run, options: byName }, facts);
   }
   if (fileTrouble) return fileTrouble.hint;
-  if (instance === "gone" || domains.length > 1 || found.world.tool === "gone") {
+  if (instance === "gone" || domains.length > 1 || found.world.tool === "gone" || found.world.isToolAway) {
     return await troubleHint(run, facts, found.world);
   }
   const sudo = run.host.uid !== 0 && domain === "system" ? "sudo " : "";

@@ -11,6 +11,7 @@ import {
   FakeMac,
   fixture,
   guarded,
+  limactl,
   macTest,
   macWith,
   type Person,
@@ -298,6 +299,22 @@ macTest(
     }
   },
 );
+
+macTest("a limactl on another volume: one on the boot volume helps, and --uninstall goes on", async () => {
+  const { mac, file, text, job } = macWith("daemon", { quick: true });
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  mac.settings.devices = [{ prefix: `${mac.root}/opt/homebrew`, dev: 77 }];
+  const hint = async (...args: string[]) => (await mac.run([...args, "--json", "default"])).json().blockers[0].hint;
+  const enable = "limactl autostart enable default --condition=boot";
+  assert.equal(await hint("--check"), `install limactl on the boot volume, then ${enable}`);
+  assert.equal(await hint("--yes", "--restart"), `install limactl on the boot volume, then ${enable}`);
+  mac.folder(`${mac.system}/usr/local/bin`);
+  mac.write(`${mac.system}/usr/local/bin/limactl`, "#!/bin/sh\n", ROOT, 0o755);
+  assert.equal(await hint("--check"), `${mac.system}/usr/local/bin/${enable}`);
+  assert.equal((await mac.run(["--uninstall", "--yes", "default"])).status, 0);
+  assert.deepEqual([Deno.readTextFileSync(file), job()!.args], [text, limactl(mac)]);
+});
 
 // Where a guarded agent's file is put, or what is done to it; the status of --check of that file, and what is said.
 const PLACES: [what: string, put: (mac: FakeMac, file: string) => string, status: number, words: RegExp][] = [
