@@ -3561,11 +3561,16 @@ function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptio
   return [...sudo, ...commandWords(given, [place.name], ["lima-guard"])].map(quote).join(" ");
 }
 
-/** Lima's own stop, as the person who reads it can type it. */
-function limactlStop({ host }: InstallRun, { job, user, limaHome, place }: JobFacts): string {
+/** Lima's own stop of what is loaded, as the person who reads it can type it; Colima's where no limactl is to be found. */
+function limactlStop({ host }: InstallRun, { job, user, loadedHome, place: { name } }: JobFacts): string {
+  const program = job.command[0] ?? "";
+  const others = host.folders.programs.map((folder) => join(folder, "limactl"));
+  const limactl = job.tool === "colima" ? others.find((path) => isThere(pathComponents(host, path).look)) : program;
+  const isHome = limactl === undefined && basename(loadedHome) === "_lima";
+  const home = isHome ? `COLIMA_HOME=${quote(dirname(loadedHome))}` : `LIMA_HOME=${quote(loadedHome)}`;
+  const words = limactl === undefined ? [program, "stop", name.replace(/^colima-?/, "")] : [limactl, "stop", name];
   const sudo = host.uid === user.uid ? "" : `sudo -H -u ${quote(user.name)} `;
-  const limactl = (job.command[0] ?? "").replace(/colima$/, "limactl");
-  return `${sudo}LIMA_HOME=${quote(limaHome)} ${quote(limactl)} stop ${place.name}`;
+  return `${sudo}${home} ${words.filter((word) => word !== "").map(quote).join(" ")}`;
 }
 
 /** What to do about a program for events that the job cannot have. */

@@ -6,7 +6,7 @@
 import assert from "node:assert/strict";
 import { BACKUP_SUFFIX, MEMORY_SUFFIX } from "../install.ts";
 import { eventually } from "./helpers/processes.ts";
-import { ADA, DAEMON, type FakeMac, guarded, limactl, macTest, macWith, ROOT, ZOE } from "./install_mac.ts";
+import { ADA, DAEMON, type FakeMac, fixture, guarded, limactl, macTest, macWith, ROOT, ZOE } from "./install_mac.ts";
 
 macTest("a newer guard that answers and does not run: the old guard, its job and its files are back", async () => {
   const { mac, job } = macWith("daemon");
@@ -519,6 +519,38 @@ macTest("a bare job that runs, and no guard that could stop it: an uninstall ref
   assert.equal(run.json().blockers[0].hint, stop);
   assert.deepEqual([mac.tree(), job()!.pid, mac.exists(`${mac.state}/cut_off`)], [before, pid, false]);
   assert.equal((await mac.run(["--uninstall", "--yes", "--no-reload", "default"])).status, 0);
+});
+
+macTest("what is to be stopped by hand is what is loaded, by a program that is there", async () => {
+  const { mac, file, text } = macWith("daemon", { quick: true });
+  await using _ = mac;
+  Deno.chmodSync(mac.source, 0o777);
+  const hint = async (of: string, name: string, as = ROOT) => {
+    const run = await mac.run(["--uninstall", "--yes", "--json", "--plist", of, name], { as });
+    assert.equal(run.status, 1, run.stdout);
+    return run.json().blockers[0].hint.replace(", then run this again", "");
+  };
+  const wrap = (of: string) =>
+    of.replace(
+      /ProgramArguments<\/key>\s*<array>/,
+      "$&<string>/x/lima-guard</string><string>--run</string>NAME<string>--</string>",
+    );
+  const other = `<key>EnvironmentVariables</key><dict><key>LIMA_HOME</key><string>${mac.home}/other</string></dict>`;
+  mac.instance("default", `${mac.home}/other`);
+  mac.write(file, wrap(text).replace("NAME", "<string>default</string>").replace("<key>RunAtLoad", `${other}$&`));
+  assert.equal(
+    await hint(file, "default"),
+    `sudo -H -u zoe LIMA_HOME=${mac.home}/.lima ${limactl(mac)[0]} stop default`,
+  );
+  const bare = fixture(mac, "homebrew-colima");
+  const agent = mac.write(`${mac.agents}/homebrew.mxcl.colima.plist`, bare, ZOE);
+  const colima = `${mac.root}/opt/homebrew/opt/colima/bin/colima`;
+  mac.instance("colima", `${mac.home}/.colima/_lima`);
+  mac.load("gui/501", agent);
+  mac.write(agent, wrap(bare).replace("NAME", "<string>colima</string>"), ZOE);
+  assert.equal(await hint(agent, "colima", ZOE), `LIMA_HOME=${mac.home}/.colima/_lima ${limactl(mac)[0]} stop colima`);
+  Deno.removeSync(limactl(mac)[0]!);
+  assert.equal(await hint(agent, "colima", ZOE), `COLIMA_HOME=${mac.home}/.colima ${colima} stop`);
 });
 
 /** A lima-guard whose stop has ended the job's process, and cleans up until a second after such a line of the log. */
