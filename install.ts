@@ -1917,7 +1917,7 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
 }
 
 /** What ends a loaded job: where bootout would cut the guest of a bare limactl off, its user stops the instance first. */
-async function unloadHint(run: InstallRun, service: string, loaded: Loaded, name: string): Promise<string> {
+async function unloadHint(run: InstallRun, service: string, loaded: Loaded, name: string, known?: string) {
   const { host } = run;
   const isSystem = service.startsWith("system/");
   const bootout = `${isSystem && host.uid !== 0 ? "sudo " : ""}launchctl bootout ${service}`;
@@ -1925,7 +1925,7 @@ async function unloadHint(run: InstallRun, service: string, loaded: Loaded, name
   const user = await userOf(run, isSystem ? loaded.userName ?? "root" : String(host.uid));
   const { HOME, LIMA_HOME } = loaded.environment ?? {};
   const sudo = user.uid === host.uid ? [] : ["sudo", "-H", "-u", user.name];
-  const home = LIMA_HOME || join(HOME || user.home, ".lima");
+  const home = known ?? (LIMA_HOME || join(HOME || user.home, ".lima"));
   return `${[...sudo, "lima-guard", "--stop", "--lima-home", home, name].map(quote).join(" ")} && ${bootout}`;
 }
 
@@ -3581,7 +3581,7 @@ function eventHint(run: InstallRun, facts: JobFacts, { event }: WorldFacts): str
 }
 
 async function troubleHint(run: InstallRun, facts: JobFacts, world: WorldFacts): Promise<string> {
-  const { instance, loaded, domain, domains, job, place } = facts;
+  const { instance, loaded, domain, domains, job, place, user } = facts;
   if (goesWithInstance(facts)) return commandFor(run, facts, { role: "uninstall", noReload: false });
   if (instance === "gone") {
     const unload = loaded.kind === "loaded" ? [["launchctl", "bootout", `${domain}/${job.label}`]] : [];
@@ -3590,7 +3590,9 @@ async function troubleHint(run: InstallRun, facts: JobFacts, world: WorldFacts):
   }
   if (domains.length > 1) {
     const service = `${domains[1]}/${job.label}`;
-    return unloadHint(run, service, await askLoaded(run, service), place.name);
+    const twin = await askLoaded(run, service);
+    const home = homeOfJob(run.host, loadedJob(job, twin), user, place.name).path;
+    return await unloadHint(run, service, twin, place.name, home);
   }
   if (world.tool !== "gone" && !world.isToolAway) return `plutil -p ${quote(place.file)}`;
   const program = job.command[0] ?? "";

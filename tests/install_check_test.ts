@@ -399,6 +399,17 @@ macTest("a job that is loaded twice is named with both domains, and refused", as
   }
 });
 
+macTest("a bare job of Colima's that is loaded twice is to be stopped in Colima's own home", async () => {
+  await using mac = FakeMac.make();
+  const file = mac.write(`${mac.agents}/homebrew.mxcl.colima.plist`, fixture(mac, "homebrew-colima"), ZOE);
+  mac.instance("colima", `${mac.home}/.colima/_lima`);
+  for (const domain of ["gui/501", "user/501"]) mac.load(domain, file);
+  const run = await mac.run(["--check", "--json", "colima"], { as: ZOE });
+  const stop = `lima-guard --stop --lima-home ${mac.home}/.colima/_lima colima`;
+  const hint = `${stop} && launchctl bootout user/501/homebrew.mxcl.colima`;
+  assert.deepEqual([run.status, run.json().blockers[0].hint], [1, hint], run.stdout);
+});
+
 macTest("what another user may not see is unknown, never gone and never green", async () => {
   const { mac } = macWith("daemon", { quick: true });
   await using _ = mac;
