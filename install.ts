@@ -252,6 +252,8 @@ interface JobPlace {
 interface JobFacts {
   readonly place: JobPlace;
   readonly look: FileLook;
+  /** What has the name that launchd reads: the plist, or a link and where it leads. */
+  readonly named: ReturnType<typeof lookAtName>;
   readonly bytes: Uint8Array;
   readonly plist: Plist;
   readonly job: LaunchdJob;
@@ -1310,10 +1312,14 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
   if (role === "install" && isFileNew && job.guard === undefined) {
     steps.push(write(backup, bytes, "the plist as it is now"));
   }
-  if (marks) {
-    const bootedOut = { boot: actor.boot, wasRunning: isRunning(loaded), wasDisabled: disabled === true };
-    steps.push(noteStep(facts, { ...memory ?? facts.memory, bootedOut }, "a run that is interrupted loads it again"));
-  } else if (role === "install") steps.push(...memorySteps(target, isFileNew, marks));
+  // What a run that is killed leaves to be done stays noted until it is done.
+  const older = loads.length > 0 || facts.isLeftEnabled ? facts.memory.bootedOut : memory?.bootedOut;
+  const marked = { boot: actor.boot, wasRunning: isRunning(loaded), wasDisabled: disabled === true };
+  const noted = { ...memory ?? facts.memory, bootedOut: marks ? marked : older };
+  if (marks) steps.push(noteStep(facts, noted, "a run that is interrupted loads it again"));
+  else if (role === "install" && (isFileNew || isKnown(facts.memory))) {
+    steps.push(...memorySteps(facts, noted, facts.memory));
+  }
   if (isFileNew) {
     steps.push(write(plist, new TextEncoder().encode(rewritten.text), "at once: there is always a plist", true));
   }
@@ -1326,7 +1332,9 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
   const isUsed = role === "uninstall" && kept !== undefined &&
     (isFileNew || removesJob || (job.guard === undefined && isSameBytes(kept.bytes, bytes)));
   if (isUsed) steps.push(remove(backup, "the plist is as it was before"));
-  if (marks || role === "uninstall") steps.push(...memorySteps(target, isFileNew, marks));
+  const isOver = marks || (isKnown(facts.memory) && (isFileNew || removesJob || job.guard === undefined));
+  if (role === "install") steps.push(...memorySteps(facts, memory ?? {}, noted));
+  else if (isOver) steps.push(remove(beside + MEMORY_SUFFIX, "no job needs it"));
   steps.push(...target.purged.map((path) => remove(path, "--purge: no job needs it")));
   return [...steps, ...purgedLogSteps(target, actor)];
 }
@@ -1357,15 +1365,12 @@ function isRunning(loaded: Loaded): boolean {
   return loaded.kind === "loaded" && loaded.pid !== undefined;
 }
 
-/** What the job was installed with; nothing after an uninstall. */
-function memorySteps({ facts, memory, role, removesJob }: Target, isFileNew: boolean, marks: boolean): InstallStep[] {
-  const isKnown = Object.values(facts.memory).some((noted) => noted !== undefined);
-  if (role === "uninstall") {
-    const isOver = marks || (isKnown && (isFileNew || removesJob || facts.job.guard === undefined));
-    return isOver ? [remove(facts.place.beside + MEMORY_SUFFIX, "no job needs it")] : [];
-  }
-  const isSame = isEqual(memory, facts.memory) || (!isFileNew && !isKnown);
-  return isSame && !marks ? [] : [noteStep(facts, memory ?? {}, "what this job was installed with")];
+function isKnown(memory: Memory): boolean {
+  return Object.values(memory).some((noted) => noted !== undefined);
+}
+
+function memorySteps(facts: JobFacts, wanted: Partial<Memory>, there: Partial<Memory>): InstallStep[] {
+  return isEqual(wanted, there) ? [] : [noteStep(facts, wanted, "what this job was installed with")];
 }
 
 function guardSteps({ guard, facts }: Target, actor: Actor): InstallStep[] {
@@ -1572,7 +1577,7 @@ function judgeWorld(facts: JobFacts, world: WorldFacts): Finding[] {
     ["unknown", world.mayRead === "unknown", `whether ${user.name} may read ${dir}/lima.yaml was not answered`],
     ["trouble", world.tool === "gone", `the program ${program} is gone${other}`],
     ["trouble", world.tool === "closed", `${user.name} may not run ${program}`],
-    ["trouble", world.isToolAway, `the program ${program} ${AWAY}`],
+    ["trouble", world.isToolAway, `the program ${program} ${AWAY}${other}`],
     ["unknown", world.tool === "hidden" && isWhole, `the program ${program} may not be looked at by this user`],
     ["unknown", world.tool === "hidden" && !isWhole, `where launchd finds the program ${program} is not known`],
     [world.event?.kind ?? "note", world.event !== undefined, `--on-event: ${world.event?.why}`],
@@ -1918,7 +1923,7 @@ async function findJobPlace(run: InstallRun, name: string): Promise<JobPlace> {
 }
 
 /** What ends a loaded job: where bootout would cut the guest of a bare limactl off, its user stops the instance first. */
-async function unloadHint(run: InstallRun, service: string, loaded: Loaded, name: string): Promise<string> {
+async function unloadHint(run: InstallRun, service: string, loaded: Loaded, name: string, known?: string) {
   const { host } = run;
   const isSystem = service.startsWith("system/");
   const bootout = `${isSystem && host.uid !== 0 ? "sudo " : ""}launchctl bootout ${service}`;
@@ -1926,7 +1931,7 @@ async function unloadHint(run: InstallRun, service: string, loaded: Loaded, name
   const user = await userOf(run, isSystem ? loaded.userName ?? "root" : String(host.uid));
   const { HOME, LIMA_HOME } = loaded.environment ?? {};
   const sudo = user.uid === host.uid ? [] : ["sudo", "-H", "-u", user.name];
-  const home = LIMA_HOME || join(HOME || user.home, ".lima");
+  const home = known ?? (LIMA_HOME || join(HOME || user.home, ".lima"));
   return `${[...sudo, "lima-guard", "--stop", "--lima-home", home, name].map(quote).join(" ")} && ${bootout}`;
 }
 
@@ -2194,6 +2199,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   return {
     place,
     ...file,
+    named: lookAtName(host, place.file),
     plist,
     job,
     user,
@@ -2506,8 +2512,10 @@ async function lookAtWorld(run: InstallRun, facts: JobFacts): Promise<WorldFacts
     (searched === undefined ? "hidden" : "gone");
   const found = looks.find((look) => look.tool === "there");
   const isToolAway = found !== undefined && isProgramAway(host, facts, found.path);
-  const others = tool === "gone" ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
-  const otherTool = others.find((path) => isThere(pathComponents(host, path).look));
+  const isMissing = tool === "gone" || isToolAway;
+  const others = isMissing ? host.folders.programs.map((folder) => join(folder, basename(program))) : [];
+  const isNear = (path: string) => isThere(pathComponents(host, path).look) && !isProgramAway(host, facts, path);
+  const otherTool = others.find(isNear);
   // After an uninstall no lima-guard runs it.
   const options = run.options.role === "uninstall" ? [] : wantedOptions(facts, run.options);
   const event = await lookAtEventProgram(run, user, optionOf(options, "--on-event"));
@@ -2895,6 +2903,14 @@ function isStill(host: InstallHost, path: string, look: Looked, bytes: Uint8Arra
     (bytes === undefined || (read !== undefined && isSameBytes(read, bytes)));
 }
 
+function lookAtName(host: InstallHost, file: string): { look: Looked; to: string | undefined } {
+  return { look: host.stat(file), to: host.linkTarget(file).ok };
+}
+
+function isNameStill(host: InstallHost, { place: { file }, named: { look, to } }: JobFacts): boolean {
+  return isStill(host, file, look, undefined) && host.linkTarget(file).ok === to;
+}
+
 /** What was looked at, its bytes where they count, and the new file: where it is, or how it is made. */
 interface Replacement {
   readonly old: Looked;
@@ -2953,10 +2969,11 @@ function removeFile(a: Acting, { path }: StepOf<"remove">): string | void {
   const look = host.stat(path);
   if (!isThere(look)) return "it is gone already";
   if (look.kind === "directory") return void a.emptied.push(path);
-  const { place, look: seen, bytes, backup } = a.target.facts;
-  const isBackup = path === place.beside + BACKUP_SUFFIX;
-  const old = path === place.target ? { look: seen, bytes } : isBackup ? backup : undefined;
-  if (old && !isStill(host, path, old.look, old.bytes)) {
+  const { place, look: seen, named, bytes, backup } = a.target.facts;
+  const isLink = path === place.file && named.to !== undefined;
+  const isPlist = path === place.target || path === place.file;
+  const old = isPlist ? { look: seen, bytes } : path === place.beside + BACKUP_SUFFIX ? backup : undefined;
+  if (isLink ? !isNameStill(host, a.target.facts) : old && !isStill(host, path, old.look, old.bytes)) {
     a.leftAlone.push(path);
     throw new StepFailure(`${path} has changed in the meantime`, "changed");
   }
@@ -3060,7 +3077,8 @@ async function rollBack(a: Acting): Promise<void> {
   // A plist that cannot be put back needs its lima-guard and its backup, which were made before it.
   let isUndone = true;
   for (const undo of a.undo.toReversed()) isUndone &&= await attempt(undo);
-  const isOurs = isUndone && !a.leftAlone.includes(plist) && isThere(run.host.stat(plist));
+  const isLeft = a.leftAlone.includes(plist) || a.leftAlone.includes(file);
+  const isOurs = isUndone && !isLeft && isThere(run.host.stat(plist));
   const steps = load.map((step) => isOurs ? step : { ...step, expect: undefined }) as InstallStep[];
   let isOff = false;
   // What was never booted out needs no plist to be started.
@@ -3403,7 +3421,8 @@ async function refuseUnload(run: InstallRun, old: JobFacts, how: Pick<Target, "r
   }
   if (how.removesJob || !isRunning(old.loaded)) return;
   const world = await lookAtWorld(run, old);
-  const [trouble] = wordsOf(judgeWorld(old, world), "trouble");
+  // It runs now, so the volume of its program is there.
+  const [trouble] = wordsOf(judgeWorld(old, { ...world, isToolAway: false }), "trouble");
   if (trouble === undefined) return;
   const fileOnly = commandFor(run, old, { noReload: true, start: false, restart: false });
   const hint = old.domains.length > 1 ? await troubleHint(run, old, world) : fileOnly;
@@ -3565,11 +3584,16 @@ function commandFor(run: InstallRun, facts: JobFacts, more: Partial<InstallOptio
   return [...sudo, ...commandWords(given, [place.name], ["lima-guard"])].map(quote).join(" ");
 }
 
-/** Lima's own stop, as the person who reads it can type it. */
-function limactlStop({ host }: InstallRun, { job, user, limaHome, place }: JobFacts): string {
+/** Lima's own stop of what is loaded, as the person who reads it can type it; Colima's where no limactl is to be found. */
+function limactlStop({ host }: InstallRun, { job, user, loadedHome, place: { name } }: JobFacts): string {
+  const program = job.command[0] ?? "";
+  const others = host.folders.programs.map((folder) => join(folder, "limactl"));
+  const limactl = job.tool === "colima" ? others.find((path) => isThere(pathComponents(host, path).look)) : program;
+  const isHome = limactl === undefined && basename(loadedHome) === "_lima";
+  const home = isHome ? `COLIMA_HOME=${quote(dirname(loadedHome))}` : `LIMA_HOME=${quote(loadedHome)}`;
+  const words = limactl === undefined ? [program, "stop", name.replace(/^colima-?/, "")] : [limactl, "stop", name];
   const sudo = host.uid === user.uid ? "" : `sudo -H -u ${quote(user.name)} `;
-  const limactl = (job.command[0] ?? "").replace(/colima$/, "limactl");
-  return `${sudo}LIMA_HOME=${quote(limaHome)} ${quote(limactl)} stop ${place.name}`;
+  return `${sudo}${home} ${words.filter((word) => word !== "").map(quote).join(" ")}`;
 }
 
 /** What to do about a program for events that the job cannot have. */
@@ -3580,7 +3604,7 @@ function eventHint(run: InstallRun, facts: JobFacts, { event }: WorldFacts): str
 }
 
 async function troubleHint(run: InstallRun, facts: JobFacts, world: WorldFacts): Promise<string> {
-  const { instance, loaded, domain, domains, job, place } = facts;
+  const { instance, loaded, domain, domains, job, place, user } = facts;
   if (goesWithInstance(facts)) return commandFor(run, facts, { role: "uninstall", noReload: false });
   if (instance === "gone") {
     const unload = loaded.kind === "loaded" ? [["launchctl", "bootout", `${domain}/${job.label}`]] : [];
@@ -3589,12 +3613,20 @@ async function troubleHint(run: InstallRun, facts: JobFacts, world: WorldFacts):
   }
   if (domains.length > 1) {
     const service = `${domains[1]}/${job.label}`;
-    return unloadHint(run, service, await askLoaded(run, service), place.name);
+    const twin = await askLoaded(run, service);
+    const home = homeOfJob(run.host, loadedJob(job, twin), user, place.name).path;
+    return await unloadHint(run, service, twin, place.name, home);
   }
-  if (world.tool !== "gone") return `plutil -p ${quote(place.file)}`;
-  if (!job.label.startsWith("io.lima-vm.")) return `ls -l ${quote(job.command[0] ?? "")}`;
+  if (world.tool !== "gone" && !world.isToolAway) return `plutil -p ${quote(place.file)}`;
+  const program = job.command[0] ?? "";
+  const near = world.isToolAway && world.otherTool === undefined
+    ? `install ${basename(program)} on the boot volume, then `
+    : "";
+  if (!job.label.startsWith("io.lima-vm.")) {
+    return world.isToolAway ? `${near}edit ${quote(place.file)}` : `ls -l ${quote(program)}`;
+  }
   const condition = job.label.startsWith(DAEMON_LABEL) ? " --condition=boot" : "";
-  return `${quote(world.otherTool ?? "limactl")} autostart enable ${place.name}${condition}`;
+  return `${near}${quote(world.otherTool ?? "limactl")} autostart enable ${place.name}${condition}`;
 }
 
 /** Nothing is to be changed, and the guard has answered. */
@@ -3658,7 +3690,7 @@ async function checkHint(run: InstallRun, facts: JobFacts, found: { world: World
     return commandFor({ ...run, options: byName }, facts);
   }
   if (fileTrouble) return fileTrouble.hint;
-  if (instance === "gone" || domains.length > 1 || found.world.tool === "gone") {
+  if (instance === "gone" || domains.length > 1 || found.world.tool === "gone" || found.world.isToolAway) {
     return await troubleHint(run, facts, found.world);
   }
   const { command: [program = ""] } = job;
@@ -3715,7 +3747,8 @@ async function refuseChanged(run: InstallRun, target: Target): Promise<void> {
   const { facts: { place, look, bytes, loaded }, job } = target;
   const refusal = (why: string) => new Refusal(`Cannot continue: ${why}`, "run this again", EXIT.tryAgain);
   // What was planned on may have changed while a person read the question.
-  if (!isStill(run.host, place.target, look, bytes)) throw refusal(`${place.file} has changed in the meantime`);
+  const isSame = isStill(run.host, place.target, look, bytes) && isNameStill(run.host, target.facts);
+  if (!isSame) throw refusal(`${place.file} has changed in the meantime`);
   const now = target.reload ? await loadedNow({ run, target }) : loaded;
   if (isUnchanged(loaded, now)) return;
   throw refusal(now.kind === "unknown" ? now.why : `what launchd has of ${job.label} has changed in the meantime`);

@@ -11,6 +11,7 @@ import {
   FakeMac,
   fixture,
   guarded,
+  limactl,
   macTest,
   macWith,
   type Person,
@@ -326,7 +327,7 @@ macTest("root's --check of a login agent ends as its user's does, with and witho
 });
 
 macTest(
-  "limactl as a bare name is looked for on launchd's PATH; where that is not known, install goes on",
+  "limactl as a bare name is looked for on launchd's PATH; where that is not known, install continues",
   async () => {
     for (const isLoaded of [true, false]) {
       const { mac, file, text, job } = macWith("agent");
@@ -373,6 +374,22 @@ macTest(
     assert.ok(!job()!.args.includes("--run"));
   },
 );
+
+macTest("a limactl on another volume: one on the boot volume helps, and --uninstall continues", async () => {
+  const { mac, file, text, job } = macWith("daemon", { quick: true });
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  mac.settings.devices = [{ prefix: `${mac.root}/opt/homebrew`, dev: 77 }];
+  const hint = async (...args: string[]) => (await mac.run([...args, "--json", "default"])).json().blockers[0].hint;
+  const enable = "limactl autostart enable default --condition=boot";
+  assert.equal(await hint("--check"), `install limactl on the boot volume, then ${enable}`);
+  assert.equal(await hint("--yes", "--restart"), `install limactl on the boot volume, then ${enable}`);
+  mac.folder(`${mac.system}/usr/local/bin`);
+  mac.write(`${mac.system}/usr/local/bin/limactl`, "#!/bin/sh\n", ROOT, 0o755);
+  assert.equal(await hint("--check"), `${mac.system}/usr/local/bin/${enable}`);
+  assert.equal((await mac.run(["--uninstall", "--yes", "default"])).status, 0);
+  assert.deepEqual([Deno.readTextFileSync(file), job()!.args], [text, limactl(mac)]);
+});
 
 // Where a guarded agent's file is put, or what is done to it; the status of --check of that file, and what is said.
 const PLACES: [what: string, put: (mac: FakeMac, file: string) => string, status: number, words: RegExp][] = [
@@ -461,6 +478,17 @@ macTest("a job that is loaded twice is named with both domains, and refused", as
     assert.equal(run.status, 1, run.stdout);
     assert.match(run.stdout, /loaded twice: .* \(hint: launchctl bootout user\/501\//);
   }
+});
+
+macTest("a bare job of Colima's that is loaded twice is to be stopped in Colima's own home", async () => {
+  await using mac = FakeMac.make();
+  const file = mac.write(`${mac.agents}/homebrew.mxcl.colima.plist`, fixture(mac, "homebrew-colima"), ZOE);
+  mac.instance("colima", `${mac.home}/.colima/_lima`);
+  for (const domain of ["gui/501", "user/501"]) mac.load(domain, file);
+  const run = await mac.run(["--check", "--json", "colima"], { as: ZOE });
+  const stop = `lima-guard --stop --lima-home ${mac.home}/.colima/_lima colima`;
+  const hint = `${stop} && launchctl bootout user/501/homebrew.mxcl.colima`;
+  assert.deepEqual([run.status, run.json().blockers[0].hint], [1, hint], run.stdout);
 });
 
 macTest("what another user may not see is unknown, never gone and never green", async () => {

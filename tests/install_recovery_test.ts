@@ -4,8 +4,9 @@
  */
 
 import assert from "node:assert/strict";
+import { BACKUP_SUFFIX, MEMORY_SUFFIX } from "../install.ts";
 import { eventually } from "./helpers/processes.ts";
-import { ADA, DAEMON, type FakeMac, guarded, limactl, macTest, macWith, ROOT, ZOE } from "./install_mac.ts";
+import { ADA, DAEMON, type FakeMac, fixture, guarded, limactl, macTest, macWith, ROOT, ZOE } from "./install_mac.ts";
 
 macTest("a newer guard that answers and does not run: the old guard, its job and its files are back", async () => {
   const { mac, job } = macWith("daemon");
@@ -303,6 +304,35 @@ macTest("a plist that another program removes before the job is unloaded: the ol
   }
 });
 
+macTest("a newer plist in the place of a link whose job is to be removed stays: 75", async () => {
+  const linked = async () => {
+    const { mac, file, text } = macWith("daemon", { quick: true });
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    Deno.renameSync(file, `${mac.system}/usr/local/job.plist`);
+    for (const end of [BACKUP_SUFFIX, MEMORY_SUFFIX]) {
+      Deno.renameSync(file + end, `${mac.system}/usr/local/job.plist${end}`);
+    }
+    Deno.symlinkSync(`${mac.system}/usr/local/job.plist`, file);
+    Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
+    mac.forget();
+    return { mac, file, ...newerPlist(mac, file, text) };
+  };
+  const { mac: whole, file: link } = await linked();
+  await using _whole = whole;
+  assert.equal((await whole.run(["--uninstall", "--yes", "default"], { settings: { trace: true } })).status, 0);
+  const removed = whole.effects().indexOf(`0 rename ${link}`) + 1;
+  const unloaded = whole.effects().findIndex((line) => line.includes("launchctl,bootout")) + 1;
+  assert.ok(unloaded > 0 && removed > unloaded, whole.effects().join("\n"));
+  for (let hookAt = unloaded - 1; hookAt < removed; hookAt++) {
+    const { mac, file, newer, hook } = await linked();
+    await using _ = mac;
+    const run = await mac.run(["--uninstall", "--yes", "--json", "default"], { settings: { hookAt, hook } });
+    const words = `before effect ${hookAt} (${whole.effects()[hookAt - 1]})\n${run.stdout}`;
+    assert.equal(run.status, 75, words);
+    assert.deepEqual([Deno.lstatSync(file).isFile, Deno.readTextFileSync(file)], [true, newer], words);
+  }
+});
+
 macTest("a run that is killed between bootout and bootstrap: the next one loads the job", async () => {
   const freezeAt = await effectNumber(/ run \/\S+launchctl,bootstrap/);
   const { mac, job } = macWith("daemon");
@@ -319,6 +349,32 @@ macTest("a run that is killed between bootout and bootstrap: the next one loads 
   assert.deepEqual([again.status, again.json().state], [0, "guarded"], again.stdout);
   assert.deepEqual(job()!.args, guarded(mac));
   assert.ok(job()!.pid !== undefined);
+});
+
+macTest("a run that makes good what a killed one has left, and is killed too: the next one does it", async () => {
+  const killed = async (wasDisabled: boolean) => {
+    const world = macWith("daemon", { trace: true });
+    assert.equal((await world.mac.run(["--yes", "default"])).status, 0);
+    const memory = JSON.parse(Deno.readTextFileSync(world.file + MEMORY_SUFFIX));
+    const bootedOut = { boot: "BOOT-1", wasRunning: true, wasDisabled };
+    world.mac.write(world.file + MEMORY_SUFFIX, JSON.stringify({ ...memory, bootedOut }));
+    if (!wasDisabled) world.mac.lose(world.domain, world.label);
+    world.mac.forget();
+    return world;
+  };
+  for (const [wasDisabled, verb] of [[false, "bootstrap"], [true, "disable"]] as const) {
+    const { mac: whole } = await killed(wasDisabled);
+    await using _whole = whole;
+    assert.equal((await whole.run(["--yes", "default"])).status, 0);
+    const freezeAt = whole.effects().findIndex((line) => line.includes(`launchctl,${verb}`)) + 1;
+    const { mac, domain, label, job } = await killed(wasDisabled);
+    await using _ = mac;
+    await killAt(mac, freezeAt);
+    assert.equal((await mac.run(["--check", "default"])).status, 1, verb);
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    assert.deepEqual([mac.isDisabled(domain, label), job()?.args], [wasDisabled, guarded(mac)]);
+    assert.equal((await mac.run(["--check", "default"])).status, 0);
+  }
 });
 
 macTest(
@@ -463,6 +519,38 @@ macTest("a bare job that runs, and no guard that could stop it: an uninstall ref
   assert.equal(run.json().blockers[0].hint, stop);
   assert.deepEqual([mac.tree(), job()!.pid, mac.exists(`${mac.state}/cut_off`)], [before, pid, false]);
   assert.equal((await mac.run(["--uninstall", "--yes", "--no-reload", "default"])).status, 0);
+});
+
+macTest("what is to be stopped by hand is what is loaded, by a program that is there", async () => {
+  const { mac, file, text } = macWith("daemon", { quick: true });
+  await using _ = mac;
+  Deno.chmodSync(mac.source, 0o777);
+  const hint = async (of: string, name: string, as = ROOT) => {
+    const run = await mac.run(["--uninstall", "--yes", "--json", "--plist", of, name], { as });
+    assert.equal(run.status, 1, run.stdout);
+    return run.json().blockers[0].hint.replace(", then run this again", "");
+  };
+  const wrap = (of: string) =>
+    of.replace(
+      /ProgramArguments<\/key>\s*<array>/,
+      "$&<string>/x/lima-guard</string><string>--run</string>NAME<string>--</string>",
+    );
+  const other = `<key>EnvironmentVariables</key><dict><key>LIMA_HOME</key><string>${mac.home}/other</string></dict>`;
+  mac.instance("default", `${mac.home}/other`);
+  mac.write(file, wrap(text).replace("NAME", "<string>default</string>").replace("<key>RunAtLoad", `${other}$&`));
+  assert.equal(
+    await hint(file, "default"),
+    `sudo -H -u zoe LIMA_HOME=${mac.home}/.lima ${limactl(mac)[0]} stop default`,
+  );
+  const bare = fixture(mac, "homebrew-colima");
+  const agent = mac.write(`${mac.agents}/homebrew.mxcl.colima.plist`, bare, ZOE);
+  const colima = `${mac.root}/opt/homebrew/opt/colima/bin/colima`;
+  mac.instance("colima", `${mac.home}/.colima/_lima`);
+  mac.load("gui/501", agent);
+  mac.write(agent, wrap(bare).replace("NAME", "<string>colima</string>"), ZOE);
+  assert.equal(await hint(agent, "colima", ZOE), `LIMA_HOME=${mac.home}/.colima/_lima ${limactl(mac)[0]} stop colima`);
+  Deno.removeSync(limactl(mac)[0]!);
+  assert.equal(await hint(agent, "colima", ZOE), `COLIMA_HOME=${mac.home}/.colima ${colima} stop`);
 });
 
 /** A lima-guard whose stop has ended the job's process, and cleans up until a second after such a line of the log. */
