@@ -884,6 +884,12 @@ export function optionOf(args: readonly string[], option: string): string | unde
   return joined ?? (own.includes(option) ? own[own.indexOf(option) + 1] : undefined);
 }
 
+/** The Lima home that a job names, in its command or among its variables. */
+function homeNamedBy(plist: string): string | undefined {
+  const named = optionOf(unwaited(commandOfJob(plist)), "--lima-home");
+  return named ?? readPlistString(entryOf(plist, "EnvironmentVariables"), "LIMA_HOME");
+}
+
 // ──────────────────────────────────────────────────────────────────────────────────────────────── proof of identity ──
 
 /** Pattern of a Lima command line: program, subcommand, and the flag before its path. */
@@ -3644,7 +3650,7 @@ async function isOfHome(host: Host, plist: string, { name, home }: Instance, isD
   const userHome = variable("HOME") ?? (isDaemon ? user?.home : host.env("HOME"));
   const dir = readPlistString(plist, "WorkingDirectory") ?? "";
   const ofDir = basename(dir) === name ? dirname(dir) : undefined;
-  const named = optionOf(readProgramArguments(plist), "--lima-home") ?? variable("LIMA_HOME") ?? ofDir;
+  const named = homeNamedBy(plist) ?? ofDir;
   if (userHome === undefined && !named?.startsWith("/")) return true;
   const homes = named === undefined ? homesByName(host, userHome ?? "", variable) : [expandHome(named, userHome)];
   return homes.some((path) => realHome(host, path) === home);
@@ -4681,7 +4687,7 @@ async function daemonHomes(host: Host): Promise<OwnedHome[]> {
     const variables = entryOf(plist, "EnvironmentVariables");
     const userHome = readPlistString(variables, "HOME") ?? user.home;
     const colima = readPlistString(variables, "COLIMA_HOME") ?? join(userHome, ".colima");
-    const given = optionOf(args, "--lima-home") ?? readPlistString(variables, "LIMA_HOME");
+    const given = homeNamedBy(plist);
     const byTool = args.some((word) => basename(word) === "colima") ? join(colima, "_lima") : join(userHome, ".lima");
     return [{ user, home: given === undefined ? byTool : expandHome(given, userHome) }];
   }));

@@ -155,9 +155,12 @@ for (
     Deno.symlinkSync(home.lima, `${home.user}/lima-of-k3s`);
     const words = options(home.lima);
     const command = ["/x/lima-guard", "--run", "k3s", ...words, ...words.includes("--") ? [] : ["--", ...BARE]];
-    loginAgent(home.user, more(home.lima), command);
-    const { json, stdout } = await runGuard(home, ["--status", "k3s", "--json"]);
-    assert.equal(json().instances[0].jobs.length, isOurs ? 1 : 0, stdout);
+    const behindShell = ["/bin/sh", "-c", `/bin/wait4path /nix/store &amp;&amp; exec ${command.join(" ")}`];
+    for (const program of [command, behindShell]) {
+      loginAgent(home.user, more(home.lima), program);
+      const { json, stdout } = await runGuard(home, ["--status", "k3s", "--json"]);
+      assert.equal(json().instances[0].jobs.length, isOurs ? 1 : 0, `${program[0]}: ${stdout}`);
+    }
     void k3s;
   });
 }
