@@ -2601,8 +2601,13 @@ async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, jud
   // A usernet whose socket answers may live whatever its PID file says. Its other two sockets are for drivers: not asked.
   const socket = scope === "shared" ? path.replace(/usernet_([^/]+)\.pid$/, "$1_ep.sock") : undefined;
   const answer = first.kind !== "ours" && socket !== undefined && await socketAnswer(host, socket);
-  const why = `${first.why}; but ${socket} ${answer}`;
-  const verdict = answer ? { kind: "unknown" as const, why, hint: socketCommand(socket, answer) } : first;
+  const verdict = answer
+    ? {
+      kind: "unknown" as const,
+      why: `${first.why}; but ${socket} ${answer.did}`,
+      hint: socketCommand(socket, answer),
+    }
+    : first;
   return makeStateFile(host, instance, { path, scope, stamp, verdict, sockets: socketsOf(host, instance, path) });
 }
 
@@ -2675,24 +2680,30 @@ function isOwned({ owner }: { owner: readonly Role[] }, alive: readonly Verified
   return alive.some((p) => owner.includes(p.role));
 }
 
-/** How an answer begins where a path leads to no file that could be looked at: lsof would see none either. */
-const NOT_SEEN = "cannot be looked at";
+/** What a socket did, in words; not seen is one whose path leads to nothing that could be looked at. */
+interface SocketAnswer {
+  readonly did: string;
+  readonly isSeen: boolean;
+}
 
-/** Shows who is at the other end of a socket, or what is in its place. */
-function socketCommand(path: string, answer: string): string {
-  return answer.startsWith(NOT_SEEN) ? lookCommand(path) : lsofCommand(path);
+/** Shows who is at the other end of a socket, or what is in its place: lsof would see nothing there either. */
+function socketCommand(path: string, { isSeen }: SocketAnswer): string {
+  return isSeen ? lsofCommand(path) : lookCommand(path);
 }
 
 /** What a socket did when it was asked; undefined where nothing listens on it. */
-async function socketAnswer(host: Host, socket: string): Promise<string | undefined> {
+async function socketAnswer(host: Host, socket: string): Promise<SocketAnswer | undefined> {
   // A link to a socket connects like the socket itself.
   const look = host.stat(socket, "follow links");
-  if (look.trouble !== undefined && look.trouble !== "absent") return `${NOT_SEEN} (${look.why})`;
+  if (look.trouble !== undefined && look.trouble !== "absent") {
+    return { did: `cannot be looked at (${look.why})`, isSeen: false };
+  }
   if (look.ok?.kind !== "socket") return undefined;
   const connection = await host.connect(socket, ANSWER_LIMIT_MS);
   connection.ok?.close();
   if (connection.trouble === "refused" || connection.trouble === "absent") return undefined;
-  return connection.trouble === undefined ? "takes connections" : `cannot be asked (${connection.why})`;
+  const did = connection.trouble === undefined ? "takes connections" : `cannot be asked (${connection.why})`;
+  return { did, isSeen: true };
 }
 
 /** Searches all processes for those of the instance that no PID file names, and for the owners of some sockets. */
@@ -2738,7 +2749,7 @@ async function scanAllProcesses(
 
 function unownedSocket({ path, answer }: Answering, naming: readonly { pid: number; program: string }[]): Diagnostic {
   const who = naming.map(({ pid, program }) => `PID ${pid} (${program})`).join(", ");
-  const because = `it ${answer}, and no process was found that is proven to own it` +
+  const because = `it ${answer.did}, and no process was found that is proven to own it` +
     (who === "" ? "" : `; these name the instance's files: ${who}`);
   const look = naming.length === 0 ? "" : `; ${psCommand(...naming.map((r) => r.pid))}`;
   return { what: path, because, hint: `${socketCommand(path, answer)}${look}` };
@@ -2862,8 +2873,8 @@ async function sshMasterNotes(host: Host, instance: Instance): Promise<Diagnosti
   const what = join(instance.dir, "ssh.sock");
   const answer = await socketAnswer(host, what);
   if (answer === undefined) return [];
-  const because = `an ssh master of a run that is over ${answer}, and may keep forwarded ports`;
-  return [{ what, because, hint: sshExitCommand(instance, what) }];
+  const because = `an ssh master of a run that is over ${answer.did}, and may keep forwarded ports`;
+  return [{ what, because, hint: answer.isSeen ? sshExitCommand(instance, what) : socketCommand(what, answer) }];
 }
 
 /** Why a directory shows no instance, and what that is worth: only an absent lima.yaml is a missing instance. */

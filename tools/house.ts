@@ -140,9 +140,11 @@ export class Source {
   /** What a program decides it must not read from words that are for people. */
   branchesOnWords(): string[] {
     const words = "(?:why|outcome|because|asked)";
+    // `trouble` is a kind in some places, and compared there.
+    const texts = "(?:why|outcome|because|asked|answer|trouble|message)";
     return this.offences(
       new RegExp(
-        `\\b${words}\\??\\.(?:startsWith|endsWith|includes|match)\\(|\\b${words} [!=]== "|\\.test\\((?:\\w+\\.)*${words}\\)`,
+        `\\b${texts}\\??\\.(?:startsWith|endsWith|includes|match)\\(|\\b${words} [!=]== "|\\.test\\((?:\\w+\\.)*${words}\\)`,
       ),
     );
   }
