@@ -171,10 +171,29 @@ export const INSTALL_LIMITS = {
 
 /** A refusal: the reason, what to do about it, and the exit status. Nothing has been touched when it is thrown. */
 export class Refusal extends Error {
-  constructor(reason: string, readonly hint?: string, readonly status: number = EXIT.failed) {
+  constructor(
+    reason: string,
+    private readonly advice?: string | ((plist: string) => string),
+    readonly status: number = EXIT.failed,
+  ) {
     super(reason);
   }
+
+  /** What to type about this plist: what reads its text does not know its name, who catches the refusal does. */
+  hintFor(plist: string): string | undefined {
+    return typeof this.advice === "function" ? this.advice(plist) : this.advice;
+  }
+
+  get hint(): string | undefined {
+    return this.hintFor("FILE");
+  }
 }
+
+/** Shows what is in a plist, or what is wrong with it. */
+const PLUTIL = {
+  show: (plist: string) => `plutil -p ${quote(plist)}`,
+  check: (plist: string) => `plutil -lint ${quote(plist)}`,
+};
 
 type Value = string | number | boolean | Date | Uint8Array | Value[] | Dict;
 type Dict = { [key: string]: Value };
@@ -491,7 +510,7 @@ function indexAfter(text: string, mark: string, from: number, what: string): num
 
 function parseError(text: string, at: number, why: string, hint?: string): Refusal {
   const line = text.slice(0, at).split("\n").length;
-  return new Refusal(`Cannot read the plist: line ${line}: ${why}`, hint ?? "plutil -lint FILE");
+  return new Refusal(`Cannot read the plist: line ${line}: ${why}`, hint ?? PLUTIL.check);
 }
 
 /** The bytes of a plist file as text; a binary plist is refused with the command that converts it. */
@@ -613,20 +632,20 @@ function timeoutAt(value: Dict): number | undefined {
 function argumentsOf(value: Dict): string[] {
   const args = value["ProgramArguments"];
   const isList = Array.isArray(args) && args.every((a) => typeof a === "string") && args.length > 0;
-  if (!isList) throw new Refusal("Cannot tell the command: ProgramArguments is no list of strings", "plutil -p FILE");
+  if (!isList) throw new Refusal("Cannot tell the command: ProgramArguments is no list of strings", PLUTIL.show);
   return args as string[];
 }
 
 function textAt(value: Dict, key: string): string | undefined {
   const v = value[key];
   if (v === undefined || typeof v === "string") return v;
-  throw new Refusal(`Cannot read ${key}: it is no string`, "plutil -p FILE");
+  throw new Refusal(`Cannot read ${key}: it is no string`, PLUTIL.show);
 }
 
 function jobEnvironment(value: Dict): Record<string, string> {
   const dict = value["EnvironmentVariables"];
   if (dict === undefined) return {};
-  if (!isDict(dict)) throw new Refusal("Cannot read EnvironmentVariables: it is no dict", "plutil -p FILE");
+  if (!isDict(dict)) throw new Refusal("Cannot read EnvironmentVariables: it is no dict", PLUTIL.show);
   // launchd ignores values that are no strings.
   return Object.fromEntries(Object.entries(dict).flatMap(([k, v]) => typeof v === "string" ? [[k, v]] : []));
 }
@@ -696,7 +715,7 @@ function guardWords(args: readonly string[]) {
 function splitWrapped(args: readonly string[], name: string) {
   if (!isGuard(args)) return { command: args, guard: undefined, guardOptions: [] };
   const { names, options, command } = guardWords(args);
-  if (!command) throw new Refusal("Cannot tell the command: there is no `--` after lima-guard --run", "plutil -p FILE");
+  if (!command) throw new Refusal("Cannot tell the command: there is no `--` after lima-guard --run", PLUTIL.show);
   if (names.length === 1 && names[0] === name) return { guard: args[0] ?? "", guardOptions: options, command };
   const why = `it is wrapped for ${names.map((n) => JSON.stringify(n)).join(" and ")}`;
   throw new Refusal(`Cannot take the job for ${name}: ${why}`, `lima-guard --uninstall ${names[0] ?? "NAME"}`);
@@ -984,7 +1003,7 @@ type TextEdit = Readonly<ReturnType<typeof inPlaceOf>>;
 function setEdit(plist: Plist, key: string, element: string): TextEdit {
   const node = nodeOf(plist.root, key);
   if (node) return inPlaceOf(node, element);
-  if (Object.hasOwn(plist.value, key)) throw new Refusal(`Cannot find ${key} in the text`, "plutil -p FILE");
+  if (Object.hasOwn(plist.value, key)) throw new Refusal(`Cannot find ${key} in the text`, PLUTIL.show);
   const { list: { end }, key: before, value: between } = layoutOf(plist);
   // Behind what a person has noted at the end of the line.
   const note = /^(?:[ \t]*<!--(?:(?!-->)[^\r\n])*-->)+(?=[\r\n])/.exec(plist.text.slice(end))?.[0] ?? "";
@@ -1041,7 +1060,7 @@ function guardEdits(plist: Plist, job: LaunchdJob, { guard, guardOptions }: Want
 /** The white space that this text puts before a key, between key and value, before an item, and its indentation. */
 function layoutOf({ root, text }: Plist) {
   const [key, list] = entriesOf(root).find(([key]) => key.text === "ProgramArguments") ?? [];
-  if (!key || !list) throw new Refusal("Cannot find ProgramArguments in the text", "plutil -p FILE");
+  if (!key || !list) throw new Refusal("Cannot find ProgramArguments in the text", PLUTIL.show);
   const between = blankBetween(text, key, list);
   const [before, item] = [blankBefore(text, key.start), blankBefore(text, list.children[0]?.start ?? list.innerStart)];
   const isNested = item.startsWith(before) && before.includes("\n");
@@ -1167,7 +1186,7 @@ function isOurLog(path: Value | undefined): path is string {
 /** Takes a key out, with its value and the white space before it. */
 function removalEdit(dict: PlistNode, key: string, text: string): TextEdit {
   const [node, value] = entriesOf(dict).find(([k]) => k.text === key) ?? [];
-  if (!node || !value) throw new Refusal(`Cannot find ${key} in the text`, "plutil -p FILE");
+  if (!node || !value) throw new Refusal(`Cannot find ${key} in the text`, PLUTIL.show);
   return { at: node.start - blankBefore(text, node.start).length, until: value.end, text: "" };
 }
 
@@ -1556,7 +1575,7 @@ type Permitted = "yes" | "no" | "unknown";
 const AWAY = "is on another volume, which launchd does not wait for";
 
 /** A finding: what is wrong, what could not be found out, or a note; and whether it holds. */
-type Finding = readonly [kind: "trouble" | "unknown" | "note", holds: boolean, words: string];
+type Finding = readonly [kind: "trouble" | "unknown" | "note", holds: boolean, words: string, topic?: "event"];
 
 function wordsOf(findings: readonly Finding[], kind: Finding[0]): string[] {
   return findings.flatMap(([of, holds, words]) => of === kind && holds ? [words] : []);
@@ -1580,7 +1599,7 @@ function judgeWorld(facts: JobFacts, world: WorldFacts): Finding[] {
     ["trouble", world.isToolAway, `the program ${program} ${AWAY}${other}`],
     ["unknown", world.tool === "hidden" && isWhole, `the program ${program} may not be looked at by this user`],
     ["unknown", world.tool === "hidden" && !isWhole, `where launchd finds the program ${program} is not known`],
-    [world.event?.kind ?? "note", world.event !== undefined, `--on-event: ${world.event?.why}`],
+    [world.event?.kind ?? "note", world.event !== undefined, `--on-event: ${world.event?.why}`, "event"],
     ["trouble", domains.length > 1, `the job is loaded twice: in ${domains.join(" and in ")}`],
   ];
 }
@@ -1749,11 +1768,10 @@ function refusedReport(name: string, error: unknown, file = "FILE"): JobReport {
     const because = `internal error: please report it: ${error instanceof Error ? error.stack : error}`;
     return blocked(name, "unknown", EXIT.failed, because);
   }
-  const { message, hint, status } = error;
+  const { message, status } = error;
   const state = status === EXIT.noInstance ? "missing" : status === EXIT.tryAgain ? "unknown" : "refused";
   const shown = status === EXIT.done ? "not tried" : state;
-  // What reads a plist does not know its name.
-  return blocked(name, shown, status, message, hint?.replace(/^plutil -(lint|p) FILE$/, `plutil -$1 ${quote(file)}`));
+  return blocked(name, shown, status, message, error.hintFor(file));
 }
 
 function formatJobs(reports: readonly JobReport[], isDry: boolean): string {
@@ -3272,9 +3290,10 @@ async function refuseInstall(run: InstallRun, facts: JobFacts): Promise<void> {
     throw new Refusal(`Cannot keep a backup: ${facts.badBackup}`, hint);
   }
   const world = await lookAtWorld(run, facts);
-  const [trouble] = wordsOf(judgeWorld(facts, world), "trouble");
-  if (trouble !== undefined && run.host.os === "darwin") {
-    const ofEvent = trouble.startsWith("--on-event") ? eventHint(run, facts, world) : undefined;
+  const found = judgeWorld(facts, world).find(([kind, holds]) => kind === "trouble" && holds);
+  if (found !== undefined && run.host.os === "darwin") {
+    const [, , trouble, topic] = found;
+    const ofEvent = topic === "event" ? eventHint(run, facts, world) : undefined;
     throw new Refusal(`Cannot install: ${trouble}`, ofEvent ?? await troubleHint(run, facts, world));
   }
 }
@@ -3617,7 +3636,7 @@ async function troubleHint(run: InstallRun, facts: JobFacts, world: WorldFacts):
     const home = homeOfJob(run.host, loadedJob(job, twin), user, place.name).path;
     return await unloadHint(run, service, twin, place.name, home);
   }
-  if (world.tool !== "gone" && !world.isToolAway) return `plutil -p ${quote(place.file)}`;
+  if (world.tool !== "gone" && !world.isToolAway) return PLUTIL.show(place.file);
   const program = job.command[0] ?? "";
   const near = world.isToolAway && world.otherTool === undefined
     ? `install ${basename(program)} on the boot volume, then `
