@@ -636,7 +636,7 @@ export function readLimaYaml(text: string): LimaYaml {
 /** The last event of a host agent, in ha.stdout.log; others may follow. It is missing after SIGKILL and after a crash. */
 function exitEvent(haStdout: string): Record<string, unknown> | undefined {
   const status = (event: Record<string, unknown> | undefined) => event?.["status"] as Record<string, unknown> | null;
-  return haStdout.split("\n").map(jsonObject).find((event) => status(event)?.["exiting"] === true);
+  return jsonLines(haStdout).find((event) => status(event)?.["exiting"] === true);
 }
 
 /** How long Lima waits for krunkit before it kills it, without a word in the log. */
@@ -650,7 +650,7 @@ const KRUNKIT_END_MS = 30_000;
  */
 export function readCut(haStderr: string, haStdout = "", driver?: Role): string | undefined {
   const lines = haStderr.split("\n");
-  const events = lines.map(jsonObject).map((e) => ({
+  const events = jsonLines(haStderr).map((e) => ({
     level: String(e?.["level"]),
     msg: e?.["msg"],
     time: e?.["time"],
@@ -815,11 +815,11 @@ function startsAtLoad(plist: string): boolean {
 
 /** Reads ha.stdout.log (events) and ha.stderr.log of a living host agent. */
 export function readReadiness(events: string, log: string): Readiness {
-  const seen = events.split("\n").flatMap((line) => {
-    const status = jsonObject(line)?.["status"];
+  const seen = jsonLines(events).flatMap((line) => {
+    const status = line?.["status"];
     return typeof status === "object" && status !== null ? [status as Record<string, unknown>] : [];
   });
-  const lines = log.split("\n").map(jsonObject);
+  const lines = jsonLines(log);
   // A start at a terminal writes one sentence into both.
   if (seen.length === 0 && !lines.some(Boolean)) return { ready: null, errors: [] };
   const ready = seen.some((status) => status["running"] === true);
@@ -852,7 +852,7 @@ export function readLockRecord(text: string, dir: string, same = otherSpelling):
 /** Reads a journal: damaged lines and those of another directory (a clone brings them along) do not count. */
 export function readJournal(text: string, dir: string, same = otherSpelling): JournalLine[] {
   const texts = ["time", "boot", "dir", "role", "event"];
-  const lines = text.split("\n").map(jsonObject).filter((line): line is JournalLine =>
+  const lines = jsonLines(text).filter((line): line is JournalLine =>
     line !== undefined && texts.every((name) => typeof line[name] === "string")
   );
   const others = new Set(lines.map((line) => line.dir)).values().filter((named) => named !== dir);
@@ -868,6 +868,9 @@ function jsonObject(text: string): Record<string, unknown> | undefined {
     return undefined; // torn last line after a power loss: ignore
   }
 }
+
+/** Each line of a log or journal that is JSON; undefined for any other. */
+const jsonLines = (text: string) => text.split("\n").map(jsonObject);
 
 function cutIn(line: JournalLine): string | undefined {
   return typeof line["cut"] === "string" ? line["cut"] : undefined;
@@ -2540,7 +2543,7 @@ function withoutRow(host: Host, { owner }: Instance, { unreadable }: PsTable, pi
   return { judgement: cannotTell("ps shows no row for it that could be read") };
 }
 
-/** Asks ps about some PIDs, or about all processes, believably. None of them alive is an answer too: no rows. */
+/** Asks ps about some PIDs, or about all processes. None of them alive is an answer too: no rows. */
 async function ps(host: Host, which: readonly number[] | "all", limitMs: number): Promise<Result<PsTable>> {
   // procps looks through all processes for -p (3 s for 30 000 of them), and only at those named for -q.
   const select = which === "all" ? ["-A"] : [host.os === "linux" ? "-q" : "-p", which.join(",")];
@@ -2680,19 +2683,13 @@ function isOwned({ owner }: { owner: readonly Role[] }, alive: readonly Verified
   return alive.some((p) => owner.includes(p.role));
 }
 
-/** What a socket did, in words; not seen is one whose path leads to nothing that could be looked at. */
-interface SocketAnswer {
-  readonly did: string;
-  readonly isSeen: boolean;
-}
-
 /** Shows who is at the other end of a socket, or what is in its place: lsof would see nothing there either. */
-function socketCommand(path: string, { isSeen }: SocketAnswer): string {
+function socketCommand(path: string, { isSeen }: { isSeen: boolean }): string {
   return isSeen ? lsofCommand(path) : lookCommand(path);
 }
 
-/** What a socket did when it was asked; undefined where nothing listens on it. */
-async function socketAnswer(host: Host, socket: string): Promise<SocketAnswer | undefined> {
+/** What a socket did when it was asked, in words, and whether it could be looked at; undefined where nothing listens. */
+async function socketAnswer(host: Host, socket: string) {
   // A link to a socket connects like the socket itself.
   const look = host.stat(socket, "follow links");
   if (look.trouble !== undefined && look.trouble !== "absent") {
@@ -3524,13 +3521,13 @@ async function everyInstance(ctx: Context, homes: Homes) {
   const isAtOnce = ctx.role !== "stop";
   // Whether that is all could not be found out.
   const unknown = [
-    ...await Promise.all(unlisted.filter(() => isAtOnce).map((one) => stillLives(ctx, one))),
+    ...isAtOnce ? await Promise.all(unlisted.map((one) => stillLives(ctx, one))) : [],
     ...listed.flatMap(({ home, names }) =>
       names.trouble === undefined || names.trouble === "absent"
         ? []
         : notListed(names.why, home, lookCommand(nearestVisible(host, home)))
     ),
-    ...doubt !== undefined && isAtOnce ? [notListed(doubt)] : [],
+    ...isAtOnce ? doubtReports(doubt) : [],
   ];
   const isAny = wanted.length + unknown.length + unlisted.length > 0 || doubt !== undefined;
   if (isAny || homes.isExplicit) return { ok: wanted, unknown };
@@ -3556,7 +3553,7 @@ async function leftOver(ctx: Context, homes: Homes, served: readonly Requested[]
   const isMeant = ({ home }: RunningInstance) => !homes.isExplicit || isSameDirectory(host, home, homes.paths[0] ?? "");
   const living = runningInstances(rows.filter((row) => row.uid === host.uid)).filter(isMeant);
   const reports = await Promise.all(notAmong(host, living, served).map((one) => stillLives(ctx, one)));
-  return [...reports, ...doubt === undefined ? [] : [notListed(doubt)]];
+  return [...reports, ...doubtReports(doubt)];
 }
 
 /** Links to instance directories: `--all` leaves them out, as Lima does. */
@@ -3612,6 +3609,9 @@ async function stillLives({ host, role }: Context, { uid, pid, name, home, dir }
 function notListed(because: string, what = "ps", hint = psCommand()): Report {
   return report("*", "unknown", EXIT.tryAgain, "unknown", { blockers: [{ what, because, hint }] });
 }
+
+/** Whether that is all could not be found out. */
+const doubtReports = (doubt: string | undefined) => doubt === undefined ? [] : [notListed(doubt)];
 
 function isSameDirectory(host: Host, a: string, b: string): boolean {
   return realHome(host, a) === realHome(host, b) || sameDirectoryOn(host)(a, b) === "same";
@@ -3996,9 +3996,10 @@ const NOTICES_MS = 500;
 /** Whether the host agent has begun to shut down, as it does by itself once its VM has ended. */
 async function isLeaving({ ctx: { host }, instance }: Stop): Promise<boolean> {
   const log = join(instance.dir, "ha.stderr.log");
-  const isSaid = (line: string) => String(jsonObject(line)?.["msg"]).startsWith("Shutting down the host agent");
+  const isSaid = (line: ReturnType<typeof jsonObject>) =>
+    String(line?.["msg"]).startsWith("Shutting down the host agent");
   for (const endMs = host.clockMs() + NOTICES_MS; host.clockMs() < endMs; await host.pause(POLL_MS)) {
-    if (tailOf(host, log).split("\n").some(isSaid)) return true;
+    if (jsonLines(tailOf(host, log)).some(isSaid)) return true;
   }
   return false;
 }
@@ -4675,7 +4676,7 @@ async function livingReports(ctx: Context, isMeant: (one: RunningInstance) => bo
     const blockers = [{ what: dir, because, hint }];
     return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
   }));
-  return [...reports, ...doubt === undefined ? [] : [notListed(doubt)]];
+  return [...reports, ...doubtReports(doubt)];
 }
 
 /** A Lima home of one user, to be served by that user's own lima-guard. */
@@ -4732,7 +4733,7 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
     const because = `uid ${uid} ${why}: lima-guard cannot be run for it`;
     return [{ ...notListed(because, dir, psCommand(pid)), name, home }];
   });
-  return [...reported, ...unserved, ...doubt === undefined ? [] : [notListed(doubt)]];
+  return [...reported, ...unserved, ...doubtReports(doubt)];
 }
 
 /** This program again: the compiled binary, or Deno with the options that it was started with. */
@@ -4824,7 +4825,7 @@ function unreadJournal(host: Host, instance: Instance): Partial<Details> {
 
 /** What the last line of the host agent's log says where it is a fatal one: why the last start failed. Children log no JSON. */
 function lastFatal(host: Host, log: string): string | undefined {
-  const line = tailOf(host, log).split("\n").map(jsonObject).findLast((l) => l !== undefined);
+  const line = jsonLines(tailOf(host, log)).findLast((l) => l !== undefined);
   return line?.["level"] === "fatal" && typeof line["msg"] === "string" ? line["msg"] : undefined;
 }
 
@@ -5286,14 +5287,13 @@ function longerPath(path: string | undefined, folders: readonly string[]): strin
   return [...has, ...folders.filter((folder) => !has.includes(folder))].join(":");
 }
 
-/** What limactl needs and launchd may not give: HOME (it panics without), a PATH that finds QEMU, its own label. */
+/** What limactl needs and launchd may not give, beside HOME: its user, a PATH that finds QEMU, its own label. */
 async function environmentOf(host: Host, instance: Instance, program: string, label: string | undefined) {
-  const missing = ["HOME", "USER", "LOGNAME"].filter((v) => !host.env(v));
-  const user = missing.length === 0 ? undefined : (await userEntry(host)).ok;
-  const filled = user === undefined ? [] : missing.map((v) => [v, v === "HOME" ? user.home : user.name]);
+  const missing = ["USER", "LOGNAME"].filter((v) => !host.env(v));
+  const name = missing.length === 0 ? undefined : (await userEntry(host)).ok?.name;
   const more = [...program.startsWith("/") ? [dirname(program)] : [], "/opt/homebrew/bin", "/usr/local/bin"];
   return {
-    ...Object.fromEntries(filled),
+    ...name === undefined ? {} : Object.fromEntries(missing.map((v) => [v, name])),
     LIMA_HOME: instance.home,
     PATH: longerPath(host.env("PATH"), [...SYSTEM_FOLDERS, ...more]),
     ...label === undefined ? {} : { XPC_SERVICE_NAME: label },
@@ -5337,9 +5337,8 @@ async function becomeRunning(run: Run, instance: Instance): Promise<void> {
 async function becomeBooted(run: Run, instance: Instance): Promise<void> {
   const { ctx } = run;
   const endMs = ctx.host.clockMs() + BOOT_WINDOW_S * 1000;
-  for (;;) {
-    const isUp = hasReportedRunning(ctx.host, instance);
-    if (isUp) break;
+  const look = () => hasReportedRunning(ctx.host, instance);
+  for (let isUp = look(); !isUp; isUp = look()) {
     const isOver = run.ended !== undefined || run.stopMs !== undefined || ctx.host.clockMs() >= endMs;
     if (isOver || isUp === undefined) return;
     await ctx.host.pause(nextLookMs(run));
@@ -6109,7 +6108,7 @@ async function runRequest(args: readonly string[], host: Host): Promise<number> 
   return await serveRequest(await withHome(host), invocation, args);
 }
 
-/** The host with HOME as the user database has it, where launchd or a hook gives none; for what is started too. */
+/** The host with HOME as the user database has it, where none is given; for what is started too: limactl panics without. */
 async function withHome(host: Host): Promise<Host> {
   const HOME = host.env("HOME") ? undefined : (await userEntry(host)).ok?.home;
   if (HOME === undefined) return host;
