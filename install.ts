@@ -169,31 +169,27 @@ export const INSTALL_LIMITS = {
   compileMs: 600_000,
 };
 
+/** Shows a plist, or what is wrong with it. */
+const plutil = (flag: "-p" | "-lint") => (plist: string) => `plutil ${flag} ${quote(plist)}`;
+
 /** A refusal: the reason, what to do about it, and the exit status. Nothing has been touched when it is thrown. */
 export class Refusal extends Error {
+  readonly hint: string | undefined;
+
+  /** What reads the text of a plist does not know its name: who catches the refusal gives it. */
   constructor(
     reason: string,
-    private readonly advice?: string | ((plist: string) => string),
+    readonly advice?: string | ReturnType<typeof plutil>,
     readonly status: number = EXIT.failed,
   ) {
     super(reason);
+    this.hint = this.hintFor("FILE");
   }
 
-  /** What to type about this plist: what reads its text does not know its name, who catches the refusal does. */
   hintFor(plist: string): string | undefined {
     return typeof this.advice === "function" ? this.advice(plist) : this.advice;
   }
-
-  get hint(): string | undefined {
-    return this.hintFor("FILE");
-  }
 }
-
-/** Shows what is in a plist, or what is wrong with it. */
-const PLUTIL = {
-  show: (plist: string) => `plutil -p ${quote(plist)}`,
-  check: (plist: string) => `plutil -lint ${quote(plist)}`,
-};
 
 type Value = string | number | boolean | Date | Uint8Array | Value[] | Dict;
 type Dict = { [key: string]: Value };
@@ -510,7 +506,7 @@ function indexAfter(text: string, mark: string, from: number, what: string): num
 
 function parseError(text: string, at: number, why: string, hint?: string): Refusal {
   const line = text.slice(0, at).split("\n").length;
-  return new Refusal(`Cannot read the plist: line ${line}: ${why}`, hint ?? PLUTIL.check);
+  return new Refusal(`Cannot read the plist: line ${line}: ${why}`, hint ?? plutil("-lint"));
 }
 
 /** The bytes of a plist file as text; a binary plist is refused with the command that converts it. */
@@ -632,20 +628,20 @@ function timeoutAt(value: Dict): number | undefined {
 function argumentsOf(value: Dict): string[] {
   const args = value["ProgramArguments"];
   const isList = Array.isArray(args) && args.every((a) => typeof a === "string") && args.length > 0;
-  if (!isList) throw new Refusal("Cannot tell the command: ProgramArguments is no list of strings", PLUTIL.show);
+  if (!isList) throw new Refusal("Cannot tell the command: ProgramArguments is no list of strings", plutil("-p"));
   return args as string[];
 }
 
 function textAt(value: Dict, key: string): string | undefined {
   const v = value[key];
   if (v === undefined || typeof v === "string") return v;
-  throw new Refusal(`Cannot read ${key}: it is no string`, PLUTIL.show);
+  throw new Refusal(`Cannot read ${key}: it is no string`, plutil("-p"));
 }
 
 function jobEnvironment(value: Dict): Record<string, string> {
   const dict = value["EnvironmentVariables"];
   if (dict === undefined) return {};
-  if (!isDict(dict)) throw new Refusal("Cannot read EnvironmentVariables: it is no dict", PLUTIL.show);
+  if (!isDict(dict)) throw new Refusal("Cannot read EnvironmentVariables: it is no dict", plutil("-p"));
   // launchd ignores values that are no strings.
   return Object.fromEntries(Object.entries(dict).flatMap(([k, v]) => typeof v === "string" ? [[k, v]] : []));
 }
@@ -715,7 +711,7 @@ function guardWords(args: readonly string[]) {
 function splitWrapped(args: readonly string[], name: string) {
   if (!isGuard(args)) return { command: args, guard: undefined, guardOptions: [] };
   const { names, options, command } = guardWords(args);
-  if (!command) throw new Refusal("Cannot tell the command: there is no `--` after lima-guard --run", PLUTIL.show);
+  if (!command) throw new Refusal("Cannot tell the command: there is no `--` after lima-guard --run", plutil("-p"));
   if (names.length === 1 && names[0] === name) return { guard: args[0] ?? "", guardOptions: options, command };
   const why = `it is wrapped for ${names.map((n) => JSON.stringify(n)).join(" and ")}`;
   throw new Refusal(`Cannot take the job for ${name}: ${why}`, `lima-guard --uninstall ${names[0] ?? "NAME"}`);
@@ -869,9 +865,7 @@ export function readLoaded(answer: Answer): Loaded {
   const isEnding = /^(SIG(TERM|KILL)ed|languishing)$/.test(state ?? "");
   const startsByItself = /\b(runatload|keepalive)\b/.test(answer.stdout.match(/^\tproperties = .*$/gm)?.at(-1) ?? "");
   // The last block of them beats what is inherited.
-  const blocks = [...answer.stdout.matchAll(/^\t(?:\w+ )?environment = \{\n((?:\t\t.*\n)*)/gm)].map(([, block]) =>
-    block
-  );
+  const blocks = [...answer.stdout.matchAll(/^\t(?:\w+ )?environment = \{\n((?:\t\t.*\n)*)/gm)].map((m) => m[1]);
   const variables = [...blocks.join("").matchAll(/^\t\t(\w+) => (.*)$/gm)].map(([, name, text]) => [name, text]);
   const environment = blocks.length === 0 ? undefined : Object.fromEntries(variables);
   const userName = /^\tusername = (.+)$/m.exec(answer.stdout)?.[1];
@@ -1003,7 +997,7 @@ type TextEdit = Readonly<ReturnType<typeof inPlaceOf>>;
 function setEdit(plist: Plist, key: string, element: string): TextEdit {
   const node = nodeOf(plist.root, key);
   if (node) return inPlaceOf(node, element);
-  if (Object.hasOwn(plist.value, key)) throw new Refusal(`Cannot find ${key} in the text`, PLUTIL.show);
+  if (Object.hasOwn(plist.value, key)) throw new Refusal(`Cannot find ${key} in the text`, plutil("-p"));
   const { list: { end }, key: before, value: between } = layoutOf(plist);
   // Behind what a person has noted at the end of the line.
   const note = /^(?:[ \t]*<!--(?:(?!-->)[^\r\n])*-->)+(?=[\r\n])/.exec(plist.text.slice(end))?.[0] ?? "";
@@ -1060,7 +1054,7 @@ function guardEdits(plist: Plist, job: LaunchdJob, { guard, guardOptions }: Want
 /** The white space that this text puts before a key, between key and value, before an item, and its indentation. */
 function layoutOf({ root, text }: Plist) {
   const [key, list] = entriesOf(root).find(([key]) => key.text === "ProgramArguments") ?? [];
-  if (!key || !list) throw new Refusal("Cannot find ProgramArguments in the text", PLUTIL.show);
+  if (!key || !list) throw new Refusal("Cannot find ProgramArguments in the text", plutil("-p"));
   const between = blankBetween(text, key, list);
   const [before, item] = [blankBefore(text, key.start), blankBefore(text, list.children[0]?.start ?? list.innerStart)];
   const isNested = item.startsWith(before) && before.includes("\n");
@@ -1186,7 +1180,7 @@ function isOurLog(path: Value | undefined): path is string {
 /** Takes a key out, with its value and the white space before it. */
 function removalEdit(dict: PlistNode, key: string, text: string): TextEdit {
   const [node, value] = entriesOf(dict).find(([k]) => k.text === key) ?? [];
-  if (!node || !value) throw new Refusal(`Cannot find ${key} in the text`, PLUTIL.show);
+  if (!node || !value) throw new Refusal(`Cannot find ${key} in the text`, plutil("-p"));
   return { at: node.start - blankBefore(text, node.start).length, until: value.end, text: "" };
 }
 
@@ -3472,13 +3466,9 @@ async function purgedFiles(run: InstallRun, facts: JobFacts, after: Pick<Target,
 }
 
 /** Whether a job runs this guard, in its file or as launchd has it. One that may not be read may do so, in whatever form. */
-async function isGuardNeeded(
-  run: InstallRun,
-  { place, domain, job, user, loaded }: JobFacts,
-  guard: string,
-  reload: boolean,
-) {
+async function isGuardNeeded(run: InstallRun, facts: JobFacts, guard: string, reload: boolean): Promise<boolean> {
   const { host } = run;
+  const { place, domain, job, user, loaded } = facts;
   if (place.kind === "file" || loaded.kind === "not asked") return true;
   const look = (path: string) => pathComponents(host, path).look;
   const mine = look(guard);
@@ -3566,12 +3556,7 @@ function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { change
 }
 
 /** A file that another program writes: what to put there, and what to declare there; nothing where it says all of it. */
-function refuseManaged(
-  run: InstallRun,
-  { place, job }: JobFacts,
-  declared: readonly string[],
-  guard?: GuardFacts,
-): void {
+function refuseManaged(run: InstallRun, { place, job }: JobFacts, declared: readonly string[], guard?: GuardFacts) {
   const { host, options } = run;
   const isStore = place.target.startsWith("/nix/store/");
   const isOurs = !isStore && !job.isBehindShell && host.writeTrouble(place.target) === undefined;
@@ -3636,7 +3621,7 @@ async function troubleHint(run: InstallRun, facts: JobFacts, world: WorldFacts):
     const home = homeOfJob(run.host, loadedJob(job, twin), user, place.name).path;
     return await unloadHint(run, service, twin, place.name, home);
   }
-  if (world.tool !== "gone" && !world.isToolAway) return PLUTIL.show(place.file);
+  if (world.tool !== "gone" && !world.isToolAway) return plutil("-p")(place.file);
   const program = job.command[0] ?? "";
   const near = world.isToolAway && world.otherTool === undefined
     ? `install ${basename(program)} on the boot volume, then `
@@ -4398,14 +4383,8 @@ export async function installMain(args: readonly string[], given?: InstallHost):
   host.settle();
   const actor = { uid: host.uid, boot: await bootIdentity(host), tool: host.tool };
   try {
-    return await runCommand({
-      host: await inOwnFolders(host),
-      options,
-      actor,
-      placed: new Set(),
-      sources: new Map(),
-      leaving: new Set(),
-    });
+    const fresh = { placed: new Set<string>(), sources: new Map(), leaving: new Set<string>() };
+    return await runCommand({ host: await inOwnFolders(host), options, actor, ...fresh });
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     return refuse(error.message, error.hint ?? "lima-guard --install --help", error.status);

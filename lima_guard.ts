@@ -622,13 +622,9 @@ function readSocketPaths(yaml: string): string[] {
   });
 }
 
-/** What a lima.yaml says, as far as it is read here. */
-interface LimaYaml {
-  readonly localPort: number | undefined;
-  readonly disks: readonly string[];
-  readonly sockets: readonly string[];
-}
+type LimaYaml = Readonly<{ localPort: number | undefined; disks: readonly string[]; sockets: readonly string[] }>;
 
+/** What a lima.yaml says, as far as it is read here. */
 export function readLimaYaml(text: string): LimaYaml {
   return { localPort: readLocalPort(text), disks: readDiskNames(text), sockets: readSocketPaths(text) };
 }
@@ -650,11 +646,7 @@ const KRUNKIT_END_MS = 30_000;
  */
 export function readCut(haStderr: string, haStdout = "", driver?: Role): string | undefined {
   const lines = haStderr.split("\n");
-  const events = jsonLines(haStderr).map((e) => ({
-    level: String(e?.["level"]),
-    msg: e?.["msg"],
-    time: e?.["time"],
-  }));
+  const events = jsonLines(haStderr).map((e) => ({ level: String(e?.["level"]), msg: e?.["msg"], time: e?.["time"] }));
   const begin = events.findLastIndex((e) => typeof e.msg === "string" && /^(Shutting down|Received SIG)/.test(e.msg));
   const said = events.slice(begin + 1).filter((e) => typeof e.msg === "string");
   // A QEMU that has just ended has no socket either, and is not killed then.
@@ -1843,6 +1835,7 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
   const { label: what, wrapped, exitTimeoutS } = job;
   const wrap = guardCommand(instance, "--install");
   const start = startJobCommand(job);
+  const bootout = launchctl(job.target, "bootout", job.target);
   const hint = (command: string | undefined) => command === undefined ? {} : { hint: command };
   const isShort = wrapped && exitTimeoutS !== 0 && exitTimeoutS < DEFAULT_BUDGET_S;
   const blockers = [
@@ -1853,9 +1846,7 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
     },
     job.runsAsRoot && {
       because: "its plist has no UserName: launchd runs it as root, and limactl refuses to run as root",
-      hint: `${launchctl(job.target, "bootout", job.target)}; then name its user as UserName in its plist: ${
-        lookCommand(job.plist)
-      }`,
+      hint: `${bootout}; then name its user as UserName in its plist: ${lookCommand(job.plist)}`,
     },
     wrapped && job.restartsAfterSuccess && {
       because: "its KeepAlive {SuccessfulExit: true} starts it again after a good stop, and not after a failure",
@@ -2604,13 +2595,8 @@ async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, jud
   // A usernet whose socket answers may live whatever its PID file says. Its other two sockets are for drivers: not asked.
   const socket = scope === "shared" ? path.replace(/usernet_([^/]+)\.pid$/, "$1_ep.sock") : undefined;
   const answer = first.kind !== "ours" && socket !== undefined && await socketAnswer(host, socket);
-  const verdict = answer
-    ? {
-      kind: "unknown" as const,
-      why: `${first.why}; but ${socket} ${answer.did}`,
-      hint: socketCommand(socket, answer),
-    }
-    : first;
+  const why = answer ? `${first.why}; but ${socket} ${answer.did}` : "";
+  const verdict = answer ? { kind: "unknown" as const, why, hint: socketCommand(socket, answer) } : first;
   return makeStateFile(host, instance, { path, scope, stamp, verdict, sockets: socketsOf(host, instance, path) });
 }
 
@@ -2692,15 +2678,14 @@ function socketCommand(path: string, { isSeen }: { isSeen: boolean }): string {
 async function socketAnswer(host: Host, socket: string) {
   // A link to a socket connects like the socket itself.
   const look = host.stat(socket, "follow links");
-  if (look.trouble !== undefined && look.trouble !== "absent") {
-    return { did: `cannot be looked at (${look.why})`, isSeen: false };
-  }
+  const isSeen = look.trouble === undefined || look.trouble === "absent";
+  if (!isSeen) return { did: `cannot be looked at (${look.why})`, isSeen };
   if (look.ok?.kind !== "socket") return undefined;
   const connection = await host.connect(socket, ANSWER_LIMIT_MS);
   connection.ok?.close();
   if (connection.trouble === "refused" || connection.trouble === "absent") return undefined;
   const did = connection.trouble === undefined ? "takes connections" : `cannot be asked (${connection.why})`;
-  return { did, isSeen: true };
+  return { did, isSeen };
 }
 
 /** Searches all processes for those of the instance that no PID file names, and for the owners of some sockets. */
@@ -3996,8 +3981,7 @@ const NOTICES_MS = 500;
 /** Whether the host agent has begun to shut down, as it does by itself once its VM has ended. */
 async function isLeaving({ ctx: { host }, instance }: Stop): Promise<boolean> {
   const log = join(instance.dir, "ha.stderr.log");
-  const isSaid = (line: ReturnType<typeof jsonObject>) =>
-    String(line?.["msg"]).startsWith("Shutting down the host agent");
+  const isSaid = (line?: Record<string, unknown>) => String(line?.["msg"]).startsWith("Shutting down the host agent");
   for (const endMs = host.clockMs() + NOTICES_MS; host.clockMs() < endMs; await host.pause(POLL_MS)) {
     if (jsonLines(tailOf(host, log)).some(isSaid)) return true;
   }
@@ -5408,7 +5392,9 @@ async function watchAgent(run: Run, instance: Instance, pid: number | undefined)
   }
   if (run.ended !== undefined || run.stopMs !== undefined) return;
   ctx.say("warn", instance, `host agent ${pid ?? ""} has ended`);
-  run.ended = { code: leftCleanly(ctx.host, instance) ? 0 : 1, signal: undefined };
+  // It has reported `exiting`, and removed its PID file. Lima deletes the log at each start.
+  const isClean = hasExited(ctx.host, instance) && ctx.host.stat(join(instance.dir, HA_PID)).trouble === "absent";
+  run.ended = { code: isClean ? 0 : 1, signal: undefined };
   post(run, "ended");
 }
 
@@ -5429,11 +5415,6 @@ async function untilAgentEnds(run: Run, instance: Instance, pid: number): Promis
     held.ok.close();
     for (let n = 0; n < ADOPTED_POLL_MS / POLL_MS && host.alive(pid) === "yes"; n++) await host.pause(POLL_MS);
   }
-}
-
-/** Clean exit: it has reported `exiting` and removed its PID file. Lima deletes the log at each start. */
-function leftCleanly(host: Host, instance: Instance): boolean {
-  return host.stat(join(instance.dir, HA_PID)).trouble === "absent" && hasExited(host, instance);
 }
 
 /** A healthy host agent that was not started here: supervised all the same, as far as that can be done from outside. */
