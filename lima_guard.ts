@@ -685,12 +685,6 @@ export function readPrint(
   };
 }
 
-/** `ExitTimeOut` of a plist's text, launchd's default where it has none. 0 means no limit, which no shutdown grants. */
-export function readExitTimeout(plist: string): number {
-  const entry = entryOf(plist, "ExitTimeOut");
-  return Number(/^<integer>\s*(\d{1,9})\s*<\/integer>/.exec(entry)?.[1] ?? LAUNCHD_DEFAULT_S);
-}
-
 /** A plist's text without comments and blanks in its tags, and with the text of its CDATA sections as any other text. */
 function plainPlist(plist: string): string {
   const escape = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
@@ -721,19 +715,6 @@ function plainText(xml: string): string {
   );
 }
 
-/** The strings of a plist's ProgramArguments. Read by pattern: nothing is changed on its word. */
-export function readProgramArguments(plist: string): string[] {
-  const array = /^<array>([\s\S]*?)<\/array>/.exec(entryOf(plist, "ProgramArguments"))?.[1] ?? "";
-  return [...array.matchAll(/<string>([\s\S]*?)<\/string>/g)].map((m) => plainText(m[1] ?? ""));
-}
-
-/** The command of a job: `Program` is what launchd runs, whatever the first of its arguments says. */
-function commandOfJob(plist: string): string[] {
-  const args = readProgramArguments(plist);
-  const program = readPlistString(plist, "Program");
-  return program === undefined ? args : [program, ...args.slice(1)];
-}
-
 /** One string of a plist or dictionary by its key. */
 function readPlistString(dict: string, key: string): string | undefined {
   const found = /^<string>([\s\S]*?)<\/string>/.exec(entryOf(dict, key))?.[1];
@@ -753,9 +734,8 @@ function ownWords(words: readonly string[]): readonly string[] {
   return words.includes("--") ? words.slice(0, words.indexOf("--")) : words;
 }
 
-/** Whether a job runs lima-guard for this instance. */
-export function isWrapped(args: readonly string[], name: string): boolean {
-  const words = unwaited(args);
+/** Whether a command runs lima-guard for this instance. */
+function isGuarded(words: readonly string[], name: string): boolean {
   const own = ownWords(words);
   // The program may have any name: then its grammar tells.
   const isGuard = /^lima-guard/.test(basename(own[0] ?? "")) ||
@@ -784,25 +764,45 @@ function instanceOfColima(args: readonly string[], fromEnv: string): string | un
   return words[0] === "start" ? colimaInstance(profile ?? words[1] ?? fromEnv) : undefined;
 }
 
-/** Whether a plist's program runs lima-guard, limactl or colima for an instance, whatever the job's label. */
-export function runsInstance(plist: string, name: string): boolean {
-  const args = unwaited(commandOfJob(plist));
-  if (isWrapped(args, name)) return true;
-  const program = basename(args[0] ?? "");
+/**
+ * What the plist of a launchd job says, as far as it is read here: by pattern, since nothing is changed on its word.
+ * `exitTimeoutS` is launchd's default where it has none; 0 means no limit, which no shutdown grants.
+ */
+export function readJobPlist(plist: string) {
+  const text = (key: string) => readPlistString(plist, key);
+  const array = /^<array>([\s\S]*?)<\/array>/.exec(entryOf(plist, "ProgramArguments"))?.[1] ?? "";
+  const args = [...array.matchAll(/<string>([\s\S]*?)<\/string>/g)].map((m) => plainText(m[1] ?? ""));
+  // `Program` is what launchd runs, whatever the first of its arguments says.
+  const command = [text("Program") ?? args[0], ...args.slice(1)].filter((word) => word !== undefined);
+  const timeout = /^<integer>\s*(\d{1,9})\s*<\/integer>/.exec(entryOf(plist, "ExitTimeOut"))?.[1];
   const variables = entryOf(plist, "EnvironmentVariables");
-  if (program === "colima") return instanceOfColima(args, readPlistString(variables, "COLIMA_PROFILE") ?? "") === name;
+  const variable = (key: string) => readPlistString(variables, key);
+  const startsAtLoad = ["RunAtLoad", "KeepAlive"].some((key) => /^<(true\s*\/|dict)>/.test(entryOf(plist, key)));
+  return {
+    label: text("Label"),
+    command,
+    userName: text("UserName"),
+    workingDirectory: text("WorkingDirectory") ?? "",
+    variable,
+    limaHome: optionOf(unwaited(command), "--lima-home") ?? variable("LIMA_HOME"),
+    exitTimeoutS: Number(timeout ?? LAUNCHD_DEFAULT_S),
+    /** It is started again after status 0, and never after anything else. */
+    restartsAfterSuccess: /^<true\s*\/>/.test(entryOf(entryOf(plist, "KeepAlive"), "SuccessfulExit")),
+    ...startsAtLoad ? { startsAtLoad: true as const } : {},
+  };
+}
+type JobPlist = Readonly<ReturnType<typeof readJobPlist>>;
+
+/** How a job runs an instance, whatever its label: by lima-guard, by limactl or colima alone, or not at all. */
+export function howItRuns({ command, variable }: JobPlist, name: string): "guarded" | "bare" | undefined {
+  const args = unwaited(command);
+  if (isGuarded(args, name)) return "guarded";
+  const program = basename(args[0] ?? "");
   const start = /^limactl(\.|$)/.test(program) ? args.indexOf("start") : -1;
-  return start > 0 && args.slice(start + 1).includes(name);
-}
-
-/** Whether launchd starts a job again after status 0, and never after anything else. */
-function restartsAfterSuccess(plist: string): boolean {
-  return /^<true\s*\/>/.test(entryOf(entryOf(plist, "KeepAlive"), "SuccessfulExit"));
-}
-
-/** Whether launchd starts a job as soon as it is loaded. */
-function startsAtLoad(plist: string): boolean {
-  return ["RunAtLoad", "KeepAlive"].some((key) => /^<(true\s*\/|dict)>/.test(entryOf(plist, key)));
+  const isStarted = program === "colima"
+    ? instanceOfColima(args, variable("COLIMA_PROFILE") ?? "") === name
+    : start > 0 && args.slice(start + 1).includes(name);
+  return isStarted ? "bare" : undefined;
 }
 
 /** Reads ha.stdout.log (events) and ha.stderr.log of a living host agent. */
@@ -877,12 +877,6 @@ export function optionOf(args: readonly string[], option: string): string | unde
   const own = ownWords(args);
   const joined = own.find((word) => word.startsWith(`${option}=`))?.slice(option.length + 1);
   return joined ?? (own.includes(option) ? own[own.indexOf(option) + 1] : undefined);
-}
-
-/** The Lima home that a job names, in its command or among its variables. */
-function homeNamedBy(plist: string): string | undefined {
-  const named = optionOf(unwaited(commandOfJob(plist)), "--lima-home");
-  return named ?? readPlistString(entryOf(plist, "EnvironmentVariables"), "LIMA_HOME");
 }
 
 // ──────────────────────────────────────────────────────────────────────────────────────────────── proof of identity ──
@@ -1474,7 +1468,7 @@ export function stageLimits(budgetS: number): Record<Stage, number> {
 }
 
 /** The stop stages for what is alive, most graceful first. Each is taken only while something is left. */
-export function stageSteps(seen: Observation, because: string, budgetS: number): Step[] {
+function stageSteps(seen: Observation, because: string, budgetS: number): Step[] {
   const limits = stageLimits(budgetS);
   const agents = hostAgentsOf(seen);
   const drivers = driversOf(seen);
@@ -1891,7 +1885,7 @@ function bare({ kind, what, because, outcome }: Step): Report["steps"][number] {
 }
 
 /** A recorded time for people: their own, to the minute or second. What is no time is shown as it was written. */
-export function localTime(recorded: string, timeStyle: "short" | "medium" = "short"): string {
+function localTime(recorded: string, timeStyle: "short" | "medium" = "short"): string {
   const time = new Date(recorded);
   return Number.isNaN(time.getTime()) ? recorded : time.toLocaleString("sv-SE", { dateStyle: "short", timeStyle });
 }
@@ -3401,10 +3395,12 @@ function lostLocks(host: Host, gone: Instance): Diagnostic[] {
   }));
 }
 
-type Refuse = (state: State, status: number, because: string, hint: string) => FoundInstance;
-
 /** The last questions of `findInstance`: is there a readable lima.yaml, and is the instance ours to work on? */
-async function permitted(ctx: Context, at: Instance, refuse: Refuse): Promise<FoundInstance> {
+async function permitted(
+  ctx: Context,
+  at: Instance,
+  refuse: (state: State, status: number, because: string, hint: string) => FoundInstance,
+): Promise<FoundInstance> {
   const { host, role } = ctx;
   const { dir, owner } = at;
   const isOwn = owner === host.uid;
@@ -3625,9 +3621,11 @@ async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
       const read = readText(host, plist);
       const text = read.ok ?? "";
       unread.push(...unreadNotes(host, plist, read, JOBS_UNREAD));
-      if (!runsInstance(text, instance.name)) unread.push(...unsureNotes(plist, text, instance));
-      else if (await isOfHome(host, text, instance, domains[0] === "system")) {
-        jobs.push(await jobStatus(host, instance.name, plist, text, domains));
+      const job = readJobPlist(text);
+      const how = howItRuns(job, instance.name);
+      if (how === undefined) unread.push(...unsureNotes(plist, text, job, instance));
+      else if (await isOfHome(host, job, instance, domains[0] === "system")) {
+        jobs.push({ plist, wrapped: how === "guarded", ...await jobStatus(host, plist, job, domains) });
       }
     }
   }
@@ -3638,15 +3636,13 @@ async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
  * Whether a job that runs an instance of this name runs this one. Lima before 2.3 writes no LIMA_HOME into its plist, but
  * the instance's directory. A job without either has the homes of its user that are found by name. In doubt it is its job.
  */
-async function isOfHome(host: Host, plist: string, { name, home }: Instance, isDaemon: boolean): Promise<boolean> {
-  const variables = entryOf(plist, "EnvironmentVariables");
-  const variable = (key: string) => readPlistString(variables, key);
-  const owner = isDaemon ? readPlistString(plist, "UserName") : undefined;
+async function isOfHome(host: Host, job: JobPlist, { name, home }: Instance, isDaemon: boolean): Promise<boolean> {
+  const { variable, workingDirectory: dir } = job;
+  const owner = isDaemon ? job.userName : undefined;
   const user = owner === undefined ? undefined : (await userEntry(host, owner)).ok;
   const userHome = variable("HOME") ?? (isDaemon ? user?.home : host.env("HOME"));
-  const dir = readPlistString(plist, "WorkingDirectory") ?? "";
   const ofDir = basename(dir) === name ? dirname(dir) : undefined;
-  const named = homeNamedBy(plist) ?? ofDir;
+  const named = job.limaHome ?? ofDir;
   if (userHome === undefined && !named?.startsWith("/")) return true;
   const homes = named === undefined ? homesByName(host, userHome ?? "", variable) : [expandHome(named, userHome)];
   return homes.some((path) => realHome(host, path) === home);
@@ -3658,9 +3654,9 @@ const UNSURE_JOB = "whether it is a launchd job of this instance is unknown";
  * A plist that may be a job of the instance: a binary one is not read here, and its words stand in it as they are; in
  * another one some program may start limactl or colima with this name.
  */
-function unsureNotes(what: string, text: string, { name }: Instance): Diagnostic[] {
+function unsureNotes(what: string, text: string, job: JobPlist, { name }: Instance): Diagnostic[] {
   const isBinary = text.startsWith("bplist");
-  const [program = "", ...words] = commandOfJob(text);
+  const [program = "", ...words] = job.command;
   const [command, starts, named] = isBinary
     ? [text, /lima|colima/, escaped(name)]
     : [words.join(" "), /(^|[\s'"/])(limactl|colima)['"]? .*\bstart\b/s, `(^|[\\s'"])${escaped(name)}($|[\\s'"])`];
@@ -3669,8 +3665,9 @@ function unsureNotes(what: string, text: string, { name }: Instance): Diagnostic
   return [{ what, because: `${UNSURE_JOB}: ${how}`, hint: plistCommand(what) }];
 }
 
-async function jobStatus(host: Host, name: string, plist: string, text: string, domains: string[]): Promise<JobStatus> {
-  const label = readPlistString(text, "Label") ?? basename(plist, ".plist");
+/** A job as launchd has it, else as its plist will bring it. */
+async function jobStatus(host: Host, plist: string, job: JobPlist, domains: string[]) {
+  const label = job.label ?? basename(plist, ".plist");
   const ask = (...argv: string[]) => host.run({ argv: ["launchctl", ...argv] }, LAUNCHCTL_LIMIT_MS);
   const answers = await Promise.all(domains.map(async (domain) => {
     const [print, off] = await Promise.all([ask("print", `${domain}/${label}`), ask("print-disabled", domain)]);
@@ -3681,16 +3678,14 @@ async function jobStatus(host: Host, name: string, plist: string, text: string, 
   const isOff = (line: string) => line.trim().startsWith(`"${label}"`) && /=> (disabled|true)/.test(line);
   return {
     label,
-    plist,
-    wrapped: isWrapped(commandOfJob(text), name),
     loaded: loaded ? "yes" as const : known ? "no" as const : "unknown" as const,
     disabled: answers.some((a) => a.off.split("\n").some(isOff)),
-    exitTimeoutS: loaded?.printed.exitTimeoutS ?? readExitTimeout(text),
-    restartsAfterSuccess: restartsAfterSuccess(text),
+    exitTimeoutS: loaded?.printed.exitTimeoutS ?? job.exitTimeoutS,
+    restartsAfterSuccess: job.restartsAfterSuccess,
     target: `${loaded?.domain ?? domains[0]}/${label}`,
     ...!loaded && await isWithoutLogin(host, domains[0] ?? "") ? { noLogin: true as const } : {},
-    ...startsAtLoad(text) ? { startsAtLoad: true as const } : {},
-    ...domains[0] === "system" && readPlistString(text, "UserName") === undefined ? { runsAsRoot: true as const } : {},
+    ...job.startsAtLoad ? { startsAtLoad: true as const } : {},
+    ...domains[0] === "system" && job.userName === undefined ? { runsAsRoot: true as const } : {},
   };
 }
 
@@ -3726,7 +3721,8 @@ async function jobOf(host: Host, label: string | undefined) {
 
 function exitTimeoutOfPlist(host: Host, label: string): number {
   const folders = [join(host.env("HOME") ?? "/", "Library/LaunchAgents"), "/Library/LaunchDaemons"];
-  return readExitTimeout(folders.map((f) => textOf(host, join(f, `${label}.plist`))).find((t) => t !== "") ?? "");
+  const text = folders.map((f) => textOf(host, join(f, `${label}.plist`))).find((t) => t !== "");
+  return readJobPlist(text ?? "").exitTimeoutS;
 }
 
 // ─────────────────────────────────────────────────────────────────────────────────────────────────────── signalling ──
@@ -4674,16 +4670,14 @@ async function daemonHomes(host: Host): Promise<OwnedHome[]> {
   const folder = "/Library/LaunchDaemons";
   const files = (host.list(folder).ok ?? []).filter((file) => file.endsWith(".plist")).sort();
   const found = await Promise.all(files.map(async (file): Promise<OwnedHome[]> => {
-    const plist = textOf(host, join(folder, file));
-    const args = unwaited(commandOfJob(plist));
-    const owner = readPlistString(plist, "UserName");
+    const job = readJobPlist(textOf(host, join(folder, file)));
+    const args = unwaited(job.command);
+    const { userName: owner, variable, limaHome: given } = job;
     if (owner === undefined || !/^(lima-guard.*|limactl(\..*)?|colima)$/.test(basename(args[0] ?? ""))) return [];
     const user = (await userEntry(host, owner)).ok;
     if (user === undefined || user.uid === host.uid) return [];
-    const variables = entryOf(plist, "EnvironmentVariables");
-    const userHome = readPlistString(variables, "HOME") ?? user.home;
-    const colima = readPlistString(variables, "COLIMA_HOME") ?? join(userHome, ".colima");
-    const given = homeNamedBy(plist);
+    const userHome = variable("HOME") ?? user.home;
+    const colima = variable("COLIMA_HOME") ?? join(userHome, ".colima");
     const byTool = args.some((word) => basename(word) === "colima") ? join(colima, "_lima") : join(userHome, ".lima");
     return [{ user, home: given === undefined ? byTool : expandHome(given, userHome) }];
   }));

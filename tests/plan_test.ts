@@ -16,7 +16,6 @@ import {
   planStop,
   quote,
   stageLimits,
-  stageSteps,
   worst,
 } from "../lima_guard.ts";
 import type { Diagnostic, Plan, StateFile, Step, StopEnd } from "./facts.ts";
@@ -382,8 +381,11 @@ for (
 
 Deno.test("--pre has the budget of --timeout for an orphan", () => {
   const seen = observation({ stateFiles: [claim("qemu.pid", ours("QEMU", 812))], alive: [proven("QEMU", 812)] });
-  assert.deepEqual(planPre(seen, 30).steps, stageSteps(seen, "QEMU 812 runs without a host agent", 30));
-  assert.match(planPre(seen, 30).steps.at(-1)?.what ?? "", /^SIGKILL to QEMU 812, until 24 s$/);
+  assert.deepEqual(planPre(seen, 30).steps.map(({ kind, what }) => [kind, what.match(/until \d+ s$/)?.[0]]), [
+    ["guest", "until 7 s"],
+    ["driver", "until 21 s"],
+    ["kill", "until 24 s"],
+  ]);
 });
 
 const LOCK = "_disks/data/in_use_by";
@@ -799,8 +801,8 @@ for (
     ["an orphan", [proven("QEMU", 812)], "guest driver kill"],
   ] as const
 ) {
-  Deno.test(`ladderSteps() for ${name}: ${kinds}`, () => {
-    assert.equal(stageSteps(observation({ alive }), "why", 60).map((s) => s.kind).join(" "), kinds);
+  Deno.test(`the stages of a stop of ${name}: ${kinds}`, () => {
+    assert.equal(planStop(observation({ alive }), 60).steps.map((s) => s.kind).join(" "), kinds);
   });
 }
 

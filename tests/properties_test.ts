@@ -11,14 +11,13 @@ import {
   lastStop,
   main,
   readCut,
-  readExitTimeout,
+  readJobPlist,
   readJournal,
   readLimaYaml,
   readLockRecord,
   readLsof,
   readPid,
   readPrint,
-  readProgramArguments,
   readPs,
   readSshPort,
   readVarRun,
@@ -103,8 +102,7 @@ Deno.test("no reader throws on any bytes, and what is called a PID may be one", 
       for (const name of readLimaYaml(text).disks) assert.notEqual(name, "");
       assert.ok(readVarRun(text).startsWith("/"));
       const { exitTimeoutS = 0 } = readPrint(text);
-      for (const s of [exitTimeoutS, readExitTimeout(text)]) assert.ok(Number.isInteger(s) && s >= 0, `${s}`);
-      readProgramArguments(text);
+      for (const s of [exitTimeoutS, readJobPlist(text).exitTimeoutS]) assert.ok(Number.isInteger(s) && s >= 0, `${s}`);
       readCut(text);
       readDisabled(text, "io.lima-vm.daemon.k3s");
       const user = readUser(text);
@@ -340,9 +338,10 @@ Deno.test("a plist that a package wrote is read back, by install.ts and by --sta
       };
       const xml = build(value);
       assert.ok(isEqual(readPlist(xml).value, value), xml);
-      assert.equal(readExitTimeout(xml), exitTimeOut ?? 5);
+      const job = readJobPlist(xml);
+      assert.equal(job.exitTimeoutS, exitTimeOut ?? 5);
       // By pattern, and for show only: an empty string is written as <string/>.
-      if (args.every((arg) => arg !== "")) assert.deepEqual(readProgramArguments(xml), args);
+      if (args.every((arg) => arg !== "")) assert.deepEqual(job.command, args);
     }),
     RUNS,
   );

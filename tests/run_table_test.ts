@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { backoffMs, budgetOf, readExitTimeout, readPrint, restartBackoffMs, transition } from "../lima_guard.ts";
+import { backoffMs, budgetOf, readJobPlist, readPrint, restartBackoffMs, transition } from "../lima_guard.ts";
 import type { JournalLine, RunAction, RunEvent, RunState } from "./facts.ts";
 
 const STATES: readonly RunState[] = ["preparing", "supervising", "stopping", "leaving"];
@@ -396,7 +396,9 @@ for (
     ["no plist at all", "bplist00\0", 5],
   ] as const
 ) {
-  Deno.test(`ExitTimeOut of a plist: ${what}: ${seconds}`, () => assert.equal(readExitTimeout(plist(keys)), seconds));
+  Deno.test(`ExitTimeOut of a plist: ${what}: ${seconds}`, () => {
+    assert.equal(readJobPlist(plist(keys)).exitTimeoutS, seconds);
+  });
 }
 
 // ── the budget of a stop ──

@@ -2,18 +2,16 @@
 
 import assert from "node:assert/strict";
 import {
-  isWrapped,
+  howItRuns,
   journalWords,
   judgeJobs,
   lastStop,
   limaWouldSay,
   needsPerson,
   type Observation,
-  readExitTimeout,
+  readJobPlist,
   readJournal,
-  readProgramArguments,
   readReadiness,
-  runsInstance,
   stopUnderWay,
   VERSION,
 } from "../lima_guard.ts";
@@ -83,8 +81,9 @@ for (
   ] as const
 ) {
   Deno.test(`a job's arguments: ${name}`, () => {
-    assert.deepEqual(readProgramArguments(plist), args);
-    assert.equal(isWrapped(args, "k3s"), wrapped);
+    const job = readJobPlist(plist);
+    assert.deepEqual(job.command, args);
+    assert.equal(howItRuns(job, "k3s") === "guarded", wrapped);
   });
 }
 
@@ -489,25 +488,27 @@ const WAIT = (command: string) => ARRAY("/bin/sh", "-c", `/bin/wait4path /nix/st
 
 for (
   const [name, plist, instance, expected] of [
-    ["Colima's job of Homebrew", recorded("homebrew-colima.plist"), "colima", true],
-    ["the same under lima-guard", recorded("homebrew-colima.guarded"), "colima", true],
-    ["the same, another instance", recorded("homebrew-colima.plist"), "colima-work", false],
-    ["Nix waits for its store", WAIT("/nix/x/bin/colima start work -f --activate=true"), "colima-work", true],
-    ["Nix, under lima-guard", WAIT("/x/lima-guard --run k3s -- limactl start k3s"), "k3s", true],
-    ["another shell command", ARRAY("/bin/sh", "-c", "exec limactl start k3s"), "k3s", false],
-    ["a profile behind a flag", ARRAY("/x/colima", "start", "--cpus", "2", "-p", "work"), "colima-work", true],
+    ["Colima's job of Homebrew", recorded("homebrew-colima.plist"), "colima", "bare"],
+    ["the same under lima-guard", recorded("homebrew-colima.guarded"), "colima", "guarded"],
+    ["the same, another instance", recorded("homebrew-colima.plist"), "colima-work", undefined],
+    ["Nix waits for its store", WAIT("/nix/x/bin/colima start work -f --activate=true"), "colima-work", "bare"],
+    ["Nix, under lima-guard", WAIT("/x/lima-guard --run k3s -- limactl start k3s"), "k3s", "guarded"],
+    ["another shell command", ARRAY("/bin/sh", "-c", "exec limactl start k3s"), "k3s", undefined],
+    ["a profile behind a flag", ARRAY("/x/colima", "start", "--cpus", "2", "-p", "work"), "colima-work", "bare"],
     [
       "a hidden flag's value is no profile",
       ARRAY("/x/colima", "start", "--kubernetes-disable", "traefik"),
       "colima",
-      true,
+      "bare",
     ],
-    ["a flag's value is no profile", ARRAY("/x/colima", "start", "--cpus", "2"), "colima", true],
-    ["limactl of one's own label", ARRAY("/x/limactl", "start", "--foreground", "k3s"), "k3s", true],
-    ["limactl stop", ARRAY("/x/limactl", "stop", "k3s"), "k3s", false],
+    ["a flag's value is no profile", ARRAY("/x/colima", "start", "--cpus", "2"), "colima", "bare"],
+    ["limactl of one's own label", ARRAY("/x/limactl", "start", "--foreground", "k3s"), "k3s", "bare"],
+    ["limactl stop", ARRAY("/x/limactl", "stop", "k3s"), "k3s", undefined],
   ] as const
 ) {
-  Deno.test(`a job by what it runs: ${name}`, () => assert.equal(runsInstance(plist, instance), expected));
+  Deno.test(`a job by what it runs: ${name}`, () => {
+    assert.equal(howItRuns(readJobPlist(plist), instance), expected);
+  });
 }
 
 Deno.test("the last stop for a monitor is unknown where the boot is, as its words say", () => {
@@ -629,13 +630,15 @@ Deno.test("--status tells the truth about four instances and changes nothing", a
 Deno.test("the last repair: its time for a monitor, and none before it", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
-  const repairedAt = async () => (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0].lastRepairAt;
-  assert.equal(await repairedAt(), null);
+  const status = async () => (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0];
+  assert.equal((await status()).lastRepairAt, null);
   k3s.pidFile("vz.pid", IMPOSSIBLE_PID);
   const began = Date.now();
   assert.equal((await runGuard(home, ["--pre", "k3s"])).status, 0);
-  const at = await repairedAt();
+  const { lastRepairAt: at, lastRepair } = await status();
   assert.match(at, /^\d{4}-\d\d-\d\dT[\d:.]+Z$/);
+  // For a person it is shown to the minute.
+  assert.match(lastRepair, /^\d{4}-\d\d-\d\d \d\d:\d\d: stale$/);
   assert.ok(Date.parse(at) >= began - 1000 && Date.parse(at) <= Date.now(), at);
 });
 
@@ -890,8 +893,9 @@ for (
   ] as const
 ) {
   Deno.test(`a job in another spelling: ${what}`, () => {
-    assert.equal(runsInstance(plist, "k3s"), expected, plist);
-    assert.equal(readExitTimeout(plist), 5);
+    const job = readJobPlist(plist);
+    assert.equal(howItRuns(job, "k3s") !== undefined, expected, plist);
+    assert.equal(job.exitTimeoutS, 5);
   });
 }
 

@@ -1,7 +1,7 @@
 /** What people read: times, the line of a wait, and each reason once. Nothing is started here. */
 
 import assert from "node:assert/strict";
-import { formatDetails, localTime, logLine, progressLine } from "../lima_guard.ts";
+import { formatDetails, journalWords, logLine, progressLine } from "../lima_guard.ts";
 
 const NOON = { wallMs: () => Date.UTC(2026, 10, 27, 12, 5, 9, 7) };
 
@@ -22,10 +22,10 @@ Deno.test("the line of a wait never reaches the last column", () => {
   }
 });
 
-Deno.test("a recorded time is shown to the minute of the local clock", () => {
-  const local = new Date(2026, 10, 26, 23, 1, 28, 802);
-  assert.equal(localTime(local.toISOString()), "2026-11-26 23:01");
-  assert.equal(localTime("yesterday"), "yesterday");
+Deno.test("a line of the journal has the time of the local clock", () => {
+  const running = (time: string) => journalWords({ time, boot: "b", dir: "/d", role: "run", event: "running" });
+  assert.equal(running(new Date(2026, 10, 26, 23, 1, 28, 802).toISOString()), "2026-11-26 23:01:28  --run: running");
+  assert.equal(running("yesterday"), "yesterday  --run: running");
 });
 
 Deno.test("--status prints each reason once", () => {
