@@ -7,7 +7,7 @@ import assert from "node:assert/strict";
 import { denoFlags } from "../helpers/guard.ts";
 import { tempLimaHome } from "../helpers/home.ts";
 import { project } from "../helpers/paths.ts";
-import { ADA, FakeMac, ROOT, ZOE } from "../install_mac.ts";
+import { ADA, FakeMac, ROOT, sharedFolder, WITHOUT_DAX, ZOE } from "../install_mac.ts";
 import { realGuard } from "../install_real_guard.ts";
 import { type Launchd, smallLaunchd } from "../launchd/launchd.ts";
 import type { Home } from "../launchd/needs.ts";
@@ -28,10 +28,17 @@ const LIMITS = {
 
 /** One file: a user who may not write the cache of another would have Deno read the source again at every start. */
 async function bundle(from: string, to: string): Promise<string> {
-  const args = ["bundle", "-q", ...denoFlags(), "-o", to, from];
+  const args = ["bundle", "-q", ...WITHOUT_DAX, ...denoFlags(), "-o", to, from];
   const { code, text } = await runToEnd([Deno.execPath(), ...args], { cwd: from.slice(0, from.lastIndexOf("/")) });
   assert.equal(code, 0, text);
   return to;
+}
+
+let source: Promise<string> | undefined;
+
+/** lima-guard in one file, made once for each process of tests. */
+function guardSource(): Promise<string> {
+  return source ??= bundle(`${project}/tools/compiled.ts`, `${sharedFolder()}/guard.js`);
 }
 
 export class HereGround implements Ground {
@@ -69,7 +76,7 @@ export class HereGround implements Ground {
     mac.settings.launchctl = `${launchd.bin}/launchctl`;
     mac.settings.devices = [{ prefix: home.root, dev: Deno.lstatSync("/").dev }];
     mac.settings.limits = LIMITS;
-    const source = await bundle(`${project}/tools/compiled.ts`, `${mac.root}/guard.js`);
+    const source = await guardSource();
     mac.prepare();
     const ground = new HereGround(home, launchd, mac);
     ground.#put(ground.guard, realGuard(mac, { mark: home.mark, source }));
