@@ -22,7 +22,6 @@ import {
 } from "./install_mac.ts";
 
 /** For what neither the tools' processes nor root's own decide. */
-const QUICK = { quick: true };
 
 for (const kind of ["daemon", "agent"] as const) {
   macTest(`${kind}: install lets launchd run lima-guard, and uninstall gives the very bytes back`, async () => {
@@ -90,7 +89,7 @@ macTest(
 
 macTest("the dry run says the very words that the run then prints, and writes nothing", async () => {
   for (const kind of ["daemon", "agent"] as const) {
-    const { mac, as } = macWith(kind, QUICK);
+    const { mac, as } = macWith(kind);
     await using _ = mac;
     const before = mac.tree();
     const dry = await mac.run(["--dry-run", "default"], { as });
@@ -106,7 +105,7 @@ macTest("the dry run says the very words that the run then prints, and writes no
 });
 
 macTest("the diff is one that patch takes; --print prints the finished plist", async () => {
-  const { mac, file, text, as } = macWith("agent", QUICK);
+  const { mac, file, text, as } = macWith("agent");
   await using _ = mac;
   const dry = await mac.run(["--dry-run", "default"], { as });
   const hunks = /^--- [^]*?(?=^ {2}would)/m.exec(dry.stdout)![0];
@@ -127,7 +126,7 @@ macTest("the diff is one that patch takes; --print prints the finished plist", a
 macTest(
   "a newer lima-guard is put in place and said; the job runs it after --restart; an older one needs --downgrade",
   async () => {
-    const { mac, job } = macWith("daemon", QUICK);
+    const { mac, job } = macWith("daemon");
     await using _ = mac;
     await mac.run(["--yes", "default"]);
     const [pid, old] = [job()!.pid, Deno.readTextFileSync(mac.guard)];
@@ -170,7 +169,7 @@ macTest(
       [["--keep-alive"], () => true],
     ];
     for (const [words, kept] of rows) {
-      const { mac, file, text, as, domain, label } = macWith("agent", QUICK);
+      const { mac, file, text, as, domain, label } = macWith("agent");
       await using _ = mac;
       const options = words.map((w) => w.replace("GUARDS", `${mac.home}/other`));
       const first = await mac.run(["--yes", ...options, "default"], { as });
@@ -198,7 +197,7 @@ macTest(
 );
 
 macTest("--guard is used in its place, and stays the guard of a plain install", async () => {
-  const { mac, job } = macWith("daemon", QUICK);
+  const { mac, job } = macWith("daemon");
   await using _ = mac;
   const own = mac.putGuard(`${mac.system}/opt/lima-guard`, "\n# another build\n");
   const first = await mac.run(["--yes", "--guard", own, "default"]);
@@ -212,7 +211,7 @@ macTest("--guard is used in its place, and stays the guard of a plain install", 
 });
 
 macTest("an agent takes the guard of this version that root has put there already", async () => {
-  const { mac, as, job } = macWith("agent", QUICK);
+  const { mac, as, job } = macWith("agent");
   await using _ = mac;
   mac.putGuard(mac.guard);
   const run = await mac.run(["--yes", "default"], { as });
@@ -224,7 +223,7 @@ macTest("an agent takes the guard of this version that root has put there alread
 // ── launchd's moods ──
 
 macTest("a job whose process is no host agent yet is booted out, and installed", async () => {
-  const { mac, job } = macWith("daemon", QUICK);
+  const { mac, job } = macWith("daemon");
   await using _ = mac;
   mac.conf("agent=0");
   const run = await mac.run(["--yes", "--json", "default"]);
@@ -234,7 +233,7 @@ macTest("a job whose process is no host agent yet is booted out, and installed",
 
 macTest("a job that takes long to end is waited for; a second bootout has its own codes", async () => {
   for (const conf of ["dying=25", "again=36", "again=5"]) {
-    const { mac, job } = macWith("daemon", QUICK);
+    const { mac, job } = macWith("daemon");
     await using _ = mac;
     mac.conf(conf);
     assert.equal((await mac.run(["--yes", "default"])).status, 0, conf);
@@ -253,7 +252,7 @@ for (const [code, times, status] of CODES) {
   macTest(
     `bootstrap says ${code}: ${status === 0 ? "it is tried again" : "the old job is put back, with the words"}`,
     async () => {
-      const { mac, job, file, text } = macWith("daemon", QUICK);
+      const { mac, job, file, text } = macWith("daemon");
       await using _ = mac;
       mac.fault(...Array.from({ length: times }, (_, i) => `bootstrap:${i + 1} ${code}`));
       const run = await mac.run(["--yes", "--json", "default"]);
@@ -272,7 +271,7 @@ for (const [code, times, status] of CODES.filter(([code]) => [5, 36, 37, 125, 16
   macTest(
     `bootstrap says ${code} in a rollback: ${heals ? "it is tried again" : "broken, with the words"}`,
     async () => {
-      const { mac, job, file, text } = macWith("daemon", QUICK);
+      const { mac, job, file, text } = macWith("daemon");
       await using _ = mac;
       mac.fault("bootstrap:1 122", ...Array.from({ length: times }, (_, i) => `bootstrap:${i + 2} ${code}`));
       const run = await mac.run(["--yes", "--json", "default"], { settings: { limits: { runningMs: 100 } } });
@@ -288,7 +287,7 @@ for (const [code, times, status] of CODES.filter(([code]) => [5, 36, 37, 125, 16
 }
 
 macTest("bootstrap says 0 and keeps no job: said, and put back", async () => {
-  const { mac, file, text } = macWith("daemon", QUICK);
+  const { mac, file, text } = macWith("daemon");
   await using _ = mac;
   mac.conf("kept=0");
   const run = await mac.run(["--yes", "--json", "default"], { settings: { limits: { bootstrapMs: 300 } } });
@@ -300,7 +299,7 @@ macTest("bootstrap says 0 and keeps no job: said, and put back", async () => {
 macTest(
   "KeepAlive {SuccessfulExit: true} is turned round: a stop stays down, a crash comes up; and it comes back",
   async () => {
-    const mac = FakeMac.make(QUICK);
+    const mac = FakeMac.make();
     await using _ = mac;
     mac.instance("colima", `${mac.home}/.colima/_lima`);
     mac.folder(`${mac.home}/.colima`, ZOE);
@@ -332,7 +331,7 @@ macTest(
 );
 
 macTest("a job that ran and does not start by itself is kicked, and it is said that nothing starts it", async () => {
-  const mac = FakeMac.make(QUICK);
+  const mac = FakeMac.make();
   await using _ = mac;
   mac.load("system", mac.daemon("default", fixture(mac, "lima-2.2-daemon").replace("<true/>", "<false/>")));
   mac.launchctl(["kickstart", `system/${DAEMON}`]);
@@ -344,7 +343,7 @@ macTest("a job that ran and does not start by itself is kicked, and it is said t
 });
 
 macTest("an ExitTimeOut that launchd clamps is a note with the number", async () => {
-  const { mac, as } = macWith("agent", QUICK);
+  const { mac, as } = macWith("agent");
   await using _ = mac;
   const run = await mac.run(["--yes", "--exit-timeout", "120", "default"], { as });
   assert.equal(run.status, 0, run.stdout);
@@ -356,7 +355,7 @@ macTest("an ExitTimeOut that launchd clamps is a note with the number", async ()
 macTest(
   "--exit-timeout that is small is taken, remembered, and a note for --check; a --timeout of its own is a trouble",
   async () => {
-    const { mac, file, text } = macWith("daemon", QUICK);
+    const { mac, file, text } = macWith("daemon");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "--exit-timeout", "45", "default"])).status, 0);
     const checked = await mac.run(["--check", "default"]);
@@ -370,7 +369,7 @@ macTest(
 );
 
 macTest("an instance that cannot be stopped gracefully stays as it is, under its old job", async () => {
-  const { mac, job } = macWith("daemon", QUICK);
+  const { mac, job } = macWith("daemon");
   await using _ = mac;
   const [before, pid] = [mac.tree(), job()!.pid];
   mac.conf("stop=75");
@@ -383,7 +382,7 @@ macTest("an instance that cannot be stopped gracefully stays as it is, under its
 
 macTest("without a login session the file is changed, and it is said when it counts", async () => {
   for (const code of [112, 113, 125]) {
-    const mac = FakeMac.make(QUICK);
+    const mac = FakeMac.make();
     await using _ = mac;
     mac.conf(`session=${code}`);
     Deno.removeSync(`${mac.state}/sessions/501`);
@@ -398,7 +397,7 @@ macTest("without a login session the file is changed, and it is said when it cou
 });
 
 macTest("a launchctl that does not answer is no answer: nothing is touched", async () => {
-  const { mac } = macWith("daemon", QUICK);
+  const { mac } = macWith("daemon");
   await using _ = mac;
   const before = mac.tree();
   for (const fault of ["print:1 hang", "print:1 1", "print:1 killed", "print-disabled:1 5"]) {
@@ -416,7 +415,7 @@ for (const kind of ["daemon", "agent"] as const) {
   for (const [isLoaded, isDisabled] of [[false, false], [false, true], [true, true]] as const) {
     const state = `${isLoaded ? "loaded" : "not loaded"}, ${isDisabled ? "disabled" : "enabled"}`;
     macTest(`${kind}, ${state}: the recipe --check || --install, twice, leaves launchd as it was`, async () => {
-      const { mac, file, text, as, domain, label, job } = macWith(kind, QUICK);
+      const { mac, file, text, as, domain, label, job } = macWith(kind);
       await using _ = mac;
       if (!isLoaded) mac.lose(domain, label);
       if (isDisabled) mac.launchctl(["disable", `${domain}/${label}`], as);
@@ -446,7 +445,7 @@ for (const [isLoaded, isDisabled] of [[true, false], [true, true], [false, false
   const state = `${isLoaded ? "loaded" : "not loaded"}, ${isDisabled ? "disabled" : "enabled"}`;
   macTest(`a bare plist beside an old backup, ${state}: --uninstall changes neither it nor launchd`, async () => {
     for (const [what, backup] of [["of this plist", ""], ["of an older one", "<!-- older -->\n"]] as const) {
-      const { mac, file, text, domain, label, job } = macWith("daemon", QUICK);
+      const { mac, file, text, domain, label, job } = macWith("daemon");
       await using _ = mac;
       mac.write(file + BACKUP_SUFFIX, text + backup);
       if (!isLoaded) mac.lose(domain, label);
@@ -468,7 +467,7 @@ for (const [isLoaded, isDisabled] of [[true, false], [true, true], [false, false
 macTest(
   "the job of an instance that is gone is removed by --uninstall, with its backup; --purge takes the guard too",
   async () => {
-    const { mac, file, job } = macWith("daemon", QUICK);
+    const { mac, file, job } = macWith("daemon");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
     Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
@@ -537,7 +536,7 @@ macTest("a log that is a link, a FIFO or another user's is not written, and that
 macTest(
   "--purge takes the log of installs with the last job, and the logs of the job that lie in the user's folder",
   async () => {
-    const { mac, file, text } = macWith("daemon", QUICK);
+    const { mac, file, text } = macWith("daemon");
     await using _ = mac;
     mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
@@ -600,7 +599,7 @@ macTest(
 );
 
 macTest("--purge leaves the guard while another plist names it", async () => {
-  const { mac, text } = macWith("daemon", QUICK);
+  const { mac, text } = macWith("daemon");
   await using _ = mac;
   mac.instance("k3s");
   mac.load("system", mac.daemon("k3s", text.replaceAll("default", "k3s")));
@@ -615,7 +614,7 @@ macTest("--purge leaves the guard while another plist names it", async () => {
 for (const kind of ["daemon", "agent"] as const) {
   macTest(`${kind}: --purge leaves the tree as it was before the install, and asks for nothing else`, async () => {
     for (const hasOther of [false, true]) {
-      const { mac, guard, as } = macWith(kind, QUICK);
+      const { mac, guard, as } = macWith(kind);
       await using _ = mac;
       const folder = guard.replace(/\/[^/]*$/, "");
       if (hasOther) {
@@ -638,7 +637,7 @@ for (const [kind, isLoaded] of [["agent", true], ["agent", false], ["daemon", tr
   for (const more of [[], ["--purge"]]) {
     const words = `${kind}, ${isLoaded ? "loaded" : "booted out"}, its plist gone`;
     macTest(`${words}: --uninstall${more.map((m) => ` ${m}`)} asks, and leaves an empty listing`, async () => {
-      const { mac, file, as, domain, label, guard, job } = macWith(kind, QUICK);
+      const { mac, file, as, domain, label, guard, job } = macWith(kind);
       await using _ = mac;
       const folder = file.replace(/\/[^/]*$/, "");
       assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
@@ -658,7 +657,7 @@ for (const [kind, isLoaded] of [["agent", true], ["agent", false], ["daemon", tr
 }
 
 macTest("a backup that is left beside another job of the instance is in the way of no uninstall", async () => {
-  const { mac, file, text } = macWith("daemon", QUICK);
+  const { mac, file, text } = macWith("daemon");
   await using _ = mac;
   mac.write(`${mac.daemons}/other.plist${BACKUP_SUFFIX}`, text);
   assert.equal((await mac.run(["--yes", "default"])).status, 0);
@@ -668,7 +667,7 @@ macTest("a backup that is left beside another job of the instance is in the way 
 });
 
 macTest("a job that is loaded and has no file any more is seen, with the line that ends it", async () => {
-  const { mac, file } = macWith("agent", QUICK);
+  const { mac, file } = macWith("agent");
   await using _ = mac;
   Deno.removeSync(file);
   const run = await mac.run(["--check", "default"], { as: ZOE });
@@ -697,7 +696,7 @@ macTest("a backup that cannot be read is kept, and makes an install refuse", asy
     ],
   ];
   for (const [what, spoil] of rows) {
-    const { mac, file, text } = macWith("daemon", QUICK);
+    const { mac, file, text } = macWith("daemon");
     await using _ = mac;
     await mac.run(["--yes", "default"]);
     spoil(file + BACKUP_SUFFIX);
@@ -727,7 +726,7 @@ for (const [what, element] of SAID) {
   macTest(`a backup that another user could have written brings no value back: ${what}`, async () => {
     const key = /<key>(\w+)/.exec(element)![1]!;
     for (const spoil of ["owner", "mode"] as const) {
-      const { mac, file, text } = macWith("daemon", QUICK);
+      const { mac, file, text } = macWith("daemon");
       await using _ = mac;
       mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
       assert.equal((await mac.run(["--yes", "default"])).status, 0);
@@ -748,7 +747,7 @@ for (const [what, element] of SAID) {
 
 for (const mode of [0o444, 0o600, 0o640]) {
   macTest(`a plist of mode ${mode.toString(8)} has it again after install and uninstall`, async () => {
-    const { mac, file, text } = macWith("daemon", QUICK);
+    const { mac, file, text } = macWith("daemon");
     await using _ = mac;
     mac.own(file, { ...ROOT, gid: 80 }, mode);
     for (const role of ["--install", "--uninstall"]) {
@@ -770,7 +769,7 @@ for (const mode of [0o444, 0o600, 0o640]) {
 macTest(
   "--all stops at the first job that had to be rolled back; the others are never stopped; the guard is copied once",
   async () => {
-    const { mac, text } = macWith("daemon", QUICK);
+    const { mac, text } = macWith("daemon");
     await using _ = mac;
     for (const name of ["k3s", "web"]) {
       mac.instance(name);
@@ -796,7 +795,7 @@ macTest(
 );
 
 macTest("no job at all is 66, for every command, with one document", async () => {
-  await using mac = FakeMac.make(QUICK);
+  await using mac = FakeMac.make();
   for (const role of ["--check", "--install", "--uninstall"]) {
     const run = await mac.run([role, "--all", "--yes", "--json"]);
     const document = JSON.parse(run.stdout);
@@ -807,7 +806,7 @@ macTest("no job at all is 66, for every command, with one document", async () =>
 });
 
 macTest("no answer is no yes: nothing is changed where there is no terminal, nor after a no", async () => {
-  const { mac, file, text } = macWith("daemon", QUICK);
+  const { mac, file, text } = macWith("daemon");
   await using _ = mac;
   const unasked = await mac.run(["default"]);
   assert.equal(unasked.status, 1);
@@ -820,7 +819,7 @@ macTest("no answer is no yes: nothing is changed where there is no terminal, nor
 });
 
 macTest("what was planned on and is not so any more is not done: 75", async () => {
-  const { mac, file, text, job } = macWith("daemon");
+  const { mac, file, text, job } = macWith("daemon", { quick: false });
   await using _ = mac;
   const settings = (whileAsked: string) => ({ settings: { canAsk: true, whileAsked } });
   const edited = await mac.run(["default"], settings(`echo >> ${file}`));
@@ -894,7 +893,7 @@ const LOCKS: [what: string, put: (mac: FakeMac, lock: string, by: Person) => voi
 for (const [what, put] of LOCKS) {
   macTest(`${what} in the lock's place is refused, and nothing is changed`, async () => {
     for (const kind of ["daemon", "agent"] as const) {
-      const { mac, as, job } = macWith(kind, QUICK);
+      const { mac, as, job } = macWith(kind);
       await using _ = mac;
       const lock = kind === "daemon"
         ? `${mac.system}/var/db/lima-guard-install.lock`
@@ -925,7 +924,7 @@ macTest("a user's lock and log are in the home of his account, whatever HOME say
 });
 
 macTest("--json has stable fields, also where it refuses", async () => {
-  const { mac, as } = macWith("agent", QUICK);
+  const { mac, as } = macWith("agent");
   await using _ = mac;
   const fields = "name state status changed stage seconds steps blockers notes changes plist guard".split(" ").sort();
   const rows: [args: string[], status: number][] = [
@@ -954,7 +953,7 @@ macTest("--json has stable fields, also where it refuses", async () => {
 macTest(
   "a process that is still there after its job is gone is waited for, and no new job is loaded beside it",
   async () => {
-    const { mac } = macWith("daemon", QUICK);
+    const { mac } = macWith("daemon");
     await using _ = mac;
     mac.conf("agent=0", "lingers=1");
     const run = await mac.run(["--yes", "--json", "default"], { settings: { limits: { goneMs: 500 } } });
@@ -964,7 +963,7 @@ macTest(
 );
 
 macTest("a file has its bytes on the disk before it gets its name, and its folder is synced after", async () => {
-  const { mac, file } = macWith("daemon", QUICK);
+  const { mac, file } = macWith("daemon");
   await using _ = mac;
   assert.equal((await mac.run(["--yes", "default"], { settings: { trace: true } })).status, 0);
   const effects = mac.effects().map((line) => line.replace(/^0 /, ""));
@@ -981,7 +980,7 @@ macTest("a file has its bytes on the disk before it gets its name, and its folde
 macTest("a disabled job that a killed run has left enabled is disabled again, also after a boot", async () => {
   for (const boot of ["BOOT-0", "BOOT-1"]) {
     for (const role of ["--install", "--uninstall"]) {
-      const { mac, file, domain, label, job } = macWith("daemon", QUICK);
+      const { mac, file, domain, label, job } = macWith("daemon");
       await using _ = mac;
       assert.equal((await mac.run(["--yes", "default"])).status, 0);
       const { pid } = job()!;
@@ -1003,7 +1002,7 @@ macTest("a disabled job that a killed run has left enabled is disabled again, al
 });
 
 macTest("Disabled in the plist counts until launchd has a word of its own", async () => {
-  const { mac, file, text, domain, label, job } = macWith("daemon", QUICK);
+  const { mac, file, text, domain, label, job } = macWith("daemon");
   await using _ = mac;
   mac.lose(domain, label);
   mac.write(file, text.replace("<key>RunAtLoad</key>", "<key>Disabled</key>\n\t<true/>\n\t<key>RunAtLoad</key>"));
@@ -1019,7 +1018,7 @@ macTest("Disabled in the plist counts until launchd has a word of its own", asyn
 });
 
 macTest("which boot this is cannot be found out: 75, and nothing is done", async () => {
-  const { mac, file, domain, label, job } = macWith("daemon", QUICK);
+  const { mac, file, domain, label, job } = macWith("daemon");
   await using _ = mac;
   mac.lose(domain, label);
   mac.write(`${file}.lima-guard.json`, JSON.stringify({ bootedOut: { boot: "unknown", wasRunning: true } }));
@@ -1038,7 +1037,7 @@ macTest("which boot this is cannot be found out: 75, and nothing is done", async
 });
 
 macTest("a job that was booted out in another boot is off, and stays off", async () => {
-  const { mac, file, domain, label, job } = macWith("daemon", QUICK);
+  const { mac, file, domain, label, job } = macWith("daemon");
   await using _ = mac;
   const noted = (boot: string) => JSON.stringify({ bootedOut: { boot, wasRunning: true } });
   mac.lose(domain, label);

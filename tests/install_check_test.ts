@@ -154,7 +154,7 @@ function reloaded(mac: FakeMac, text: string, file = `${mac.daemons}/${DAEMON}.p
 
 for (const [what, spoil, words, status = 1] of BROKEN) {
   macTest(`--check is ${status} when ${what}, for root and for the owner`, async () => {
-    const { mac, file } = macWith("daemon", { quick: true });
+    const { mac, file } = macWith("daemon");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
     for (const as of [ROOT, ZOE]) {
@@ -185,7 +185,7 @@ const CLOSED: [what: string, spoil: (mac: FakeMac) => void, words: RegExp][] = [
 ];
 for (const [what, spoil, words] of CLOSED) {
   macTest(`root looks as the job's user, who may not use ${what}: --check is 1, and install refuses`, async () => {
-    const { mac, job } = macWith("daemon", { quick: true });
+    const { mac, job } = macWith("daemon");
     await using _ = mac;
     mac.write(`${mac.root}/hook`, "#!/bin/sh\n", ROOT, 0o755);
     assert.equal((await mac.run(["--yes", "--on-event", `${mac.root}/hook`, "default"])).status, 0);
@@ -201,7 +201,7 @@ for (const [what, spoil, words] of CLOSED) {
 }
 
 macTest("the job's user does not answer what he may use: unknown, 75", async () => {
-  const { mac } = macWith("daemon", { quick: true });
+  const { mac } = macWith("daemon");
   await using _ = mac;
   assert.equal((await mac.run(["--yes", "default"])).status, 0);
   mac.forget();
@@ -229,7 +229,7 @@ const OTHERWISE: [what: string, spoil: (mac: FakeMac, file: string) => void, wor
 ];
 for (const [what, spoil, words] of OTHERWISE) {
   macTest(`launchd has ${what}: what --check names is over after an install`, async () => {
-    const { mac, file } = macWith("daemon", { quick: true });
+    const { mac, file } = macWith("daemon");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
     spoil(mac, file);
@@ -284,7 +284,7 @@ macTest(
   "logs on another volume are moved to the user's home; a daemon whose user's home is there is refused",
   async () => {
     for (const isHome of [false, true]) {
-      const { mac, file, text } = macWith("daemon", { quick: true });
+      const { mac, file, text } = macWith("daemon");
       await using _ = mac;
       mac.folder(`${mac.root}/logs`, ZOE);
       mac.settings.devices = [{ prefix: isHome ? mac.home : `${mac.root}/logs`, dev: 99 }];
@@ -315,7 +315,7 @@ macTest("a job that logs to /dev/null, or to a file that Deno may not look at, k
 });
 
 macTest("root's --check of a login agent ends as its user's does, with and without --json", async () => {
-  const { mac, file } = macWith("agent");
+  const { mac, file } = macWith("agent", { quick: false });
   await using _ = mac;
   for (const status of [1, 0]) {
     for (const more of [[], ["--json"]]) {
@@ -360,7 +360,7 @@ macTest(
 macTest(
   "a daemon's plist that is named on the Data volume is launchd's: check, and uninstall gives it back",
   async () => {
-    const { mac, file, text, job } = macWith("daemon", { quick: true });
+    const { mac, file, text, job } = macWith("daemon");
     await using _ = mac;
     const named = mac.firmlinked(file);
     for (
@@ -376,7 +376,7 @@ macTest(
 );
 
 macTest("a limactl on another volume: one on the boot volume helps, and --uninstall continues", async () => {
-  const { mac, file, text, job } = macWith("daemon", { quick: true });
+  const { mac, file, text, job } = macWith("daemon");
   await using _ = mac;
   assert.equal((await mac.run(["--yes", "default"])).status, 0);
   mac.settings.devices = [{ prefix: `${mac.root}/opt/homebrew`, dev: 77 }];
@@ -456,7 +456,7 @@ for (const [what, put, status, words] of PLACES) {
 
 macTest("what --check calls broken in the world install refuses, and does not call done", async () => {
   for (const spoil of [0, 2, 3, 4, 7].map((i) => BROKEN[i]!)) {
-    const { mac, file } = macWith("daemon", { quick: true });
+    const { mac, file } = macWith("daemon");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
     spoil[1](mac, file);
@@ -492,7 +492,7 @@ macTest("a bare job of Colima's that is loaded twice is to be stopped in Colima'
 });
 
 macTest("what another user may not see is unknown, never gone and never green", async () => {
-  const { mac } = macWith("daemon", { quick: true });
+  const { mac } = macWith("daemon");
   await using _ = mac;
   assert.equal((await mac.run(["--yes", "default"])).status, 0);
   Deno.chmodSync(mac.home, 0o700);
@@ -598,7 +598,7 @@ macTest(
 );
 
 macTest("a limactl that has moved: --check and --install say what writes the new place into the plist", async () => {
-  const { mac } = macWith("daemon", { quick: true });
+  const { mac } = macWith("daemon");
   await using _ = mac;
   assert.equal((await mac.run(["--yes", "default"])).status, 0);
   const [from, to] = [`${mac.root}/opt/homebrew/bin/limactl`, `${mac.system}/usr/local/bin/limactl`];
@@ -611,7 +611,7 @@ macTest("a limactl that has moved: --check and --install say what writes the new
 });
 
 macTest("the hint for a plist that cannot be read names the file", async () => {
-  const { mac, file, text } = macWith("daemon", { quick: true });
+  const { mac, file, text } = macWith("daemon");
   await using _ = mac;
   for (
     const [broken, hint] of [
@@ -792,7 +792,7 @@ const HINTS: Hinted[] = [
 ];
 for (const { what, kind, as, args, spoil, find, typed } of HINTS) {
   macTest(`the hint for ${what}, as ${as.name} types it, changes the answer, and nothing of another home`, async () => {
-    const { mac, file } = macWith(kind, { quick: true });
+    const { mac, file } = macWith(kind);
     await using _ = mac;
     // A second home with the same names: sudo keeps HOME, and nothing may be looked for there.
     const theirs = `${mac.root}/home/eve/Library/LaunchAgents/${AGENT}.plist`;
@@ -822,7 +822,7 @@ for (const { what, kind, as, args, spoil, find, typed } of HINTS) {
 }
 
 macTest("--check names the version that runs, the one in place and this one; --restart leaves one", async () => {
-  const { mac } = macWith("daemon", { quick: true });
+  const { mac } = macWith("daemon");
   await using _ = mac;
   assert.equal((await mac.run(["--yes", "default"])).status, 0);
   const dir = `${mac.home}/.lima/default`;

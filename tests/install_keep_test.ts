@@ -23,8 +23,6 @@ import {
   ZOE,
 } from "./install_mac.ts";
 
-const QUICK = { quick: true };
-
 // ── the instance of a job ──
 
 /** The same plist with these variables; its WorkingDirectory says nothing. */
@@ -58,7 +56,7 @@ for (const [words, variables, limaHome] of HOMES) {
   macTest(
     `a job with ${shown} has its instance there, not in ~/.lima: it is checked, installed and unwrapped`,
     async () => {
-      const { mac, file, text: whole, job } = macWith("daemon", QUICK);
+      const { mac, file, text: whole, job } = macWith("daemon");
       await using _ = mac;
       const inHome = (value: string) => value.replace("HOME", mac.home);
       const own = Object.fromEntries(Object.entries(variables).map(([key, value]) => [key, inHome(value)]));
@@ -94,7 +92,7 @@ for (const [what, plist, home] of OTHERS) {
   macTest(
     `--lima-home with ${what} makes no lost instance of a living one: refused, and nothing is touched`,
     async () => {
-      const { mac, as, job } = macWith("agent", QUICK, plist);
+      const { mac, as, job } = macWith("agent", {}, plist);
       await using _ = mac;
       mac.instance("k3s", `${mac.home}/other`);
       mac.instance("default", limaHomeIn(mac, plist));
@@ -117,7 +115,7 @@ function limaHomeIn(mac: FakeMac, plist: string): string {
 }
 
 macTest("--all --lima-home serves the jobs of that home, and says of the others that it does not", async () => {
-  const { mac, as, file, text, job } = macWith("agent", QUICK);
+  const { mac, as, file, text, job } = macWith("agent");
   await using _ = mac;
   mac.own(`${mac.home}/.lima`, ZOE);
   mac.instance("colima", `${mac.home}/.colima/_lima`);
@@ -147,7 +145,7 @@ const RUNNING: [what: string, loaded: Record<string, string>, now: Record<string
 ];
 for (const [what, loaded, now, args] of RUNNING) {
   macTest(`a running job is stopped in the Lima home that it was loaded with: ${what}`, async () => {
-    const { mac, file, text, job, domain, label } = macWith("daemon", QUICK);
+    const { mac, file, text, job, domain, label } = macWith("daemon");
     await using _ = mac;
     const inHome = (value: string) => value.replace("HOME", mac.home);
     const withHome = (variables: Record<string, string>) =>
@@ -165,7 +163,7 @@ for (const [what, loaded, now, args] of RUNNING) {
 }
 
 macTest("a Lima home with a slash at its end is the same one", async () => {
-  const { mac, file, text } = macWith("daemon", QUICK, "lima-2.3-daemon-keep-alive-lima-home");
+  const { mac, file, text } = macWith("daemon", {}, "lima-2.3-daemon-keep-alive-lima-home");
   await using _ = mac;
   const slashed = text.replace(/(LIMA_HOME<\/key>\s*<string>[^<]*)/, "$1/");
   assert.notEqual(slashed, text);
@@ -180,7 +178,7 @@ macTest("a Lima home with a slash at its end is the same one", async () => {
 macTest(
   "--lima-home for a job that names another one in its command: the command gets it, and nothing else",
   async () => {
-    const { mac, file, job } = macWith("daemon", QUICK);
+    const { mac, file, job } = macWith("daemon");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
     for (const name of ["a", "b"]) mac.instance("default", `${mac.home}/${name}`);
@@ -202,7 +200,7 @@ macTest(
     try {
       Deno.chmodSync(volume, 0o755);
       for (const byLink of [false, true]) {
-        const { mac, file, job } = macWith("daemon", QUICK);
+        const { mac, file, job } = macWith("daemon");
         await using _ = mac;
         const limaHome = byLink ? `${mac.home}/.lima` : volume;
         if (byLink) Deno.removeSync(limaHome, { recursive: true });
@@ -243,7 +241,7 @@ const UNMOUNTED: [what: string, put: (home: string) => void][] = [
 ];
 for (const [what, put] of UNMOUNTED) {
   macTest(`a volume that is not mounted is no lost instance: ${what}`, async () => {
-    const { mac, file, job } = macWith("daemon", QUICK);
+    const { mac, file, job } = macWith("daemon");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
     Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
@@ -274,7 +272,7 @@ for (const [what, spoil, by] of STOPPERS) {
   for (const isLeft of [false, true]) {
     const job = isLeft ? "a bare job whose plist is gone" : "a bare plist that is loaded guarded";
     macTest(`${job} is stopped by ${what}`, async () => {
-      const { mac, file, text, job, domain, label } = macWith("daemon", QUICK);
+      const { mac, file, text, job, domain, label } = macWith("daemon");
       await using _ = mac;
       assert.equal((await mac.run(["--yes", "default"])).status, 0);
       mac.write(file, text);
@@ -304,7 +302,7 @@ for (const [what, spoil, by] of STOPPERS) {
 }
 
 macTest("--uninstall --no-reload of a job whose plist is gone stops and unloads nothing", async () => {
-  const { mac, file, job } = macWith("daemon", QUICK);
+  const { mac, file, job } = macWith("daemon");
   await using _ = mac;
   assert.equal((await mac.run(["--yes", "default"])).status, 0);
   Deno.removeSync(file);
@@ -329,7 +327,7 @@ const GONE: [what: string, label: string, before: string[][], hint: RegExp][] = 
 ];
 for (const [what, label, before, hint] of GONE) {
   macTest(`the bare job of an instance that is gone goes as it is said, and is not loaded again: ${what}`, async () => {
-    const { mac, file, text } = macWith("daemon", QUICK);
+    const { mac, file, text } = macWith("daemon");
     await using _ = mac;
     if (label !== DAEMON) {
       mac.lose("system", DAEMON);
@@ -368,7 +366,7 @@ const LOST: [what: string, isRunning: boolean, args: string[], spoil: (mac: Fake
 ];
 for (const [what, isRunning, args, spoil, status] of LOST) {
   macTest(`--uninstall stops nothing that would not come up again: ${what}`, async () => {
-    const { mac, file, text, job } = macWith("daemon", QUICK);
+    const { mac, file, text, job } = macWith("daemon");
     await using _ = mac;
     const event = mac.write(`${mac.root}/event`, "#!/bin/sh\n", undefined, 0o755);
     assert.equal((await mac.run(["--yes", ...args.flatMap((arg) => [arg, event]), "default"])).status, 0);
@@ -386,7 +384,7 @@ for (const [what, isRunning, args, spoil, status] of LOST) {
 }
 
 macTest("of two jobs of one instance the idle one is the one to be booted out", async () => {
-  const { mac, file, text, as, job } = macWith("agent", QUICK);
+  const { mac, file, text, as, job } = macWith("agent");
   await using _ = mac;
   mac.lose("gui/501", AGENT);
   mac.load("user/501", file);
@@ -401,7 +399,7 @@ macTest("of two jobs of one instance the idle one is the one to be booted out", 
 
 /** The number of the effect that matches in such a run of another Mac. */
 async function effectOf(run: (mac: FakeMac) => Promise<unknown>, pattern: RegExp, nth = 1): Promise<number> {
-  const { mac } = macWith("daemon", QUICK);
+  const { mac } = macWith("daemon");
   await using _ = mac;
   mac.settings.trace = true;
   await run(mac);
@@ -426,7 +424,7 @@ const WRITTEN: [what: string, suffix: string, effect: RegExp][] = [
 for (const [what, suffix, effect] of WRITTEN) {
   macTest(`the instance is gone, and another program writes the ${what} again: it stays, and all is back`, async () => {
     const hookAt = await effectOf(lostInstance, effect);
-    const { mac, file, text, job } = macWith("daemon", QUICK);
+    const { mac, file, text, job } = macWith("daemon");
     await using _ = mac;
     const newer = text.replace("Background", "Standard");
     mac.write(`${mac.root}/newer`, newer);
@@ -444,7 +442,7 @@ for (const [what, suffix, effect] of WRITTEN) {
 // ── rollbacks ──
 
 macTest("a rollback waits for the process of the job that it unloads, as long as that job may take", async () => {
-  const world = () => macWith("daemon", QUICK);
+  const world = () => macWith("daemon");
   const hookAt = 1 + await effectOf((mac) => mac.run(["--yes", "default"]), / run \S+launchctl,bootstrap,/);
   const { mac, job } = world();
   await using _ = mac;
@@ -467,7 +465,7 @@ macTest("a rollback that cannot put the plist back leaves a whole job, and the c
     return mac.run(["--yes", "--json", "default"], { settings });
   };
   const failAt = await effectOf(failing, / rename \S+\.plist\.lima-guard-new-/, 2);
-  const { mac, file, text, job } = macWith("daemon", QUICK);
+  const { mac, file, text, job } = macWith("daemon");
   await using _ = mac;
   const run = await failing(mac, { failAt });
   assert.deepEqual([run.status, run.json().state], [1, "broken"], run.stdout + run.stderr);
@@ -483,7 +481,7 @@ macTest("a rollback that cannot put the plist back leaves a whole job, and the c
 });
 
 macTest("a rollback that cannot load the job leaves the mark: the next install loads it", async () => {
-  const { mac, file, text, job } = macWith("daemon", QUICK);
+  const { mac, file, text, job } = macWith("daemon");
   await using _ = mac;
   mac.fault(...Array.from({ length: 60 }, (_, i) => `bootstrap:${i + 1} 122`));
   const run = await mac.run(["--yes", "--json", "default"]);
@@ -503,7 +501,7 @@ for (
   ] as const
 ) {
   macTest(`--start of a job that is disabled and not loaded, where bootstrap ${what}: it is so again`, async () => {
-    const { mac, domain, label, file, text, job } = macWith("daemon", QUICK);
+    const { mac, domain, label, file, text, job } = macWith("daemon");
     await using _ = mac;
     mac.lose(domain, label);
     mac.launchctl(["disable", `${domain}/${label}`]);
@@ -519,7 +517,7 @@ for (
 macTest(
   "what a user has added since the install is there after an uninstall, whatever the install would write",
   async () => {
-    const { mac, file, text } = macWith("daemon", QUICK);
+    const { mac, file, text } = macWith("daemon");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
     const own = `<key>EnvironmentVariables</key>\n\t<dict>\n\t\t<key>LIMA_HOME</key>\n\t\t<string>${mac.home}/.lima` +
@@ -539,7 +537,7 @@ macTest(
   "the job of an instance that is gone whose plist is a link: the link goes too, and comes back in a rollback",
   async () => {
     for (const isFailing of [true, false]) {
-      const { mac, file, as, guard, job } = macWith("agent", QUICK);
+      const { mac, file, as, guard, job } = macWith("agent");
       await using _ = mac;
       mac.folder(`${mac.home}/dotfiles`, as);
       Deno.renameSync(file, `${mac.home}/dotfiles/lima.plist`);
@@ -567,7 +565,7 @@ macTest(
 
 macTest("--purge leaves a lima-guard that --guard has named, and takes what the install has made", async () => {
   for (const isInItsPlace of [false, true]) {
-    const { mac, file, text } = macWith("daemon", QUICK);
+    const { mac, file, text } = macWith("daemon");
     await using _ = mac;
     const own = mac.putGuard(isInItsPlace ? mac.guard : `${mac.system}/opt/lima-guard`, "\n# of a package\n");
     mac.write(`${own}.previous`, "of a package too");
@@ -597,7 +595,7 @@ const UNREAD: [what: string, put: (mac: FakeMac, path: string, guard: string) =>
 ];
 for (const [what, put] of UNREAD) {
   macTest(`--purge leaves the lima-guard beside a plist ${what}`, async () => {
-    const { mac, file, text, guard, as } = macWith("agent", QUICK);
+    const { mac, file, text, guard, as } = macWith("agent");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
     const other = `${mac.agents}/other.plist`;
@@ -639,7 +637,7 @@ macTest("a second name of the old plist that cannot be removed at the end is a n
 });
 
 macTest("a folder of the user's that looks like one of a killed run keeps all that is in it", async () => {
-  const { mac, as } = macWith("agent", QUICK);
+  const { mac, as } = macWith("agent");
   await using _ = mac;
   const files = ["lima-guard-20261127/lima-guard", "lima-guard-20261127/README", "lima-guard-deadbeef/lima-guard"];
   for (const path of files.map((name) => `${mac.home}/${name}`)) {
@@ -677,7 +675,7 @@ const RUNS_IT: [what: string, use: (mac: FakeMac, text: string) => Promise<unkno
 ];
 for (const [what, use, ...more] of RUNS_IT) {
   macTest(`--purge leaves the lima-guard that is run by ${what}`, async () => {
-    const { mac, text } = macWith("daemon", QUICK);
+    const { mac, text } = macWith("daemon");
     await using _ = mac;
     mac.instance("k3s");
     const other = text.replaceAll("default", "k3s");
@@ -693,7 +691,7 @@ for (const [what, use, ...more] of RUNS_IT) {
 macTest(
   "an agent that runs root's lima-guard gets one of its own once that is purged, by the hint of --check",
   async () => {
-    const { mac, as, job, guard } = macWith("agent", QUICK);
+    const { mac, as, job, guard } = macWith("agent");
     await using _ = mac;
     mac.putGuard(mac.guard);
     assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
@@ -707,7 +705,7 @@ macTest(
 
 for (const kind of ["daemon", "agent"] as const) {
   macTest(`${kind}s: --purge --all takes what all of them have needed, and the dry run says so`, async () => {
-    const { mac, text, guard, domain, as } = macWith(kind, QUICK);
+    const { mac, text, guard, domain, as } = macWith(kind);
     await using _ = mac;
     mac.instance("k3s");
     mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
@@ -729,7 +727,7 @@ for (const kind of ["daemon", "agent"] as const) {
 }
 
 macTest("--purge --all: a job that is not changed keeps its lima-guard, and the others are not tried", async () => {
-  const { mac, text, file } = macWith("daemon", QUICK);
+  const { mac, text, file } = macWith("daemon");
   await using _ = mac;
   mac.instance("k3s");
   mac.load("system", mac.daemon("k3s", text.replaceAll("default", "k3s")));
@@ -746,7 +744,7 @@ macTest("--purge --all: a job that is not changed keeps its lima-guard, and the 
 });
 
 macTest("--purge leaves the logs that the plist names after it too: without a backup they stay in it", async () => {
-  const { mac, file } = macWith("daemon", QUICK);
+  const { mac, file } = macWith("daemon");
   await using _ = mac;
   mac.settings.devices = [{ prefix: `${mac.home}/.lima`, dev: 99 }];
   assert.equal((await mac.run(["--yes", "default"])).status, 0);
@@ -759,7 +757,7 @@ macTest("--purge leaves the logs that the plist names after it too: without a ba
 // ── a fleet of two users ──
 
 macTest("--all: a user's own agent is rolled back: root's daemons are not tried, and no sudo is called", async () => {
-  const { mac, as, domain, label } = macWith("agent", QUICK);
+  const { mac, as, domain, label } = macWith("agent");
   await using _ = mac;
   mac.instance("k3s");
   const daemon = fixture(mac, "lima-2.2-daemon").replaceAll("default", "k3s");
@@ -779,7 +777,7 @@ macTest("--all: a user's own agent is rolled back: root's daemons are not tried,
 });
 
 macTest("--all that is handed over names the jobs that need it: each job is reported once", async () => {
-  const { mac, text } = macWith("daemon", QUICK);
+  const { mac, text } = macWith("daemon");
   await using _ = mac;
   mac.instance("k3s");
   mac.load("system", mac.daemon("k3s", text.replaceAll("default", "k3s")));

@@ -47,7 +47,10 @@ export interface MacSettings {
   hookAt?: number;
   hook?: string;
   trace?: boolean;
-  /** install.ts itself says what the stand-ins for Apple's tools would say (install_tools.ts); root's run is no process. */
+  /**
+   * install.ts itself says what the stand-ins for Apple's tools would say (install_tools.ts), and root's run is no process:
+   * so it is unless `false` is given, where a process, its user or a signal is what is tried.
+   */
   quick?: boolean;
   /** Another stand-in for launchctl, of a launchd that really runs its jobs: their processes are the kernel's. */
   launchctl?: string;
@@ -170,7 +173,8 @@ export class FakeMac implements AsyncDisposable {
     this.launchd = launchdIn(root, { pretended: true, bin: "bin" });
   }
 
-  static make(settings: MacSettings = {}): FakeMac {
+  static make(given: MacSettings = {}): FakeMac {
+    const settings = { quick: true, ...given };
     const folder = sharedFolder();
     const mac = new FakeMac(Deno.makeTempDirSync({ dir: MACS, prefix: "mac-" }), { ...settings });
     const { root, system } = mac;
@@ -410,7 +414,7 @@ export class FakeMac implements AsyncDisposable {
   /** Runs lima-guard with these arguments; without a role among them it is an install. */
   async run(args: string[], options: RunOptions = {}): Promise<MacRun> {
     const { as = ROOT, settings, ...process } = options;
-    const isQuick = settings?.quick ?? this.settings.quick ?? false;
+    const isQuick = settings?.quick ?? this.settings.quick;
     if (isQuick && as.uid === 0 && Object.keys(process).length === 0) return await this.#runHere(args, options);
     this.prepare(options);
     const command = this.#command(options.program ?? this.source, withRole(args), options);

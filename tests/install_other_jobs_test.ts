@@ -92,7 +92,7 @@ const FOLLOWED: Followed[] = [
 ];
 for (const { what, before, hint, follow, name = "default" } of FOLLOWED) {
   macTest(`${what} is refused, and once what is said has been done it is installed`, async () => {
-    await using mac = FakeMac.make({ quick: true });
+    await using mac = FakeMac.make();
     mac.instance("colima", `${mac.home}/.colima/_lima`);
     mac.own(`${mac.home}/.colima`, ZOE);
     const file = put(mac, before(mac));
@@ -110,7 +110,7 @@ for (const { what, before, hint, follow, name = "default" } of FOLLOWED) {
 }
 
 macTest("a wrapped job whose limactl has no --foreground is not green, and no install takes it", async () => {
-  const { mac, file, domain, label } = macWith("daemon", { quick: true });
+  const { mac, file, domain, label } = macWith("daemon");
   await using _ = mac;
   assert.equal((await mac.run(["--yes", "default"])).status, 0);
   mac.lose(domain, label);
@@ -155,7 +155,7 @@ const HOMES: [what: string, environment: Record<string, string>, there: string[]
 ];
 for (const [what, environment, there, limaHome] of HOMES) {
   macTest(`Colima's home is ${what}`, async () => {
-    await using mac = FakeMac.make({ quick: true });
+    await using mac = FakeMac.make();
     const at = (path: string) => path.replace("HOME", mac.home);
     for (const folder of there) mac.folder(`${mac.home}/${folder}`, ZOE);
     const given = Object.fromEntries(Object.entries(environment).map(([name, path]) => [name, at(path)]));
@@ -173,7 +173,7 @@ for (const [what, environment, there, limaHome] of HOMES) {
 }
 
 macTest("a LIMA_HOME that is empty leaves limactl its default, whatever the working directory is", async () => {
-  await using mac = FakeMac.make({ quick: true });
+  await using mac = FakeMac.make();
   const environment = "<key>EnvironmentVariables</key><dict><key>LIMA_HOME</key><string></string></dict><key>RunAtLoad";
   const text = fixture(mac, "lima-2.2-daemon").replace("<key>RunAtLoad", environment);
   const file = mac.daemon("default", text.replace(`${mac.home}/.lima/default`, `${mac.home}/elsewhere/default`));
@@ -193,7 +193,7 @@ const FOLDERS: [what: string, label: string, instances: string[], limaHome: stri
 ];
 for (const [what, label, instances, limaHome] of FOLDERS) {
   macTest(`the working directory ${limaHome === undefined ? "says nothing" : "is believed"}: ${what}`, async () => {
-    await using mac = FakeMac.make({ quick: true });
+    await using mac = FakeMac.make();
     Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
     for (const home of instances) mac.instance("default", `${mac.home}/${home}`);
     const text = fixture(mac, "lima-2.2-daemon").replace("io.lima-vm.daemon.default", label)

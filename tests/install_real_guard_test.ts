@@ -13,7 +13,7 @@ macTest("a running instance goes under the real lima-guard and back, and its gue
   await using home = await tempLimaHome();
   const instance = home.instance("default", { conf: { vmtype: "vz", guest_off_ms: 50 } });
   await using launchd = smallLaunchd(home, { user: ZOE });
-  await using mac = FakeMac.make();
+  await using mac = FakeMac.make({ quick: false });
   Deno.chmodSync(home.root, 0o755);
   home.giveTo(ZOE);
   mac.settings.launchctl = `${launchd.bin}/launchctl`;

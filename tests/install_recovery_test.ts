@@ -94,7 +94,7 @@ macTest(
   "a folder that the job's user cannot enter: the guard in it does not start for him, and all is put back",
   async () => {
     for (const more of [[], ["--guard"]]) {
-      const { mac, job } = macWith("daemon");
+      const { mac, job } = macWith("daemon", { quick: false });
       await using _ = mac;
       const dir = more.length > 0 ? `${mac.system}/opt` : mac.guards;
       mac.folder(dir, ROOT, 0o700);
@@ -257,7 +257,7 @@ macTest(
   "a plist that another program removes before it is put back stays removed, and no job is left",
   async () => {
     const fault = "bootstrap:1 122";
-    const { mac: whole, file: plist } = macWith("daemon", { quick: true });
+    const { mac: whole, file: plist } = macWith("daemon");
     await using _whole = whole;
     whole.fault(fault);
     assert.equal((await whole.run(["--yes", "default"], { settings: { trace: true } })).status, 1);
@@ -268,7 +268,7 @@ macTest(
     const [, back = 0] = renames;
     const bootedOut = whole.effects().findIndex((line) => line.includes("launchctl,bootout")) + 1;
     for (let hookAt = bootedOut; hookAt < back; hookAt++) {
-      const { mac, file, job } = macWith("daemon", { quick: true });
+      const { mac, file, job } = macWith("daemon");
       await using _ = mac;
       mac.fault(fault);
       const run = await mac.run(["--yes", "--json", "default"], { settings: { hookAt, hook: `rm ${file}` } });
@@ -285,7 +285,7 @@ macTest(
 );
 
 macTest("a plist that another program removes before the job is unloaded: the old job runs on", async () => {
-  const { mac: whole, file: plist } = macWith("daemon", { quick: true });
+  const { mac: whole, file: plist } = macWith("daemon");
   await using _whole = whole;
   assert.equal((await whole.run(["--yes", "default"], { settings: { trace: true } })).status, 0);
   const effects = whole.effects();
@@ -293,7 +293,7 @@ macTest("a plist that another program removes before the job is unloaded: the ol
   const bootedOut = effects.findIndex((line) => line.includes("launchctl,bootout")) + 1;
   assert.ok(replaced > 0 && bootedOut > replaced + 1, effects.join("\n"));
   for (let hookAt = replaced + 1; hookAt < bootedOut; hookAt++) {
-    const { mac, file, job } = macWith("daemon", { quick: true });
+    const { mac, file, job } = macWith("daemon");
     await using _ = mac;
     const { args } = job()!;
     const run = await mac.run(["--yes", "--json", "default"], { settings: { hookAt, hook: `rm ${file}` } });
@@ -306,7 +306,7 @@ macTest("a plist that another program removes before the job is unloaded: the ol
 
 macTest("a newer plist in the place of a link whose job is to be removed stays: 75", async () => {
   const linked = async () => {
-    const { mac, file, text } = macWith("daemon", { quick: true });
+    const { mac, file, text } = macWith("daemon");
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
     Deno.renameSync(file, `${mac.system}/usr/local/job.plist`);
     for (const end of [BACKUP_SUFFIX, MEMORY_SUFFIX]) {
@@ -461,7 +461,7 @@ macTest(
   "a signal while the instance stops: the job, which is idle now, is started again under its old plist",
   async () => {
     const hookAt = await effectNumber(/ run .*,--stop,/);
-    const { mac, file, text, job } = macWith("daemon");
+    const { mac, file, text, job } = macWith("daemon", { quick: false });
     await using _ = mac;
     const { pid } = job()!;
     const settings = { hookAt, hook: "kill -TERM $PPID" };
@@ -522,7 +522,7 @@ macTest("a bare job that runs, and no guard that could stop it: an uninstall ref
 });
 
 macTest("what is to be stopped by hand is what is loaded, by a program that is there", async () => {
-  const { mac, file, text } = macWith("daemon", { quick: true });
+  const { mac, file, text } = macWith("daemon");
   await using _ = mac;
   Deno.chmodSync(mac.source, 0o777);
   const hint = async (of: string, name: string, as = ROOT) => {

@@ -220,7 +220,7 @@ const plistOf = (mac: FakeMac) => `${mac.daemons}/${DAEMON}.plist`;
 
 for (const [what, spoil, words, args] of SPOILT) {
   macTest(`root changes nothing when ${what}, and a dry run says the same`, async () => {
-    const { mac, job } = macWith("daemon", { quick: true });
+    const { mac, job } = macWith("daemon");
     await using _ = mac;
     spoil(mac);
     const [before, pid] = [mac.tree(), job()!.pid];
@@ -247,7 +247,7 @@ const CELLARS: [what: string, owner: Person, mode: number, isTaken: boolean][] =
 for (const [what, owner, mode, isTaken] of CELLARS) {
   for (const as of [ROOT, ADA]) {
     macTest(`a lima-guard of Homebrew's in folders ${what}, as ${as === ROOT ? "root by sudo" : as.name}`, async () => {
-      const { mac, job } = macWith("daemon", { quick: true });
+      const { mac, job } = macWith("daemon");
       await using _ = mac;
       const cellar = `${mac.root}/opt/homebrew/Cellar/lima-guard/1/bin`;
       const link = `${mac.root}/opt/homebrew/bin/lima-guard`;
@@ -276,7 +276,7 @@ for (const [what, owner, mode, isTaken] of CELLARS) {
 }
 
 macTest("what another user could have put in a place is judged before root reads it, and is not read", async () => {
-  const { mac } = macWith("daemon", { quick: true, trace: true });
+  const { mac } = macWith("daemon", { trace: true });
   await using _ = mac;
   const [dir, theirs] = [`${mac.root}/guards`, `${mac.root}/home/eve/jobs`];
   mac.folder(dir);
@@ -301,7 +301,7 @@ macTest("what another user could have put in a place is judged before root reads
 });
 
 macTest("the program for events is judged in either way of writing the option", async () => {
-  const { mac, file, job } = macWith("daemon", { quick: true });
+  const { mac, file, job } = macWith("daemon");
   await using _ = mac;
   const hook = mac.write(`${mac.root}/hook`, "#!/bin/sh\n", ROOT, 0o755);
   assert.equal((await mac.run(["--yes", "--on-event", hook, "default"])).status, 0);
@@ -337,7 +337,7 @@ const EVENT_PROGRAMS: [what: string, spoil: (hook: string) => void, words: RegEx
 ];
 for (const [what, spoil, words] of EVENT_PROGRAMS) {
   macTest(`a program for events that is remembered and ${what} is refused, and can be taken out`, async () => {
-    const { mac, file, text, job } = macWith("daemon", { quick: true });
+    const { mac, file, text, job } = macWith("daemon");
     await using _ = mac;
     const hook = mac.write(`${mac.root}/hook`, "#!/bin/sh\n", ROOT, 0o755);
     assert.equal((await mac.run(["--yes", "--on-event", hook, "default"])).status, 0);
@@ -383,7 +383,7 @@ macTest("a dry run of a daemon prints for any person the steps that root would d
 macTest("a lima-guard in a folder that is emptied at boot is refused", async () => {
   const folder = Deno.makeTempDirSync({ dir: "/tmp", prefix: "guard-" });
   try {
-    const { mac, job } = macWith("daemon", { quick: true });
+    const { mac, job } = macWith("daemon");
     await using _ = mac;
     Deno.chmodSync(folder, 0o755);
     mac.settings.devices = [{ prefix: "/tmp", dev: Deno.lstatSync("/").dev }];
@@ -402,7 +402,7 @@ macTest("a lima-guard in a folder that is emptied at boot is refused", async () 
 
 macTest("what another user could have noted beside a plist is not remembered", async () => {
   for (const [owner, mode, acl] of [[ADA, 0o644], [ROOT, 0o666], [ROOT, 0o664], [ROOT, 0o644, "user:eve"]] as const) {
-    const { mac, file, text, job } = macWith("daemon", { quick: true });
+    const { mac, file, text, job } = macWith("daemon");
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"])).status, 0);
     const other = mac.putGuard(`${mac.system}/opt/lima-guard`);
@@ -439,7 +439,7 @@ macTest("a place is judged by where it is, not by how it is spelt", async () => 
 macTest(
   "a plist of root's in a user's folder is refused, and a link or a FIFO there is not followed by root",
   async () => {
-    await using mac = FakeMac.make();
+    await using mac = FakeMac.make({ quick: false });
     const victim = mac.write(`${mac.root}/victim`, "secret", ROOT, 0o600);
     const hard = mac.write(`${mac.daemons}/a.plist`, fixture(mac, "lima-2.2-agent"));
     Deno.linkSync(hard, `${mac.agents}/io.lima-vm.autostart.default.plist`);
@@ -539,7 +539,7 @@ for (const umask of [0o000, 0o022, 0o027, 0o077]) {
           umask,
         ], ["agent", ZOE, 0o022]] as const
       ) {
-        const { mac } = macWith(kind, { quick: true });
+        const { mac } = macWith(kind);
         await using _ = mac;
         const run = await mac.run(["--yes", "default"], { as, umask: mask });
         assert.equal(run.status, 0, run.stdout + run.stderr);
@@ -553,7 +553,7 @@ for (const umask of [0o000, 0o022, 0o027, 0o077]) {
 }
 
 macTest("no PATH, HOME, TMPDIR or working directory of the caller's decides what root does", async () => {
-  const { mac, file, text } = macWith("daemon");
+  const { mac, file, text } = macWith("daemon", { quick: false });
   await using _ = mac;
   const poison = `${mac.home}/poison`;
   mac.folder(poison, ZOE);
@@ -601,7 +601,7 @@ macTest("a standard input that is closed is none to ask at, and changes nothing 
 macTest(
   "the child that is the job's user has nothing of root's: no group, no descriptor, no folder, no variable",
   async () => {
-    const { mac } = macWith("daemon");
+    const { mac } = macWith("daemon", { quick: false });
     await using _ = mac;
     const seen = `${mac.state}/seen`;
     mac.putGuard(mac.source, CHILD);
@@ -673,7 +673,7 @@ macTest(
   "the line that is printed can be typed, and does the same; a LIMA_HOME of the shell is not in it, and is said",
   async () => {
     for (const canSudo of [true, false]) {
-      const { mac, job } = macWith("daemon", { quick: true });
+      const { mac, job } = macWith("daemon");
       await using _ = mac;
       if (!canSudo) mac.conf("sudo=denied");
       const env = { LIMA_HOME: "/nonsense", COLIMA_HOME: "/nonsense", XDG_CONFIG_HOME: "/nonsense" };
@@ -691,7 +691,7 @@ macTest(
         : /\(hint: (sudo [^)]*)\)/.exec(first.stdout)?.[1];
       assert.ok(line !== undefined && !line.includes("nonsense"), first.stdout + first.stderr);
       // The same Mac once more, where nothing has been run.
-      const { mac: other, job: otherJob } = macWith("daemon", { quick: true });
+      const { mac: other, job: otherJob } = macWith("daemon");
       await using _other = other;
       const run = await other.type(line.replaceAll(mac.root, other.root), ADA);
       assert.equal(run.code, 0, run.output);
@@ -730,7 +730,7 @@ macTest("a refusal comes before the prompt; a sudo that refuses is 77; nothing i
     [ADA, () => {}, { SUDO_UID: "501" }, 77, 0],
   ];
   for (const [as, spoil, env, status, sudos] of rows) {
-    const { mac, job } = macWith("daemon", { quick: true });
+    const { mac, job } = macWith("daemon");
     await using _ = mac;
     spoil(mac);
     const [before, pid] = [mac.tree(), job()!.pid];
@@ -752,7 +752,7 @@ macTest("the handover carries relative paths as absolute ones", async () => {
 });
 
 macTest("root does not touch an agent: one child that is its user does, and its answer is passed on", async () => {
-  const { mac, file, job } = macWith("agent");
+  const { mac, file, job } = macWith("agent", { quick: false });
   await using _ = mac;
   const run = await mac.run(["--yes", "--json", "--plist", file, "default"]);
   assert.equal(run.status, 0, run.stdout + run.stderr);
@@ -785,7 +785,7 @@ macTest("an agent of the job's user for the same instance is seen by root and by
 
 macTest("a folder of login agents that is not there has none; one that cannot be listed may have any: 75", async () => {
   for (const [what, status] of [["closed", 75], ["hidden", 75], ["absent", 0], ["no Library", 0]] as const) {
-    const { mac } = macWith("daemon");
+    const { mac } = macWith("daemon", { quick: false });
     await using _ = mac;
     const library = `${mac.root}/home/zoe/Library`;
     Deno.removeSync(library, { recursive: true });
@@ -889,7 +889,7 @@ const BESIDE: Beside[] = [
 ];
 for (const { what, kind, put, as, status, words } of BESIDE) {
   macTest(`beside a guarded ${kind}, ${what}: --check and --install say ${status}`, async () => {
-    const { mac, as: owner } = macWith(kind, { quick: true });
+    const { mac, as: owner } = macWith(kind);
     await using _ = mac;
     assert.equal((await mac.run(["--yes", "default"], { as: owner })).status, 0);
     put(mac);
@@ -930,7 +930,7 @@ macTest("--sign signs an agent's guard as well, before it is placed, also one th
 
 macTest("codesign that signs nothing is a refusal with its words, and leaves no copy", async () => {
   for (const kind of ["daemon", "agent"] as const) {
-    const { mac, as } = macWith(kind, { quick: true });
+    const { mac, as } = macWith(kind);
     await using _ = mac;
     const before = mac.tree();
     mac.fault("force:1 1");
@@ -945,7 +945,7 @@ macTest("codesign that signs nothing is a refusal with its words, and leaves no 
 macTest(
   "--sign by root himself finds no identity, which is said, and the old job is in force; ad hoc needs none",
   async () => {
-    const { mac, text, file, job } = macWith("daemon", { quick: true });
+    const { mac, text, file, job } = macWith("daemon");
     await using _ = mac;
     const before = mac.tree();
     const run = await mac.run(["--yes", "--json", "--sign", "Dev ID", "default"]);

@@ -170,7 +170,7 @@ class World implements AsyncDisposable {
   }
 
   async #makeMac(): Promise<void> {
-    const mac = this.mac = FakeMac.make({ canAsk: true });
+    const mac = this.mac = FakeMac.make({ canAsk: true, quick: false });
     mac.folder(mac.guards);
     mac.load("system", mac.daemon("default", fixture(mac, "lima-2.2-daemon")));
     mac.instance("colima", `${mac.home}/.colima/_lima`);

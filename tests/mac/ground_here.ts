@@ -68,7 +68,7 @@ export class HereGround implements Ground {
   static async make(): Promise<HereGround> {
     const home = await tempLimaHome();
     const launchd = smallLaunchd(home);
-    const mac = FakeMac.make();
+    const mac = FakeMac.make({ quick: false });
     Deno.copyFileSync(`${mac.state}/users`, `${launchd.bin}/state/users`);
     for (const { uid } of [ADA, ZOE]) Deno.writeTextFileSync(`${launchd.bin}/state/sessions/${uid}`, "");
     // It looks for its Mac from where it really is.
