@@ -37,9 +37,9 @@ Deno.test("torture: seed and number decide the whole case", () => {
   }
 });
 
-Deno.test("fifty starts and stops leave nothing behind", async () => {
-  const { cycles: done, guardDescriptors, guardThreads, guardKiB, own } = await cycles(50, 5);
-  assert.equal(done, 50);
+Deno.test("thirty starts and stops leave nothing behind", async () => {
+  const { cycles: done, guardDescriptors, guardThreads, guardKiB, own } = await cycles(30, 5);
+  assert.equal(done, 30);
   if (Deno.build.os !== "linux") return;
   // Deno itself opens a few once and for all; a leak would be one for each cycle.
   assert.ok(
