@@ -65,8 +65,8 @@ const JOURNAL_FILE = "lima-guard.jsonl";
 const OLD_JOURNAL_FILE = "lima-guard.1.jsonl";
 /** A journal that has reached this size is set aside, and the one before it is dropped. */
 const JOURNAL_LIMIT_BYTES = 1024 * 1024;
-/** How much of the one before is read while the new one is still shorter than this: some hundred lines. */
-const OLD_JOURNAL_BYTES = 64 * 1024;
+/** How much of a journal is read, the end of the one before included: some hundred lines. */
+const JOURNAL_TAIL_BYTES = 64 * 1024;
 
 /** Linux's highest possible pid_max; macOS ends at 99 998. Larger numbers never reach kill(2). */
 const PID_MAX = 4_194_304;
@@ -2292,11 +2292,14 @@ function holderOf(host: Host, instance: Instance): { record?: LockRecord; why?: 
   return record ? { record } : { why: "a process holds its lock, and has left no record" };
 }
 
-/** The journal; a young one with the end of the one before, or a rotation would lose what is remembered. */
-function journalOf(host: Host, instance: Instance): JournalLine[] {
-  const text = (file: string, most: number) => readEnd(host, join(instance.dir, file), most).ok ?? "";
-  const young = text(JOURNAL_FILE, JOURNAL_LIMIT_BYTES);
-  const old = young.length < OLD_JOURNAL_BYTES ? text(OLD_JOURNAL_FILE, OLD_JOURNAL_BYTES) : "";
+/**
+ * The end of the journal; of a young one with that of the one before, or a rotation would lose what is remembered. A whole
+ * one would take 7 MB of memory, which V8 keeps.
+ */
+function journalOf(host: Host, instance: Instance, most = JOURNAL_TAIL_BYTES): JournalLine[] {
+  const text = (file: string, bytes: number) => readEnd(host, join(instance.dir, file), bytes).ok ?? "";
+  const young = text(JOURNAL_FILE, most);
+  const old = young.length < JOURNAL_TAIL_BYTES ? text(OLD_JOURNAL_FILE, JOURNAL_TAIL_BYTES) : "";
   return readJournal(`${old}\n${young}`, instance.dir, sameDirectoryOn(host));
 }
 
@@ -4880,7 +4883,8 @@ function degradedBlockers({ dir }: Instance, { errors }: Readiness): Diagnostic[
 /** What the journal says of the runs before, and of the one that is under way. */
 async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | undefined) {
   const { host } = ctx;
-  const lines = journalOf(host, seen.instance);
+  // Its starts in this boot are counted, and its last repair may be long ago.
+  const lines = journalOf(host, seen.instance, JOURNAL_LIMIT_BYTES);
   const boot = await bootId(ctx);
   const stages = stageSteps(seen, "", ctx.budgetS).map((step) => step.kind);
   const repair = lines.findLast((l) => l.event === "pre");

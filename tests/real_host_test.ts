@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { BAKED_IN } from "../install.ts";
-import { realHost } from "../lima_guard.ts";
+import { type Host, main, realHost } from "../lima_guard.ts";
 import { run } from "./launchd/run.ts";
 import { denoFlags, eventually, IMPOSSIBLE_PID, runGuard, tempLimaHome } from "./helpers/mod.ts";
 import { project } from "./helpers/paths.ts";
@@ -139,4 +139,25 @@ Deno.test({
       assert.equal(lost.test(stderr), to === "full", `${args.join(" ")}: ${stderr}`);
     }
   },
+});
+
+Deno.test("of a journal that is full --run reads the end: the whole of it would take 7 MB of memory", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  const line = { time: "2026-11-27T20:00:00.000Z", boot: "b", dir: k3s.dir, role: "run", event: "start", pid: 7 };
+  k3s.write("lima-guard.jsonl", `${JSON.stringify(line)}\n`.repeat(8_000));
+  const real = realHost();
+  const read: number[] = [];
+  let skippedMs = 0;
+  const host: Host = {
+    ...real,
+    clockMs: () => real.clockMs() + skippedMs,
+    pause: (ms) => (skippedMs += ms, real.pause(1)),
+    read: (path, most) => (path.endsWith(".jsonl") && read.push(most), real.read(path, most)),
+    onSignal: () => {},
+    stdout: () => undefined,
+    stderr: () => {},
+  };
+  await main(["--run", "k3s", "--lima-home", home.lima, "--on-event", "/bin/true", "--", "/bin/true"], host);
+  assert.ok(read.length > 2 && Math.max(...read) <= 65_536, `${read}`);
 });
