@@ -35,26 +35,26 @@ const AIM_MINUTES = 6;
  */
 export const LONG_FILES: readonly string[] = [
   "tests/stop_guest_test.ts",
-  "tests/install_effects_test.ts",
   "tests/launchd_live_test.ts",
-  "tests/install_trust_test.ts",
   "tests/mac/recorded_test.ts",
-  "tests/install_act_test.ts",
-  "tests/stop_process_test.ts",
-  "tests/install_check_test.ts",
   "tests/run_process_test.ts",
-  "tests/pre_faults_test.ts",
+  "tests/stop_process_test.ts",
   "tests/torture_test.ts",
-  "tests/install_recovery_test.ts",
-  "tests/stop_faults_test.ts",
   "tests/commands_test.ts",
+  "tests/install_effects_test.ts",
+  "tests/stop_faults_test.ts",
+  "tests/pre_faults_test.ts",
+  "tests/run_launchd_test.ts",
+  "tests/pre_hostile_test.ts",
+  "tests/install_recovery_test.ts",
+  "tests/install_trust_test.ts",
 ];
 /** How many tests the list of the slowest has. */
 const SLOWEST = 20;
 const COLOURS = new RegExp(String.fromCharCode(27) + "\\[[0-9;]*m", "g");
 const SIGNALS = ["SIGINT", "SIGTERM"] as const;
-/** A test waits for processes more than it computes: two for each core. */
-const AT_ONCE = 2 * navigator.hardwareConcurrency;
+/** A test waits for processes more than it computes: two for each core, and one while those wait. */
+const AT_ONCE = 2 * navigator.hardwareConcurrency + 1;
 /**
  * Where the pretended Macs of install_mac.ts are made: a folder of root's, and in memory. Some file systems are slow to
  * make a file right after thousands were removed, and nothing of theirs stays when the file is killed.
