@@ -65,8 +65,6 @@ const JOURNAL_FILE = "lima-guard.jsonl";
 const OLD_JOURNAL_FILE = "lima-guard.1.jsonl";
 /** A journal that has reached this size is set aside, and the one before it is dropped. */
 const JOURNAL_LIMIT_BYTES = 1024 * 1024;
-/** How much of a journal is read, the end of the one before included: some hundred lines. */
-const JOURNAL_TAIL_BYTES = 64 * 1024;
 
 /** Linux's highest possible pid_max; macOS ends at 99 998. Larger numbers never reach kill(2). */
 const PID_MAX = 4_194_304;
@@ -2190,8 +2188,11 @@ function readEnd(host: Host, path: string, most: number, follow?: "follow links"
   return look.ok.kind === "file" ? host.read(path, most) : { trouble: "other", why: `${path} is a ${look.ok.kind}` };
 }
 
-function tailOf(host: Host, path: string): string {
-  return readEnd(host, path, 65_536).ok ?? "";
+/** How much of a log or journal is read: its end, some hundred lines. */
+const TAIL_BYTES = 65_536;
+
+function tailOf(host: Host, path: string, most = TAIL_BYTES): string {
+  return readEnd(host, path, most).ok ?? "";
 }
 
 /** How much of a text is read: its end. */
@@ -2292,15 +2293,11 @@ function holderOf(host: Host, instance: Instance): { record?: LockRecord; why?: 
   return record ? { record } : { why: "a process holds its lock, and has left no record" };
 }
 
-/**
- * The end of the journal; of a young one with that of the one before, or a rotation would lose what is remembered. A whole
- * one would take 7 MB of memory, which V8 keeps.
- */
-function journalOf(host: Host, instance: Instance, most = JOURNAL_TAIL_BYTES): JournalLine[] {
-  const text = (file: string, bytes: number) => readEnd(host, join(instance.dir, file), bytes).ok ?? "";
-  const young = text(JOURNAL_FILE, most);
-  const old = young.length < JOURNAL_TAIL_BYTES ? text(OLD_JOURNAL_FILE, JOURNAL_TAIL_BYTES) : "";
-  return readJournal(`${old}\n${young}`, instance.dir, sameDirectoryOn(host));
+/** The end of the journal, with that of the one before: a rotation loses nothing. A full one would take 10 MiB of memory. */
+function journalOf(host: Host, { dir }: Instance, most?: number): JournalLine[] {
+  const young = tailOf(host, join(dir, JOURNAL_FILE), most);
+  const old = young.length < TAIL_BYTES ? tailOf(host, join(dir, OLD_JOURNAL_FILE)) : "";
+  return readJournal(`${old}\n${young}`, dir, sameDirectoryOn(host));
 }
 
 /** Writes one line through to the disk. A journal that cannot be written never stops a start or a stop. */
@@ -4673,9 +4670,8 @@ async function daemonHomes(host: Host): Promise<OwnedHome[]> {
   const folder = "/Library/LaunchDaemons";
   const files = (host.list(folder).ok ?? []).filter((file) => file.endsWith(".plist")).sort();
   const found = await Promise.all(files.map(async (file): Promise<OwnedHome[]> => {
-    const job = readJobPlist(textOf(host, join(folder, file)));
-    const args = unwaited(job.command);
-    const { userName: owner, variable, limaHome: given } = job;
+    const { command, userName: owner, variable, limaHome: given } = readJobPlist(textOf(host, join(folder, file)));
+    const args = unwaited(command);
     if (owner === undefined || !/^(lima-guard.*|limactl(\..*)?|colima)$/.test(basename(args[0] ?? ""))) return [];
     const user = (await userEntry(host, owner)).ok;
     if (user === undefined || user.uid === host.uid) return [];
@@ -4883,7 +4879,7 @@ function degradedBlockers({ dir }: Instance, { errors }: Readiness): Diagnostic[
 /** What the journal says of the runs before, and of the one that is under way. */
 async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | undefined) {
   const { host } = ctx;
-  // Its starts in this boot are counted, and its last repair may be long ago.
+  // Its starts are counted, and its last repair may be long ago.
   const lines = journalOf(host, seen.instance, JOURNAL_LIMIT_BYTES);
   const boot = await bootId(ctx);
   const stages = stageSteps(seen, "", ctx.budgetS).map((step) => step.kind);

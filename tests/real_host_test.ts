@@ -141,7 +141,7 @@ Deno.test({
   },
 });
 
-Deno.test("of a journal that is full --run reads the end: the whole of it would take 7 MB of memory", async () => {
+Deno.test("of a journal that is full --run reads the end: a full one would take 10 MiB of memory", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
   const line = { time: "2026-11-27T20:00:00.000Z", boot: "b", dir: k3s.dir, role: "run", event: "start", pid: 7 };
