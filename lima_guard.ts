@@ -1126,19 +1126,16 @@ function shellWords(words: readonly string[]): string {
   return words.map(quote).join(" ");
 }
 
-function asOwner({ sudoUser }: Pick<Instance, "sudoUser">): string[] {
-  return sudoUser === undefined ? [] : ["sudo", "-H", "-u", sudoUser];
-}
-
 const HELP_COMMAND = "lima-guard --help";
 
 /** An instance as a command has to name it; without its name it is a whole LIMA_HOME. */
 type Addressee = Pick<Instance, "home" | "sudoUser"> & { readonly name?: string };
 
-/**
- * The `lima-guard` command for one instance, or without its name for a home. A printed command is our act by another
- * hand: it names LIMA_HOME, since in the shell where it is typed a variable may name another one.
- */
+function asOwner({ sudoUser }: Addressee): string[] {
+  return sudoUser === undefined ? [] : ["sudo", "-H", "-u", sudoUser];
+}
+
+/** It names LIMA_HOME, since in the shell where it is typed a variable may name another one. */
 function guardCommand(instance: Addressee, ...options: string[]): string {
   const words = [...asOwner(instance), "lima-guard", ...options, "--lima-home", instance.home];
   return shellWords([...words, ...instance.name === undefined ? [] : [instance.name]]);
@@ -1155,44 +1152,26 @@ function limactlCommand(instance: Instance, ...words: string[]): string {
     .trim();
 }
 
-/** Looks at files: `lookCommand(path)`. Paths are whole, so that it works from any folder. */
-function lookCommand(...paths: string[]): string {
-  return shellWords(["ls", "-ld", ...paths]);
-}
-
+/** Looks at files. Paths are whole, so that it works from any folder. */
+const lookCommand = (...paths: string[]) => shellWords(["ls", "-ld", ...paths]);
 /** Lists a folder, hidden entries too. */
-function listCommand(dir: string): string {
-  return shellWords(["ls", "-la", dir]);
-}
-
-/** Takes a path out of the way, and keeps what it is. */
-function moveOut(path: string): string {
-  return shellWords(["mv", path, `${path}.away`]);
-}
-
+const listCommand = (dir: string) => shellWords(["ls", "-la", dir]);
+const tailCommand = (path: string) => shellWords(["tail", path]);
 /** Shows a binary plist as text. */
-function plistCommand(path: string): string {
-  return shellWords(["plutil", "-p", path]);
-}
-
-function tailCommand(path: string): string {
-  return shellWords(["tail", path]);
-}
+const plistCommand = (path: string) => shellWords(["plutil", "-p", path]);
+/** Shows which processes have these files or sockets open. */
+const lsofCommand = (...paths: string[]) => shellWords(["lsof", "--", ...paths]);
+/** Shows which process listens on a port; without sudo lsof shows only the user's own. */
+const listenerCommand = (port: number) => shellWords(["sudo", "lsof", "-nP", `-iTCP:${port}`, "-sTCP:LISTEN"]);
+/** Takes a path out of the way, and keeps what it is. */
+const moveOut = (path: string) => shellWords(["mv", path, `${path}.away`]);
+/** Removes a file of root's. */
+const removeCommand = (path: string) => shellWords(["sudo", "rm", path]);
 
 /** Shows whole command lines: of these processes, or of all. */
 function psCommand(...pids: readonly number[]): string {
   const which = pids.length === 0 ? ["-A", "-o", "pid,command"] : ["-p", pids.join(",")];
   return shellWords(["ps", "-ww", ...which]);
-}
-
-/** Shows which processes have these files or sockets open. */
-function lsofCommand(...paths: string[]): string {
-  return shellWords(["lsof", "--", ...paths]);
-}
-
-/** Shows which process listens on a port; without sudo lsof shows only the user's own. */
-function listenerCommand(port: number): string {
-  return shellWords(["sudo", "lsof", "-nP", `-iTCP:${port}`, "-sTCP:LISTEN"]);
 }
 
 /** Ends the ssh master that has this control socket. ssh expands `%` in it. */
@@ -1201,19 +1180,16 @@ function sshExitCommand(instance: Instance, socket: string): string {
   return shellWords([...asOwner(instance), "ssh", ...control, sshHost(instance.name)]);
 }
 
-/** Removes a file of root's. */
-function removeCommand(path: string): string {
-  return shellWords(["sudo", "rm", path]);
-}
-
-/** Lets the owner of a folder change what is in it. */
-function writableCommand(instance: Instance, dir: string): string {
-  return shellWords([...asOwner(instance), "chmod", "u+rwx", dir]);
-}
-
 /** Gives a folder and all in it to a user, by name or number; without one the person puts a name there. */
 function chownCommand(dir: string, user: string | number = "USER"): string {
   return shellWords(["sudo", "chown", "-R", String(user), dir]);
+}
+
+/** What makes a file removable, where that is known. */
+function remedyCommand(instance: Instance, { path, remedy }: StateFile): string {
+  if (remedy === "mode") return shellWords([...asOwner(instance), "chmod", "u+rwx", dirname(path)]);
+  if (remedy === "owner") return chownCommand(dirname(path), instance.owner);
+  return lookCommand(dirname(path), path);
 }
 
 /** A `launchctl` line; only root changes what is in the system domain. */
@@ -1438,13 +1414,6 @@ function urgentRemovals(seen: Observation): Step[] {
 function laterRemovals(seen: Observation): Step[] {
   const urgent = urgentRemovals(seen).map((s) => s.path);
   return removals(seen).filter((s) => !urgent.includes(s.path));
-}
-
-/** What makes a file removable, where that is known. */
-function remedyCommand(instance: Instance, { path, remedy }: StateFile): string {
-  if (remedy === "mode") return writableCommand(instance, dirname(path));
-  if (remedy === "owner") return chownCommand(dirname(path), instance.owner);
-  return lookCommand(dirname(path), path);
 }
 
 /**
