@@ -391,12 +391,6 @@ interface JobStatus {
   readonly startsAtLoad?: true;
 }
 
-/** The launchd jobs of an instance, and what could not be read of them: another job may be there. */
-interface FoundJobs {
-  readonly jobs: readonly JobStatus[];
-  readonly unread: readonly Diagnostic[];
-}
-
 /** How the last stop ended, for a monitor. */
 type LastStopKind = "none" | "graceful" | "cut by agent" | "killed" | "cut off" | "by itself" | "unknown";
 
@@ -1747,9 +1741,12 @@ export function journalWords(line: JournalLine): string {
   return `${when}  --${line.role}: ${Object.hasOwn(words, line.event) ? words[line.event] : line.event}`;
 }
 
-/** What is wrong with the launchd jobs of an instance. `supervised`: a lima-guard runs or stops it, or why that is unknown. */
+/**
+ * What is wrong with the launchd jobs of an instance. `unread`: what could not be read, another job may be there;
+ * `supervised`: a lima-guard runs or stops it, or why that is unknown.
+ */
 export function judgeJobs(
-  { jobs, unread }: FoundJobs,
+  { jobs, unread }: { readonly jobs: readonly JobStatus[]; readonly unread: readonly Diagnostic[] },
   instance: Instance,
   { state, supervised }: { readonly state: State; readonly supervised: boolean | { readonly why: string } },
 ): Findings {
@@ -3572,7 +3569,7 @@ function isSameDirectory(host: Host, a: string, b: string): boolean {
 const JOBS_UNREAD = "whether it holds a launchd job of this instance is unknown";
 
 /** The launchd jobs of an instance, by reading the plists of both folders: whatever the label, the program counts. */
-async function jobsOf(host: Host, instance: Instance): Promise<FoundJobs> {
+async function jobsOf(host: Host, instance: Instance) {
   const agents = join(host.env("HOME") ?? "/", "Library/LaunchAgents");
   // sudo of macOS keeps HOME: the folder tells whose jobs they are.
   const uid = host.stat(agents, "follow links").ok?.uid ?? host.uid;
