@@ -902,12 +902,35 @@ const SHAPES: readonly Shape[] = [
   { role: "external driver", program: /^lima-driver-.+$/, flag: / --inst-dir /g, tails: [""] },
 ];
 
-/** Which of the roles a PID file may name; one that names a process of the instance with another role is stale. */
-export function rolesOf(file: string): readonly Role[] {
-  if (file === HA_PID) return ["host agent"];
-  if (file.endsWith(".drv.pid") || file.startsWith("lima-driver-")) return ["external driver"];
-  if (file.startsWith("usernet_")) return ["usernet"];
-  return ["QEMU", "krunkit", "external driver", "host agent"];
+/** A kind of PID file, known by its name. */
+interface PidFileKind {
+  readonly name: RegExp;
+  /** What it may name; a file that names a process of the instance with another role is stale. */
+  readonly roles: readonly Role[];
+  /** The sockets beside it that go with it; `$1` is the group of the name. */
+  readonly sockets?: readonly string[];
+  /** `limactl start` reads it, and believes any living PID in it. */
+  readonly isReadByStart?: true;
+  /** A host agent of Lima 2.2 signals any PID in it while it stops (row 24). */
+  readonly isSignalled?: true;
+  readonly hasNoLineEnd?: true;
+}
+
+/** On vz the host agent is the VM: vz.pid holds its number. */
+const DRIVER_ROLES: readonly Role[] = ["QEMU", "krunkit", "external driver", "host agent"];
+
+/** The first row whose name fits is the kind of a file. A new kind of PID file is a row here, a new program one of SHAPES. */
+const PID_FILES: readonly PidFileKind[] = [
+  { name: /^ha\.pid$/, roles: ["host agent"], sockets: [HA_SOCK], isReadByStart: true },
+  { name: /^(vz|qemu|krunkit|wsl2)\.pid$/, roles: DRIVER_ROLES, isReadByStart: true },
+  { name: /\.drv\.pid$/, roles: ["external driver"], isSignalled: true, hasNoLineEnd: true },
+  { name: /^lima-driver-/, roles: ["external driver"], isSignalled: true },
+  { name: /^usernet_(.*)\.pid$/s, roles: ["usernet"], sockets: ["$1_fd.sock", "$1_qemu.sock", "$1_ep.sock"] },
+  { name: /^/, roles: DRIVER_ROLES },
+];
+
+export function kindOfPidFile(path: string): PidFileKind {
+  return PID_FILES.find(({ name }) => name.test(basename(path)))!;
 }
 
 /**
@@ -1072,8 +1095,7 @@ function programOf(command: string, shape: Shape, isFile: IsFile) {
  */
 function limaProgram(command: string): string | undefined {
   const plain = command.replace(/^[([]([^)\]]*)[)\]].*$/s, "$1");
-  const isLimas = (name: string) =>
-    /^(limactl(\.ventura)?|krunkit|qemu-kvm|qemu-system-.*|lima-driver-.*)$/.test(unwrapped(name));
+  const isLimas = (name: string) => SHAPES.some(({ program }) => program.test(unwrapped(name)));
   const first = basename(plain.split(" ", 1)[0] ?? "");
   if (isLimas(first) || !plain.startsWith("/")) return isLimas(first) ? first : undefined;
   return plain.split(" ").filter((w) => w.includes("/")).map((w) => basename(w)).find(isLimas);
@@ -1257,10 +1279,11 @@ function statusOfBlockers(blockers: readonly Diagnostic[]): number {
   return blockers.every((b) => b.status === EXIT.denied) ? EXIT.denied : EXIT.tryAgain;
 }
 
-/** Whether the PID file of a driver has this verdict. vz.pid holds the host agent's own number: for vz "ours" is the agent. */
+/** Whether the PID file of a driver has this verdict. */
 function hasDriverFile(seen: Observation, kind: "ours" | "dead"): boolean {
-  const isDriverFile = (path: string) => rolesOf(basename(path)).includes("QEMU");
-  return seen.stateFiles.some((c) => c.scope === "instance" && c.verdict.kind === kind && isDriverFile(c.path));
+  const isDriverFile = ({ scope, path }: StateFile) =>
+    scope === "instance" && kindOfPidFile(path).roles === DRIVER_ROLES;
+  return seen.stateFiles.some((c) => c.verdict.kind === kind && isDriverFile(c));
 }
 
 /** R2: what to do about processes that are proven to be this instance's; undefined where there are none. */
@@ -1402,7 +1425,7 @@ function urgentRemovals(seen: Observation): Step[] {
   const stateFiles = seen.stateFiles.filter(({ stamp }) =>
     stamp.text === undefined || /^\s*[+-]?\d+\s*$/.test(stamp.text)
   );
-  return removals({ ...seen, stateFiles }).filter((s) => rolesOf(basename(s.path ?? ""))[0] === "external driver");
+  return removals({ ...seen, stateFiles }).filter((s) => kindOfPidFile(s.path ?? "").isSignalled);
 }
 
 function laterRemovals(seen: Observation): Step[] {
@@ -1453,7 +1476,7 @@ function hostAgentsOf(seen: Observation): VerifiedProcess[] {
 
 /** Proven processes that carry the VM; usernet serves other instances too and is never stopped here. */
 function driversOf(seen: Observation): VerifiedProcess[] {
-  return seen.alive.filter((p) => p.role === "QEMU" || p.role === "krunkit" || p.role === "external driver");
+  return seen.alive.filter((p) => p.role !== "host agent" && p.role !== "usernet");
 }
 
 function aliveWords(processes: readonly VerifiedProcess[]): string {
@@ -1509,8 +1532,7 @@ const HUNG_AGENT = "the hung host agent was killed";
  * that must end.
  */
 function mayBeSignalledByLima(seen: Observation): Diagnostic[] {
-  const isDoubtful = ({ path, verdict }: StateFile) =>
-    verdict.kind === "unknown" && rolesOf(basename(path))[0] === "external driver";
+  const isDoubtful = ({ path, verdict }: StateFile) => verdict.kind === "unknown" && kindOfPidFile(path).isSignalled;
   const because = (why: string) => `Lima's host agent may signal the process that it names, while it stops: ${why}`;
   return seen.stateFiles.filter(isDoubtful).map(({ path, verdict }) => ({ what: path, because: because(verdict.why) }));
 }
@@ -1619,7 +1641,7 @@ export const STARTS = "nothing seen that would keep it";
 export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "absent"): string {
   if (seen.missing !== undefined) return "creates a NEW VM of this name";
   // The driver of another vmType may have a PID file too, and any other program.
-  const files = pidFilesOf(seen).filter((c) => /^(ha|vz|qemu|krunkit|wsl2)\.pid$/.test(basename(c.path)));
+  const files = pidFilesOf(seen).filter((c) => kindOfPidFile(c.path).isReadByStart);
   for (const { path, verdict, stamp: { text } } of files) {
     const words = verdict.kind === "not ours" ? numberTrouble(text ?? "") : undefined;
     if (words !== undefined) return `refuses: ${words} (${basename(path)})`;
@@ -1638,7 +1660,7 @@ export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "a
   const unnamed = seen.alive.filter((p) => p.role !== "usernet");
   if (unnamed.length > 0) return `would start a second VM: it does not find ${names(unnamed)}`;
   const usernet = seen.stateFiles.some((c) =>
-    c.scope === "shared" && c.verdict.kind === "not ours" && rolesOf(basename(c.path)).includes("usernet")
+    c.scope === "shared" && c.verdict.kind === "not ours" && kindOfPidFile(c.path).roles.includes("usernet")
   );
   if (usernet) return "refuses: failed to stop usernet";
   const [unsure] = unknownsOf(seen);
@@ -2433,9 +2455,8 @@ async function readPidFiles(host: Host, instance: Instance, entries: readonly st
     ...shared.flatMap((p) => readPidFile(host, p, "shared") ?? []),
   ];
   const pidFiles = read();
-  // External drivers' PID files have no line end, all others do.
   const isCut = ({ path, stamp: { text } }: PidFile) =>
-    text === "" || text?.endsWith("\n") === false && !path.endsWith(".drv.pid");
+    text === "" || text?.endsWith("\n") === false && !kindOfPidFile(path).hasNoLineEnd;
   const youngest = Math.min(...pidFiles.filter(isCut).map((m) => Math.abs(host.wallMs() - m.stamp.mtimeMs)));
   if (!(youngest < youngMs)) return pidFiles;
   await host.pause(youngMs - youngest);
@@ -2557,7 +2578,7 @@ async function stateFileOf(host: Host, instance: Instance, pidFile: PidFile, jud
   const answer = first.kind !== "ours" && socket !== undefined && await socketAnswer(host, socket);
   const why = answer ? `${first.why}; but ${socket} ${answer.did}` : "";
   const verdict = answer ? { kind: "unknown" as const, why, hint: socketCommand(socket, answer) } : first;
-  return makeStateFile(host, instance, { path, scope, stamp, verdict, sockets: socketsOf(host, instance, path) });
+  return makeStateFile(host, instance, { path, scope, stamp, verdict, sockets: socketsOf(host, path) });
 }
 
 function verdictOf(file: string, pid: number, judged: Judgements): Verdict {
@@ -2570,17 +2591,15 @@ function verdictOf(file: string, pid: number, judged: Judgements): Verdict {
   const why = `PID ${pid} is this instance's ${judgement.role}`;
   // A usernet names its own PID file, and so its network.
   const isOwn = judgement.role !== "usernet" || `${row?.command} `.includes(`/${file} `);
-  if (isOwn && rolesOf(file).includes(judgement.role)) return { kind: "ours", why, role: judgement.role };
+  if (isOwn && kindOfPidFile(file).roles.includes(judgement.role)) return { kind: "ours", why, role: judgement.role };
   return { kind: "not ours", why: `${why}, which ${file} never names` };
 }
 
 /** The sockets that go with a PID file, as far as they are there; only sockets, whatever else has their name. */
-function socketsOf(host: Host, instance: Instance, path: string): StampedPath[] {
-  const network = /\/usernet_([^/]+)\.pid$/.exec(path)?.[1];
-  const sockets = network === undefined
-    ? (path === join(instance.dir, HA_PID) ? [join(instance.dir, HA_SOCK)] : [])
-    : ["fd", "qemu", "ep"].map((kind) => join(dirname(path), `${network}_${kind}.sock`));
-  return sockets.flatMap((path) => {
+function socketsOf(host: Host, pidFile: string): StampedPath[] {
+  const { name, sockets = [] } = kindOfPidFile(pidFile);
+  return sockets.flatMap((socket) => {
+    const path = join(dirname(pidFile), basename(pidFile).replace(name, socket));
     const file = statWithText(host, path);
     return file?.info.kind === "socket" ? [{ path, stamp: file.stamp }] : [];
   });

@@ -5,7 +5,7 @@
 
 import assert from "node:assert/strict";
 import fc from "fast-check";
-import { judge, rolesOf } from "../lima_guard.ts";
+import { judge, kindOfPidFile } from "../lima_guard.ts";
 import type { Instance, SameDirectory } from "./facts.ts";
 import { DIR, HOME, PLACE, row } from "./observations.ts";
 
@@ -593,7 +593,7 @@ for (
     ["usernet_user-v2.pid", ["usernet"]],
   ] as const
 ) {
-  Deno.test(`rolesOf() ${file} may name ${roles.join(", ")}`, () => {
-    assert.deepEqual([...rolesOf(file)].sort(), [...roles].sort());
+  Deno.test(`kindOfPidFile() ${file} may name ${roles.join(", ")}`, () => {
+    assert.deepEqual([...kindOfPidFile(file).roles].sort(), [...roles].sort());
   });
 }
