@@ -1315,8 +1315,7 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   const because = agent && health
     ? hungBecause(agent, health)
     : `${names(drivers)} ${drivers.length > 1 ? "run" : "runs"} without a host agent`;
-  const steps = [...urgentRemovals(seen), ...stageSteps(seen, because, budgetS), ...laterRemovals(seen)];
-  return plan(seen, agent ? "hung" : "orphan", because, { steps });
+  return plan(seen, agent ? "hung" : "orphan", because, { steps: stopSteps(seen, because, budgetS) });
 }
 
 /** More than one host agent is more than one VM on one disk: a start is not the answer, and 0 neither. */
@@ -1428,11 +1427,6 @@ function urgentRemovals(seen: Observation): Step[] {
   return removals({ ...seen, stateFiles }).filter((s) => kindOfPidFile(s.path ?? "").isSignalled);
 }
 
-function laterRemovals(seen: Observation): Step[] {
-  const urgent = urgentRemovals(seen).map((s) => s.path);
-  return removals(seen).filter((s) => !urgent.includes(s.path));
-}
-
 /**
  * When each stage must have ended, in seconds after the request. tail = min(9, T/2) is for killing and cleaning up,
  * whatever grace came to: on a real guest a kill needed 0.9 s and a clean-up 0.04 s. `guest` is for a guest that has not
@@ -1449,6 +1443,14 @@ export function stageLimits(budgetS: number): Record<Stage, number> {
     kill: grace + tail / 3,
     "clean up": grace + (tail * 2) / 3,
   };
+}
+
+/** A stop: the stages, and the files around them. While something is unknown only the urgent ones go. */
+function stopSteps(seen: Observation, because: string, budgetS: number): Step[] {
+  const urgent = urgentRemovals(seen);
+  const later = unknownsOf(seen).length > 0 ? [] : removals(seen);
+  const isLater = ({ path }: Step) => urgent.every((step) => step.path !== path);
+  return [...urgent, ...stageSteps(seen, because, budgetS), ...later.filter(isLater)];
 }
 
 /** The stop stages for what is alive, most graceful first. Each is taken only while something is left. */
@@ -1503,10 +1505,8 @@ export function planStop(seen: Observation, budgetS: number): Plan {
     return plan(seen, "stopped", "no process of it is alive", more);
   }
   const because = aliveWords([...agents, ...drivers]);
-  const blockers = unknownsOf(seen);
-  const files = blockers.length > 0 ? [] : laterRemovals(seen);
-  const steps = [...urgentRemovals(seen), ...stageSteps(seen, because, budgetS), ...files];
-  return plan(seen, agents.length === 0 ? "orphan" : "running", because, { steps, blockers });
+  const more = { steps: stopSteps(seen, because, budgetS), blockers: unknownsOf(seen) };
+  return plan(seen, agents.length === 0 ? "orphan" : "running", because, more);
 }
 
 /**
