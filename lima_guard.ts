@@ -1291,7 +1291,8 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   const [agent] = hostAgentsOf(seen);
   const drivers = driversOf(seen);
   const health = seen.agent;
-  if (agent && !(health && isHung(health))) {
+  const hung = agent && health && hungBecause(agent, health);
+  if (agent && hung === undefined) {
     const pid = `host agent ${agent.row.pid}`;
     if (health?.answers && hasDriverFile(seen, "ours")) {
       return plan(seen, "running", `${pid} answers and its driver is alive`, { blockers: severalAgents(seen) });
@@ -1312,9 +1313,7 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
   if (!agent && drivers.length === 0) return undefined;
   const unknown = planUnknown(seen);
   if (unknown) return unknown;
-  const because = agent && health
-    ? hungBecause(agent, health)
-    : `${names(drivers)} ${drivers.length > 1 ? "run" : "runs"} without a host agent`;
+  const because = hung ?? `${names(drivers)} ${drivers.length > 1 ? "run" : "runs"} without a host agent`;
   return plan(seen, agent ? "hung" : "orphan", because, { steps: stopSteps(seen, because, budgetS) });
 }
 
@@ -1327,12 +1326,11 @@ function severalAgents(seen: Observation): Diagnostic[] {
   return [{ what: names(agents), because, hint }];
 }
 
-/** Hung: beyond the boot window, and no answer for a minute, or no event since its start. */
-function isHung({ ageS, answers, neverReported, silentS }: AgentHealth): boolean {
-  return ageS >= BOOT_WINDOW_S && (neverReported || (!answers && silentS * 1000 >= SILENCE_MS));
-}
-
-function hungBecause(agent: VerifiedProcess, { ageS, neverReported, silentS }: AgentHealth): string {
+/** Hung: beyond the boot window, and no answer for a minute, or no event since its start. Undefined: it is not. */
+function hungBecause(agent: VerifiedProcess, health: AgentHealth): string | undefined {
+  const { ageS, answers, neverReported, silentS } = health;
+  const isSilent = !answers && silentS * 1000 >= SILENCE_MS;
+  if (ageS < BOOT_WINDOW_S || !(neverReported || isSilent)) return undefined;
   const age = `host agent ${agent.row.pid} is ${Math.floor(ageS / 60)} min old`;
   return neverReported ? `${age} and has not written one event` : `${age} and silent for ${Math.floor(silentS)} s`;
 }
