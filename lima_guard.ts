@@ -533,8 +533,11 @@ export function readLsof(text: string): Holder[] {
 
 /** The port in Lima's ssh.config, or undefined where the file is cut short. Lima reads the first `Port ` line too. */
 export function readSshPort(text: string): number | undefined {
-  const m = /^[ \t]*Port (\d{1,5})[ \t\r]*$/m.exec(text);
-  const port = Number(m?.[1]);
+  return portOf(/^[ \t]*Port (\d{1,5})[ \t\r]*$/m.exec(text)?.[1]);
+}
+
+function portOf(text = ""): number | undefined {
+  const port = /^\d{1,5}$/.test(text) ? Number(text) : 0;
   return port >= 1 && port <= 65535 ? port : undefined;
 }
 
@@ -567,14 +570,7 @@ function yamlValue(yaml: string, block: string, key: string): string | undefined
   return line === undefined ? undefined : yamlScalar(line.slice(indent.length + key.length + 1));
 }
 
-/** `ssh.localPort` of a lima.yaml, if it is a plain number. Read by pattern: it may add a blocker, never permit a step. */
-function readLocalPort(yaml: string): number | undefined {
-  const text = yamlValue(yaml, "ssh", "localPort") ?? "";
-  const port = /^\d{1,5}$/.test(text) ? Number(text) : 0;
-  return port >= 1 && port <= 65535 ? port : undefined;
-}
-
-/** The names under `additionalDisks` of a lima.yaml, in both of its list forms. Read by pattern, as above. */
+/** The names under `additionalDisks` of a lima.yaml, in both of its list forms. */
 function readDiskNames(yaml: string): string[] {
   const flow = /^additionalDisks:[ \t]*\[([^[\]]*)\][ \t]*(?:#.*)?\r?$/m.exec(yaml)?.[1];
   if (flow !== undefined) return (flow.match(/\{[^{}]*\}|[^,{}]+/g) ?? []).flatMap(flowName);
@@ -606,19 +602,15 @@ export function readVarRun(yaml: string): string {
   return path.startsWith("/") ? path : "/private/var/run/lima";
 }
 
-/** The paths of `socket` in the items of `networks` of a lima.yaml. Read by pattern, as above. */
-function readSocketPaths(yaml: string): string[] {
-  return yamlBlock(yaml, "networks").flatMap((line) => {
+type LimaYaml = Readonly<{ localPort: number | undefined; disks: readonly string[]; sockets: readonly string[] }>;
+
+/** What a lima.yaml says, as far as it is read here. By pattern: it may add a blocker, never permit a step. */
+export function readLimaYaml(text: string): LimaYaml {
+  const sockets = yamlBlock(text, "networks").flatMap((line) => {
     const value = /^[ \t]*(?:-[ \t]+)?socket:[ \t]+(.*)$/.exec(line)?.[1];
     return value === undefined ? [] : yamlScalar(value) ?? [];
   });
-}
-
-type LimaYaml = Readonly<{ localPort: number | undefined; disks: readonly string[]; sockets: readonly string[] }>;
-
-/** What a lima.yaml says, as far as it is read here. */
-export function readLimaYaml(text: string): LimaYaml {
-  return { localPort: readLocalPort(text), disks: readDiskNames(text), sockets: readSocketPaths(text) };
+  return { localPort: portOf(yamlValue(text, "ssh", "localPort")), disks: readDiskNames(text), sockets };
 }
 
 /** The last event of a host agent, in ha.stdout.log; others may follow. It is missing after SIGKILL and after a crash. */
