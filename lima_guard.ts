@@ -652,9 +652,7 @@ export function readCut(haStderr: string, haStdout = "", driver?: Role): string 
  * Reads `launchctl print DOMAIN/LABEL`. Its text is no API: what is not there is simply not known, and only lines with
  * exactly one tab are the job's own.
  */
-export function readPrint(
-  text: string,
-): Record<"pid" | "exitTimeoutS", number | undefined> & Record<"state" | "program" | "path", string | undefined> {
+export function readPrint(text: string) {
   const values = (name: string) => [...text.matchAll(new RegExp(`^\\t${name} = (.*)$`, "gm"))].map((m) => m[1]);
   // Arguments and environment are printed as they are, between these and the numbers, and may hold any line.
   const value = (name: string) => values(name)[0];
@@ -1680,11 +1678,7 @@ function endWords(line: JournalLine): string {
 }
 
 /** The verdict on the last stop, from the journal: what was recorded, and what must have happened where nothing was. */
-export function lastStop(
-  lines: readonly JournalLine[],
-  boot: string,
-  alive: boolean,
-): Pick<Details, "lastStop" | "lastStopKind" | "lastStopAt"> {
+export function lastStop(lines: readonly JournalLine[], boot: string, alive: boolean) {
   // The run that continues now has no stop yet: the one before it counts.
   const relevant = lines.filter((l) => l.event === "start" || l.event === "end");
   const last = (alive && relevant.at(-1)?.event === "start" ? relevant.slice(0, -1) : relevant).at(-1);
