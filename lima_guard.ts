@@ -237,7 +237,6 @@ interface StateFile {
   readonly remedy?: "mode" | "owner";
 }
 
-/** A diagnostic: subject, reason, suggested command. */
 interface Diagnostic {
   readonly what: string;
   readonly because: string;
@@ -288,7 +287,6 @@ export interface Observation {
   readonly isOldMarker?: boolean;
 }
 
-/** What needs action, and warnings. */
 type Findings = Pick<Plan, "blockers" | "notes">;
 
 /** What is known of an instance before anything has been looked at. */
@@ -340,7 +338,6 @@ interface Step {
   readonly outcome?: Outcome;
 }
 
-/** What came of a step. */
 type Outcome =
   | {
     readonly kind: "done" | "already gone" | "process changed" | "no end in time" | "skipped by a signal";
@@ -368,7 +365,6 @@ const STOP_STAGES = [...GRACEFUL_STAGES, "kill"] as const;
 type StopStage = typeof STOP_STAGES[number];
 type Stage = StopStage | "clean up";
 
-/** How a stop ended. */
 type StopEnd = typeof GRACEFUL_STAGES[number] | "killed" | "unknown" | "already stopped" | "gone before the request";
 
 /** A launchd job of an instance, as its plist and launchctl show it. */
@@ -454,7 +450,6 @@ interface Details {
   /** Whether the guest was ever ready since its host agent started; null where that is not known, or none lives. */
   readonly ready: boolean | null;
   readonly stopping: Stopping | null;
-  /** The version of the lima-guard that supervises it. */
   readonly guardVersion: string | null;
   /** The last lines of the journal in words, for people only. */
   readonly recent: readonly string[];
@@ -697,7 +692,6 @@ function plainText(xml: string): string {
   );
 }
 
-/** One string of a plist or dictionary by its key. */
 function readPlistString(dict: string, key: string): string | undefined {
   const found = /^<string>([\s\S]*?)<\/string>/.exec(entryOf(dict, key))?.[1];
   return found === undefined ? undefined : plainText(found);
@@ -892,7 +886,6 @@ const SHAPES: readonly Shape[] = [
   { role: "external driver", program: /^lima-driver-.+$/, flag: / --inst-dir /g, tails: [""] },
 ];
 
-/** A kind of PID file, known by its name. */
 interface PidFileKind {
   readonly name: RegExp;
   /** What it may name; a file that names a process of the instance with another role is stale. */
@@ -1356,7 +1349,6 @@ function planFiles(seen: Observation): Plan {
   return plan(seen, "clear", "nothing claims to be running");
 }
 
-/** Stale files that cannot be removed: row 28. */
 function undeletableFiles(seen: Observation): Diagnostic[] {
   return seen.stateFiles.filter((c) => isStale(c) && c.undeletable !== undefined).map((c) => ({
     what: c.path,
@@ -1397,7 +1389,6 @@ function removal({ path, stamp }: StampedPath, because: string): Step {
   return { kind: "remove", what: `remove ${path}`, because, path, stamp };
 }
 
-/** The stale files that can be deleted. */
 function removableFiles(seen: Observation): StateFile[] {
   return seen.stateFiles.filter((c) => isStale(c) && c.undeletable === undefined);
 }
@@ -1531,7 +1522,6 @@ type RunState = "preparing" | "supervising" | "stopping" | "leaving";
 /** What can happen to it: preparing came to an end in one of three ways, the job ended, a stop was asked or done. */
 type RunEvent = "clear" | "healthy" | "refused" | "ended" | "stop" | "stopped";
 
-/** What it does about it. */
 type RunAction = "start" | "adopt" | "stop" | "leave" | "ignore" | "impossible";
 
 /** The cells of states × events in which something is done. */
@@ -1831,7 +1821,6 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
   return { blockers: found(blockers), notes: found(notes) };
 }
 
-/** Whether a state needs a person. */
 export function needsPerson(state: State): boolean {
   return !["running", "clear", "stopped", "booting"].includes(state);
 }
