@@ -805,26 +805,23 @@ function textOfFact(fact: unknown): string {
   return typeof fact === "string" ? fact : JSON.stringify(fact) ?? "";
 }
 
-/** Two spellings of one directory, for readers that may not look at the disk. */
-const otherSpelling: SameDirectory = () => "cannot tell";
-
 /** Reads the record in a lock file; undefined where it is damaged or of another directory. */
-export function readLockRecord(text: string, dir: string, same = otherSpelling): LockRecord | undefined {
+export function readLockRecord(text: string, dir: string, same?: SameDirectory): LockRecord | undefined {
   const record = jsonObject(text.split("\n", 1)[0] ?? "");
   const { pid, started, dir: named, role, phase } = record ?? {};
   if (typeof named !== "string" || typeof pid !== "number" || !isPid(pid)) return undefined;
   if (typeof started !== "string" || typeof role !== "string" || typeof phase !== "string") return undefined;
-  return named === dir || same(named, dir) === "same" ? { pid, started, dir: named, role, phase } : undefined;
+  return named === dir || same?.(named, dir) === "same" ? { pid, started, dir: named, role, phase } : undefined;
 }
 
 /** Reads a journal: damaged lines and those of another directory (a clone brings them along) do not count. */
-export function readJournal(text: string, dir: string, same = otherSpelling): JournalLine[] {
+export function readJournal(text: string, dir: string, same?: SameDirectory): JournalLine[] {
   const texts = ["time", "boot", "dir", "role", "event"];
   const lines = jsonLines(text).filter((line): line is JournalLine =>
     line !== undefined && texts.every((name) => typeof line[name] === "string")
   );
   const others = new Set(lines.map((line) => line.dir)).values().filter((named) => named !== dir);
-  const own = new Set([dir, ...others.filter((named) => same(named, dir) === "same")]);
+  const own = new Set([dir, ...others.filter((named) => same?.(named, dir) === "same")]);
   return lines.filter((line) => own.has(line.dir));
 }
 
