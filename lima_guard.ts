@@ -1787,34 +1787,34 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
   const wrap = guardCommand(instance, "--install");
   const start = startJobCommand(job);
   const bootout = launchctl(job.target, "bootout", job.target);
-  const hint = (command: string | undefined) => command === undefined ? {} : { hint: command };
   const isShort = wrapped && exitTimeoutS !== 0 && exitTimeoutS < DEFAULT_BUDGET_S;
-  const blockers = [
-    isShort &&
-    {
-      because: `launchd gives it ${exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`,
-      hint: wrap,
-    },
-    job.runsAsRoot && {
-      because: "its plist has no UserName: launchd runs it as root, and limactl refuses to run as root",
-      hint: `${bootout}; then name its user as UserName in its plist: ${lookCommand(job.plist)}`,
-    },
-    wrapped && job.restartsAfterSuccess && {
-      because: "its KeepAlive {SuccessfulExit: true} starts it again after a good stop, and not after a failure",
-      hint: `set SuccessfulExit to false in ${quote(job.plist)}`,
-    },
-    job.disabled && { because: "it is disabled and will not start", ...hint(start) },
+  // What is the case, why it matters, and what to type.
+  type Row = readonly [boolean | undefined, string, string | undefined];
+  const blockers: readonly Row[] = [
+    [isShort, `launchd gives it ${exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`, wrap],
+    [
+      job.runsAsRoot,
+      "its plist has no UserName: launchd runs it as root, and limactl refuses to run as root",
+      `${bootout}; then name its user as UserName in its plist: ${lookCommand(job.plist)}`,
+    ],
+    [
+      wrapped && job.restartsAfterSuccess,
+      "its KeepAlive {SuccessfulExit: true} starts it again after a good stop, and not after a failure",
+      `set SuccessfulExit to false in ${quote(job.plist)}`,
+    ],
+    [job.disabled, "it is disabled and will not start", start],
   ];
-  const notes = [
-    !wrapped && { because: "lima-guard does not run it", hint: wrap },
-    !job.disabled && job.loaded === "no" && state !== "running" &&
-    { because: "it is not loaded: launchd does not start it", ...hint(start) },
-    job.noLogin && {
-      because: "no user is logged in at the screen, and a login agent runs only then: a headless Mac wants a daemon",
-    },
+  const isOff = !job.disabled && job.loaded === "no" && state !== "running";
+  const noLogin = "no user is logged in at the screen, and a login agent runs only then: a headless Mac wants a daemon";
+  const notes: readonly Row[] = [
+    [!wrapped, "lima-guard does not run it", wrap],
+    [isOff, "it is not loaded: launchd does not start it", start],
+    [job.noLogin, noLogin, undefined],
   ];
-  const found = (rows: readonly (Omit<Diagnostic, "what"> | false | undefined)[]) =>
-    rows.flatMap((row): Diagnostic[] => row ? [{ what, ...row }] : []);
+  const found = (rows: readonly Row[]) =>
+    rows.flatMap(([isSo, because, hint]): Diagnostic[] =>
+      isSo ? [hint === undefined ? { what, because } : { what, because, hint }] : []
+    );
   return { blockers: found(blockers), notes: found(notes) };
 }
 
