@@ -753,7 +753,6 @@ export function readJobPlist(plist: string) {
   const timeout = /^<integer>\s*(\d{1,9})\s*<\/integer>/.exec(entryOf(plist, "ExitTimeOut"))?.[1];
   const variables = entryOf(plist, "EnvironmentVariables");
   const variable = (key: string) => readPlistString(variables, key);
-  const startsAtLoad = ["RunAtLoad", "KeepAlive"].some((key) => /^<(true\s*\/|dict)>/.test(entryOf(plist, key)));
   return {
     label: text("Label"),
     command,
@@ -764,7 +763,7 @@ export function readJobPlist(plist: string) {
     exitTimeoutS: Number(timeout ?? LAUNCHD_DEFAULT_S),
     /** It is started again after status 0, and never after anything else. */
     restartsAfterSuccess: /^<true\s*\/>/.test(entryOf(entryOf(plist, "KeepAlive"), "SuccessfulExit")),
-    ...startsAtLoad ? { startsAtLoad: true as const } : {},
+    startsAtLoad: ["RunAtLoad", "KeepAlive"].some((key) => /^<(true\s*\/|dict)>/.test(entryOf(plist, key))),
   };
 }
 type JobPlist = Readonly<ReturnType<typeof readJobPlist>>;
