@@ -861,7 +861,7 @@ interface Shape {
   /** The text directly before the path. */
   readonly flag: RegExp;
   /** What follows the directory in the path, as a pattern; the directory is what counts. */
-  readonly tails: readonly string[];
+  readonly tail: string;
   /** What the directory of another spelling may consist of; anything unless said. */
   readonly other?: string;
 }
@@ -875,11 +875,11 @@ const USERNET_FILE = String.raw`/_networks/(?<network>[^/ ]+)/usernet_\k<network
  * qemu-kvm.
  */
 const SHAPES: readonly Shape[] = [
-  { role: "host agent", program: LIMACTL, word: "hostagent", flag: / --pidfile /g, tails: [String.raw`/ha\.pid`] },
-  { role: "usernet", program: LIMACTL, word: "usernet", flag: / -p /g, tails: [USERNET_FILE] },
-  { role: "QEMU", program: /^qemu-(system-.+|kvm)$/, flag: / -pidfile /g, tails: [String.raw`/qemu\.pid`] },
-  { role: "krunkit", program: /^krunkit$/, flag: /[ ,]path=/g, tails: ["/disk", "/diffdisk"], other: "[^,]*?" },
-  { role: "external driver", program: /^lima-driver-.+$/, flag: / --inst-dir /g, tails: [""] },
+  { role: "host agent", program: LIMACTL, word: "hostagent", flag: / --pidfile /g, tail: String.raw`/ha\.pid` },
+  { role: "usernet", program: LIMACTL, word: "usernet", flag: / -p /g, tail: USERNET_FILE },
+  { role: "QEMU", program: /^qemu-(system-.+|kvm)$/, flag: / -pidfile /g, tail: String.raw`/qemu\.pid` },
+  { role: "krunkit", program: /^krunkit$/, flag: /[ ,]path=/g, tail: "/(diff)?disk", other: "[^,]*?" },
+  { role: "external driver", program: /^lima-driver-.+$/, flag: / --inst-dir /g, tail: "" },
 ];
 
 interface PidFileKind {
@@ -986,21 +986,18 @@ function judgeProgram(command: string, instance: Instance, sameDirectory: SameDi
  * it proves nothing, and neither does a prefix (`k3s` is not `k3s-2`).
  */
 function compareShape(command: string, shape: Shape, instance: Instance, sameDirectory: SameDirectory) {
-  const answers = new Set<string>();
-  for (const flag of command.matchAll(shape.flag)) {
-    const rest = command.slice(flag.index + flag[0].length);
-    for (const tail of shape.tails) answers.add(comparePath(rest, shape, tail, instance, sameDirectory));
-  }
-  return (["same", "cannot tell", "different"] as const).find((answer) => answers.has(answer));
-}
-
-function comparePath(rest: string, shape: Shape, tail: string, instance: Instance, sameDirectory: SameDirectory) {
   const ours = shape.role === "usernet" ? instance.home : instance.dir;
-  const end = `${tail}${tail === "" ? "(?=$| -)" : "(?=$|[ ,])"}`;
-  if (spellings(ours).some((spelling) => new RegExp(`^${escaped(spelling)}${end}`, "s").test(rest))) return "same";
-  const other = new RegExp(`^(?<other>${shape.other ?? ".*?"})${end}`, "s").exec(rest)?.groups?.["other"];
-  if (other === undefined) return "no";
-  return other.startsWith("/") ? sameDirectory(other, ours) : "cannot tell";
+  const end = `${shape.tail}${shape.tail === "" ? "(?=$| -)" : "(?=$|[ ,])"}`;
+  const own = new RegExp(`^(${spellings(ours).map(escaped).join("|")})${end}`, "s");
+  const any = new RegExp(`^(?<other>${shape.other ?? ".*?"})${end}`, "s");
+  const answers = command.matchAll(shape.flag).toArray().map((flag) => {
+    const rest = command.slice(flag.index + flag[0].length);
+    if (own.test(rest)) return "same";
+    const other = any.exec(rest)?.groups?.["other"];
+    if (other === undefined) return "no";
+    return other.startsWith("/") ? sameDirectory(other, ours) : "cannot tell";
+  });
+  return (["same", "cannot tell", "different"] as const).find((answer) => answers.includes(answer));
 }
 
 /** Programs that run, trace, edit or print what is named behind them: Lima's grammar there proves nothing. */
