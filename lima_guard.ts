@@ -969,7 +969,9 @@ function judgeProgram(command: string, instance: Instance, sameDirectory: SameDi
   const program = unwrapped(raw);
   const isLimactl = program.startsWith("limactl");
   // Its subcommand is the first word that is no option, nor may be the value of one.
-  if (isLimactl && new RegExp(`(^|/)${escaped(raw)}( -[^ ]*( [^- ][^ ]*)?)* (start|restart)( |$)`).test(command)) {
+  if (
+    isLimactl && new RegExp(`(^|/)${RegExp.escape(raw)}( -[^ ]*( [^- ][^ ]*)?)* (start|restart)( |$)`).test(command)
+  ) {
     return cannotTell("it is a `limactl start`, which becomes a host agent under the same PID");
   }
   if (isLimactl && !/ (hostagent|usernet)( |$)/.test(command) && command.includes(" ")) {
@@ -988,7 +990,7 @@ function judgeProgram(command: string, instance: Instance, sameDirectory: SameDi
 function compareShape(command: string, shape: Shape, instance: Instance, sameDirectory: SameDirectory) {
   const ours = shape.role === "usernet" ? instance.home : instance.dir;
   const end = `${shape.tail}${shape.tail === "" ? "(?=$| -)" : "(?=$|[ ,])"}`;
-  const own = new RegExp(`^(${spellings(ours).map(escaped).join("|")})${end}`, "s");
+  const own = new RegExp(`^(${spellings(ours).map(RegExp.escape).join("|")})${end}`, "s");
   const any = new RegExp(`^(?<other>${shape.other ?? ".*?"})${end}`, "s");
   const answers = command.matchAll(shape.flag).toArray().map((flag) => {
     const rest = command.slice(flag.index + flag[0].length);
@@ -1057,7 +1059,7 @@ function programOf(command: string, shape: Shape, isFile: IsFile) {
   const name = limaProgram(command);
   if (name === undefined || !shape.program.test(unwrapped(name))) return undefined;
   const word = shape.word === undefined ? "(?= |$)" : `(?: -[^ ]*)* ${shape.word} `;
-  const path = new RegExp(`^((?:/.*?/)?${escaped(name)})${word}`, "s").exec(command)?.[1];
+  const path = new RegExp(`^((?:/.*?/)?${RegExp.escape(name)})${word}`, "s").exec(command)?.[1];
   if (path !== undefined && (!path.includes(" ") || isOneProgram(path, isFile) && isFile(path))) {
     return "certain" as const;
   }
@@ -1096,10 +1098,6 @@ function visByte(byte: number): string {
   const char = low === 0x7f ? "?" : String.fromCharCode(isControl ? low + 0x40 : low);
   if (byte >= 0x80) return isControl ? `M^${char}` : `M-${char}`;
   return isControl ? `^${char}` : char;
-}
-
-function escaped(text: string): string {
-  return text.replaceAll(/[.*+?^${}()|[\]\\]/g, String.raw`\$&`);
 }
 
 function names(processes: readonly VerifiedProcess[]): string {
@@ -3608,9 +3606,11 @@ const UNSURE_JOB = "whether it is a launchd job of this instance is unknown";
 function unsureNotes(what: string, text: string, job: JobPlist, { name }: Instance): Diagnostic[] {
   const isBinary = text.startsWith("bplist");
   const [program = "", ...words] = job.command;
-  const [command, starts, named] = isBinary
-    ? [text, /lima|colima/, escaped(name)]
-    : [words.join(" "), /(^|[\s'"/])(limactl|colima)['"]? .*\bstart\b/s, `(^|[\\s'"])${escaped(name)}($|[\\s'"])`];
+  const [command, starts, named] = isBinary ? [text, /lima|colima/, RegExp.escape(name)] : [
+    words.join(" "),
+    /(^|[\s'"/])(limactl|colima)['"]? .*\bstart\b/s,
+    `(^|[\\s'"])${RegExp.escape(name)}($|[\\s'"])`,
+  ];
   if (!starts.test(command) || !new RegExp(named).test(command)) return [];
   const how = isBinary ? "it is a binary plist" : `${program} starts its command`;
   return [{ what, because: `${UNSURE_JOB}: ${how}`, hint: plistCommand(what) }];
