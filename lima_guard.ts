@@ -1865,24 +1865,23 @@ export function formatDetails(r: Report & Partial<Details>, verbose = false): st
   const remark = (word: string) => ({ what, because, hint }: Diagnostic) =>
     `  ${word}: ${what}${once(": ", because)}${hint === undefined ? "" : ` (hint: ${hint})`}`;
   const s = r.stopping;
-  return [
+  const lines = [
     `${r.name}: ${r.summary}`,
-    ...s ? [`  lima-guard --${s.role}, PID ${s.pid}, is stopping it${stoppingWords(s)}`] : [],
-    ...r.evidence?.map((e) =>
-      `  ${basename(e.file)}${e.holds ? ` (${e.holds})` : ""}${once(": ", e.because) || `: ${e.verdict}`}`
-    ) ?? [],
-    ...r.limactlStart === undefined ? [] : [`  limactl start: ${r.limactlStart}`],
+    s && `  lima-guard --${s.role}, PID ${s.pid}, is stopping it${stoppingWords(s)}`,
+    ...(r.evidence ?? []).map(({ file, holds, because, verdict }) =>
+      `  ${basename(file)}${holds ? ` (${holds})` : ""}${once(": ", because) || `: ${verdict}`}`
+    ),
+    r.limactlStart && `  limactl start: ${r.limactlStart}`,
     ...r.steps.map(({ what, because }) => `  --pre would ${what}${once(" (", because, ")")}`),
-    ...r.supervisor
-      ? [`  supervised by lima-guard --run ${r.guardVersion ?? ""}, PID ${r.supervisor}`.replace(" ,", ",")]
-      : [],
-    ...r.jobs?.map((j) => `  job ${j.label}: ${j.wrapped ? "guarded" : "not guarded"}, loaded: ${j.loaded}`) ?? [],
-    ...r.lastRepair ? [`  last repair: ${r.lastRepair}`] : [],
-    ...r.brakeSeconds ? [`  the restart back-off lasts ${r.brakeSeconds} s, after ${r.starts} starts`] : [],
+    r.supervisor && `  supervised by ${`lima-guard --run ${r.guardVersion ?? ""}`.trim()}, PID ${r.supervisor}`,
+    ...(r.jobs ?? []).map((j) => `  job ${j.label}: ${j.wrapped ? "guarded" : "not guarded"}, loaded: ${j.loaded}`),
+    r.lastRepair && `  last repair: ${r.lastRepair}`,
+    r.brakeSeconds && `  the restart back-off lasts ${r.brakeSeconds} s, after ${r.starts} starts`,
     ...r.blockers.map(remark("look")),
     ...r.notes.map(remark("note")),
     ...verbose ? (r.recent ?? []).map((line) => `  ${line}`) : [],
   ];
+  return lines.filter((line) => typeof line === "string");
 }
 
 function stoppingWords({ since, stage, until }: Stopping): string {
