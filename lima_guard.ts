@@ -1253,11 +1253,13 @@ function statusOfBlockers(blockers: readonly Diagnostic[]): number {
   return blockers.every((b) => b.status === EXIT.denied) ? EXIT.denied : EXIT.tryAgain;
 }
 
+function filesWith(seen: Observation, scope: StateFile["scope"], kind: Verdict["kind"]): StateFile[] {
+  return seen.stateFiles.filter((c) => c.scope === scope && c.verdict.kind === kind);
+}
+
 /** Whether the PID file of a driver has this verdict. */
 function hasDriverFile(seen: Observation, kind: "ours" | "dead"): boolean {
-  const isDriverFile = ({ scope, path }: StateFile) =>
-    scope === "instance" && kindOfPidFile(path).roles === DRIVER_ROLES;
-  return seen.stateFiles.some((c) => c.verdict.kind === kind && isDriverFile(c));
+  return filesWith(seen, "instance", kind).some((c) => kindOfPidFile(c.path).roles === DRIVER_ROLES);
 }
 
 /** R2: what to do about processes that are proven to be this instance's; undefined where there are none. */
@@ -1311,8 +1313,7 @@ function hungBecause(agent: VerifiedProcess, health: AgentHealth): string | unde
 
 /** What about this instance's processes could not be found out: R3's reasons. */
 function unknownsOf(seen: Observation): Diagnostic[] {
-  const stateFiles = seen.stateFiles.filter((c) => c.scope === "instance" && c.verdict.kind === "unknown");
-  return [...stateFiles.map(unknownFile(seen.instance)), ...seen.unknowns];
+  return [...filesWith(seen, "instance", "unknown").map(unknownFile(seen.instance)), ...seen.unknowns];
 }
 
 /** A file whose verdict is unknown, with what settles it: the process ends, or the file is moved away. */
@@ -1328,13 +1329,13 @@ function unknownFile(instance: Instance): (stateFile: StateFile) => Diagnostic {
 
 /** R4 to R6. Nothing is removed while the disk is in use. */
 function planFiles(seen: Observation): Plan {
-  const { instance, stateFiles, held, startBlockers } = seen;
+  const { instance, held, startBlockers } = seen;
   if (held[0]) {
     return plan(seen, "blocked", held[0].because, { blockers: [...held, ...startBlockers], status: EXIT.tryAgain });
   }
   const steps = removals(seen);
-  const shared = stateFiles.filter((c) => c.scope === "shared" && c.verdict.kind === "unknown");
-  const blockers = [...undeletableFiles(seen), ...shared.map(unknownFile(instance)), ...startBlockers];
+  const shared = filesWith(seen, "shared", "unknown").map(unknownFile(instance));
+  const blockers = [...undeletableFiles(seen), ...shared, ...startBlockers];
   if (blockers[0]) return plan(seen, "blocked", blockers[0].because, { steps, blockers });
   if (steps.length > 0) return plan(seen, "stale", removableFiles(seen)[0]?.verdict.why ?? "", { steps });
   return plan(seen, "clear", "nothing claims to be running");
@@ -1628,10 +1629,8 @@ export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "a
   if (driver) return `refuses: ${basename(driver.path, ".pid")} driver is running but host agent is not${rebooted}`;
   const unnamed = seen.alive.filter((p) => p.role !== "usernet");
   if (unnamed.length > 0) return `would start a second VM: it does not find ${names(unnamed)}`;
-  const usernet = seen.stateFiles.some((c) =>
-    c.scope === "shared" && c.verdict.kind === "not ours" && kindOfPidFile(c.path).roles.includes("usernet")
-  );
-  if (usernet) return "refuses: failed to stop usernet";
+  const others = filesWith(seen, "shared", "not ours");
+  if (others.some((c) => kindOfPidFile(c.path).roles.includes("usernet"))) return "refuses: failed to stop usernet";
   const [unsure] = unknownsOf(seen);
   if (unsure) return `cannot be known, because of ${unsure.what}`;
   const [startBlocker] = [
