@@ -558,11 +558,9 @@ function yamlScalar(text: string): string | undefined {
 /** The value of a key directly under a top-level key. */
 function yamlValue(yaml: string, block: string, key: string): string | undefined {
   const lines = yamlBlock(yaml, block);
-  const indent = /^[ \t]*/.exec(lines[0] ?? "")?.[0] ?? "";
-  const line = lines.find((l) =>
-    indent !== "" && l.startsWith(`${indent}${key}:`) && /[ \t]/.test(l[indent.length + key.length + 1] ?? "")
-  );
-  return line === undefined ? undefined : yamlScalar(line.slice(indent.length + key.length + 1));
+  const start = `${/^[ \t]*/.exec(lines[0] ?? "")?.[0]}${key}:`;
+  const line = lines.find((l) => /^[ \t]/.test(start) && l.startsWith(start) && /[ \t]/.test(l[start.length] ?? ""));
+  return line === undefined ? undefined : yamlScalar(line.slice(start.length));
 }
 
 /** The names under `additionalDisks` of a lima.yaml, in both of its list forms. */
