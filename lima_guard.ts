@@ -84,7 +84,6 @@ const PS_LIMIT_MS = 5_000;
 const LSOF_LIMIT_MS = 15_000;
 /** A vz VM process ends by itself shortly after its client: holders of a disk are named only after this time. */
 const HOLDER_RETRY_MS = 10_000;
-/** How long the lock of another process is waited for. */
 const LOCK_WAIT_MS = 10_000;
 /** kill(pid, 0) costs 3 µs: while a process is about to end it is asked this often. */
 const POLL_MS = 50;
@@ -189,7 +188,6 @@ interface ProcessRow {
   readonly command: string;
 }
 
-/** A process that has been proven to be this instance's own. */
 interface VerifiedProcess {
   readonly role: Role;
   readonly row: ProcessRow;
@@ -307,7 +305,6 @@ type SameDirectory = (named: string, ours: string) => "same" | "different" | "ca
 /** Whether a path names a file: only then a program's path may hold a blank. */
 type IsFile = (path: string) => boolean;
 
-/** What a process is to an instance. */
 type Judgement =
   /** `renamed`: by the whole grammar of a host agent, under the name of a program that is none of Lima's. */
   | { readonly kind: "ours"; readonly role: Role; readonly renamed?: true }
@@ -347,7 +344,6 @@ type Outcome =
 
 const DONE: Outcome = { kind: "done" };
 
-/** What is to be done about an instance, with all reasons. Plain data. */
 interface Plan {
   /** The state that was found; in a report, `stopped` after a stop. */
   readonly state: State;
@@ -411,7 +407,6 @@ interface LockRecord {
   readonly phase: string;
 }
 
-/** One line of an instance's journal, written by any role. */
 type JournalLine =
   & Readonly<Record<"time" | "boot" | "dir" | "role" | "event", string>>
   & Readonly<Record<string, unknown>>;
@@ -422,7 +417,6 @@ export interface Report extends Omit<Plan, "because" | "steps"> {
   /** Whose instance it is, in root's `--all`; and its LIMA_HOME, wherever instances were listed. */
   readonly owner?: string;
   readonly home?: string | undefined;
-  /** Which stage ended a stop, or null. */
   readonly stage: StopEnd | null;
   readonly seconds: Readonly<Record<string, number>>;
   readonly steps: readonly (Pick<Step, "kind" | "what" | "because"> & { readonly outcome: string })[];
@@ -708,7 +702,6 @@ function ownWords(words: readonly string[]): readonly string[] {
   return words.includes("--") ? words.slice(0, words.indexOf("--")) : words;
 }
 
-/** Whether a command runs lima-guard for this instance. */
 function isGuarded(words: readonly string[], name: string): boolean {
   const own = ownWords(words);
   // The program may have any name: then its grammar tells.
@@ -718,7 +711,6 @@ function isGuarded(words: readonly string[], name: string): boolean {
   return own.some((word, i) => i > 0 && word === name && own[i - 1] !== "--lima-home" && own[i - 1] !== "--timeout");
 }
 
-/** The Lima instance of a Colima profile. */
 export function colimaInstance(profile: string): string {
   if (["", "colima", "default"].includes(profile)) return "colima";
   return profile.startsWith("colima-") ? profile : `colima-${profile}`;
@@ -1109,7 +1101,6 @@ export function quote(text: string): string {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
-/** A command line as a POSIX shell takes it. */
 function shellWords(words: readonly string[]): string {
   return words.map(quote).join(" ");
 }
