@@ -1101,9 +1101,7 @@ export function quote(text: string): string {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
-function shellWords(words: readonly string[]): string {
-  return words.map(quote).join(" ");
-}
+const shellWords = (words: readonly string[]) => words.map(quote).join(" ");
 
 const HELP_COMMAND = "lima-guard --help";
 
@@ -1146,6 +1144,9 @@ const listenerCommand = (port: number) => shellWords(["sudo", "lsof", "-nP", `-i
 const moveOut = (path: string) => shellWords(["mv", path, `${path}.away`]);
 /** Removes a file of root's. */
 const removeCommand = (path: string) => shellWords(["sudo", "rm", path]);
+/** Gives a folder and all in it to a user, by name or number; without one the person puts a name there. */
+const chownCommand = (dir: string, user: string | number = "USER") =>
+  shellWords(["sudo", "chown", "-R", String(user), dir]);
 
 /** Shows whole command lines: of these processes, or of all. */
 function psCommand(...pids: readonly number[]): string {
@@ -1157,11 +1158,6 @@ function psCommand(...pids: readonly number[]): string {
 function sshExitCommand(instance: Instance, socket: string): string {
   const control = ["-S", socket.replaceAll("%", "%%"), "-O", "exit"];
   return shellWords([...asOwner(instance), "ssh", ...control, sshHost(instance.name)]);
-}
-
-/** Gives a folder and all in it to a user, by name or number; without one the person puts a name there. */
-function chownCommand(dir: string, user: string | number = "USER"): string {
-  return shellWords(["sudo", "chown", "-R", String(user), dir]);
 }
 
 /** What makes a file removable, where that is known. */
