@@ -602,8 +602,7 @@ export function readLimaYaml(text: string): LimaYaml {
 
 /** The last event of a host agent, in ha.stdout.log; others may follow. It is missing after SIGKILL and after a crash. */
 function exitEvent(haStdout: string): Record<string, unknown> | undefined {
-  const status = (event: Record<string, unknown> | undefined) => event?.["status"] as Record<string, unknown> | null;
-  return jsonLines(haStdout).find((event) => status(event)?.["exiting"] === true);
+  return jsonLines(haStdout).find((event) => isObject(event?.["status"]) && event["status"]["exiting"] === true);
 }
 
 /** How long Lima waits for krunkit before it kills it, without a word in the log. */
@@ -772,10 +771,7 @@ export function howItRuns({ command, variable }: JobPlist, name: string): "guard
 
 /** Reads ha.stdout.log (events) and ha.stderr.log of a living host agent. */
 export function readReadiness(events: string, log: string): Readiness {
-  const seen = jsonLines(events).flatMap((line) => {
-    const status = line?.["status"];
-    return typeof status === "object" && status !== null ? [status as Record<string, unknown>] : [];
-  });
+  const seen = jsonLines(events).map((line) => line?.["status"]).filter(isObject);
   const lines = jsonLines(log);
   // A start at a terminal writes one sentence into both.
   if (seen.length === 0 && !lines.some(Boolean)) return { ready: null, errors: [] };
@@ -814,10 +810,14 @@ export function readJournal(text: string, dir: string, same?: SameDirectory): Jo
   return lines.filter((line) => own.has(line.dir));
 }
 
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null;
+}
+
 function jsonObject(text: string): Record<string, unknown> | undefined {
   try {
     const value: unknown = JSON.parse(text);
-    return typeof value === "object" && value !== null ? value as Record<string, unknown> : undefined;
+    return isObject(value) ? value : undefined;
   } catch {
     return undefined; // torn last line after a power loss: ignore
   }
@@ -831,7 +831,7 @@ function cutIn(line: JournalLine): string | undefined {
 }
 
 function isSeconds(value: unknown): value is Record<string, number> {
-  return typeof value === "object" && value !== null && Object.values(value).every((v) => typeof v === "number");
+  return isObject(value) && Object.values(value).every((v) => typeof v === "number");
 }
 
 /** The value of an option in a job's command, before its `--`. */
