@@ -616,19 +616,22 @@ const KRUNKIT_END_MS = 30_000;
  */
 export function readCut(haStderr: string, haStdout = "", driver?: Role): string | undefined {
   const lines = haStderr.split("\n");
-  const events = jsonLines(haStderr).map((e) => ({ level: String(e?.["level"]), msg: e?.["msg"], time: e?.["time"] }));
-  const begin = events.findLastIndex((e) => typeof e.msg === "string" && /^(Shutting down|Received SIG)/.test(e.msg));
-  const said = events.slice(begin + 1).filter((e) => typeof e.msg === "string");
+  const events = jsonLines(haStderr);
+  const words = events.map((event) => typeof event?.["msg"] === "string" ? event["msg"] : "");
+  const begin = words.findLastIndex((msg) => /^(Shutting down|Received SIG)/.test(msg));
   // A QEMU that has just ended has no socket either, and is not killed then.
-  const kill = said.some(({ msg }) => msg === "QEMU has already exited") ? /(?!)/ : /forcibly killing QEMU/;
-  const cut = said.find(({ level, msg }) =>
-    (level === "fatal" ? /CanRequestStop|timeout while waiting for stop/ : kill).test(String(msg))
+  const hasEnded = words.indexOf("QEMU has already exited", begin + 1) >= 0;
+  const cut = words.find((msg, i) =>
+    i > begin &&
+    (events[i]?.["level"] === "fatal"
+      ? /CanRequestStop|timeout while waiting for stop/.test(msg)
+      : /forcibly killing QEMU/.test(msg) && !hasEnded)
   );
-  if (cut !== undefined) return String(cut.msg);
+  if (cut !== undefined) return cut;
   const exit = exitEvent(haStdout);
   const crash = lines.slice(begin + 1).find((l) => /^(panic: |fatal error: |SIG[A-Z]+: )/.test(l));
   if (exit === undefined) return driver === undefined ? crash : undefined;
-  const tookMs = Date.parse(String(exit["time"])) - Date.parse(String(events[begin]?.time));
+  const tookMs = Date.parse(String(exit["time"])) - Date.parse(String(events[begin]?.["time"]));
   return driver === "krunkit" && tookMs >= KRUNKIT_END_MS
     ? "krunkit did not end in time, and Lima kills it then"
     : undefined;
