@@ -1424,11 +1424,9 @@ function stageSteps(seen: Observation, because: string, budgetS: number): Step[]
     ["driver", drivers.length > 0, `${how} to ${names(drivers)}`, "only where no host agent is left to do it"],
     ["kill", true, `SIGKILL to ${names([...agents, ...drivers])}`, "only what is still alive then"],
   ];
-  return stages.filter(([, isNeeded]) => isNeeded).map(([kind, , what, because]) => ({
-    kind,
-    what: `${what}, until ${Math.round(limits[kind])} s`,
-    because,
-  }));
+  return stages.flatMap(([kind, isNeeded, what, reason]) =>
+    isNeeded ? [{ kind, what: `${what}, until ${Math.round(limits[kind])} s`, because: reason }] : []
+  );
 }
 
 function hostAgentsOf(seen: Observation): VerifiedProcess[] {
