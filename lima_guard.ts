@@ -889,7 +889,7 @@ interface PidFileKind {
 }
 
 /** On vz the host agent is the VM: vz.pid holds its number. */
-const DRIVER_ROLES: readonly Role[] = ["QEMU", "krunkit", "external driver", "host agent"];
+const DRIVER_ROLES: readonly Role[] = SHAPES.map(({ role }) => role).filter((role) => role !== "usernet");
 
 /** The first row whose name fits is the kind of a file. A new kind of PID file is a row here, a new program one of SHAPES. */
 const PID_FILES: readonly PidFileKind[] = [
