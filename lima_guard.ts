@@ -853,8 +853,8 @@ interface Shape {
   readonly word?: string;
   /** The text directly before the path. */
   readonly flag: RegExp;
-  /** What follows the directory in the path, as a pattern; the directory is what counts. */
-  readonly tail: string;
+  /** What may follow the directory in the path, as patterns; the directory is what counts. */
+  readonly tails: readonly string[];
   /** What the directory of another spelling may consist of; anything unless said. */
   readonly other?: string;
 }
@@ -868,11 +868,11 @@ const USERNET_FILE = String.raw`/_networks/(?<network>[^/ ]+)/usernet_\k<network
  * qemu-kvm.
  */
 const SHAPES: readonly Shape[] = [
-  { role: "host agent", program: LIMACTL, word: "hostagent", flag: / --pidfile /g, tail: String.raw`/ha\.pid` },
-  { role: "usernet", program: LIMACTL, word: "usernet", flag: / -p /g, tail: USERNET_FILE },
-  { role: "QEMU", program: /^qemu-(system-.+|kvm)$/, flag: / -pidfile /g, tail: String.raw`/qemu\.pid` },
-  { role: "krunkit", program: /^krunkit$/, flag: /[ ,]path=/g, tail: "/(diff)?disk", other: "[^,]*?" },
-  { role: "external driver", program: /^lima-driver-.+$/, flag: / --inst-dir /g, tail: "" },
+  { role: "host agent", program: LIMACTL, word: "hostagent", flag: / --pidfile /g, tails: [String.raw`/ha\.pid`] },
+  { role: "usernet", program: LIMACTL, word: "usernet", flag: / -p /g, tails: [USERNET_FILE] },
+  { role: "QEMU", program: /^qemu-(system-.+|kvm)$/, flag: / -pidfile /g, tails: [String.raw`/qemu\.pid`] },
+  { role: "krunkit", program: /^krunkit$/, flag: /[ ,]path=/g, tails: ["/disk", "/diffdisk"], other: "[^,]*?" },
+  { role: "external driver", program: /^lima-driver-.+$/, flag: / --inst-dir /g, tails: [""] },
 ];
 
 interface PidFileKind {
@@ -982,16 +982,17 @@ function judgeProgram(command: string, instance: Instance, sameDirectory: SameDi
  */
 function compareShape(command: string, shape: Shape, instance: Instance, sameDirectory: SameDirectory) {
   const ours = shape.role === "usernet" ? instance.home : instance.dir;
-  const end = `${shape.tail}${shape.tail === "" ? "(?=$| -)" : "(?=$|[ ,])"}`;
-  const own = new RegExp(`^(${spellings(ours).map(RegExp.escape).join("|")})${end}`, "s");
-  const any = new RegExp(`^(?<other>${shape.other ?? ".*?"})${end}`, "s");
-  const answers = command.matchAll(shape.flag).toArray().map((flag) => {
-    const rest = command.slice(flag.index + flag[0].length);
-    if (own.test(rest)) return "same";
-    const other = any.exec(rest)?.groups?.["other"];
-    if (other === undefined) return "no";
-    return other.startsWith("/") ? sameDirectory(other, ours) : "cannot tell";
-  });
+  const own = spellings(ours).map(RegExp.escape).join("|");
+  const answers = command.matchAll(shape.flag).toArray().flatMap((flag) =>
+    shape.tails.map((tail) => {
+      const rest = command.slice(flag.index + flag[0].length);
+      const end = `${tail}${tail === "" ? "(?=$| -)" : "(?=$|[ ,])"}`;
+      if (new RegExp(`^(${own})${end}`, "s").test(rest)) return "same";
+      const other = new RegExp(`^(?<other>${shape.other ?? ".*?"})${end}`, "s").exec(rest)?.groups?.["other"];
+      if (other === undefined) return "no";
+      return other.startsWith("/") ? sameDirectory(other, ours) : "cannot tell";
+    })
+  );
   return (["same", "cannot tell", "different"] as const).find((answer) => answers.includes(answer));
 }
 
