@@ -256,6 +256,12 @@ for (
   });
 }
 
+// A path may continue behind a blank, and what stands before it may look like a disk's.
+test("krunkit of the same directory by a link, with a folder called disk above it", "ours: krunkit", {
+  command: krunkit(`${LINK}/disk 1/k3s/diffdisk`),
+  same: { [LINK]: "different", [`${LINK}/disk 1/k3s`]: "same" },
+});
+
 // ── other instances ──
 
 for (const name of ["k3s-2", "k3s2", "k3", "k3s.2", "K3S"]) {
