@@ -988,9 +988,12 @@ function compareShape(command: string, shape: Shape, instance: Instance, sameDir
       const rest = command.slice(flag.index + flag[0].length);
       const end = `${tail}${tail === "" ? "(?=$| -)" : "(?=$|[ ,])"}`;
       if (new RegExp(`^(${own})${end}`, "s").test(rest)) return "same";
-      const other = new RegExp(`^(?<other>${shape.other ?? ".*?"})${end}`, "s").exec(rest)?.groups?.["other"];
-      if (other === undefined) return "no";
-      return other.startsWith("/") ? sameDirectory(other, ours) : "cannot tell";
+      const ends = rest.matchAll(new RegExp(end, "gs")).map(({ index }) => rest.slice(0, index)).toArray();
+      const others = ends.filter((dir) => new RegExp(`^${shape.other ?? ".*"}$`, "s").test(dir));
+      if (others[0] === undefined) return "no";
+      // A path may continue behind a blank, and what stands before it may look like its end.
+      const named = others.filter((dir) => dir.startsWith("/")).map((dir) => sameDirectory(dir, ours));
+      return named.includes("same") ? "same" : named[0] ?? "cannot tell";
     })
   );
   return (["same", "cannot tell", "different"] as const).find((answer) => answers.includes(answer));

@@ -257,10 +257,16 @@ for (
 }
 
 // A path may continue behind a blank, and what stands before it may look like a disk's.
-test("krunkit of the same directory by a link, with a folder called disk above it", "ours: krunkit", {
-  command: krunkit(`${LINK}/disk 1/k3s/diffdisk`),
-  same: { [LINK]: "different", [`${LINK}/disk 1/k3s`]: "same" },
-});
+for (const disk of ["disk", "diffdisk"]) {
+  test(
+    `krunkit of the same directory by a link, with a folder called disk above it, its disk ${disk}`,
+    "ours: krunkit",
+    {
+      command: krunkit(`${LINK}/disk 1/k3s/${disk}`),
+      same: { [LINK]: "different", [`${LINK}/disk 1/k3s`]: "same" },
+    },
+  );
+}
 
 // ── other instances ──
 
