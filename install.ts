@@ -879,9 +879,9 @@ export function readDisabled(text: string, label: string): boolean | undefined {
   return found.length === 0 ? undefined : found.some((line) => /=> (disabled|true)\b/.test(line));
 }
 
-/** Lima's labels among the services that `launchctl print DOMAIN` lists. */
+/** Lima's labels among the services that `launchctl print DOMAIN` lists; in quotes are what was once disabled. */
 function readLimaLabels(text: string): string[] {
-  return [...new Set([...text.matchAll(/\bio\.lima-vm\.(?:daemon|autostart)\.[\w.-]+/g)].map(([label]) => label))];
+  return [...new Set([...text.matchAll(/\b(?<!")io\.lima-vm\.(?:daemon|autostart)\.[\w.-]+/g)].map(([one]) => one))];
 }
 
 /** A user of `id -P`: ten fields, the home is the last but one. */

@@ -679,6 +679,20 @@ macTest("a job that is loaded and has no file any more is seen, with the line th
   assert.equal((await mac.run(["--check", "--all"], { as: ZOE })).status, 1);
 });
 
+macTest("--all takes no label for a job that launchd has only noted as enabled or disabled", async () => {
+  for (const verb of ["enable", "disable"]) {
+    const { mac } = macWith("daemon");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    mac.launchctl([verb, "system/io.lima-vm.daemon.old"]);
+    for (const role of ["--check", "--uninstall"]) {
+      const run = await mac.run([role, "--yes", "--all", "--json"]);
+      const names = JSON.parse(run.stdout).instances.map(({ name }: { name: string }) => name);
+      assert.deepEqual([run.status, names], [0, ["default"]], run.stdout);
+    }
+  }
+});
+
 macTest("a backup that cannot be read is kept, and makes an install refuse", async () => {
   const rows: [what: string, spoil: (path: string) => void][] = [
     ["damaged", (path) => Deno.writeTextFileSync(path, "<plist>")],
