@@ -235,6 +235,8 @@ type Loaded =
     readonly args: readonly string[];
     /** Undefined where launchd does not say. */
     readonly environment: Readonly<Record<string, string>> | undefined;
+    /** What the login or the system gives to every job of it: `launchctl setenv`. */
+    readonly inherited: Readonly<Record<string, string>>;
     readonly userName: string | undefined;
     /** After bootout, until its process is gone. */
     readonly isEnding: boolean;
@@ -865,12 +867,17 @@ export function readLoaded(answer: Answer): Loaded {
   const isEnding = /^(SIG(TERM|KILL)ed|languishing)$/.test(state ?? "");
   const startsByItself = /\b(runatload|keepalive)\b/.test(answer.stdout.match(/^\tproperties = .*$/gm)?.at(-1) ?? "");
   // The last block of them beats what is inherited.
-  const blocks = [...answer.stdout.matchAll(/^\t(?:\w+ )?environment = \{\n((?:\t\t.*\n)*)/gm)].map((m) => m[1]);
-  const variables = [...blocks.join("").matchAll(/^\t\t(\w+) => (.*)$/gm)].map(([, name, text]) => [name, text]);
-  const environment = blocks.length === 0 ? undefined : Object.fromEntries(variables);
+  const blocks = [...answer.stdout.matchAll(/^\t(?:\w+ )?environment = \{\n(?:\t\t.*\n)*/gm)].map(([block]) => block);
+  const environment = blocks.length === 0 ? undefined : variablesIn(blocks.join(""));
+  const inherited = variablesIn(blocks.filter((block) => block.startsWith("\tinherited ")).join(""));
   const userName = /^\tusername = (.+)$/m.exec(answer.stdout)?.[1];
   const lastExit = [...answer.stdout.matchAll(/^\tlast exit code = (\d+)/gm)].map(([, code]) => Number(code)).at(-1);
-  return { kind: "loaded", args, environment, userName, isEnding, path, pid, exitTimeoutS, lastExit, startsByItself };
+  const job = { args, environment, inherited, userName, isEnding, path, pid, exitTimeoutS, lastExit, startsByItself };
+  return { kind: "loaded", ...job };
+}
+
+function variablesIn(text: string): Record<string, string> {
+  return Object.fromEntries([...text.matchAll(/^\t\t(\w+) => (.*)$/gm)].map(([, ...entry]) => entry));
 }
 
 /** Whether `launchctl print-disabled DOMAIN` names the label as switched off, or on; absent: as its plist says. */
@@ -2199,10 +2206,11 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const job = readJob(plist, place.name);
   if (options.plist === undefined) refuseOtherLabel(place, job);
   const user = await jobUser(run, place, look, job);
-  const own = homeOfJob(host, job, user, place.name);
-  const home = limaHomeOf(host, job, own, options);
   const memory = await lookAtMemory(run, place, look);
   const launchd = await lookAtLaunchd(run, place, job, user.uid);
+  const inherited = launchd.loaded.kind === "loaded" ? launchd.loaded.inherited : {};
+  const own = homeOfJob(host, { ...job, environment: { ...inherited, ...job.environment } }, user, place.name);
+  const home = limaHomeOf(host, job, own, options);
   // launchd keeps what is enabled over boots, and so does what is noted.
   const isLeftEnabled = memory.bootedOut?.wasDisabled === true && launchd.disabled === false && !options.start &&
     !options.noReload;

@@ -248,7 +248,10 @@ export class SmallLaunchd implements Launchd {
     const job = this.#find(target);
     if (!job) return this.#missing(domain, label);
     if (job instanceof PretendedJob) job.printed();
-    return { code: 0, stdout: this.#words.print(job.facts()) };
+    // What `launchctl setenv` has set, for every job of the domain.
+    const [variable, value] = this.conf("setenv", "").split("=");
+    const session = value === undefined ? "" : `\tinherited environment = {\n\t\t${variable} => ${value}\n\t}\n\n`;
+    return { code: 0, stdout: this.#words.print(job.facts()).replace(/^(?=\tdefault environment)/m, () => session) };
   }
 
   #printDisabled(domain: string): Answer {
