@@ -1961,7 +1961,8 @@ function unsaid(why: string, hint = "run this again"): Refusal {
 /** Refused where launchd has a job under Lima's labels, or may have it, and no file is left of it. */
 async function refuseLeftLoaded(run: InstallRun, name: string): Promise<void> {
   const { host } = run;
-  for (const left of [`system/${DAEMON_LABEL}${name}`, `gui/${host.uid}/${AGENT_LABEL}${name}`]) {
+  for (const domain of ["system", ...loginDomains(host.uid)]) {
+    const left = `${domain}/${domain === "system" ? DAEMON_LABEL : AGENT_LABEL}${name}`;
     const loaded = await askLoaded(run, left);
     if (loaded.kind === "unknown") throw unsaid(loaded.why);
     if (loaded.kind !== "loaded") continue;
@@ -2460,14 +2461,17 @@ async function askLoaded(run: InstallRun, service: string): Promise<Loaded> {
 const ABSENT: Loaded = { kind: "absent" };
 const NOT_ASKED: Loaded = { kind: "not asked" };
 
-/** What launchd has of a job, and in which domains: an agent that was loaded over ssh is in user/UID. */
+/** Where launchd has the login agents of a user: those that were loaded over ssh are in the second. Root has none. */
+const loginDomains = (uid: number) => uid === 0 ? [] : [`gui/${uid}`, `user/${uid}`];
+
+/** What launchd has of a job, and in which domains. */
 async function lookAtLaunchd(run: InstallRun, place: JobPlace, { label, isDisabled }: LaunchdJob, uid: number) {
   const { host } = run;
   if (host.os !== "darwin" || place.kind === "file") {
     const domain = place.kind === "agent" ? `gui/${uid}` : "system";
     return { domain, loaded: host.os === "darwin" ? ABSENT : NOT_ASKED, disabled: false, domains: [] };
   }
-  const names = place.kind === "daemon" ? ["system"] : [`gui/${uid}`, `user/${uid}`];
+  const names = place.kind === "daemon" ? ["system"] : loginDomains(uid);
   const fileLabel = basename(place.file, ".plist");
   for (const domain of fileLabel === label ? [] : names) {
     const other = await askLoaded(run, `${domain}/${fileLabel}`);
@@ -3498,7 +3502,7 @@ async function isGuardNeeded(run: InstallRun, facts: JobFacts, guard: string, re
       labels.push(/<key>Label<\/key>\s*<string>([^<]+)</.exec(text)?.[1] ?? basename(file, ".plist"));
     }
   }
-  for (const of of place.kind === "daemon" ? [domain] : [`gui/${user.uid}`, `user/${user.uid}`]) {
+  for (const of of place.kind === "daemon" ? [domain] : loginDomains(user.uid)) {
     const listed = await askTool(run, "launchctl", "print", of);
     const isAnswer = listed.code === 0 || listed.code === NO_SERVICE || NO_SESSION.includes(listed.code);
     if (!isAnswer) return true;
@@ -3924,7 +3928,7 @@ async function allNames(run: InstallRun): Promise<string[]> {
     (await candidates(run)).map((c) => c.instance ?? "").filter((n) => nameTrouble(n) === undefined),
   );
   if (options.role !== "install" && host.os === "darwin") {
-    for (const domain of ["system", ...host.uid === 0 ? [] : [`gui/${host.uid}`]]) {
+    for (const domain of ["system", ...loginDomains(host.uid)]) {
       const listed = await askTool(run, "launchctl", "print", domain);
       const isWhole = listed.code === 0 && listed.stdout.endsWith("}\n");
       if (!isWhole && ![...NO_SESSION, NO_SERVICE].includes(listed.code)) throw unsaid(`${domain}: ${inWords(listed)}`);

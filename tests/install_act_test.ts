@@ -666,18 +666,25 @@ macTest("a backup that is left beside another job of the instance is in the way 
   assert.equal((await mac.run(["--check", "default"])).status, 1, "and no job for --check");
 });
 
-macTest("a job that is loaded and has no file any more is seen, with the line that ends it", async () => {
-  const { mac, file } = macWith("agent");
-  await using _ = mac;
-  Deno.removeSync(file);
-  const run = await mac.run(["--check", "default"], { as: ZOE });
-  assert.equal(run.status, 1, run.stdout);
-  assert.match(
-    run.stdout,
-    new RegExp(`its plist is gone \\(hint: lima-guard --stop .* && launchctl bootout gui/501/${AGENT}`),
+for (const domain of ["gui/501", "user/501"]) {
+  macTest(
+    `a job that is loaded in ${domain} and has no file any more is seen, with the line that ends it`,
+    async () => {
+      const { mac, file, label } = macWith("agent");
+      await using _ = mac;
+      mac.lose("gui/501", label);
+      mac.load(domain, file);
+      Deno.removeSync(file);
+      const run = await mac.run(["--check", "default"], { as: ZOE });
+      assert.equal(run.status, 1, run.stdout);
+      assert.match(
+        run.stdout,
+        new RegExp(`its plist is gone \\(hint: lima-guard --stop .* && launchctl bootout ${domain}/${AGENT}`),
+      );
+      assert.equal((await mac.run(["--check", "--all"], { as: ZOE })).status, 1);
+    },
   );
-  assert.equal((await mac.run(["--check", "--all"], { as: ZOE })).status, 1);
-});
+}
 
 macTest("--all takes no label for a job that launchd has only noted as enabled or disabled", async () => {
   for (const verb of ["enable", "disable"]) {
