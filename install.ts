@@ -2356,11 +2356,10 @@ function loadedJob(job: LaunchdJob, loaded: Loaded): HousedJob {
 function limaHomeOf(host: InstallHost, job: LaunchdJob, own: ReturnType<typeof homeOfJob>, options: InstallOptions) {
   const { limaHome, role, all } = options;
   const resolved = (path: string) => host.realPath(path).ok ?? path.replace(/(?<=.)\/+$/, "");
-  if (limaHome === undefined) return own;
+  if (limaHome === undefined || resolved(own.path) === resolved(limaHome)) return own;
   if (role === "install" && !all && job.environment["LIMA_HOME"] === undefined) {
     return { path: limaHome, writes: optionOf(job.guardOptions, "--lima-home") === undefined };
   }
-  if (resolved(own.path) === resolved(limaHome)) return own;
   const why = `its job uses ${JSON.stringify(own.path)}, not ${JSON.stringify(limaHome)}`;
   // Of all jobs only those of this home are meant.
   const status = all ? EXIT.done : EXIT.failed;
