@@ -2260,12 +2260,12 @@ async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): 
   return notes;
 }
 
-/** The plists of another user's login agents, as that user sees them; none where the folder is not there. */
+/** The plists of another user's login agents, as that user sees them; none where the folder or his home is not there. */
 async function agentsOf(run: InstallRun, user: User): Promise<string[]> {
   const folder = join(user.home, "Library", AGENTS);
   const names = await namesAsUser(run, user, folder);
   if (names) return names.filter((n) => /^[^/]+\.plist$/.test(n)).map((n) => join(folder, n));
-  for (const path of [folder, dirname(folder)]) {
+  for (const path of [folder, dirname(folder), ...isOtherVolume(run.host, user.home) ? [] : [user.home]]) {
     const above = await namesAsUser(run, user, dirname(path));
     if (above?.includes(basename(path)) === false) return [];
   }

@@ -798,6 +798,25 @@ macTest("a folder of login agents that is not there has none; one that cannot be
   }
 });
 
+macTest(
+  "a user whose home is not there has no login agents; one whose home is closed or not mounted may have any",
+  async () => {
+    for (const [home, status] of [["none", 0], ["closed", 75]] as const) {
+      const { mac, file, text } = macWith("daemon", { quick: false });
+      await using _ = mac;
+      mac.folder(`${mac.root}/home/closed`, ADA, 0o700);
+      const users = Deno.readTextFileSync(`${mac.state}/users`);
+      mac.write(`${mac.state}/users`, users.replace(`${mac.home}:`, `${mac.root}/home/${home}:`));
+      const limaHome = `<key>LIMA_HOME</key><string>${mac.home}/.lima</string>`;
+      const variables = `<key>EnvironmentVariables</key><dict>${limaHome}</dict><key>RunAtLoad`;
+      mac.write(file, text.replace("<key>RunAtLoad", variables));
+      const run = await mac.run(["--yes", "default"]);
+      assert.equal(run.status, status, run.stdout);
+      if (status === 0) assert.equal((await mac.run(["--check", "default"])).status, 0);
+    }
+  },
+);
+
 macTest("a login agent that is not Lima's, beside a daemon: what is said is no command of Lima's", async () => {
   const { mac } = macWith("daemon");
   await using _ = mac;
