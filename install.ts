@@ -3280,7 +3280,8 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     if (isDone && !target.reload) return { kind: "report", report: await nothingToDo(run, target, steps) };
     if (host.uid !== uid && !options.dryRun) return { kind: "hand over", name, uid, plist };
     // The jobs after it are planned on this; should it not be done, they are not tried.
-    const left = [place.file, ...target.purgedLogs, ...target.reload ? [`${facts.domain}/${facts.job.label}`] : []];
+    const { purged, purgedLogs } = target;
+    const left = [place.file, ...purged, ...purgedLogs, ...target.reload ? [`${facts.domain}/${facts.job.label}`] : []];
     if (options.role === "uninstall") { for (const one of left) run.leaving.add(one); }
     return { kind: "ready", name, target, steps };
   } catch (error) {
@@ -3457,15 +3458,18 @@ async function refuseUnload(run: InstallRun, old: JobFacts, how: Pick<Target, "r
 async function purgedFiles(run: InstallRun, facts: JobFacts, after: Pick<Target, "removesJob" | "reload">) {
   const { host } = run;
   const { place, job, user, loaded, backup, memory } = facts;
+  const own = ownGuardFolder(user);
+  // An uninstall without --purge has left no note of it.
+  const places = (place.changer === 0 ? host.folders.guards : [own]).map((folder) => join(folder, GUARD_NAME));
   const guard = job.guard ?? memory.guard ??
-    (loaded.kind === "loaded" && isGuard(loaded.args) ? loaded.args[0] : undefined);
+    (loaded.kind === "loaded" && isGuard(loaded.args) ? loaded.args[0] : undefined) ??
+    places.find((path) => isThere(host.stat(path)) && !run.leaving.has(path));
   const isNeeded = guard === undefined || await isGuardNeeded(run, facts, guard, after.reload);
   const placed = guard !== undefined && isPlacedByUs(host, guard, user, memory) ? [guard, guard + PREVIOUS_SUFFIX] : [];
   const guards = isNeeded ? [] : [...placed, join(host.folders.log, LOG_NAME)];
   const isBackupLeft = backup !== undefined && job.guard === undefined && !after.removesJob;
   const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards].filter((p) => isThere(host.stat(p)));
   // The folders that an install makes, where they are of the same user and nothing else is in them.
-  const own = ownGuardFolder(user);
   for (const made of [host.folders.guards[0] ?? "", own, dirname(own)]) {
     const look = host.stat(made);
     const isOurs = isThere(look) && look.kind === "directory" && look.uid === place.changer;

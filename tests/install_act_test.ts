@@ -632,6 +632,26 @@ for (const kind of ["daemon", "agent"] as const) {
   });
 }
 
+for (const kind of ["daemon", "agent"] as const) {
+  macTest(`${kind}: --purge after an uninstall without it takes what that has left, once for all jobs`, async () => {
+    const { mac, guard, domain, text, as } = macWith(kind);
+    await using _ = mac;
+    mac.instance("k3s");
+    mac.load(domain, mac[kind]("k3s", text.replaceAll("default", "k3s")));
+    const before = mac.tree();
+    assert.equal((await mac.run(["--yes", "--all"], { as })).status, 0);
+    assert.equal((await mac.run(["--uninstall", "--yes", "default"], { as })).status, 0);
+    assert.equal((await mac.run(["--uninstall", "--yes", "--purge", "default"], { as })).status, 0);
+    assert.ok(mac.exists(guard), "k3s needs it");
+    assert.equal((await mac.run(["--uninstall", "--yes", "k3s"], { as })).status, 0);
+    const dry = await mac.run(["--uninstall", "--purge", "--dry-run", "--all"], { as });
+    assert.equal(dry.stdout.split(`remove ${guard}  (`).length, 2, dry.stdout);
+    const run = await mac.run(["--uninstall", "--purge", "--yes", "--all", "--json"], { as });
+    assert.deepEqual([run.status, JSON.parse(run.stdout).changed], [0, true], run.stdout);
+    assert.deepEqual([mac.tree(), mac.logged()], [before, []]);
+  });
+}
+
 // The plist was removed by another program; its job is still loaded (`limactl autostart disable`), or was booted out.
 for (const [kind, isLoaded] of [["agent", true], ["agent", false], ["daemon", true], ["daemon", false]] as const) {
   for (const more of [[], ["--purge"]]) {
