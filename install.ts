@@ -578,7 +578,7 @@ export function isEqual(a: unknown, b: unknown): boolean {
 // ───────────────────────────────────────────────────────────────────────────── the job in a plist ──
 
 /** A job of launchd that starts this instance, bare or wrapped. All else is refused, with what to do about it. */
-export function readJob({ value }: Plist, name: string) {
+export function readJob({ value, root }: Plist, name: string) {
   const label = value["Label"];
   if (typeof label !== "string" || label === "") throw new Refusal("Cannot tell the job: it has no Label");
   const prefix = [DAEMON_LABEL, AGENT_LABEL].find((p) => label.startsWith(p)) ?? "";
@@ -613,17 +613,18 @@ export function readJob({ value }: Plist, name: string) {
     workingDirectory: textAt(value, "WorkingDirectory"),
     stdoutPath: textAt(value, "StandardOutPath"),
     stderrPath: textAt(value, "StandardErrorPath"),
-    exitTimeOut: timeoutAt(value),
-    grantedS: timeoutAt(value) ?? LAUNCHD_DEFAULT_S,
+    exitTimeOut: timeoutAt(value, root),
+    grantedS: timeoutAt(value, root) ?? LAUNCHD_DEFAULT_S,
     keepAlive,
   };
 }
 
 export type LaunchdJob = Readonly<ReturnType<typeof readJob>>;
 
-function timeoutAt(value: Dict): number | undefined {
+function timeoutAt(value: Dict, root: PlistNode): number | undefined {
   const seconds = value["ExitTimeOut"];
-  if (seconds === undefined || (typeof seconds === "number" && Number.isInteger(seconds))) return seconds;
+  const isInteger = nodeOf(root, "ExitTimeOut")?.tag === "integer";
+  if (seconds === undefined || (typeof seconds === "number" && isInteger)) return seconds;
   throw new Refusal("Cannot read ExitTimeOut: it is no integer, and launchd ignores it", "remove it, or make it 60");
 }
 

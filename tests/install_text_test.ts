@@ -319,6 +319,12 @@ const JOB_REFUSALS: [what: string, text: string, reason: RegExp, hint?: RegExp][
     /ExitTimeOut/,
   ],
   [
+    "an ExitTimeOut that is real and whole, as other programs write it",
+    edit("<key>RunAtLoad", "<key>ExitTimeOut</key><real>60.0</real><key>RunAtLoad"),
+    /ExitTimeOut: it is no integer/,
+    /make it 60/,
+  ],
+  [
     "an environment that is no dict",
     edit("<key>RunAtLoad", "<key>EnvironmentVariables</key><array/><key>RunAtLoad"),
     /EnvironmentVariables/,
