@@ -657,6 +657,7 @@ function holding(table: readonly (readonly [holds: boolean, words: string])[]): 
 /** What else in a job concerns a guarded stop or start: said, and left alone. */
 function remarksOn(value: Dict, label: string): string[] {
   const keep = value["KeepAlive"];
+  const crashed = isDict(keep) ? keep["Crashed"] : undefined;
   const path = jobEnvironment(value)["PATH"] ?? "";
   const isNix = /^(org\.nix-community|org\.nixos)\./.test(label);
   const kill = "launchd may kill the job at once instead of stopping it: remove it";
@@ -668,9 +669,9 @@ function remarksOn(value: Dict, label: string): string[] {
       "AbandonProcessGroup: should lima-guard be killed, launchd leaves limactl behind: remove it",
     ],
     [value["Disabled"] === true, "Disabled: launchd starts it only after `launchctl enable`"],
-    [keep === true, "KeepAlive is true: launchd starts the instance again after every stop, asked for or not"],
+    [keep === true || crashed === false, "KeepAlive starts the instance again after every stop, asked for or not"],
     [
-      isDict(keep) && keep["Crashed"] !== undefined,
+      crashed === true,
       "KeepAlive has Crashed: lima-guard ends with a status, not by a signal, so launchd sees no crash",
     ],
     [/\$(HOME|\{)|~/.test(path), "PATH has $HOME or ~ in it, which launchd does not expand"],

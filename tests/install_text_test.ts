@@ -695,6 +695,23 @@ Deno.test("KeepAlive {SuccessfulExit: true} is turned round, whatever else is in
   }
 });
 
+Deno.test("what KeepAlive does after a stop that was asked for is said, whatever its form", () => {
+  const again = /starts the instance again after every stop, asked for or not/;
+  const dict = (key: string, value: boolean) => `<dict><key>${key}</key><${value}/></dict>`;
+  for (
+    const [keep, words] of [
+      ["<true/>", again],
+      [dict("Crashed", false), again],
+      [dict("Crashed", true), /^KeepAlive has Crashed: lima-guard ends with a status, .* so launchd sees no crash$/],
+      [dict("SuccessfulExit", false), /^$/],
+      ["<false/>", /^$/],
+    ] as const
+  ) {
+    const text = edit("<key>RunAtLoad", `<key>KeepAlive</key>${keep}<key>RunAtLoad`);
+    assert.match(readJob(readPlist(text), "default").remarks.join(), words, keep);
+  }
+});
+
 Deno.test("a key that is written with an entity is found, or the plist is refused", () => {
   const twice = edit("<key>RunAtLoad", "<key>Lab&#101;l</key><string>x</string><key>RunAtLoad");
   assert.match(refusalOf(() => readPlist(twice)).message, /"Label" is there twice/);
