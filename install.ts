@@ -670,10 +670,7 @@ function remarksOn(value: Dict, label: string): string[] {
     ],
     [value["Disabled"] === true, "Disabled: launchd starts it only after `launchctl enable`"],
     [keep === true || crashed === false, "KeepAlive starts the instance again after every stop, asked for or not"],
-    [
-      crashed === true,
-      "KeepAlive has Crashed: lima-guard ends with a status, not by a signal, so launchd sees no crash",
-    ],
+    [crashed === true, "KeepAlive has Crashed: lima-guard ends with a status, not by a signal: launchd sees no crash"],
     [/\$(HOME|\{)|~/.test(path), "PATH has $HOME or ~ in it, which launchd does not expand"],
     [
       label.startsWith("homebrew.mxcl."),
@@ -814,7 +811,11 @@ function splitFlags(args: readonly string[], tool: Starter) {
   const flags = new Map<string, string>();
   let unknown: string | undefined;
   for (let i = 0; i < args.length; i++) {
-    const arg = args[i] ?? "";
+    let arg = args[i] ?? "";
+    // Letters may stand together: -fp is -f -p.
+    for (; plain.includes(arg.slice(0, 2)) && /^-[A-Za-z]{2}/.test(arg); arg = `-${arg.slice(2)}`) {
+      flags.set(arg.slice(0, 2), "");
+    }
     if (arg === "--") {
       positionals.push(...args.slice(i + 1));
       break;

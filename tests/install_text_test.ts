@@ -350,15 +350,20 @@ for (
     ["<string>--profile</string><string>work</string>", "colima-work"],
     ["<string>--profile=work</string>", "colima-work"],
     ["<string>-p</string><string>work</string><string>--cpu</string><string>4</string>", "colima-work"],
+    ["<string>-kp</string><string>work</string>", "colima-work"],
+    ["<string>-fp</string><string>work</string>", "colima-work"],
+    ["<string>-fp=work</string>", "colima-work"],
+    ["<string>-kfpwork</string>", "colima-work"],
   ] as const
 ) {
   Deno.test(`readJob() knows the instance of colima start -f ${args.replaceAll(/<\/?string>/g, " ").trim()}`, () => {
-    const text = COLIMA.replace("<string>-f</string>", `<string>-f</string>${args}`);
+    const text = COLIMA.replace("<string>-f</string>", /-k?f/.test(args) ? args : `<string>-f</string>${args}`);
     assert.equal(readJob(readPlist(text), instance).tool, "colima");
     const { text: after } = wrapped(text, instance);
     const command = readPlist(after).value["ProgramArguments"] as string[];
     assert.deepEqual(command.slice(0, 4), [GUARD, "--run", instance, "--"]);
     assert.match(refusalOf(() => readJob(readPlist(text), "other")).message, /starts "colima/);
+    assert.equal(instanceOf(readPlist(text).value), instance);
   });
 }
 
@@ -702,7 +707,7 @@ Deno.test("what KeepAlive does after a stop that was asked for is said, whatever
     const [keep, words] of [
       ["<true/>", again],
       [dict("Crashed", false), again],
-      [dict("Crashed", true), /^KeepAlive has Crashed: lima-guard ends with a status, .* so launchd sees no crash$/],
+      [dict("Crashed", true), /^KeepAlive has Crashed: lima-guard ends with a status, .*: launchd sees no crash$/],
       [dict("SuccessfulExit", false), /^$/],
       ["<false/>", /^$/],
     ] as const
