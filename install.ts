@@ -3654,8 +3654,9 @@ async function troubleHint(run: InstallRun, facts: JobFacts, world: WorldFacts):
 /** Nothing is to be changed, and the guard has answered. */
 async function nothingToDo(run: InstallRun, target: Target, steps: readonly InstallStep[]): Promise<JobReport> {
   const { facts, role, job } = target;
-  const { name, file } = facts.place;
-  const acted = run.options.dryRun || role === "uninstall" ? undefined : await act(run, target, steps);
+  const { name, file, changer } = facts.place;
+  const isOthers = run.options.dryRun && run.host.uid !== changer;
+  const acted = isOthers || role === "uninstall" ? undefined : await act(run, target, steps);
   if (acted?.failure) return { ...blocked(name, "refused", EXIT.failed, acted.failure.message), plist: file };
   const isOff = facts.disabled === true || facts.loaded.kind === "absent";
   const state = role === "uninstall" ? "not guarded" : isOff ? "guarded, off" : "guarded";
