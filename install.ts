@@ -257,7 +257,7 @@ interface JobPlace {
   readonly target: string;
   /** What the names of our own files begin with. It is the target, except where the plist is gone and only they are left. */
   readonly beside: string;
-  /** Who must change it: root for a daemon, the owner of its folder for an agent, else its own. */
+  /** Who must change it: root for a daemon, the owner of the home for an agent, else its own. */
   readonly changer: number;
   /** Plists that may not be read, and may start the instance too. */
   readonly unread: readonly string[];
@@ -871,16 +871,14 @@ export function readLoaded(answer: Answer): Loaded {
   const startsByItself = /\b(runatload|keepalive)\b/.test(answer.stdout.match(/^\tproperties = .*$/gm)?.at(-1) ?? "");
   // The last block of them beats what is inherited.
   const blocks = [...answer.stdout.matchAll(/^\t(?:\w+ )?environment = \{\n(?:\t\t.*\n)*/gm)].map(([block]) => block);
+  const variablesIn = (text: string) =>
+    Object.fromEntries([...text.matchAll(/^\t\t(\w+) => (.*)$/gm)].map(([, ...entry]) => entry));
   const environment = blocks.length === 0 ? undefined : variablesIn(blocks.join(""));
   const inherited = variablesIn(blocks.filter((block) => block.startsWith("\tinherited ")).join(""));
   const userName = /^\tusername = (.+)$/m.exec(answer.stdout)?.[1];
   const lastExit = [...answer.stdout.matchAll(/^\tlast exit code = (\d+)/gm)].map(([, code]) => Number(code)).at(-1);
   const job = { args, environment, inherited, userName, isEnding, path, pid, exitTimeoutS, lastExit, startsByItself };
   return { kind: "loaded", ...job };
-}
-
-function variablesIn(text: string): Record<string, string> {
-  return Object.fromEntries([...text.matchAll(/^\t\t(\w+) => (.*)$/gm)].map(([, ...entry]) => entry));
 }
 
 /** Whether `launchctl print-disabled DOMAIN` names the label as switched off, or on; absent: as its plist says. */
@@ -2055,7 +2053,7 @@ async function jobPlaceOf(run: InstallRun, name: string, named: string): Promise
     const hint = "--no-reload changes the file only";
     throw new Refusal(`Cannot load ${named}: ${UNREAD}`, hint);
   }
-  const owned = host.stat(isAgent ? folder : target);
+  const owned = host.stat(isAgent ? host.realPath(dirname(dirname(agents))).ok ?? folder : target);
   if (!isThere(owned)) throw new Refusal(`Cannot read ${named}`, `ls -l ${quote(named)}`, EXIT.noInstance);
   const changer = isDaemon ? 0 : owned.uid;
   const file = join(agents ?? (isAmong ? daemons : folder), basename(named));
@@ -2164,8 +2162,11 @@ async function jobUser(run: InstallRun, place: JobPlace, look: FileLook, job: La
 }
 
 /** Why others than its owner could change the plist, by its folders or by itself; off a Mac by itself. */
-async function fileTroubleOf(run: InstallRun, { file, target, changer }: JobPlace, look: FileLook) {
+async function fileTroubleOf(run: InstallRun, { kind, file, target, changer }: JobPlace, look: FileLook) {
   const onMac = run.host.os === "darwin";
+  const folder = onMac && kind === "agent" ? pathComponents(run.host, dirname(file)).way.at(-1) : undefined;
+  const others = `its folder belongs to user ${folder?.uid}, and it is a login agent of user ${changer}`;
+  if (folder && folder.uid !== changer) return { why: others, hint: `sudo chown ${changer} ${quote(folder.path)}` };
   const verdict = onMac ? await judgePath(run, file, trustOf(changer, "run")) : { why: undefined, hint: undefined };
   const cure = changer === 0 ? `sudo chown root:wheel ${quote(target)}; sudo chmod 0644 ${quote(target)}` : undefined;
   const foreign = `it belongs to user ${look.uid}, not to user ${changer}, and launchd refuses it (122)`;

@@ -766,6 +766,27 @@ macTest("root does not touch an agent: one child that is its user does, and its 
   assert.equal(other.status, 77, other.stdout);
 });
 
+for (const owner of [ROOT, ADA]) {
+  macTest(
+    `a user's folder of login agents that is ${owner.name}'s is given back to him, not his plist to its owner`,
+    async () => {
+      const { mac, file, as, job } = macWith("agent");
+      await using _ = mac;
+      mac.own(mac.agents, owner);
+      const { pid } = job()!;
+      for (const role of ["--check", "--install"]) {
+        const run = await mac.run([role, "--yes", "--json", "default"], { as });
+        assert.deepEqual([run.status, run.json().plist ?? file, job()!.pid], [1, file, pid], run.stdout);
+        const because = `its folder belongs to user ${owner.uid}, and it is a login agent of user ${ZOE.uid}`;
+        const blocker = run.json().blockers.find((b: { because: string }) => b.because.includes(because));
+        assert.equal(blocker?.hint, `sudo chown ${ZOE.uid} ${mac.agents}`, run.stdout);
+      }
+      mac.own(mac.agents, ZOE);
+      assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+    },
+  );
+}
+
 macTest("an agent of the job's user for the same instance is seen by root and by the user alike", async () => {
   const { mac } = macWith("daemon");
   await using _ = mac;
