@@ -235,6 +235,8 @@ type Loaded =
     readonly args: readonly string[];
     /** Undefined where launchd does not say. */
     readonly environment: Readonly<Record<string, string>> | undefined;
+    /** What the login or the system gives to every job of it: `launchctl setenv`. */
+    readonly inherited: Readonly<Record<string, string>>;
     readonly userName: string | undefined;
     /** After bootout, until its process is gone. */
     readonly isEnding: boolean;
@@ -255,7 +257,7 @@ interface JobPlace {
   readonly target: string;
   /** What the names of our own files begin with. It is the target, except where the plist is gone and only they are left. */
   readonly beside: string;
-  /** Who must change it: root for a daemon, the owner of its folder for an agent, else its own. */
+  /** Who must change it: root for a daemon, the owner of the home for an agent, else its own. */
   readonly changer: number;
   /** Plists that may not be read, and may start the instance too. */
   readonly unread: readonly string[];
@@ -576,7 +578,7 @@ export function isEqual(a: unknown, b: unknown): boolean {
 // ───────────────────────────────────────────────────────────────────────────── the job in a plist ──
 
 /** A job of launchd that starts this instance, bare or wrapped. All else is refused, with what to do about it. */
-export function readJob({ value }: Plist, name: string) {
+export function readJob({ value, root }: Plist, name: string) {
   const label = value["Label"];
   if (typeof label !== "string" || label === "") throw new Refusal("Cannot tell the job: it has no Label");
   const prefix = [DAEMON_LABEL, AGENT_LABEL].find((p) => label.startsWith(p)) ?? "";
@@ -611,17 +613,18 @@ export function readJob({ value }: Plist, name: string) {
     workingDirectory: textAt(value, "WorkingDirectory"),
     stdoutPath: textAt(value, "StandardOutPath"),
     stderrPath: textAt(value, "StandardErrorPath"),
-    exitTimeOut: timeoutAt(value),
-    grantedS: timeoutAt(value) ?? LAUNCHD_DEFAULT_S,
+    exitTimeOut: timeoutAt(value, root),
+    grantedS: timeoutAt(value, root) ?? LAUNCHD_DEFAULT_S,
     keepAlive,
   };
 }
 
 export type LaunchdJob = Readonly<ReturnType<typeof readJob>>;
 
-function timeoutAt(value: Dict): number | undefined {
+function timeoutAt(value: Dict, root: PlistNode): number | undefined {
   const seconds = value["ExitTimeOut"];
-  if (seconds === undefined || (typeof seconds === "number" && Number.isInteger(seconds))) return seconds;
+  const isInteger = nodeOf(root, "ExitTimeOut")?.tag === "integer";
+  if (seconds === undefined || (typeof seconds === "number" && isInteger)) return seconds;
   throw new Refusal("Cannot read ExitTimeOut: it is no integer, and launchd ignores it", "remove it, or make it 60");
 }
 
@@ -654,6 +657,7 @@ function holding(table: readonly (readonly [holds: boolean, words: string])[]): 
 /** What else in a job concerns a guarded stop or start: said, and left alone. */
 function remarksOn(value: Dict, label: string): string[] {
   const keep = value["KeepAlive"];
+  const crashed = isDict(keep) ? keep["Crashed"] : undefined;
   const path = jobEnvironment(value)["PATH"] ?? "";
   const isNix = /^(org\.nix-community|org\.nixos)\./.test(label);
   const kill = "launchd may kill the job at once instead of stopping it: remove it";
@@ -665,11 +669,8 @@ function remarksOn(value: Dict, label: string): string[] {
       "AbandonProcessGroup: should lima-guard be killed, launchd leaves limactl behind: remove it",
     ],
     [value["Disabled"] === true, "Disabled: launchd starts it only after `launchctl enable`"],
-    [keep === true, "KeepAlive is true: launchd starts the instance again after every stop, asked for or not"],
-    [
-      isDict(keep) && keep["Crashed"] !== undefined,
-      "KeepAlive has Crashed: lima-guard ends with a status, not by a signal, so launchd sees no crash",
-    ],
+    [keep === true || crashed === false, "KeepAlive starts the instance again after every stop, asked for or not"],
+    [crashed === true, "KeepAlive has Crashed: lima-guard ends with a status, not by a signal: launchd sees no crash"],
     [/\$(HOME|\{)|~/.test(path), "PATH has $HOME or ~ in it, which launchd does not expand"],
     [
       label.startsWith("homebrew.mxcl."),
@@ -810,7 +811,11 @@ function splitFlags(args: readonly string[], tool: Starter) {
   const flags = new Map<string, string>();
   let unknown: string | undefined;
   for (let i = 0; i < args.length; i++) {
-    const arg = args[i] ?? "";
+    let arg = args[i] ?? "";
+    // Letters may stand together: -fp is -f -p.
+    for (; plain.includes(arg.slice(0, 2)) && /^-[A-Za-z]{2}/.test(arg); arg = `-${arg.slice(2)}`) {
+      flags.set(arg.slice(0, 2), "");
+    }
     if (arg === "--") {
       positionals.push(...args.slice(i + 1));
       break;
@@ -865,12 +870,15 @@ export function readLoaded(answer: Answer): Loaded {
   const isEnding = /^(SIG(TERM|KILL)ed|languishing)$/.test(state ?? "");
   const startsByItself = /\b(runatload|keepalive)\b/.test(answer.stdout.match(/^\tproperties = .*$/gm)?.at(-1) ?? "");
   // The last block of them beats what is inherited.
-  const blocks = [...answer.stdout.matchAll(/^\t(?:\w+ )?environment = \{\n((?:\t\t.*\n)*)/gm)].map((m) => m[1]);
-  const variables = [...blocks.join("").matchAll(/^\t\t(\w+) => (.*)$/gm)].map(([, name, text]) => [name, text]);
-  const environment = blocks.length === 0 ? undefined : Object.fromEntries(variables);
+  const blocks = [...answer.stdout.matchAll(/^\t(?:\w+ )?environment = \{\n(?:\t\t.*\n)*/gm)].map(([block]) => block);
+  const variablesIn = (text: string) =>
+    Object.fromEntries([...text.matchAll(/^\t\t(\w+) => (.*)$/gm)].map(([, ...entry]) => entry));
+  const environment = blocks.length === 0 ? undefined : variablesIn(blocks.join(""));
+  const inherited = variablesIn(blocks.filter((block) => block.startsWith("\tinherited ")).join(""));
   const userName = /^\tusername = (.+)$/m.exec(answer.stdout)?.[1];
   const lastExit = [...answer.stdout.matchAll(/^\tlast exit code = (\d+)/gm)].map(([, code]) => Number(code)).at(-1);
-  return { kind: "loaded", args, environment, userName, isEnding, path, pid, exitTimeoutS, lastExit, startsByItself };
+  const job = { args, environment, inherited, userName, isEnding, path, pid, exitTimeoutS, lastExit, startsByItself };
+  return { kind: "loaded", ...job };
 }
 
 /** Whether `launchctl print-disabled DOMAIN` names the label as switched off, or on; absent: as its plist says. */
@@ -879,9 +887,9 @@ export function readDisabled(text: string, label: string): boolean | undefined {
   return found.length === 0 ? undefined : found.some((line) => /=> (disabled|true)\b/.test(line));
 }
 
-/** Lima's labels among the services that `launchctl print DOMAIN` lists. */
+/** Lima's labels among the services that `launchctl print DOMAIN` lists; in quotes are what was once disabled. */
 function readLimaLabels(text: string): string[] {
-  return [...new Set([...text.matchAll(/\bio\.lima-vm\.(?:daemon|autostart)\.[\w.-]+/g)].map(([label]) => label))];
+  return [...new Set([...text.matchAll(/\b(?<!")io\.lima-vm\.(?:daemon|autostart)\.[\w.-]+/g)].map(([one]) => one))];
 }
 
 /** A user of `id -P`: ten fields, the home is the last but one. */
@@ -1954,7 +1962,8 @@ function unsaid(why: string, hint = "run this again"): Refusal {
 /** Refused where launchd has a job under Lima's labels, or may have it, and no file is left of it. */
 async function refuseLeftLoaded(run: InstallRun, name: string): Promise<void> {
   const { host } = run;
-  for (const left of [`system/${DAEMON_LABEL}${name}`, `gui/${host.uid}/${AGENT_LABEL}${name}`]) {
+  for (const domain of ["system", ...loginDomains(host.uid)]) {
+    const left = `${domain}/${domain === "system" ? DAEMON_LABEL : AGENT_LABEL}${name}`;
     const loaded = await askLoaded(run, left);
     if (loaded.kind === "unknown") throw unsaid(loaded.why);
     if (loaded.kind !== "loaded") continue;
@@ -2044,7 +2053,7 @@ async function jobPlaceOf(run: InstallRun, name: string, named: string): Promise
     const hint = "--no-reload changes the file only";
     throw new Refusal(`Cannot load ${named}: ${UNREAD}`, hint);
   }
-  const owned = host.stat(isAgent ? folder : target);
+  const owned = host.stat(isAgent ? host.realPath(dirname(dirname(agents))).ok ?? folder : target);
   if (!isThere(owned)) throw new Refusal(`Cannot read ${named}`, `ls -l ${quote(named)}`, EXIT.noInstance);
   const changer = isDaemon ? 0 : owned.uid;
   const file = join(agents ?? (isAmong ? daemons : folder), basename(named));
@@ -2153,8 +2162,11 @@ async function jobUser(run: InstallRun, place: JobPlace, look: FileLook, job: La
 }
 
 /** Why others than its owner could change the plist, by its folders or by itself; off a Mac by itself. */
-async function fileTroubleOf(run: InstallRun, { file, target, changer }: JobPlace, look: FileLook) {
+async function fileTroubleOf(run: InstallRun, { kind, file, target, changer }: JobPlace, look: FileLook) {
   const onMac = run.host.os === "darwin";
+  const folder = onMac && kind === "agent" ? pathComponents(run.host, dirname(file)).way.at(-1) : undefined;
+  const others = `its folder belongs to user ${folder?.uid}, and it is a login agent of user ${changer}`;
+  if (folder && folder.uid !== changer) return { why: others, hint: `sudo chown ${changer} ${quote(folder.path)}` };
   const verdict = onMac ? await judgePath(run, file, trustOf(changer, "run")) : { why: undefined, hint: undefined };
   const cure = changer === 0 ? `sudo chown root:wheel ${quote(target)}; sudo chmod 0644 ${quote(target)}` : undefined;
   const foreign = `it belongs to user ${look.uid}, not to user ${changer}, and launchd refuses it (122)`;
@@ -2199,10 +2211,11 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   const job = readJob(plist, place.name);
   if (options.plist === undefined) refuseOtherLabel(place, job);
   const user = await jobUser(run, place, look, job);
-  const own = homeOfJob(host, job, user, place.name);
-  const home = limaHomeOf(host, job, own, options);
   const memory = await lookAtMemory(run, place, look);
   const launchd = await lookAtLaunchd(run, place, job, user.uid);
+  const inherited = launchd.loaded.kind === "loaded" ? launchd.loaded.inherited : {};
+  const own = homeOfJob(host, { ...job, environment: { ...inherited, ...job.environment } }, user, place.name);
+  const home = limaHomeOf(host, job, own, options);
   // launchd keeps what is enabled over boots, and so does what is noted.
   const isLeftEnabled = memory.bootedOut?.wasDisabled === true && launchd.disabled === false && !options.start &&
     !options.noReload;
@@ -2251,12 +2264,12 @@ async function refuseSecondOwner(run: InstallRun, place: JobPlace, user: User): 
   return notes;
 }
 
-/** The plists of another user's login agents, as that user sees them; none where the folder is not there. */
+/** The plists of another user's login agents, as that user sees them; none where the folder or his home is not there. */
 async function agentsOf(run: InstallRun, user: User): Promise<string[]> {
   const folder = join(user.home, "Library", AGENTS);
   const names = await namesAsUser(run, user, folder);
   if (names) return names.filter((n) => /^[^/]+\.plist$/.test(n)).map((n) => join(folder, n));
-  for (const path of [folder, dirname(folder)]) {
+  for (const path of [folder, dirname(folder), ...isOtherVolume(run.host, user.home) ? [] : [user.home]]) {
     const above = await namesAsUser(run, user, dirname(path));
     if (above?.includes(basename(path)) === false) return [];
   }
@@ -2347,11 +2360,10 @@ function loadedJob(job: LaunchdJob, loaded: Loaded): HousedJob {
 function limaHomeOf(host: InstallHost, job: LaunchdJob, own: ReturnType<typeof homeOfJob>, options: InstallOptions) {
   const { limaHome, role, all } = options;
   const resolved = (path: string) => host.realPath(path).ok ?? path.replace(/(?<=.)\/+$/, "");
-  if (limaHome === undefined) return own;
+  if (limaHome === undefined || resolved(own.path) === resolved(limaHome)) return own;
   if (role === "install" && !all && job.environment["LIMA_HOME"] === undefined) {
     return { path: limaHome, writes: optionOf(job.guardOptions, "--lima-home") === undefined };
   }
-  if (resolved(own.path) === resolved(limaHome)) return own;
   const why = `its job uses ${JSON.stringify(own.path)}, not ${JSON.stringify(limaHome)}`;
   // Of all jobs only those of this home are meant.
   const status = all ? EXIT.done : EXIT.failed;
@@ -2452,14 +2464,17 @@ async function askLoaded(run: InstallRun, service: string): Promise<Loaded> {
 const ABSENT: Loaded = { kind: "absent" };
 const NOT_ASKED: Loaded = { kind: "not asked" };
 
-/** What launchd has of a job, and in which domains: an agent that was loaded over ssh is in user/UID. */
+/** Where launchd has the login agents of a user: those that were loaded over ssh are in the second. Root has none. */
+const loginDomains = (uid: number) => uid === 0 ? [] : [`gui/${uid}`, `user/${uid}`];
+
+/** What launchd has of a job, and in which domains. */
 async function lookAtLaunchd(run: InstallRun, place: JobPlace, { label, isDisabled }: LaunchdJob, uid: number) {
   const { host } = run;
   if (host.os !== "darwin" || place.kind === "file") {
     const domain = place.kind === "agent" ? `gui/${uid}` : "system";
     return { domain, loaded: host.os === "darwin" ? ABSENT : NOT_ASKED, disabled: false, domains: [] };
   }
-  const names = place.kind === "daemon" ? ["system"] : [`gui/${uid}`, `user/${uid}`];
+  const names = place.kind === "daemon" ? ["system"] : loginDomains(uid);
   const fileLabel = basename(place.file, ".plist");
   for (const domain of fileLabel === label ? [] : names) {
     const other = await askLoaded(run, `${domain}/${fileLabel}`);
@@ -3269,7 +3284,8 @@ async function prepareJob(run: InstallRun, name: string): Promise<PreparedJob> {
     if (isDone && !target.reload) return { kind: "report", report: await nothingToDo(run, target, steps) };
     if (host.uid !== uid && !options.dryRun) return { kind: "hand over", name, uid, plist };
     // The jobs after it are planned on this; should it not be done, they are not tried.
-    const left = [place.file, ...target.purgedLogs, ...target.reload ? [`${facts.domain}/${facts.job.label}`] : []];
+    const { purged, purgedLogs } = target;
+    const left = [place.file, ...purged, ...purgedLogs, ...target.reload ? [`${facts.domain}/${facts.job.label}`] : []];
     if (options.role === "uninstall") { for (const one of left) run.leaving.add(one); }
     return { kind: "ready", name, target, steps };
   } catch (error) {
@@ -3446,15 +3462,18 @@ async function refuseUnload(run: InstallRun, old: JobFacts, how: Pick<Target, "r
 async function purgedFiles(run: InstallRun, facts: JobFacts, after: Pick<Target, "removesJob" | "reload">) {
   const { host } = run;
   const { place, job, user, loaded, backup, memory } = facts;
+  const own = ownGuardFolder(user);
+  // An uninstall without --purge has left no note of it.
+  const places = (place.changer === 0 ? host.folders.guards : [own]).map((folder) => join(folder, GUARD_NAME));
   const guard = job.guard ?? memory.guard ??
-    (loaded.kind === "loaded" && isGuard(loaded.args) ? loaded.args[0] : undefined);
+    (loaded.kind === "loaded" && isGuard(loaded.args) ? loaded.args[0] : undefined) ??
+    places.find((path) => isThere(host.stat(path)) && !run.leaving.has(path));
   const isNeeded = guard === undefined || await isGuardNeeded(run, facts, guard, after.reload);
   const placed = guard !== undefined && isPlacedByUs(host, guard, user, memory) ? [guard, guard + PREVIOUS_SUFFIX] : [];
   const guards = isNeeded ? [] : [...placed, join(host.folders.log, LOG_NAME)];
   const isBackupLeft = backup !== undefined && job.guard === undefined && !after.removesJob;
   const left = [...isBackupLeft ? [place.target + BACKUP_SUFFIX] : [], ...guards].filter((p) => isThere(host.stat(p)));
   // The folders that an install makes, where they are of the same user and nothing else is in them.
-  const own = ownGuardFolder(user);
   for (const made of [host.folders.guards[0] ?? "", own, dirname(own)]) {
     const look = host.stat(made);
     const isOurs = isThere(look) && look.kind === "directory" && look.uid === place.changer;
@@ -3490,7 +3509,7 @@ async function isGuardNeeded(run: InstallRun, facts: JobFacts, guard: string, re
       labels.push(/<key>Label<\/key>\s*<string>([^<]+)</.exec(text)?.[1] ?? basename(file, ".plist"));
     }
   }
-  for (const of of place.kind === "daemon" ? [domain] : [`gui/${user.uid}`, `user/${user.uid}`]) {
+  for (const of of place.kind === "daemon" ? [domain] : loginDomains(user.uid)) {
     const listed = await askTool(run, "launchctl", "print", of);
     const isAnswer = listed.code === 0 || listed.code === NO_SERVICE || NO_SESSION.includes(listed.code);
     if (!isAnswer) return true;
@@ -3636,8 +3655,9 @@ async function troubleHint(run: InstallRun, facts: JobFacts, world: WorldFacts):
 /** Nothing is to be changed, and the guard has answered. */
 async function nothingToDo(run: InstallRun, target: Target, steps: readonly InstallStep[]): Promise<JobReport> {
   const { facts, role, job } = target;
-  const { name, file } = facts.place;
-  const acted = run.options.dryRun || role === "uninstall" ? undefined : await act(run, target, steps);
+  const { name, file, changer } = facts.place;
+  const isOthers = run.options.dryRun && run.host.uid !== changer;
+  const acted = isOthers || role === "uninstall" ? undefined : await act(run, target, steps);
   if (acted?.failure) return { ...blocked(name, "refused", EXIT.failed, acted.failure.message), plist: file };
   const isOff = facts.disabled === true || facts.loaded.kind === "absent";
   const state = role === "uninstall" ? "not guarded" : isOff ? "guarded, off" : "guarded";
@@ -3916,7 +3936,7 @@ async function allNames(run: InstallRun): Promise<string[]> {
     (await candidates(run)).map((c) => c.instance ?? "").filter((n) => nameTrouble(n) === undefined),
   );
   if (options.role !== "install" && host.os === "darwin") {
-    for (const domain of ["system", ...host.uid === 0 ? [] : [`gui/${host.uid}`]]) {
+    for (const domain of ["system", ...loginDomains(host.uid)]) {
       const listed = await askTool(run, "launchctl", "print", domain);
       const isWhole = listed.code === 0 && listed.stdout.endsWith("}\n");
       if (!isWhole && ![...NO_SESSION, NO_SERVICE].includes(listed.code)) throw unsaid(`${domain}: ${inWords(listed)}`);

@@ -632,6 +632,26 @@ for (const kind of ["daemon", "agent"] as const) {
   });
 }
 
+for (const kind of ["daemon", "agent"] as const) {
+  macTest(`${kind}: --purge after an uninstall without it takes what that has left, once for all jobs`, async () => {
+    const { mac, guard, domain, text, as } = macWith(kind);
+    await using _ = mac;
+    mac.instance("k3s");
+    mac.load(domain, mac[kind]("k3s", text.replaceAll("default", "k3s")));
+    const before = mac.tree();
+    assert.equal((await mac.run(["--yes", "--all"], { as })).status, 0);
+    assert.equal((await mac.run(["--uninstall", "--yes", "default"], { as })).status, 0);
+    assert.equal((await mac.run(["--uninstall", "--yes", "--purge", "default"], { as })).status, 0);
+    assert.ok(mac.exists(guard), "k3s needs it");
+    assert.equal((await mac.run(["--uninstall", "--yes", "k3s"], { as })).status, 0);
+    const dry = await mac.run(["--uninstall", "--purge", "--dry-run", "--all"], { as });
+    assert.equal(dry.stdout.split(`remove ${guard}  (`).length, 2, dry.stdout);
+    const run = await mac.run(["--uninstall", "--purge", "--yes", "--all", "--json"], { as });
+    assert.deepEqual([run.status, JSON.parse(run.stdout).changed], [0, true], run.stdout);
+    assert.deepEqual([mac.tree(), mac.logged()], [before, []]);
+  });
+}
+
 // The plist was removed by another program; its job is still loaded (`limactl autostart disable`), or was booted out.
 for (const [kind, isLoaded] of [["agent", true], ["agent", false], ["daemon", true], ["daemon", false]] as const) {
   for (const more of [[], ["--purge"]]) {
@@ -666,17 +686,38 @@ macTest("a backup that is left beside another job of the instance is in the way 
   assert.equal((await mac.run(["--check", "default"])).status, 1, "and no job for --check");
 });
 
-macTest("a job that is loaded and has no file any more is seen, with the line that ends it", async () => {
-  const { mac, file } = macWith("agent");
-  await using _ = mac;
-  Deno.removeSync(file);
-  const run = await mac.run(["--check", "default"], { as: ZOE });
-  assert.equal(run.status, 1, run.stdout);
-  assert.match(
-    run.stdout,
-    new RegExp(`its plist is gone \\(hint: lima-guard --stop .* && launchctl bootout gui/501/${AGENT}`),
+for (const domain of ["gui/501", "user/501"]) {
+  macTest(
+    `a job that is loaded in ${domain} and has no file any more is seen, with the line that ends it`,
+    async () => {
+      const { mac, file, label } = macWith("agent");
+      await using _ = mac;
+      mac.lose("gui/501", label);
+      mac.load(domain, file);
+      Deno.removeSync(file);
+      const run = await mac.run(["--check", "default"], { as: ZOE });
+      assert.equal(run.status, 1, run.stdout);
+      assert.match(
+        run.stdout,
+        new RegExp(`its plist is gone \\(hint: lima-guard --stop .* && launchctl bootout ${domain}/${AGENT}`),
+      );
+      assert.equal((await mac.run(["--check", "--all"], { as: ZOE })).status, 1);
+    },
   );
-  assert.equal((await mac.run(["--check", "--all"], { as: ZOE })).status, 1);
+}
+
+macTest("--all takes no label for a job that launchd has only noted as enabled or disabled", async () => {
+  for (const verb of ["enable", "disable"]) {
+    const { mac } = macWith("daemon");
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"])).status, 0);
+    mac.launchctl([verb, "system/io.lima-vm.daemon.old"]);
+    for (const role of ["--check", "--uninstall"]) {
+      const run = await mac.run([role, "--yes", "--all", "--json"]);
+      const names = JSON.parse(run.stdout).instances.map(({ name }: { name: string }) => name);
+      assert.deepEqual([run.status, names], [0, ["default"]], run.stdout);
+    }
+  }
 });
 
 macTest("a backup that cannot be read is kept, and makes an install refuse", async () => {

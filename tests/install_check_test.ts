@@ -175,6 +175,23 @@ for (const [what, spoil, words, status = 1] of BROKEN) {
   });
 }
 
+macTest("a dry run asks a lima-guard that is in place, as the run itself does, and changes nothing", async () => {
+  for (const kind of ["daemon", "agent"] as const) {
+    const { mac, as } = macWith(kind);
+    await using _ = mac;
+    assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+    assert.equal((await mac.run(["--dry-run", "default"], { as })).status, 0);
+    mac.conf("guard_version=nonsense");
+    const before = [mac.tree(), mac.logged()];
+    for (const how of ["--dry-run", "--yes"]) {
+      const run = await mac.run([how, "--json", "default"], { as });
+      assert.deepEqual([run.status, run.json().state, run.json().changed], [1, "refused", false], run.stdout);
+      assert.match(run.json().blockers[0].because, /it did not say its version to zoe/);
+    }
+    assert.deepEqual([mac.tree(), mac.logged()], before);
+  }
+});
+
 // What the job's user may not use of what is there for root; what root's --check and install say.
 const CLOSED: [what: string, spoil: (mac: FakeMac) => void, words: RegExp][] = [
   ["his Lima home", (mac) => mac.folder(`${mac.home}/.lima`, ADA, 0o700), /zoe may not read \S+default\/lima.yaml/],

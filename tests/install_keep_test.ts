@@ -162,6 +162,21 @@ for (const [what, loaded, now, args] of RUNNING) {
   });
 }
 
+macTest(
+  "--lima-home with the home that the job has anyway writes nothing into it, also behind a hand-over",
+  async () => {
+    for (const names of [["default"], ["--all"]]) {
+      const { mac, file } = macWith("daemon");
+      await using _ = mac;
+      for (const home of [`${mac.home}/.lima`, `${mac.home}/./.lima`]) {
+        const run = await mac.run(["--yes", "--lima-home", home, ...names], { as: ADA });
+        assert.equal(run.status, 0, run.stdout + run.stderr);
+        assert.doesNotMatch(Deno.readTextFileSync(file), /LIMA_HOME/);
+      }
+    }
+  },
+);
+
 macTest("a Lima home with a slash at its end is the same one", async () => {
   const { mac, file, text } = macWith("daemon", {}, "lima-2.3-daemon-keep-alive-lima-home");
   await using _ = mac;

@@ -212,6 +212,38 @@ for (const [what, label, instances, limaHome] of FOLDERS) {
   });
 }
 
+// A variable that `launchctl setenv` has set for the jobs of a login; the home that it leads to; the LIMA_HOME that is written.
+const SESSION: [tool: string, variable: string, limaHome: string, written: string | undefined][] = [
+  ["limactl", "LIMA_HOME=HOME/data", "data", undefined],
+  ["colima", "LIMA_HOME=HOME/data", "data", undefined],
+  ["colima", "COLIMA_HOME=HOME/own", "own/_lima", "own/_lima"],
+  ["colima", "XDG_CONFIG_HOME=HOME/xdg", "xdg/colima/_lima", "xdg/colima/_lima"],
+];
+for (const [tool, variable, limaHome, written] of SESSION) {
+  macTest(`the instance of ${tool} is where the variable of the login says: ${variable}`, async () => {
+    await using mac = FakeMac.make();
+    const name = tool === "limactl" ? "default" : "colima";
+    // Another instance was once in the tool's own place.
+    Deno.removeSync(`${mac.home}/.lima/default`, { recursive: true });
+    if (variable.startsWith("COLIMA")) mac.instance("other", `${mac.home}/.colima/_lima`);
+    mac.instance(name, `${mac.home}/${limaHome}`);
+    const words = tool === "limactl" ? limactl(mac) : [`${mac.root}/opt/homebrew/bin/colima`, "start", "-f"];
+    const file = mac.write(`${mac.agents}/my.vm.plist`, homeMade({ words }), ZOE);
+    mac.load("gui/501", file);
+    mac.conf(`setenv=${variable.replace("HOME/", `${mac.home}/`)}`);
+    const bare = await mac.run(["--check", "--json", name], { as: ZOE });
+    assert.deepEqual([bare.status, bare.json().blockers[0].hint], [1, `lima-guard --install ${name}`], bare.stdout);
+    assert.doesNotMatch(bare.stdout, /is gone|not mounted/);
+    const run = await mac.run(["--yes", "--json", name], { as: ZOE });
+    assert.deepEqual([run.status, run.json().state], [0, "guarded"], run.stdout);
+    const added = run.json().changes.find((c: { key: string }) => c.key === "EnvironmentVariables");
+    assert.deepEqual(added?.after, written && { LIMA_HOME: `${mac.home}/${written}` });
+    assert.equal((await mac.run(["--check", name], { as: ZOE })).status, 0);
+    assert.equal((await mac.run(["--uninstall", "--yes", name], { as: ZOE })).status, 0);
+    assert.equal(Deno.readTextFileSync(file), homeMade({ words }));
+  });
+}
+
 macTest("a COLIMA_HOME that this user may not look at is not written down", async () => {
   await using mac = FakeMac.make();
   mac.folder(`${mac.root}/closed`, undefined, 0o700);

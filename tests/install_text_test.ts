@@ -319,6 +319,12 @@ const JOB_REFUSALS: [what: string, text: string, reason: RegExp, hint?: RegExp][
     /ExitTimeOut/,
   ],
   [
+    "an ExitTimeOut that is real and whole, as other programs write it",
+    edit("<key>RunAtLoad", "<key>ExitTimeOut</key><real>60.0</real><key>RunAtLoad"),
+    /ExitTimeOut: it is no integer/,
+    /make it 60/,
+  ],
+  [
     "an environment that is no dict",
     edit("<key>RunAtLoad", "<key>EnvironmentVariables</key><array/><key>RunAtLoad"),
     /EnvironmentVariables/,
@@ -344,15 +350,20 @@ for (
     ["<string>--profile</string><string>work</string>", "colima-work"],
     ["<string>--profile=work</string>", "colima-work"],
     ["<string>-p</string><string>work</string><string>--cpu</string><string>4</string>", "colima-work"],
+    ["<string>-kp</string><string>work</string>", "colima-work"],
+    ["<string>-fp</string><string>work</string>", "colima-work"],
+    ["<string>-fp=work</string>", "colima-work"],
+    ["<string>-kfpwork</string>", "colima-work"],
   ] as const
 ) {
   Deno.test(`readJob() knows the instance of colima start -f ${args.replaceAll(/<\/?string>/g, " ").trim()}`, () => {
-    const text = COLIMA.replace("<string>-f</string>", `<string>-f</string>${args}`);
+    const text = COLIMA.replace("<string>-f</string>", /-k?f/.test(args) ? args : `<string>-f</string>${args}`);
     assert.equal(readJob(readPlist(text), instance).tool, "colima");
     const { text: after } = wrapped(text, instance);
     const command = readPlist(after).value["ProgramArguments"] as string[];
     assert.deepEqual(command.slice(0, 4), [GUARD, "--run", instance, "--"]);
     assert.match(refusalOf(() => readJob(readPlist(text), "other")).message, /starts "colima/);
+    assert.equal(instanceOf(readPlist(text).value), instance);
   });
 }
 
@@ -686,6 +697,23 @@ Deno.test("KeepAlive {SuccessfulExit: true} is turned round, whatever else is in
   for (const keep of ["<true/>", "<false/>", "<dict><key>SuccessfulExit</key><false/></dict>", "<dict/>"]) {
     const before = edit("<key>RunAtLoad", `<key>KeepAlive</key>${keep}<key>RunAtLoad`);
     assert.ok(!wrapped(before, "default").changes.some((c) => c.key === "KeepAlive"), keep);
+  }
+});
+
+Deno.test("what KeepAlive does after a stop that was asked for is said, whatever its form", () => {
+  const again = /starts the instance again after every stop, asked for or not/;
+  const dict = (key: string, value: boolean) => `<dict><key>${key}</key><${value}/></dict>`;
+  for (
+    const [keep, words] of [
+      ["<true/>", again],
+      [dict("Crashed", false), again],
+      [dict("Crashed", true), /^KeepAlive has Crashed: lima-guard ends with a status, .*: launchd sees no crash$/],
+      [dict("SuccessfulExit", false), /^$/],
+      ["<false/>", /^$/],
+    ] as const
+  ) {
+    const text = edit("<key>RunAtLoad", `<key>KeepAlive</key>${keep}<key>RunAtLoad`);
+    assert.match(readJob(readPlist(text), "default").remarks.join(), words, keep);
   }
 });
 

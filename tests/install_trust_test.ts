@@ -766,6 +766,27 @@ macTest("root does not touch an agent: one child that is its user does, and its 
   assert.equal(other.status, 77, other.stdout);
 });
 
+for (const owner of [ROOT, ADA]) {
+  macTest(
+    `a user's folder of login agents that is ${owner.name}'s is given back to him, not his plist to its owner`,
+    async () => {
+      const { mac, file, as, job } = macWith("agent");
+      await using _ = mac;
+      mac.own(mac.agents, owner);
+      const { pid } = job()!;
+      for (const role of ["--check", "--install"]) {
+        const run = await mac.run([role, "--yes", "--json", "default"], { as });
+        assert.deepEqual([run.status, run.json().plist ?? file, job()!.pid], [1, file, pid], run.stdout);
+        const because = `its folder belongs to user ${owner.uid}, and it is a login agent of user ${ZOE.uid}`;
+        const blocker = run.json().blockers.find((b: { because: string }) => b.because.includes(because));
+        assert.equal(blocker?.hint, `sudo chown ${ZOE.uid} ${mac.agents}`, run.stdout);
+      }
+      mac.own(mac.agents, ZOE);
+      assert.equal((await mac.run(["--yes", "default"], { as })).status, 0);
+    },
+  );
+}
+
 macTest("an agent of the job's user for the same instance is seen by root and by the user alike", async () => {
   const { mac } = macWith("daemon");
   await using _ = mac;
@@ -797,6 +818,25 @@ macTest("a folder of login agents that is not there has none; one that cannot be
     if (status === 75) assert.match(run.stdout, /Cannot look into .*LaunchAgents: .*\(hint: sudo -H -u zoe ls -led /);
   }
 });
+
+macTest(
+  "a user whose home is not there has no login agents; one whose home is closed or not mounted may have any",
+  async () => {
+    for (const [home, status] of [["none", 0], ["closed", 75]] as const) {
+      const { mac, file, text } = macWith("daemon", { quick: false });
+      await using _ = mac;
+      mac.folder(`${mac.root}/home/closed`, ADA, 0o700);
+      const users = Deno.readTextFileSync(`${mac.state}/users`);
+      mac.write(`${mac.state}/users`, users.replace(`${mac.home}:`, `${mac.root}/home/${home}:`));
+      const limaHome = `<key>LIMA_HOME</key><string>${mac.home}/.lima</string>`;
+      const variables = `<key>EnvironmentVariables</key><dict>${limaHome}</dict><key>RunAtLoad`;
+      mac.write(file, text.replace("<key>RunAtLoad", variables));
+      const run = await mac.run(["--yes", "default"]);
+      assert.equal(run.status, status, run.stdout);
+      if (status === 0) assert.equal((await mac.run(["--check", "default"])).status, 0);
+    }
+  },
+);
 
 macTest("a login agent that is not Lima's, beside a daemon: what is said is no command of Lima's", async () => {
   const { mac } = macWith("daemon");

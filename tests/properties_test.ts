@@ -232,6 +232,7 @@ const job = fc.record({
   state: fc.constantFrom("running", "not running", "SIGTERMed", "SIGKILLed", "spawn scheduled"),
   program: value,
   args: fc.array(value, { minLength: 1, maxLength: 6 }),
+  inherited: fc.array(fc.tuple(variable, value), { maxLength: 3 }),
   environment: fc.array(fc.tuple(variable, value), { maxLength: 3 }),
   pid: fc.option(anyPid),
   exitTimeout: fc.option(number(86_400)),
@@ -240,7 +241,7 @@ const job = fc.record({
 
 Deno.test("launchctl print: what a job is, is read back from what is printed", () => {
   fc.assert(
-    fc.property(job, ({ path, state, program, args, environment, pid, exitTimeout, lastExit }) => {
+    fc.property(job, ({ path, state, program, args, inherited, environment, pid, exitTimeout, lastExit }) => {
       const text = [
         "gui/501/io.lima-vm.autostart.k3s = {",
         "\tactive count = 1",
@@ -251,6 +252,10 @@ Deno.test("launchctl print: what a job is, is read back from what is printed", (
         "\targuments = {",
         ...args.map((arg) => `\t\t${arg}`),
         "\t}",
+        "\tinherited environment = {",
+        ...inherited.map(([key, value]) => `\t\t${key} => ${value}`),
+        "\t}",
+        "",
         "\tenvironment = {",
         ...environment.map(([key, value]) => `\t\t${key} => ${value}`),
         "\t}",
@@ -271,7 +276,8 @@ Deno.test("launchctl print: what a job is, is read back from what is printed", (
       assert.deepEqual(readLoaded(answer), {
         kind: "loaded",
         args,
-        environment: Object.fromEntries(environment),
+        environment: Object.fromEntries([...inherited, ...environment]),
+        inherited: Object.fromEntries(inherited),
         userName: undefined,
         isEnding,
         path,

@@ -239,12 +239,19 @@ export class SmallLaunchd implements Launchd {
       const services = labels.map((one) => `\t\t       0      - \t${one}\n`).join("");
       // The variables of a login session are any that a person has set there.
       const environment = "\tenvironment = {\n\t\tTOKEN => of the session\n\t}\n";
-      return { code: 0, stdout: `${domain} = {\n\ttype = login\n${environment}\tservices = {\n${services}\t}\n}\n` };
+      // What was once enabled or disabled stays there by its label, also where no job has it any more.
+      const overrides = [...this.overrides.get(domain) ?? []];
+      const labelled = overrides.map(([one, is]) => `\t\t"${one}" => ${is ? "disabled" : "enabled"}\n`).join("");
+      const blocks = `${environment}\tservices = {\n${services}\t}\n\tdisabled services = {\n${labelled}\t}\n`;
+      return { code: 0, stdout: `${domain} = {\n\ttype = login\n${blocks}}\n` };
     }
     const job = this.#find(target);
     if (!job) return this.#missing(domain, label);
     if (job instanceof PretendedJob) job.printed();
-    return { code: 0, stdout: this.#words.print(job.facts()) };
+    // What `launchctl setenv` has set, for every job of the domain.
+    const [variable, value] = this.conf("setenv", "").split("=");
+    const session = value === undefined ? "" : `\tinherited environment = {\n\t\t${variable} => ${value}\n\t}\n\n`;
+    return { code: 0, stdout: this.#words.print(job.facts()).replace(/^(?=\tdefault environment)/m, () => session) };
   }
 
   #printDisabled(domain: string): Answer {
