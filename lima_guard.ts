@@ -641,7 +641,9 @@ export function readCut(haStderr: string, haStdout = "", driver?: Role): string 
  * Reads `launchctl print DOMAIN/LABEL`. Its text is no API: what is not there is simply not known, and only lines with
  * exactly one tab are the job's own.
  */
-export function readPrint(text: string) {
+export function readPrint(
+  text: string,
+): Record<"pid" | "exitTimeoutS", number | undefined> & Record<"state" | "program" | "path", string | undefined> {
   const values = (name: string) => [...text.matchAll(new RegExp(`^\\t${name} = (.*)$`, "gm"))].map((m) => m[1]);
   // Arguments and environment are printed as they are, between these and the numbers, and may hold any line.
   const value = (name: string) => values(name)[0];
@@ -735,8 +737,18 @@ function instanceOfColima(args: readonly string[], fromEnv: string): string | un
 /**
  * What the plist of a launchd job says, as far as it is read here: by pattern, since nothing is changed on its word.
  * `exitTimeoutS` is launchd's default where it has none; 0 means no limit, which no shutdown grants.
+ * `restartsAfterSuccess`: it is started again after status 0, and never after anything else.
  */
-export function readJobPlist(plist: string) {
+interface JobPlist
+  extends
+    Readonly<Record<"label" | "userName" | "workingDirectory" | "limaHome", string | undefined>>,
+    Readonly<Record<"restartsAfterSuccess" | "startsAtLoad", boolean>> {
+  readonly command: readonly string[];
+  readonly exitTimeoutS: number;
+  variable(key: string): string | undefined;
+}
+
+export function readJobPlist(plist: string): JobPlist {
   const text = (key: string) => readPlistString(plist, key);
   const array = /^<array>([\s\S]*?)<\/array>/.exec(entryOf(plist, "ProgramArguments"))?.[1] ?? "";
   const args = [...array.matchAll(/<string>([\s\S]*?)<\/string>/g)].map((m) => plainText(m[1] ?? ""));
@@ -749,16 +761,14 @@ export function readJobPlist(plist: string) {
     label: text("Label"),
     command,
     userName: text("UserName"),
-    workingDirectory: text("WorkingDirectory") ?? "",
+    workingDirectory: text("WorkingDirectory"),
     variable,
     limaHome: optionOf(unwaited(command), "--lima-home") ?? variable("LIMA_HOME"),
     exitTimeoutS: Number(timeout ?? LAUNCHD_DEFAULT_S),
-    /** It is started again after status 0, and never after anything else. */
     restartsAfterSuccess: /^<true\s*\/>/.test(entryOf(entryOf(plist, "KeepAlive"), "SuccessfulExit")),
     startsAtLoad: ["RunAtLoad", "KeepAlive"].some((key) => /^<(true\s*\/|dict)>/.test(entryOf(plist, key))),
   };
 }
-type JobPlist = Readonly<ReturnType<typeof readJobPlist>>;
 
 /** How a job runs an instance, whatever its label: by lima-guard, by limactl or colima alone, or not at all. */
 export function howItRuns({ command, variable }: JobPlist, name: string): "guarded" | "bare" | undefined {
@@ -1648,7 +1658,11 @@ function endWords(line: JournalLine): string {
 }
 
 /** The verdict on the last stop, from the journal: what was recorded, and what must have happened where nothing was. */
-export function lastStop(lines: readonly JournalLine[], boot: string, alive: boolean) {
+export function lastStop(
+  lines: readonly JournalLine[],
+  boot: string,
+  alive: boolean,
+): Pick<Details, "lastStop" | "lastStopKind" | "lastStopAt"> {
   // The run that continues now has no stop yet: the one before it counts.
   const relevant = lines.filter((l) => l.event === "start" || l.event === "end");
   const last = (alive && relevant.at(-1)?.event === "start" ? relevant.slice(0, -1) : relevant).at(-1);
@@ -3574,7 +3588,7 @@ async function jobsOf(host: Host, instance: Instance) {
  * the instance's directory. A job without either has the homes of its user that are found by name. In doubt it is its job.
  */
 async function isOfHome(host: Host, job: JobPlist, { name, home }: Instance, isDaemon: boolean): Promise<boolean> {
-  const { variable, workingDirectory: dir } = job;
+  const { variable, workingDirectory: dir = "" } = job;
   const owner = isDaemon ? job.userName : undefined;
   const user = owner === undefined ? undefined : (await userEntry(host, owner)).ok;
   const userHome = variable("HOME") ?? (isDaemon ? user?.home : host.env("HOME"));

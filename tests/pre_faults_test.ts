@@ -235,9 +235,7 @@ test("an orphan becomes another program under its very PID, just before any read
     const guard = runGuard(home, ["--pre", instance.name, "--timeout", "1"], guardWith({ stays: [stay] }));
     // By its own end at the latest, SIGTERM has ended it as what it was.
     const came = await ifItStays(stay, guard, async () => {
-      if (!isAlive(one.pid)) return;
-      await one.turn();
-      replaced++;
+      if (await one.turn()) replaced++;
     });
     await guard;
     if (one.hasTurned()) {
@@ -265,6 +263,8 @@ async function turncoat(home: Home, command: string) {
     stdout: "null",
     stderr: "null",
   }).spawn();
+  let hasEnded = false;
+  void child.status.then(() => hasEnded = true);
   await eventually(() => assert.ok(ps(child.pid)?.command.startsWith(command)));
   const lines = () => {
     try {
@@ -277,9 +277,12 @@ async function turncoat(home: Home, command: string) {
     pid: child.pid,
     signals: () => lines().filter((line) => line.startsWith("SIG")),
     hasTurned: () => lines().includes(`ready ${child.pid}`),
-    async turn() {
+    /** `false`: a signal that was on its way has ended it before. */
+    async turn(): Promise<boolean> {
       Deno.writeTextFileSync(go, "");
-      await eventually(() => assert.ok(lines().includes(`ready ${child.pid}`)));
+      const hasTurned = () => lines().includes(`ready ${child.pid}`);
+      await eventually(() => assert.ok(hasEnded || hasTurned()));
+      return hasTurned();
     },
     async [Symbol.asyncDispose]() {
       killChild(child);
