@@ -247,10 +247,11 @@ interface Diagnostic {
 
 /** What the host agent showed of itself. Seconds. */
 interface AgentHealth {
-  readonly answers: boolean;
+  /** Undefined where it could not be asked. */
+  readonly answers: boolean | undefined;
   /** The smallest of: since its start, since the machine's, since the last wake. */
   readonly ageS: number;
-  /** Seconds since the first unanswered request. */
+  /** Seconds since the first unanswered request; one that could not be asked is none. */
   readonly silentS: number;
   /** It has written no event since its start: it never got past the start of its driver. */
   readonly neverReported: boolean;
@@ -1272,11 +1273,17 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
     }
     // An agent that boots has not written one yet.
     const driver = hasDriverFile(seen, "dead") ? "its driver has died" : "its driver is not up";
-    const isOver = health && !health.answers && (health.wasRunning || health.ageS >= BOOT_WINDOW_S);
+    const isUnasked = health !== undefined && health.answers === undefined;
+    const isOver = health?.answers === false && (health.wasRunning || health.ageS >= BOOT_WINDOW_S);
     const silent = isOver ? "does not answer, and its boot is over" : "is alive and does not answer yet";
-    const because = `${pid} ${health?.answers ? `answers, ${driver}` : silent}`;
-    const hint = `it is left alone; to end it: ${guardCommand(seen.instance, "--stop")}`;
-    return plan(seen, isOver ? "unknown" : "booting", because, { blockers: [{ what: pid, because, hint }] });
+    const shown = isUnasked ? "is alive and cannot be asked" : silent;
+    const because = `${pid} ${health?.answers ? `answers, ${driver}` : shown}`;
+    const hint = isUnasked
+      ? lookCommand(join(seen.instance.dir, HA_SOCK))
+      : `it is left alone; to end it: ${guardCommand(seen.instance, "--stop")}`;
+    return plan(seen, isOver || isUnasked ? "unknown" : "booting", because, {
+      blockers: [{ what: pid, because, hint }],
+    });
   }
   if (!agent && drivers.length === 0) return undefined;
   const unknown = planUnknown(seen);
@@ -1297,7 +1304,7 @@ function severalAgents(seen: Observation): Diagnostic[] {
 /** Hung: beyond the boot window, and no answer for a minute, or no event since its start. Undefined: it is not. */
 function hungBecause(agent: VerifiedProcess, health: AgentHealth): string | undefined {
   const { ageS, answers, neverReported, silentS } = health;
-  const isSilent = !answers && silentS * 1000 >= SILENCE_MS;
+  const isSilent = answers === false && silentS * 1000 >= SILENCE_MS;
   if (ageS < BOOT_WINDOW_S || !(neverReported || isSilent)) return undefined;
   const age = `host agent ${agent.row.pid} is ${Math.floor(ageS / 60)} min old`;
   return neverReported ? `${age} and has not written one event` : `${age} and silent for ${Math.floor(silentS)} s`;
@@ -2814,28 +2821,31 @@ function missingInstance(host: Host, dir: string) {
 async function observeAgent(host: Host, instance: Instance, agent: VerifiedProcess, silenceMs: number) {
   const begin = host.clockMs();
   const socket = join(instance.dir, HA_SOCK);
-  let alive = await hasAnswer(host, socket);
+  let answers = await hasAnswer(host, socket);
+  let silentMs = begin;
   const ageS = await agentAge(host, agent);
-  while (!alive && ageS >= BOOT_WINDOW_S && host.clockMs() - begin < silenceMs) {
+  while (!answers && ageS >= BOOT_WINDOW_S && host.clockMs() - begin < silenceMs) {
+    if (answers === undefined) silentMs = host.clockMs();
     await host.pause(ANSWER_LIMIT_MS / 2);
     if (host.alive(agent.row.pid) === "no") break;
-    alive = await hasAnswer(host, socket);
+    answers = await hasAnswer(host, socket);
   }
-  const silentS = alive ? 0 : (host.clockMs() - begin) / 1000;
+  const silentS = (host.clockMs() - silentMs) / 1000;
   const log = host.stat(join(instance.dir, HA_STDOUT));
   const haPid = host.stat(join(instance.dir, HA_PID));
   // Lima makes the log a moment before ha.pid. One that was emptied later (to save space) proves nothing.
   const untouched = log.ok && haPid.ok && log.ok.mtimeMs <= haPid.ok.mtimeMs + SILENCE_MS;
   const neverReported = untouched === true && log.ok?.kind === "file" && log.ok.size === 0;
   const wasRunning = hasReportedRunning(host, instance) === true;
-  return { answers: alive, ageS, silentS, neverReported, wasRunning } satisfies AgentHealth;
+  return { answers, ageS, silentS, neverReported, wasRunning } satisfies AgentHealth;
 }
 
-/** Whether the agent says anything at all to `GET /v1/info`; an HTTP error is an answer. */
-async function hasAnswer(host: Host, socket: string): Promise<boolean> {
-  if (host.stat(socket, "follow links").ok?.kind !== "socket") return false;
-  const connection = await host.connect(socket, ANSWER_LIMIT_MS);
-  if (connection.trouble) return false;
+/** Whether the agent says anything at all to `GET /v1/info`; an HTTP error is an answer. Undefined: it cannot be asked. */
+async function hasAnswer(host: Host, socket: string): Promise<boolean | undefined> {
+  const look = host.stat(socket, "follow links");
+  const connection = look.ok?.kind === "socket" ? await host.connect(socket, ANSWER_LIMIT_MS) : undefined;
+  const trouble = look.trouble ?? connection?.trouble ?? "absent";
+  if (!connection?.ok) return ["absent", "refused", "limit", "full"].includes(trouble) ? false : undefined;
   const ask = async () => {
     await connection.ok.write("GET /v1/info HTTP/1.0\r\nHost: lima-hostagent\r\n\r\n");
     return (await connection.ok.read())?.startsWith("HTTP/") === true;
