@@ -1365,7 +1365,7 @@ function removals(seen: Observation): Step[] {
   const pidFiles = pidFilesOf(seen);
   const isLast = pidFiles.length > 0
     ? pidFiles.every((c) => going.includes(c))
-    : seen.isOldMarker && seen.alive.every((p) => p.role === "usernet");
+    : seen.isOldMarker && ownOf(seen).length === 0;
   if (!isLast || !seen.bootMarker) return steps;
   const marker = { path: join(seen.instance.dir, BOOT_MARKER), stamp: seen.bootMarker };
   const because = pidFiles.length > 0 ? "it goes with the last PID file, as in Lima ≥ 2.2.1" : "it is of another boot";
@@ -1449,6 +1449,11 @@ function driversOf(seen: Observation): VerifiedProcess[] {
   return seen.alive.filter((p) => p.role !== "host agent" && p.role !== "usernet");
 }
 
+/** The processes that are the instance's own: a usernet serves others too, and outlives it. */
+function ownOf({ alive }: Pick<Observation, "alive">): VerifiedProcess[] {
+  return alive.filter((p) => p.role !== "usernet");
+}
+
 function aliveWords(processes: readonly VerifiedProcess[]): string {
   return `${names(processes)} ${processes.length > 1 ? "are" : "is"} alive`;
 }
@@ -1461,9 +1466,8 @@ function aliveWords(processes: readonly VerifiedProcess[]): string {
  */
 export function planStop(seen: Observation, budgetS: number): Plan {
   if (seen.missing !== undefined) return planPre(seen);
-  const agents = hostAgentsOf(seen);
-  const drivers = driversOf(seen);
-  if (agents.length + drivers.length === 0) {
+  const own = ownOf(seen);
+  if (own.length === 0) {
     const unknown = planUnknown(seen);
     if (unknown) return unknown;
     if (seen.held.length > 0) {
@@ -1472,9 +1476,9 @@ export function planStop(seen: Observation, budgetS: number): Plan {
     const more = { steps: removals(seen), blockers: undeletableFiles(seen) };
     return plan(seen, "stopped", "no process of it is alive", more);
   }
-  const because = aliveWords([...agents, ...drivers]);
+  const because = aliveWords(own);
   const more = { steps: stopSteps(seen, because, budgetS), blockers: unknownsOf(seen) };
-  return plan(seen, agents.length === 0 ? "orphan" : "running", because, more);
+  return plan(seen, hostAgentsOf(seen).length === 0 ? "orphan" : "running", because, more);
 }
 
 /**
@@ -1624,7 +1628,7 @@ export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "a
   if (agent && !driver) return `refuses: host agent is running but driver is not${rebooted}`;
   if (agent) return "says that it is already running, and exits with 0";
   if (driver) return `refuses: ${basename(driver.path, ".pid")} driver is running but host agent is not${rebooted}`;
-  const unnamed = seen.alive.filter((p) => p.role !== "usernet");
+  const unnamed = ownOf(seen);
   if (unnamed.length > 0) return `would start a second VM: it does not find ${names(unnamed)}`;
   const others = filesWith(seen, "shared", "not ours");
   if (others.some((c) => kindOfPidFile(c.path).roles.includes("usernet"))) return "refuses: failed to stop usernet";
@@ -2699,7 +2703,7 @@ async function observe(
     const notes = [...seen.notes, ...bootMarkerNotes(seen)];
     return { ...seen, notes, agent: await observeAgent(host, instance, agent, timeouts.silenceMs) };
   }
-  if (processes.alive.some((p) => p.role !== "usernet")) return seen;
+  if (ownOf(seen).length > 0) return seen;
   const yaml = readLimaYaml(textOf(host, join(instance.dir, LIMA_YAML)));
   const disks = await observeDisks(ctx, instance, yaml, processes.stateFiles, timeouts);
   // Which disks the instance uses, and so whether one is in use, is unknown without a readable lima.yaml.
@@ -3873,7 +3877,7 @@ class Stop {
 
   /** Whether a person has skipped the stage. */
   isSkipped = () => this.ctx.skips.count > this.skipped;
-  remaining = () => this.seen.alive.filter((p) => p.role !== "usernet");
+  remaining = () => ownOf(this.seen);
   agents = () => this.seen.alive.filter((p) => p.role === "host agent");
   drivers = () => driversOf(this.seen);
   hasQemu = () => this.drivers().some((p) => p.role === "QEMU");
@@ -4475,7 +4479,7 @@ async function cleanUp(ctx: Context, instance: Instance, deadlineMs: number, sea
   }
   const p = planStop(seen, ctx.budgetS);
   if (p.state === "stopped") return { ...p, steps: removeAll(ctx, instance, p.steps) };
-  const alive = seen.alive.filter((process) => process.role !== "usernet");
+  const alive = ownOf(seen);
   const again = { what: instance.dir, because: aliveWords(alive), hint: guardCommand(instance, "--status") };
   // Without its lima.yaml nothing more was looked at.
   const missing = seen.missing === undefined ? [] : p.blockers;
@@ -4755,8 +4759,8 @@ function lastFatal(host: Host, log: string): string | undefined {
   return line?.["level"] === "fatal" && typeof line["msg"] === "string" ? line["msg"] : undefined;
 }
 
-function statusNotes(host: Host, { instance, alive }: Observation, lastStop: LastStopKind): Diagnostic[] {
-  const { name, home, dir } = instance;
+function statusNotes(host: Host, seen: Observation, lastStop: LastStopKind): Diagnostic[] {
+  const { name, home, dir } = seen.instance;
   // Applications that own the VM of their home: no launchd job is to be wrapped.
   const apps = { "/rancher-desktop/lima": "Rancher Desktop", "/Finch/lima/data": "Finch" };
   const app = Object.entries(apps).find(([end]) => home.endsWith(end))?.[1];
@@ -4765,7 +4769,7 @@ function statusNotes(host: Host, { instance, alive }: Observation, lastStop: Las
   const isOld = name === "colima" && dir !== today && home === realHome(host, join(userHome, ".lima")) &&
     host.stat(today, "follow links").ok !== undefined;
   const log = join(dir, "ha.stderr.log");
-  const fatal = alive.length === 0 ? lastFatal(host, log) : undefined;
+  const fatal = ownOf(seen).length === 0 ? lastFatal(host, log) : undefined;
   const isCut = ["killed", "cut by agent", "cut off"].includes(lastStop);
   const lost = "the guest lost its power at the last stop: its file systems may need a repair; " +
     "the next start keeps the logs of that run here";
@@ -4839,7 +4843,7 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
     stopping: stopUnderWay(holder, lines, stages),
     guardVersion: holder?.role === "run" && typeof version === "string" ? version : null,
     recent: lines.slice(-10).map(journalWords),
-    ...lastStop(lines, boot, seen.alive.length > 0 || hasStarted(holder)),
+    ...lastStop(lines, boot, ownOf(seen).length > 0 || hasStarted(holder)),
     lastRepair: repair ? `${localTime(repair.time)}: ${textOfFact(repair["state"])}` : null,
     lastRepairAt: isTime ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,

@@ -791,6 +791,23 @@ Deno.test("the fatal line of a start that failed is shown where nothing lives", 
   }
 });
 
+Deno.test("a usernet that lives hides neither the power cut of an instance nor why its last start failed", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  const file = `${home.lima}/_networks/user-v2/usernet_user-v2.pid`;
+  await using usernet = await startBystander(home, { command: ["limactl", "usernet", "-p", file] });
+  home.network("user-v2", { pid: usernet.pid });
+  k3s.write("ha.stderr.log", `${JSON.stringify({ level: "fatal", msg: "no such image" })}\n`);
+  k3s.write(
+    "lima-guard.jsonl",
+    [END, line("start")].map((l) => `${JSON.stringify({ ...l, dir: k3s.dir })}\n`).join(""),
+  );
+  const { stdout } = await runGuard(home, ["--status", "k3s"]);
+  assert.match(stdout, /usernet_user-v2\.pid .*: PID \d+ is this instance's usernet/);
+  assert.match(stdout, /cut off: no stop was recorded/);
+  assert.match(stdout, /last words: no such image/);
+});
+
 Deno.test("an agent that answers and has lost its driver says that the driver has died", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
