@@ -1660,8 +1660,13 @@ function endWords(line: JournalLine): string {
 
 /** The verdict on the last stop, from the journal: what was recorded, and what must have happened where nothing was. */
 export function lastStop(lines: readonly JournalLine[], boot: string, alive: boolean) {
+  const known = lines.filter((l) => l.event === "start" || l.event === "end");
+  // A host agent that was adopted belongs to the run before it, which did not end then.
+  const isAdopted = (start: JournalLine, next: JournalLine | undefined) =>
+    next?.["adopted"] === true && next.boot === start.boot && start.boot !== "" &&
+    lines.slice(lines.indexOf(start), lines.indexOf(next)).some((l) => l["pid"] === next["pid"]);
+  const relevant = known.filter((l, i) => l.event === "end" || !isAdopted(l, known[i + 1]));
   // The run that continues now has no stop yet: the one before it counts.
-  const relevant = lines.filter((l) => l.event === "start" || l.event === "end");
   const last = (alive && relevant.at(-1)?.event === "start" ? relevant.slice(0, -1) : relevant).at(-1);
   const lastStopAt = last?.event === "end" && !Number.isNaN(Date.parse(last.time)) ? last.time : null;
   const verdict = (lastStopKind: LastStopKind, lastStop: string) => ({ lastStop, lastStopKind, lastStopAt });
@@ -5260,7 +5265,7 @@ async function becomeRunning(run: Run, instance: Instance): Promise<void> {
   const seconds = secondsSince(host, run.startedMs);
   ctx.say("info", instance, `Running after ${seconds.toFixed(1)} s`);
   watchRunning(run, instance, agentPid);
-  await journal(ctx, instance, "running", { seconds });
+  await journal(ctx, instance, "running", { seconds, pid: agentPid });
   await becomeBooted(run, instance);
 }
 

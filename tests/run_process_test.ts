@@ -960,6 +960,9 @@ test("the guard is killed: the next one adopts the agent that lives on", async (
   await first.status;
   await using second = run(vm);
   await second.waitForLine(new RegExp(`host agent ${pid} is adopted`));
+  await eventually(() => assert.match(vm.read("lima-guard.jsonl") ?? "", /"adopted":true/));
+  const [shown] = (await runGuard(vm.home, ["--status", "--json", "vm"])).json().instances;
+  assert.equal(shown.lastStopKind, "none", "it has not stopped yet");
   const { status, stderr } = await stopRun(second);
   assert.equal(status, 0, stderr);
   assert.equal(vm.guestDisk(), "clean");

@@ -135,6 +135,30 @@ for (
       "cut off: lima-guard was killed before it could record the end",
     ],
     [
+      "the guard was killed, and the next one adopted its VM, which runs",
+      [
+        line("start"),
+        END,
+        line("start", { pid: 8 }),
+        line("running", { pid: 9 }),
+        line("start", { pid: 9, adopted: true }),
+      ],
+      true,
+      "stopped gracefully by the guest in 6.1 s",
+    ],
+    [
+      "the guard was killed, and the next one adopted another VM",
+      [line("start"), END, line("start", { pid: 8 }), line("start", { pid: 9, adopted: true })],
+      true,
+      "cut off: lima-guard was killed before it could record the end",
+    ],
+    [
+      "the host went down, and a VM of the same number was adopted",
+      [line("start", { pid: 9 }, "A"), line("start", { pid: 9, adopted: true })],
+      true,
+      "cut off: no stop was recorded and the host rebooted",
+    ],
+    [
       "the command ended by itself",
       [line("start"), line("end", { status: 3, ranS: 9 })],
       false,
