@@ -2189,9 +2189,9 @@ function openLockFile(host: Host, instance: Instance, create: boolean): Result<O
   if (!own.trouble) return { ok: { file: own.ok, hasRecord: true } };
   if (own.trouble !== "denied" && own.trouble !== "read-only") return own; // it permits nothing
   const readable = host.openLock(path, false);
-  const file = readable.trouble === "absent" || readable.trouble === "denied"
-    ? host.openLock(instance.dir, false)
-    : readable;
+  // A file that only its owner may read can be locked all the same.
+  const isNone = readable.trouble === "absent" || readable.trouble === "denied" && host.uid === instance.owner;
+  const file = isNone ? host.openLock(instance.dir, false) : readable;
   return file.trouble ? file : { ok: { file: file.ok, hasRecord: false } };
 }
 

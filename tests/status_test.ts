@@ -17,6 +17,7 @@ import {
 } from "../lima_guard.ts";
 import type { JobStatus, JournalLine } from "./facts.ts";
 import {
+  agentOf,
   eventually,
   everyonesEnv,
   type Home,
@@ -343,6 +344,26 @@ for (const locks of ["other", "unsupported"] as const) {
     assert.match(stdout, /whether lima-guard supervises it is unknown: /);
   });
 }
+
+Deno.test({
+  name: "a lock that only its owner may read: another user does not know whether a lima-guard supervises it",
+  ignore: ordinaryUser() === null,
+  fn: async () => {
+    await using home = await tempLimaHome();
+    const k3s = home.instance("k3s");
+    const plist = recorded("lima-2.2-agent.guarded").replace("/Users/zoe/.lima", home.lima);
+    loginAgent(home, "com.me.k3s", plist.replaceAll("default", "k3s"));
+    k3s.write("lima-guard.lock", "");
+    await using _agent = await agentOf(k3s, ordinaryUser()!);
+    Deno.chmodSync(k3s.path("lima-guard.lock"), 0o600);
+    Deno.chmodSync(k3s.path("ha.sock"), 0o777);
+    const { DENO_DIR } = everyonesEnv(home);
+    const user = ordinaryUser("lgtest2")!;
+    const { stdout } = await runGuard(home, ["--status", "k3s"], { user, env: { DENO_DIR } });
+    assert.match(stdout, /whether lima-guard supervises it is unknown: /);
+    assert.doesNotMatch(stdout, /started by hand/);
+  },
+});
 
 Deno.test("jobs: where a folder of jobs cannot be read, none is not the word", () => {
   const unread = [{ what: "/Library/LaunchDaemons", because: "denied" }];
