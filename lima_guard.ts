@@ -2699,7 +2699,12 @@ async function observe(
   const missing = missingInstance(host, instance.dir);
   const nothing = emptyObservation(instance);
   if (missing?.state === "missing") return { ...nothing, missing: missing.because };
-  const processes = await observeProcesses(ctx, instance, timeouts, searchAll);
+  const look = (all: boolean) => observeProcesses(ctx, instance, timeouts, all);
+  let processes = await look(searchAll);
+  const isLost = !forStop && !searchAll && ownOf(processes).length === 0 &&
+    await lastKnown(ctx, instance) !== undefined;
+  // It was started and has not ended: its files may have been removed by hand.
+  if (isLost) processes = await look(true);
   const agent = processes.alive.find((p) => p.role === "host agent");
   const home = forStop ? undefined : homeLook(ctx, instance.home);
   const foreign = home ? home.foreign ??= foreignEntries(host, home.path, home.listed) : { blockers: [], notes: [] };
@@ -3903,6 +3908,11 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
   const stop = new Stop(ctx, instance, how, session ?? "nothing is alive");
   try {
     const [known] = await Promise.all([lastKnown(ctx, instance), lookAgain(stop)]);
+    if (known !== undefined && how.child === undefined && stop.remaining().length === 0) {
+      // As in `observe`: its files may have been removed by hand.
+      stop.seen = { ...stop.seen, searched: true };
+      await lookAgain(stop);
+    }
     // A command that was started need not have made a VM yet.
     const hasFiles = pidFilesOf(stop.seen).length > 0;
     const wasThere = known === "running" || (known === "start" && hasFiles);

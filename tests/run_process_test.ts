@@ -942,6 +942,24 @@ test("the files of an adopted agent are removed by hand: it is known all the sam
   assert.equal(last(vm, "end").stage, "agent");
 });
 
+test("lima-guard is killed and the files are removed by hand: what the journal knows of is searched for", async ({ vm }) => {
+  await using guard = await running(vm);
+  const pid = await agentPid(vm);
+  await eventually(() => assert.equal(events(vm).at(-1), "running"));
+  guard.signal("SIGKILL");
+  await guard.status;
+  withoutFiles(vm);
+  const pre = await runGuard(vm.home, ["--pre", "vm"]);
+  assert.equal(pre.status, 75, pre.stdout);
+  assert.match(pre.stdout, new RegExp(`host agent ${pid} does not answer`));
+  const stop = await runGuard(vm.home, ["--stop", "vm"]);
+  assert.equal(stop.status, 0, stop.stderr);
+  assert.match(stop.stdout, /stopped gracefully/);
+  assert.equal(isAlive(pid), false);
+  const after = await runGuard(vm.home, ["--stop", "vm"]);
+  assert.match(after.stdout, /already stopped/);
+});
+
 test("a damaged ha.pid does not hide the agent that is adopted", async ({ vm }) => {
   await using agent = await startAgent(vm);
   vm.pidFile("ha.pid", "");
