@@ -4972,10 +4972,15 @@ function logBlocked(ctx: Context, instance: { name: string }, reported: Report, 
   announce(ctx, instance, "blocked", { event: "blocked", state, status, because: blockers[0]?.because });
 }
 
+/** lima-guard's own start time as ps shows it. */
+async function ownStart(host: Host): Promise<string | undefined> {
+  return (await ps(host, [host.pid], PS_LIMIT_MS)).ok?.rows[0]?.started;
+}
+
 /** The instance's lock, with lima-guard's own start time in it, by which `--stop` proves what it signals. */
 async function acquireOwnLock(run: Run, instance: Instance): Promise<InstanceLock | undefined> {
   const { ctx } = run;
-  const started = (await ps(ctx.host, [ctx.host.pid], PS_LIMIT_MS)).ok?.rows[0]?.started ?? "";
+  const started = await ownStart(ctx.host);
   let held: OpenLock | undefined;
   for (let n = 0;; n++) {
     const taken = await lockFor(ctx, instance, run.label === undefined ? LOCK_WAIT_MS : backoffMs(n), held);
@@ -5270,8 +5275,10 @@ async function becomeRunning(run: Run, instance: Instance): Promise<void> {
     await host.pause(nextLookMs(run));
   }
   releaseStartSlot(run);
+  // At the boot of the host ps may have failed.
+  const started = await ownStart(host);
   if (!isBooting()) return;
-  run.lock?.setPhase("supervising");
+  run.lock?.setPhase("supervising", started);
   const seconds = secondsSince(host, run.startedMs);
   ctx.say("info", instance, `Running after ${seconds.toFixed(1)} s`);
   watchRunning(run, instance, agentPid);

@@ -960,6 +960,14 @@ test("lima-guard is killed and the files are removed by hand: what the journal k
   assert.match(after.stdout, /already stopped/);
 });
 
+test("ps fails once while lima-guard begins: --stop proves it all the same, once its VM runs", async ({ vm }) => {
+  await using guard = await running(vm, guardWith({ programs: { ps: { to: 1, does: "answer", code: 1 } } }));
+  const { status, stdout, stderr } = await runGuard(vm.home, ["--stop", "vm"]);
+  assert.equal(status, 0, stdout + stderr);
+  assert.match(stdout, /stopped gracefully/);
+  assert.equal((await guard.status).code, 0);
+});
+
 test("a damaged ha.pid does not hide the agent that is adopted", async ({ vm }) => {
   await using agent = await startAgent(vm);
   vm.pidFile("ha.pid", "");
