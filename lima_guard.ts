@@ -4343,12 +4343,12 @@ async function runPre(ctx: Context, instance: Instance): Promise<Report> {
 }
 
 /** Observe, plan, act, and again, until there is nothing left to do. The caller holds the lock. */
-async function repair(ctx: Context, instance: Instance): Promise<Report> {
+async function repair(ctx: Context, instance: Instance, forStop = false): Promise<Report> {
   const taken: Step[] = [];
   let first: Plan | undefined;
   let beganMs: number | undefined;
   for (let round = 1, searched = false;; round++) {
-    const seen = await observe(ctx, instance, { searchAll: searched });
+    const seen = await observe(ctx, instance, { searchAll: searched, forStop });
     searched ||= seen.searched === true;
     const p = planPre(seen, ctx.budgetS);
     first ??= p;
@@ -5528,7 +5528,8 @@ async function cleanUpAfterExit(run: Run, instance: Instance, { code, signal }: 
   run.status = code; // 128 + n where signal n ended it: Deno has added them
   await endChild(run, ctx.host.clockMs(), DEFAULT_BUDGET_S);
   throwIfOvertaken(ctx);
-  const repaired = await repair(ctx, instance);
+  // What only keeps it from starting makes no good end a bad one: launchd would start it again.
+  const repaired = await repair(ctx, instance, true);
   throwIfOvertaken(ctx);
   if (repaired.status !== EXIT.done) logBlocked(ctx, instance, repaired);
   // Something of it may have come up meanwhile: that is no clean end.

@@ -146,6 +146,15 @@ test("the host agent ends by itself: its own status, and what it left is cleared
   assert.deepEqual([end.requested, end.code, end.status], [false, 2, 2]);
 }, { conf: { exit_after_ms: 700, exit_code: 2 } });
 
+test("a good end stays one where only the next start is blocked", async ({ home, vm }) => {
+  await using guard = await running(vm);
+  vm.write("lima.yaml", `${vm.read("lima.yaml")}\nadditionalDisks:\n- name: gone\n`);
+  await limactl(home, ["stop", "vm"]);
+  const { status, stderr } = await guard.result();
+  assert.equal(status, 0, stderr);
+  await assertDown(vm);
+});
+
 test("the host agent is killed: 137, and what it left is cleared", async ({ vm }) => {
   await using guard = await running(vm);
   Deno.kill(await agentPid(vm), "SIGKILL");
