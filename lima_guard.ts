@@ -4939,6 +4939,7 @@ async function prepare(run: Run): Promise<RunEvent> {
       return "refused";
     }
     if (repaired.status !== EXIT.done) {
+      releaseStartSlot(run); // others may start meanwhile
       logBlocked(ctx, instance, repaired, backoffMs(blocked));
       await ctx.host.pause(backoffMs(blocked++));
       throwIfOvertaken(ctx);

@@ -1119,6 +1119,19 @@ test("instances of one LIMA_HOME start one after another: none starts while anot
   for (const instance of [vm, ...others]) await assertDown(instance);
 });
 
+test("an instance that got its turn and is blocked now gives it back", async ({ home, vm }) => {
+  Deno.mkdirSync(`${home.lima}/_lima-guard`);
+  const turn = `${home.lima}/_lima-guard/start.lock`;
+  const other = hold(turn);
+  await using guard = run(vm);
+  await guard.waitForLine(/waits for its turn/);
+  Deno.mkdirSync(vm.path("ssh.config"));
+  other[Symbol.dispose]();
+  await guard.waitForLine(/blocked; looks again in 5 s/);
+  hold(turn)[Symbol.dispose]();
+  assert.equal((await stopRun(guard)).status, 0);
+});
+
 test("a turn that was waited for too long is not taken later, when it is no longer wanted", async ({ home, vm }) => {
   Deno.mkdirSync(`${home.lima}/_lima-guard`);
   const turn = `${home.lima}/_lima-guard/start.lock`;
