@@ -2066,6 +2066,8 @@ interface Context {
   readonly budgetS: number;
   /** `--timeout`, or Infinity. */
   readonly limitS: number;
+  /** `--wait`: for how long `--status` looks again. */
+  readonly waitS: number | undefined;
   /** The program of `--on-event`. */
   readonly onEvent: string | undefined;
   say(level: "debug" | "info" | "warn" | "error", instance: { readonly name: string }, text: string): void;
@@ -4715,8 +4717,9 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   const { host, role } = ctx;
   const leftMs = deadlineMs - host.clockMs();
   const timeout = String(Math.max(1, Math.floor(leftMs / 100) / 10));
-  const asked = role === "stop" ? ["--stop", "--all", "--timeout", timeout] : ["--status"];
-  const words = [...self, ...asked, "--json", "--lima-home", at.home, ...ctx.dryRun ? ["--dry-run"] : []];
+  const asked = role === "stop" ? ["--stop", "--all"] : ["--status"];
+  const limit = role === "stop" ? ["--timeout", timeout] : ctx.waitS === undefined ? [] : ["--wait", timeout];
+  const words = [...self, ...asked, ...limit, "--json", "--lima-home", at.home, ...ctx.dryRun ? ["--dry-run"] : []];
   const command = commandOfUser(host, at.user, words);
   let isOver = false;
   const passOnSkips = async (interrupt: () => void) => {
@@ -4737,7 +4740,7 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   if (isWhole) return reports;
   const last = answer.ok?.stderr.trim().split("\n").at(-1) || `it ended with status ${status}`;
   const because = `the lima-guard of ${address.owner} gave no whole answer: ${answer.trouble ? answer.why : last}`;
-  const hint = guardCommand({ home: at.home, sudoUser: at.user.name }, ...asked.slice(0, 2));
+  const hint = guardCommand({ home: at.home, sudoUser: at.user.name }, ...asked);
   return [...reports, { ...notListed(because, at.home, hint), ...address }];
 }
 
@@ -5999,7 +6002,7 @@ function invocationOf(
   }
   if (wait !== undefined && role !== "status") return { usage: "--wait goes with --status" };
   const [limitS, waitS] = [timeout, wait].map((text) => text === undefined ? undefined : Number(text));
-  const budgetS = limitS ?? DEFAULT_BUDGET_S;
+  const budgetS = waitS ?? limitS ?? DEFAULT_BUDGET_S;
   if (onEvent !== undefined && !onEvent.startsWith("/")) return { usage: "--on-event needs an absolute path" };
   if (role === "run" && json && !dryRun) return { usage: "--json goes with --run only in a --dry-run" };
   return { role, names, command: command ?? [], all, limaHome, budgetS, limitS, waitS, onEvent, dryRun, json, verbose };
@@ -6212,7 +6215,7 @@ export function progressLine(
   return text.slice(0, Math.max(0, columns - 1));
 }
 
-function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbose }: Invocation): Context {
+function makeContext(host: Host, { role, dryRun, budgetS, limitS, waitS, onEvent, verbose }: Invocation): Context {
   /** By the directory of the instance: two homes may have one of the same name. */
   const stages = new Map<string, { name: string; stage: string; deadlineMs: number }>();
   const show = host.isTerminal && !dryRun;
@@ -6244,7 +6247,7 @@ function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbo
     else if (wasEmpty) void tell();
   };
   const fresh = { skips: { count: 0, wakeUp: new WakeUp() }, cache: {}, abort: undefined };
-  return { host, role, dryRun, budgetS, limitS: limitS ?? Infinity, onEvent, say, stage, ...fresh };
+  return { host, role, dryRun, budgetS, limitS: limitS ?? Infinity, waitS, onEvent, say, stage, ...fresh };
 }
 
 /** Does what the arguments of this process ask for, and ends it. */
