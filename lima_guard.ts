@@ -373,6 +373,8 @@ interface JobStatus {
   readonly disabled: boolean;
   /** Seconds from SIGTERM to SIGKILL: what launchd has in force, else what the plist will bring. 0 is no limit. */
   readonly exitTimeoutS: number;
+  /** As many seconds were asked for: they are the `--timeout` of its command too. */
+  readonly isAskedFor?: true;
   readonly target: string;
   /** launchctl's 125: the domain of the screen's user is not there, since no user is logged in. */
   readonly noLogin?: true;
@@ -1787,10 +1789,11 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
   const start = startJobCommand(job);
   const bootout = launchctl(job.target, "bootout", job.target);
   const isShort = wrapped && exitTimeoutS !== 0 && exitTimeoutS < DEFAULT_BUDGET_S;
+  const short = `launchd gives it ${exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`;
   // What is the case, why it matters, and what to type.
   type Row = readonly [boolean | undefined, string, string | undefined];
   const blockers: readonly Row[] = [
-    [isShort, `launchd gives it ${exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`, wrap],
+    [isShort && !job.isAskedFor, short, wrap],
     [
       job.runsAsRoot,
       "its plist has no UserName: launchd runs it as root, and limactl refuses to run as root",
@@ -1807,6 +1810,7 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
   const noLogin = "no user is logged in at the screen, and a login agent runs only then: a headless Mac wants a daemon";
   const notes: readonly Row[] = [
     [!wrapped, "lima-guard does not run it", wrap],
+    [isShort && job.isAskedFor, `${short}, as was asked for`, undefined],
     [isOff, "it is not loaded: launchd does not start it", start],
     [job.noLogin, noLogin, undefined],
   ];
@@ -3641,11 +3645,13 @@ async function jobStatus(host: Host, plist: string, job: JobPlist, domains: stri
   const loaded = answers.find((a) => a.code === 0);
   const known = answers.every((a) => a.code === 0 || a.code === 113);
   const isOff = (line: string) => line.trim().startsWith(`"${label}"`) && /=> (disabled|true)/.test(line);
+  const exitTimeoutS = loaded?.printed.exitTimeoutS ?? job.exitTimeoutS;
   return {
     label,
     loaded: loaded ? "yes" as const : known ? "no" as const : "unknown" as const,
     disabled: answers.some((a) => a.off.split("\n").some(isOff)),
-    exitTimeoutS: loaded?.printed.exitTimeoutS ?? job.exitTimeoutS,
+    exitTimeoutS,
+    ...Number(optionOf(job.command, "--timeout")) === exitTimeoutS ? { isAskedFor: true as const } : {},
     restartsAfterSuccess: job.restartsAfterSuccess,
     target: `${loaded?.domain ?? domains[0]}/${label}`,
     ...!loaded && await isWithoutLogin(host, domains[0] ?? "") ? { noLogin: true as const } : {},

@@ -569,6 +569,24 @@ Deno.test("a journal line with odd values has words", () => {
   assert.match(journalWords(line("end", { signal: odd, status: odd })), /ended by itself with status/);
 });
 
+Deno.test("jobs: a short time that was asked for is worth a word, and no person", async () => {
+  await using home = await tempLimaHome();
+  home.instance("k3s");
+  const plist = recorded("lima-2.2-agent.guarded").replace("/Users/zoe/.lima", home.lima).replaceAll("default", "k3s");
+  const short = plist.replace(/(<key>ExitTimeOut<\/key>\s*<integer>)\d+/, "$130");
+  assert.notEqual(short, plist);
+  loginAgent(home, "com.me.k3s", short.replace("<string>--run</string>", "<string>--timeout=30</string>$&"));
+  const asked = (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0];
+  assert.deepEqual([asked.status, asked.blockers, asked.jobs[0].isAskedFor], [0, [], true]);
+  assert.match(
+    JSON.stringify(asked.notes),
+    /launchd gives it 30 s for a stop, of 60 s that a guest may need, as was asked for/,
+  );
+  Deno.writeTextFileSync(`${home.user}/Library/LaunchAgents/com.me.k3s.plist`, short);
+  const { status, blockers } = (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0];
+  assert.deepEqual([status, blockers.length], [1, 1], "nobody asked for it");
+});
+
 Deno.test("while the command of a --run has not brought the VM up, its open line in the journal is no VM that was cut off", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");
