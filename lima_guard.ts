@@ -1744,11 +1744,10 @@ export function judgeJobs(
   instance: Instance,
   { state, supervised }: { readonly state: State; readonly supervised: boolean | { readonly why: string } },
 ): Findings {
-  const { name } = instance;
   const each = jobs.map((job) => judgeJob(job, instance, state));
   const blockers = each.flatMap((findings) => findings.blockers);
   const notes = each.flatMap((findings) => findings.notes);
-  if (jobs.length === 0 && unread.length === 0) notes.push({ what: name, because: "no launchd job found" });
+  if (jobs.length === 0 && unread.length === 0) notes.push({ what: instance.name, because: "no launchd job found" });
   if (jobs.length > 1) blockers.unshift(twoJobs(jobs, instance));
   const isGuarded = jobs.some((j) => j.wrapped) && state === "running";
   if (isGuarded && typeof supervised === "object") {
@@ -1760,7 +1759,7 @@ export function judgeJobs(
     const job = jobs.find((j) => j.wrapped && !j.noLogin);
     const start = job && startJobCommand(job);
     const hint = [guardCommand(instance, "--stop"), ...start === undefined ? [] : [start]].join(" && ");
-    blockers.push({ what: name, because, hint });
+    blockers.push({ what: instance.name, because, hint });
   }
   return { blockers, notes: [...unread, ...notes] };
 }
@@ -2361,6 +2360,14 @@ async function bootId({ host, cache }: Context): Promise<string> {
   return id;
 }
 
+/** What the journal last knew of it in this boot: that it was started, or Running, and nothing of an end. */
+async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "running" | undefined> {
+  const known = ["start", "running", "adopted", "end"];
+  const last = journalOf(ctx.host, instance).findLast((line) => known.includes(line.event));
+  if (!last || last.event === "end" || last.boot === "" || last.boot !== await bootId(ctx)) return undefined;
+  return last.event === "start" && last["adopted"] !== true ? "start" : "running";
+}
+
 /** Takes one removal step: only while the file still looks as it was judged, and never a directory. */
 function removeStep(host: Host, step: Step): Step {
   const path = step.path ?? "";
@@ -2413,10 +2420,9 @@ async function observeProcesses(ctx: Context, instance: Instance, timeouts = STA
   const seen = { stateFiles, alive: [...alive, ...found.alive], unknowns: found.unknowns, searched };
   const marker = statWithText(host, join(instance.dir, BOOT_MARKER));
   if (marker?.info.kind !== "file" || marker.trouble !== undefined) return seen;
-  const { text } = marker.stamp;
-  const boot = text === undefined ? "" : await bootId(ctx);
+  const boot = marker.stamp.text === undefined ? "" : await bootId(ctx);
   // Lima ≥ 2.2.1 compares the text with the boot's identity; an empty one counts as another boot. In doubt it is ours.
-  return { ...seen, bootMarker: marker.stamp, isOldMarker: boot !== "" && text?.trim() !== boot };
+  return { ...seen, bootMarker: marker.stamp, isOldMarker: boot !== "" && marker.stamp.text?.trim() !== boot };
 }
 
 /** Reads every PID file; again if one is so young that Lima may still be writing it. */
@@ -2705,12 +2711,11 @@ async function observe(
   const missing = missingInstance(host, instance.dir);
   const nothing = emptyObservation(instance);
   if (missing?.state === "missing") return { ...nothing, missing: missing.because };
-  const look = (all: boolean) => observeProcesses(ctx, instance, timeouts, all);
-  let processes = await look(searchAll);
+  let processes = await observeProcesses(ctx, instance, timeouts, searchAll);
+  // It was started and has not ended: its files may have been removed by hand.
   const isLost = !forStop && !searchAll && ownOf(processes).length === 0 &&
     await lastKnown(ctx, instance) !== undefined;
-  // It was started and has not ended: its files may have been removed by hand.
-  if (isLost) processes = await look(true);
+  if (isLost) processes = await observeProcesses(ctx, instance, timeouts, true);
   const agent = processes.alive.find((p) => p.role === "host agent");
   const home = forStop ? undefined : homeLook(ctx, instance.home);
   const foreign = home ? home.foreign ??= foreignEntries(host, home.path, home.listed) : { blockers: [], notes: [] };
@@ -2725,12 +2730,8 @@ async function observe(
   // Which disks the instance uses, and so whether one is in use, is unknown without a readable lima.yaml.
   const unread = missing ? [{ what: join(instance.dir, LIMA_YAML), because: missing.because, hint: missing.hint }] : [];
   const held = [...unread, ...disks.held];
-  const more = [
-    ...disks.stateFiles,
-    ...sshConfigFile(host, instance),
-    ...await colimaDaemonFile(host, instance, timeouts),
-  ];
-  const whole = { ...seen, stateFiles: [...processes.stateFiles, ...more], held };
+  const more = [...sshConfigFile(host, instance), ...await colimaDaemonFile(host, instance, timeouts)];
+  const whole = { ...seen, stateFiles: [...processes.stateFiles, ...disks.stateFiles, ...more], held };
   if (forStop) return whole;
   const start = await observeStart(host, instance, yaml, processes.stateFiles);
   return {
@@ -3646,6 +3647,10 @@ async function jobStatus(host: Host, plist: string, job: JobPlist, domains: stri
   const known = answers.every((a) => a.code === 0 || a.code === 113);
   const isOff = (line: string) => line.trim().startsWith(`"${label}"`) && /=> (disabled|true)/.test(line);
   const exitTimeoutS = loaded?.printed.exitTimeoutS ?? job.exitTimeoutS;
+  // Without a login at the screen there is no such domain. launchctl then says 112, 113 or 125 by version, and 113 also of
+  // a job that is not loaded: so the domain is asked for.
+  const [domain = ""] = domains;
+  const screen = !loaded && domain.startsWith("gui/") ? await ask("print", domain) : undefined;
   return {
     label,
     loaded: loaded ? "yes" as const : known ? "no" as const : "unknown" as const,
@@ -3654,24 +3659,10 @@ async function jobStatus(host: Host, plist: string, job: JobPlist, domains: stri
     ...Number(optionOf(job.command, "--timeout")) === exitTimeoutS ? { isAskedFor: true as const } : {},
     restartsAfterSuccess: job.restartsAfterSuccess,
     target: `${loaded?.domain ?? domains[0]}/${label}`,
-    ...!loaded && await isWithoutLogin(host, domains[0] ?? "") ? { noLogin: true as const } : {},
+    ...[112, 113, 125].includes(screen?.ok?.code ?? 0) ? { noLogin: true as const } : {},
     ...job.startsAtLoad ? { startsAtLoad: true as const } : {},
     ...domains[0] === "system" && job.userName === undefined ? { runsAsRoot: true as const } : {},
   };
-}
-
-/** Whether no user is logged in at the screen: then launchd has no such domain. */
-async function isWithoutLogin(host: Host, domain: string): Promise<boolean> {
-  if (!domain.startsWith("gui/")) return false;
-  // Not asked for a job in it: launchctl then says 112, 113 or 125 by version, and 113 also of a job that is not loaded.
-  const answer = await host.run({ argv: ["launchctl", "print", domain] }, LAUNCHCTL_LIMIT_MS);
-  return answer.ok !== undefined && [112, 113, 125].includes(answer.ok.code);
-}
-
-/** The label of the launchd job that we are, if we may be one: a terminal's children have `0` or an application's. */
-function labelOf(host: Host): string | undefined {
-  const label = host.env("XPC_SERVICE_NAME") ?? "";
-  return label === "" || label === "0" || label.startsWith("application.") ? undefined : label;
 }
 
 /** The job we run as, and how long it grants a stop: launchctl's word where its PID is ours, else the plist's. */
@@ -3686,14 +3677,10 @@ async function jobOf(host: Host, label: string | undefined) {
   );
   const own = asked.find((a) => a.printed.pid === host.pid);
   if (!own && asked.some((a) => a.printed.pid !== undefined)) return undefined;
-  // `system/LABEL` and the like; undefined where launchctl does not know it.
-  return { target: own?.target, timeLimitS: own?.printed.exitTimeoutS ?? exitTimeoutOfPlist(host, label) };
-}
-
-function exitTimeoutOfPlist(host: Host, label: string): number {
   const folders = [join(host.env("HOME") ?? "/", "Library/LaunchAgents"), "/Library/LaunchDaemons"];
   const text = folders.map((f) => textOf(host, join(f, `${label}.plist`))).find((t) => t !== "");
-  return readJobPlist(text ?? "").exitTimeoutS;
+  // `system/LABEL` and the like; undefined where launchctl does not know it.
+  return { target: own?.target, timeLimitS: own?.printed.exitTimeoutS ?? readJobPlist(text ?? "").exitTimeoutS };
 }
 
 // ─────────────────────────────────────────────────────────────────────────────────────────────────────── signalling ──
@@ -3912,15 +3899,13 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
   const { budgetS, ready } = how;
   ready?.requestPoweroff(graceLeftS(ctx.host, how));
   // ssh is on its way before ps is asked.
-  const session = ready ?? (mayBeAlive(ctx.host, instance) ? openGuestSession(ctx.host, instance) : undefined);
+  const session = ready ??
+    (livingFiles(ctx.host, instance).length > 0 ? openGuestSession(ctx.host, instance) : undefined);
   const stop = new Stop(ctx, instance, how, session ?? "nothing is alive");
   try {
     const [known] = await Promise.all([lastKnown(ctx, instance), lookAgain(stop)]);
-    if (known !== undefined && how.child === undefined && stop.remaining().length === 0) {
-      // As in `observe`: its files may have been removed by hand.
-      stop.seen = { ...stop.seen, searched: true };
-      await lookAgain(stop);
-    }
+    // As in `observe`: its files may have been removed by hand.
+    if (known !== undefined && how.child === undefined && stop.remaining().length === 0) await lookAgain(stop, true);
     // A command that was started need not have made a VM yet.
     const hasFiles = pidFilesOf(stop.seen).length > 0;
     const wasThere = known === "running" || (known === "start" && hasFiles);
@@ -3964,14 +3949,6 @@ function graceLeftS(host: Host, { beganMs, budgetS }: StopOptions): number {
   return stageLimits(budgetS).agent - secondsSince(host, beganMs);
 }
 
-/** What the journal last knew of it in this boot: that it was started, or Running, and nothing of an end. */
-async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "running" | undefined> {
-  const known = ["start", "running", "adopted", "end"];
-  const last = journalOf(ctx.host, instance).findLast((line) => known.includes(line.event));
-  if (!last || last.event === "end" || last.boot === "" || last.boot !== await bootId(ctx)) return undefined;
-  return last.event === "start" && last["adopted"] !== true ? "start" : "running";
-}
-
 function stopResult(stop: Stop, reached: StopEnd) {
   const { steps, seen, isAgentHung, guestCutOff } = stop;
   // On vz the host agent is the VM: it may have been killed, or have crashed, while its guest was still shutting down.
@@ -4001,10 +3978,10 @@ function pidIn(host: Host, path: string): number | undefined {
   return "pid" in number && host.alive(number.pid) !== "no" ? number.pid : undefined;
 }
 
-/** Cheap, and no proof: whether some PID file names a living process. It only decides whether ssh is worth starting. */
-function mayBeAlive(host: Host, instance: Instance): boolean {
-  const files = (host.list(instance.dir).ok ?? []).filter((e) => e.endsWith(".pid"));
-  return files.some((f) => pidIn(host, join(instance.dir, f)) !== undefined);
+/** Cheap, and no proof: the PID files that name a living process. They only decide whether ssh is worth starting. */
+function livingFiles(host: Host, { dir }: Instance): string[] {
+  const files = (host.list(dir).ok ?? []).filter((e) => e.endsWith(".pid"));
+  return files.filter((f) => pidIn(host, join(dir, f)) !== undefined);
 }
 
 /** In a stop nothing may take longer than a share of the time that is left. */
@@ -4014,10 +3991,10 @@ function timeoutsOf(stop: Stop): Timeouts {
 }
 
 /** What was proven before, and no file names now or is unknown now, is there until the system says that it is gone. */
-async function lookAgain(stop: Stop): Promise<void> {
+async function lookAgain(stop: Stop, isLost = false): Promise<void> {
   const before = stop.remaining();
   // What was unknown is searched for: a host agent that ends removes ha.pid, whatever it named.
-  const searchAll = stop.seen.searched || unknownsOf(stop.seen).length > 0;
+  const searchAll = isLost || stop.seen.searched || unknownsOf(stop.seen).length > 0;
   const now = await observeProcesses(stop.ctx, stop.instance, timeoutsOf(stop), searchAll);
   const unseen = before.filter((p) => !now.alive.some((n) => n.row.pid === p.row.pid));
   const living = unseen.filter((p) => stop.ctx.host.alive(p.row.pid) === "yes");
@@ -4248,9 +4225,8 @@ async function signalOne(stop: Stop, proven: VerifiedProcess, signal: Signal): P
 /** Holds a connection to the host agent's socket: its end wakes the waiting at once, without polling. */
 async function watchAgentSocket(stop: Stop): Promise<void> {
   const socket = join(stop.instance.dir, HA_SOCK);
-  const { host } = stop.ctx;
-  if (host.stat(socket, "follow links").ok?.kind !== "socket" || stop.agents().length === 0) return;
-  const held = await host.connect(socket, ANSWER_LIMIT_MS);
+  if (stop.ctx.host.stat(socket, "follow links").ok?.kind !== "socket" || stop.agents().length === 0) return;
+  const held = await stop.ctx.host.connect(socket, ANSWER_LIMIT_MS);
   if (held.trouble) return;
   stop.isAgentSocketOpen = true;
   while (await held.ok.read() !== undefined);
@@ -4283,9 +4259,8 @@ async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): P
   }
   if (!await waitGone(stop, drivers, deadlineMs, giveUp)) return false;
   // The VM is off: only its host agent is waited for, briefly. To kill one that hangs then takes nothing from the guest.
-  const { host } = stop.ctx;
   const killDeadlineMs = stop.how.beganMs + stop.limits.kill * 1000;
-  if (await waitGone(stop, stop.agents(), Math.min(killDeadlineMs, host.clockMs() + ALONE_MS))) return true;
+  if (await waitGone(stop, stop.agents(), Math.min(killDeadlineMs, stop.ctx.host.clockMs() + ALONE_MS))) return true;
   stop.isAgentHung = true;
   await signalAll(stop, stop.agents, "SIGKILL", killDeadlineMs);
   return await waitGone(stop, stop.agents(), killDeadlineMs, () => false);
@@ -4293,9 +4268,8 @@ async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): P
 
 /** QMP's system_powerdown, the power button. Returns whether there is one: QMP that serves another client is only busy. */
 async function powerdown(stop: Stop, leftMs: number): Promise<boolean> {
-  const { host } = stop.ctx;
   const limitMs = Math.min(ANSWER_LIMIT_MS, leftMs / 4);
-  const connection = await host.connect(join(stop.instance.dir, QMP_SOCK), limitMs);
+  const connection = await stop.ctx.host.connect(join(stop.instance.dir, QMP_SOCK), limitMs);
   if (connection.trouble) return connection.trouble !== "absent" && connection.trouble !== "refused";
   const talk = async () => {
     await readUntil(connection.ok, '"QMP"');
@@ -4304,7 +4278,7 @@ async function powerdown(stop: Stop, leftMs: number): Promise<boolean> {
     await connection.ok.write('{"execute": "system_powerdown"}\n');
     await readUntil(connection.ok, '"return"');
   };
-  await Promise.race([talk(), host.pause(limitMs)]);
+  await Promise.race([talk(), stop.ctx.host.pause(limitMs)]);
   connection.ok.close();
   return true;
 }
@@ -4403,10 +4377,9 @@ async function actOn(ctx: Context, instance: Instance, p: Plan, beganMs: number)
 // ── --stop
 /** `--stop`: the stop stages, then clean up, so that the next boot starts clean. */
 async function runStop(ctx: Context, instance: Instance): Promise<Report> {
-  const { host } = ctx;
-  const lastEnd = () => journalOf(host, instance).findLast((line) => line.event === "end");
+  const lastEnd = () => journalOf(ctx.host, instance).findLast((line) => line.event === "end");
   const before = lastEnd();
-  const askedMs = host.clockMs();
+  const askedMs = ctx.host.clockMs();
   const taken = await lockFor(ctx, instance, ctx.budgetS * 1000);
   if ("report" in taken) return taken.report;
   if (ctx.dryRun) {
@@ -4491,9 +4464,8 @@ type Cleanup = Pick<Plan, "state" | "steps" | "blockers">;
 
 /** Removes what the stop left, above all vz.pid. */
 async function cleanUp(ctx: Context, instance: Instance, deadlineMs: number, searchAll: boolean): Promise<Cleanup> {
-  const { host } = ctx;
   const timeouts = { ...STOP_TIMEOUTS, psMs: PS_LIMIT_MS / 5, lsofMs: PS_LIMIT_MS / 5 };
-  const late = host.pause(Math.max(0, deadlineMs - host.clockMs())).then(() => undefined);
+  const late = ctx.host.pause(Math.max(0, deadlineMs - ctx.host.clockMs())).then(() => undefined);
   const seen = await Promise.race([observe(ctx, instance, { timeouts, searchAll, forStop: true }), late]);
   if (!seen) {
     const because = "whether a process still uses it was not found out in time; its files stay";
@@ -4734,7 +4706,10 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   const answer = await host.run({ ...command, onStart: passOnSkips }, leftMs + OWNER_RESERVE_MS);
   isOver = true;
   const address = { owner: at.user.name, home: at.home };
-  const reported = reportsIn(answer.ok?.stdout ?? "");
+  const isReport = (r: Report) =>
+    typeof r?.name === "string" && typeof r.status === "number" && Array.isArray(r.blockers);
+  const instances = jsonObject(answer.ok?.stdout ?? "")?.["instances"];
+  const reported: Report[] = Array.isArray(instances) ? instances.filter(isReport) : [];
   const status = answer.ok?.signal === undefined ? answer.ok?.code : undefined;
   // No such home, or nothing in it: what lives all the same is found at the end.
   if (status === EXIT.noInstance && reported.length === 0) return [];
@@ -4748,14 +4723,6 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   const because = `the lima-guard of ${address.owner} gave no whole answer: ${answer.trouble ? answer.why : last}`;
   const hint = guardCommand({ home: at.home, sudoUser: at.user.name }, ...asked);
   return [...reports, { ...notListed(because, at.home, hint), ...address }];
-}
-
-/** The instances of a document that a lima-guard of the same version printed. */
-function reportsIn(text: string): Report[] {
-  const instances = jsonObject(text)?.["instances"];
-  const isReport = (r: Report) =>
-    typeof r?.name === "string" && typeof r.status === "number" && Array.isArray(r.blockers);
-  return Array.isArray(instances) ? instances.filter(isReport) : [];
 }
 
 /** What lives at the end although no report says so: only when nothing does, root's `--all` answers 0. */
@@ -4777,12 +4744,6 @@ function unreadJournal(host: Host, instance: Instance): Partial<Details> {
   return { ...unknown, lastRepair: null, lastRepairAt: null, starts: null, brakeSeconds: null };
 }
 
-/** What the last line of the host agent's log says where it is a fatal one: why the last start failed. Children log no JSON. */
-function lastFatal(host: Host, log: string): string | undefined {
-  const line = jsonLines(tailOf(host, log)).findLast((l) => l !== undefined);
-  return line?.["level"] === "fatal" && typeof line["msg"] === "string" ? line["msg"] : undefined;
-}
-
 function statusNotes(host: Host, seen: Observation, lastStop: LastStopKind): Diagnostic[] {
   const { name, home, dir } = seen.instance;
   // Applications that own the VM of their home: no launchd job is to be wrapped.
@@ -4793,7 +4754,9 @@ function statusNotes(host: Host, seen: Observation, lastStop: LastStopKind): Dia
   const isOld = name === "colima" && dir !== today && home === realHome(host, join(userHome, ".lima")) &&
     host.stat(today, "follow links").ok !== undefined;
   const log = join(dir, "ha.stderr.log");
-  const fatal = ownOf(seen).length === 0 ? lastFatal(host, log) : undefined;
+  // Children log no JSON. The last line of a start that failed is a fatal one.
+  const last = ownOf(seen).length === 0 ? jsonLines(tailOf(host, log)).findLast((l) => l !== undefined) : undefined;
+  const fatal = last?.["level"] === "fatal" && typeof last["msg"] === "string" ? last["msg"] : undefined;
   const isCut = ["killed", "cut by agent", "cut off"].includes(lastStop);
   const lost = "the guest lost its power at the last stop: its file systems may need a repair; " +
     "the next start keeps the logs of that run here";
@@ -4855,9 +4818,8 @@ function degradedBlockers({ dir }: Instance, { errors }: Readiness): Diagnostic[
 
 /** What the journal says of the runs before, and of the one that is under way. */
 async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | undefined) {
-  const { host } = ctx;
   // Its starts are counted, and its last repair may be long ago.
-  const lines = journalOf(host, seen.instance, JOURNAL_LIMIT_BYTES);
+  const lines = journalOf(ctx.host, seen.instance, JOURNAL_LIMIT_BYTES);
   const boot = await bootId(ctx);
   const stages = stageSteps(seen, "", ctx.budgetS).map((step) => step.kind);
   const repair = lines.findLast((l) => l.event === "pre");
@@ -4871,7 +4833,7 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
     lastRepair: repair ? `${localTime(repair.time)}: ${textOfFact(repair["state"])}` : null,
     lastRepairAt: isTime ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
-    brakeSeconds: Math.ceil(restartBackoffMs(lines, host.wallMs()) / 1000),
+    brakeSeconds: Math.ceil(restartBackoffMs(lines, ctx.host.wallMs()) / 1000),
   };
 }
 
@@ -5099,7 +5061,9 @@ function warnOfShortTimeLimit(run: Run, instance: Instance): void {
 /** `--run`: prepare, run the command, on a signal stop the instance, leave with the right status. */
 async function superviseRun(asked: Pick<Run, "ctx" | "homes" | "name" | "command">) {
   const { ctx } = asked;
-  const label = labelOf(ctx.host);
+  // A terminal's children have `0` or an application's.
+  const name = ctx.host.env("XPC_SERVICE_NAME") ?? "";
+  const label = /^0?$|^application\./.test(name) ? undefined : name;
   const run: Run = {
     ...asked,
     events: [],
@@ -5285,8 +5249,7 @@ async function becomeRunning(run: Run, instance: Instance): Promise<void> {
     await host.pause(nextLookMs(run));
   }
   releaseStartSlot(run);
-  // At the boot of the host ps may have failed.
-  const started = await ownStart(host);
+  const started = await ownStart(host); // at the boot of the host ps may have failed
   if (!isBooting()) return;
   run.lock?.setPhase("supervising", started);
   const seconds = secondsSince(host, run.startedMs);
@@ -5327,8 +5290,7 @@ function releaseStartSlot(run: Run): void {
 /** The agent of an instance that is Running by Lima's own definition: both PID files name living processes, ha.sock answers. */
 async function runningAgent(host: Host, instance: Instance): Promise<number | undefined> {
   const agent = pidIn(host, join(instance.dir, HA_PID));
-  const files = (host.list(instance.dir).ok ?? []).filter((e) => e.endsWith(".pid") && !e.endsWith(".drv.pid"));
-  const living = files.filter((f) => pidIn(host, join(instance.dir, f)) !== undefined);
+  const living = livingFiles(host, instance).filter((file) => !file.endsWith(".drv.pid"));
   if (agent === undefined || living.length < 2) return undefined;
   return await hasAnswer(host, join(instance.dir, HA_SOCK)) ? agent : undefined;
 }
@@ -5415,8 +5377,7 @@ async function adoptAgent(run: Run): Promise<void> {
 // ── --run: the end
 /** The requested stop: the stop stages for what is proven, the command by its handle, clean-up. 0 where nothing is left. */
 async function stopRun(run: Run): Promise<void> {
-  const { ctx } = run;
-  const beganMs = run.stopMs ?? ctx.host.clockMs();
+  const beganMs = run.stopMs ?? run.ctx.host.clockMs();
   releaseStartSlot(run);
   run.status = EXIT.done; // what it waited for before does not concern the stop
   try {
@@ -5424,7 +5385,7 @@ async function stopRun(run: Run): Promise<void> {
     if (own) await stopSupervised(run, own, beganMs);
   } catch (error) {
     logInternalError(run, "the stop", error);
-    await endChild(run, beganMs, budgetOf(run.timeLimitS, ctx.limitS));
+    await endChild(run, beganMs, budgetOf(run.timeLimitS, run.ctx.limitS));
   }
   post(run, "stopped");
 }
@@ -5601,7 +5562,13 @@ const fileEffects = {
   },
   remove: (path) => tryCall(() => Deno.removeSync(path)),
   rename: (from, to) => tryCall(() => Deno.renameSync(from, to)),
-  append: (path, text) => tryCall(() => appendThrough(path, text)),
+  append: (path, text) =>
+    tryCall(() => {
+      using file = Deno.openSync(path, { append: true, create: true, mode: 0o644 });
+      writeAll(file, text);
+      // SMB and NFS refuse a sync: the line is there all the same.
+      tryCall(() => file.syncDataSync());
+    }),
   openLock: (path, create) => tryCall(() => openLock(path, create)),
   makeDir: (path) => tryCall(() => Deno.mkdirSync(path, { recursive: true })),
   copyTail: (from, to, most) => tryCall(() => Deno.writeFileSync(to, readTailBytes(from, most))),
@@ -5653,13 +5620,6 @@ function readTailBytes(path: string, most: number): Uint8Array {
     filled += n;
   }
   return bytes.subarray(0, filled);
-}
-
-function appendThrough(path: string, text: string): void {
-  using file = Deno.openSync(path, { append: true, create: true, mode: 0o644 });
-  writeAll(file, text);
-  // SMB and NFS refuse a sync: the line is there all the same.
-  tryCall(() => file.syncDataSync());
 }
 
 function openLock(path: string, create: boolean): LockFile {
@@ -6128,8 +6088,7 @@ const WAIT_POLL_MS = 1_000;
 
 /** Serves the instances; with `--wait` again and again, until all of them run and their guests are up as far as is known. */
 async function serveAll(ctx: Context, wanted: readonly Requested[], { command, waitS = 0 }: Invocation) {
-  const { host } = ctx;
-  const endMs = waitS === 0 ? 0 : host.clockMs() + waitS * 1000;
+  const endMs = waitS === 0 ? 0 : ctx.host.clockMs() + waitS * 1000;
   for (;;) {
     const own: (Report & Partial<Details>)[] = await Promise.all(
       wanted.map(async (one) => ({ ...await runRole(ctx, one, command), home: one.home })),
@@ -6138,11 +6097,11 @@ async function serveAll(ctx: Context, wanted: readonly Requested[], { command, w
     // Waiting brings no instance that is not there, and no permission.
     const isFinal = own.some((r) => r.status !== EXIT.done && r.status !== EXIT.failed && r.status !== EXIT.tryAgain);
     if (waitS === 0 || own.every(isUp) || isFinal) return { own, isLate: false };
-    const leftMs = endMs - host.clockMs();
+    const leftMs = endMs - ctx.host.clockMs();
     if (leftMs <= 0) {
       return { own: own.map((r) => isUp(r) ? r : { ...r, status: worst([r.status, EXIT.tryAgain]) }), isLate: true };
     }
-    await host.pause(Math.min(WAIT_POLL_MS, leftMs));
+    await ctx.host.pause(Math.min(WAIT_POLL_MS, leftMs));
   }
 }
 
@@ -6171,18 +6130,14 @@ async function runRole(ctx: Context, { homes, name }: Requested, command: readon
       const { state, status, blockers } = reported;
       announce(ctx, found.instance, "blocked", { event: "blocked", state, status, because: blockers[0]?.because });
     }
-    return ctx.role === "run" ? withStart(reported, command) : reported;
+    if (ctx.role !== "run" || reported.state === "running") return reported;
+    const because = reported.status === EXIT.done ? "nothing is in the way then" : "once nothing is in the way";
+    const step = { kind: "start" as const, what: `run ${command.map(quote).join(" ")}`, because, outcome: "planned" };
+    return { ...reported, steps: [...reported.steps, step] };
   } catch (error) {
     const because = `lima-guard failed: ${error instanceof Error ? error.stack ?? error.message : String(error)}`;
     return report(name, "unknown", EXIT.failed, because, { blockers: [{ what: name, because }] });
   }
-}
-
-/** What a dry run of `--run` would do after `--pre`. */
-function withStart(reported: Report, command: readonly string[]): Report {
-  const because = reported.status === EXIT.done ? "nothing is in the way then" : "once nothing is in the way";
-  const step = { kind: "start" as const, what: `run ${command.map(quote).join(" ")}`, because, outcome: "planned" };
-  return reported.state === "running" ? reported : { ...reported, steps: [...reported.steps, step] };
 }
 
 /** The first signal of a stop skips a stage, a further one if it is no echo. A terminal that goes away ends no stop. */

@@ -569,7 +569,7 @@ Deno.test("a journal line with odd values has words", () => {
   assert.match(journalWords(line("end", { signal: odd, status: odd })), /ended by itself with status/);
 });
 
-Deno.test("jobs: a short time that was asked for is worth a word, and no person", async () => {
+Deno.test("jobs: a short time that was asked for is a note, and needs no person", async () => {
   await using home = await tempLimaHome();
   home.instance("k3s");
   const plist = recorded("lima-2.2-agent.guarded").replace("/Users/zoe/.lima", home.lima).replaceAll("default", "k3s");
@@ -584,7 +584,7 @@ Deno.test("jobs: a short time that was asked for is worth a word, and no person"
   );
   Deno.writeTextFileSync(`${home.user}/Library/LaunchAgents/com.me.k3s.plist`, short);
   const { status, blockers } = (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0];
-  assert.deepEqual([status, blockers.length], [1, 1], "nobody asked for it");
+  assert.deepEqual([status, blockers.length], [1, 1], "it was not asked for");
 });
 
 Deno.test("while the command of a --run has not brought the VM up, its open line in the journal is no VM that was cut off", async () => {
