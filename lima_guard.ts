@@ -2842,8 +2842,7 @@ function missingInstance(host: Host, dir: string) {
 async function observeAgent(host: Host, instance: Instance, agent: VerifiedProcess, silenceMs: number) {
   const begin = host.clockMs();
   const socket = join(instance.dir, HA_SOCK);
-  let answers = await hasAnswer(host, socket);
-  let silentMs = begin;
+  let [answers, silentMs] = [await hasAnswer(host, socket), begin];
   const ageS = await agentAge(host, agent);
   while (!answers && ageS >= BOOT_WINDOW_S && host.clockMs() - begin < silenceMs) {
     if (answers === undefined) silentMs = host.clockMs();
@@ -3899,8 +3898,7 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
   const { budgetS, ready } = how;
   ready?.requestPoweroff(graceLeftS(ctx.host, how));
   // ssh is on its way before ps is asked.
-  const session = ready ??
-    (livingFiles(ctx.host, instance).length > 0 ? openGuestSession(ctx.host, instance) : undefined);
+  const session = ready ?? (liveFiles(ctx.host, instance)[0] ? openGuestSession(ctx.host, instance) : undefined);
   const stop = new Stop(ctx, instance, how, session ?? "nothing is alive");
   try {
     const [known] = await Promise.all([lastKnown(ctx, instance), lookAgain(stop)]);
@@ -3978,8 +3976,8 @@ function pidIn(host: Host, path: string): number | undefined {
   return "pid" in number && host.alive(number.pid) !== "no" ? number.pid : undefined;
 }
 
-/** Cheap, and no proof: the PID files that name a living process. They only decide whether ssh is worth starting. */
-function livingFiles(host: Host, { dir }: Instance): string[] {
+/** Cheap, and no proof: the PID files that name a living process. */
+function liveFiles(host: Host, { dir }: Instance): string[] {
   const files = (host.list(dir).ok ?? []).filter((e) => e.endsWith(".pid"));
   return files.filter((f) => pidIn(host, join(dir, f)) !== undefined);
 }
@@ -5290,7 +5288,7 @@ function releaseStartSlot(run: Run): void {
 /** The agent of an instance that is Running by Lima's own definition: both PID files name living processes, ha.sock answers. */
 async function runningAgent(host: Host, instance: Instance): Promise<number | undefined> {
   const agent = pidIn(host, join(instance.dir, HA_PID));
-  const living = livingFiles(host, instance).filter((file) => !file.endsWith(".drv.pid"));
+  const living = liveFiles(host, instance).filter((file) => !file.endsWith(".drv.pid"));
   if (agent === undefined || living.length < 2) return undefined;
   return await hasAnswer(host, join(instance.dir, HA_SOCK)) ? agent : undefined;
 }
