@@ -247,10 +247,11 @@ interface Diagnostic {
 
 /** What the host agent showed of itself. Seconds. */
 interface AgentHealth {
-  readonly answers: boolean;
+  /** Undefined where it could not be asked. */
+  readonly answers: boolean | undefined;
   /** The smallest of: since its start, since the machine's, since the last wake. */
   readonly ageS: number;
-  /** Seconds since the first unanswered request. */
+  /** Seconds since the first unanswered request; one that could not be asked is none. */
   readonly silentS: number;
   /** It has written no event since its start: it never got past the start of its driver. */
   readonly neverReported: boolean;
@@ -372,6 +373,8 @@ interface JobStatus {
   readonly disabled: boolean;
   /** Seconds from SIGTERM to SIGKILL: what launchd has in force, else what the plist will bring. 0 is no limit. */
   readonly exitTimeoutS: number;
+  /** As many seconds were asked for: they are the `--timeout` of its command too. */
+  readonly isAskedFor?: true;
   readonly target: string;
   /** launchctl's 125: the domain of the screen's user is not there, since no user is logged in. */
   readonly noLogin?: true;
@@ -1282,11 +1285,17 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
     }
     // An agent that boots has not written one yet.
     const driver = hasDriverFile(seen, "dead") ? "its driver has died" : "its driver is not up";
-    const isOver = health && !health.answers && (health.wasRunning || health.ageS >= BOOT_WINDOW_S);
+    const isUnasked = health !== undefined && health.answers === undefined;
+    const isOver = health?.answers === false && (health.wasRunning || health.ageS >= BOOT_WINDOW_S);
     const silent = isOver ? "does not answer, and its boot is over" : "is alive and does not answer yet";
-    const because = `${pid} ${health?.answers ? `answers, ${driver}` : silent}`;
-    const hint = `it is left alone; to end it: ${guardCommand(seen.instance, "--stop")}`;
-    return plan(seen, isOver ? "unknown" : "booting", because, { blockers: [{ what: pid, because, hint }] });
+    const shown = isUnasked ? "is alive and cannot be asked" : silent;
+    const because = `${pid} ${health?.answers ? `answers, ${driver}` : shown}`;
+    const hint = isUnasked
+      ? lookCommand(join(seen.instance.dir, HA_SOCK))
+      : `it is left alone; to end it: ${guardCommand(seen.instance, "--stop")}`;
+    return plan(seen, isOver || isUnasked ? "unknown" : "booting", because, {
+      blockers: [{ what: pid, because, hint }],
+    });
   }
   if (!agent && drivers.length === 0) return undefined;
   const unknown = planUnknown(seen);
@@ -1307,7 +1316,7 @@ function severalAgents(seen: Observation): Diagnostic[] {
 /** Hung: beyond the boot window, and no answer for a minute, or no event since its start. Undefined: it is not. */
 function hungBecause(agent: VerifiedProcess, health: AgentHealth): string | undefined {
   const { ageS, answers, neverReported, silentS } = health;
-  const isSilent = !answers && silentS * 1000 >= SILENCE_MS;
+  const isSilent = answers === false && silentS * 1000 >= SILENCE_MS;
   if (ageS < BOOT_WINDOW_S || !(neverReported || isSilent)) return undefined;
   const age = `host agent ${agent.row.pid} is ${Math.floor(ageS / 60)} min old`;
   return neverReported ? `${age} and has not written one event` : `${age} and silent for ${Math.floor(silentS)} s`;
@@ -1368,7 +1377,7 @@ function removals(seen: Observation): Step[] {
   const pidFiles = pidFilesOf(seen);
   const isLast = pidFiles.length > 0
     ? pidFiles.every((c) => going.includes(c))
-    : seen.isOldMarker && seen.alive.every((p) => p.role === "usernet");
+    : seen.isOldMarker && ownOf(seen).length === 0;
   if (!isLast || !seen.bootMarker) return steps;
   const marker = { path: join(seen.instance.dir, BOOT_MARKER), stamp: seen.bootMarker };
   const because = pidFiles.length > 0 ? "it goes with the last PID file, as in Lima ≥ 2.2.1" : "it is of another boot";
@@ -1452,6 +1461,11 @@ function driversOf(seen: Observation): VerifiedProcess[] {
   return seen.alive.filter((p) => p.role !== "host agent" && p.role !== "usernet");
 }
 
+/** The processes that are the instance's own: a usernet serves others too, and outlives it. */
+function ownOf({ alive }: Pick<Observation, "alive">): VerifiedProcess[] {
+  return alive.filter((p) => p.role !== "usernet");
+}
+
 function aliveWords(processes: readonly VerifiedProcess[]): string {
   return `${names(processes)} ${processes.length > 1 ? "are" : "is"} alive`;
 }
@@ -1464,9 +1478,8 @@ function aliveWords(processes: readonly VerifiedProcess[]): string {
  */
 export function planStop(seen: Observation, budgetS: number): Plan {
   if (seen.missing !== undefined) return planPre(seen);
-  const agents = hostAgentsOf(seen);
-  const drivers = driversOf(seen);
-  if (agents.length + drivers.length === 0) {
+  const own = ownOf(seen);
+  if (own.length === 0) {
     const unknown = planUnknown(seen);
     if (unknown) return unknown;
     if (seen.held.length > 0) {
@@ -1475,9 +1488,9 @@ export function planStop(seen: Observation, budgetS: number): Plan {
     const more = { steps: removals(seen), blockers: undeletableFiles(seen) };
     return plan(seen, "stopped", "no process of it is alive", more);
   }
-  const because = aliveWords([...agents, ...drivers]);
+  const because = aliveWords(own);
   const more = { steps: stopSteps(seen, because, budgetS), blockers: unknownsOf(seen) };
-  return plan(seen, agents.length === 0 ? "orphan" : "running", because, more);
+  return plan(seen, hostAgentsOf(seen).length === 0 ? "orphan" : "running", because, more);
 }
 
 /**
@@ -1627,7 +1640,7 @@ export function limaWouldSay(seen: Observation, haSock: "answers" | "there" | "a
   if (agent && !driver) return `refuses: host agent is running but driver is not${rebooted}`;
   if (agent) return "says that it is already running, and exits with 0";
   if (driver) return `refuses: ${basename(driver.path, ".pid")} driver is running but host agent is not${rebooted}`;
-  const unnamed = seen.alive.filter((p) => p.role !== "usernet");
+  const unnamed = ownOf(seen);
   if (unnamed.length > 0) return `would start a second VM: it does not find ${names(unnamed)}`;
   const others = filesWith(seen, "shared", "not ours");
   if (others.some((c) => kindOfPidFile(c.path).roles.includes("usernet"))) return "refuses: failed to stop usernet";
@@ -1663,8 +1676,13 @@ export function lastStop(
   boot: string,
   alive: boolean,
 ): Pick<Details, "lastStop" | "lastStopKind" | "lastStopAt"> {
+  const known = lines.filter((l) => l.event === "start" || l.event === "end");
+  // A host agent that was adopted belongs to the run before it, which did not end then.
+  const isAdopted = (start: JournalLine, next: JournalLine | undefined) =>
+    next?.["adopted"] === true && next.boot === start.boot && start.boot !== "" &&
+    lines.slice(lines.indexOf(start), lines.indexOf(next)).some((l) => l["pid"] === next["pid"]);
+  const relevant = known.filter((l, i) => l.event === "end" || !isAdopted(l, known[i + 1]));
   // The run that continues now has no stop yet: the one before it counts.
-  const relevant = lines.filter((l) => l.event === "start" || l.event === "end");
   const last = (alive && relevant.at(-1)?.event === "start" ? relevant.slice(0, -1) : relevant).at(-1);
   const lastStopAt = last?.event === "end" && !Number.isNaN(Date.parse(last.time)) ? last.time : null;
   const verdict = (lastStopKind: LastStopKind, lastStop: string) => ({ lastStop, lastStopKind, lastStopAt });
@@ -1740,11 +1758,10 @@ export function judgeJobs(
   instance: Instance,
   { state, supervised }: { readonly state: State; readonly supervised: boolean | { readonly why: string } },
 ): Findings {
-  const { name } = instance;
   const each = jobs.map((job) => judgeJob(job, instance, state));
   const blockers = each.flatMap((findings) => findings.blockers);
   const notes = each.flatMap((findings) => findings.notes);
-  if (jobs.length === 0 && unread.length === 0) notes.push({ what: name, because: "no launchd job found" });
+  if (jobs.length === 0 && unread.length === 0) notes.push({ what: instance.name, because: "no launchd job found" });
   if (jobs.length > 1) blockers.unshift(twoJobs(jobs, instance));
   const isGuarded = jobs.some((j) => j.wrapped) && state === "running";
   if (isGuarded && typeof supervised === "object") {
@@ -1756,7 +1773,7 @@ export function judgeJobs(
     const job = jobs.find((j) => j.wrapped && !j.noLogin);
     const start = job && startJobCommand(job);
     const hint = [guardCommand(instance, "--stop"), ...start === undefined ? [] : [start]].join(" && ");
-    blockers.push({ what: name, because, hint });
+    blockers.push({ what: instance.name, because, hint });
   }
   return { blockers, notes: [...unread, ...notes] };
 }
@@ -1785,10 +1802,11 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
   const start = startJobCommand(job);
   const bootout = launchctl(job.target, "bootout", job.target);
   const isShort = wrapped && exitTimeoutS !== 0 && exitTimeoutS < DEFAULT_BUDGET_S;
+  const short = `launchd gives it ${exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`;
   // What is the case, why it matters, and what to type.
   type Row = readonly [boolean | undefined, string, string | undefined];
   const blockers: readonly Row[] = [
-    [isShort, `launchd gives it ${exitTimeoutS} s for a stop, of ${DEFAULT_BUDGET_S} s that a guest may need`, wrap],
+    [isShort && !job.isAskedFor, short, wrap],
     [
       job.runsAsRoot,
       "its plist has no UserName: launchd runs it as root, and limactl refuses to run as root",
@@ -1805,6 +1823,7 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
   const noLogin = "no user is logged in at the screen, and a login agent runs only then: a headless Mac wants a daemon";
   const notes: readonly Row[] = [
     [!wrapped, "lima-guard does not run it", wrap],
+    [isShort && job.isAskedFor, `${short}, as was asked for`, undefined],
     [isOff, "it is not loaded: launchd does not start it", start],
     [job.noLogin, noLogin, undefined],
   ];
@@ -2064,6 +2083,8 @@ interface Context {
   readonly budgetS: number;
   /** `--timeout`, or Infinity. */
   readonly limitS: number;
+  /** `--wait`: for how long `--status` looks again. */
+  readonly waitS: number | undefined;
   /** The program of `--on-event`. */
   readonly onEvent: string | undefined;
   say(level: "debug" | "info" | "warn" | "error", instance: { readonly name: string }, text: string): void;
@@ -2187,9 +2208,9 @@ function openLockFile(host: Host, instance: Instance, create: boolean): Result<O
   if (!own.trouble) return { ok: { file: own.ok, hasRecord: true } };
   if (own.trouble !== "denied" && own.trouble !== "read-only") return own; // it permits nothing
   const readable = host.openLock(path, false);
-  const file = readable.trouble === "absent" || readable.trouble === "denied"
-    ? host.openLock(instance.dir, false)
-    : readable;
+  // A file that only its owner may read can be locked all the same.
+  const isNone = readable.trouble === "absent" || readable.trouble === "denied" && host.uid === instance.owner;
+  const file = isNone ? host.openLock(instance.dir, false) : readable;
   return file.trouble ? file : { ok: { file: file.ok, hasRecord: false } };
 }
 
@@ -2353,6 +2374,14 @@ async function bootId({ host, cache }: Context): Promise<string> {
   return id;
 }
 
+/** What the journal last knew of it in this boot: that it was started, or Running, and nothing of an end. */
+async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "running" | undefined> {
+  const known = ["start", "running", "adopted", "end"];
+  const last = journalOf(ctx.host, instance).findLast((line) => known.includes(line.event));
+  if (!last || last.event === "end" || last.boot === "" || last.boot !== await bootId(ctx)) return undefined;
+  return last.event === "start" && last["adopted"] !== true ? "start" : "running";
+}
+
 /** Takes one removal step: only while the file still looks as it was judged, and never a directory. */
 function removeStep(host: Host, step: Step): Step {
   const path = step.path ?? "";
@@ -2405,10 +2434,9 @@ async function observeProcesses(ctx: Context, instance: Instance, timeouts = STA
   const seen = { stateFiles, alive: [...alive, ...found.alive], unknowns: found.unknowns, searched };
   const marker = statWithText(host, join(instance.dir, BOOT_MARKER));
   if (marker?.info.kind !== "file" || marker.trouble !== undefined) return seen;
-  const { text } = marker.stamp;
-  const boot = text === undefined ? "" : await bootId(ctx);
+  const boot = marker.stamp.text === undefined ? "" : await bootId(ctx);
   // Lima ≥ 2.2.1 compares the text with the boot's identity; an empty one counts as another boot. In doubt it is ours.
-  return { ...seen, bootMarker: marker.stamp, isOldMarker: boot !== "" && text?.trim() !== boot };
+  return { ...seen, bootMarker: marker.stamp, isOldMarker: boot !== "" && marker.stamp.text?.trim() !== boot };
 }
 
 /** Reads every PID file; again if one is so young that Lima may still be writing it. */
@@ -2697,7 +2725,11 @@ async function observe(
   const missing = missingInstance(host, instance.dir);
   const nothing = emptyObservation(instance);
   if (missing?.state === "missing") return { ...nothing, missing: missing.because };
-  const processes = await observeProcesses(ctx, instance, timeouts, searchAll);
+  let processes = await observeProcesses(ctx, instance, timeouts, searchAll);
+  // It was started and has not ended: its files may have been removed by hand.
+  const isLost = !forStop && !searchAll && ownOf(processes).length === 0 &&
+    await lastKnown(ctx, instance) !== undefined;
+  if (isLost) processes = await observeProcesses(ctx, instance, timeouts, true);
   const agent = processes.alive.find((p) => p.role === "host agent");
   const home = forStop ? undefined : homeLook(ctx, instance.home);
   const foreign = home ? home.foreign ??= foreignEntries(host, home.path, home.listed) : { blockers: [], notes: [] };
@@ -2706,18 +2738,14 @@ async function observe(
     const notes = [...seen.notes, ...bootMarkerNotes(seen)];
     return { ...seen, notes, agent: await observeAgent(host, instance, agent, timeouts.silenceMs) };
   }
-  if (processes.alive.some((p) => p.role !== "usernet")) return seen;
+  if (ownOf(seen).length > 0) return seen;
   const yaml = readLimaYaml(textOf(host, join(instance.dir, LIMA_YAML)));
   const disks = await observeDisks(ctx, instance, yaml, processes.stateFiles, timeouts);
   // Which disks the instance uses, and so whether one is in use, is unknown without a readable lima.yaml.
   const unread = missing ? [{ what: join(instance.dir, LIMA_YAML), because: missing.because, hint: missing.hint }] : [];
   const held = [...unread, ...disks.held];
-  const more = [
-    ...disks.stateFiles,
-    ...sshConfigFile(host, instance),
-    ...await colimaDaemonFile(host, instance, timeouts),
-  ];
-  const whole = { ...seen, stateFiles: [...processes.stateFiles, ...more], held };
+  const more = [...sshConfigFile(host, instance), ...await colimaDaemonFile(host, instance, timeouts)];
+  const whole = { ...seen, stateFiles: [...processes.stateFiles, ...disks.stateFiles, ...more], held };
   if (forStop) return whole;
   const start = await observeStart(host, instance, yaml, processes.stateFiles);
   return {
@@ -2828,28 +2856,30 @@ function missingInstance(host: Host, dir: string) {
 async function observeAgent(host: Host, instance: Instance, agent: VerifiedProcess, silenceMs: number) {
   const begin = host.clockMs();
   const socket = join(instance.dir, HA_SOCK);
-  let alive = await hasAnswer(host, socket);
+  let [answers, silentMs] = [await hasAnswer(host, socket), begin];
   const ageS = await agentAge(host, agent);
-  while (!alive && ageS >= BOOT_WINDOW_S && host.clockMs() - begin < silenceMs) {
+  while (!answers && ageS >= BOOT_WINDOW_S && host.clockMs() - begin < silenceMs) {
+    if (answers === undefined) silentMs = host.clockMs();
     await host.pause(ANSWER_LIMIT_MS / 2);
     if (host.alive(agent.row.pid) === "no") break;
-    alive = await hasAnswer(host, socket);
+    answers = await hasAnswer(host, socket);
   }
-  const silentS = alive ? 0 : (host.clockMs() - begin) / 1000;
+  const silentS = (host.clockMs() - silentMs) / 1000;
   const log = host.stat(join(instance.dir, HA_STDOUT));
   const haPid = host.stat(join(instance.dir, HA_PID));
   // Lima makes the log a moment before ha.pid. One that was emptied later (to save space) proves nothing.
   const untouched = log.ok && haPid.ok && log.ok.mtimeMs <= haPid.ok.mtimeMs + SILENCE_MS;
   const neverReported = untouched === true && log.ok?.kind === "file" && log.ok.size === 0;
   const wasRunning = hasReportedRunning(host, instance) === true;
-  return { answers: alive, ageS, silentS, neverReported, wasRunning } satisfies AgentHealth;
+  return { answers, ageS, silentS, neverReported, wasRunning } satisfies AgentHealth;
 }
 
-/** Whether the agent says anything at all to `GET /v1/info`; an HTTP error is an answer. */
-async function hasAnswer(host: Host, socket: string): Promise<boolean> {
-  if (host.stat(socket, "follow links").ok?.kind !== "socket") return false;
-  const connection = await host.connect(socket, ANSWER_LIMIT_MS);
-  if (connection.trouble) return false;
+/** Whether the agent says anything at all to `GET /v1/info`; an HTTP error is an answer. Undefined: it cannot be asked. */
+async function hasAnswer(host: Host, socket: string): Promise<boolean | undefined> {
+  const look = host.stat(socket, "follow links");
+  const connection = look.ok?.kind === "socket" ? await host.connect(socket, ANSWER_LIMIT_MS) : undefined;
+  const trouble = look.trouble ?? connection?.trouble ?? "absent";
+  if (!connection?.ok) return ["absent", "refused", "limit", "full"].includes(trouble) ? false : undefined;
   const ask = async () => {
     await connection.ok.write("GET /v1/info HTTP/1.0\r\nHost: lima-hostagent\r\n\r\n");
     return (await connection.ok.read())?.startsWith("HTTP/") === true;
@@ -3629,31 +3659,23 @@ async function jobStatus(host: Host, plist: string, job: JobPlist, domains: stri
   const loaded = answers.find((a) => a.code === 0);
   const known = answers.every((a) => a.code === 0 || a.code === 113);
   const isOff = (line: string) => line.trim().startsWith(`"${label}"`) && /=> (disabled|true)/.test(line);
+  const exitTimeoutS = loaded?.printed.exitTimeoutS ?? job.exitTimeoutS;
+  // Without a login at the screen there is no such domain. launchctl then says 112, 113 or 125 by version, and 113 also of
+  // a job that is not loaded: so the domain is asked for.
+  const [domain = ""] = domains;
+  const screen = !loaded && domain.startsWith("gui/") ? await ask("print", domain) : undefined;
   return {
     label,
     loaded: loaded ? "yes" as const : known ? "no" as const : "unknown" as const,
     disabled: answers.some((a) => a.off.split("\n").some(isOff)),
-    exitTimeoutS: loaded?.printed.exitTimeoutS ?? job.exitTimeoutS,
+    exitTimeoutS,
+    ...Number(optionOf(job.command, "--timeout")) === exitTimeoutS ? { isAskedFor: true as const } : {},
     restartsAfterSuccess: job.restartsAfterSuccess,
     target: `${loaded?.domain ?? domains[0]}/${label}`,
-    ...!loaded && await isWithoutLogin(host, domains[0] ?? "") ? { noLogin: true as const } : {},
+    ...[112, 113, 125].includes(screen?.ok?.code ?? 0) ? { noLogin: true as const } : {},
     ...job.startsAtLoad ? { startsAtLoad: true as const } : {},
     ...domains[0] === "system" && job.userName === undefined ? { runsAsRoot: true as const } : {},
   };
-}
-
-/** Whether no user is logged in at the screen: then launchd has no such domain. */
-async function isWithoutLogin(host: Host, domain: string): Promise<boolean> {
-  if (!domain.startsWith("gui/")) return false;
-  // Not asked for a job in it: launchctl then says 112, 113 or 125 by version, and 113 also of a job that is not loaded.
-  const answer = await host.run({ argv: ["launchctl", "print", domain] }, LAUNCHCTL_LIMIT_MS);
-  return answer.ok !== undefined && [112, 113, 125].includes(answer.ok.code);
-}
-
-/** The label of the launchd job that we are, if we may be one: a terminal's children have `0` or an application's. */
-function labelOf(host: Host): string | undefined {
-  const label = host.env("XPC_SERVICE_NAME") ?? "";
-  return label === "" || label === "0" || label.startsWith("application.") ? undefined : label;
 }
 
 /** The job we run as, and how long it grants a stop: launchctl's word where its PID is ours, else the plist's. */
@@ -3668,14 +3690,10 @@ async function jobOf(host: Host, label: string | undefined) {
   );
   const own = asked.find((a) => a.printed.pid === host.pid);
   if (!own && asked.some((a) => a.printed.pid !== undefined)) return undefined;
-  // `system/LABEL` and the like; undefined where launchctl does not know it.
-  return { target: own?.target, timeLimitS: own?.printed.exitTimeoutS ?? exitTimeoutOfPlist(host, label) };
-}
-
-function exitTimeoutOfPlist(host: Host, label: string): number {
   const folders = [join(host.env("HOME") ?? "/", "Library/LaunchAgents"), "/Library/LaunchDaemons"];
   const text = folders.map((f) => textOf(host, join(f, `${label}.plist`))).find((t) => t !== "");
-  return readJobPlist(text ?? "").exitTimeoutS;
+  // `system/LABEL` and the like; undefined where launchctl does not know it.
+  return { target: own?.target, timeLimitS: own?.printed.exitTimeoutS ?? readJobPlist(text ?? "").exitTimeoutS };
 }
 
 // ─────────────────────────────────────────────────────────────────────────────────────────────────────── signalling ──
@@ -3877,7 +3895,7 @@ class Stop {
 
   /** Whether a person has skipped the stage. */
   isSkipped = () => this.ctx.skips.count > this.skipped;
-  remaining = () => this.seen.alive.filter((p) => p.role !== "usernet");
+  remaining = () => ownOf(this.seen);
   agents = () => this.seen.alive.filter((p) => p.role === "host agent");
   drivers = () => driversOf(this.seen);
   hasQemu = () => this.drivers().some((p) => p.role === "QEMU");
@@ -3894,10 +3912,12 @@ async function stopProcesses(ctx: Context, instance: Instance, how: StopOptions)
   const { budgetS, ready } = how;
   ready?.requestPoweroff(graceLeftS(ctx.host, how));
   // ssh is on its way before ps is asked.
-  const session = ready ?? (mayBeAlive(ctx.host, instance) ? openGuestSession(ctx.host, instance) : undefined);
+  const session = ready ?? (liveFiles(ctx.host, instance)[0] ? openGuestSession(ctx.host, instance) : undefined);
   const stop = new Stop(ctx, instance, how, session ?? "nothing is alive");
   try {
     const [known] = await Promise.all([lastKnown(ctx, instance), lookAgain(stop)]);
+    // As in `observe`: its files may have been removed by hand.
+    if (known !== undefined && how.child === undefined && stop.remaining().length === 0) await lookAgain(stop, true);
     // A command that was started need not have made a VM yet.
     const hasFiles = pidFilesOf(stop.seen).length > 0;
     const wasThere = known === "running" || (known === "start" && hasFiles);
@@ -3941,14 +3961,6 @@ function graceLeftS(host: Host, { beganMs, budgetS }: StopOptions): number {
   return stageLimits(budgetS).agent - secondsSince(host, beganMs);
 }
 
-/** What the journal last knew of it in this boot: that it was started, or Running, and nothing of an end. */
-async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "running" | undefined> {
-  const known = ["start", "running", "adopted", "end"];
-  const last = journalOf(ctx.host, instance).findLast((line) => known.includes(line.event));
-  if (!last || last.event === "end" || last.boot === "" || last.boot !== await bootId(ctx)) return undefined;
-  return last.event === "start" && last["adopted"] !== true ? "start" : "running";
-}
-
 function stopResult(stop: Stop, reached: StopEnd) {
   const { steps, seen, isAgentHung, guestCutOff } = stop;
   // On vz the host agent is the VM: it may have been killed, or have crashed, while its guest was still shutting down.
@@ -3978,10 +3990,10 @@ function pidIn(host: Host, path: string): number | undefined {
   return "pid" in number && host.alive(number.pid) !== "no" ? number.pid : undefined;
 }
 
-/** Cheap, and no proof: whether some PID file names a living process. It only decides whether ssh is worth starting. */
-function mayBeAlive(host: Host, instance: Instance): boolean {
-  const files = (host.list(instance.dir).ok ?? []).filter((e) => e.endsWith(".pid"));
-  return files.some((f) => pidIn(host, join(instance.dir, f)) !== undefined);
+/** Cheap, and no proof: the PID files that name a living process. */
+function liveFiles(host: Host, { dir }: Instance): string[] {
+  const files = (host.list(dir).ok ?? []).filter((e) => e.endsWith(".pid"));
+  return files.filter((f) => pidIn(host, join(dir, f)) !== undefined);
 }
 
 /** In a stop nothing may take longer than a share of the time that is left. */
@@ -3991,10 +4003,10 @@ function timeoutsOf(stop: Stop): Timeouts {
 }
 
 /** What was proven before, and no file names now or is unknown now, is there until the system says that it is gone. */
-async function lookAgain(stop: Stop): Promise<void> {
+async function lookAgain(stop: Stop, isLost = false): Promise<void> {
   const before = stop.remaining();
   // What was unknown is searched for: a host agent that ends removes ha.pid, whatever it named.
-  const searchAll = stop.seen.searched || unknownsOf(stop.seen).length > 0;
+  const searchAll = isLost || stop.seen.searched || unknownsOf(stop.seen).length > 0;
   const now = await observeProcesses(stop.ctx, stop.instance, timeoutsOf(stop), searchAll);
   const unseen = before.filter((p) => !now.alive.some((n) => n.row.pid === p.row.pid));
   const living = unseen.filter((p) => stop.ctx.host.alive(p.row.pid) === "yes");
@@ -4225,9 +4237,8 @@ async function signalOne(stop: Stop, proven: VerifiedProcess, signal: Signal): P
 /** Holds a connection to the host agent's socket: its end wakes the waiting at once, without polling. */
 async function watchAgentSocket(stop: Stop): Promise<void> {
   const socket = join(stop.instance.dir, HA_SOCK);
-  const { host } = stop.ctx;
-  if (host.stat(socket, "follow links").ok?.kind !== "socket" || stop.agents().length === 0) return;
-  const held = await host.connect(socket, ANSWER_LIMIT_MS);
+  if (stop.ctx.host.stat(socket, "follow links").ok?.kind !== "socket" || stop.agents().length === 0) return;
+  const held = await stop.ctx.host.connect(socket, ANSWER_LIMIT_MS);
   if (held.trouble) return;
   stop.isAgentSocketOpen = true;
   while (await held.ok.read() !== undefined);
@@ -4260,9 +4271,8 @@ async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): P
   }
   if (!await waitGone(stop, drivers, deadlineMs, giveUp)) return false;
   // The VM is off: only its host agent is waited for, briefly. To kill one that hangs then takes nothing from the guest.
-  const { host } = stop.ctx;
   const killDeadlineMs = stop.how.beganMs + stop.limits.kill * 1000;
-  if (await waitGone(stop, stop.agents(), Math.min(killDeadlineMs, host.clockMs() + ALONE_MS))) return true;
+  if (await waitGone(stop, stop.agents(), Math.min(killDeadlineMs, stop.ctx.host.clockMs() + ALONE_MS))) return true;
   stop.isAgentHung = true;
   await signalAll(stop, stop.agents, "SIGKILL", killDeadlineMs);
   return await waitGone(stop, stop.agents(), killDeadlineMs, () => false);
@@ -4270,9 +4280,8 @@ async function waitDown(stop: Stop, deadlineMs: number, isNews = () => false): P
 
 /** QMP's system_powerdown, the power button. Returns whether there is one: QMP that serves another client is only busy. */
 async function powerdown(stop: Stop, leftMs: number): Promise<boolean> {
-  const { host } = stop.ctx;
   const limitMs = Math.min(ANSWER_LIMIT_MS, leftMs / 4);
-  const connection = await host.connect(join(stop.instance.dir, QMP_SOCK), limitMs);
+  const connection = await stop.ctx.host.connect(join(stop.instance.dir, QMP_SOCK), limitMs);
   if (connection.trouble) return connection.trouble !== "absent" && connection.trouble !== "refused";
   const talk = async () => {
     await readUntil(connection.ok, '"QMP"');
@@ -4281,7 +4290,7 @@ async function powerdown(stop: Stop, leftMs: number): Promise<boolean> {
     await connection.ok.write('{"execute": "system_powerdown"}\n');
     await readUntil(connection.ok, '"return"');
   };
-  await Promise.race([talk(), host.pause(limitMs)]);
+  await Promise.race([talk(), stop.ctx.host.pause(limitMs)]);
   connection.ok.close();
   return true;
 }
@@ -4328,12 +4337,12 @@ async function runPre(ctx: Context, instance: Instance): Promise<Report> {
 }
 
 /** Observe, plan, act, and again, until there is nothing left to do. The caller holds the lock. */
-async function repair(ctx: Context, instance: Instance): Promise<Report> {
+async function repair(ctx: Context, instance: Instance, forStop = false): Promise<Report> {
   const taken: Step[] = [];
   let first: Plan | undefined;
   let beganMs: number | undefined;
   for (let round = 1, searched = false;; round++) {
-    const seen = await observe(ctx, instance, { searchAll: searched });
+    const seen = await observe(ctx, instance, { searchAll: searched, forStop });
     searched ||= seen.searched === true;
     const p = planPre(seen, ctx.budgetS);
     first ??= p;
@@ -4380,10 +4389,9 @@ async function actOn(ctx: Context, instance: Instance, p: Plan, beganMs: number)
 // ── --stop
 /** `--stop`: the stop stages, then clean up, so that the next boot starts clean. */
 async function runStop(ctx: Context, instance: Instance): Promise<Report> {
-  const { host } = ctx;
-  const lastEnd = () => journalOf(host, instance).findLast((line) => line.event === "end");
+  const lastEnd = () => journalOf(ctx.host, instance).findLast((line) => line.event === "end");
   const before = lastEnd();
-  const askedMs = host.clockMs();
+  const askedMs = ctx.host.clockMs();
   const taken = await lockFor(ctx, instance, ctx.budgetS * 1000);
   if ("report" in taken) return taken.report;
   if (ctx.dryRun) {
@@ -4468,9 +4476,8 @@ type Cleanup = Pick<Plan, "state" | "steps" | "blockers">;
 
 /** Removes what the stop left, above all vz.pid. */
 async function cleanUp(ctx: Context, instance: Instance, deadlineMs: number, searchAll: boolean): Promise<Cleanup> {
-  const { host } = ctx;
   const timeouts = { ...STOP_TIMEOUTS, psMs: PS_LIMIT_MS / 5, lsofMs: PS_LIMIT_MS / 5 };
-  const late = host.pause(Math.max(0, deadlineMs - host.clockMs())).then(() => undefined);
+  const late = ctx.host.pause(Math.max(0, deadlineMs - ctx.host.clockMs())).then(() => undefined);
   const seen = await Promise.race([observe(ctx, instance, { timeouts, searchAll, forStop: true }), late]);
   if (!seen) {
     const because = "whether a process still uses it was not found out in time; its files stay";
@@ -4479,7 +4486,7 @@ async function cleanUp(ctx: Context, instance: Instance, deadlineMs: number, sea
   }
   const p = planStop(seen, ctx.budgetS);
   if (p.state === "stopped") return { ...p, steps: removeAll(ctx, instance, p.steps) };
-  const alive = seen.alive.filter((process) => process.role !== "usernet");
+  const alive = ownOf(seen);
   const again = { what: instance.dir, because: aliveWords(alive), hint: guardCommand(instance, "--status") };
   // Without its lima.yaml nothing more was looked at.
   const missing = seen.missing === undefined ? [] : p.blockers;
@@ -4700,8 +4707,9 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   const { host, role } = ctx;
   const leftMs = deadlineMs - host.clockMs();
   const timeout = String(Math.max(1, Math.floor(leftMs / 100) / 10));
-  const asked = role === "stop" ? ["--stop", "--all", "--timeout", timeout] : ["--status"];
-  const words = [...self, ...asked, "--json", "--lima-home", at.home, ...ctx.dryRun ? ["--dry-run"] : []];
+  const asked = role === "stop" ? ["--stop", "--all"] : ["--status"];
+  const limit = role === "stop" ? ["--timeout", timeout] : ctx.waitS === undefined ? [] : ["--wait", timeout];
+  const words = [...self, ...asked, ...limit, "--json", "--lima-home", at.home, ...ctx.dryRun ? ["--dry-run"] : []];
   const command = commandOfUser(host, at.user, words);
   let isOver = false;
   const passOnSkips = async (interrupt: () => void) => {
@@ -4710,7 +4718,10 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   const answer = await host.run({ ...command, onStart: passOnSkips }, leftMs + OWNER_RESERVE_MS);
   isOver = true;
   const address = { owner: at.user.name, home: at.home };
-  const reported = reportsIn(answer.ok?.stdout ?? "");
+  const isReport = (r: Report) =>
+    typeof r?.name === "string" && typeof r.status === "number" && Array.isArray(r.blockers);
+  const instances = jsonObject(answer.ok?.stdout ?? "")?.["instances"];
+  const reported: Report[] = Array.isArray(instances) ? instances.filter(isReport) : [];
   const status = answer.ok?.signal === undefined ? answer.ok?.code : undefined;
   // No such home, or nothing in it: what lives all the same is found at the end.
   if (status === EXIT.noInstance && reported.length === 0) return [];
@@ -4722,16 +4733,8 @@ async function serveHome(ctx: Context, at: OwnedHome, self: readonly string[], d
   if (isWhole) return reports;
   const last = answer.ok?.stderr.trim().split("\n").at(-1) || `it ended with status ${status}`;
   const because = `the lima-guard of ${address.owner} gave no whole answer: ${answer.trouble ? answer.why : last}`;
-  const hint = guardCommand({ home: at.home, sudoUser: at.user.name }, ...asked.slice(0, 2));
+  const hint = guardCommand({ home: at.home, sudoUser: at.user.name }, ...asked);
   return [...reports, { ...notListed(because, at.home, hint), ...address }];
-}
-
-/** The instances of a document that a lima-guard of the same version printed. */
-function reportsIn(text: string): Report[] {
-  const instances = jsonObject(text)?.["instances"];
-  const isReport = (r: Report) =>
-    typeof r?.name === "string" && typeof r.status === "number" && Array.isArray(r.blockers);
-  return Array.isArray(instances) ? instances.filter(isReport) : [];
 }
 
 /** What lives at the end although no report says so: only when nothing does, root's `--all` answers 0. */
@@ -4753,14 +4756,8 @@ function unreadJournal(host: Host, instance: Instance): Partial<Details> {
   return { ...unknown, lastRepair: null, lastRepairAt: null, starts: null, brakeSeconds: null };
 }
 
-/** What the last line of the host agent's log says where it is a fatal one: why the last start failed. Children log no JSON. */
-function lastFatal(host: Host, log: string): string | undefined {
-  const line = jsonLines(tailOf(host, log)).findLast((l) => l !== undefined);
-  return line?.["level"] === "fatal" && typeof line["msg"] === "string" ? line["msg"] : undefined;
-}
-
-function statusNotes(host: Host, { instance, alive }: Observation, lastStop: LastStopKind): Diagnostic[] {
-  const { name, home, dir } = instance;
+function statusNotes(host: Host, seen: Observation, lastStop: LastStopKind): Diagnostic[] {
+  const { name, home, dir } = seen.instance;
   // Applications that own the VM of their home: no launchd job is to be wrapped.
   const apps = { "/rancher-desktop/lima": "Rancher Desktop", "/Finch/lima/data": "Finch" };
   const app = Object.entries(apps).find(([end]) => home.endsWith(end))?.[1];
@@ -4769,7 +4766,9 @@ function statusNotes(host: Host, { instance, alive }: Observation, lastStop: Las
   const isOld = name === "colima" && dir !== today && home === realHome(host, join(userHome, ".lima")) &&
     host.stat(today, "follow links").ok !== undefined;
   const log = join(dir, "ha.stderr.log");
-  const fatal = alive.length === 0 ? lastFatal(host, log) : undefined;
+  // Children log no JSON. The last line of a start that failed is a fatal one.
+  const last = ownOf(seen).length === 0 ? jsonLines(tailOf(host, log)).findLast((l) => l !== undefined) : undefined;
+  const fatal = last?.["level"] === "fatal" && typeof last["msg"] === "string" ? last["msg"] : undefined;
   const isCut = ["killed", "cut by agent", "cut off"].includes(lastStop);
   const lost = "the guest lost its power at the last stop: its file systems may need a repair; " +
     "the next start keeps the logs of that run here";
@@ -4831,9 +4830,8 @@ function degradedBlockers({ dir }: Instance, { errors }: Readiness): Diagnostic[
 
 /** What the journal says of the runs before, and of the one that is under way. */
 async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | undefined) {
-  const { host } = ctx;
   // Its starts are counted, and its last repair may be long ago.
-  const lines = journalOf(host, seen.instance, JOURNAL_LIMIT_BYTES);
+  const lines = journalOf(ctx.host, seen.instance, JOURNAL_LIMIT_BYTES);
   const boot = await bootId(ctx);
   const stages = stageSteps(seen, "", ctx.budgetS).map((step) => step.kind);
   const repair = lines.findLast((l) => l.event === "pre");
@@ -4843,11 +4841,11 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
     stopping: stopUnderWay(holder, lines, stages),
     guardVersion: holder?.role === "run" && typeof version === "string" ? version : null,
     recent: lines.slice(-10).map(journalWords),
-    ...lastStop(lines, boot, seen.alive.length > 0 || hasStarted(holder)),
+    ...lastStop(lines, boot, ownOf(seen).length > 0 || hasStarted(holder)),
     lastRepair: repair ? `${localTime(repair.time)}: ${textOfFact(repair["state"])}` : null,
     lastRepairAt: isTime ? new Date(repair.time).toISOString() : null,
     starts: lines.filter((l) => l.event === "start" && l.boot === boot).length,
-    brakeSeconds: Math.ceil(restartBackoffMs(lines, host.wallMs()) / 1000),
+    brakeSeconds: Math.ceil(restartBackoffMs(lines, ctx.host.wallMs()) / 1000),
   };
 }
 
@@ -4924,6 +4922,7 @@ async function prepare(run: Run): Promise<RunEvent> {
       return "refused";
     }
     if (repaired.status !== EXIT.done) {
+      releaseStartSlot(run); // others may start meanwhile
       logBlocked(ctx, instance, repaired, backoffMs(blocked));
       await ctx.host.pause(backoffMs(blocked++));
       throwIfOvertaken(ctx);
@@ -4957,10 +4956,15 @@ function logBlocked(ctx: Context, instance: { name: string }, reported: Report, 
   announce(ctx, instance, "blocked", { event: "blocked", state, status, because: blockers[0]?.because });
 }
 
+/** lima-guard's own start time as ps shows it. */
+async function ownStart(host: Host): Promise<string | undefined> {
+  return (await ps(host, [host.pid], PS_LIMIT_MS)).ok?.rows[0]?.started;
+}
+
 /** The instance's lock, with lima-guard's own start time in it, by which `--stop` proves what it signals. */
 async function acquireOwnLock(run: Run, instance: Instance): Promise<InstanceLock | undefined> {
   const { ctx } = run;
-  const started = (await ps(ctx.host, [ctx.host.pid], PS_LIMIT_MS)).ok?.rows[0]?.started ?? "";
+  const started = await ownStart(ctx.host);
   let held: OpenLock | undefined;
   for (let n = 0;; n++) {
     const taken = await lockFor(ctx, instance, run.label === undefined ? LOCK_WAIT_MS : backoffMs(n), held);
@@ -5069,7 +5073,9 @@ function warnOfShortTimeLimit(run: Run, instance: Instance): void {
 /** `--run`: prepare, run the command, on a signal stop the instance, leave with the right status. */
 async function superviseRun(asked: Pick<Run, "ctx" | "homes" | "name" | "command">) {
   const { ctx } = asked;
-  const label = labelOf(ctx.host);
+  // A terminal's children have `0` or an application's.
+  const name = ctx.host.env("XPC_SERVICE_NAME") ?? "";
+  const label = /^0?$|^application\./.test(name) ? undefined : name;
   const run: Run = {
     ...asked,
     events: [],
@@ -5255,12 +5261,13 @@ async function becomeRunning(run: Run, instance: Instance): Promise<void> {
     await host.pause(nextLookMs(run));
   }
   releaseStartSlot(run);
+  const started = await ownStart(host); // at the boot of the host ps may have failed
   if (!isBooting()) return;
-  run.lock?.setPhase("supervising");
+  run.lock?.setPhase("supervising", started);
   const seconds = secondsSince(host, run.startedMs);
   ctx.say("info", instance, `Running after ${seconds.toFixed(1)} s`);
   watchRunning(run, instance, agentPid);
-  await journal(ctx, instance, "running", { seconds });
+  await journal(ctx, instance, "running", { seconds, pid: agentPid });
   await becomeBooted(run, instance);
 }
 
@@ -5295,8 +5302,7 @@ function releaseStartSlot(run: Run): void {
 /** The agent of an instance that is Running by Lima's own definition: both PID files name living processes, ha.sock answers. */
 async function runningAgent(host: Host, instance: Instance): Promise<number | undefined> {
   const agent = pidIn(host, join(instance.dir, HA_PID));
-  const files = (host.list(instance.dir).ok ?? []).filter((e) => e.endsWith(".pid") && !e.endsWith(".drv.pid"));
-  const living = files.filter((f) => pidIn(host, join(instance.dir, f)) !== undefined);
+  const living = liveFiles(host, instance).filter((file) => !file.endsWith(".drv.pid"));
   if (agent === undefined || living.length < 2) return undefined;
   return await hasAnswer(host, join(instance.dir, HA_SOCK)) ? agent : undefined;
 }
@@ -5383,8 +5389,7 @@ async function adoptAgent(run: Run): Promise<void> {
 // ── --run: the end
 /** The requested stop: the stop stages for what is proven, the command by its handle, clean-up. 0 where nothing is left. */
 async function stopRun(run: Run): Promise<void> {
-  const { ctx } = run;
-  const beganMs = run.stopMs ?? ctx.host.clockMs();
+  const beganMs = run.stopMs ?? run.ctx.host.clockMs();
   releaseStartSlot(run);
   run.status = EXIT.done; // what it waited for before does not concern the stop
   try {
@@ -5392,7 +5397,7 @@ async function stopRun(run: Run): Promise<void> {
     if (own) await stopSupervised(run, own, beganMs);
   } catch (error) {
     logInternalError(run, "the stop", error);
-    await endChild(run, beganMs, budgetOf(run.timeLimitS, ctx.limitS));
+    await endChild(run, beganMs, budgetOf(run.timeLimitS, run.ctx.limitS));
   }
   post(run, "stopped");
 }
@@ -5506,7 +5511,8 @@ async function cleanUpAfterExit(run: Run, instance: Instance, { code, signal }: 
   run.status = code; // 128 + n where signal n ended it: Deno has added them
   await endChild(run, ctx.host.clockMs(), DEFAULT_BUDGET_S);
   throwIfOvertaken(ctx);
-  const repaired = await repair(ctx, instance);
+  // What only keeps it from starting makes no good end a bad one: launchd would start it again.
+  const repaired = await repair(ctx, instance, true);
   throwIfOvertaken(ctx);
   if (repaired.status !== EXIT.done) logBlocked(ctx, instance, repaired);
   // Something of it may have come up meanwhile: that is no clean end.
@@ -5568,7 +5574,13 @@ const fileEffects = {
   },
   remove: (path) => tryCall(() => Deno.removeSync(path)),
   rename: (from, to) => tryCall(() => Deno.renameSync(from, to)),
-  append: (path, text) => tryCall(() => appendThrough(path, text)),
+  append: (path, text) =>
+    tryCall(() => {
+      using file = Deno.openSync(path, { append: true, create: true, mode: 0o644 });
+      writeAll(file, text);
+      // SMB and NFS refuse a sync: the line is there all the same.
+      tryCall(() => file.syncDataSync());
+    }),
   openLock: (path, create) => tryCall(() => openLock(path, create)),
   makeDir: (path) => tryCall(() => Deno.mkdirSync(path, { recursive: true })),
   copyTail: (from, to, most) => tryCall(() => Deno.writeFileSync(to, readTailBytes(from, most))),
@@ -5620,13 +5632,6 @@ function readTailBytes(path: string, most: number): Uint8Array {
     filled += n;
   }
   return bytes.subarray(0, filled);
-}
-
-function appendThrough(path: string, text: string): void {
-  using file = Deno.openSync(path, { append: true, create: true, mode: 0o644 });
-  writeAll(file, text);
-  // SMB and NFS refuse a sync: the line is there all the same.
-  tryCall(() => file.syncDataSync());
 }
 
 function openLock(path: string, create: boolean): LockFile {
@@ -5975,7 +5980,7 @@ function invocationOf(
   }
   if (wait !== undefined && role !== "status") return { usage: "--wait goes with --status" };
   const [limitS, waitS] = [timeout, wait].map((text) => text === undefined ? undefined : Number(text));
-  const budgetS = limitS ?? DEFAULT_BUDGET_S;
+  const budgetS = waitS ?? limitS ?? DEFAULT_BUDGET_S;
   if (onEvent !== undefined && !onEvent.startsWith("/")) return { usage: "--on-event needs an absolute path" };
   if (role === "run" && json && !dryRun) return { usage: "--json goes with --run only in a --dry-run" };
   return { role, names, command: command ?? [], all, limaHome, budgetS, limitS, waitS, onEvent, dryRun, json, verbose };
@@ -6095,8 +6100,7 @@ const WAIT_POLL_MS = 1_000;
 
 /** Serves the instances; with `--wait` again and again, until all of them run and their guests are up as far as is known. */
 async function serveAll(ctx: Context, wanted: readonly Requested[], { command, waitS = 0 }: Invocation) {
-  const { host } = ctx;
-  const endMs = waitS === 0 ? 0 : host.clockMs() + waitS * 1000;
+  const endMs = waitS === 0 ? 0 : ctx.host.clockMs() + waitS * 1000;
   for (;;) {
     const own: (Report & Partial<Details>)[] = await Promise.all(
       wanted.map(async (one) => ({ ...await runRole(ctx, one, command), home: one.home })),
@@ -6105,11 +6109,11 @@ async function serveAll(ctx: Context, wanted: readonly Requested[], { command, w
     // Waiting brings no instance that is not there, and no permission.
     const isFinal = own.some((r) => r.status !== EXIT.done && r.status !== EXIT.failed && r.status !== EXIT.tryAgain);
     if (waitS === 0 || own.every(isUp) || isFinal) return { own, isLate: false };
-    const leftMs = endMs - host.clockMs();
+    const leftMs = endMs - ctx.host.clockMs();
     if (leftMs <= 0) {
       return { own: own.map((r) => isUp(r) ? r : { ...r, status: worst([r.status, EXIT.tryAgain]) }), isLate: true };
     }
-    await host.pause(Math.min(WAIT_POLL_MS, leftMs));
+    await ctx.host.pause(Math.min(WAIT_POLL_MS, leftMs));
   }
 }
 
@@ -6138,18 +6142,14 @@ async function runRole(ctx: Context, { homes, name }: Requested, command: readon
       const { state, status, blockers } = reported;
       announce(ctx, found.instance, "blocked", { event: "blocked", state, status, because: blockers[0]?.because });
     }
-    return ctx.role === "run" ? withStart(reported, command) : reported;
+    if (ctx.role !== "run" || reported.state === "running") return reported;
+    const because = reported.status === EXIT.done ? "nothing is in the way then" : "once nothing is in the way";
+    const step = { kind: "start" as const, what: `run ${command.map(quote).join(" ")}`, because, outcome: "planned" };
+    return { ...reported, steps: [...reported.steps, step] };
   } catch (error) {
     const because = `lima-guard failed: ${error instanceof Error ? error.stack ?? error.message : String(error)}`;
     return report(name, "unknown", EXIT.failed, because, { blockers: [{ what: name, because }] });
   }
-}
-
-/** What a dry run of `--run` would do after `--pre`. */
-function withStart(reported: Report, command: readonly string[]): Report {
-  const because = reported.status === EXIT.done ? "nothing is in the way then" : "once nothing is in the way";
-  const step = { kind: "start" as const, what: `run ${command.map(quote).join(" ")}`, because, outcome: "planned" };
-  return reported.state === "running" ? reported : { ...reported, steps: [...reported.steps, step] };
 }
 
 /** The first signal of a stop skips a stage, a further one if it is no echo. A terminal that goes away ends no stop. */
@@ -6188,7 +6188,7 @@ export function progressLine(
   return text.slice(0, Math.max(0, columns - 1));
 }
 
-function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbose }: Invocation): Context {
+function makeContext(host: Host, { role, dryRun, budgetS, limitS, waitS, onEvent, verbose }: Invocation): Context {
   /** By the directory of the instance: two homes may have one of the same name. */
   const stages = new Map<string, { name: string; stage: string; deadlineMs: number }>();
   const show = host.isTerminal && !dryRun;
@@ -6220,7 +6220,7 @@ function makeContext(host: Host, { role, dryRun, budgetS, limitS, onEvent, verbo
     else if (wasEmpty) void tell();
   };
   const fresh = { skips: { count: 0, wakeUp: new WakeUp() }, cache: {}, abort: undefined };
-  return { host, role, dryRun, budgetS, limitS: limitS ?? Infinity, onEvent, say, stage, ...fresh };
+  return { host, role, dryRun, budgetS, limitS: limitS ?? Infinity, waitS, onEvent, say, stage, ...fresh };
 }
 
 /** Does what the arguments of this process ask for, and ends it. */

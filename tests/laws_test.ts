@@ -46,6 +46,7 @@ const SIGNS: Record<string, AgentHealth | undefined> = {
   "answers, young": signs({ ageS: 10, neverReported: true, wasRunning: false }),
   "silent, young": signs({ answers: false, ageS: 899, silentS: 600, wasRunning: false }),
   "silent for a moment": signs({ answers: false, ageS: 86_400, silentS: 59 }),
+  "cannot be asked": signs({ answers: undefined, ageS: 86_400, silentS: 60 }),
   "silent for long": signs({ answers: false, ageS: 86_400, silentS: 60 }),
   deadlocked: signs({ ageS: 900, neverReported: true, wasRunning: false }),
 };
@@ -166,7 +167,8 @@ const carriers = (seen: Observation) => seen.alive.filter((p) => p.role !== "use
 const agentLives = (seen: Observation) => seen.alive.some((p) => p.role === "host agent");
 /** Past its boot, and deaf for a minute or without one event. An agent that was not asked is not known to be hung. */
 const isHung = ({ agent }: Observation) =>
-  agent !== undefined && agent.ageS >= 15 * 60 && (agent.neverReported || (!agent.answers && agent.silentS >= 60));
+  agent !== undefined && agent.ageS >= 15 * 60 &&
+  (agent.neverReported || (agent.answers === false && agent.silentS >= 60));
 const may = (c: StateFile) => ["dead", "not ours", "stale"].includes(c.verdict.kind) && c.undeletable === undefined;
 
 Deno.test("the laws are tried on thousands of observations of every kind", () => {

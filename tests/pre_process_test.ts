@@ -331,6 +331,13 @@ row(12, "a host agent that is old and does not answer for a minute: hung", async
   await starts(k3s);
 });
 
+row(12, "a host agent that is old and cannot be asked, for a reason of lima-guard's own: not hung", async ({ k3s }) => {
+  await using agent = await startAgent(k3s);
+  const old = guardWith({ wallMs: 2 * HOURS, uptimeMs: 5 * HOURS, hurry: true, connects: "other" });
+  await leavesAlone(k3s, { state: "unknown", status: 75, blockers: [/is alive and cannot be asked/] }, old);
+  assertUntouched(k3s, agent);
+});
+
 row(12, "a host agent that is old by the wall clock alone is young", async ({ k3s }) => {
   await using agent = await startAgent(k3s, { conf: { info: "silent" } });
   const stepped = guardWith({ wallMs: 20 * 365 * 24 * HOURS, uptimeMs: 10 * 60_000, hurry: true });

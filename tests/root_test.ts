@@ -62,6 +62,23 @@ asRoot("root's --stop --all stops the instances of two users, and --status --all
   );
 });
 
+asRoot("root's --status --all --wait waits for the instances of users", async () => {
+  await using one = await tempLimaHome();
+  await using root = await tempLimaHome();
+  const k3s = one.instance("k3s");
+  await using agent = await agentOf(k3s, zoe!);
+  Deno.chmodSync(one.root, 0o755);
+  k3s.remove("vz.pid");
+  const env = everyonesEnv(root);
+  const late = await runGuard(root, ["--status", "--all", "--wait", "2"], { env });
+  assert.equal(late.status, 75, late.stdout);
+  await using waiting = spawnGuard(root, ["--status", "--all", "--json", "--wait", "60"], { env });
+  k3s.pidFile("vz.pid", agent.pid);
+  const { status, stdout, json } = await waiting.result();
+  assert.equal(status, 0, stdout);
+  assert.deepEqual(json().instances.map((t: Report) => [t.name, t.state]), [["k3s", "running"]]);
+});
+
 asRoot("root's --stop --all has a name for a home in the summary", async () => {
   await using one = await tempLimaHome();
   await using root = await tempLimaHome();

@@ -146,6 +146,15 @@ test("the host agent ends by itself: its own status, and what it left is cleared
   assert.deepEqual([end.requested, end.code, end.status], [false, 2, 2]);
 }, { conf: { exit_after_ms: 700, exit_code: 2 } });
 
+test("a good end stays one where only the next start is blocked", async ({ home, vm }) => {
+  await using guard = await running(vm);
+  vm.write("lima.yaml", `${vm.read("lima.yaml")}\nadditionalDisks:\n- name: gone\n`);
+  await limactl(home, ["stop", "vm"]);
+  const { status, stderr } = await guard.result();
+  assert.equal(status, 0, stderr);
+  await assertDown(vm);
+});
+
 test("the host agent is killed: 137, and what it left is cleared", async ({ vm }) => {
   await using guard = await running(vm);
   Deno.kill(await agentPid(vm), "SIGKILL");
@@ -942,6 +951,32 @@ test("the files of an adopted agent are removed by hand: it is known all the sam
   assert.equal(last(vm, "end").stage, "agent");
 });
 
+test("lima-guard is killed and the files are removed by hand: what the journal knows of is searched for", async ({ vm }) => {
+  await using guard = await running(vm);
+  const pid = await agentPid(vm);
+  await eventually(() => assert.equal(events(vm).at(-1), "running"));
+  guard.signal("SIGKILL");
+  await guard.status;
+  withoutFiles(vm);
+  const pre = await runGuard(vm.home, ["--pre", "vm"]);
+  assert.equal(pre.status, 75, pre.stdout);
+  assert.match(pre.stdout, new RegExp(`host agent ${pid} does not answer`));
+  const stop = await runGuard(vm.home, ["--stop", "vm"]);
+  assert.equal(stop.status, 0, stop.stderr);
+  assert.match(stop.stdout, /stopped gracefully/);
+  assert.equal(isAlive(pid), false);
+  const after = await runGuard(vm.home, ["--stop", "vm"]);
+  assert.match(after.stdout, /already stopped/);
+});
+
+test("ps fails once while lima-guard begins: --stop proves it all the same, once its VM runs", async ({ vm }) => {
+  await using guard = await running(vm, guardWith({ programs: { ps: { to: 1, does: "answer", code: 1 } } }));
+  const { status, stdout, stderr } = await runGuard(vm.home, ["--stop", "vm"]);
+  assert.equal(status, 0, stdout + stderr);
+  assert.match(stdout, /stopped gracefully/);
+  assert.equal((await guard.status).code, 0);
+});
+
 test("a damaged ha.pid does not hide the agent that is adopted", async ({ vm }) => {
   await using agent = await startAgent(vm);
   vm.pidFile("ha.pid", "");
@@ -960,6 +995,9 @@ test("the guard is killed: the next one adopts the agent that lives on", async (
   await first.status;
   await using second = run(vm);
   await second.waitForLine(new RegExp(`host agent ${pid} is adopted`));
+  await eventually(() => assert.match(vm.read("lima-guard.jsonl") ?? "", /"adopted":true/));
+  const [shown] = (await runGuard(vm.home, ["--status", "--json", "vm"])).json().instances;
+  assert.equal(shown.lastStopKind, "none", "it has not stopped yet");
   const { status, stderr } = await stopRun(second);
   assert.equal(status, 0, stderr);
   assert.equal(vm.guestDisk(), "clean");
@@ -1079,6 +1117,19 @@ test("instances of one LIMA_HOME start one after another: none starts while anot
   const results = await Promise.all([first, ...waiting].map((guard) => stopRun(guard, 30_000)));
   assert.deepEqual(results.map(({ status }) => status), [0, 0, 0]);
   for (const instance of [vm, ...others]) await assertDown(instance);
+});
+
+test("an instance that got its turn and is blocked now gives it back", async ({ home, vm }) => {
+  Deno.mkdirSync(`${home.lima}/_lima-guard`);
+  const turn = `${home.lima}/_lima-guard/start.lock`;
+  const other = hold(turn);
+  await using guard = run(vm);
+  await guard.waitForLine(/waits for its turn/);
+  Deno.mkdirSync(vm.path("ssh.config"));
+  other[Symbol.dispose]();
+  await guard.waitForLine(/blocked; looks again in 5 s/);
+  hold(turn)[Symbol.dispose]();
+  assert.equal((await stopRun(guard)).status, 0);
 });
 
 test("a turn that was waited for too long is not taken later, when it is no longer wanted", async ({ home, vm }) => {

@@ -17,6 +17,7 @@ import {
 } from "../lima_guard.ts";
 import type { JobStatus, JournalLine } from "./facts.ts";
 import {
+  agentOf,
   eventually,
   everyonesEnv,
   type Home,
@@ -133,6 +134,30 @@ for (
       [line("start"), line("running")],
       false,
       "cut off: lima-guard was killed before it could record the end",
+    ],
+    [
+      "the guard was killed, and the next one adopted its VM, which runs",
+      [
+        line("start"),
+        END,
+        line("start", { pid: 8 }),
+        line("running", { pid: 9 }),
+        line("start", { pid: 9, adopted: true }),
+      ],
+      true,
+      "stopped gracefully by the guest in 6.1 s",
+    ],
+    [
+      "the guard was killed, and the next one adopted another VM",
+      [line("start"), END, line("start", { pid: 8 }), line("start", { pid: 9, adopted: true })],
+      true,
+      "cut off: lima-guard was killed before it could record the end",
+    ],
+    [
+      "the host went down, and a VM of the same number was adopted",
+      [line("start", { pid: 9 }, "A"), line("start", { pid: 9, adopted: true })],
+      true,
+      "cut off: no stop was recorded and the host rebooted",
     ],
     [
       "the command ended by itself",
@@ -319,6 +344,26 @@ for (const locks of ["other", "unsupported"] as const) {
     assert.match(stdout, /whether lima-guard supervises it is unknown: /);
   });
 }
+
+Deno.test({
+  name: "a lock that only its owner may read: another user does not know whether a lima-guard supervises it",
+  ignore: ordinaryUser() === null,
+  fn: async () => {
+    await using home = await tempLimaHome();
+    const k3s = home.instance("k3s");
+    const plist = recorded("lima-2.2-agent.guarded").replace("/Users/zoe/.lima", home.lima);
+    loginAgent(home, "com.me.k3s", plist.replaceAll("default", "k3s"));
+    k3s.write("lima-guard.lock", "");
+    await using _agent = await agentOf(k3s, ordinaryUser()!);
+    Deno.chmodSync(k3s.path("lima-guard.lock"), 0o600);
+    Deno.chmodSync(k3s.path("ha.sock"), 0o777);
+    const { DENO_DIR } = everyonesEnv(home);
+    const user = ordinaryUser("lgtest2")!;
+    const { stdout } = await runGuard(home, ["--status", "k3s"], { user, env: { DENO_DIR } });
+    assert.match(stdout, /whether lima-guard supervises it is unknown: /);
+    assert.doesNotMatch(stdout, /started by hand/);
+  },
+});
 
 Deno.test("jobs: where a folder of jobs cannot be read, none is not the word", () => {
   const unread = [{ what: "/Library/LaunchDaemons", because: "denied" }];
@@ -522,6 +567,24 @@ Deno.test("the last stop for a monitor is unknown where the boot is, as its word
 Deno.test("a journal line with odd values has words", () => {
   const odd = { toString: null };
   assert.match(journalWords(line("end", { signal: odd, status: odd })), /ended by itself with status/);
+});
+
+Deno.test("jobs: a short time that was asked for is a note, and needs no person", async () => {
+  await using home = await tempLimaHome();
+  home.instance("k3s");
+  const plist = recorded("lima-2.2-agent.guarded").replace("/Users/zoe/.lima", home.lima).replaceAll("default", "k3s");
+  const short = plist.replace(/(<key>ExitTimeOut<\/key>\s*<integer>)\d+/, "$130");
+  assert.notEqual(short, plist);
+  loginAgent(home, "com.me.k3s", short.replace("<string>--run</string>", "<string>--timeout=30</string>$&"));
+  const asked = (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0];
+  assert.deepEqual([asked.status, asked.blockers, asked.jobs[0].isAskedFor], [0, [], true]);
+  assert.match(
+    JSON.stringify(asked.notes),
+    /launchd gives it 30 s for a stop, of 60 s that a guest may need, as was asked for/,
+  );
+  Deno.writeTextFileSync(`${home.user}/Library/LaunchAgents/com.me.k3s.plist`, short);
+  const { status, blockers } = (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0];
+  assert.deepEqual([status, blockers.length], [1, 1], "it was not asked for");
 });
 
 Deno.test("while the command of a --run has not brought the VM up, its open line in the journal is no VM that was cut off", async () => {
@@ -789,6 +852,23 @@ Deno.test("the fatal line of a start that failed is shown where nothing lives", 
     assert.equal(status, 0);
     assert.match(stdout, /last words: disk `d` in use by instance `b`/);
   }
+});
+
+Deno.test("a usernet that lives hides neither the power cut of an instance nor why its last start failed", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  const file = `${home.lima}/_networks/user-v2/usernet_user-v2.pid`;
+  await using usernet = await startBystander(home, { command: ["limactl", "usernet", "-p", file] });
+  home.network("user-v2", { pid: usernet.pid });
+  k3s.write("ha.stderr.log", `${JSON.stringify({ level: "fatal", msg: "no such image" })}\n`);
+  k3s.write(
+    "lima-guard.jsonl",
+    [END, line("start")].map((l) => `${JSON.stringify({ ...l, dir: k3s.dir })}\n`).join(""),
+  );
+  const { stdout } = await runGuard(home, ["--status", "k3s"]);
+  assert.match(stdout, /usernet_user-v2\.pid .*: PID \d+ is this instance's usernet/);
+  assert.match(stdout, /cut off: no stop was recorded/);
+  assert.match(stdout, /last words: no such image/);
 });
 
 Deno.test("an agent that answers and has lost its driver says that the driver has died", async () => {

@@ -76,6 +76,7 @@ const LAUNCHD_JOB: Readonly<Record<keyof JobStatus, unknown>> = {
   loaded: { enum: ["yes", "no", "unknown"] },
   disabled: flag,
   exitTimeoutS: count,
+  isAskedFor: flag,
   noLogin: flag,
   restartsAfterSuccess: flag,
   runsAsRoot: flag,

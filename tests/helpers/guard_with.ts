@@ -36,6 +36,8 @@ export interface Twist {
   readonly hitsOnly?: { readonly under: string; readonly and: readonly number[] };
   /** What it does is noted in this file, a line each: `NUMBER WHAT`, the number being that of the last effect. */
   readonly log?: string;
+  /** No connection can be made, for a reason that is its own and not the other side's. */
+  readonly connects?: "denied" | "other";
   /** A file is found by its name in other letters too, small or capital, as on a Mac. */
   readonly foldsCase?: boolean;
   /** SIGKILL just before the n-th effect, counted from 1. An append has two: one is in the middle of its line. */
@@ -206,7 +208,10 @@ function twisted(real: Host, twist: Twist): Host {
     },
     run: (command, limitMs) => aroundSlow(`run ${command.argv[0]}`, () => run(command, limitMs)),
     start: (command) => around(`start ${command.argv[0]}`, () => real.start(command)),
-    connect: (to, limitMs) => aroundSlow("connect", () => real.connect(to, limitMs)),
+    connect: (to, limitMs) =>
+      twist.connects
+        ? Promise.resolve({ trouble: twist.connects, why: "it cannot be asked" })
+        : aroundSlow("connect", () => real.connect(to, limitMs)),
     stdout: (text) => around("stdout", () => real.stdout(text)),
   };
 }
