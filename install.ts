@@ -565,6 +565,7 @@ function isSameBytes(a: Uint8Array, b: Uint8Array): boolean {
   return true;
 }
 
+/** Whether two values of a plist are the same. */
 export function isEqual(a: unknown, b: unknown): boolean {
   if (typeof a !== "object" || typeof b !== "object" || a === null || b === null) return Object.is(a, b);
   if (Object.getPrototypeOf(a) !== Object.getPrototypeOf(b)) return false;
@@ -1204,6 +1205,7 @@ interface Trust {
   readonly purpose: "place" | "run" | "copy";
 }
 
+/** What root writes or runs: a path that only root can change. */
 export const ONLY_ROOT: Trust = { uids: [0], admins: "may not", purpose: "place" };
 
 /** For the files of one user: what he and root can change. */
@@ -4299,6 +4301,7 @@ function keyOf(flag: string): keyof InstallOptions {
 
 const INSTALL_LINE = commandLine(INSTALL_OPTIONS);
 
+/** The text of `--help`. */
 export function installHelp(): string {
   return `lima-guard ${VERSION}: let launchd run lima-guard instead of limactl
 

@@ -114,6 +114,7 @@ function sshHost(name: string): string {
   return `lima-${name.replaceAll(/[._]/g, "-")}`;
 }
 
+/** The worst of some exit statuses; 0 where there is none. */
 export function worst(statuses: readonly number[]): number {
   const worstFirst: readonly number[] = [EXIT.failed, EXIT.usage, EXIT.denied, EXIT.noInstance, EXIT.tryAgain];
   return worstFirst.find((s) => statuses.includes(s)) ?? EXIT.done;
@@ -718,6 +719,7 @@ function isGuarded(words: readonly string[], name: string): boolean {
   return own.some((word, i) => i > 0 && word === name && own[i - 1] !== "--lima-home" && own[i - 1] !== "--timeout");
 }
 
+/** The Lima instance of a Colima profile. */
 export function colimaInstance(profile: string): string {
   if (["", "colima", "default"].includes(profile)) return "colima";
   return profile.startsWith("colima-") ? profile : `colima-${profile}`;
@@ -737,11 +739,6 @@ function instanceOfColima(args: readonly string[], fromEnv: string): string | un
   return words[0] === "start" ? colimaInstance(profile ?? words[1] ?? fromEnv) : undefined;
 }
 
-/**
- * What the plist of a launchd job says, as far as it is read here: by pattern, since nothing is changed on its word.
- * `exitTimeoutS` is launchd's default where it has none; 0 means no limit, which no shutdown grants.
- * `restartsAfterSuccess`: it is started again after status 0, and never after anything else.
- */
 interface JobPlist
   extends
     Readonly<Record<"label" | "userName" | "workingDirectory" | "limaHome", string | undefined>>,
@@ -751,6 +748,11 @@ interface JobPlist
   variable(key: string): string | undefined;
 }
 
+/**
+ * What the plist of a launchd job says, as far as it is read here: by pattern, since nothing is changed on its word.
+ * `exitTimeoutS` is launchd's default where it has none; 0 means no limit, which no shutdown grants.
+ * `restartsAfterSuccess`: it is started again after status 0, and never after anything else.
+ */
 export function readJobPlist(plist: string): JobPlist {
   const text = (key: string) => readPlistString(plist, key);
   const array = /^<array>([\s\S]*?)<\/array>/.exec(entryOf(plist, "ProgramArguments"))?.[1] ?? "";
@@ -914,6 +916,7 @@ const PID_FILES: readonly PidFileKind[] = [
   { name: /^/, roles: DRIVER_ROLES },
 ];
 
+/** The kind of a PID file, by its name. */
 export function kindOfPidFile(path: string): PidFileKind {
   return PID_FILES.find(({ name }) => name.test(basename(path)))!;
 }
@@ -1603,6 +1606,7 @@ export function describeStop(end: StopEnd, seconds: number, cut?: string, isAgen
   return `stopped gracefully by the ${end === "agent" ? "host agent" : end} ${took}${hung}`;
 }
 
+/** A step in one line, with its outcome where it has one. */
 export function describeStep(step: Step): string {
   const outcome = step.outcome === undefined ? "" : `: ${outcomeWords(step.outcome)}`;
   return `${step.what}${step.because.length === 0 ? "" : ` (${step.because})`}${outcome}`;
@@ -1733,6 +1737,7 @@ export function stopUnderWay(
   return { pid, role, since: new Date(sinceMs).toISOString(), stage, until };
 }
 
+/** A line of the journal for people, in the time of the local clock. */
 export function journalWords(line: JournalLine): string {
   // A journal may hold anything: an object need not even have a text.
   const said = (name: string) => textOfFact(line[name]);
@@ -1834,6 +1839,7 @@ function judgeJob(job: JobStatus, instance: Instance, state: State): Findings {
   return { blockers: found(blockers), notes: found(notes) };
 }
 
+/** Whether a state needs a person. */
 export function needsPerson(state: State): boolean {
   return !["running", "clear", "stopped", "booting"].includes(state);
 }
@@ -1876,6 +1882,7 @@ function formatStatus(reports: readonly (Report & Partial<Details>)[], verbose: 
   return [head, ...rows, ...reported.flatMap((r) => ["", ...formatDetails(r, verbose)])].join("\n") + "\n";
 }
 
+/** All that is known of one instance, line by line, for people. */
 export function formatDetails(r: Report & Partial<Details>, verbose = false): string[] {
   const reported: string[] = [r.summary];
   // A reason that stands above already is not printed again.

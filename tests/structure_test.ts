@@ -122,6 +122,12 @@ for (const name of PRODUCT) {
     assert.deepEqual(source.offences(rules.impure, (title, _, at) => !rules.isPure(title, source, at)), []);
   });
 
+  Deno.test(`${name}: what it exports says what it is`, () => {
+    const isBare = (line: string, at: number) =>
+      /^export (async )?(function|const|class) /.test(line) && !source.lines[at - 1]!.endsWith("*/");
+    assert.deepEqual(source.lines.filter(isBare), []);
+  });
+
   Deno.test(`${name}: it leaves in one place, its last lines`, () => {
     assert.equal(source.offences(/\bDeno\.exit\b/).length, 1);
     assert.deepEqual(source.offences(/\bDeno\.exit\b/, (_, __, at) => at > mainBlock), []);
