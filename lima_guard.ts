@@ -5653,10 +5653,10 @@ function openLock(path: string, create: boolean): LockFile {
     lockWithin: (ms) => orAtLimit(pending ??= file.lock(true).then(() => true, () => false), ms, false),
     read: () => readTail(path, 4096),
     write: (text) => {
-      // The record is informational: on a full disk the lock itself still works.
-      tryCall(() => file.truncateSync(0));
+      // In the place and size of the one before: who reads meanwhile finds a whole line, and a full disk leaves the old one.
+      const bytes = new TextEncoder().encode(text.padEnd(1024));
       tryCall(() => file.seekSync(0, Deno.SeekMode.Start));
-      tryCall(() => file.writeSync(new TextEncoder().encode(text)));
+      if (tryCall(() => file.writeSync(bytes)).ok) tryCall(() => file.truncateSync(bytes.length));
     },
     close: () => tryCall(() => file.close()),
   };

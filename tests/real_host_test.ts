@@ -161,3 +161,29 @@ Deno.test("of a journal that is full --run reads the end: a full one would take 
   await main(["--run", "k3s", "--lima-home", home.lima, "--on-event", "/bin/true", "--", "/bin/true"], host);
   assert.ok(read.length > 2 && Math.max(...read) <= 65_536, `${read}`);
 });
+
+Deno.test("the record in a lock is whole whenever it is read: --stop would not know whom to ask", async () => {
+  await using home = await tempLimaHome();
+  const path = `${home.root}/lock`;
+  const [long, short] = ["supervising and more", "working"].map((phase) => JSON.stringify({ phase }) + "\n");
+  const writer = `import { realHost } from "file://${project}/lima_guard.ts";
+    const lock = realHost().openLock(${JSON.stringify(path)}, true).ok;
+    lock.write(${JSON.stringify(long)});
+    postMessage("begun");
+    for (let n = 0; n < 20_000; n++) lock.write(n % 2 ? ${JSON.stringify(long)} : ${JSON.stringify(short)});
+    lock.close();
+    postMessage("ended");`;
+  const worker = new Worker(`data:text/javascript,${encodeURIComponent(writer)}`, { type: "module" });
+  let state = "";
+  worker.onmessage = ({ data }) => state = data;
+  await eventually(() => assert.notEqual(state, ""), { withinMs: 30_000 });
+  const lock = realHost().openLock(path, false).ok!;
+  const seen = new Set<string>();
+  while (state !== "ended") {
+    for (let n = 0; n < 200; n++) seen.add(lock.read().split("\n", 1)[0]!);
+    await new Promise((resolve) => setTimeout(resolve, 0));
+  }
+  lock.close();
+  worker.terminate();
+  assert.deepEqual([...seen].sort(), [long, short].map((text) => text!.trim()).sort());
+});
