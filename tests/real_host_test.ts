@@ -162,7 +162,7 @@ Deno.test("of a journal that is full --run reads the end: a full one would take 
   assert.ok(read.length > 2 && Math.max(...read) <= 65_536, `${read}`);
 });
 
-Deno.test("the record in a lock is whole whenever it is read: --stop would not know whom to ask", async () => {
+Deno.test("the record in a lock is whole whenever it is read: else --stop would not know which --run to ask", async () => {
   await using home = await tempLimaHome();
   const path = `${home.root}/lock`;
   const [long, short] = ["supervising and more", "working"].map((phase) => JSON.stringify({ phase }) + "\n");
