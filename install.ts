@@ -36,13 +36,13 @@ import { dirname } from "jsr:@std/path@1.1.4/posix/dirname";
 import { join } from "jsr:@std/path@1.1.4/posix/join";
 import {
   COLIMA_VALUES,
-  colimaInstance,
   commandLine,
   /** What a stop needs, and the most that launchd grants agents on macOS 26 and later. */
   DEFAULT_BUDGET_S as EXIT_TIMEOUT_S,
   EXIT,
   expandHome,
   type Host,
+  instanceOfColima,
   LAUNCHD_DEFAULT_S,
   nameTrouble,
   optionOf,
@@ -747,7 +747,7 @@ const LIMACTL_FLAGS = {
     "--mount-none --mount-writable --nested-virt --plain --rosetta --video").split(" "),
 };
 const COLIMA_FLAGS = {
-  valued: ["--profile", "-p", ...COLIMA_VALUES],
+  valued: [...COLIMA_VALUES],
   plain: ["--ssh-agent"].concat(
     ("--foreground -f --activate --force-disk-image --template --network-address --network-host-addresses " +
       "--network-preferred-route --vz-rosetta --nested-virtualization -z --binfmt --edit -e --save-config " +
@@ -773,7 +773,7 @@ function readCommand(command: readonly string[], name: string, environment: Reco
   }
   const [verb, ...names] = positionals;
   if (verb !== "start") throw new Refusal(`${cannot} it does not start an instance`, `${tool} start`);
-  const started = tool === "limactl" ? names : [startedByColima(names, flags, environment)];
+  const started = tool === "limactl" ? names : [instanceOfColima(command, environment["COLIMA_PROFILE"])];
   const foreground = flags.get("--foreground") ?? (tool === "colima" ? flags.get("-f") : undefined);
   const isForeground = foreground !== undefined && /^(true|1|t|)$/i.test(foreground);
   if (names.length > 1 || started.length !== 1) {
@@ -832,11 +832,6 @@ function splitFlags(args: readonly string[], tool: Starter) {
   return { positionals, flags, unknown };
 }
 
-/** Colima: `--profile` beats the argument, which beats COLIMA_PROFILE. */
-function startedByColima(names: readonly string[], flags: Map<string, string>, environment: Record<string, string>) {
-  return colimaInstance(flags.get("--profile") ?? flags.get("-p") ?? names[0] ?? environment["COLIMA_PROFILE"] ?? "");
-}
-
 /** The instance that the plist of some job starts, also one that no install takes: behind caffeinate, sudo or a shell. */
 export function instanceOf(value: Dict): string | undefined {
   const list = value["ProgramArguments"];
@@ -849,9 +844,9 @@ export function instanceOf(value: Dict): string | undefined {
   for (const [i, word] of words.entries()) {
     if (!isTool(word)) continue;
     const tool = basename(word) as Starter;
-    const { positionals: [verb, ...names], flags } = splitFlags(words.slice(i + 1), tool);
+    const { positionals: [verb, name = "default"] } = splitFlags(words.slice(i + 1), tool);
     if (verb !== "start") continue;
-    return tool === "limactl" ? names[0] ?? "default" : startedByColima(names, flags, jobEnvironment(value));
+    return tool === "limactl" ? name : instanceOfColima(words.slice(i), jobEnvironment(value)["COLIMA_PROFILE"]);
   }
   return undefined;
 }

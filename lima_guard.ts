@@ -134,7 +134,7 @@ export const LAUNCHD_DEFAULT_S = 5;
 
 /** Flags of `colima start` that are followed by a value. */
 export const COLIMA_VALUES: ReadonlySet<string> = new Set(
-  ("--runtime -r --cpus -c --cpu --cpu-type --memory -m --disk -d --root-disk --arch -a --hostname --disk-image -i " +
+  ("--profile -p --runtime -r --cpus -c --cpu --cpu-type --memory -m --disk -d --root-disk --arch -a --hostname --disk-image -i " +
     "--disk-image-mirror --port-forwarder --network-mode --network-interface --vm-type -t --model-runner " +
     "--gateway-address --editor --mount -V --mount-type --ssh-port --kubernetes-version --kubernetes-disable --k3s-arg " +
     "--k3s-listen-port --env --dns -n --dns-host --registry-mirror --downloader").split(" "),
@@ -662,17 +662,10 @@ export function readPrint(
   };
 }
 
-/** A plist's text without comments and blanks in its tags, and with the text of its CDATA sections as any other text. */
-function plainPlist(plist: string): string {
-  const escape = (text: string) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-  return plist.replaceAll(/<!--[\s\S]*?-->/g, "").replaceAll(/<!\[CDATA\[([\s\S]*?)\]\]>/g, (_, t) => escape(t))
-    .replaceAll(/<(\/?[a-z]+)\s+>/g, "<$1>");
-}
-
-/** The value of a key in a plist or dictionary itself, and not in a dictionary within it, which may have it too. */
+/** The value of a key in a plain plist or dictionary itself, and not in a dictionary within it, which may have it too. */
 function entryOf(dict: string, key: string): string {
   let [depth, isWanted, value] = [0, false, ""];
-  for (const part of plainPlist(dict).split(/(<\/?dict>|<key>[^<]*<\/key>)/)) {
+  for (const part of dict.split(/(<\/?dict>|<key>[^<]*<\/key>)/)) {
     if (part === "</dict>" && --depth <= 0) break;
     const own = depth <= 1 ? /^<key>([^<]*)<\/key>$/.exec(part)?.[1] : undefined;
     if (own !== undefined) isWanted = value === "" && own.trim() === key;
@@ -719,54 +712,56 @@ function isGuarded(words: readonly string[], name: string): boolean {
   return own.some((word, i) => i > 0 && word === name && own[i - 1] !== "--lima-home" && own[i - 1] !== "--timeout");
 }
 
-/** The Lima instance of a Colima profile. */
-export function colimaInstance(profile: string): string {
+/** The Lima instance that `colima ARGS` starts, if any: by `--profile`, else by its argument, else by COLIMA_PROFILE. */
+export function instanceOfColima(args: readonly string[], fromEnv = ""): string | undefined {
+  const words: string[] = [];
+  let given: string | undefined;
+  for (let i = 1; i < args.length; i++) {
+    const word = args[i] ?? "";
+    const [head = ""] = word.split("=", 1);
+    // Letters may stand together, and the last one have a value: `-fp dev`, `-fpdev`.
+    const letter = /^-[^-]/.test(head) ? [...head.slice(1)].find((l) => COLIMA_VALUES.has(`-${l}`)) : undefined;
+    const flag = letter === undefined ? head : `-${letter}`;
+    if (!word.startsWith("-")) words.push(word);
+    if (!COLIMA_VALUES.has(flag)) continue;
+    const behind = letter === undefined ? word.slice(head.length) : word.slice(word.indexOf(letter) + 1);
+    const value = behind === "" ? args[++i] ?? "" : behind.replace(/^=/, "");
+    if (flag === "--profile" || flag === "-p") given = value;
+  }
+  const profile = given ?? words[1] ?? fromEnv;
+  if (words[0] !== "start") return undefined;
   if (["", "colima", "default"].includes(profile)) return "colima";
   return profile.startsWith("colima-") ? profile : `colima-${profile}`;
 }
 
-/** The Lima instance that `colima ARGS` starts; undefined where it starts none. `--profile` beats the argument. */
-function instanceOfColima(args: readonly string[], fromEnv: string): string | undefined {
-  const words: string[] = [];
-  let profile: string | undefined;
-  for (let i = 1; i < args.length; i++) {
-    const word = args[i] ?? "";
-    const given = /^(?:--profile|-p)(?:=(.*))?$/.exec(word);
-    if (given) profile = given[1] ?? args[++i] ?? "";
-    else if (COLIMA_VALUES.has(word)) i++;
-    else if (!word.startsWith("-")) words.push(word);
-  }
-  return words[0] === "start" ? colimaInstance(profile ?? words[1] ?? fromEnv) : undefined;
-}
-
-interface JobPlist
-  extends
-    Readonly<Record<"label" | "userName" | "workingDirectory" | "limaHome", string | undefined>>,
-    Readonly<Record<"restartsAfterSuccess" | "startsAtLoad", boolean>> {
-  readonly command: readonly string[];
-  readonly exitTimeoutS: number;
-  variable(key: string): string | undefined;
-}
+type JobPlist =
+  & Readonly<Record<"label" | "userName" | "workingDirectory" | "limaHome", string | undefined>>
+  & Readonly<Record<"restartsAfterSuccess" | "startsAtLoad", boolean>>
+  & Readonly<{ command: readonly string[]; exitTimeoutS: number; variable(key: string): string | undefined }>;
 
 /**
  * What the plist of a launchd job says, as far as it is read here: by pattern, since nothing is changed on its word.
  * `exitTimeoutS` is launchd's default where it has none; 0 means no limit, which no shutdown grants.
  * `restartsAfterSuccess`: it is started again after status 0, and never after anything else.
  */
-export function readJobPlist(plist: string): JobPlist {
-  const text = (key: string) => readPlistString(plist, key);
+export function readJobPlist(text: string): JobPlist {
+  const escape = (cdata: string) => cdata.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  // Without comments and blanks in its tags, and with the text of its CDATA sections as any other text.
+  const plist = text.replaceAll(/<!--[\s\S]*?-->/g, "").replaceAll(/<!\[CDATA\[([\s\S]*?)\]\]>/g, (_, t) => escape(t))
+    .replaceAll(/<(\/?[a-z]+)\s+>/g, "<$1>");
+  const string = (key: string) => readPlistString(plist, key);
   const array = /^<array>([\s\S]*?)<\/array>/.exec(entryOf(plist, "ProgramArguments"))?.[1] ?? "";
   const args = [...array.matchAll(/<string>([\s\S]*?)<\/string>/g)].map((m) => plainText(m[1] ?? ""));
   // `Program` is what launchd runs, whatever the first of its arguments says.
-  const command = [text("Program") ?? args[0], ...args.slice(1)].filter((word) => word !== undefined);
+  const command = [string("Program") ?? args[0], ...args.slice(1)].filter((word) => word !== undefined);
   const timeout = /^<integer>\s*(\d{1,9})\s*<\/integer>/.exec(entryOf(plist, "ExitTimeOut"))?.[1];
   const variables = entryOf(plist, "EnvironmentVariables");
   const variable = (key: string) => readPlistString(variables, key);
   return {
-    label: text("Label"),
+    label: string("Label"),
     command,
-    userName: text("UserName"),
-    workingDirectory: text("WorkingDirectory"),
+    userName: string("UserName"),
+    workingDirectory: string("WorkingDirectory"),
     variable,
     limaHome: optionOf(unwaited(command), "--lima-home") ?? variable("LIMA_HOME"),
     exitTimeoutS: Number(timeout ?? LAUNCHD_DEFAULT_S),
@@ -782,7 +777,7 @@ export function howItRuns({ command, variable }: JobPlist, name: string): "guard
   const program = basename(args[0] ?? "");
   const start = /^limactl(\.|$)/.test(program) ? args.indexOf("start") : -1;
   const isStarted = program === "colima"
-    ? instanceOfColima(args, variable("COLIMA_PROFILE") ?? "") === name
+    ? instanceOfColima(args, variable("COLIMA_PROFILE")) === name
     : start > 0 && args.slice(start + 1).includes(name);
   return isStarted ? "bare" : undefined;
 }
@@ -978,9 +973,8 @@ function judgeProgram(command: string, instance: Instance, sameDirectory: SameDi
   const program = unwrapped(raw);
   const isLimactl = program.startsWith("limactl");
   // Its subcommand is the first word that is no option, nor may be the value of one.
-  if (
-    isLimactl && new RegExp(`(^|/)${RegExp.escape(raw)}( -[^ ]*( [^- ][^ ]*)?)* (start|restart)( |$)`).test(command)
-  ) {
+  const word = RegExp.escape(raw);
+  if (isLimactl && new RegExp(`(^|/)${word}( -[^ ]*( [^- ][^ ]*)?)* (start|restart)( |$)`).test(command)) {
     return cannotTell("it is a `limactl start`, which becomes a host agent under the same PID");
   }
   if (isLimactl && !/ (hostagent|usernet)( |$)/.test(command) && command.includes(" ")) {
@@ -999,13 +993,14 @@ function judgeProgram(command: string, instance: Instance, sameDirectory: SameDi
 function compareShape(command: string, shape: Shape, instance: Instance, sameDirectory: SameDirectory) {
   const ours = shape.role === "usernet" ? instance.home : instance.dir;
   const own = spellings(ours).map(RegExp.escape).join("|");
+  const other = new RegExp(`^${shape.other ?? ".*"}$`, "s");
   const answers = command.matchAll(shape.flag).toArray().flatMap((flag) =>
     shape.tails.map((tail) => {
       const rest = command.slice(flag.index + flag[0].length);
       const end = `${tail}${tail === "" ? "(?=$| -)" : "(?=$|[ ,])"}`;
       if (new RegExp(`^(${own})${end}`, "s").test(rest)) return "same";
       const ends = rest.matchAll(new RegExp(end, "gs")).map(({ index }) => rest.slice(0, index)).toArray();
-      const others = ends.filter((dir) => new RegExp(`^${shape.other ?? ".*"}$`, "s").test(dir));
+      const others = ends.filter((dir) => other.test(dir));
       if (others[0] === undefined) return "no";
       // A path may continue behind a blank, and what stands before it may look like its end.
       const named = others.filter((dir) => dir.startsWith("/")).map((dir) => sameDirectory(dir, ours));
@@ -1296,9 +1291,8 @@ function planAlive(seen: Observation, budgetS: number): Plan | undefined {
     const hint = isUnasked
       ? lookCommand(join(seen.instance.dir, HA_SOCK))
       : `it is left alone; to end it: ${guardCommand(seen.instance, "--stop")}`;
-    return plan(seen, isOver || isUnasked ? "unknown" : "booting", because, {
-      blockers: [{ what: pid, because, hint }],
-    });
+    const blockers = [{ what: pid, because, hint }];
+    return plan(seen, isOver || isUnasked ? "unknown" : "booting", because, { blockers });
   }
   if (!agent && drivers.length === 0) return undefined;
   const unknown = planUnknown(seen);
@@ -2381,11 +2375,20 @@ async function bootId({ host, cache }: Context): Promise<string> {
   return id;
 }
 
-/** What the journal last knew of it in this boot: that it was started, or Running, and nothing of an end. */
-async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "running" | undefined> {
+function journalTrouble(host: Host, { dir }: Instance): string | undefined {
+  const probe = readEnd(host, join(dir, JOURNAL_FILE), 1);
+  return probe.trouble === undefined || probe.trouble === "absent" ? undefined : probe.why;
+}
+
+/** What the journal last knew of it in this boot: started, or Running, and no end; unknown where it cannot tell. */
+async function lastKnown(ctx: Context, instance: Instance): Promise<"start" | "running" | "unknown" | undefined> {
+  if (journalTrouble(ctx.host, instance) !== undefined) return "unknown";
   const known = ["start", "running", "adopted", "end"];
   const last = journalOf(ctx.host, instance).findLast((line) => known.includes(line.event));
-  if (!last || last.event === "end" || last.boot === "" || last.boot !== await bootId(ctx)) return undefined;
+  if (!last || last.event === "end") return undefined;
+  const boot = await bootId(ctx);
+  if (boot === "" || last.boot === "") return "unknown";
+  if (last.boot !== boot) return undefined;
   return last.event === "start" && last["adopted"] !== true ? "start" : "running";
 }
 
@@ -2734,8 +2737,7 @@ async function observe(
   if (missing?.state === "missing") return { ...nothing, missing: missing.because };
   let processes = await observeProcesses(ctx, instance, timeouts, searchAll);
   // It was started and has not ended: its files may have been removed by hand.
-  const isLost = !forStop && !searchAll && ownOf(processes).length === 0 &&
-    await lastKnown(ctx, instance) !== undefined;
+  const isLost = !forStop && !searchAll && ownOf(processes).length === 0 && await lastKnown(ctx, instance);
   if (isLost) processes = await observeProcesses(ctx, instance, timeouts, true);
   const agent = processes.alive.find((p) => p.role === "host agent");
   const home = forStop ? undefined : homeLook(ctx, instance.home);
@@ -3200,8 +3202,7 @@ async function isOfThisBoot(ctx: Context, instance: Instance, files: readonly St
   const { host } = ctx;
   const booted = host.wallMs() - host.uptimeMs() - 60_000;
   if (files.some(({ stamp }) => stamp.mtimeMs >= booted)) return true;
-  const probe = readEnd(host, join(instance.dir, JOURNAL_FILE), 1);
-  if (probe.trouble !== undefined && probe.trouble !== "absent") return true;
+  if (journalTrouble(host, instance) !== undefined) return true;
   const last = journalOf(host, instance).at(-1);
   const boot = await bootId(ctx);
   return last === undefined || last.boot === boot || last.boot === "" || boot === "";
@@ -3645,11 +3646,10 @@ const UNSURE_JOB = "whether it is a launchd job of this instance is unknown";
 function unsureNotes(what: string, text: string, job: JobPlist, { name }: Instance): Diagnostic[] {
   const isBinary = text.startsWith("bplist");
   const [program = "", ...words] = job.command;
-  const [command, starts, named] = isBinary ? [text, /lima|colima/, RegExp.escape(name)] : [
-    words.join(" "),
-    /(^|[\s'"/])(limactl|colima)['"]? .*\bstart\b/s,
-    `(^|[\\s'"])${RegExp.escape(name)}($|[\\s'"])`,
-  ];
+  const word = RegExp.escape(name);
+  const [command, starts, named] = isBinary
+    ? [text, /lima|colima/, word]
+    : [words.join(" "), /(^|[\s'"/])(limactl|colima)['"]? .*\bstart\b/s, `(^|[\\s'"])${word}($|[\\s'"])`];
   if (!starts.test(command) || !new RegExp(named).test(command)) return [];
   const how = isBinary ? "it is a binary plist" : `${program} starts its command`;
   return [{ what, because: `${UNSURE_JOB}: ${how}`, hint: plistCommand(what) }];
@@ -3676,7 +3676,7 @@ async function jobStatus(host: Host, plist: string, job: JobPlist, domains: stri
     loaded: loaded ? "yes" as const : known ? "no" as const : "unknown" as const,
     disabled: answers.some((a) => a.off.split("\n").some(isOff)),
     exitTimeoutS,
-    ...Number(optionOf(job.command, "--timeout")) === exitTimeoutS ? { isAskedFor: true as const } : {},
+    ...Number(optionOf(unwaited(job.command), "--timeout")) === exitTimeoutS ? { isAskedFor: true as const } : {},
     restartsAfterSuccess: job.restartsAfterSuccess,
     target: `${loaded?.domain ?? domains[0]}/${label}`,
     ...[112, 113, 125].includes(screen?.ok?.code ?? 0) ? { noLogin: true as const } : {},
@@ -4757,9 +4757,9 @@ function stillLiving(ctx: Context, reports: readonly Report[]): Promise<Report[]
 // ── --status
 /** What a journal that is there and cannot be read makes unknown; nothing where it is read, or absent. */
 function unreadJournal(host: Host, instance: Instance): Partial<Details> {
-  const probe = readEnd(host, join(instance.dir, JOURNAL_FILE), 1);
-  if (probe.trouble === undefined || probe.trouble === "absent") return {};
-  const unknown = { lastStop: `unknown: ${probe.why}`, lastStopKind: "unknown" as const, lastStopAt: null };
+  const trouble = journalTrouble(host, instance);
+  if (trouble === undefined) return {};
+  const unknown = { lastStop: `unknown: ${trouble}`, lastStopKind: "unknown" as const, lastStopAt: null };
   return { ...unknown, lastRepair: null, lastRepairAt: null, starts: null, brakeSeconds: null };
 }
 

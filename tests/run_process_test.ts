@@ -969,6 +969,27 @@ test("lima-guard is killed and the files are removed by hand: what the journal k
   assert.match(after.stdout, /already stopped/);
 });
 
+test("whether the journal knows of a VM cannot be found out: it is searched for all the same", async ({ vm }) => {
+  await using guard = await running(vm);
+  const pid = await agentPid(vm);
+  await eventually(() => assert.equal(events(vm).at(-1), "running"));
+  guard.signal("SIGKILL");
+  await guard.status;
+  withoutFiles(vm);
+  const file = vm.path("lima-guard.jsonl");
+  const journal = Deno.readTextFileSync(file);
+  // Its boot was not known when it was written.
+  Deno.writeTextFileSync(file, journal.replaceAll(/"boot":"[^"]*"/g, '"boot":""'));
+  const boot = await runGuard(vm.home, ["--pre", "vm"]);
+  assert.deepEqual([boot.status, /does not answer/.test(boot.stdout)], [75, true], boot.stdout);
+  Deno.removeSync(file);
+  Deno.mkdirSync(file);
+  const unread = await runGuard(vm.home, ["--pre", "vm"]);
+  assert.deepEqual([unread.status, /does not answer/.test(unread.stdout)], [75, true], unread.stdout);
+  assert.equal((await runGuard(vm.home, ["--stop", "vm"])).status, 0);
+  assert.equal(isAlive(pid), false);
+});
+
 test("ps fails once while lima-guard begins: --stop proves it all the same, once its VM runs", async ({ vm }) => {
   await using guard = await running(vm, guardWith({ programs: { ps: { to: 1, does: "answer", code: 1 } } }));
   const { status, stdout, stderr } = await runGuard(vm.home, ["--stop", "vm"]);

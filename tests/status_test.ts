@@ -546,6 +546,10 @@ for (
       "colima",
       "bare",
     ],
+    ["letters that stand together", ARRAY("/x/colima", "start", "-fp", "work"), "colima-work", "bare"],
+    ["their value in the same word", ARRAY("/x/colima", "start", "-fpwork"), "colima-work", "bare"],
+    ["a letter's value behind =", ARRAY("/x/colima", "start", "-fp=work", "-f=true"), "colima-work", "bare"],
+    ["a letter's value is no profile", ARRAY("/x/colima", "start", "-fc2", "-t", "vz"), "colima", "bare"],
     ["a flag's value is no profile", ARRAY("/x/colima", "start", "--cpus", "2"), "colima", "bare"],
     ["limactl of one's own label", ARRAY("/x/limactl", "start", "--foreground", "k3s"), "k3s", "bare"],
     ["limactl stop", ARRAY("/x/limactl", "stop", "k3s"), "k3s", undefined],
@@ -582,6 +586,17 @@ Deno.test("jobs: a short time that was asked for is a note, and needs no person"
     JSON.stringify(asked.notes),
     /launchd gives it 30 s for a stop, of 60 s that a guest may need, as was asked for/,
   );
+  // The same behind the shell with which Nix waits for its store.
+  const words = [...short.matchAll(/<string>([^<]*)<\/string>/g)].map(([, word]) => word);
+  const line = words.slice(words.findIndex((word) => word?.endsWith("/lima-guard"))).join(" ");
+  const behind = line.slice(0, line.indexOf(" --foreground")).replace(" --run", " --timeout 30 --run");
+  const args = ["/bin/sh", "-c", `/bin/wait4path /nix/store &amp;&amp; exec ${behind}`].map((a) =>
+    `<string>${a}</string>`
+  );
+  const nix = short.replace(/(<key>ProgramArguments<\/key>\s*<array>)[^]*?(<\/array>)/, `$1${args.join("")}$2`);
+  Deno.writeTextFileSync(`${home.user}/Library/LaunchAgents/com.me.k3s.plist`, nix);
+  const waits = (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0];
+  assert.deepEqual([waits.status, waits.jobs[0].wrapped, waits.jobs[0].isAskedFor], [0, true, true], nix);
   Deno.writeTextFileSync(`${home.user}/Library/LaunchAgents/com.me.k3s.plist`, short);
   const { status, blockers } = (await runGuard(home, ["--status", "--json", "k3s"])).json().instances[0];
   assert.deepEqual([status, blockers.length], [1, 1], "it was not asked for");
