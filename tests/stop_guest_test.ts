@@ -70,7 +70,9 @@ for (const { what, lateS, before, then } of COMES_LATE) {
 Deno.test("the power button is pressed again while the agent boots, and loses the first press", async () => {
   await using home = await tempLimaHome();
   const vm = home.instance("vm");
-  await using _ = await startAgent(vm, { conf: { vmtype: "qemu", boot_ms: 15_000, deaf_ms: 8_000 }, until: "driver" });
+  // A guest that has heard it is off before Lima finds its ssh.
+  const conf = { vmtype: "qemu", boot_ms: 15_000, ssh_ms: 5_000, deaf_ms: 8_000 };
+  await using _ = await startAgent(vm, { conf, until: "driver" });
   const { report, stderr } = await stopOne(vm, { budgetS: 60, timeoutMs: 70_000 });
   assert.deepEqual([report.stage, report.status, vm.guestDisk()], ["guest", 0, "clean"], stderr);
 });
