@@ -1323,30 +1323,19 @@ test(
 const NO_STRACE = !LINUX || !has("/usr/bin/strace");
 
 test(
-  "the word is written within 20 ms of the signal, before any process is started or any file is looked at",
+  "the word is the first thing after the signal: before it no process is started and no file is looked at",
   async ({ vm }) => {
-    const times: number[] = [];
-    // A machine that is busy with other tests may take longer once; never does it take longer each time.
-    while (times.length < 3 && !times.some((ms) => ms < 20)) {
-      const { guest, guard } = await withSession(vm);
-      await using _guest = guest;
-      await using _guard = guard;
-      const trace = `${vm.home.root}/trace-${times.length}`;
-      await using _strace = await tracing(guard.pid, trace);
-      assert.equal((await stopRun(guard)).status, 0);
-      const lines = Deno.readTextFileSync(trace).split("\n");
-      const asked = lines.findIndex((line) => line.includes("--- SIGTERM "));
-      const word = lines.findIndex((line) => /write\(\d+, "poweroff \d+\\n"/.test(line));
-      assert.ok(asked >= 0 && word > asked, `no word after the signal:\n${lines.slice(asked).join("\n")}`);
-      const between = lines.slice(asked, word).filter((line) => /(execve|clone|fork)/.test(line));
-      assert.deepEqual(between, [], "a process was started before the word");
-      assert.deepEqual(lines.slice(asked, word).filter((line) => /passwd|nsswitch|resolv/.test(line)), []);
-      const time = (line: string) => Number(/^\d+ +(\d+\.\d+)/.exec(line)![1]);
-      times.push((time(lines[word]!) - time(lines[asked]!)) * 1000);
-      await guest.stop();
-      Deno.removeSync(`${vm.home.root}/sshd-vm`, { recursive: true });
-    }
-    assert.ok(times.some((ms) => ms < 20), `it took ${times.join(", ")} ms`);
+    const { guest, guard } = await withSession(vm);
+    await using _guest = guest;
+    await using _guard = guard;
+    const trace = `${vm.home.root}/trace`;
+    await using _strace = await tracing(guard.pid, trace);
+    assert.equal((await stopRun(guard)).status, 0);
+    const lines = Deno.readTextFileSync(trace).split("\n");
+    const asked = lines.findIndex((line) => line.includes("--- SIGTERM "));
+    const word = lines.findIndex((line) => /write\(\d+, "poweroff \d+\\n"/.test(line));
+    assert.ok(asked >= 0 && word > asked, `no word after the signal:\n${lines.slice(asked).join("\n")}`);
+    assert.deepEqual(lines.slice(asked, word).filter((line) => /(exec|clone|fork|open|stat|unlink)/.test(line)), []);
   },
   { ignore: NO_SSHD !== undefined || NO_STRACE },
 );
