@@ -5309,7 +5309,7 @@ function releaseStartSlot(run: Run): void {
 /** The agent of an instance that is Running by Lima's own definition: both PID files name living processes, ha.sock answers. */
 async function runningAgent(host: Host, instance: Instance): Promise<number | undefined> {
   const agent = pidIn(host, join(instance.dir, HA_PID));
-  const living = liveFiles(host, instance).filter((file) => !file.endsWith(".drv.pid"));
+  const living = liveFiles(host, instance).filter((file) => !kindOfPidFile(file).isSignalled);
   if (agent === undefined || living.length < 2) return undefined;
   return await hasAnswer(host, join(instance.dir, HA_SOCK)) ? agent : undefined;
 }

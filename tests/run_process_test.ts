@@ -1118,6 +1118,20 @@ test(
   { conf: { vmtype: "qemu", boot_ms: 4000 } },
 );
 
+for (const file of ["x.drv.pid", "lima-driver-x-ha.pid"]) {
+  test(`${file} names a living process, and no driver is up: it is not Running`, async ({ vm, bystander }) => {
+    await using guard = run(vm, { flags: ["--timeout", "2"] });
+    await eventually(() => assert.ok(vm.has("ha.sock")));
+    vm.pidFile(file, bystander.pid);
+    // Some looks later.
+    const began = performance.now();
+    await eventually(() => assert.ok(performance.now() - began > 1500));
+    vm.remove(file);
+    assert.equal((await stopRun(guard)).status, 0);
+    assert.equal(journal(vm).some(({ event }) => event === "running"), false);
+  }, { conf: { stay_at: "ha.sock" } });
+}
+
 // ── one start at a time ──
 
 test("instances of one LIMA_HOME start one after another: none starts while another one boots", async ({ home, vm }) => {
@@ -1131,10 +1145,9 @@ test("instances of one LIMA_HOME start one after another: none starts while anot
   for (const other of others) assert.equal(other.has("standin.starts"), false, "it was started out of turn");
   tell();
   for (const guard of [first, ...waiting]) await guard.waitForLine(/Running after/);
-  const time = (of: Instance, event: string) => Date.parse(last(of, event).time);
-  const [a, b] = await eventually(() => others.toSorted((x, y) => time(x, "running") - time(y, "running")));
-  // A turn is given back just before `running` is written.
-  assert.ok(time(b!, "start") >= time(a!, "running") - 250, "the third one was started while the second one booted");
+  const writtenMs = (of: Instance, file: string) => Deno.statSync(of.path(file)).mtime!.getTime();
+  const [a, b] = others.toSorted((x, y) => writtenMs(x, "standin.starts") - writtenMs(y, "standin.starts"));
+  assert.ok(writtenMs(b!, "standin.starts") >= writtenMs(a!, "vz.pid"), "one was started before the other was Running");
   const results = await Promise.all([first, ...waiting].map((guard) => stopRun(guard, 30_000)));
   assert.deepEqual(results.map(({ status }) => status), [0, 0, 0]);
   for (const instance of [vm, ...others]) await assertDown(instance);
