@@ -464,6 +464,8 @@ macTest(
     const { mac, file, text, job } = macWith("daemon", { quick: false });
     await using _ = mac;
     const { pid } = job()!;
+    // A stop that ends sooner than the signal is seen is followed by the bootout.
+    mac.conf("stop_s=1");
     const settings = { hookAt, hook: "kill -TERM $PPID" };
     const run = await mac.run(["--yes", "--json", "default"], { settings });
     assert.deepEqual([run.status, run.json().state], [1, "rolled back"], run.stdout + run.stderr);
