@@ -102,7 +102,13 @@ class Run {
   /** A signal ends what runs; what has not run counts as failed. */
   readonly stop = (): void => {
     this.#stopped = true;
-    for (const child of this.#children) child.kill(this.isolated ? "SIGKILL" : "SIGTERM");
+    for (const child of this.#children) {
+      try {
+        child.kill(this.isolated ? "SIGKILL" : "SIGTERM");
+      } catch (error) {
+        if (!(error instanceof TypeError)) throw error; // it has ended, and was not waited for yet
+      }
+    }
   };
 
   async all(): Promise<Result[]> {
