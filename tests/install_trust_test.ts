@@ -638,6 +638,7 @@ macTest(
 
 /** What a lima-guard writes down of itself when it runs as zoe, before it does anything. */
 const CHILD = `BEGIN {
+  require Cwd;
   if ($> == 501) {
     sub json { '"' . ($_[0] =~ s/(["\\\\])/\\\\$1/gr) . '"' }
     my @files = map { readlink "/proc/self/fd/$_" } 0 .. 63;

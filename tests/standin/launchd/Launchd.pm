@@ -17,9 +17,11 @@ package Launchd;
 #   state/alive/PID             a process that lives, as far as the stand-ins go
 #   state/exit/PID              how it ended, once it is not alive (else 0)
 #   state/sessions/UID          a user is logged in at the screen
+#
+# The tests start these ten thousand times, and most of a start is reading modules: `-w` stands for `use warnings`, and
+# what Cwd and Socket would do is done here.
 
 use strict;
-use warnings;
 use Exporter 'import';
 our @EXPORT = qw(state_dir conf slurp spit begin finish ask_launchd lines_of user_of end_process);
 
@@ -96,10 +98,10 @@ sub finish {
 
 # What the launchd of the test answers: (status, stdout, stderr). Without one it fails as launchctl does.
 sub ask_launchd {
-    # Not IO::Socket, which takes several times as long to load: the tests start this thousands of times.
-    require Socket;
-    socket(my $socket, Socket::PF_UNIX(), Socket::SOCK_STREAM(), 0) or die "stand-in: $!\n";
-    connect($socket, Socket::pack_sockaddr_un("$main::ROOT/lib/launchd.sock"))
+    # AF_UNIX and SOCK_STREAM are 1 everywhere; BSD's address begins with its length.
+    socket(my $socket, 1, 1, 0) or die "stand-in: $!\n";
+    my $path = "$main::ROOT/lib/launchd.sock";
+    connect($socket, $^O eq 'darwin' ? pack('C2 Z104', 106, 1, $path) : pack('S Z108', 1, $path))
         or return (5, '', "Could not contact launchd: $!\n");
     syswrite $socket, join("\0", $>, @_) . "\n\0\n";
     my $answer = '';

@@ -6,12 +6,7 @@ package Dress;
 # whole text, and the program comes on standard input. What really were the arguments travels in the environment, and is
 # taken out of it at once, so that children are born without it.
 #
-# `use Dress` comes before everything that is slow to load: the first of the two perls ends there.
-
-use strict;
-use warnings;
-use Config;
-use Cwd ();
+# It comes before everything that is slow to load: the first of the two perls ends there. So no module is loaded that need not be.
 
 # Called in a BEGIN by every stand-in: from here on the process looks as if it were the program itself.
 sub again {
@@ -21,7 +16,7 @@ sub again {
 # Same process, new program and arguments.
 sub become {
     my ($program, @args) = @_;
-    my $file = Cwd::abs_path($program);
+    my $file = real_path($program);
     local $^F = 255;    # the copy of standard input must survive the exec
     my $stdin;
     open $stdin, '<&', \*STDIN or open $stdin, '<', '/dev/null' or die "stand-in: $!\n";
@@ -47,17 +42,32 @@ sub look_like {
 # perl, by path. Not by its own name for itself: Apple's perl takes that from argv[0], which here is the command line of
 # what is played; and /usr/bin/perl chooses one of several perls by argv[0] on some versions of macOS.
 sub interpreter {
-    my ($system, @files) = @_ ? @_ : ($^O, grep { -x } glob '/usr/bin/perl5.*');
-    return $Config{perlpath} if $system ne 'darwin';
+    my ($system, @files) = @_ ? @_ : $^O;
+    return do { require Config; $Config::Config{perlpath} } if $system ne 'darwin';
+    opendir my $bin, '/usr/bin' or die "stand-in: /usr/bin: $!\n";
+    @files = grep { -x } map { "/usr/bin/$_" } readdir $bin unless @_;
     my ($newest) = sort { $b <=> $a } map { m{^/usr/bin/perl5\.(\d+)$} ? $1 : () } @files;
     return defined $newest ? "/usr/bin/perl5.$newest" : '/usr/bin/perl';
 }
 
 sub absolute {
     my ($path) = @_;
-    $path = Cwd::getcwd() . "/$path" unless $path =~ m{^/};
+    $path = do { require Cwd; Cwd::getcwd() } . "/$path" unless $path =~ m{^/};
     $path =~ s{/\.(?=/)}{}g;
     return $path;
+}
+
+# A path with its links resolved. Cwd takes longer to load than perl itself, and is asked only where there is a link.
+sub real_path {
+    my ($path) = @_;
+    my $at = '';
+    for my $name (grep { $_ ne '' } split m{/}, $path) {
+        $at .= "/$name";
+        next unless -l $at || $name =~ /^\.\.?$/;
+        require Cwd;
+        return Cwd::abs_path($path);
+    }
+    return $at;
 }
 
 1;

@@ -8,7 +8,6 @@ package Standin;
 
 use strict;
 use warnings;
-use Cwd ();
 use Dress ();
 use Errno qw(EINTR ENOENT ECONNREFUSED EAGAIN);
 use Exporter 'import';
@@ -45,7 +44,7 @@ sub program_dir { my ($dir) = $PROGRAM =~ m{^(.*)/}; $dir }
 # Another stand-in: beside the (possibly linked) program, else beside the file that the link leads to.
 sub sibling {
     my ($name) = @_;
-    my ($real) = Cwd::abs_path($PROGRAM) =~ m{^(.*)/};
+    my ($real) = Dress::real_path($PROGRAM) =~ m{^(.*)/};
     return -e program_dir() . "/$name" ? program_dir() . "/$name" : "$real/$name";
 }
 
