@@ -153,7 +153,7 @@ for (
 }
 
 // A list of processes that is a part of the list, or has a row that cannot be read, does not show that none lives.
-const HALF_LISTS = { "without lima-guard": "^.*guard_with.*$", "with a row that cannot be read": "^ *1 " };
+const HALF_LISTS = { "without lima-guard": "^.*guard_twisted.*$", "with a row that cannot be read": "^ *1 " };
 for (const [what, pattern] of Object.entries(HALF_LISTS)) {
   Deno.test(`a list of all processes ${what}: whether a host agent lives is unknown, 75`, async () => {
     await using home = await tempLimaHome();

@@ -4,7 +4,7 @@ import assert from "node:assert/strict";
 import { project } from "../helpers/paths.ts";
 import { commandsIn } from "./hints.ts";
 
-/** A copy of lima_guard.ts, twisted as helpers/guard_with.ts does it, that notes which call has made a command. */
+/** A copy of lima_guard.ts, twisted as helpers/guard_twisted.ts does it, that notes which call has made a command. */
 export class Watched {
   readonly script: string;
   /** The lines of lima_guard.ts in which a command is made. */
@@ -33,9 +33,8 @@ export class Watched {
   return made;
 };\n`;
     Deno.writeTextFileSync(`${folder}/guard.ts`, `${copy.join("\n")}\n${note}`);
-    const twisted = Deno.readTextFileSync(`${project}/tests/helpers/guard_with.ts`)
-      .replace('"../../lima_guard.ts"', '"./guard.ts"')
-      .replace('"./processes.ts"', `"${project}/tests/helpers/processes.ts"`);
+    const twisted = Deno.readTextFileSync(`${project}/tests/helpers/guard_twisted.ts`)
+      .replace('"../../lima_guard.ts"', '"./guard.ts"');
     Deno.writeTextFileSync(this.script, twisted);
     Deno.writeTextFileSync(this.#notes, "");
     Deno.chmodSync(this.#notes, 0o666);
