@@ -24,7 +24,8 @@ Deno.test("Deno keeps the compiled code of a start that has nothing to do", asyn
   // A thread of Deno's writes it, which the end of the process may overtake.
   for (let starts = 0; starts === 0 || !hasKept(); starts++) {
     assert.ok(starts < 20, "nothing was kept");
-    const { status, stderr } = await runGuard(home, ["--pre", "k3s"], { env: { DENO_DIR } });
+    const options = { script: `${project}/lima_guard.ts`, env: { DENO_DIR } };
+    const { status, stderr } = await runGuard(home, ["--pre", "k3s"], options);
     assert.equal(status, 0, stderr);
   }
 });

@@ -11,7 +11,7 @@
  */
 
 import { compile, realBuilder } from "./compile.ts";
-import { runSuite, testFiles } from "./suite.ts";
+import { bundleForTests, runSuite, testFiles } from "./suite.ts";
 
 const ROOT = import.meta.dirname!.replace(/\/tools$/, "");
 const IMPORT_MAP = "tools/npm_only/import_map.json";
@@ -47,8 +47,10 @@ async function test(args: string[]): Promise<number> {
   }
   const chosen = files.length > 0 ? files : await testFiles(ROOT);
   // Types are checked once, not once for each file.
-  return await deno("check", ...flags, ...chosen) ||
-    await runSuite({ files: chosen, flags: [...flags, ...filter], root: ROOT, say: sayOut });
+  const wrong = await deno("check", ...flags, ...chosen);
+  if (wrong) return wrong;
+  await using bundles = await bundleForTests({ root: ROOT, flags, say: sayOut });
+  return await runSuite({ files: chosen, flags: [...flags, ...filter], root: ROOT, env: bundles.env, say: sayOut });
 }
 
 function testArguments(args: string[]): { files: string[]; filter: string[]; others: string[] } {

@@ -1,5 +1,6 @@
 /** The guard itself, as a process of its own, in a clean environment. */
 
+import { BUNDLED } from "../../tools/suite.ts";
 import type { Home } from "./home.ts";
 import { project } from "./paths.ts";
 import { killChild, within } from "./processes.ts";
@@ -50,9 +51,18 @@ export async function runGuard(home: Home, args: string[], options: GuardOptions
   return await guard.result({ timeoutMs: options.timeoutMs ?? 60_000 });
 }
 
+/** A script of the project, or what the suite has made of it: see BUNDLED in tools/suite.ts. */
+function scriptOf(script: string): string {
+  const folder = Deno.env.get("LIMA_GUARD_TESTS_BUNDLES");
+  const entry = script === "lima_guard.ts" ? "tools/compiled.ts" : script;
+  const bundled = `${folder}/${entry.replace(/ts$/, "js")}`;
+  if (folder !== undefined && BUNDLED.includes(entry)) return bundled;
+  return new URL(script, `file://${project}/`).pathname;
+}
+
 /** Starts `lima_guard.ts ARGS`; on disposal it is killed. */
 export function spawnGuard(home: Home, args: string[], options: GuardOptions = {}): Guard {
-  const script = new URL(options.script ?? "lima_guard.ts", `file://${project}/`).pathname;
+  const script = scriptOf(options.script ?? "lima_guard.ts");
   const [program = "", ...before] = options.program ?? [Deno.execPath(), "run", "-A", ...denoFlags(), script];
   const child = new Deno.Command(program, {
     args: [...before, ...args],
