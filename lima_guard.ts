@@ -2049,9 +2049,8 @@ export interface Host {
   connect(socket: string | { port: number }, limitMs: number): Promise<Result<Connection>>;
   onSignal(signal: Signal, take: () => void): void;
 
-  readonly isTerminal: boolean;
-  /** How wide the terminal is now. */
-  columns(): number;
+  /** How wide the terminal is now that stderr goes to; undefined where that is none. */
+  columns(): number | undefined;
   /** Why the text was not written; a reader that went away has what it wanted. */
   stdout(text: string): string | undefined;
   stderr(text: string): void;
@@ -5561,8 +5560,7 @@ export function realHost(): Host {
     start: (command) => tryCall(() => command.supervised ? startSupervised(command) : startChild(command)),
     connect: openConnection,
     onSignal: (signal, take) => Deno.addSignalListener(signal, take),
-    isTerminal: Deno.stderr.isTerminal(),
-    columns: () => tryCall(() => Deno.consoleSize().columns).ok || 80,
+    columns: () => Deno.stderr.isTerminal() ? tryCall(() => Deno.consoleSize().columns).ok || 80 : undefined,
     stdout: writeResult,
     // Written through. A reader that went away, or a full disk, must never stop a stop.
     stderr: (text) => void tryCall(() => writeAll(Deno.stderr, text)),
@@ -6175,8 +6173,8 @@ function onSkipSignals(ctx: Context): void {
 }
 
 /** A line for stderr: with date and time where it goes to a file, as launchd's logs do. */
-export function logLine(host: Pick<Host, "isTerminal" | "wallMs">, text: string): string {
-  const time = host.isTerminal ? "" : `${new Date(host.wallMs()).toISOString()} `;
+export function logLine(host: Pick<Host, "columns" | "wallMs">, text: string): string {
+  const time = host.columns() !== undefined ? "" : `${new Date(host.wallMs()).toISOString()} `;
   return `${time}lima-guard: ${text}\n`;
 }
 
@@ -6198,7 +6196,7 @@ export function progressLine(
 function makeContext(host: Host, { role, dryRun, budgetS, limitS, waitS, onEvent, verbose }: Invocation): Context {
   /** By the directory of the instance: two homes may have one of the same name. */
   const stages = new Map<string, { name: string; stage: string; deadlineMs: number }>();
-  const show = host.isTerminal && !dryRun;
+  const show = host.columns() !== undefined && !dryRun;
   const clear = () => show && stages.size > 0 ? host.stderr("\r\x1b[K") : undefined;
   // std's console handler writes to stdout, its file handler loses lines.
   class StderrHandler extends BaseHandler {
@@ -6215,7 +6213,7 @@ function makeContext(host: Host, { role, dryRun, budgetS, limitS, waitS, onEvent
   const tell = async () => {
     for (; stages.size > 0; await host.pause(1000)) {
       const waits = [...stages.values()].map((s) => ({ ...s, leftS: secondsLeft(host, s.deadlineMs) }));
-      host.stderr(`\r\x1b[K${progressLine(waits, host.columns())}`);
+      host.stderr(`\r\x1b[K${progressLine(waits, host.columns() ?? 0)}`);
     }
   };
   const stage: Context["stage"] = (instance, name, deadlineMs) => {

@@ -268,7 +268,7 @@ function textHost(env: Record<string, string>) {
       if (member === "uid") return 501;
       if (member === "os") return "linux";
       if (member === "then") return undefined; // it is no promise
-      if (member === "isTerminal") return false;
+      if (member === "columns") return () => undefined;
       if (member === "realPath" || member === "list") return () => ({ trouble: "absent", why: "No such file" });
       if (member === "linkTarget" || member === "stat") return () => ({ trouble: "absent", why: "No such file" });
       if (member === "onSignal") return () => {};

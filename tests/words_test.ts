@@ -6,8 +6,8 @@ import { formatDetails, journalWords, logLine, progressLine } from "../lima_guar
 const NOON = { wallMs: () => Date.UTC(2026, 10, 27, 12, 5, 9, 7) };
 
 Deno.test("a log line has date and time where stderr is no terminal", () => {
-  assert.equal(logLine({ ...NOON, isTerminal: false }, "x"), "2026-11-27T12:05:09.007Z lima-guard: x\n");
-  assert.equal(logLine({ ...NOON, isTerminal: true }, "x"), "lima-guard: x\n");
+  assert.equal(logLine({ ...NOON, columns: () => undefined }, "x"), "2026-11-27T12:05:09.007Z lima-guard: x\n");
+  assert.equal(logLine({ ...NOON, columns: () => 80 }, "x"), "lima-guard: x\n");
 });
 
 Deno.test("the line of a wait never reaches the last column", () => {
