@@ -213,6 +213,8 @@ type Starter = "limactl" | "colima";
 export interface FileLook {
   readonly path: string;
   readonly kind: "file" | "directory" | "link" | "other";
+  /** Where a link points. */
+  readonly target?: string;
   readonly uid: number;
   readonly gid: number;
   readonly mode: number;
@@ -270,7 +272,7 @@ interface JobFacts {
   readonly place: JobPlace;
   readonly look: FileLook;
   /** What has the name that launchd reads: the plist, or a link and where it leads. */
-  readonly named: ReturnType<typeof lookAtName>;
+  readonly named: Looked;
   readonly bytes: Uint8Array;
   readonly plist: Plist;
   readonly job: LaunchdJob;
@@ -1806,7 +1808,7 @@ function commandWords(options: InstallOptions, names: readonly string[], program
 
 // ─────────────────────────────────────────────────────────────────────────────────────── the host ──
 
-type Shared = "os" | "uid" | "wallMs" | "clockMs" | "pause" | "linkTarget" | "realPath" | "list" | "writeTrouble";
+type Shared = "os" | "uid" | "wallMs" | "clockMs" | "pause" | "realPath" | "list" | "writeTrouble";
 
 export interface InstallHost extends Pick<Host, Shared | "stdout" | "stderr"> {
   readonly arch: string;
@@ -2059,7 +2061,7 @@ async function jobPlaceOf(run: InstallRun, name: string, named: string): Promise
 }
 
 /** Every file, folder and link on the way to a path, as far as it can be seen. */
-export function pathComponents(host: Pick<InstallHost, "stat" | "linkTarget">, path: string) {
+export function pathComponents(host: Pick<InstallHost, "stat">, path: string) {
   const way: FileLook[] = [];
   let todo = path.split("/").filter((part) => part !== "");
   let at = "/";
@@ -2080,7 +2082,7 @@ export function pathComponents(host: Pick<InstallHost, "stat" | "linkTarget">, p
       continue;
     }
     if (++links > 40) throw new Refusal(`Cannot follow ${path}: too many links`, `ls -l ${quote(path)}`);
-    const to = host.linkTarget(next).ok ?? "";
+    const { target: to = "" } = look;
     if (to.startsWith("/")) at = "/";
     todo = [...to.split("/").filter((p) => p !== ""), ...todo];
   }
@@ -2221,7 +2223,7 @@ async function lookAtJob(run: InstallRun, place: JobPlace): Promise<JobFacts> {
   return {
     place,
     ...file,
-    named: lookAtName(host, place.file),
+    named: host.stat(place.file),
     plist,
     job,
     user,
@@ -2923,16 +2925,8 @@ function isStill(host: InstallHost, path: string, look: Looked, bytes: Uint8Arra
   const now = host.stat(path);
   if (!isThere(look) || !isThere(now)) return isThere(look) === isThere(now) && now !== "denied";
   const read = bytes && host.read(path, bytes.length + 1);
-  return now.ino === look.ino && now.dev === look.dev &&
+  return now.ino === look.ino && now.dev === look.dev && now.target === look.target &&
     (bytes === undefined || (read !== undefined && isSameBytes(read, bytes)));
-}
-
-function lookAtName(host: InstallHost, file: string): { look: Looked; to: string | undefined } {
-  return { look: host.stat(file), to: host.linkTarget(file).ok };
-}
-
-function isNameStill(host: InstallHost, { place: { file }, named: { look, to } }: JobFacts): boolean {
-  return isStill(host, file, look, undefined) && host.linkTarget(file).ok === to;
 }
 
 /** What was looked at, its bytes where they count, and the new file: where it is, or how it is made. */
@@ -2994,10 +2988,10 @@ function removeFile(a: Acting, { path }: StepOf<"remove">): string | void {
   if (!isThere(look)) return "it is gone already";
   if (look.kind === "directory") return void a.emptied.push(path);
   const { place, look: seen, named, bytes, backup } = a.target.facts;
-  const isLink = path === place.file && named.to !== undefined;
+  const isLink = path === place.file && isThere(named) && named.kind === "link";
   const isPlist = path === place.target || path === place.file;
   const old = isPlist ? { look: seen, bytes } : path === place.beside + BACKUP_SUFFIX ? backup : undefined;
-  if (isLink ? !isNameStill(host, a.target.facts) : old && !isStill(host, path, old.look, old.bytes)) {
+  if (isLink ? !isStill(host, path, named, undefined) : old && !isStill(host, path, old.look, old.bytes)) {
     a.leftAlone.push(path);
     throw new StepFailure(`${path} has changed in the meantime`, "changed");
   }
@@ -3765,10 +3759,10 @@ async function planned(run: InstallRun, { target, steps }: ReadyJob): Promise<Jo
 }
 
 async function refuseChanged(run: InstallRun, target: Target): Promise<void> {
-  const { facts: { place, look, bytes, loaded }, job } = target;
+  const { facts: { place, look, named, bytes, loaded }, job } = target;
   const refusal = (why: string) => new Refusal(`Cannot continue: ${why}`, "run this again", EXIT.tryAgain);
   // What was planned on may have changed while a person read the question.
-  const isSame = isStill(run.host, place.target, look, bytes) && isNameStill(run.host, target.facts);
+  const isSame = isStill(run.host, place.target, look, bytes) && isStill(run.host, place.file, named, undefined);
   if (!isSame) throw refusal(`${place.file} has changed in the meantime`);
   const now = target.reload ? await loadedNow({ run, target }) : loaded;
   if (isUnchanged(loaded, now)) return;
@@ -4118,7 +4112,8 @@ function lookAtPath(path: string): Looked {
   try {
     const { isSymlink, isFile, isDirectory, uid, gid, mode, dev, ino, size } = Deno.lstatSync(path);
     const kind = isSymlink ? "link" : isFile ? "file" : isDirectory ? "directory" : "other";
-    return { path, kind, uid: uid ?? -1, gid: gid ?? -1, mode: (mode ?? 0) & 0o7777, dev, ino: ino ?? 0, size };
+    const numbers = { uid: uid ?? -1, gid: gid ?? -1, mode: (mode ?? 0) & 0o7777, dev, ino: ino ?? 0, size };
+    return { path, kind, ...numbers, ...isSymlink ? { target: Deno.readLinkSync(path) } : {} };
   } catch (error) {
     // Deno itself looks at nothing in /dev and /proc without more permissions.
     if (error instanceof Deno.errors.PermissionDenied || error instanceof Deno.errors.NotCapable) return "denied";

@@ -1945,6 +1945,8 @@ type ErrorKind = "absent" | "denied" | "refused" | "read-only" | "unsupported" |
 /** A file as lstat(2) or stat(2) shows it. `mode` is the nine permission bits. */
 interface FileInfo extends Omit<FileStamp, "text"> {
   readonly kind: "file" | "directory" | "link" | "FIFO" | "socket" | "device";
+  /** Where a link points. */
+  readonly target?: string;
   readonly uid: number;
   readonly mode: number;
 }
@@ -2025,7 +2027,6 @@ export interface Host {
   list(dir: string): Result<string[]>;
   /** The text of a regular file, or its last `most` bytes. Never call it on what `stat` did not call a file. */
   read(path: string, most: number): Result<string>;
-  linkTarget(path: string): Result<string>;
   realPath(path: string): Result<string>;
   /** Why the file could not be changed although its mode permits it (a read-only volume), or undefined. */
   writeTrouble(path: string): string | undefined;
@@ -3159,12 +3160,9 @@ function diskLocks(host: Host, instance: Instance): { locks: DiskLock[]; unread:
     const path = join(disks, disk, "in_use_by");
     const look = host.stat(path);
     cannotRead(path, look);
-    if (look.ok?.kind !== "link") continue;
-    const link = host.linkTarget(path);
-    cannotRead(path, link);
-    if (link.ok === undefined) continue;
-    const whole = `${dirname(path)}/${link.ok}`;
-    const target = link.ok.startsWith("/") ? link.ok : host.realPath(whole).ok ?? whole;
+    if (look.ok?.target === undefined) continue;
+    const whole = `${dirname(path)}/${look.ok.target}`;
+    const target = look.ok.target.startsWith("/") ? look.ok.target : host.realPath(whole).ok ?? whole;
     locks.push({ path, disk, stamp: stampOf(look.ok), target, whose: diskLockOwner(host, instance, target) });
   }
   return { locks, unread };
@@ -3295,7 +3293,7 @@ function homeTrouble(host: Host, path: string): { because: string; status: numbe
   if (look.ok) return look.ok.kind === "directory" ? undefined : { because: "no directory", status: EXIT.noInstance };
   const status = look.trouble === "denied" ? EXIT.denied : EXIT.tryAgain;
   if (look.trouble !== "absent") return { because: look.why, status };
-  const target = host.linkTarget(path).ok;
+  const target = host.stat(path).ok?.target;
   const because = target === undefined ? "there is no such directory" : `it is a link to ${target}, which is not there`;
   return { because, status: EXIT.noInstance };
 }
@@ -3500,7 +3498,7 @@ async function everyInstance(ctx: Context, homes: Homes) {
   ];
   const isAny = wanted.length + unknown.length + unlisted.length > 0 || doubt !== undefined;
   if (isAny || homes.isExplicit) return { ok: wanted, unknown };
-  if (trouble && host.linkTarget(homes.paths[0] ?? "").ok !== undefined) return trouble;
+  if (trouble && host.stat(homes.paths[0] ?? "").ok?.kind === "link") return trouble;
   const there = trouble ? trouble.because : "no instance is there";
   const because = `${there}, nor is one in ${homes.paths.slice(1).join(", ")}; and no host agent of this user lives`;
   return { because, status: EXIT.noInstance };
@@ -5568,10 +5566,13 @@ export function realHost(): Host {
 }
 
 const fileEffects = {
-  stat: (path, follow) => tryCall(() => fileInfoOf(follow ? Deno.statSync(path) : Deno.lstatSync(path))),
+  stat: (path, follow) =>
+    tryCall(() => {
+      const info = fileInfoOf(follow ? Deno.statSync(path) : Deno.lstatSync(path));
+      return info.kind === "link" ? { ...info, target: Deno.readLinkSync(path) } : info;
+    }),
   list: (dir) => tryCall(() => [...Deno.readDirSync(dir)].map((e) => e.name)),
   read: (path, most) => tryCall(() => readTail(path, most)),
-  linkTarget: (path) => tryCall(() => Deno.readLinkSync(path)),
   realPath: (path) => tryCall(() => Deno.realPathSync(path)),
   writeTrouble: (path) => {
     const opened = tryCall(() => Deno.lstatSync(path).isFile && Deno.openSync(path, { write: true }).close());

@@ -270,7 +270,7 @@ function textHost(env: Record<string, string>) {
       if (member === "then") return undefined; // it is no promise
       if (member === "columns") return () => undefined;
       if (member === "realPath" || member === "list") return () => ({ trouble: "absent", why: "No such file" });
-      if (member === "linkTarget" || member === "stat") return () => ({ trouble: "absent", why: "No such file" });
+      if (member === "stat") return () => ({ trouble: "absent", why: "No such file" });
       if (member === "onSignal") return () => {};
       if (member === "run") return () => Promise.resolve({ trouble: "absent", why: "No such file" });
       throw new Error(`host.${String(member)} is used`);

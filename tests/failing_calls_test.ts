@@ -104,7 +104,7 @@ interface Ran {
 }
 
 const CALLS = [
-  ...["stat", "list", "read", "linkTarget", "realPath", "remove", "rename", "append", "openLock", "connect", "run"],
+  ...["stat", "list", "read", "realPath", "remove", "rename", "append", "openLock", "connect", "run"],
 ] as const;
 
 /** The host that `main` is given. */
