@@ -2034,10 +2034,8 @@ export interface Host {
   rename(from: string, to: string): Result<void>;
   /** Appends and waits until it is on the disk. Creates the file with mode 0644. */
   append(path: string, text: string): Result<void>;
-  openLock(path: string, create: boolean): Result<LockFile>;
-  /** Makes a directory; one that is there already is fine. */
-  makeDir(path: string): Result<void>;
-  /** Copies the last `most` bytes of a file. */
+  openLock(path: string, create: boolean | "with its folder"): Result<LockFile>;
+  /** Copies the last `most` bytes of a file, into a folder that is made where it is missing. */
   copyTail(from: string, to: string, most: number): Result<void>;
 
   /** kill(pid, 0): gone, there, or there and another user's. */
@@ -5016,15 +5014,14 @@ async function acquireStartSlot(run: Run, ctx: Context, instance: Instance): Pro
   if (run.startLock) return true;
   const { host } = ctx;
   const path = join(instance.home, "_lima-guard", "start.lock");
-  host.makeDir(dirname(path));
-  let file = host.openLock(path, true);
+  let file = host.openLock(path, "with its folder");
   // Too many open files, for example: that passes, and who has the lock may be booting.
   const mayPass = () => file.trouble === "other" && host.stat(path).ok?.kind === "file";
   if (file.trouble && mayPass()) ctx.say("warn", instance, `waits for its turn: ${file.why}`);
   for (const endMs = host.clockMs() + START_TURN_MS; mayPass() && host.clockMs() < endMs;) {
     await host.pause(FIRST_PAUSE_MS);
     throwIfOvertaken(ctx);
-    file = host.openLock(path, true);
+    file = host.openLock(path, "with its folder");
   }
   if (file.trouble) {
     ctx.say("warn", instance, `starts without waiting for its turn: ${file.why}`);
@@ -5052,7 +5049,6 @@ function preserveLogs(ctx: Context, instance: Instance): void {
   const last = journalOf(ctx.host, instance).findLast((l) => ["start", "end", "pre"].includes(l.event));
   if (!last || (last.event === "end" && last["status"] === 0 && !isBadEnd(last))) return;
   const dir = join(instance.dir, "lima-guard.previous");
-  ctx.host.makeDir(dir);
   const serial = (ctx.host.list(instance.dir).ok ?? []).filter((f) => /^serial.*\.log$/.test(f));
   for (const file of ["ha.stderr.log", HA_STDOUT, ...serial]) {
     if (ctx.host.stat(join(instance.dir, file)).ok?.kind !== "file") continue;
@@ -5587,9 +5583,16 @@ const fileEffects = {
       // SMB and NFS refuse a sync: the line is there all the same.
       tryCall(() => file.syncDataSync());
     }),
-  openLock: (path, create) => tryCall(() => openLock(path, create)),
-  makeDir: (path) => tryCall(() => Deno.mkdirSync(path, { recursive: true })),
-  copyTail: (from, to, most) => tryCall(() => Deno.writeFileSync(to, readTailBytes(from, most))),
+  openLock: (path, create) =>
+    tryCall(() => {
+      if (create === "with its folder") Deno.mkdirSync(dirname(path), { recursive: true });
+      return openLock(path, create !== false);
+    }),
+  copyTail: (from, to, most) =>
+    tryCall(() => {
+      Deno.mkdirSync(dirname(to), { recursive: true });
+      Deno.writeFileSync(to, readTailBytes(from, most));
+    }),
 } satisfies Partial<Host>;
 
 /** Turns what the system throws into an answer. Non-system errors are bugs: rethrow. */

@@ -100,7 +100,6 @@ function twisted(real: Host, twist: Twist): Host {
         },
       };
     },
-    makeDir: (path) => around(`makeDir ${path}`, () => real.makeDir(path)),
     copyTail: (from, to, most) => around(`copyTail ${from}`, () => real.copyTail(from, to, most)),
     signal: (pid, signal) => {
       if (twist.hitsOnly && !isInside(pid, twist.hitsOnly)) endAtOutsider(pid, signal);
