@@ -2012,9 +2012,8 @@ interface LockFile {
 export interface Host {
   readonly os: "darwin" | "linux";
   readonly uid: number;
-  readonly pid: number;
-  /** This program: the compiled binary, or Deno and the script that it runs. */
-  readonly self: { readonly program: string; readonly script?: string };
+  /** This process, and its program: the compiled binary, or Deno and the script that it runs. */
+  readonly self: { readonly pid: number; readonly program: string; readonly script?: string };
   env(name: string): string | undefined;
   /** Milliseconds since 1970, for comparing with file times only. */
   wallMs(): number;
@@ -2246,7 +2245,7 @@ function ownLock(ctx: Context, instance: Instance, { file, hasRecord }: OpenLock
   // Says in the record what the holder is doing. `started`, once given, stays.
   const setPhase = (phase: string, started = start) => {
     start = started;
-    const record: LockRecord = { pid: ctx.host.pid, started, dir: instance.dir, role: ctx.role, phase };
+    const record: LockRecord = { pid: ctx.host.self.pid, started, dir: instance.dir, role: ctx.role, phase };
     if (hasRecord) file.write(`${JSON.stringify(record)}\n`);
   };
   setPhase("working");
@@ -2494,7 +2493,7 @@ async function judgePids(host: Host, instance: Instance, pids: readonly number[]
     else if (!row) judged.set(pid, withoutRow(host, instance, table.ok, pid));
     else if (row.stat.startsWith("Z")) {
       judged.set(pid, { dead: { why: "it is a zombie: ended, and not waited for", reason: "zombie" } });
-    } else if (pid === host.pid) judged.set(pid, { row, judgement: notOurs("it is lima-guard itself") });
+    } else if (pid === host.self.pid) judged.set(pid, { row, judgement: notOurs("it is lima-guard itself") });
     else judged.set(pid, { row, judgement: judge(row, instance, sameDirectoryOn(host), isFileOn(host)) });
   }
   return judged;
@@ -2546,7 +2545,7 @@ async function allProcesses(host: Host, limitMs: number): Promise<{ rows: readon
   if (table.trouble) return { rows: [], doubt: table.why };
   const { rows, unreadable } = table.ok;
   if (unreadable.length > 0) return { rows, doubt: "ps printed rows that cannot be read" };
-  if (rows.some((row) => row.pid === host.pid && row.command !== "")) return { rows };
+  if (rows.some((row) => row.pid === host.self.pid && row.command !== "")) return { rows };
   return { rows, doubt: "ps did not list lima-guard itself with its command" };
 }
 
@@ -2687,7 +2686,7 @@ async function scanAllProcesses(
   const unknowns: Diagnostic[] = [];
   const naming: { pid: number; program: string }[] = [];
   for (const row of rows) {
-    if (row.stat.startsWith("Z") || row.pid === host.pid || known.some((p) => p.row.pid === row.pid)) continue;
+    if (row.stat.startsWith("Z") || row.pid === host.self.pid || known.some((p) => p.row.pid === row.pid)) continue;
     if (spellings(instance.dir).some((dir) => row.command.includes(`${dir}/`))) {
       naming.push({ pid: row.pid, program: programWords(row.command, isFileOn(host)) });
     }
@@ -3226,7 +3225,7 @@ async function lsof(host: Host, paths: readonly string[], limitMs: number): Prom
     (code === 0 && stdout !== "" || code === 1 && (readLsof(stdout).length > 0 || stderr.trim() === ""));
   if (!understood) return { trouble: "other", why: `lsof failed (${signal ?? code}): ${stderr.trim()}` };
   if (!isList) return { trouble: "other", why: "lsof printed something that is no list" };
-  const holders = readLsof(stdout).filter((h) => h.pid !== host.pid);
+  const holders = readLsof(stdout).filter((h) => h.pid !== host.self.pid);
   return { ok: holders.map((h) => ({ ...h, path: namedProcesses(host, paths, h) })) };
 }
 
@@ -3690,7 +3689,7 @@ async function jobOf(host: Host, label: string | undefined) {
       return { target, printed: readPrint(answer.ok?.code === 0 ? answer.ok.stdout : "") };
     }),
   );
-  const own = asked.find((a) => a.printed.pid === host.pid);
+  const own = asked.find((a) => a.printed.pid === host.self.pid);
   if (!own && asked.some((a) => a.printed.pid !== undefined)) return undefined;
   const folders = [join(host.env("HOME") ?? "/", "Library/LaunchAgents"), "/Library/LaunchDaemons"];
   const text = folders.map((f) => textOf(host, join(f, `${label}.plist`))).find((t) => t !== "");
@@ -4679,7 +4678,7 @@ async function wholeMachine(ctx: Context): Promise<Report[]> {
 async function ownCommand(host: Host): Promise<string[]> {
   const { program, script } = host.self;
   if (script === undefined) return [program];
-  const words = (await ps(host, [host.pid], PS_LIMIT_MS)).ok?.rows[0]?.command.split(" ") ?? [];
+  const words = (await ps(host, [host.self.pid], PS_LIMIT_MS)).ok?.rows[0]?.command.split(" ") ?? [];
   const end = words.findIndex((word) => word.endsWith(basename(script)) || /^(jsr|npm|https?):/.test(word));
   return [program, ...end < 0 ? ["run", "-A"] : words.slice(1, end), script];
 }
@@ -4960,7 +4959,7 @@ function logBlocked(ctx: Context, instance: { name: string }, reported: Report, 
 
 /** lima-guard's own start time as ps shows it. */
 async function ownStart(host: Host): Promise<string | undefined> {
-  return (await ps(host, [host.pid], PS_LIMIT_MS)).ok?.rows[0]?.started;
+  return (await ps(host, [host.self.pid], PS_LIMIT_MS)).ok?.rows[0]?.started;
 }
 
 /** The instance's lock, with lima-guard's own start time in it, by which `--stop` proves what it signals. */
@@ -5533,8 +5532,7 @@ export function realHost(): Host {
   return {
     os: Deno.build.os === "darwin" ? "darwin" : "linux",
     uid: Deno.uid() ?? -1,
-    pid: Deno.pid,
-    self: { program: Deno.execPath(), ...Deno.build.standalone ? {} : { script: Deno.mainModule } },
+    self: { pid: Deno.pid, program: Deno.execPath(), ...Deno.build.standalone ? {} : { script: Deno.mainModule } },
     env: (name) => Deno.env.get(name),
     wallMs: () => Date.now(),
     clockMs: () => performance.now(),
