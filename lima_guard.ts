@@ -3388,6 +3388,11 @@ async function permitted(
   const { dir, owner } = at;
   const isOwn = owner === host.uid;
   const missing = missingInstance(host, dir);
+  if (missing?.state === "missing" && isOwn && role !== "run") {
+    const { rows } = await allProcesses(host, PS_LIMIT_MS);
+    const one = runningInstances(rows).find((one) => one.uid === owner && isSameDirectory(host, one.dir, dir));
+    if (one) return { report: await stillLives(ctx, one) };
+  }
   if (missing && isOwn && (missing.state === "missing" || role !== "stop")) {
     return refuse(missing.state, missing.status, missing.because, missing.hint);
   }
@@ -5560,11 +5565,7 @@ export function realHost(): Host {
 }
 
 const fileEffects = {
-  stat: (path, follow) =>
-    tryCall(() => {
-      const info = fileInfoOf(follow ? Deno.statSync(path) : Deno.lstatSync(path));
-      return info.kind === "link" ? { ...info, target: Deno.readLinkSync(path) } : info;
-    }),
+  stat: (path, follow) => tryCall(() => fileInfoOf(path, follow ? Deno.statSync(path) : Deno.lstatSync(path))),
   list: (dir) => tryCall(() => [...Deno.readDirSync(dir)].map((e) => e.name)),
   read: (path, most) => tryCall(() => readTail(path, most)),
   realPath: (path) => tryCall(() => Deno.realPathSync(path)),
@@ -5581,11 +5582,7 @@ const fileEffects = {
       // SMB and NFS refuse a sync: the line is there all the same.
       tryCall(() => file.syncDataSync());
     }),
-  openLock: (path, create) =>
-    tryCall(() => {
-      if (create === "with its folder") Deno.mkdirSync(dirname(path), { recursive: true });
-      return openLock(path, create !== false);
-    }),
+  openLock: (path, create) => tryCall(() => openLock(path, create)),
   copyTail: (from, to, most) =>
     tryCall(() => {
       Deno.mkdirSync(dirname(to), { recursive: true });
@@ -5616,12 +5613,13 @@ function errorKindOf(error: unknown): { trouble: ErrorKind; why: string } {
   return { trouble: "other", why };
 }
 
-function fileInfoOf(info: Deno.FileInfo): FileInfo {
+function fileInfoOf(path: string, info: Deno.FileInfo): FileInfo {
   const special = info.isFifo ? "FIFO" : info.isSocket ? "socket" : "device";
   const kind = info.isSymlink ? "link" : info.isFile ? "file" : info.isDirectory ? "directory" : special;
-  const { dev, size } = info;
-  const mtimeMs = info.mtime?.getTime() ?? 0;
-  return { kind, dev, ino: info.ino ?? 0, size, mtimeMs, uid: info.uid ?? -1, mode: (info.mode ?? 0) & 0o777 };
+  const target = info.isSymlink ? { target: Deno.readLinkSync(path) } : {};
+  const { dev, ino, size, mtime } = info;
+  const numbers = { dev, ino: ino ?? 0, size, mtimeMs: mtime?.getTime() ?? 0 };
+  return { kind, ...numbers, ...target, uid: info.uid ?? -1, mode: (info.mode ?? 0) & 0o777 };
 }
 
 function readTail(path: string, most: number): string {
@@ -5641,11 +5639,12 @@ function readTailBytes(path: string, most: number): Uint8Array {
   return bytes.subarray(0, filled);
 }
 
-function openLock(path: string, create: boolean): LockFile {
-  const kind = tryCall(() => fileInfoOf(Deno.lstatSync(path))).ok?.kind;
+function openLock(path: string, create: boolean | "with its folder"): LockFile {
+  if (create === "with its folder") Deno.mkdirSync(dirname(path), { recursive: true });
+  const kind = tryCall(() => fileInfoOf(path, Deno.lstatSync(path))).ok?.kind;
   if (kind !== undefined && kind !== "file" && kind !== "directory") throw new Error(`${path} is a ${kind}`);
   // Who makes no file writes none either: a lock can be tried by every user who may read it.
-  const file = Deno.openSync(path, create ? { read: true, write: true, create } : { read: true });
+  const file = Deno.openSync(path, create ? { read: true, write: true, create: true } : { read: true });
   let pending: Promise<boolean> | undefined;
   return {
     tryLock: () => tryCall(() => file.tryLockSync(true)),

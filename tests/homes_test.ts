@@ -113,7 +113,7 @@ Deno.test("no instance anywhere is 66, and says where was looked", async () => {
   assert.equal((await runGuard(home, ["--status", "--lima-home", "~/.lima"], { env })).status, 0, "the home is there");
 });
 
-Deno.test("a host agent lives whose lima.yaml is gone: --all is not 0, and says how it can be ended", async () => {
+Deno.test("a host agent lives whose lima.yaml is gone: no answer is 0 or 66, and each says how it can be ended", async () => {
   await using home = await tempLimaHome({ name: "home/.lima" });
   const k3s = home.instance("k3s");
   await using agent = await startAgent(k3s);
@@ -122,6 +122,9 @@ Deno.test("a host agent lives whose lima.yaml is gone: --all is not 0, and says 
     [["--status"], BARE],
     [["--pre", "--all"], BARE],
     [["--stop", "--all"], {}],
+    [["--stop", "k3s"], {}],
+    [["--pre", "k3s"], {}],
+    [["--status", "k3s"], BARE],
   ];
   for (const others of [0, 1]) {
     if (others > 0) home.instance("other");
