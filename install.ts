@@ -1344,7 +1344,8 @@ function planSteps(target: Target, actor: Actor): InstallStep[] {
     steps.push(write(plist, new TextEncoder().encode(rewritten.text), "at once: there is always a plist", true));
   }
   steps.push(...loads);
-  if (facts.isLeftEnabled && !target.reload) steps.push(switchStep(facts, "disable", actor));
+  const verb = facts.isLeftEnabled ? "disable" : target.enables && disabled === true ? "enable" : undefined;
+  if (verb && !target.reload) steps.push(switchStep(facts, verb, actor));
   // A link in launchd's folder goes with the file that it leads to: a dangling one would still be a job's.
   const own = removesJob && plist === beside ? new Set([file, plist]) : [];
   steps.push(...[...own].map((path) => remove(path, "its instance is gone")));
@@ -1403,8 +1404,7 @@ function guardSteps({ guard, facts }: Target, actor: Actor): InstallStep[] {
     const because = `${(bytes.length / 1e6).toFixed(1)} MB${kept}`;
     steps.push({ kind: "place", path, bytes, sign, what: `write ${path}`, because });
   }
-  const codesign: Argv = [actor.tool("codesign"), "--verify", path];
-  if (guard.isSigned) steps.push(runStep("run", codesign, "its signature"));
+  if (guard.isSigned) steps.push(runStep("run", [actor.tool("codesign"), "--verify", path], "its signature"));
   const argv = asUser(actor, facts.user.uid, [path, "--version"]);
   if (argv) steps.push(runStep("handshake", argv, `it must answer to ${facts.user.name}, in its place`));
   return steps;
@@ -1430,12 +1430,11 @@ function loadSteps(target: Target, actor: Actor): InstallStep[] {
 /** Enables a disabled job to be loaded, and disables it again where it is to be as before. */
 function whileEnabled(facts: JobFacts, load: InstallStep[], staysOff: boolean, actor: Actor): InstallStep[] {
   if (facts.disabled !== true) return load;
-  const steps = [switchStep(facts, "enable", actor), ...load];
-  return staysOff ? [...steps, switchStep(facts, "disable", actor)] : steps;
+  return [switchStep(facts, "enable", actor), ...load, ...staysOff ? [switchStep(facts, "disable", actor)] : []];
 }
 
 function switchStep({ domain, job }: JobFacts, verb: "enable" | "disable", actor: Actor): InstallStep {
-  const because = verb === "enable" ? "a disabled job cannot be loaded" : "it was disabled";
+  const because = verb === "enable" ? "a disabled job does not start" : "it was disabled";
   return runStep("run", [actor.tool("launchctl"), verb, `${domain}/${job.label}`], because);
 }
 
@@ -3556,13 +3555,14 @@ function needsReload(run: InstallRun, facts: JobFacts, job: LaunchdJob, { change
     throw unsaid(why, "run this again; --no-reload changes the file only");
   }
   if (loaded.kind === "absent") return options.start || facts.isBootedOut;
-  if (changes.length > 0 || options.restart || (options.start && facts.disabled === true)) return true;
+  if (changes.length > 0 || options.restart) return true;
   const wanted = Math.min(job.exitTimeOut ?? 0, EXIT_TIMEOUT_S);
   const isOther = !isEqual(loaded.args, job.args) || (loaded.startsByItself && !job.startsByItself);
   const { exitTimeoutS = wanted, path } = loaded;
   // What `--check` names; a bare job is not stopped for it.
   const isOld = job.guard !== undefined && (exitTimeoutS > job.grantedS || isFromElsewhere(facts.place, path));
-  return loaded.isEnding || isOther || isOld || exitTimeoutS < wanted;
+  const isToStart = options.start && facts.disabled === true && !isRunning(loaded);
+  return loaded.isEnding || isOther || isOld || isToStart || exitTimeoutS < wanted;
 }
 
 /** A file that another program writes: what to put there, and what to declare there; nothing where it says all of it. */

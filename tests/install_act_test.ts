@@ -441,6 +441,23 @@ for (const kind of ["daemon", "agent"] as const) {
   }
 }
 
+macTest("--start of a guarded job that is disabled and runs: it is enabled, and runs on", async () => {
+  const { mac, domain, label, job } = macWith("daemon");
+  await using _ = mac;
+  assert.equal((await mac.run(["--yes", "default"])).status, 0);
+  mac.launchctl(["disable", `${domain}/${label}`]);
+  const { pid } = job()!;
+  assert.ok(pid !== undefined);
+  mac.forget();
+  for (const changed of [true, false]) {
+    const run = await mac.run(["--yes", "--start", "--json", "default"]);
+    assert.deepEqual([run.status, run.json().state], [0, "guarded"], run.stdout);
+    assert.equal(JSON.parse(run.stdout).changed, changed);
+    assert.deepEqual([job()!.pid, mac.isDisabled(domain, label)], [pid, false]);
+  }
+  assert.ok(!mac.log().some((line) => /bootout|--stop/.test(line)), mac.log().join("\n"));
+});
+
 for (const [isLoaded, isDisabled] of [[true, false], [true, true], [false, false], [false, true]] as const) {
   const state = `${isLoaded ? "loaded" : "not loaded"}, ${isDisabled ? "disabled" : "enabled"}`;
   macTest(`a bare plist beside an old backup, ${state}: --uninstall changes neither it nor launchd`, async () => {
