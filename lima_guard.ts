@@ -3557,13 +3557,14 @@ function dirNamed(command: string): string | undefined {
 function runningInstances(rows: readonly ProcessRow[]) {
   const found = rows.filter((row) => !row.stat.startsWith("Z")).flatMap(({ pid, uid, command }) => {
     const dir = dirNamed(command);
-    return dir === undefined ? [] : [{ pid, uid, home: dirname(dir), name: basename(dir), dir }];
+    const state = / hostagent /.test(command) ? "running" as const : "orphan" as const;
+    return dir === undefined ? [] : [{ pid, uid, home: dirname(dir), name: basename(dir), dir, state }];
   });
   return found.filter((one, i) => found.findIndex((o) => o.uid === one.uid && o.dir === one.dir) === i);
 }
 
 /** What lives although no lima-guard serves it. Without its lima.yaml none can: a person has to end the process. */
-async function stillLives({ host, role }: Context, { uid, pid, name, home, dir }: RunningInstance): Promise<Report> {
+async function stillLives({ host, role }: Context, { uid, pid, name, home, dir, state }: RunningInstance) {
   const user = (await userName(host, uid)).ok;
   const owner = user ?? `uid ${uid}`;
   const instance = { name, home, dir, owner: uid, sudoUser: uid === host.uid ? undefined : user };
@@ -3572,7 +3573,7 @@ async function stillLives({ host, role }: Context, { uid, pid, name, home, dir }
   const canServe = !isGone && (uid === host.uid || user !== undefined);
   const hint = canServe ? guardCommand(instance, `--${role}`) : settleCommand(instance, { pid, uid });
   const summary = `of ${owner}, in ${home}: still lives`;
-  return report(name, "running", EXIT.failed, summary, { owner, home, blockers: [{ what: dir, because, hint }] });
+  return report(name, state, EXIT.failed, summary, { owner, home, blockers: [{ what: dir, because, hint }] });
 }
 
 function notListed(because: string, what = "ps", hint = psCommand()): Report {

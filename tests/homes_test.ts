@@ -3,7 +3,15 @@
 import assert from "node:assert/strict";
 import { dirname } from "node:path";
 import os from "node:os";
-import { eventually, runGuard, spawnGuard, startAgent, startBystander, tempLimaHome } from "./helpers/mod.ts";
+import {
+  eventually,
+  runGuard,
+  spawnGuard,
+  startAgent,
+  startBystander,
+  startQemuOrphan,
+  tempLimaHome,
+} from "./helpers/mod.ts";
 import type { Home } from "./helpers/mod.ts";
 import { guardWith } from "./helpers/guard_with.ts";
 
@@ -137,6 +145,20 @@ Deno.test("a host agent lives whose lima.yaml is gone: no answer is 0 or 66, and
     }
   }
   assert.ok(agent.isAlive());
+});
+
+Deno.test("a QEMU lives whose host agent and lima.yaml are gone: an orphan, never 0 or 66", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  await using orphan = await startQemuOrphan(k3s);
+  k3s.remove("lima.yaml");
+  for (const args of [["--status", "k3s"], ["--pre", "k3s"], ["--stop", "k3s"], ["--stop", "--all"]]) {
+    const { status, json, stderr } = await runGuard(home, [...args, "--json"]);
+    const [report] = json().instances;
+    assert.deepEqual([status, report.state], [1, "orphan"], `${args}: ${stderr}`);
+    assert.match(report.blockers[0].because, /still lives, and its lima\.yaml is gone/);
+  }
+  assert.ok(orphan.isAlive());
 });
 
 for (
