@@ -55,8 +55,8 @@ export const LONG_FILES: readonly string[] = [
 const SLOWEST = 20;
 const COLOURS = new RegExp(String.fromCharCode(27) + "\\[[0-9;]*m", "g");
 const SIGNALS = ["SIGINT", "SIGTERM"] as const;
-/** A test waits for processes more than it computes: three for each core. */
-const AT_ONCE = 3 * navigator.hardwareConcurrency;
+/** A test waits for processes more than it computes: four for each core. */
+const AT_ONCE = 4 * navigator.hardwareConcurrency;
 /**
  * Where the pretended Macs of install_mac.ts are made: a folder of root's, and in memory. Some file systems are slow to
  * make a file right after thousands were removed, and nothing of theirs stays when the file is killed.
