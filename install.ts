@@ -4115,10 +4115,10 @@ function lookAtPath(path: string): Looked {
     const numbers = { uid: uid ?? -1, gid: gid ?? -1, mode: (mode ?? 0) & 0o7777, dev, ino: ino ?? 0, size };
     return { path, kind, ...numbers, ...isSymlink ? { target: Deno.readLinkSync(path) } : {} };
   } catch (error) {
-    // Deno itself looks at nothing in /dev and /proc without more permissions.
-    if (error instanceof Deno.errors.PermissionDenied || error instanceof Deno.errors.NotCapable) return "denied";
-    if (error instanceof Deno.errors.NotFound) return "absent";
-    if (error instanceof Error && "code" in error && error.code === "ENOTDIR") return "absent";
+    const code = error instanceof Error && "code" in error ? String(error.code) : "";
+    // Deno itself looks at nothing in /dev and /proc without more permissions. EINVAL: it was a link a moment ago.
+    if (error instanceof Deno.errors.NotCapable || ["EACCES", "EPERM", "EINVAL"].includes(code)) return "denied";
+    if (["ENOENT", "ENOTDIR"].includes(code)) return "absent";
     throw error;
   }
 }
