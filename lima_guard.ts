@@ -5568,7 +5568,7 @@ export function realHost(): Host {
 const fileEffects = {
   stat: (path, follow) => tryCall(() => fileInfoOf(path, follow ? Deno.statSync(path) : Deno.lstatSync(path))),
   list: (dir) => tryCall(() => [...Deno.readDirSync(dir)].map((e) => e.name)),
-  read: (path, most) => tryCall(() => readTail(path, most)),
+  read: (path, most) => tryCall(() => new TextDecoder().decode(readTailBytes(path, most))),
   realPath: (path) => tryCall(() => Deno.realPathSync(path)),
   writeTrouble: (path) => {
     const opened = tryCall(() => Deno.lstatSync(path).isFile && Deno.openSync(path, { write: true }).close());
@@ -5623,10 +5623,6 @@ function fileInfoOf(path: string, info: Deno.FileInfo): FileInfo {
   return { kind, ...numbers, ...target, uid: info.uid ?? -1, mode: (info.mode ?? 0) & 0o777 };
 }
 
-function readTail(path: string, most: number): string {
-  return new TextDecoder().decode(readTailBytes(path, most));
-}
-
 function readTailBytes(path: string, most: number): Uint8Array {
   using file = Deno.openSync(path);
   const { size } = file.statSync();
@@ -5651,7 +5647,8 @@ function openLock(path: string, create: boolean | "with its folder"): LockFile {
     tryLock: () => tryCall(() => file.tryLockSync(true)),
     // Nothing can cancel a pending flock: the next wait uses the same one, and closing the file releases it.
     lockWithin: (ms) => orAtLimit(pending ??= file.lock(true).then(() => true, () => false), ms, false),
-    read: () => readTail(path, 4096),
+    // A directory that is locked has no record, nor has a file that is gone meanwhile.
+    read: () => fileEffects.read(path, 4096).ok ?? "",
     write: (text) => {
       // In the place and size of the one before: who reads meanwhile finds a whole line, and a full disk leaves the old one.
       const bytes = new TextEncoder().encode(text.padEnd(1024));

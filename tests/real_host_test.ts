@@ -162,6 +162,16 @@ Deno.test("of a journal that is full --run reads the end: a full one would take 
   assert.ok(read.length > 2 && Math.max(...read) <= 65_536, `${read}`);
 });
 
+Deno.test("a lock that has no record, a directory or a file that is gone, is read as empty", async () => {
+  await using home = await tempLimaHome();
+  const path = `${home.root}/lock`;
+  Deno.writeTextFileSync(path, "");
+  const locks = [realHost().openLock(home.root, false).ok!, realHost().openLock(path, false).ok!];
+  Deno.removeSync(path);
+  assert.deepEqual(locks.map((lock) => lock.read()), ["", ""]);
+  for (const lock of locks) lock.close();
+});
+
 Deno.test("the record in a lock is whole whenever it is read: else --stop would not know which --run to ask", async () => {
   await using home = await tempLimaHome();
   const path = `${home.root}/lock`;
