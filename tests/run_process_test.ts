@@ -951,13 +951,19 @@ test("the files of an adopted agent are removed by hand: it is known all the sam
   assert.equal(last(vm, "end").stage, "agent");
 });
 
-test("lima-guard is killed and the files are removed by hand: what the journal knows of is searched for", async ({ vm }) => {
+/** lima-guard was killed, and the files of its VM, which lives, were removed by hand. Returns the PID of the host agent. */
+async function lost(vm: Instance): Promise<number> {
   await using guard = await running(vm);
   const pid = await agentPid(vm);
   await eventually(() => assert.equal(events(vm).at(-1), "running"));
   guard.signal("SIGKILL");
   await guard.status;
   withoutFiles(vm);
+  return pid;
+}
+
+test("lima-guard is killed and the files are removed by hand: what the journal knows of is searched for", async ({ vm }) => {
+  const pid = await lost(vm);
   const pre = await runGuard(vm.home, ["--pre", "vm"]);
   assert.equal(pre.status, 75, pre.stdout);
   assert.match(pre.stdout, new RegExp(`host agent ${pid} does not answer`));
@@ -970,12 +976,7 @@ test("lima-guard is killed and the files are removed by hand: what the journal k
 });
 
 test("whether the journal knows of a VM cannot be found out: it is searched for all the same", async ({ vm }) => {
-  await using guard = await running(vm);
-  const pid = await agentPid(vm);
-  await eventually(() => assert.equal(events(vm).at(-1), "running"));
-  guard.signal("SIGKILL");
-  await guard.status;
-  withoutFiles(vm);
+  const pid = await lost(vm);
   const file = vm.path("lima-guard.jsonl");
   const journal = Deno.readTextFileSync(file);
   // Its boot was not known when it was written.
