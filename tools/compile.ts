@@ -35,7 +35,7 @@ export const BAKED_IN: readonly string[] = ["--no-prompt", "--no-code-cache", ..
  * `--pre` needs a fifth less processor time than from source, and an idle `--run` 1.5 MiB less. Not minified, which saves
  * no time: the report of an internal error has the names of the source. A source map would cost 17 MiB in each process.
  */
-const BUNDLE = ["bundle", "--quiet", "--code-splitting"];
+export const BUNDLE: readonly string[] = ["bundle", "--quiet", "--code-splitting"];
 
 /** How a command ended, and what it printed on both its streams. */
 export interface Ran {

@@ -5,6 +5,8 @@
  * @module
  */
 
+import { BUNDLE } from "./compile.ts";
+
 export interface Suite {
   /** Test files, relative to the project. */
   files: string[];
@@ -78,7 +80,7 @@ const BUNDLES = "LIMA_GUARD_TESTS_BUNDLES";
 export async function bundleForTests({ root, flags, say }: Omit<Suite, "files">) {
   const folder = await Deno.makeTempDir({ prefix: "lg-bundles-" });
   await Deno.chmod(folder, 0o755);
-  const args = ["bundle", "--quiet", "--code-splitting", ...flags, "--outdir", folder, ...BUNDLED];
+  const args = [...BUNDLE, ...flags, "--outdir", folder, ...BUNDLED];
   const { success } = await new Deno.Command(Deno.execPath(), { args, cwd: root, stderr: "inherit" }).output();
   if (!success) say("Cannot bundle lima-guard: the tests run it from source, and take longer");
   return {
