@@ -1449,8 +1449,8 @@ function stageSteps(seen: Observation, because: string, budgetS: number): Step[]
   );
 }
 
-function hostAgentsOf(seen: Observation): VerifiedProcess[] {
-  return seen.alive.filter((p) => p.role === "host agent");
+function hostAgentsOf({ alive }: Pick<Observation, "alive">): VerifiedProcess[] {
+  return alive.filter((p) => p.role === "host agent");
 }
 
 /** Proven processes that carry the VM; usernet serves other instances too and is never stopped here. */
@@ -2736,7 +2736,7 @@ async function observe(
   // It was started and has not ended: its files may have been removed by hand.
   const isLost = !forStop && !searchAll && ownOf(processes).length === 0 && await lastKnown(ctx, instance);
   if (isLost) processes = await observeProcesses(ctx, instance, timeouts, true);
-  const agent = processes.alive.find((p) => p.role === "host agent");
+  const [agent] = hostAgentsOf(processes);
   const home = forStop ? undefined : homeLook(ctx, instance.home);
   const foreign = home ? home.foreign ??= foreignEntries(host, home.path, home.listed) : { blockers: [], notes: [] };
   const seen: Observation = { ...nothing, ...processes, notes: foreign.notes };
@@ -3335,6 +3335,8 @@ async function findInstance(ctx: Context, homes: Homes, name: string): Promise<F
     return refuse(state, status, look.why, lookCommand(nearestVisible(host, dir)));
   }
   if (look.trouble || look.ok.kind !== "directory") {
+    const living = await livingWithout(ctx, { name, home, dir, owner: host.uid });
+    if (living) return living;
     const trouble = homeTrouble(host, homes.paths[0] ?? home);
     const hint = `${listCommand(nearestVisible(host, dirname(home)))}; --lima-home DIR names another LIMA_HOME`;
     if (trouble) return refuse("missing", EXIT.noInstance, `no such instance: ${trouble.because}`, hint, home);
@@ -3388,11 +3390,8 @@ async function permitted(
   const { dir, owner } = at;
   const isOwn = owner === host.uid;
   const missing = missingInstance(host, dir);
-  if (missing?.state === "missing" && isOwn && role !== "run") {
-    const { rows } = await allProcesses(host, PS_LIMIT_MS);
-    const one = runningInstances(rows).find((one) => one.uid === owner && isSameDirectory(host, one.dir, dir));
-    if (one) return { report: await stillLives(ctx, one) };
-  }
+  const living = missing?.state === "missing" && (isOwn || role === "status") && await livingWithout(ctx, at);
+  if (living) return living;
   if (missing && isOwn && (missing.state === "missing" || role !== "stop")) {
     return refuse(missing.state, missing.status, missing.because, missing.hint);
   }
@@ -3485,7 +3484,7 @@ async function everyInstance(ctx: Context, homes: Homes) {
   for (const { name, dir } of once.flatMap((home) => linkedInstances(host, home))) {
     ctx.say("info", { name }, `${dir} is a link, which --all and Lima's own list leave out`);
   }
-  const unlisted = notAmong(host, living, wanted);
+  const unlisted = living.filter(notAmong(host, wanted));
   // After a stop all processes are looked at again.
   const isAtOnce = ctx.role !== "stop";
   // Whether that is all could not be found out.
@@ -3507,22 +3506,33 @@ async function everyInstance(ctx: Context, homes: Homes) {
 }
 
 /** What lives and is not served: its lima.yaml is gone, or it was started through a link that leads out of the home. */
-function notAmong(host: Host, living: readonly RunningInstance[], served: readonly Requested[]): RunningInstance[] {
+function notAmong(host: Host, served: readonly Requested[]): (one: RunningInstance) => boolean {
   const dirs = served.map(({ home, name }) => realHome(host, join(home ?? "", name)));
   const known = new Set(dirs);
-  const isServed = ({ dir }: RunningInstance) =>
-    known.has(realHome(host, dir)) || dirs.some((other) => sameDirectoryOn(host)(other, dir) === "same");
-  return living.filter((one) => !isServed(one));
+  return ({ dir }) =>
+    !known.has(realHome(host, dir)) && dirs.every((other) => sameDirectoryOn(host)(other, dir) !== "same");
 }
 
 /** What of this user lives after `--stop --all` although none of these instances is it. */
-async function leftOver(ctx: Context, homes: Homes, served: readonly Requested[]): Promise<Report[]> {
+function leftOver(ctx: Context, homes: Homes, served: readonly Requested[]): Promise<Report[]> {
   const { host } = ctx;
-  const { rows, doubt } = await allProcesses(host, PS_LIMIT_MS / 5);
   const isMeant = ({ home }: RunningInstance) => !homes.isExplicit || isSameDirectory(host, home, homes.paths[0] ?? "");
-  const living = runningInstances(rows.filter((row) => row.uid === host.uid)).filter(isMeant);
-  const reports = await Promise.all(notAmong(host, living, served).map((one) => stillLives(ctx, one)));
-  return [...reports, ...doubtReports(doubt)];
+  const isLeft = notAmong(host, served);
+  return livingReports(ctx, (one) => one.uid === host.uid && isMeant(one) && isLeft(one), PS_LIMIT_MS / 5);
+}
+
+/** What of a directory without a lima.yaml lives, or that this was not found out; undefined where nothing does. */
+async function livingWithout(ctx: Context, { name, dir, owner }: Instance): Promise<FoundInstance | undefined> {
+  const isIt = (one: RunningInstance) => one.uid === owner && isSameDirectory(ctx.host, one.dir, dir);
+  const [living] = ctx.role === "run" ? [] : await livingReports(ctx, isIt);
+  return living && { report: { ...living, name } };
+}
+
+/** What is meant of all that lives, each with the next command for it, and whether that is all could not be found out. */
+async function livingReports(ctx: Context, isMeant: (one: RunningInstance) => boolean, psMs = PS_LIMIT_MS) {
+  const { rows, doubt } = await allProcesses(ctx.host, psMs);
+  const living = runningInstances(rows).filter(isMeant);
+  return [...await Promise.all(living.map((one) => stillLives(ctx, one))), ...doubtReports(doubt)];
 }
 
 /** Links to instance directories: `--all` leaves them out, as Lima does. */
@@ -3538,29 +3548,30 @@ function linkedInstances(host: Host, home: string): { name: string; dir: string 
 type RunningInstance = ReturnType<typeof runningInstances>[number];
 
 /** The instance directory that a command of Lima's names: a host agent's, or that of a driver, which may be alone. */
-function dirNamed(command: string): string | undefined {
+function instanceNamed(command: string): { dir: string; state: "running" | "orphan" } | undefined {
   const agent = / hostagent (?:.* )?--pidfile[ =](\/.*?)\/ha\.pid(?= |$)/.exec(command)?.[1];
   if (limaProgram(command) === undefined) {
     const isWhole = agent !== undefined && compareWhole(command, agent, () => "different", () => false) === "same";
-    return isWhole ? agent : undefined;
+    return isWhole ? { dir: agent, state: "running" } : undefined;
   }
-  if (agent !== undefined) return agent;
+  if (agent !== undefined) return { dir: agent, state: "running" };
   const driver = [
     / -pidfile (\/.*?)\/qemu\.pid(?= |$)/,
     /[ ,]path=(\/[^,]*?)\/(?:disk|diffdisk)(?=$|[ ,])/,
     / --inst-dir (\/.*?)(?=$| -)/,
   ];
-  return driver.map((shape) => shape.exec(command)?.[1]).find((dir) => dir !== undefined);
+  const dir = driver.map((shape) => shape.exec(command)?.[1]).find((dir) => dir !== undefined);
+  return dir === undefined ? undefined : { dir, state: "orphan" };
 }
 
-/** The instances of living host agents and drivers, by the paths in their commands. */
+/** The instances of living host agents, and of drivers without one, by the paths in their commands. */
 function runningInstances(rows: readonly ProcessRow[]) {
   const found = rows.filter((row) => !row.stat.startsWith("Z")).flatMap(({ pid, uid, command }) => {
-    const dir = dirNamed(command);
-    const state = / hostagent /.test(command) ? "running" as const : "orphan" as const;
-    return dir === undefined ? [] : [{ pid, uid, home: dirname(dir), name: basename(dir), dir, state }];
+    const named = instanceNamed(command);
+    return named ? [{ pid, uid, home: dirname(named.dir), name: basename(named.dir), ...named }] : [];
   });
-  return found.filter((one, i) => found.findIndex((o) => o.uid === one.uid && o.dir === one.dir) === i);
+  const agentsFirst = [...found.filter((o) => o.state === "running"), ...found.filter((o) => o.state === "orphan")];
+  return agentsFirst.filter((one, i) => agentsFirst.findIndex((o) => o.uid === one.uid && o.dir === one.dir) === i);
 }
 
 /** What lives although no lima-guard serves it. Without its lima.yaml none can: a person has to end the process. */
@@ -3568,6 +3579,12 @@ async function stillLives({ host, role }: Context, { uid, pid, name, home, dir, 
   const user = (await userName(host, uid)).ok;
   const owner = user ?? `uid ${uid}`;
   const instance = { name, home, dir, owner: uid, sudoUser: uid === host.uid ? undefined : user };
+  if (role === "pre" && uid !== host.uid) {
+    const because = `it runs and belongs to ${owner}; root does not touch it`;
+    const hint = user === undefined ? psCommand(pid) : guardCommand(instance, "--pre");
+    const blockers = [{ what: dir, because, hint }];
+    return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
+  }
   const isGone = missingInstance(host, dir)?.state === "missing";
   const because = `PID ${pid} of ${owner} still lives${isGone ? `, and its ${LIMA_YAML} is gone` : ""}`;
   const canServe = !isGone && (uid === host.uid || user !== undefined);
@@ -3903,7 +3920,7 @@ class Stop {
   /** Whether a person has skipped the stage. */
   isSkipped = () => this.ctx.skips.count > this.skipped;
   remaining = () => ownOf(this.seen);
-  agents = () => this.seen.alive.filter((p) => p.role === "host agent");
+  agents = () => hostAgentsOf(this.seen);
   drivers = () => driversOf(this.seen);
   hasQemu = () => this.drivers().some((p) => p.role === "QEMU");
   /** The guest of a living host agent boots until that agent has reported `running`. */
@@ -4609,23 +4626,6 @@ async function proveHolder(host: Host, instance: Instance, held: LockFile, holde
 /** How long a lima-guard of another user may need beyond the budget before it is ended. */
 const OWNER_RESERVE_MS = 3_000;
 
-/** As root: what is meant of all that lives, each with the next command for it. With `--pre` that is other users'. */
-async function livingReports(ctx: Context, isMeant: (one: RunningInstance) => boolean): Promise<Report[]> {
-  const { host, role } = ctx;
-  const { rows, doubt } = await allProcesses(host, PS_LIMIT_MS);
-  const living = runningInstances(rows).filter(isMeant);
-  const reports = await Promise.all(living.map(async (one) => {
-    if (role !== "pre") return await stillLives(ctx, one);
-    const { uid, pid, name, home, dir } = one;
-    const sudoUser = (await userName(host, uid)).ok;
-    const because = `it runs and belongs to ${sudoUser ?? `uid ${uid}`}; root does not touch it`;
-    const hint = sudoUser === undefined ? psCommand(pid) : guardCommand({ name, home, sudoUser }, `--${role}`);
-    const blockers = [{ what: dir, because, hint }];
-    return report(name, "blocked", EXIT.denied, "it belongs to another user", { blockers });
-  }));
-  return [...reports, ...doubtReports(doubt)];
-}
-
 /** A Lima home of one user, to be served by that user's own lima-guard. */
 interface OwnedHome {
   readonly user: UserEntry;
@@ -4858,7 +4858,7 @@ async function pastOf(ctx: Context, seen: Observation, holder: LockRecord | unde
 
 /** Nothing is asked of logs that no living host agent writes: they are of the run before. */
 function readinessOf(host: Host, instance: Instance, seen: Observation): Readiness {
-  if (!seen.alive.some((p) => p.role === "host agent")) return { ready: null, errors: [] };
+  if (hostAgentsOf(seen).length === 0) return { ready: null, errors: [] };
   const text = (file: string) => textOf(host, join(instance.dir, file));
   const logged = readReadiness(text(HA_STDOUT), text("ha.stderr.log"));
   const isUp = logged.ready === false && hasReportedRunning(host, instance);

@@ -147,6 +147,41 @@ Deno.test("a host agent lives whose lima.yaml is gone: no answer is 0 or 66, and
   assert.ok(agent.isAlive());
 });
 
+for (const what of ["directory", "LIMA_HOME"] as const) {
+  Deno.test(`a host agent lives whose ${what} is gone: no answer is 0 or 66`, async () => {
+    await using home = await tempLimaHome();
+    const k3s = home.instance("k3s");
+    await using agent = await startAgent(k3s);
+    Deno.renameSync(what === "directory" ? k3s.dir : home.lima, `${home.root}/away`);
+    for (const args of [["--status"], ["--pre"], ["--stop"]]) {
+      const { status, json, stdout } = await runGuard(home, [...args, "--json", "k3s"]);
+      const [report] = json().instances;
+      assert.deepEqual([status, report.name, report.state], [1, "k3s", "running"], stdout);
+      assert.match(report.blockers[0].because, new RegExp(`PID ${agent.pid} .* lives, and its lima.yaml is gone`));
+    }
+    assert.equal((await runGuard(home, ["--status", "other"])).status, 66);
+    assert.ok(agent.isAlive());
+    agent.signal("SIGKILL");
+    await agent.status;
+    assert.equal((await runGuard(home, ["--stop", "k3s"])).status, 66);
+  });
+}
+
+Deno.test("lima.yaml is gone, and whether anything lives cannot be found out: unknown, no 66", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  k3s.remove("lima.yaml");
+  const how = guardWith({ programs: { ps: { does: "answer", stderr: "no", code: 2 } } });
+  for (const name of ["k3s", "nothing"]) {
+    for (const role of ["--status", "--pre", "--stop"]) {
+      const { status, json, stdout } = await runGuard(home, [role, "--json", name], how);
+      const [report] = json().instances;
+      assert.deepEqual([status, report.name, report.state], [75, name, "unknown"], stdout);
+      assert.match(report.blockers[0].because, /ps failed with status 2/);
+    }
+  }
+});
+
 Deno.test("a QEMU lives whose host agent and lima.yaml are gone: an orphan, never 0 or 66", async () => {
   await using home = await tempLimaHome();
   const k3s = home.instance("k3s");

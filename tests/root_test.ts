@@ -114,6 +114,20 @@ asRoot("a lima-guard that hangs is ended with the budget, and its home is unknow
   assert.ok(agent.isAlive());
 });
 
+asRoot("root's --status of a user's instance whose lima.yaml is gone says that it lives", async () => {
+  await using home = await tempLimaHome();
+  const k3s = home.instance("k3s");
+  home.giveTo(zoe!);
+  Deno.chmodSync(home.root, 0o755);
+  await using agent = await startAgent(k3s, { uid: zoe!.uid, gid: zoe!.gid });
+  k3s.remove("lima.yaml");
+  const { status, json, stdout } = await runGuard(home, ["--status", "--json", "k3s"]);
+  const [report] = json().instances;
+  assert.deepEqual([status, report.state], [1, "running"], stdout);
+  assert.match(report.blockers[0].because, new RegExp(`PID ${agent.pid} of ${zoe!.name} still lives`));
+  assert.match(report.blockers[0].hint, new RegExp(`sudo -H -u ${zoe!.name} kill ${agent.pid}$`));
+});
+
 asRoot("Ctrl-C at root's --stop --all skips a stage of the users' stops too", async () => {
   await using one = await tempLimaHome();
   await using root = await tempLimaHome();
